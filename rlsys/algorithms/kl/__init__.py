@@ -1,0 +1,13 @@
+"""Estimators of KL(policy || reference) from sampled tokens: `f(logprobs, ref_logprobs) -> [B, T]` float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from rlsys.registry import Registry
+
+KlFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+registry: Registry[KlFn] = Registry("KL estimator", __name__)
+register = registry.register

@@ -1,0 +1,73 @@
+"""From ragged trajectories to padded batches, and the two ways of dividing work: over ranks, over microbatches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Right-padded rows, [B, T]."""
+
+    input_ids: torch.Tensor  # int64
+    attention_mask: torch.Tensor  # int64
+    loss_mask: torch.Tensor  # bool
+
+    def to(self, device: torch.device) -> TokenBatch:
+        return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device), self.loss_mask.to(device))
+
+
+def pad(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
+    """Stack ragged 1-D arrays into [B, T], zeros on the right."""
+    width = max((len(array) for array in arrays), default=0)
+    out = torch.zeros(len(arrays), width, dtype=dtype)
+    for row, array in enumerate(arrays):
+        out[row, : len(array)] = torch.from_numpy(np.array(array))
+    return out
+
+
+def token_batch(token_ids: Sequence[np.ndarray], loss_masks: Sequence[np.ndarray]) -> TokenBatch:
+    """Pad ragged token ids [L] and loss masks [L] into one batch."""
+    return TokenBatch(
+        input_ids=pad(token_ids, torch.int64),
+        attention_mask=pad([np.ones(len(ids), dtype=np.int64) for ids in token_ids], torch.int64),
+        loss_mask=pad(loss_masks, torch.bool),
+    )
+
+
+def empty_batch() -> TokenBatch:
+    """One row of two tokens with nothing to train: what a rank runs when the others have more microbatches."""
+    ones = torch.ones(1, 2, dtype=torch.int64)
+    return TokenBatch(input_ids=ones, attention_mask=ones, loss_mask=torch.zeros(1, 2, dtype=torch.bool))
+
+
+def split_microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Group rows of similar length so that rows * longest <= max_tokens; returns indices, longest rows first.
+
+    A row longer than `max_tokens` gets a microbatch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    microbatches: list[list[int]] = []
+    for index in order:
+        current = microbatches[-1] if microbatches else None
+        # Sorted descending: the first row of a microbatch is its width.
+        if current is not None and (len(current) + 1) * lengths[current[0]] <= max_tokens:
+            current.append(index)
+        else:
+            microbatches.append([index])
+    return microbatches
+
+
+def balance(weights: Sequence[int], num_parts: int) -> list[list[int]]:
+    """Divide items over parts with nearly equal sums: heaviest first, each to the lightest part so far."""
+    parts: list[list[int]] = [[] for _ in range(num_parts)]
+    loads = [0] * num_parts
+    for index in sorted(range(len(weights)), key=lambda i: (-weights[i], i)):
+        lightest = min(range(num_parts), key=lambda part: (loads[part], part))
+        parts[lightest].append(index)
+        loads[lightest] += weights[index]
+    return parts

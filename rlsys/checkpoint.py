@@ -1,0 +1,44 @@
+"""Checkpoints of a run: complete or absent, newest first."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands besides its weights: enough to continue at the next step."""
+
+    step: int
+    prompt_cursor: int
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first. One without its state file was cut off while being written."""
+    found = (run_dir / "checkpoints").glob("step-*")
+    return sorted(folder for folder in found if (folder / STATE_FILE).is_file())
+
+
+def save(run_dir: Path, state: RunState, write: Callable[[str], None], *, keep: int) -> Path:
+    """Let `write(folder)` fill a new checkpoint, mark it complete, and remove all but the newest `keep`."""
+    folder = run_dir / "checkpoints" / f"step-{state.step:06d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write(str(folder))
+    partial = folder / f".{STATE_FILE}"
+    partial.write_text(json.dumps(asdict(state)), encoding="utf-8")
+    partial.rename(folder / STATE_FILE)
+    for old in checkpoints(run_dir)[: -max(keep, 1)]:
+        shutil.rmtree(old)
+    return folder
+
+
+def load_state(folder: Path) -> RunState:
+    """The state of a complete checkpoint."""
+    return RunState(**json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))

@@ -1,0 +1,209 @@
+"""Every option of a run with its default: the single source, registered with Hydra as `schema`.
+
+Files under `configs/` hold differences from these defaults and nothing else. Durations end in `_s` (seconds).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class TokenizerBuild:
+    """Tokenizer of a policy built on the spot: `chars` (one token per character) or `bpe` trained on `corpus`."""
+
+    kind: str = "chars"
+    alphabet: str = ""  # chars: the characters known; empty means printable ASCII and newline
+    vocab_size: int = 1024  # bpe
+    corpus: str | None = None  # bpe: a jsonl, json, csv, parquet or text file, or a data source
+
+
+@dataclass
+class Warmup:
+    """Supervised steps that give a policy built on the spot something to start from; `max_steps=0` is none."""
+
+    max_steps: int = 0
+    target_accuracy: float = 1.0  # stop as soon as this share of held-out answers is greedily exact
+    batch_size: int = 128
+    lr: float = 1e-3
+    check_every: int = 10
+    answer_column: str = "answer"
+
+
+@dataclass
+class ModelBuild:
+    """A tiny policy made on the spot when `model.path` is not given, cached under `model.cache_dir`."""
+
+    architecture: str = "qwen2"  # qwen2 | qwen3 | llama
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    intermediate_size: int = 384
+    tie_word_embeddings: bool = True
+    max_context: int = 512
+    tokenizer: TokenizerBuild = field(default_factory=TokenizerBuild)
+    warmup: Warmup = field(default_factory=Warmup)
+
+
+@dataclass
+class ModelConfig:
+    path: str | None = None  # a folder or hub id; null builds `build`
+    build: ModelBuild = field(default_factory=ModelBuild)
+    cache_dir: str = "~/.cache/rlsys/models"
+    trust_remote_code: bool = False
+
+
+@dataclass
+class DataConfig:
+    train: str = "addition"  # a jsonl/json/csv/parquet file, a datasets name, or a registered source
+    eval: str | None = "addition"
+    train_split: str = "train"
+    eval_split: str = "test"
+    eval_limit: int | None = 200  # held-out prompts used; null is all
+    prompt_column: str = "prompt"
+    chat_template: bool = False  # a plain prompt becomes a user message; chat messages always use the template
+    system_prompt: str | None = None
+    shuffle: bool = True
+    options: dict[str, Any] = field(default_factory=dict)  # of the registered source, or of datasets.load_dataset
+
+
+@dataclass
+class TrainConfig:
+    num_steps: int = 200
+    prompts_per_step: int = 64
+    samples_per_prompt: int = 8
+    max_staleness: int = 0  # 0 is synchronous
+    updates_per_step: int = 1  # passes over a step's experience, one optimizer update each
+
+
+@dataclass
+class RolloutConfig:
+    num_workers: int = 1
+    tensor_parallel_size: int = 1
+    temperature: float = 1.0
+    max_response_tokens: int = 64
+    ignore_eos: bool = False  # always sample max_response_tokens
+    dtype: str | None = None  # null: as learner.dtype
+    max_num_seqs: int = 256
+    kv_cache_gib: float = 1.0  # CPU; on GPUs gpu_memory_utilization decides
+    gpu_memory_utilization: float = 0.85
+    enforce_eager: bool = True
+    num_cpus: float = 1.0  # reserved with Ray
+    num_threads: int | None = None  # null: the machine's cores over the workers of this role
+    deadline_s: float = 600.0  # for one step's rollouts
+
+
+@dataclass
+class LearnerConfig:
+    num_workers: int = 1
+    zero_stage: int = 1
+    dtype: str = "float32"  # float32 | bfloat16
+    lr: float = 1e-6
+    lr_schedule: str = "constant"  # any name of transformers.get_scheduler without required arguments
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+    microbatch_tokens: int = 8192  # padded tokens of one forward; at least one whole trajectory
+    gradient_checkpointing: bool = False
+    num_cpus: float = 1.0
+    num_threads: int | None = None
+    deadline_s: float = 1800.0  # for one update
+
+
+@dataclass
+class ReferenceConfig:
+    num_workers: int = 1
+    microbatch_tokens: int = 8192
+    num_cpus: float = 1.0
+    num_threads: int | None = None
+    deadline_s: float = 600.0
+
+
+@dataclass
+class ScoringConfig:
+    num_workers: int = 1
+    function_deadline_s: float = 30.0  # one call of one reward function; past it the process is killed
+    row_deadline_s: float = 5.0  # one row, when a failed call is retried row by row
+    num_cpus: float = 1.0
+    deadline_s: float = 600.0
+
+
+@dataclass
+class KlConfig:
+    coef: float = 0.0  # 0: no reference worker is started
+    name: str = "k3"
+
+
+@dataclass
+class AlgorithmConfig:
+    """Each of `advantage`, `policy_loss`, `aggregation` is a name and that function's own options."""
+
+    advantage: dict[str, Any] = field(default_factory=lambda: {"name": "grpo"})
+    policy_loss: dict[str, Any] = field(default_factory=lambda: {"name": "ppo_clip"})
+    aggregation: dict[str, Any] = field(default_factory=lambda: {"name": "token_mean"})
+    kl: KlConfig = field(default_factory=KlConfig)
+
+
+@dataclass
+class WeightsConfig:
+    backend: str = "auto"  # auto | nccl | gloo | ipc
+    verify: bool = True  # stop the run when engines and learner disagree on trained tokens
+    max_logprob_diff: float | None = None  # null: 1e-3 in float32, 1.0 in bfloat16
+    bucket_mib: int = 256
+    deadline_s: float = 120.0
+
+
+@dataclass
+class EvalConfig:
+    every: int = 0  # steps; 0: never. With every > 0 also before training and after the last step
+    correct_at: float = 1.0  # a response counts as accurate when its total reward reaches this
+    max_response_tokens: int | None = None  # null: as rollout.max_response_tokens
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 0  # steps; 0: only none
+    keep: int = 2
+
+
+@dataclass
+class ClusterConfig:
+    address: str | None = None  # null: a local Ray of this run's own; "auto": the running cluster
+    num_gpus: int = 0  # devices used in all; 0 runs everything on CPUs
+    startup_deadline_s: float = 600.0
+    log_to_driver: bool = False
+
+
+@dataclass
+class LoggingConfig:
+    tensorboard: bool = True
+    rollouts_every: int = 1  # steps between files under rollouts/; 0: none
+
+
+@dataclass
+class Config:
+    seed: int = 0
+    run_dir: str | None = None  # null: runs/<experiment>/<time>
+    resume: str = "never"  # never | auto: continue from the newest checkpoint in run_dir
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    rewards: list[dict[str, Any]] = field(default_factory=lambda: [{"name": "exact_match", "weight": 1.0}])
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+OPEN_NODES = ("algorithm.advantage", "algorithm.policy_loss", "algorithm.aggregation", "data.options")
+"""Nodes whose keys are a function's own options, checked against its signature instead of this file."""

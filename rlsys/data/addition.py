@@ -1,0 +1,17 @@
+"""Integer addition: `37+58=` with the answer `95`, made on the spot."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rlsys.data import Row, register
+
+
+@register("addition")
+def addition(split: str, *, max_operand: int = 99, held_out: int = 200, seed: int = 0) -> list[Row]:
+    """All sums of two integers in [0, max_operand]; `held_out` of them are the test split, the rest train."""
+    size = max_operand + 1
+    order = np.random.default_rng(seed).permutation(size * size)
+    chosen = order[:held_out] if split == "test" else order[held_out:]
+    pairs = [(int(index) // size, int(index) % size) for index in chosen]
+    return [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in pairs]

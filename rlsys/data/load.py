@@ -1,0 +1,133 @@
+"""Rows from a registered source, a file or a `datasets` name; prompts from rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlsys.config import DataConfig
+from rlsys.data import Row, registry
+from rlsys.errors import ConfigError, DataError, nearest
+from rlsys.types import Messages, Prompt
+
+READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+
+
+def load_rows(name: str, split: str, config: DataConfig) -> list[Row]:
+    """Rows of `name`: a registered source, a file, or a dataset name; `config.options` go to whichever it is.
+
+    Raises ConfigError when there is no such source, DataError when a file cannot be read.
+    """
+    if name in registry.names() or ":" in name:
+        return registry.bind(name, config.options)(split)
+    import datasets
+
+    path = Path(name).expanduser()
+    suffix = path.suffix.lower()
+    try:
+        if suffix in READERS:
+            if not path.is_file():
+                raise ConfigError(f"data: no such file: {path.resolve()}")
+            rows = datasets.load_dataset(READERS[suffix], data_files=str(path), split="train", **config.options)
+        else:
+            rows = datasets.load_dataset(name, split=split, **config.options)
+    except ConfigError:
+        raise
+    except Exception as error:
+        known = registry.names()
+        raise DataError(
+            f"data '{name}' cannot be read as a registered source ({nearest(name, known)}), a "
+            f"{'/'.join(sorted(READERS))} file or a datasets name: {type(error).__name__}: {error}"
+        ) from error
+    return list(rows)
+
+
+class PromptEncoder:
+    """Rows to prompts: message building, chat template, token ids, length check."""
+
+    def __init__(self, tokenizer: Any, config: DataConfig) -> None:
+        self._tokenizer = tokenizer
+        self._config = config
+
+    def encode(self, rows: Sequence[Row], name: str, max_prompt_tokens: int) -> list[Prompt]:
+        """Tokenise every row of `name`. Raises DataError naming the row without a prompt or with too long a one."""
+        if not rows:
+            raise DataError(f"data '{name}' has no rows")
+        return [self._encode_row(row, index, name, max_prompt_tokens) for index, row in enumerate(rows)]
+
+    def _encode_row(self, row: Row, index: int, name: str, max_prompt_tokens: int) -> Prompt:
+        column = self._config.prompt_column
+        if row.get(column) is None:
+            available = [key for key, value in row.items() if value is not None]
+            raise DataError(
+                f"{name}, row {index + 1}: no prompt column '{column}'; the row has: {', '.join(available)}. "
+                f"Set data.prompt_column ({nearest(column, available)})"
+            )
+        text = self._text(row[column], name, index)
+        token_ids = self._token_ids(text)
+        if len(token_ids) > max_prompt_tokens or not token_ids:
+            raise DataError(
+                f"{name}, row {index + 1}: the prompt has {len(token_ids)} tokens, the context leaves 1 to "
+                f"{max_prompt_tokens} beside rollout.max_response_tokens; shorten it, lower "
+                "rollout.max_response_tokens or use a model with a longer context"
+            )
+        columns = {key: value for key, value in row.items() if key != column}
+        return Prompt(index=index, text=text, token_ids=np.array(token_ids, dtype=np.int32), columns=columns)
+
+    def _text(self, value: Any, name: str, index: int) -> str | Messages:
+        if isinstance(value, str):
+            if not self._config.chat_template:
+                return value
+            messages = [{"role": "user", "content": value}]
+        elif isinstance(value, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value):
+            messages = [{"role": m["role"], "content": m["content"]} for m in value]
+        else:
+            raise DataError(
+                f"{name}, row {index + 1}: column '{self._config.prompt_column}' is neither a string nor a list of "
+                f"{{role, content}} messages but {type(value).__name__}"
+            )
+        if self._config.system_prompt is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self._config.system_prompt}, *messages]
+        return messages
+
+    def _token_ids(self, text: str | Messages) -> list[int]:
+        if isinstance(text, str):
+            return list(self._tokenizer(text)["input_ids"])
+        if self._tokenizer.chat_template is None:
+            raise ConfigError("the prompts are chat messages but the model's tokenizer has no chat template")
+        rendered = self._tokenizer.apply_chat_template(text, tokenize=False, add_generation_prompt=True)
+        # The template already holds every special token: adding them again would double the BOS.
+        return list(self._tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+class PromptStream:
+    """Endless prompts in an order that depends on the seed alone, with a cursor that a checkpoint can hold."""
+
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int, shuffle: bool, cursor: int = 0) -> None:
+        self._prompts = prompts
+        self._seed = seed
+        self._shuffle = shuffle
+        self.cursor = cursor  # prompts handed out since the start of the run
+        self._epoch = -1
+        self._order = np.arange(len(prompts))
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next `count` prompts; a new epoch is a new shuffle."""
+        return [self._next() for _ in range(count)]
+
+    def _next(self) -> Prompt:
+        epoch, position = divmod(self.cursor, len(self._prompts))
+        if self._shuffle and epoch != self._epoch:
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._prompts))
+            self._epoch = epoch
+        self.cursor += 1
+        return self._prompts[int(self._order[position])]
+
+
+def texts(rows: Sequence[Row]) -> Iterator[str]:
+    """Every string in the rows, for training a tokenizer."""
+    for row in rows:
+        yield from (value for value in row.values() if isinstance(value, str))

@@ -1,0 +1,1 @@
+"""Records to numbers, and numbers to files and terminal."""

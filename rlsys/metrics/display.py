@@ -1,0 +1,105 @@
+"""What a person sees while a run goes: a live table on a terminal, a plain line a step without one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rlsys.metrics.step import Metrics
+
+STAGES = ("rollout", "reward", "reference", "update", "broadcast")
+
+
+class Display:
+    """Use as a context; `step` after every step, `say` for anything else."""
+
+    def __init__(self, num_steps: int, *, live: bool | None = None) -> None:
+        self._num_steps = num_steps
+        self._first_step: int | None = None
+        self._started = time.monotonic()
+        self._live: Any = None
+        if sys.stdout.isatty() if live is None else live:
+            from rich.live import Live
+
+            self._live = Live(refresh_per_second=4)
+
+    def __enter__(self) -> Display:
+        if self._live is not None:
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.__exit__(*error)  # type: ignore[arg-type]
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def step(self, metrics: Metrics) -> None:
+        """Show one finished step."""
+        step = int(metrics["step"] or 0)
+        if self._first_step is None:
+            self._first_step, self._started = step, time.monotonic()
+        if self._live is not None:
+            self._live.update(self._table(metrics))
+        else:
+            print(plain_line(metrics, self._num_steps, self._eta_s(step)), flush=True)
+
+    def _eta_s(self, step: int) -> float | None:
+        done = step - (self._first_step or 0)
+        return (time.monotonic() - self._started) / done * (self._num_steps - step) if done else None
+
+    def _table(self, metrics: Metrics) -> Any:
+        from rich.table import Table
+
+        step = int(metrics["step"] or 0)
+        table = Table(title=f"rlsys  step {step}/{self._num_steps}  ETA {_duration(self._eta_s(step))}")
+        for column in ("reward", "accuracy", "KL", "entropy", "tokens/s", *STAGES, "step s"):
+            table.add_column(column, justify="right")
+        times = [_number(metrics.get(f"time/{stage}_s"), 2) for stage in STAGES]
+        table.add_row(
+            _number(metrics.get("reward/total/mean"), 3),
+            _number(metrics.get("eval/accuracy"), 3),
+            _number(metrics.get("policy/kl_ref"), 4),
+            _number(metrics.get("policy/entropy"), 3),
+            _number(metrics.get("throughput/tokens_per_s"), 0),
+            *times,
+            _number(metrics.get("time/step_s"), 2),
+        )
+        return table
+
+
+def plain_line(metrics: Metrics, num_steps: int, eta_s: float | None) -> str:
+    """One step in one line."""
+    parts = [f"step {int(metrics['step'] or 0)}/{num_steps}"]
+    for label, key, digits in (
+        ("reward", "reward/total/mean", 3),
+        ("accuracy", "eval/accuracy", 3),
+        ("kl", "policy/kl_ref", 4),
+        ("tokens/s", "throughput/tokens_per_s", 0),
+    ):
+        if metrics.get(key) is not None:
+            parts.append(f"{label} {_number(metrics[key], digits)}")
+    times = [f"{stage} {_number(metrics[f'time/{stage}_s'], 2)}" for stage in STAGES if f"time/{stage}_s" in metrics]
+    if times:
+        parts.append(f"{_number(metrics.get('time/step_s'), 2)} s ({', '.join(times)})")
+    if eta_s is not None:
+        parts.append(f"ETA {_duration(eta_s)}")
+    return "  ".join(parts)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

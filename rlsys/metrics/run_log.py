@@ -1,0 +1,92 @@
+"""A run's folder: `config.yaml`, `metrics.jsonl`, TensorBoard events, `rollouts/`, `checkpoints/`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlsys.config import LoggingConfig
+from rlsys.metrics.step import Metrics
+from rlsys.types import Reward, RolloutGroup
+
+
+class RunLog:
+    """Writes as the run goes; every line is on disk when the call returns."""
+
+    def __init__(self, run_dir: Path, config: LoggingConfig, *, resume_step: int = 0) -> None:
+        self._run_dir = run_dir
+        self._config = config
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / "metrics.jsonl"
+        _drop_after(path, resume_step)
+        self._metrics = path.open("a", encoding="utf-8")
+        self._writer: Any = None
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(run_dir), purge_step=resume_step + 1 if resume_step else None)
+
+    def write(self, metrics: Metrics) -> None:
+        """One object for one step, in `metrics.jsonl` and as TensorBoard scalars."""
+        self._metrics.write(json.dumps({key: _finite(value) for key, value in metrics.items()}) + "\n")
+        self._metrics.flush()
+        if self._writer is not None:
+            step = int(metrics["step"] or 0)
+            for key, value in metrics.items():
+                if value is not None and math.isfinite(value):
+                    self._writer.add_scalar(key, value, step)
+            self._writer.flush()
+
+    def rollouts(self, step: int, groups: Sequence[RolloutGroup], rewards: Sequence[Sequence[Reward]]) -> None:
+        """`rollouts/step-N.jsonl`: prompt, response, rewards and outcome of every trajectory."""
+        every = self._config.rollouts_every
+        if every == 0 or step % every:
+            return
+        folder = self._run_dir / "rollouts"
+        folder.mkdir(exist_ok=True)
+        with (folder / f"step-{step:06d}.jsonl").open("w", encoding="utf-8") as file:
+            for group, group_rewards in zip(groups, rewards, strict=True):
+                for summary, reward in zip(group.summaries, group_rewards, strict=True):
+                    row = {
+                        "group_id": group.group_id,
+                        "prompt_index": group.prompt.index,
+                        "prompt": group.prompt.text,
+                        "response": reward.response,
+                        "response_tokens": summary.num_response_tokens,
+                        "finish_reason": summary.finish_reason,
+                        "policy_version": summary.policy_version,
+                        "reward": reward.total,
+                        "outcome": reward.outcome,
+                        "parts": {
+                            name: {"value": part.value, "outcome": part.outcome, **_detail(part.detail)}
+                            for name, part in reward.parts.items()
+                        },
+                    }
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        """Flush and close every file."""
+        self._metrics.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN: null stands for a number that is not one."""
+    return value if value is None or math.isfinite(value) else None
+
+
+def _detail(detail: str) -> dict[str, str]:
+    return {"detail": detail} if detail else {}
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """A resumed run writes the steps after its checkpoint again: their old lines go."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,65 @@
+"""The numbers of one step: stage times, rewards, lengths, staleness."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from rlsys.types import Reward, RolloutGroup
+
+Metrics = dict[str, float | None]
+
+
+class StageClock:
+    """Wall-clock seconds by stage, as `time/<stage>_s`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure one stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def metrics(self) -> Metrics:
+        """Every stage's seconds, and the whole step's."""
+        times: Metrics = {f"time/{name}_s": seconds for name, seconds in self.seconds.items()}
+        times["time/step_s"] = time.perf_counter() - self._started
+        return times
+
+
+def rollout_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> Metrics:
+    """Lengths, truncation and staleness of a step's trajectories."""
+    summaries = [summary for group in groups for summary in group.summaries]
+    lengths = [summary.num_response_tokens for summary in summaries]
+    return {
+        "rollout/tokens": float(sum(summary.num_tokens for summary in summaries)),
+        "rollout/response_tokens/mean": float(np.mean(lengths)),
+        "rollout/truncated_fraction": float(np.mean([s.finish_reason == "length" for s in summaries])),
+        "rollout/staleness/max": float(max(policy_version - s.policy_version for s in summaries)),
+    }
+
+
+def reward_metrics(rewards: Sequence[Sequence[Reward]], logged: dict[str, float]) -> Metrics:
+    """Totals and parts over trajectories with a valid reward, and how many calls ended otherwise."""
+    flat = [reward for group in rewards for reward in group]
+    totals = [reward.total for reward in flat if reward.total is not None]
+    metrics: Metrics = {
+        "reward/total/mean": float(np.mean(totals)) if totals else None,
+        "reward/total/std": float(np.std(totals)) if totals else None,
+    }
+    for label in flat[0].parts:
+        parts = [reward.parts[label] for reward in flat]
+        values = [part.value for part in parts if part.value is not None]
+        metrics[f"reward/{label}/mean"] = float(np.mean(values)) if values else None
+        for outcome in ("timeout", "error", "not_applicable"):
+            metrics[f"reward/{label}/{outcome}"] = float(sum(part.outcome == outcome for part in parts))
+    metrics["reward/masked_trajectories"] = float(len(flat) - len(totals))
+    metrics.update({f"reward/logged/{name}": value for name, value in logged.items()})
+    return metrics

@@ -1,0 +1,121 @@
+"""From configuration to a model folder: an existing one, or one built on the spot and cached."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlsys.config import ModelBuild, ModelConfig
+from rlsys.errors import ConfigError, DataError
+from rlsys.models.tiny import build_model, build_tokenizer, check_build, save_model
+
+Rows = Sequence[dict[str, Any]]
+LoadRows = Callable[[str, str], Rows]
+
+
+def resolve_model(
+    config: ModelConfig, *, seed: int, prompt_column: str, train: Rows, held_out: Rows, corpus: Rows, say: Callable[[str], None]
+) -> str:
+    """The model's folder or hub id. Raises ConfigError when `model.path` is neither."""
+    if config.path is not None:
+        return _existing(config.path)
+    check_build(config.build)
+    folder = Path(config.cache_dir).expanduser() / f"{config.build.architecture}-{_digest(config.build, seed, train)}"
+    if (folder / "config.json").exists():
+        return str(folder)
+    say(f"building a {config.build.architecture} policy on the spot (cached afterwards in {folder})")
+    accuracy = _build(config.build, folder, seed, prompt_column, train, held_out, corpus)
+    if accuracy is not None:
+        say(f"warmed up by supervised steps: greedy accuracy {accuracy:.3f} on {len(held_out)} held-out problems")
+    return str(folder)
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model folder or hub id; ConfigError when it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path '{path}' has no usable tokenizer: {error}") from error
+
+
+def context_length(path: str, *, trust_remote_code: bool = False) -> int:
+    """Longest sequence the model takes, in tokens."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return int(config.get_text_config().max_position_embeddings)
+
+
+def _existing(path: str) -> str:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.path '{path}' is a folder without config.json: not a Hugging Face model")
+        return str(folder.resolve())
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise ConfigError(f"model.path '{path}': no such folder ({folder.resolve()})")
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        raise ConfigError(
+            f"model.path '{path}' is neither a folder here nor a model that the hub gives{offline}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return path
+
+
+def _digest(build: ModelBuild, seed: int, train: Rows) -> str:
+    """Names a build by everything that shapes it: options, seed, and the rows it learns from."""
+    described = json.dumps([dataclasses.asdict(build), seed, len(train), list(train[:2])], sort_keys=True, default=str)
+    return hashlib.sha256(described.encode()).hexdigest()[:12]
+
+
+def _build(
+    build: ModelBuild, folder: Path, seed: int, prompt_column: str, train: Rows, held_out: Rows, corpus: Rows
+) -> float | None:
+    strings = (value for row in corpus for value in row.values() if isinstance(value, str))
+    tokenizer = build_tokenizer(build.tokenizer, strings)
+    model = build_model(build, tokenizer, seed)
+    accuracy = None
+    if build.warmup.max_steps > 0:
+        from rlsys.models.warmup import warm_up
+
+        column = build.warmup.answer_column
+        examples = [_examples(rows, tokenizer, prompt_column, column) for rows in (train, held_out)]
+        accuracy = warm_up(model, examples[0], examples[1], build.warmup, seed)
+    # Written aside and renamed: a killed build must not leave a folder that looks complete.
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+    save_model(model, tokenizer, partial)
+    if folder.exists():
+        shutil.rmtree(partial)
+    else:
+        partial.rename(folder)
+    return accuracy
+
+
+def _examples(rows: Rows, tokenizer: Any, prompt_column: str, answer_column: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    examples = []
+    for index, row in enumerate(rows):
+        if not isinstance(row.get(answer_column), str) or not isinstance(row.get(prompt_column), str):
+            raise DataError(
+                f"row {index + 1}: a supervised warm-up needs text in '{prompt_column}' and '{answer_column}'"
+            )
+        prompt = tokenizer(row[prompt_column])["input_ids"]
+        answer = [*tokenizer(row[answer_column])["input_ids"], tokenizer.eos_token_id]
+        examples.append((np.array(prompt), np.array(answer)))
+    return examples

@@ -1,0 +1,103 @@
+"""Tiny policies made on the spot: any of three architectures, random weights, a tokenizer with a chat template."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rlsys.config import ModelBuild, TokenizerBuild
+from rlsys.errors import ConfigError, nearest
+
+PAD, END, USER, ASSISTANT, SYSTEM = "<pad>", "<end>", "<user>", "<assistant>", "<system>"
+SPECIAL_TOKENS = [PAD, END, USER, ASSISTANT, SYSTEM]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + '<end>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+ARCHITECTURES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}
+MIN_HEAD_DIM = 32  # the smallest that vLLM's CPU attention supports
+
+
+def build_tokenizer(config: TokenizerBuild, corpus: Iterable[str] = ()) -> Any:
+    """A `PreTrainedTokenizerFast`: one token per character, or byte-level BPE trained on `corpus`."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if config.kind == "chars":
+        alphabet = config.alphabet or string.printable[:95] + "\n"
+        vocab = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *dict.fromkeys(alphabet)])}
+        tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=PAD))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), behavior="isolated")
+        tokenizer.decoder = decoders.Fuse()
+    elif config.kind == "bpe":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=config.vocab_size,
+            special_tokens=SPECIAL_TOKENS,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(corpus, trainer)
+    else:
+        raise ConfigError(f"model.build.tokenizer.kind '{config.kind}': {nearest(config.kind, ['chars', 'bpe'])}")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, extra_special_tokens=[USER, ASSISTANT, SYSTEM]
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def check_build(config: ModelBuild) -> None:
+    """Raise ConfigError for a shape that cannot be built, or that vLLM's CPU backend cannot run."""
+    if config.architecture not in ARCHITECTURES:
+        raise ConfigError(
+            f"model.build.architecture '{config.architecture}': {nearest(config.architecture, ARCHITECTURES)}"
+        )
+    if config.hidden_size % config.num_heads or config.num_heads % config.num_kv_heads:
+        raise ConfigError(
+            "model.build: hidden_size must be a multiple of num_heads, and num_heads of num_kv_heads; got "
+            f"{config.hidden_size}, {config.num_heads}, {config.num_kv_heads}"
+        )
+    if config.hidden_size // config.num_heads < MIN_HEAD_DIM:
+        raise ConfigError(
+            f"model.build: a head has {config.hidden_size // config.num_heads} dimensions, the engine's smallest is "
+            f"{MIN_HEAD_DIM}; raise hidden_size or lower num_heads"
+        )
+
+
+def build_model(config: ModelBuild, tokenizer: Any, seed: int) -> Any:
+    """A randomly initialised `*ForCausalLM`, float32, with the tokenizer's vocabulary. Same seed, same weights."""
+    import torch
+    import transformers
+
+    check_build(config)
+    name = ARCHITECTURES[config.architecture]
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.hidden_size // config.num_heads,
+        "max_position_embeddings": config.max_context,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**shape))
+    return model.float()
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a folder that transformers and vLLM load."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

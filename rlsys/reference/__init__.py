@@ -1,0 +1,1 @@
+"""Reference workers: a frozen policy that returns per-token log-probabilities."""

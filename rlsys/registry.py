@@ -1,0 +1,136 @@
+"""Named functions: registered inside rlsys by decorator, outside code by `module:attr` or `path.py:attr`."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from rlsys.errors import ConfigError, nearest
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Registry(Generic[F]):
+    """Functions of one kind, found by name.
+
+    Every module of `package` is imported at the first look-up, so that a new file in that folder is all a new entry
+    takes. Names resolve in the process that uses them: a registration made only in the driver would be unknown in a
+    worker.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self._package = package
+        self._functions: dict[str, F] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
+        self._scanned = False
+
+    def register(self, name: str, **facts: Any) -> Callable[[F], F]:
+        """Decorator: make a function known under `name`. Raises ValueError when the name is taken.
+
+        `facts` are what the rest of the system must know of it beforehand, such as `min_group_size=2`.
+        """
+
+        def add(function: F) -> F:
+            if name in self._functions:
+                raise ValueError(f"{self.kind} '{name}' is registered twice")
+            self._functions[name] = function
+            self._facts[name] = facts
+            return function
+
+        return add
+
+    def fact(self, name: str, key: str, default: Any) -> Any:
+        """What was stated at registration, or `default` (always for outside code)."""
+        self._scan()
+        return self._facts.get(name, {}).get(key, default)
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        self._scan()
+        return sorted(self._functions)
+
+    def get(self, name: str) -> F:
+        """The function called `name`. Raises ConfigError with the nearest match when there is none."""
+        if ":" in name:
+            return cast(F, load_external(name, self.kind))
+        self._scan()
+        if name not in self._functions:
+            hint = nearest(name, self._functions)
+            raise ConfigError(f"unknown {self.kind} '{name}': {hint} (outside code is named 'module:function')")
+        return self._functions[name]
+
+    def bind(self, name: str, options: Mapping[str, Any], *, also: Iterable[str] = ()) -> F:
+        """`get(name)` with its keyword-only `options` filled in.
+
+        `also` lists argument names that the caller supplies itself and that may not be set as options.
+        Raises ConfigError naming the accepted options when one is unknown.
+        """
+        function = self.get(name)
+        accepted = set(option_names(function)) - set(also)
+        for option in options:
+            if option not in accepted:
+                listing = ", ".join(sorted(accepted)) or "none"
+                close = nearest(option, accepted) if accepted else ""
+                raise ConfigError(
+                    f"{self.kind} '{name}' has no option '{option}'; accepted options: {listing}. {close}".strip()
+                )
+        if not options:
+            return function
+        return cast(F, functools.partial(function, **options))
+
+    def component(self, config: Mapping[str, Any]) -> F:
+        """The function that a config node `{name: ..., option: value ...}` describes."""
+        if "name" not in config:
+            raise ConfigError(f"a {self.kind} needs a name: {{name: one of {', '.join(self.names())}}}")
+        return self.bind(str(config["name"]), {key: value for key, value in config.items() if key != "name"})
+
+    def _scan(self) -> None:
+        if self._scanned:
+            return
+        self._scanned = True
+        package = importlib.import_module(self._package)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self._package}.{module.name}")
+
+
+def option_names(function: Callable[..., Any]) -> list[str]:
+    """Names of a function's keyword-only parameters: its options."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def load_external(name: str, kind: str = "function") -> Callable[..., Any]:
+    """Import `module:attr` or `path/to/file.py:attr`. Raises ConfigError saying which half is wrong."""
+    module_name, _, attribute = name.rpartition(":")
+    try:
+        module = _load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"{kind} '{name}': cannot import '{module_name}': {error}") from error
+    target = getattr(module, attribute, None)
+    if not callable(target):
+        public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise ConfigError(f"{kind} '{name}': '{module_name}' has no function '{attribute}'; {nearest(attribute, public)}")
+    return cast(Callable[..., Any], target)
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ImportError(f"no such file: {path.resolve()}")
+    module_name = f"rlsys_external_{path.resolve().as_posix().replace('/', '_').removesuffix('.py')}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,28 @@
+"""Verifiable answers to mathematics, compared by the math-verify library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlsys.rewards import Scores, content, register
+
+
+@register("math_answer")
+def math_answer(completions: list[Any], answer: list[str], *, marker: str = "####", **_: Any) -> Scores:
+    """1 where the response's final answer equals the gold one, 0 where it differs or the response has none.
+
+    The gold answer is what follows `marker` (GSM8K's `#### 18`), or the whole `answer` column without it. A gold
+    answer that cannot be parsed is not applicable. Runaway expressions are the caller's deadline's business: the
+    library's own alarm is off, because it works in main threads only and fails silently elsewhere.
+    """
+    from math_verify import parse, verify
+
+    scores: Scores = []
+    for completion, expected in zip(completions, answer, strict=True):
+        gold = parse(f"${expected.rpartition(marker)[2].strip().replace(',', '')}$", parsing_timeout=None)
+        if not gold:
+            scores.append(None)
+            continue
+        guess = parse(content(completion).rpartition(marker)[2], parsing_timeout=None)
+        scores.append(float(bool(guess) and verify(gold, guess, timeout_seconds=None)))
+    return scores

@@ -1,0 +1,1 @@
+"""Rollout workers: prompts in, trajectories out, on vLLM."""

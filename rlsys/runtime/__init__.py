@@ -1,0 +1,1 @@
+"""Ray: cluster, placement, waiting with deadlines, and the end of every process a run started."""

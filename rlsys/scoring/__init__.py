@@ -1,0 +1,1 @@
+"""Reward workers: trajectories in, typed rewards out."""

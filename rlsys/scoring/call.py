@@ -1,0 +1,121 @@
+"""Calling one reward function with TRL's contract, and checking that a call can work before anything starts."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlsys import rewards
+from rlsys.errors import ConfigError
+from rlsys.types import Messages
+
+RESERVED = ("name", "weight")
+PROVIDED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+
+@dataclass(frozen=True)
+class RewardRequest:
+    """What one call of a reward function sees: parallel lists, one entry a trajectory."""
+
+    prompts: Sequence[str | Messages]
+    completions: Sequence[str | list[dict[str, str]]]
+    completion_ids: Sequence[list[int]]
+    columns: Mapping[str, Sequence[Any]]
+    step: int
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def row(self, index: int) -> RewardRequest:
+        """The request for one trajectory alone."""
+        columns = {key: [values[index]] for key, values in self.columns.items()}
+        return RewardRequest(
+            [self.prompts[index]], [self.completions[index]], [self.completion_ids[index]], columns, self.step
+        )
+
+
+@dataclass
+class RewardLog:
+    """What the function logged through `log_metric` and `log_extra`."""
+
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+
+    def metric(self, name: str, value: float) -> None:
+        self.metrics.setdefault(name, []).append(float(value))
+
+    def column(self, name: str, values: list[Any]) -> None:
+        self.extra[name] = list(values)
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """The part of TRL's `trainer_state` that reward functions read."""
+
+    global_step: int
+
+
+def bind_reward(spec: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function that one entry of `rewards` names, with its options. Raises ConfigError when either is unknown."""
+    options = {key: value for key, value in spec.items() if key not in RESERVED}
+    return rewards.registry.bind(str(spec["name"]), options)
+
+
+def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
+    """Raise ConfigError when the function needs an argument that neither TRL's contract nor the data set provides."""
+    known = {*PROVIDED, *columns}
+    for name, parameter in _parameters(bind_reward(spec)).items():
+        if parameter.default is inspect.Parameter.empty and name not in known:
+            raise ConfigError(
+                f"reward '{spec['name']}' needs the column '{name}', which the data set does not have; its columns: "
+                f"{', '.join(sorted(columns)) or 'none'}"
+            )
+
+
+def call_reward(function: Callable[..., Any], request: RewardRequest, log: RewardLog) -> list[float | None]:
+    """Call `function` with the arguments it accepts; awaits a coroutine. Returns one finite float or None a row.
+
+    Raises ValueError when the result has the wrong length, and whatever the function raises.
+    """
+    arguments: dict[str, Any] = {
+        **request.columns,
+        "prompts": list(request.prompts),
+        "completions": list(request.completions),
+        "completion_ids": list(request.completion_ids),
+        "trainer_state": TrainerState(request.step),
+        "log_extra": log.column,
+        "log_metric": log.metric,
+    }
+    result = function(**_accepted(function, arguments))
+    if inspect.isawaitable(result):
+        result = asyncio.run(_await(result))
+    scores = [None if value is None else float(value) for value in result]
+    if len(scores) != len(request):
+        raise ValueError(f"returned {len(scores)} rewards for {len(request)} completions")
+    for row, score in enumerate(scores):
+        if score is not None and not math.isfinite(score):
+            raise ValueError(f"returned {score} for completion {row}")
+    return scores
+
+
+def _accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    signature = inspect.signature(function)
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
+        options = getattr(function, "keywords", {})
+        return {name: value for name, value in arguments.items() if name not in options}
+    return {name: value for name, value in arguments.items() if name in _parameters(function)}
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    options = getattr(function, "keywords", {})
+    parameters = inspect.signature(function).parameters
+    return {name: p for name, p in parameters.items() if p.kind in named and name not in options}
+
+
+async def _await(result: Any) -> Any:
+    return await result

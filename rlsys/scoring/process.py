@@ -1,0 +1,127 @@
+"""A reward function in a process of its own, so that a hung or crashing one can be killed.
+
+`python -m rlsys.scoring.process FD` is the child: it reads its function's description, then answers calls until the
+pipe closes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+from rlsys.scoring.call import RewardLog, RewardRequest, bind_reward, call_reward
+from rlsys.types import RewardPart
+
+START_DEADLINE_S = 120.0
+
+
+class RewardProcess:
+    """One reward function (an entry of `rewards`) behind a pipe, restarted after every kill."""
+
+    def __init__(self, spec: Mapping[str, Any], *, call_deadline_s: float, row_deadline_s: float) -> None:
+        self._spec = dict(spec)
+        self._call_deadline_s = call_deadline_s
+        self._row_deadline_s = row_deadline_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+
+    def score(self, request: RewardRequest) -> tuple[list[RewardPart], RewardLog]:
+        """One part a row. A call that fails as a whole is retried row by row, so that each row gets its own outcome.
+
+        Rows that come after `call_deadline_s` of retries are counted as timeouts: one bad batch must not hold up the
+        step for rows * deadline.
+        """
+        parts, log = self._call(request, self._call_deadline_s)
+        if parts is not None:
+            return parts, log
+        rows: list[RewardPart] = []
+        budget_s = max(self._call_deadline_s, self._row_deadline_s)
+        for index in range(len(request)):
+            if budget_s <= 0:
+                rows.append(RewardPart(None, "timeout", "not tried: earlier rows used up the deadline"))
+                continue
+            started = os.times().elapsed
+            single, row_log = self._call(request.row(index), self._row_deadline_s)
+            rows.append(single[0] if single is not None else RewardPart(None, *self._failure))
+            log = row_log if single is not None else log
+            budget_s -= os.times().elapsed - started
+        return rows, log
+
+    def close(self) -> None:
+        """Kill the child."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+
+    def _call(self, request: RewardRequest, deadline_s: float) -> tuple[list[RewardPart] | None, RewardLog]:
+        pipe = self._ensure_started()
+        try:
+            pipe.send(request)
+            if not pipe.poll(deadline_s):
+                self.close()
+                return self._failed("timeout", f"no answer within {deadline_s:g} s; its process was killed")
+            kind, payload, log = pipe.recv()
+        except (EOFError, OSError) as error:
+            code = self._process.wait(timeout=10) if self._process is not None else None
+            self.close()
+            return self._failed("error", f"its process died (exit code {code}): {error!r}")
+        if kind == "error":
+            return self._failed("error", payload)
+        parts = [RewardPart(value, "not_applicable" if value is None else "ok") for value in payload]
+        return parts, log
+
+    def _failed(self, outcome: str, detail: str) -> tuple[None, RewardLog]:
+        self._failure: tuple[Any, str] = (outcome, f"reward '{self._spec['name']}': {detail}")
+        return None, RewardLog()
+
+    def _ensure_started(self) -> Connection:
+        if self._pipe is not None:
+            return self._pipe
+        ours, theirs = Pipe()
+        command = [sys.executable, "-m", "rlsys.scoring.process", str(theirs.fileno())]
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._pipe = ours
+        ours.send(self._spec)
+        # Starting (imports) is not the function's fault: it has a deadline of its own.
+        if not ours.poll(START_DEADLINE_S):
+            self.close()
+            raise TimeoutError(f"the process of reward '{self._spec['name']}' did not start in {START_DEADLINE_S:g} s")
+        problem = ours.recv()
+        if problem is not None:
+            self.close()
+            raise RuntimeError(f"reward '{self._spec['name']}' cannot be loaded: {problem}")
+        return ours
+
+
+def serve(pipe: Connection) -> None:
+    """The child's life: load the function, answer calls, stop at the end of the pipe."""
+    try:
+        function = bind_reward(pipe.recv())
+    except Exception:
+        pipe.send(traceback.format_exc(limit=5))
+        return
+    pipe.send(None)
+    while True:
+        try:
+            request: RewardRequest = pipe.recv()
+        except EOFError:
+            return
+        log = RewardLog()
+        try:
+            pipe.send(("ok", call_reward(function, request, log), log))
+        except Exception:
+            pipe.send(("error", traceback.format_exc(limit=5), RewardLog()))
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])))

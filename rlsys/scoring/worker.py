@@ -1,0 +1,81 @@
+"""One reward worker: decodes responses and calls every configured function in its own process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlsys.config import ScoringConfig
+from rlsys.scoring.call import RewardRequest
+from rlsys.scoring.combine import combine
+from rlsys.scoring.process import RewardProcess
+from rlsys.types import Prompt, Reward, Trajectory
+
+
+class RewardWorker:
+    """Lives in a Ray process; `rewards` is the run's list of `{name, weight, ...options}`."""
+
+    def __init__(self, config: ScoringConfig, rewards: Sequence[dict[str, Any]], model_path: str) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(model_path)
+        self._weights = {label: float(spec.get("weight", 1.0)) for label, spec in labelled(rewards)}
+        self._processes = {
+            label: RewardProcess(
+                spec, call_deadline_s=config.function_deadline_s, row_deadline_s=config.row_deadline_s
+            )
+            for label, spec in labelled(rewards)
+        }
+
+    def ping(self) -> None:
+        """Answers once the worker is ready."""
+
+    def score(
+        self, prompts: Sequence[Prompt], step: int, *groups: Sequence[Trajectory]
+    ) -> tuple[list[list[Reward]], dict[str, float]]:
+        """Rewards of each group's trajectories (same nesting as `groups`), and the mean of every logged metric."""
+        request = self._request(prompts, step, groups)
+        answers = {label: process.score(request) for label, process in self._processes.items()}
+        rewards = []
+        for row in range(len(request)):
+            parts = {label: parts[row] for label, (parts, _) in answers.items()}
+            rewards.append(combine(parts, self._weights, _text(request.completions[row])))
+        logged: dict[str, list[float]] = {}
+        for _, log in answers.values():
+            for name, values in log.metrics.items():
+                logged.setdefault(name, []).extend(values)
+        nested, start = [], 0
+        for group in groups:
+            nested.append(rewards[start : start + len(group)])
+            start += len(group)
+        return nested, {name: sum(values) / len(values) for name, values in logged.items()}
+
+    def _request(self, prompts: Sequence[Prompt], step: int, groups: Sequence[Sequence[Trajectory]]) -> RewardRequest:
+        owners = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
+        ids = [trajectory.response_ids.tolist() for group in groups for trajectory in group]
+        responses = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        names = sorted({name for prompt in prompts for name in prompt.columns})
+        return RewardRequest(
+            prompts=[owner.text for owner in owners],
+            completions=[
+                [{"role": "assistant", "content": text}] if owner.is_conversation else text
+                for owner, text in zip(owners, responses, strict=True)
+            ],
+            completion_ids=ids,
+            columns={name: [owner.columns.get(name) for owner in owners] for name in names},
+            step=step,
+        )
+
+
+def labelled(rewards: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Each reward with a label for metrics: its name without the path, numbered where a name comes twice."""
+    labels: list[str] = []
+    for spec in rewards:
+        base = str(spec["name"]).rpartition(":")[2]
+        taken = sum(label == base or label.startswith(f"{base}_") for label in labels)
+        labels.append(f"{base}_{taken + 1}" if taken else base)
+    return list(zip(labels, [dict(spec) for spec in rewards], strict=True))
+
+
+def _text(completion: Any) -> str:
+    return completion if isinstance(completion, str) else completion[-1]["content"]

@@ -1,0 +1,150 @@
+"""The records that flow through the loop, one per stage, all frozen.
+
+Legend for shapes: P prompts per step, G samples per prompt, N = P * G trajectories, L tokens of one trajectory
+(prompt and response), B rows and T columns of a padded batch. Arrays are token-aligned: index t speaks of token t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Outcome = Literal["ok", "timeout", "error", "not_applicable"]
+FinishReason = Literal["stop", "length"]
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a dataset, ready to be sampled from.
+
+    `text` is what rewards see as `prompts`: a plain string, or a list of chat messages.
+    `columns` are the row's other columns, handed to reward functions as keyword arguments.
+    """
+
+    index: int
+    text: str | Messages
+    token_ids: np.ndarray  # [L_prompt] int32
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_conversation(self) -> bool:
+        return not isinstance(self.text, str)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an engine draws responses. `temperature=0` is greedy."""
+
+    temperature: float
+    max_response_tokens: int
+    samples_per_prompt: int
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class VersionSpan:
+    """Policy version of the tokens `[start, end)` of a trajectory."""
+
+    policy_version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One prompt plus what was sampled."""
+
+    token_ids: np.ndarray  # [L] int32
+    loss_mask: np.ndarray  # [L] bool: tokens that the policy sampled
+    behavior_logprobs: np.ndarray  # [L] float32, of the engine's sampling distribution; 0 outside loss_mask
+    versions: tuple[VersionSpan, ...]
+    finish_reason: FinishReason
+    engine: int
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.token_ids.shape[0])
+
+    @property
+    def response_ids(self) -> np.ndarray:
+        return self.token_ids[self.loss_mask]
+
+
+@dataclass(frozen=True)
+class TrajectorySummary:
+    """What the driver knows of a trajectory: no token arrays."""
+
+    num_tokens: int
+    num_response_tokens: int
+    finish_reason: FinishReason
+    policy_version: int  # the oldest version among its tokens
+    engine: int
+
+
+@dataclass(frozen=True)
+class RolloutGroup:
+    """The G trajectories of one prompt; their token arrays stay in the object store behind `trajectories`."""
+
+    group_id: int
+    prompt: Prompt
+    trajectories: Any  # reference to list[Trajectory], length G
+    summaries: tuple[TrajectorySummary, ...]
+
+
+@dataclass(frozen=True)
+class RewardPart:
+    """What one reward function said of one trajectory."""
+
+    value: float | None
+    outcome: Outcome
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Weighted sum of the parts. `total` is None unless every part is ok or not applicable and one is ok."""
+
+    total: float | None
+    parts: Mapping[str, RewardPart]
+    outcome: Outcome
+    response: str = ""
+
+
+@dataclass(frozen=True)
+class LossTotals:
+    """Counts over a whole optimizer step, all ranks and microbatches: the denominators of every loss."""
+
+    num_tokens: int
+    num_trajectories: int
+
+
+@dataclass(frozen=True)
+class ExperienceRow:
+    """One trajectory to train on: which group and sample it is, and its advantage."""
+
+    group: int
+    sample: int
+    advantage: float
+    num_tokens: int
+    num_response_tokens: int
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What one policy update trains on; `trajectories[i]` and `ref_logprobs[i]` belong to `rows` with group i."""
+
+    rows: tuple[ExperienceRow, ...]
+    trajectories: tuple[Any, ...]
+    ref_logprobs: tuple[Any, ...] | None
+    policy_version: int
+
+    @property
+    def totals(self) -> LossTotals:
+        return LossTotals(
+            num_tokens=sum(row.num_response_tokens for row in self.rows),
+            num_trajectories=len(self.rows),
+        )

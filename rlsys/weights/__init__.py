@@ -1,0 +1,1 @@
+"""Weights from learner to engines: manifest, channel, receivers, broadcaster, verification."""

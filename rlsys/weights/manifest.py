@@ -1,0 +1,66 @@
+"""What one broadcast carries, known to both sides before a byte travels: names, dtypes, shapes, buckets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter under its Hugging Face name, full shape."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+Manifest = Sequence[Entry]
+
+
+def buckets(manifest: Manifest, max_bytes: int) -> list[list[Entry]]:
+    """Consecutive entries packed into buckets of at most `max_bytes`; a larger entry gets a bucket of its own.
+
+    Order is kept (layer by layer), and both sides compute the same cut from the same manifest.
+    """
+    packed: list[list[Entry]] = []
+    size = 0
+    for entry in manifest:
+        if packed and size + entry.num_bytes <= max_bytes:
+            packed[-1].append(entry)
+            size += entry.num_bytes
+        else:
+            packed.append([entry])
+            size = entry.num_bytes
+    return packed
+
+
+def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """An owned [bytes] uint8 copy of the tensors, one after another."""
+    return torch.cat([tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors])
+
+
+def unpack(buffer: torch.Tensor, bucket: Sequence[Entry]) -> list[tuple[str, torch.Tensor]]:
+    """Named tensors out of one bucket; each owns its storage, so that the buffer may be reused."""
+    parts = buffer.split([entry.num_bytes for entry in bucket])
+    return [
+        (entry.name, part.clone().view(entry.dtype).view(entry.shape))
+        for entry, part in zip(bucket, parts, strict=True)
+    ]
+
+
+def to_update_info(manifest: Manifest) -> dict[str, Any]:
+    """The form that vLLM's weight-transfer protocol takes."""
+    return {
+        "names": [entry.name for entry in manifest],
+        "dtype_names": [str(entry.dtype).removeprefix("torch.") for entry in manifest],
+        "shapes": [list(entry.shape) for entry in manifest],
+    }

@@ -1,0 +1,107 @@
+"""The engines' side: rlsys' gloo backend for vLLM's weight-transfer protocol.
+
+vLLM imports this module in each of its worker processes (`worker_extension_cls`), which registers the backend there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import WeightTransferInitInfo
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
+
+from rlsys.weights.gloo import GlooChannel
+from rlsys.weights.manifest import Entry, buckets, unpack
+
+
+@dataclass(kw_only=True)
+class GlooInitInfo(WeightTransferInitInfo):
+    """Where the group meets, and this engine's place in it."""
+
+    master_address: str
+    master_port: int
+    rank_offset: int
+    world_size: int
+    bucket_bytes: int
+    deadline_s: float
+
+
+class GlooWeightTransferEngine(NCCLWeightTransferEngine):
+    """vLLM's layerwise reload fed by packed gloo broadcasts, with the CPU backend's tied output layer repaired."""
+
+    init_info_cls = GlooInitInfo
+    _channel: GlooChannel | None = None
+
+    def init_transfer_engine(self, init_info: Any) -> None:
+        self._bucket_bytes = init_info.bucket_bytes
+        self._channel = GlooChannel(
+            init_info.master_address,
+            init_info.master_port,
+            init_info.rank_offset + self.parallel_config.rank,
+            init_info.world_size,
+            init_info.deadline_s,
+        )
+
+    def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
+        if self._channel is None:
+            raise RuntimeError("the weight channel is not open: init_transfer_engine has not run")
+        manifest = [
+            Entry(name, getattr(torch, dtype), tuple(shape))
+            for name, dtype, shape in zip(
+                update_info.names, update_info.dtype_names, update_info.shapes, strict=True
+            )
+        ]
+        for bucket in buckets(manifest, self._bucket_bytes):
+            buffer = torch.empty(sum(entry.num_bytes for entry in bucket), dtype=torch.uint8)
+            self._channel.broadcast(buffer)
+            self.model.load_weights(unpack(buffer, bucket))
+
+    def finish_weight_update(self) -> None:
+        super().finish_weight_update()
+        repack_tied_head(self.model)
+
+    def shutdown(self) -> None:
+        self._channel = None
+
+
+def repack_tied_head(model: torch.nn.Module) -> None:
+    """Pack a tied output layer's weights again.
+
+    The CPU backend multiplies with a packed copy made when the layer was loaded. A reload repacks the layers that
+    received weights; a tied `lm_head` receives none of its own and would keep the old copy, silently.
+    """
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    for module in model.modules():
+        head = getattr(module, "lm_head", None)
+        embedding = getattr(getattr(module, "model", None), "embed_tokens", None)
+        if head is None or embedding is None or getattr(head, "weight", None) is not embedding.weight:
+            continue
+        dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+
+
+class WeightReceiver:
+    """vLLM mixes this into its worker class; importing the module is what registers the backend."""
+
+
+def _exit_with_parent() -> None:
+    """End this engine process when the worker that started it is gone: a killed parent cannot say goodbye."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="exit-with-parent", daemon=True).start()
+
+
+if "gloo" not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine("gloo", GlooWeightTransferEngine)
+    _exit_with_parent()

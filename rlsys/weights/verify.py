@@ -1,0 +1,88 @@
+"""Engine against learner on the trained tokens: what the numbers say, and what most likely went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlsys.errors import WeightMismatchError
+
+DEFAULT_BOUNDS = {"float32": 1e-3, "bfloat16": 1.0}
+"""Largest accepted |engine - learner| log-probability of one token. bfloat16 rounds differently in every kernel."""
+
+
+@dataclass(frozen=True)
+class LogprobDiff:
+    """Absolute differences over a set of tokens; sums, so that they add up over microbatches and ranks."""
+
+    total: float = 0.0
+    largest: float = 0.0
+    num_tokens: int = 0
+
+    def __add__(self, other: LogprobDiff) -> LogprobDiff:
+        return LogprobDiff(
+            self.total + other.total, max(self.largest, other.largest), self.num_tokens + other.num_tokens
+        )
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(self.num_tokens, 1)
+
+
+def diff_of(behavior: np.ndarray, learner: np.ndarray) -> LogprobDiff:
+    """Difference over two aligned [L] arrays; a value that is not finite counts as infinitely far."""
+    if behavior.size == 0:
+        return LogprobDiff()
+    difference = np.abs(behavior.astype(np.float64) - learner.astype(np.float64))
+    difference = np.where(np.isfinite(difference), difference, np.inf)
+    return LogprobDiff(float(difference.sum()), float(difference.max()), int(difference.size))
+
+
+def merge(per_rank: Sequence[Mapping[int, LogprobDiff]]) -> dict[int, LogprobDiff]:
+    """Per-engine differences of all ranks together."""
+    merged: dict[int, LogprobDiff] = {}
+    for part in per_rank:
+        for engine, diff in part.items():
+            merged[engine] = merged.get(engine, LogprobDiff()) + diff
+    return merged
+
+
+def check(per_engine: Mapping[int, LogprobDiff], *, bound: float, policy_version: int, num_engines: int) -> None:
+    """Raise WeightMismatchError naming the likely cause when any engine is further than `bound` from the learner."""
+    wrong = {engine: diff for engine, diff in per_engine.items() if diff.largest > bound}
+    if not wrong:
+        return
+    worst = max(wrong.values(), key=lambda diff: diff.largest)
+    table = ", ".join(
+        f"rollout/{engine}: max {diff.largest:.2e} mean {diff.mean:.2e}" for engine, diff in sorted(per_engine.items())
+    )
+    raise WeightMismatchError(
+        f"engines and learner disagree about the trained tokens at policy version {policy_version}: largest "
+        f"log-probability difference {worst.largest:.2e}, bound {bound:g} ({table}). "
+        f"Likely cause: {_cause(worst, wrong, num_engines, policy_version, bound)}. The update was not applied. "
+        "weights.max_logprob_diff sets the bound, weights.verify=false turns the check off"
+    )
+
+
+def _cause(worst: LogprobDiff, wrong: Mapping[int, LogprobDiff], num_engines: int, version: int, bound: float) -> str:
+    if not np.isfinite(worst.largest):
+        return "a log-probability is not finite: weights or logits hold NaN or inf"
+    if worst.largest < 30 * bound:
+        return (
+            "numerical difference rather than missing weights (it is small): engine and learner run different dtypes "
+            "or kernels; compare rollout.dtype with learner.dtype, or raise the bound"
+        )
+    if len(wrong) < num_engines:
+        names = ", ".join(f"rollout/{engine}" for engine in sorted(wrong))
+        return f"the last broadcast did not reach {names} completely; the other engines agree with the learner"
+    if version == 0:
+        return (
+            "nothing was trained yet, so engine and learner loaded or compute different models: check model.path, the "
+            "chat's temperature (rollout.temperature must reach both sides) and the engine's model implementation"
+        )
+    return (
+        "the last broadcast left parameters behind on every engine: a layer that received nothing keeps its old "
+        "weights, and so does a tied output layer (lm_head) whose packed copy was not renewed"
+    )
