@@ -36,7 +36,9 @@ def check_config(config: Config) -> None:
         raise ConfigError("rewards is empty: name at least one, as {name: exact_match, weight: 1.0}")
     for spec in config.rewards:
         if "name" not in spec:
-            raise ConfigError(f"rewards: an entry has no name: {dict(spec)}; known: {', '.join(rewards.registry.names())}")
+            raise ConfigError(
+                f"rewards: an entry has no name: {dict(spec)}; known: {', '.join(rewards.registry.names())}"
+            )
     check_extras(_installed())
 
 
@@ -155,8 +157,10 @@ def _check_devices(config: Config) -> None:
     if backend == "ipc":
         workers = (config.rollout.num_workers, config.learner.num_workers, config.rollout.tensor_parallel_size, gpus)
         if workers != (1, 1, 1, 1):
-            raise ConfigError("weights.backend=ipc shares one GPU: set every num_workers, tensor_parallel_size and "
-                              "cluster.num_gpus to 1")
+            raise ConfigError(
+                "weights.backend=ipc shares one GPU: set every num_workers, tensor_parallel_size and "
+                "cluster.num_gpus to 1"
+            )
         return
     needed = config.rollout.num_workers * config.rollout.tensor_parallel_size + config.learner.num_workers
     needed += config.reference.num_workers if config.algorithm.kl.coef > 0 else 0

@@ -117,7 +117,9 @@ def load_external(name: str, kind: str = "function") -> Callable[..., Any]:
     target = getattr(module, attribute, None)
     if not callable(target):
         public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise ConfigError(f"{kind} '{name}': '{module_name}' has no function '{attribute}'; {nearest(attribute, public)}")
+        raise ConfigError(
+            f"{kind} '{name}': '{module_name}' has no function '{attribute}'; {nearest(attribute, public)}"
+        )
     return cast(Callable[..., Any], target)
 
 

@@ -59,9 +59,7 @@ class LearnerGroup:
 
     def weight_address(self) -> tuple[str, int]:
         """Rank 0's node address and a free port there."""
-        return gather({"learner/0": self._lead.address.remote()}, what="learner address", deadline_s=300.0)[
-            "learner/0"
-        ]
+        return gather({"learner/0": self._lead.address.remote()}, what="learner address", deadline_s=300.0)["learner/0"]
 
     def weight_update_info(self, backend: str) -> Mapping[str, Any]:
         """What the next broadcast carries; with ipc, the handles themselves."""
@@ -69,8 +67,7 @@ class LearnerGroup:
 
     def begin_open_weights(self, backend: str, host: str, port: int, world_size: int) -> dict[str, Any]:
         return {
-            name: worker.open_weights.remote(backend, host, port, world_size)
-            for name, worker in self._workers.items()
+            name: worker.open_weights.remote(backend, host, port, world_size) for name, worker in self._workers.items()
         }
 
     def begin_send_weights(self) -> dict[str, Any]:

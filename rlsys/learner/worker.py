@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from rlsys.algorithms.loss import Objective
-from rlsys.batch import empty_batch, pad, split_microbatches, token_batch
 from rlsys.algorithms.policy_losses import LossInputs
+from rlsys.batch import empty_batch, pad, split_microbatches, token_batch
 from rlsys.config import AlgorithmConfig, LearnerConfig, WeightsConfig
 from rlsys.errors import RlsysError
 from rlsys.types import LossTotals, Trajectory
@@ -99,9 +99,7 @@ class LearnerWorker:
 
         setup = self._setup
         updates = setup.num_steps * setup.updates_per_step
-        self._engine = build_engine(
-            setup.learner, setup.model_path, self._world_size, updates, setup.trust_remote_code
-        )
+        self._engine = build_engine(setup.learner, setup.model_path, self._world_size, updates, setup.trust_remote_code)
         self._objective = Objective(setup.algorithm)
         from rlsys.models.policy import DTYPES
 
@@ -140,9 +138,7 @@ class LearnerWorker:
         """
         trajectories, ref_logprobs = arrays[:num_groups], arrays[num_groups:]
         items = [
-            TrainItem(
-                trajectories[group][sample], advantage, ref_logprobs[group][sample] if ref_logprobs else None
-            )
+            TrainItem(trajectories[group][sample], advantage, ref_logprobs[group][sample] if ref_logprobs else None)
             for group, sample, advantage in picks
         ]
         metrics: dict[str, float] = {}

@@ -23,7 +23,14 @@ LoadRows = Callable[[str, str], Rows]
 
 
 def resolve_model(
-    config: ModelConfig, *, seed: int, prompt_column: str, train: Rows, held_out: Rows, corpus: Rows, say: Callable[[str], None]
+    config: ModelConfig,
+    *,
+    seed: int,
+    prompt_column: str,
+    train: Rows,
+    held_out: Rows,
+    corpus: Rows,
+    say: Callable[[str], None],
 ) -> str:
     """The model's folder or hub id. Raises ConfigError when `model.path` is neither."""
     if config.path is not None:
@@ -108,7 +115,9 @@ def _build(
     return accuracy
 
 
-def _examples(rows: Rows, tokenizer: Any, prompt_column: str, answer_column: str) -> list[tuple[np.ndarray, np.ndarray]]:
+def _examples(
+    rows: Rows, tokenizer: Any, prompt_column: str, answer_column: str
+) -> list[tuple[np.ndarray, np.ndarray]]:
     examples = []
     for index, row in enumerate(rows):
         if not isinstance(row.get(answer_column), str) or not isinstance(row.get(prompt_column), str):

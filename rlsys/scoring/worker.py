@@ -21,9 +21,7 @@ class RewardWorker:
         self._tokenizer = AutoTokenizer.from_pretrained(model_path)
         self._weights = {label: float(spec.get("weight", 1.0)) for label, spec in labelled(rewards)}
         self._processes = {
-            label: RewardProcess(
-                spec, call_deadline_s=config.function_deadline_s, row_deadline_s=config.row_deadline_s
-            )
+            label: RewardProcess(spec, call_deadline_s=config.function_deadline_s, row_deadline_s=config.row_deadline_s)
             for label, spec in labelled(rewards)
         }
 

@@ -53,9 +53,7 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
             raise RuntimeError("the weight channel is not open: init_transfer_engine has not run")
         manifest = [
             Entry(name, getattr(torch, dtype), tuple(shape))
-            for name, dtype, shape in zip(
-                update_info.names, update_info.dtype_names, update_info.shapes, strict=True
-            )
+            for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
         ]
         for bucket in buckets(manifest, self._bucket_bytes):
             buffer = torch.empty(sum(entry.num_bytes for entry in bucket), dtype=torch.uint8)

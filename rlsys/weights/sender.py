@@ -12,7 +12,6 @@ from torch import nn
 from rlsys.weights.gloo import GlooChannel
 from rlsys.weights.manifest import Entry, Manifest, buckets, pack, to_update_info, unpack
 
-
 PackedBuckets = Iterator[tuple[Sequence[Entry], torch.Tensor]]
 
 

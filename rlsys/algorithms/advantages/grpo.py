@@ -27,6 +27,6 @@ def grpo(rewards: torch.Tensor, groups: torch.Tensor, *, eps: float = 1e-4) -> t
     variances = zeros.index_add(0, groups, centered**2) / (counts - 1).clamp(min=1)
     advantages = centered / (variances.sqrt()[groups] + eps)
     # Equality, not a small variance, decides: rounding in the mean must not turn equal rewards into a signal.
-    lowest = zeros.index_reduce(0, groups, rewards, "amin", include_self=False)
-    highest = zeros.index_reduce(0, groups, rewards, "amax", include_self=False)
+    lowest = zeros.scatter_reduce(0, groups, rewards, "amin", include_self=False)
+    highest = zeros.scatter_reduce(0, groups, rewards, "amax", include_self=False)
     return torch.where((lowest == highest)[groups], 0.0, advantages).float()

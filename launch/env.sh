@@ -1,0 +1,84 @@
+# Sourced by the other scripts: makes .venv in the repository root once, reuses it afterwards.
+#   RLSYS_EXTRA=cpu|gpu   which backend to install (default cpu); the two are exclusive
+#   PYTHON=python3.12     which interpreter to make the environment with
+set -euo pipefail
+
+TORCH_VERSION=2.13.0
+# Where PyTorch publishes its CPU builds; asked only when pip, as configured, knows no CPU build.
+TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+MIN_MEMORY_GIB=5
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="$ROOT/.venv"
+cd "$ROOT"
+
+say() { printf 'rlsys: %s\n' "$*"; }
+die() { printf 'rlsys: %s\n' "$*" >&2; exit 1; }
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-} python3.11 python3.12 python3.13 python3; do
+        if command -v "$candidate" >/dev/null && "$candidate" -c \
+            'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    die "needs Python 3.11, 3.12 or 3.13: install one (Debian: apt-get install python3 python3-venv), or set PYTHON"
+}
+
+check_machine() {
+    local python="$1" available
+    "$python" -c 'import venv, ensurepip' 2>/dev/null \
+        || die "$python cannot make virtual environments: install its venv (Debian: apt-get install python3-venv)"
+    command -v g++ >/dev/null || command -v clang++ >/dev/null \
+        || die "no C++ compiler (g++): PyTorch and vLLM compile kernels on demand. Install one (Debian: apt-get install g++)"
+    available=$(awk '/^MemAvailable:/ {print int($2 / 1048576)}' /proc/meminfo 2>/dev/null || echo "$MIN_MEMORY_GIB")
+    [ "$available" -ge "${RLSYS_MIN_MEMORY_GIB:-$MIN_MEMORY_GIB}" ] \
+        || die "only $available GiB of memory are free, Ray, engine and learner need about $MIN_MEMORY_GIB: close other" \
+               "programs, lower rollout.kv_cache_gib, or set RLSYS_MIN_MEMORY_GIB to try anyway"
+}
+
+# A key of everything that shapes the environment: when it changes, the environment is brought up to date.
+environment_key() {
+    printf '%s ' "$1"
+    cat pyproject.toml launch/env.sh | cksum
+}
+
+install_torch() {
+    if [ "${RLSYS_EXTRA:-cpu}" = gpu ]; then
+        "$VENV/bin/pip" install --quiet "torch==$TORCH_VERSION"
+        return
+    fi
+    say "installing torch $TORCH_VERSION (CPU build)"
+    # A plain `torch` would bring several GB of CUDA packages, so the CPU build is asked for by name.
+    "$VENV/bin/pip" install --quiet "torch==$TORCH_VERSION+cpu" 2>/dev/null \
+        || "$VENV/bin/pip" install --quiet "torch==$TORCH_VERSION" --index-url "$TORCH_CPU_INDEX"
+}
+
+# vLLM's CPU package asks for torchvision, torchaudio and torchcodec; CUDA builds of these break `import transformers`
+# beside a CPU torch. Nothing here needs them.
+remove_broken_torchvision() {
+    if "$VENV/bin/pip" show --quiet torchvision 2>/dev/null && ! "$VENV/bin/python" -c 'import torchvision' 2>/dev/null; then
+        say "removing torchvision, torchaudio and torchcodec: the builds that came do not fit the CPU torch"
+        "$VENV/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
+    fi
+}
+
+# ensure_env EXTRAS: the environment exists, matches pyproject.toml and holds at least EXTRAS (as "cpu" or "cpu,dev").
+ensure_env() {
+    local extras="$1" python stamp="$VENV/.rlsys-${1//,/-}"
+    python="$(find_python)"
+    check_machine "$python"
+    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(environment_key "$extras")" ]; then
+        say "using the environment in .venv"
+        return
+    fi
+    say "preparing .venv with [$extras] (two to five minutes the first time)"
+    [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV" || die "could not make $VENV"
+    install_torch
+    say "installing rlsys and what it needs"
+    "$VENV/bin/pip" install --quiet -e ".[$extras]"
+    remove_broken_torchvision
+    environment_key "$extras" >"$stamp"
+}

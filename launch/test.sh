@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# bash launch/test.sh [pytest args]: the environment with dev tools, then lint, types and tests.
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+ensure_env "${RLSYS_EXTRA:-cpu},dev"
+export HF_HUB_OFFLINE=1 RLSYS_DATA="${RLSYS_DATA:-$ROOT/../shared/data}"
+say "lint"
+"$VENV/bin/ruff" check .
+"$VENV/bin/ruff" format --check .
+say "types"
+"$VENV/bin/mypy"
+say "tests"
+exec "$VENV/bin/python" -m pytest "$@"
