@@ -30,7 +30,7 @@ def known_keys() -> list[str]:
 
     def walk(node: DictConfig, prefix: str) -> None:
         for name in node:
-            key = f"{prefix}{name}"
+            key = f"{prefix}{name!s}"
             keys.append(key)
             child = node._get_node(name)
             if isinstance(child, DictConfig) and key not in OPEN_NODES:

@@ -55,7 +55,18 @@ def build_engine(config: LearnerConfig, model_path: str, world_size: int, num_st
         config=deepspeed_config(config, world_size),
         dist_init_required=False,
     )
+    if config.zero_stage == 0 and config.dtype == "float32":
+        _record_norm(engine, config.max_grad_norm)
     return engine
+
+
+def _record_norm(engine: Any, max_norm: float) -> None:
+    """DeepSpeed clips without ZeRO too, but throws the norm away: clip the same way and keep it."""
+
+    def clip() -> None:
+        engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(engine.module.parameters(), max_norm)
+
+    engine.clip_fp32_gradients = clip
 
 
 def _refuse_dropout(policy: torch.nn.Module) -> None:

@@ -16,6 +16,7 @@ class LearnerGroup:
     """Starts the ranks, divides each update's work among them, and speaks for them in broadcasts."""
 
     def __init__(self, cluster: Cluster, setup: LearnerSetup, demands: list[Demand]) -> None:
+        self._cluster = cluster
         self._setup = setup
         self._workers = {
             demand.name: cluster.start(LearnerWorker, demand, rank, setup) for rank, demand in enumerate(demands)
@@ -76,3 +77,7 @@ class LearnerGroup:
     def _all(self, method: str, *args: Any, what: str) -> Any:
         calls = {name: getattr(worker, method).remote(*args) for name, worker in self._workers.items()}
         return next(iter(gather(calls, what=what, deadline_s=self._setup.learner.deadline_s).values()))
+
+    def kill(self) -> None:
+        """End every rank's process now."""
+        self._cluster.kill(self._workers.values())

@@ -31,7 +31,7 @@ class Display:
 
     def __exit__(self, *error: object) -> None:
         if self._live is not None:
-            self._live.__exit__(*error)  # type: ignore[arg-type]
+            self._live.__exit__(*error)
 
     def say(self, text: str) -> None:
         """A line of its own."""

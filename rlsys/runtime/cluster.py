@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,11 @@ class Cluster:
             )
             .remote(*args)
         )
+
+    def kill(self, workers: Iterable[Any]) -> None:
+        """End the workers' processes now, without waiting for what they do."""
+        for worker in workers:
+            ray.kill(worker)
 
     def close(self) -> None:
         """Leave Ray; a local one is stopped with every process it started, and its session files removed."""

@@ -13,7 +13,7 @@ def combine(parts: Mapping[str, RewardPart], weights: Mapping[str, float], respo
     outcome: Outcome = "not_applicable"
     for candidate in ("error", "timeout", "ok"):
         if candidate in outcomes:
-            outcome = candidate  # type: ignore[assignment]
+            outcome = candidate
             break
     total = None
     if outcome == "ok":

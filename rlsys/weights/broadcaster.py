@@ -1,4 +1,4 @@
-"""The driver's side: one control call to each learner rank and each engine a broadcast, both sides under one deadline."""
+"""The driver's side: one control call a broadcast to each learner rank and each engine, all under one deadline."""
 
 from __future__ import annotations
 

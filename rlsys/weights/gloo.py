@@ -30,4 +30,4 @@ class GlooChannel:
         options = dist.BroadcastOptions()
         options.rootRank = 0
         options.rootTensor = 0
-        self._group.broadcast([tensor], options).wait()
+        self._group.broadcast([tensor], options).wait()  # type: ignore[attr-defined]

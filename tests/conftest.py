@@ -1,0 +1,20 @@
+"""Shared by all tests: offline libraries, where the data is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RLSYS_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def gsm8k() -> Path:
+    """GSM8K's folder, from RLSYS_DATA."""
+    folder = Path(os.environ["RLSYS_DATA"]) / "gsm8k"
+    if not (folder / "train.jsonl").is_file():
+        pytest.skip(f"no GSM8K in {folder}: set RLSYS_DATA to the folder that holds gsm8k/")
+    return folder

@@ -1,0 +1,200 @@
+"""The learner's gradient does not depend on how the work was divided; the optimizer does what it was told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlsys.build import demands
+from rlsys.cli import load_config
+from rlsys.config import Config
+from rlsys.learner.group import LearnerGroup
+from rlsys.learner.worker import LearnerSetup
+from rlsys.models.tiny import build_model, build_tokenizer, save_model
+from rlsys.runtime.cluster import Cluster
+from rlsys.types import Experience, ExperienceRow, Trajectory, VersionSpan
+
+LENGTHS = [5, 9, 14, 7, 11, 6, 16, 8]
+"""Response lengths of eight trajectories; the prompt has four tokens."""
+
+# Adam with eps far above any gradient is linear: the step is lr / eps * gradient = the gradient itself.
+LINEAR = ["learner.lr=1e6", "learner.eps=1e6", "learner.max_grad_norm=1e9"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    build = load_config(["model.build.num_layers=2"]).model.build
+    tokenizer = build_tokenizer(build.tokenizer)
+    save_model(build_model(build, tokenizer, seed=0), tokenizer, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    config = load_config(["learner.num_workers=2"])
+    opened = Cluster(config.cluster)
+    opened.connect([demand for role in demands(config).values() for demand in role])
+    yield opened
+    opened.close()
+
+
+def trajectories() -> list[Trajectory]:
+    generator = np.random.default_rng(7)
+    out = []
+    for length in LENGTHS:
+        total = 4 + length
+        mask = np.arange(total) >= 4
+        out.append(
+            Trajectory(
+                token_ids=generator.integers(5, 15, total).astype(np.int32),
+                loss_mask=mask,
+                behavior_logprobs=np.where(mask, -2.0, 0.0).astype(np.float32),
+                versions=(VersionSpan(0, 4, total),),
+                finish_reason="stop",
+                engine=0,
+            )
+        )
+    return out
+
+
+def start_learner(cluster: Cluster, model: str, overrides: list[str]) -> tuple[LearnerGroup, Config]:
+    config = load_config(["weights.verify=false", "algorithm.kl.coef=0.1", *LINEAR, *overrides])
+    setup = LearnerSetup(
+        learner=config.learner,
+        algorithm=config.algorithm,
+        weights=config.weights,
+        model_path=model,
+        trust_remote_code=False,
+        engine_dtype=config.learner.dtype,
+        temperature=0.7,
+        num_steps=config.train.num_steps,
+        updates_per_step=config.train.updates_per_step,
+        num_engines=1,
+        seed=0,
+    )
+    group = LearnerGroup(cluster, setup, demands(config)["learner"])
+    group.start(deadline_s=200)
+    return group, config
+
+
+def experience() -> Experience:
+    import ray
+
+    rows = tuple(
+        ExperienceRow(0, i, advantage, 4 + length, length)
+        for i, (length, advantage) in enumerate(zip(LENGTHS, [1.0, -0.5, 2.0, -1.5, 0.3, -0.2, 0.9, -2.0], strict=True))
+    )
+    ref = [np.where(t.loss_mask, -2.5, 0.0).astype(np.float32) for t in trajectories()]
+    return Experience(rows, (ray.put(trajectories()),), (ray.put(ref),), policy_version=0)
+
+
+def updated_weights(cluster: Cluster, model: str, overrides: list[str], folder: Path) -> dict[str, torch.Tensor]:
+    """Parameters after one update, through the checkpoint's Hugging Face folder."""
+    from safetensors.torch import load_file
+
+    group, _ = start_learner(cluster, model, overrides)
+    try:
+        metrics = group.update(experience())
+        assert metrics["policy/grad_norm"] > 1e-3
+        group.save(str(folder), {})
+    finally:
+        group.kill()
+    return load_file(folder / "policy" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one_rank_one_microbatch(
+    cluster: Cluster, model: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("reference")
+    return updated_weights(cluster, model, ["learner.num_workers=1", "learner.zero_stage=0"], folder)
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_gradient_is_the_same_on_two_ranks_with_several_microbatches(
+    cluster: Cluster,
+    model: str,
+    one_rank_one_microbatch: dict[str, torch.Tensor],
+    stage: int,
+    aggregation: str,
+    tmp_path: Path,
+) -> None:
+    # 20 tokens a microbatch: one trajectory each, four on each rank.
+    overrides = [
+        "learner.num_workers=2",
+        f"learner.zero_stage={stage}",
+        "learner.microbatch_tokens=20",
+        f"algorithm.aggregation.name={aggregation}",
+    ]
+    split = updated_weights(cluster, model, overrides, tmp_path)
+    initial = _initial(model)
+    assert split.keys() == one_rank_one_microbatch.keys()
+    for name, whole in one_rank_one_microbatch.items():
+        gradient = (whole - initial[name]).norm()
+        assert gradient > 0, name
+        difference = (split[name] - whole).norm()
+        assert difference < 1e-4 * gradient + 1e-7, (name, float(difference), float(gradient))
+
+
+def test_gradient_is_that_of_the_formula(
+    cluster: Cluster, model: str, one_rank_one_microbatch: dict[str, torch.Tensor]
+) -> None:
+    """The whole learner against a dozen lines of torch: full logits, -ratio * A + 0.1 * k3, mean over all tokens."""
+    from transformers import AutoModelForCausalLM
+
+    hf = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    total = torch.zeros(())
+    for row, trajectory in zip(experience_rows(), trajectories(), strict=True):
+        ids = torch.from_numpy(trajectory.token_ids.astype(np.int64))[None]
+        logprobs = torch.log_softmax(hf(ids).logits[0, :-1] / 0.7, dim=-1).gather(1, ids[0, 1:, None])[3:, 0]
+        ratio = torch.exp(logprobs - logprobs.detach())
+        difference = -2.5 - logprobs
+        total = total + (-ratio * row + 0.1 * (torch.exp(difference) - difference - 1)).sum()
+    (total / sum(LENGTHS)).backward()
+    initial = _initial(model)
+    for name, parameter in hf.named_parameters():
+        assert parameter.grad is not None
+        step = initial[name] - one_rank_one_microbatch[name]
+        assert (step - parameter.grad).norm() < 2e-3 * parameter.grad.norm() + 1e-6, name
+
+
+def experience_rows() -> list[float]:
+    return [1.0, -0.5, 2.0, -1.5, 0.3, -0.2, 0.9, -2.0]
+
+
+def _initial(model: str) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(Path(model) / "model.safetensors")
+
+
+def test_bfloat16_warmup_schedule_checkpointing_and_two_updates(cluster: Cluster, model: str) -> None:
+    overrides = [
+        "learner.dtype=bfloat16",
+        "learner.zero_stage=2",
+        "learner.lr=1e-3",
+        "learner.eps=1e-8",
+        "learner.max_grad_norm=0.5",
+        "learner.lr_schedule=linear",
+        "learner.warmup_steps=4",
+        "learner.gradient_checkpointing=true",
+        "train.num_steps=4",
+        "train.updates_per_step=2",
+    ]
+    group, _ = start_learner(cluster, model, overrides)
+    try:
+        metrics: list[dict[str, Any]] = [group.update(experience()) for _ in range(3)]
+    finally:
+        group.kill()
+    # Two updates a step: the rate reported is that of the second. Linear warm-up over 4 updates, then down to 0 at 8.
+    assert [round(m["policy/lr"] / 1e-3, 6) for m in metrics] == [0.25, 0.75, 0.75]
+    assert all(np.isfinite(m["policy/grad_norm"]) and m["policy/entropy"] > 0 for m in metrics)
+    # In the second update of a step the policy has moved away from the one that sampled.
+    assert any(m["policy/clip_fraction"] > 0 for m in metrics)
