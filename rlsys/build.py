@@ -70,8 +70,8 @@ def threads_per_worker(num_workers: int, wanted: int | None) -> int:
 def _env(config: Config, threads: int) -> dict[str, str]:
     env = {**QUIET, "OMP_NUM_THREADS": str(threads)}
     if config.cluster.num_gpus == 0:
-        env |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    return env
+        return env | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    return env | {"DS_ACCELERATOR": "cuda"}
 
 
 def _rollout_env(config: Config) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -43,15 +44,15 @@ class Cluster:
             self._guardian = Guardian()
             context = ray.init(
                 address="local",
-                num_cpus=max(1, -(-int(sum(demand.num_cpus for demand in demands) * 100) // 100) + 1),
+                # A cluster of one's own has as many logical CPUs as asked for: roles take turns on the real ones.
+                num_cpus=math.ceil(sum(demand.num_cpus for demand in demands)) + 1,
                 num_gpus=self._config.num_gpus or None,
                 include_dashboard=False,
                 log_to_driver=self._config.log_to_driver,
                 logging_level="error",
                 object_store_memory=_object_store_bytes(),
             )
-            self._session_dir = ray._private.worker.global_worker.node.get_session_dir_path()
-            del context
+            self._session_dir = context.address_info["session_dir"]
         else:
             ray.init(address=self.address, log_to_driver=self._config.log_to_driver, logging_level="error")
         _check_fit(demands)
@@ -61,7 +62,6 @@ class Cluster:
         return (
             ray.remote(worker)
             .options(
-                name=None,
                 num_cpus=demand.num_cpus,
                 num_gpus=demand.num_gpus,
                 max_restarts=0,

@@ -20,6 +20,7 @@ SMALL = (
     "rollout.kv_cache_gib=0.25",
     "rollout.max_num_seqs=64",
     "learner.lr=3e-3",
+    "rewards=[{name:length,weight:1.0,target:4}]",
     "eval.every=0",
     "logging.tensorboard=false",
     "model.build.max_context=128",

@@ -1,0 +1,102 @@
+"""The two sides of the rollout benchmark: the pool through Ray, and a bare vLLM engine with the same arguments."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from benchmarks.workload import PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, Workload, rlsys_config
+from rlsys.build import demands
+from rlsys.prepare import Prepared, prepare
+from rlsys.types import Prompt
+
+Measure = Callable[..., float]
+
+
+def engine_env(workload: Workload, tokens: int) -> dict[str, str]:
+    """What rlsys sets before it starts an engine: threads, their binding, quiet libraries."""
+    return dict(demands(rlsys_config(workload, tokens))["rollout"][0].env)
+
+
+@contextlib.contextmanager
+def pool_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
+    """One rollout worker through Ray, started as a run starts it."""
+    from rlsys.build import start_rollout
+    from rlsys.rollout.pool import RolloutPool
+    from rlsys.runtime.cluster import Cluster
+    from rlsys.types import Sampling
+
+    prepared = prepare(rlsys_config(workload, max_tokens))
+    config = prepared.config
+    wanted = demands(config)["rollout"]
+    cluster = Cluster(config.cluster)
+    with contextlib.ExitStack() as stack:
+        stack.callback(cluster.close)
+        cluster.connect(wanted)
+        pool = start_rollout(cluster, prepared, wanted)
+        pool.start(config.cluster.startup_deadline_s)
+
+        def measure(batch: int, tokens: int) -> float:
+            sampling = Sampling(config.rollout.temperature, tokens, SAMPLES_PER_PROMPT, ignore_eos=True)
+            prompts = _prompts(prepared, batch)
+            start = time.perf_counter()
+            groups = pool.generate(prompts, sampling, RolloutPool.LOADED_VERSION)
+            seconds = time.perf_counter() - start
+            _check([[s.num_response_tokens for s in group.summaries] for group in groups], tokens)
+            return seconds
+
+        yield measure
+        pool.stop(deadline_s=30.0)
+
+
+@contextlib.contextmanager
+def bare_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
+    """`vllm.LLM` with the engine arguments that the rollout worker gives; the process has the same environment."""
+    from vllm import LLM, SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    prepared = prepare(rlsys_config(workload, max_tokens))
+    config = prepared.config
+    engine = LLM(
+        model=prepared.model_path,
+        skip_tokenizer_init=True,
+        dtype=config.rollout.dtype or config.learner.dtype,
+        max_model_len=prepared.context,
+        max_num_seqs=config.rollout.max_num_seqs,
+        enforce_eager=config.rollout.enforce_eager,
+        kv_cache_memory_bytes=int(config.rollout.kv_cache_gib * 2**30),
+        logprobs_mode="processed_logprobs",
+        generation_config="vllm",
+        seed=config.seed,
+    )
+
+    def measure(batch: int, tokens: int) -> float:
+        params = SamplingParams(
+            n=SAMPLES_PER_PROMPT,
+            temperature=config.rollout.temperature,
+            max_tokens=tokens,
+            ignore_eos=True,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        requests: list[Any] = [{"prompt_token_ids": p.token_ids.tolist()} for p in _prompts(prepared, batch)]
+        start = time.perf_counter()
+        outputs = engine.generate(requests, params, use_tqdm=False)
+        seconds = time.perf_counter() - start
+        _check([[len(sample.token_ids) for sample in output.outputs] for output in outputs], tokens)
+        return seconds
+
+    yield measure
+
+
+def _prompts(prepared: Prepared, batch: int) -> Sequence[Prompt]:
+    return prepared.train_prompts[batch * PROMPTS_PER_STEP : (batch + 1) * PROMPTS_PER_STEP]
+
+
+def _check(lengths: list[list[int]], tokens: int) -> None:
+    if lengths != [[tokens] * SAMPLES_PER_PROMPT] * PROMPTS_PER_STEP:
+        raise RuntimeError(f"responses were not forced to {tokens} tokens: {lengths}")

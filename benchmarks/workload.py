@@ -1,0 +1,114 @@
+"""What both sides of a benchmark work on: one tiny model, one prompt file, one set of options."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import string
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlsys.config import Config, ModelBuild
+
+PROMPTS_PER_STEP = 16
+SAMPLES_PER_PROMPT = 8
+PROMPT_TOKENS = 32
+LEARNING_RATE = 1e-6
+KL_COEF = 0.001
+MODEL = ModelBuild(hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, intermediate_size=768, max_context=1024)
+
+# Variables of the caller's shell that would give the sides different threads, or a foreign cluster.
+DISTURBING = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAY_ADDRESS", "VLLM_CPU_OMP_THREADS_BIND")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model folder and a file of prompts, `batches * PROMPTS_PER_STEP` rows of PROMPT_TOKENS tokens each."""
+
+    folder: str
+    num_parameters: int
+    num_batches: int
+
+    @property
+    def model(self) -> str:
+        return str(Path(self.folder) / "model")
+
+    @property
+    def prompts(self) -> str:
+        return str(Path(self.folder) / "prompts.jsonl")
+
+    def describe(self) -> dict[str, Any]:
+        """For the results: what was run, without where it lay."""
+        return {
+            "model": asdict(MODEL),
+            "num_parameters": self.num_parameters,
+            "prompts_per_step": PROMPTS_PER_STEP,
+            "samples_per_prompt": SAMPLES_PER_PROMPT,
+            "prompt_tokens": PROMPT_TOKENS,
+            "dtype": "float32",
+            "learning_rate": LEARNING_RATE,
+        }
+
+
+def build_workload(folder: Path, num_batches: int) -> Workload:
+    """Write model, tokenizer and prompts into `folder`; no prompt comes twice, so no prefix is ever cached."""
+    from rlsys.models.tiny import build_model, build_tokenizer, save_model
+
+    tokenizer = build_tokenizer(MODEL.tokenizer)
+    model = build_model(MODEL, tokenizer, seed=0)
+    workload = Workload(str(folder), sum(parameter.numel() for parameter in model.parameters()), num_batches)
+    save_model(model, tokenizer, Path(workload.model))
+    rows = [{"prompt": _prompt(index), "answer": str(index)} for index in range(num_batches * PROMPTS_PER_STEP)]
+    lengths = {len(tokenizer(row["prompt"])["input_ids"]) for row in rows}
+    if lengths != {PROMPT_TOKENS}:
+        raise RuntimeError(f"prompts have {sorted(lengths)} tokens, {PROMPT_TOKENS} were wanted")
+    Path(workload.prompts).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return workload
+
+
+def read_prompts(workload: Workload) -> list[dict[str, str]]:
+    """The rows of the prompt file."""
+    return [json.loads(line) for line in Path(workload.prompts).read_text(encoding="utf-8").splitlines()]
+
+
+def rlsys_config(workload: Workload, tokens: int, *, num_steps: int = 1, kl: float = 0.0) -> Config:
+    """The run that both benchmarks measure, composed as the command line composes it.
+
+    Args:
+        tokens: forced length of every response.
+        kl: coefficient of the KL penalty; above 0 a reference worker is started.
+    """
+    from rlsys.cli import load_config
+
+    return load_config(
+        [
+            "~experiment",  # the defaults of rlsys/config.py, no recipe
+            "reward=length",
+            f"model.path={workload.model}",
+            f"data.train={workload.prompts}",
+            "data.eval=null",
+            "data.shuffle=false",
+            f"train.num_steps={num_steps}",
+            f"train.prompts_per_step={PROMPTS_PER_STEP}",
+            f"train.samples_per_prompt={SAMPLES_PER_PROMPT}",
+            f"rollout.max_response_tokens={tokens}",
+            "rollout.ignore_eos=true",
+            "learner.dtype=float32",
+            f"learner.lr={LEARNING_RATE}",
+            f"algorithm.kl.coef={kl}",
+        ]
+    )
+
+
+def side_env(workload: Workload) -> dict[str, str]:
+    """The environment every side starts from: every core, no network, no files outside the workload's folder."""
+    env = {key: value for key, value in os.environ.items() if key not in DISTURBING}
+    return env | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(Path(workload.folder) / "datasets")}
+
+
+def _prompt(index: int) -> str:
+    """Deterministic text that starts with its own number; the tokenizer makes one token of a character."""
+    letters = random.Random(index).choices(string.ascii_lowercase + " ", k=PROMPT_TOKENS)
+    return f"{index:05d} {''.join(letters)}"[:PROMPT_TOKENS]

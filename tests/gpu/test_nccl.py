@@ -1,0 +1,38 @@
+"""The broadcast over NCCL and over CUDA IPC, in bfloat16. Written with the same care as the rest; see the README for
+whether it has run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlsys.train import train
+from tests.integration.runs import read_metrics, small_run
+
+NUM_GPUS = torch.cuda.device_count()
+BF16 = ["learner.dtype=bfloat16", "cluster.num_gpus={gpus}", "weights.backend={backend}"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    NUM_GPUS < 2, reason=f"nccl needs two GPUs (one for the learner, one for the engine); {NUM_GPUS} here"
+)
+def test_nccl_broadcast_agrees(tmp_path: Path) -> None:
+    _agrees(tmp_path, gpus=2, backend="nccl")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(NUM_GPUS < 1, reason="ipc needs a GPU; none here")
+def test_ipc_on_one_gpu_agrees(tmp_path: Path) -> None:
+    _agrees(tmp_path, gpus=1, backend="ipc")
+
+
+def _agrees(tmp_path: Path, *, gpus: int, backend: str) -> None:
+    overrides = [part.format(gpus=gpus, backend=backend) for part in BF16]
+    with small_run(tmp_path, [*overrides, "algorithm.kl.coef=0", "rollout.gpu_memory_utilization=0.3"]) as run:
+        train(run)
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert all(row["sync/logprob_abs_diff/mean"] < 0.05 for row in rows[1:])

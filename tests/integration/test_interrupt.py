@@ -1,0 +1,82 @@
+"""Ctrl-C at any moment ends every process that the run started, within ten seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.runs import SMALL
+
+MARK = "RLSYS_TEST_MARK"
+DEADLINE_S = 10.0
+
+
+def marked(mark: str) -> list[str]:
+    """Command lines of every live process that inherited the mark."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{process.pid} {' '.join(process.cmdline())[:120]}")
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def start(tmp_path: Path, mark: str) -> subprocess.Popen[str]:
+    overrides = [*SMALL, "train.num_steps=1000", f"model.cache_dir={tmp_path}/m", f"run_dir={tmp_path}/run"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "rlsys.cli", "train", *overrides],
+        cwd=tmp_path,
+        env={**os.environ, MARK: mark},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if text in line:
+            return
+    pytest.fail(f"'{text}' never came; output: {''.join(seen)}")
+
+
+@pytest.mark.parametrize(
+    ("text", "delay_s", "how"),
+    [
+        ("starting Ray", 2.0, signal.SIGINT),
+        ("starting Ray", 14.0, signal.SIGINT),
+        ("step 2/", 0.1, signal.SIGINT),
+        ("step 2/", 0.1, signal.SIGKILL),
+    ],
+    ids=["while Ray starts", "while workers start", "while training", "killed while training"],
+)
+def test_nothing_is_left_running(tmp_path: Path, text: str, delay_s: float, how: signal.Signals) -> None:
+    mark = uuid.uuid4().hex
+    process = start(tmp_path, mark)
+    try:
+        read_until(process, text)
+        time.sleep(delay_s)
+        assert len(marked(mark)) > 1, "the run had not started anything yet"
+        # What a terminal does: the signal goes to the whole foreground group.
+        os.killpg(process.pid, how)
+        sent = time.monotonic()
+        while (left := marked(mark)) and time.monotonic() - sent < DEADLINE_S:
+            time.sleep(0.1)
+        assert not left, f"alive {DEADLINE_S:g} s after {how.name}: {left}"
+    finally:
+        process.kill()
+        process.wait()

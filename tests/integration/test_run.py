@@ -1,0 +1,163 @@
+"""Whole runs through the command line: what they write, that they learn, resume, and refuse bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.integration.runs import SMALL, read_metrics
+
+METRIC_KEYS = [
+    "step",
+    "policy_version",
+    "reward/total/mean",
+    "reward/total/std",
+    "rollout/tokens",
+    "rollout/response_tokens/mean",
+    "rollout/truncated_fraction",
+    "rollout/staleness/max",
+    "policy/loss",
+    "policy/kl_ref",
+    "policy/entropy",
+    "policy/clip_fraction",
+    "policy/grad_norm",
+    "policy/lr",
+    "sync/logprob_abs_diff/mean",
+    "sync/logprob_abs_diff/max",
+    "eval/accuracy",
+    "time/step_s",
+    "time/rollout_s",
+    "time/reward_s",
+    "time/reference_s",
+    "time/update_s",
+    "time/broadcast_s",
+    "throughput/tokens_per_s",
+]
+
+
+def rlsys(*arguments: str, cwd: Path, deadline_s: float = 280) -> subprocess.CompletedProcess[str]:
+    """The console command, in a process of its own."""
+    command = [sys.executable, "-m", "rlsys.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=deadline_s, check=False)
+
+
+def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    caches = (f"model.cache_dir={tmp_path}/models", f"run_dir={tmp_path}/run")
+    return rlsys("train", *SMALL, *caches, *overrides, cwd=tmp_path)
+
+
+def test_a_run_writes_everything_and_resumes_at_the_right_step(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    common = ["checkpoint.every=2", "eval.every=2", "eval_limit=8", "logging.tensorboard=true"]
+    common = [c.replace("eval_limit", "data.eval_limit") for c in common]
+    first = train(tmp_path, *common, "train.num_steps=3")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "step 3/3" in first.stdout
+
+    rows = read_metrics(run_dir)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert [row["policy_version"] for row in rows] == [0, 1, 2, 3]
+    assert set(METRIC_KEYS) <= set(rows[2])
+    assert "eval/accuracy" in rows[0]
+    assert "eval/accuracy" not in rows[1]
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["train"]["num_steps"] == 3
+    assert list(run_dir.glob("events.out.tfevents.*"))
+    rollouts = [json.loads(line) for line in (run_dir / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
+    assert len(rollouts) == 16
+    assert {"prompt", "response", "reward", "outcome", "parts", "group_id"} <= set(rollouts[0])
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
+
+    # Killed after step 3, say, with the checkpoint of step 3 lost: it continues after step 2 with the next prompts.
+    (run_dir / "checkpoints" / "step-000003" / "state.json").unlink()
+    second = train(tmp_path, *common, "train.num_steps=4", "resume=auto")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "resuming from" in second.stdout
+    resumed = read_metrics(run_dir)
+    assert [row["step"] for row in resumed] == [0, 1, 2, 3, 4]
+    again = [json.loads(line) for line in (run_dir / "rollouts" / "step-000003.jsonl").read_text().splitlines()]
+    indices = {step: _prompt_indices(run_dir, step) for step in (1, 2, 3, 4)}
+    assert len(again) == 16
+    assert len(set().union(*indices.values())) == sum(len(i) for i in indices.values()), "a prompt was repeated"
+    # Adam's state came back too: the same prompts give the same update norm up to sampling; the rate continues.
+    assert resumed[3]["policy/lr"] == rows[3]["policy/lr"]
+
+    refused = train(tmp_path, "train.num_steps=4")
+    assert refused.returncode == 1
+    assert "already holds a run" in refused.stderr
+
+    policy = run_dir / "checkpoints" / "step-000004" / "policy"
+    evaluated = rlsys("eval", *SMALL, f"model.path={policy}", "data.eval_limit=8", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    report = json.loads(evaluated.stdout[evaluated.stdout.index("{") :])
+    assert report["prompts"] == 8
+    assert report["reward_mean"] == pytest.approx(resumed[4]["eval/reward/mean"])
+
+
+def _prompt_indices(run_dir: Path, step: int) -> set[int]:
+    lines = (run_dir / "rollouts" / f"step-{step:06d}.jsonl").read_text().splitlines()
+    return {json.loads(line)["prompt_index"] for line in lines}
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    """Sums of one-digit numbers: the warmed-up policy gets clearly better within a few dozen steps."""
+    result = rlsys(
+        "train",
+        f"model.cache_dir={tmp_path}/models",
+        f"run_dir={tmp_path}/run",
+        "data.options.max_operand=9",
+        "data.options.held_out=30",
+        "model.build.warmup.target_accuracy=0.3",
+        "train.num_steps=40",
+        "train.prompts_per_step=32",
+        "eval.every=40",
+        "logging.tensorboard=false",
+        "rollout.kv_cache_gib=0.25",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = read_metrics(tmp_path / "run")
+    rewards = [row["reward/total/mean"] for row in rows[1:]]
+    assert sum(rewards[-5:]) / 5 >= sum(rewards[:5]) / 5 + 0.15
+    assert all(row["sync/logprob_abs_diff/max"] < 1e-3 for row in rows[1:])
+
+
+BAD_INPUT: list[tuple[Sequence[str], str]] = [
+    (["train.num_step=3"], "did you mean 'train.num_steps'?"),
+    (["algorithm.policy_loss.clip_lo=0.1"], "accepted options: clip_high, clip_low"),
+    (["model.path=/no/such/model"], "no such folder"),
+    (["train.samples_per_prompt=1"], "needs at least 2"),
+    (["learner.num_workers=3"], "does not divide"),
+    (["experiment=quickstat"], "did you mean 'quickstart'?"),
+    (["data.train=missing.jsonl"], "no such file"),
+    (["rollout.max_response_tokens=60"], "the prompt has"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD_INPUT, ids=[b[0][0].split("=")[0] for b in BAD_INPUT])
+def test_bad_input_is_refused_before_ray_starts(tmp_path: Path, overrides: Sequence[str], message: str) -> None:
+    result = rlsys("train", f"model.cache_dir={tmp_path}/models", *overrides, cwd=tmp_path, deadline_s=100)
+    assert result.returncode == 1
+    assert message in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "starting Ray" not in result.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_row_without_the_prompt_column_names_file_and_row(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "1+1=", "answer": "2"}\n{"question": "1+2=", "answer": "3"}\n')
+    result = rlsys("train", f"data.train={data}", "data.eval=null", f"model.cache_dir={tmp_path}/m", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "rows.jsonl, row 2: no prompt column 'prompt'" in result.stderr
+
+
+def test_environment_is_offline() -> None:
+    """The tests above must not depend on a hub."""
+    assert os.environ["HF_HUB_OFFLINE"] == "1"

@@ -1,0 +1,27 @@
+"""Hand-made records of the loop, with only what a test cares about spelled out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlsys.types import FinishReason, Outcome, Prompt, Reward, RewardPart, RolloutGroup, TrajectorySummary
+
+
+def summary(
+    response: int, *, prompt: int = 3, finish: FinishReason = "stop", version: int = 0, engine: int = 0
+) -> TrajectorySummary:
+    """A trajectory of `prompt + response` tokens."""
+    return TrajectorySummary(prompt + response, response, finish, version, engine)
+
+
+def group(group_id: int, summaries: Sequence[TrajectorySummary], text: str = "1+1=") -> RolloutGroup:
+    """The trajectories of one prompt; their token arrays are not looked at."""
+    prompt = Prompt(index=10 + group_id, text=text, token_ids=np.array([1, 2, 3], dtype=np.int32))
+    return RolloutGroup(group_id, prompt, f"arrays of group {group_id}", tuple(summaries))
+
+
+def reward(value: float | None, outcome: Outcome = "ok", *, label: str = "exact_match", detail: str = "") -> Reward:
+    """A reward of a single part with weight 1."""
+    return Reward(value, {label: RewardPart(value, outcome, detail)}, outcome, response="2")
