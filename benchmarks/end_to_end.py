@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.side import Side
+from benchmarks.side import Side, end_on_sigterm
 from benchmarks.workload import KL_COEF, Workload, build_workload, side_env
 
 TARGETS = {"rlsys": "benchmarks.rlsys_side:rlsys_side", "trl": "benchmarks.trl_side:trl_side"}
@@ -21,6 +21,7 @@ STAGES = ("rollout", "reward", "reference", "update", "broadcast")
 
 def main() -> None:
     """Measure every length on both sides, one after the other."""
+    end_on_sigterm()
     options = _options()
     header = report.header("benchmarks.end_to_end")
     kl = KL_COEF if options.kl else 0.0
@@ -58,8 +59,8 @@ def _options() -> argparse.Namespace:
 
 
 def _measure(side: str, workload: Workload, **settings: Any) -> dict[str, Any]:
-    log = Path(workload.folder) / f"{side}-{settings['tokens']}.log"
-    with Side(TARGETS[side], log=log, env=side_env(workload)) as measure:
+    log = workload.folder / f"{side}-{settings['tokens']}.log"
+    with Side(TARGETS[side], log=log, env=side_env(workload.folder)) as measure:
         return measure(workload=workload, **settings)
 
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from benchmarks.workload import Workload, rlsys_config
@@ -40,7 +39,7 @@ def measure(workload: Workload, tokens: int, num_steps: int, kl: float) -> dict[
 
     quiet_libraries()
     prepared = prepare(rlsys_config(workload, tokens, num_steps=num_steps, kl=kl))
-    run_dir = Path(workload.folder) / f"rlsys-{tokens}"
+    run_dir = workload.folder / f"rlsys-{tokens}"
     display = ClockedDisplay(num_steps)
     with display, open_run(prepared, run_dir, display) as run:
         train(run)

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.engine_sides import engine_env
-from benchmarks.side import Side
+from benchmarks.side import Side, end_on_sigterm
 from benchmarks.workload import PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, Workload, build_workload, side_env
 
 TARGETS = {"pool": "benchmarks.engine_sides:pool_side", "bare": "benchmarks.engine_sides:bare_side"}
@@ -25,6 +25,7 @@ SETTLE_S = 2.0
 
 def main() -> None:
     """Start both engines, then measure them in turns."""
+    end_on_sigterm()
     options = _options()
     header = report.header("benchmarks.rollout")
     per_length = options.warmup + options.repeats
@@ -59,8 +60,8 @@ def _start(workload: Workload, max_tokens: int, stack: contextlib.ExitStack) -> 
         name: stack.enter_context(
             Side(
                 target,
-                log=Path(workload.folder) / f"{name}.log",
-                env=side_env(workload) | extra[name],
+                log=workload.folder / f"{name}.log",
+                env=side_env(workload.folder) | extra[name],
                 workload=workload,
                 max_tokens=max_tokens,
             )

@@ -23,6 +23,11 @@ STOP_S = 60.0
 LOG_LINES = 30
 
 
+def end_on_sigterm() -> None:
+    """Make SIGTERM end this process as Ctrl-C does: through every `with` and `finally`."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 class SideError(RuntimeError):
     """A side failed; the message has its traceback and the end of its output."""
 
@@ -87,7 +92,7 @@ def main() -> None:
     """The side's process: the first message sets up, every further one measures."""
     descriptor, target = int(sys.argv[1]), sys.argv[2]
     os.set_inheritable(descriptor, False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_on_sigterm()
     pipe = Connection(descriptor)
     module, _, name = target.partition(":")
     try:
@@ -98,9 +103,10 @@ def main() -> None:
                 while True:
                     pipe.send((False, measure(**pipe.recv())))
     except BaseException:
+        # The pipe alone carries the traceback: the log's end is left for what the libraries said before it.
         with contextlib.suppress(OSError):
             pipe.send((True, traceback.format_exc()))
-        raise
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,7 +75,7 @@ def measure(workload: Workload, tokens: int, num_steps: int, kl: float) -> dict[
         raise RuntimeError(f"torch runs {torch.get_num_threads()} threads on {cores} cores")
     clock = StepClock()
     trainer = TimedTrainer(
-        model=workload.model,
+        model=str(workload.model),
         reward_funcs=length,
         args=_config(workload, tokens, num_steps, kl),
         train_dataset=Dataset.from_list(read_prompts(workload)),
@@ -105,7 +104,7 @@ def measure(workload: Workload, tokens: int, num_steps: int, kl: float) -> dict[
 def _config(workload: Workload, tokens: int, num_steps: int, kl: float) -> GRPOConfig:
     """One optimizer step for each generation; everything that TRL and rlsys both have is set alike."""
     return GRPOConfig(
-        output_dir=str(Path(workload.folder) / f"trl-{tokens}"),
+        output_dir=str(workload.folder / f"trl-{tokens}"),
         model_init_kwargs={"dtype": "float32"},
         use_vllm=False,
         use_cpu=True,

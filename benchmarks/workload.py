@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import string
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.side import Side
 from rlsys.config import Config, ModelBuild
 
 PROMPTS_PER_STEP = 16
@@ -25,19 +28,18 @@ DISTURBING = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAY
 
 @dataclass(frozen=True)
 class Workload:
-    """A model folder and a file of prompts, `batches * PROMPTS_PER_STEP` rows of PROMPT_TOKENS tokens each."""
+    """A folder with a model and a file of prompts of PROMPT_TOKENS tokens each."""
 
-    folder: str
+    folder: Path
     num_parameters: int
-    num_batches: int
 
     @property
-    def model(self) -> str:
-        return str(Path(self.folder) / "model")
+    def model(self) -> Path:
+        return self.folder / "model"
 
     @property
-    def prompts(self) -> str:
-        return str(Path(self.folder) / "prompts.jsonl")
+    def prompts(self) -> Path:
+        return self.folder / "prompts.jsonl"
 
     def describe(self) -> dict[str, Any]:
         """For the results: what was run, without where it lay."""
@@ -53,24 +55,38 @@ class Workload:
 
 
 def build_workload(folder: Path, num_batches: int) -> Workload:
-    """Write model, tokenizer and prompts into `folder`; no prompt comes twice, so no prefix is ever cached."""
+    """Write model, tokenizer and prompts into `folder`; no prompt comes twice, so no prefix is ever cached.
+
+    In a process of its own: the one that starts the sides stays small and idle.
+    """
+    with Side("benchmarks.workload:builder", log=folder / "build.log", env=side_env(folder)) as build:
+        return build(folder=folder, num_batches=num_batches)
+
+
+@contextlib.contextmanager
+def builder() -> Iterator[Callable[..., Workload]]:
+    """The building process."""
+    yield _build
+
+
+def _build(folder: Path, num_batches: int) -> Workload:
     from rlsys.models.tiny import build_model, build_tokenizer, save_model
 
     tokenizer = build_tokenizer(MODEL.tokenizer)
     model = build_model(MODEL, tokenizer, seed=0)
-    workload = Workload(str(folder), sum(parameter.numel() for parameter in model.parameters()), num_batches)
-    save_model(model, tokenizer, Path(workload.model))
+    workload = Workload(folder, sum(parameter.numel() for parameter in model.parameters()))
+    save_model(model, tokenizer, workload.model)
     rows = [{"prompt": _prompt(index), "answer": str(index)} for index in range(num_batches * PROMPTS_PER_STEP)]
     lengths = {len(tokenizer(row["prompt"])["input_ids"]) for row in rows}
     if lengths != {PROMPT_TOKENS}:
         raise RuntimeError(f"prompts have {sorted(lengths)} tokens, {PROMPT_TOKENS} were wanted")
-    Path(workload.prompts).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    workload.prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return workload
 
 
 def read_prompts(workload: Workload) -> list[dict[str, str]]:
     """The rows of the prompt file."""
-    return [json.loads(line) for line in Path(workload.prompts).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in workload.prompts.read_text(encoding="utf-8").splitlines()]
 
 
 def rlsys_config(workload: Workload, tokens: int, *, num_steps: int = 1, kl: float = 0.0) -> Config:
@@ -102,10 +118,10 @@ def rlsys_config(workload: Workload, tokens: int, *, num_steps: int = 1, kl: flo
     )
 
 
-def side_env(workload: Workload) -> dict[str, str]:
-    """The environment every side starts from: every core, no network, no files outside the workload's folder."""
+def side_env(folder: Path) -> dict[str, str]:
+    """The environment every side starts from: every core, no network, no cache outside `folder`."""
     env = {key: value for key, value in os.environ.items() if key not in DISTURBING}
-    return env | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(Path(workload.folder) / "datasets")}
+    return env | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
 
 
 def _prompt(index: int) -> str:

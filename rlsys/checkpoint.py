@@ -22,7 +22,8 @@ class RunState:
 def checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first. One without its state file was cut off while being written."""
     found = (run_dir / "checkpoints").glob("step-*")
-    return sorted(folder for folder in found if (folder / STATE_FILE).is_file())
+    complete = [folder for folder in found if (folder / STATE_FILE).is_file()]
+    return sorted(complete, key=lambda folder: int(folder.name.removeprefix("step-")))
 
 
 def save(run_dir: Path, state: RunState, write: Callable[[str], None], *, keep: int) -> Path:

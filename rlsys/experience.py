@@ -39,9 +39,8 @@ def make_experience(
 
 
 def _first_failure(rewards: Sequence[Sequence[Reward]]) -> str:
-    for group in rewards:
-        for reward in group:
-            for label, part in reward.parts.items():
-                if part.outcome != "ok":
-                    return f"{label}: {part.outcome}: {part.detail or 'the function returned None'}"
+    parts = (item for group in rewards for reward in group for item in reward.parts.items())
+    for label, part in parts:
+        if part.outcome != "ok":
+            return f"{label}: {part.outcome}: {part.detail or 'the function returned None'}"
     return "no rewards at all"

@@ -70,5 +70,7 @@ def _normalise_one(argument: str, known: set[str], folder: Path) -> str:
 def _check_choice(group: str, value: str, folder: Path) -> None:
     choices = [path.stem for path in (folder / group).glob("*.yaml")]
     for choice in value.split(","):
-        if choice not in choices and choice != "null":
+        if choice == "null":
+            raise ConfigError(f"{group}=null: a group is taken away with ~{group}")
+        if choice not in choices:
             raise ConfigError(f"{group}={choice}: {nearest(choice, choices)} (known: {', '.join(sorted(choices))})")

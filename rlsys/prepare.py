@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rlsys import preflight
 from rlsys.config import Config
 from rlsys.data import Row
-from rlsys.data.load import PromptEncoder, load_rows
+from rlsys.data.load import PromptEncoder, check_rows, load_rows
 from rlsys.errors import RlsysError
 from rlsys.models.resolve import context_length, load_tokenizer, resolve_model
 from rlsys.types import Prompt
@@ -31,10 +31,12 @@ def prepare(config: Config, say: Say = print) -> Prepared:
     """Check everything, build the model where none is given. Raises RlsysError; starts no process."""
     preflight.check_config(config)
     train_rows = load_rows(config.data.train, config.data.train_split, config.data)
+    check_rows(train_rows, config.data.train, config.data.prompt_column)
     eval_rows: list[Row] = []
     if config.data.eval is not None:
         eval_rows = load_rows(config.data.eval, config.data.eval_split, config.data)
         eval_rows = eval_rows[: config.data.eval_limit]
+        check_rows(eval_rows, config.data.eval, config.data.prompt_column)
     model_path = resolve_model(
         config.model,
         seed=config.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -112,8 +113,9 @@ def load_external(name: str, kind: str = "function") -> Callable[..., Any]:
     module_name, _, attribute = name.rpartition(":")
     try:
         module = _load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"{kind} '{name}': cannot import '{module_name}': {error}") from error
+    except Exception as error:  # whatever a file of the user's raises while it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{kind} '{name}': cannot import '{module_name}': {reason}") from error
     target = getattr(module, attribute, None)
     if not callable(target):
         public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
@@ -126,7 +128,8 @@ def load_external(name: str, kind: str = "function") -> Callable[..., Any]:
 def _load_file(path: Path) -> Any:
     if not path.is_file():
         raise ImportError(f"no such file: {path.resolve()}")
-    module_name = f"rlsys_external_{path.resolve().as_posix().replace('/', '_').removesuffix('.py')}"
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    module_name = f"rlsys_external_{path.stem}_{digest}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)
@@ -134,5 +137,9 @@ def _load_file(path: Path) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]  # half a module must not answer the next import
+        raise
     return module

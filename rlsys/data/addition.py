@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from rlsys.data import Row, register
+from rlsys.errors import ConfigError
 
 
 @register("addition")
 def addition(split: str, *, max_operand: int = 99, held_out: int = 200, seed: int = 0) -> list[Row]:
     """All sums of two integers in [0, max_operand]; `held_out` of them are the test split, the rest train."""
+    if split not in ("train", "test"):
+        raise ConfigError(f"data source 'addition' has the splits train and test, not '{split}'")
     size = max_operand + 1
     order = np.random.default_rng(seed).permutation(size * size)
     chosen = order[:held_out] if split == "test" else order[held_out:]

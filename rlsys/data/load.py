@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,19 @@ def load_rows(name: str, split: str, config: DataConfig) -> list[Row]:
     return list(rows)
 
 
+def check_rows(rows: Sequence[Row], name: str, prompt_column: str) -> None:
+    """Raise DataError when there are no rows, or naming the first one without a prompt."""
+    if not rows:
+        raise DataError(f"data '{name}' has no rows")
+    for index, row in enumerate(rows):
+        if row.get(prompt_column) is None:
+            available = [key for key, value in row.items() if value is not None]
+            raise DataError(
+                f"{name}, row {index + 1}: no prompt column '{prompt_column}'; the row has: {', '.join(available)}. "
+                f"Set data.prompt_column ({nearest(prompt_column, available)})"
+            )
+
+
 class PromptEncoder:
     """Rows to prompts: message building, chat template, token ids, length check."""
 
@@ -53,19 +66,11 @@ class PromptEncoder:
         self._config = config
 
     def encode(self, rows: Sequence[Row], name: str, max_prompt_tokens: int) -> list[Prompt]:
-        """Tokenise every row of `name`. Raises DataError naming the row without a prompt or with too long a one."""
-        if not rows:
-            raise DataError(f"data '{name}' has no rows")
+        """Tokenise checked rows of `name`. Raises DataError naming the row whose prompt is no text or too long."""
         return [self._encode_row(row, index, name, max_prompt_tokens) for index, row in enumerate(rows)]
 
     def _encode_row(self, row: Row, index: int, name: str, max_prompt_tokens: int) -> Prompt:
         column = self._config.prompt_column
-        if row.get(column) is None:
-            available = [key for key, value in row.items() if value is not None]
-            raise DataError(
-                f"{name}, row {index + 1}: no prompt column '{column}'; the row has: {', '.join(available)}. "
-                f"Set data.prompt_column ({nearest(column, available)})"
-            )
         text = self._text(row[column], name, index)
         token_ids = self._token_ids(text)
         if len(token_ids) > max_prompt_tokens or not token_ids:
@@ -80,9 +85,11 @@ class PromptEncoder:
     def _text(self, value: Any, name: str, index: int) -> str | Messages:
         if isinstance(value, str):
             if not self._config.chat_template:
+                if self._config.system_prompt is not None:
+                    raise ConfigError("data.system_prompt needs chat messages: set data.chat_template=true")
                 return value
             messages = [{"role": "user", "content": value}]
-        elif isinstance(value, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value):
+        elif isinstance(value, list) and value and all(_is_message(m) for m in value):
             messages = [{"role": m["role"], "content": m["content"]} for m in value]
         else:
             raise DataError(
@@ -127,7 +134,5 @@ class PromptStream:
         return self._prompts[int(self._order[position])]
 
 
-def texts(rows: Sequence[Row]) -> Iterator[str]:
-    """Every string in the rows, for training a tokenizer."""
-    for row in rows:
-        yield from (value for value in row.values() if isinstance(value, str))
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)

@@ -8,6 +8,14 @@ from typing import Any
 
 from rlsys.metrics.step import Metrics
 
+NUMBERS = (
+    ("reward", "reward/total/mean", 3),
+    ("accuracy", "eval/accuracy", 3),
+    ("KL", "policy/kl_ref", 4),
+    ("entropy", "policy/entropy", 3),
+    ("tokens/s", "throughput/tokens_per_s", 0),
+    ("step s", "time/step_s", 2),
+)
 STAGES = ("rollout", "reward", "reference", "update", "broadcast")
 
 
@@ -55,23 +63,20 @@ class Display:
         return (time.monotonic() - self._started) / done * (self._num_steps - step) if done else None
 
     def _table(self, metrics: Metrics) -> Any:
+        from rich.console import Group
         from rich.table import Table
 
         step = int(metrics["step"] or 0)
-        table = Table(title=f"rlsys  step {step}/{self._num_steps}  ETA {_duration(self._eta_s(step))}")
-        for column in ("reward", "accuracy", "KL", "entropy", "tokens/s", *STAGES, "step s"):
-            table.add_column(column, justify="right")
-        times = [_number(metrics.get(f"time/{stage}_s"), 2) for stage in STAGES]
-        table.add_row(
-            _number(metrics.get("reward/total/mean"), 3),
-            _number(metrics.get("eval/accuracy"), 3),
-            _number(metrics.get("policy/kl_ref"), 4),
-            _number(metrics.get("policy/entropy"), 3),
-            _number(metrics.get("throughput/tokens_per_s"), 0),
-            *times,
-            _number(metrics.get("time/step_s"), 2),
-        )
-        return table
+        eta = _duration(self._eta_s(step))
+        numbers = Table(title=f"rlsys  step {step}/{self._num_steps}  ETA {eta}", title_justify="left")
+        for label, _, _ in NUMBERS:
+            numbers.add_column(label, justify="right")
+        numbers.add_row(*(_number(metrics.get(key), digits) for _, key, digits in NUMBERS))
+        times = Table()
+        for stage in STAGES:
+            times.add_column(f"{stage} s", justify="right")
+        times.add_row(*(_number(metrics.get(f"time/{stage}_s"), 2) for stage in STAGES))
+        return Group(numbers, times)
 
 
 def plain_line(metrics: Metrics, num_steps: int, eta_s: float | None) -> str:

@@ -88,5 +88,5 @@ def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    kept = [line for line in lines if json.loads(line)["step"] <= step] if step else []
     path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -51,9 +51,12 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path '{path}' has no usable tokenizer: {error}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one up where there is none
+        raise ConfigError(f"model.path '{path}' has no usable tokenizer: it knows no tokens but special ones")
+    return tokenizer
 
 
 def context_length(path: str, *, trust_remote_code: bool = False) -> int:
@@ -87,7 +90,7 @@ def _existing(path: str) -> str:
 
 def _digest(build: ModelBuild, seed: int, train: Rows) -> str:
     """Names a build by everything that shapes it: options, seed, and the rows it learns from."""
-    described = json.dumps([dataclasses.asdict(build), seed, len(train), list(train[:2])], sort_keys=True, default=str)
+    described = json.dumps([dataclasses.asdict(build), seed, list(train)], sort_keys=True, default=str)
     return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,34 +22,61 @@ MIN_HEAD_DIM = 32  # the smallest that vLLM's CPU attention supports
 
 
 def build_tokenizer(config: TokenizerBuild, corpus: Iterable[str] = ()) -> Any:
-    """A `PreTrainedTokenizerFast`: one token per character, or byte-level BPE trained on `corpus`."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    """A byte-level `Qwen2Tokenizer`: one token per character, or merges trained on `corpus`.
+
+    The class is Qwen2's whatever the architecture: `AutoTokenizer` insists on it for Qwen2 models, and takes it for the
+    others, so that a saved folder gives the same ids everywhere.
+    """
+    from transformers import Qwen2Tokenizer
 
     if config.kind == "chars":
-        alphabet = config.alphabet or string.printable[:95] + "\n"
-        vocab = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *dict.fromkeys(alphabet)])}
-        tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=PAD))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), behavior="isolated")
-        tokenizer.decoder = decoders.Fuse()
+        vocab = _character_vocab(config.alphabet or string.printable[:95] + "\n")
+        merges: list[tuple[str, str]] = []
     elif config.kind == "bpe":
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=config.vocab_size,
-            special_tokens=SPECIAL_TOKENS,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(corpus, trainer)
+        vocab, merges = _train_bpe(corpus, config.vocab_size)
     else:
         raise ConfigError(f"model.build.tokenizer.kind '{config.kind}': {nearest(config.kind, ['chars', 'bpe'])}")
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, extra_special_tokens=[USER, ASSISTANT, SYSTEM]
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab,
+        merges=merges,
+        unk_token=PAD,
+        pad_token=PAD,
+        eos_token=END,
+        extra_special_tokens=[USER, ASSISTANT, SYSTEM],
     )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _character_vocab(alphabet: str) -> dict[str, int]:
+    if not alphabet.isascii():
+        raise ConfigError("model.build.tokenizer.alphabet: one token per character works for ASCII; use kind=bpe")
+    # GPT-2's byte-level alphabet shows printable ASCII as itself and shifts the rest (space, newline) by 256.
+    shown = [chr(ord(c) + 256) if ord(c) <= 32 or ord(c) == 127 else c for c in dict.fromkeys(alphabet)]
+    return {token: index for index, token in enumerate([*SPECIAL_TOKENS, *shown])}
+
+
+def _train_bpe(corpus: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    return model["vocab"], [tuple(merge) for merge in model["merges"]]
 
 
 def check_build(config: ModelBuild) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rlsys.rewards import Scores, content, register
 
+THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
 
 @register("math_answer")
-def math_answer(completions: list[Any], answer: list[str], *, marker: str = "####", **_: Any) -> Scores:
+def math_answer(completions: list[Any], answer: list[Any], *, marker: str = "####", **_: Any) -> Scores:
     """1 where the response's final answer equals the gold one, 0 where it differs or the response has none.
 
     The gold answer is what follows `marker` (GSM8K's `#### 18`), or the whole `answer` column without it. A gold
@@ -19,10 +22,17 @@ def math_answer(completions: list[Any], answer: list[str], *, marker: str = "###
 
     scores: Scores = []
     for completion, expected in zip(completions, answer, strict=True):
-        gold = parse(f"${expected.rpartition(marker)[2].strip().replace(',', '')}$", parsing_timeout=None)
+        wanted = THOUSANDS_COMMA.sub("", str(expected).rpartition(marker)[2].strip())
+        gold = _expressions(parse(f"${wanted}$", parsing_timeout=None))
         if not gold:
             scores.append(None)
             continue
-        guess = parse(content(completion).rpartition(marker)[2], parsing_timeout=None)
+        given = THOUSANDS_COMMA.sub("", content(completion).rpartition(marker)[2])
+        guess = parse(given, parsing_timeout=None)
         scores.append(float(bool(guess) and verify(gold, guess, timeout_seconds=None)))
     return scores
+
+
+def _expressions(parsed: list[Any]) -> list[Any]:
+    """What was understood: the library adds the raw text, alone when it understood nothing."""
+    return parsed if any(not isinstance(part, str) for part in parsed) else []

@@ -64,6 +64,7 @@ class RolloutWorker:
             **memory,
         )
         self._engine = AsyncLLM.from_engine_args(arguments)
+        await self._engine.update_weight_version(str(LOADED_VERSION))
         model_config = self._engine.vllm_config.model_config.hf_config
         eos = getattr(model_config, "eos_token_id", None)
         self._eos = eos if isinstance(eos, list) else [] if eos is None else [eos]

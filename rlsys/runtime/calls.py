@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ import ray
 from rlsys.errors import DeadlineError, RlsysError, WorkerError
 
 K = TypeVar("K")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+"""Ray colours its tracebacks; in a log file that is noise."""
 
 
 def gather(calls: Mapping[K, ray.ObjectRef], *, what: str, deadline_s: float) -> dict[K, Any]:
@@ -42,6 +45,7 @@ def fetch(ref: ray.ObjectRef, *, who: str, what: str) -> Any:
         cause = error.cause
         if isinstance(cause, RlsysError):
             raise cause from None
-        raise WorkerError(f"{what}: {who} failed: {type(cause).__name__}: {cause}\n{error}") from error
+        where = ANSI.sub("", str(error)).rstrip()
+        raise WorkerError(f"{what}: {who} failed: {type(cause).__name__}: {cause}\n{where}") from error
     except ray.exceptions.RayError as error:
         raise WorkerError(f"{what}: {who} is gone: {type(error).__name__}: {error}") from error

@@ -49,7 +49,14 @@ class RewardLog:
         self.metrics.setdefault(name, []).append(float(value))
 
     def column(self, name: str, values: list[Any]) -> None:
-        self.extra[name] = list(values)
+        self.extra.setdefault(name, []).extend(values)
+
+    def merge(self, other: RewardLog) -> None:
+        """Add what another call logged."""
+        for name, values in other.metrics.items():
+            self.metrics.setdefault(name, []).extend(values)
+        for name, column in other.extra.items():
+            self.column(name, column)
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,28 @@ pipe closes.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from rlsys.scoring.call import RewardLog, RewardRequest, bind_reward, call_reward
-from rlsys.types import RewardPart
+from rlsys.types import Outcome, RewardPart
 
 START_DEADLINE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one call gave: a part a row, or the failure of the call as a whole."""
+
+    parts: list[RewardPart]
+    log: RewardLog
+    failure: RewardPart | None = None
 
 
 class RewardProcess:
@@ -36,20 +46,19 @@ class RewardProcess:
         Rows that come after `call_deadline_s` of retries are counted as timeouts: one bad batch must not hold up the
         step for rows * deadline.
         """
-        parts, log = self._call(request, self._call_deadline_s)
-        if parts is not None:
-            return parts, log
+        answer = self._call(request, self._call_deadline_s)
+        if answer.failure is None:
+            return answer.parts, answer.log
         rows: list[RewardPart] = []
-        budget_s = max(self._call_deadline_s, self._row_deadline_s)
+        log = RewardLog()
+        end = time.monotonic() + max(self._call_deadline_s, self._row_deadline_s)
         for index in range(len(request)):
-            if budget_s <= 0:
+            if time.monotonic() >= end:
                 rows.append(RewardPart(None, "timeout", "not tried: earlier rows used up the deadline"))
                 continue
-            started = os.times().elapsed
-            single, row_log = self._call(request.row(index), self._row_deadline_s)
-            rows.append(single[0] if single is not None else RewardPart(None, *self._failure))
-            log = row_log if single is not None else log
-            budget_s -= os.times().elapsed - started
+            single = self._call(request.row(index), self._row_deadline_s)
+            rows.append(single.failure or single.parts[0])
+            log.merge(single.log)
         return rows, log
 
     def close(self) -> None:
@@ -62,7 +71,7 @@ class RewardProcess:
             self._pipe.close()
             self._pipe = None
 
-    def _call(self, request: RewardRequest, deadline_s: float) -> tuple[list[RewardPart] | None, RewardLog]:
+    def _call(self, request: RewardRequest, deadline_s: float) -> Answer:
         pipe = self._ensure_started()
         try:
             pipe.send(request)
@@ -76,12 +85,10 @@ class RewardProcess:
             return self._failed("error", f"its process died (exit code {code}): {error!r}")
         if kind == "error":
             return self._failed("error", payload)
-        parts = [RewardPart(value, "not_applicable" if value is None else "ok") for value in payload]
-        return parts, log
+        return Answer([RewardPart(value, "not_applicable" if value is None else "ok") for value in payload], log)
 
-    def _failed(self, outcome: str, detail: str) -> tuple[None, RewardLog]:
-        self._failure: tuple[Any, str] = (outcome, f"reward '{self._spec['name']}': {detail}")
-        return None, RewardLog()
+    def _failed(self, outcome: Outcome, detail: str) -> Answer:
+        return Answer([], RewardLog(), RewardPart(None, outcome, f"reward '{self._spec['name']}': {detail}"))
 
     def _ensure_started(self) -> Connection:
         if self._pipe is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,8 +71,8 @@ def labelled(rewards: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any
     labels: list[str] = []
     for spec in rewards:
         base = str(spec["name"]).rpartition(":")[2]
-        taken = sum(label == base or label.startswith(f"{base}_") for label in labels)
-        labels.append(f"{base}_{taken + 1}" if taken else base)
+        candidates = (base if number == 1 else f"{base}_{number}" for number in itertools.count(1))
+        labels.append(next(label for label in candidates if label not in labels))
     return list(zip(labels, [dict(spec) for spec in rewards], strict=True))
 
 

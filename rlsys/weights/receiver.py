@@ -39,6 +39,7 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
     _channel: GlooChannel | None = None
 
     def init_transfer_engine(self, init_info: Any) -> None:
+        """Join the broadcast group; blocks until the learner and every other engine have joined."""
         self._bucket_bytes = init_info.bucket_bytes
         self._channel = GlooChannel(
             init_info.master_address,
@@ -49,6 +50,7 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
         )
 
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
+        """Take every bucket of one broadcast and hand its parameters to the layerwise reload."""
         if self._channel is None:
             raise RuntimeError("the weight channel is not open: init_transfer_engine has not run")
         manifest = [

@@ -114,6 +114,7 @@ class NcclChannel:
             )
 
     def send(self, packed: PackedBuckets) -> None:
+        """Broadcast every packed bucket; returns when the GPU has sent the last one."""
         from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
 
         packed_nccl_broadcast_producer(

@@ -16,9 +16,7 @@ BF16 = ["learner.dtype=bfloat16", "cluster.num_gpus={gpus}", "weights.backend={b
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    NUM_GPUS < 2, reason=f"nccl needs two GPUs (one for the learner, one for the engine); {NUM_GPUS} here"
-)
+@pytest.mark.skipif(NUM_GPUS < 2, reason=f"nccl needs two GPUs, learner and engine; {NUM_GPUS} here")
 def test_nccl_broadcast_agrees(tmp_path: Path) -> None:
     _agrees(tmp_path, gpus=2, backend="nccl")
 

@@ -14,7 +14,7 @@ import yaml
 
 from tests.integration.runs import SMALL, read_metrics
 
-METRIC_KEYS = [
+METRIC_KEYS = {
     "step",
     "policy_version",
     "reward/total/mean",
@@ -39,7 +39,7 @@ METRIC_KEYS = [
     "time/update_s",
     "time/broadcast_s",
     "throughput/tokens_per_s",
-]
+}
 
 
 def rlsys(*arguments: str, cwd: Path, deadline_s: float = 280) -> subprocess.CompletedProcess[str]:
@@ -55,8 +55,7 @@ def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_run_writes_everything_and_resumes_at_the_right_step(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    common = ["checkpoint.every=2", "eval.every=2", "eval_limit=8", "logging.tensorboard=true"]
-    common = [c.replace("eval_limit", "data.eval_limit") for c in common]
+    common = ["checkpoint.every=2", "eval.every=2", "data.eval_limit=8", "logging.tensorboard=true"]
     first = train(tmp_path, *common, "train.num_steps=3")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "step 3/3" in first.stdout
@@ -64,7 +63,7 @@ def test_a_run_writes_everything_and_resumes_at_the_right_step(tmp_path: Path) -
     rows = read_metrics(run_dir)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert [row["policy_version"] for row in rows] == [0, 1, 2, 3]
-    assert set(METRIC_KEYS) <= set(rows[2])
+    assert set(rows[2]) >= METRIC_KEYS
     assert "eval/accuracy" in rows[0]
     assert "eval/accuracy" not in rows[1]
     assert yaml.safe_load((run_dir / "config.yaml").read_text())["train"]["num_steps"] == 3
@@ -114,9 +113,9 @@ def test_it_learns(tmp_path: Path) -> None:
         "data.options.max_operand=9",
         "data.options.held_out=30",
         "model.build.warmup.target_accuracy=0.3",
-        "train.num_steps=40",
+        "train.num_steps=30",
         "train.prompts_per_step=32",
-        "eval.every=40",
+        "eval.every=30",
         "logging.tensorboard=false",
         "rollout.kv_cache_gib=0.25",
         cwd=tmp_path,

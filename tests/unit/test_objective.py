@@ -102,9 +102,11 @@ def test_padding_changes_nothing(aggregation: str) -> None:
 
 
 @AGGREGATIONS
-def test_far_apart_logprobs_stay_finite_masked_or_not(aggregation: str) -> None:
+@pytest.mark.parametrize("distance", [70.0, 200.0])  # e^70 is a float32, e^200 is not
+def test_far_apart_logprobs_stay_finite_masked_or_not(aggregation: str, distance: float) -> None:
     inputs = random_inputs(spread=0.0)
-    apart = torch.tensor([[70.0, -70.0, 70.0, -70.0, 70.0], [-70.0, 70.0, -70.0, 70.0, -70.0]])
+    signs = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0], [-1.0, 1.0, -1.0, 1.0, -1.0]])
+    apart = distance * signs
     far = LossInputs(inputs.logprobs, inputs.old_logprobs + apart, 1 - apart, inputs.loss_mask, apart - 1)
     result, gradient = run(objective(aggregation=aggregation), far)
     assert math.isfinite(result.loss.item())

@@ -57,7 +57,7 @@ def test_on_policy_the_ratio_is_one_and_the_gradient_minus_the_advantage(advanta
     assert not result.clipped.any()
 
 
-@pytest.mark.parametrize("difference", [70.0, -70.0])
+@pytest.mark.parametrize("difference", [70.0, -70.0, 200.0, -200.0])
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_far_off_policy_stays_finite(difference: float, advantage: float) -> None:
     logprobs = torch.tensor([[difference]], requires_grad=True)

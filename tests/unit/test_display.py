@@ -1,0 +1,59 @@
+"""What a person reads while a run goes."""
+
+from __future__ import annotations
+
+import pytest
+import rich
+
+from rlsys.metrics.display import Display, plain_line
+
+
+def test_a_whole_line() -> None:
+    metrics = {
+        "step": 7,
+        "reward/total/mean": 0.51249,
+        "eval/accuracy": 0.75,
+        "policy/kl_ref": 0.00123,
+        "throughput/tokens_per_s": 1234.5,
+        "time/rollout_s": 1.234,
+        "time/reward_s": 0.1,
+        "time/reference_s": 0.0,
+        "time/update_s": 2.0,
+        "time/broadcast_s": 0.05,
+        "time/step_s": 3.4,
+    }
+    assert plain_line(metrics, num_steps=300, eta_s=3725.9) == (
+        "step 7/300  reward 0.512  accuracy 0.750  kl 0.0012  tokens/s 1234  "
+        "3.40 s (rollout 1.23, reward 0.10, reference 0.00, update 2.00, broadcast 0.05)  ETA 1:02:05"
+    )
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    assert plain_line({"step": 0, "policy/kl_ref": None}, num_steps=5, eta_s=None) == "step 0/5"
+    assert plain_line({"step": 2, "time/step_s": 1.5}, num_steps=5, eta_s=61.0) == "step 2/5  ETA 1:01"
+
+
+def test_without_a_terminal_it_is_a_line_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(3, live=False) as display:
+        display.say("starting")
+        display.step({"step": 1, "reward/total/mean": 0.5})
+        display.step({"step": 2, "reward/total/mean": None})
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("starting", "step 1/3  reward 0.500")
+    assert third.startswith("step 2/3  ETA 0:0")
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_a_terminal_shows_a_table_with_every_number_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rich.reconfigure()  # which reads the width
+    metrics = {"step": 1, "reward/total/mean": 0.5, "policy/kl_ref": 0.0012, "policy/entropy": 1.25}
+    metrics |= {"throughput/tokens_per_s": 12345.0, "time/rollout_s": 9.87, "time/step_s": 13.4}
+    with Display(3, live=True) as display:
+        display.step(metrics)
+        display.say("[not markup]")
+    printed = capsys.readouterr().out
+    shown = ["step 1/3", "0.500", "0.0012", "1.250", "12345", "9.87", "13.40", "[not markup]"]
+    assert [part for part in shown if part not in printed] == []

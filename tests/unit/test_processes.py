@@ -1,0 +1,154 @@
+"""Nothing is left running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from rlsys.runtime import processes
+from rlsys.runtime.processes import TAG, Guardian, guard, sweep, tagged
+
+OWNER = """
+import subprocess, sys
+from rlsys.runtime.processes import Guardian
+guardian = Guardian()
+stubborn = 'trap "" TERM; echo ready; sleep 60'
+children = [subprocess.Popen(["sleep", "60"]), subprocess.Popen(["bash", "-c", stubborn], stdout=subprocess.PIPE)]
+children[1].stdout.readline()
+print(*(child.pid for child in children), flush=True)
+children[0].wait()
+"""
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def tag() -> str:
+    return uuid.uuid4().hex
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a command with a tag in its environment, or none; whatever happens, it ends with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def starter(*command: str, tag: str | None = None) -> subprocess.Popen[str]:
+        environment = {key: value for key, value in os.environ.items() if key != TAG}
+        if tag is not None:
+            environment[TAG] = tag
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        started.append(process)
+        return process
+
+    yield starter
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def ends(pid: int, timeout_s: float) -> bool:
+    """Whether a process, not only a child of ours, ends in time."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], timeout_s)[0])
+    finally:
+        os.close(descriptor)
+
+
+def stubborn(start: Start, tag: str) -> subprocess.Popen[str]:
+    """A shell and its child, both deaf to SIGTERM."""
+    process = start("bash", "-c", 'trap "" TERM; echo ready; sleep 60', tag=tag)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_the_sweep_ends_every_tagged_process_even_a_deaf_one(start: Start, tag: str) -> None:
+    willing = [start("sleep", "60", tag=tag) for _ in range(2)]
+    deaf = stubborn(start, tag)
+    sweep(tag, grace_s=0.2)
+    assert [process.wait(timeout=5) for process in willing] == [-signal.SIGTERM] * 2
+    assert deaf.wait(timeout=5) == -signal.SIGKILL
+    assert tagged(tag) == []  # the shell's own child went too
+
+
+def test_the_sweep_says_how_many_it_ended(start: Start, tag: str) -> None:
+    for _ in range(3):
+        start("sleep", "60", tag=tag)
+    assert sweep(tag, grace_s=5.0) == 3
+    assert sweep(tag) == 0
+
+
+def test_other_processes_are_left_alone(start: Start, tag: str) -> None:
+    others = [start("sleep", "60"), start("sleep", "60", tag=f"{tag}0")]
+    sweep(tag)
+    assert [process.poll() for process in others] == [None, None]
+
+
+def test_closing_the_guardian_ends_what_was_started_under_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TAG, raising=False)
+    guardian = Guardian()
+    assert os.environ[TAG] == guardian.tag
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        assert child.poll() is None
+        guardian.close()
+        assert child.wait(timeout=5) == -signal.SIGTERM
+        assert TAG not in os.environ
+    finally:
+        child.kill()
+
+
+def test_the_guardian_outlives_a_killed_owner(start: Start) -> None:
+    owner = start(sys.executable, "-c", OWNER)
+    assert owner.stdout is not None
+    pids = [int(pid) for pid in owner.stdout.readline().split()]
+    try:
+        assert len(pids) == 2
+        os.kill(owner.pid, signal.SIGKILL)  # nothing of its own can run any more
+        assert all(ends(pid, timeout_s=10.0) for pid in pids)
+    finally:
+        for pid in pids:
+            if not ends(pid, timeout_s=0.0):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """The reading and the writing end of the driver's pipe to its guardian."""
+    ends = os.pipe()
+    yield ends
+    for descriptor in ends:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def test_a_signalled_driver_that_does_not_end_is_ended(
+    monkeypatch: pytest.MonkeyPatch, start: Start, tag: str, pipe: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(processes, "SIGNAL_GRACE_S", 0.2)
+    driver, worker = stubborn(start, ""), start("sleep", "60", tag=tag)
+    os.write(pipe[1], bytes([signal.SIGTERM]))
+    guard(tag, driver.pid, pipe[0])
+    assert driver.wait(timeout=5) == -signal.SIGKILL
+    assert worker.wait(timeout=5) == -signal.SIGTERM
+
+
+def test_a_driver_that_closes_its_pipe_is_not_touched(start: Start, tag: str, pipe: tuple[int, int]) -> None:
+    driver, worker = start("sleep", "60"), start("sleep", "60", tag=tag)
+    os.write(pipe[1], bytes([signal.SIGCHLD]))  # a child of the driver ended, nothing more
+    os.close(pipe[1])
+    guard(tag, driver.pid, pipe[0])
+    assert worker.wait(timeout=5) == -signal.SIGTERM
+    assert driver.poll() is None

@@ -1,0 +1,59 @@
+"""The endless order of prompts and its cursor."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlsys.data.load import PromptStream
+from rlsys.types import Prompt
+
+
+def stream(size: int, seed: int = 0, *, shuffle: bool = True, cursor: int = 0) -> PromptStream:
+    prompts = [Prompt(index, f"{index}", np.array([index], dtype=np.int32)) for index in range(size)]
+    return PromptStream(prompts, seed=seed, shuffle=shuffle, cursor=cursor)
+
+
+def take(source: PromptStream, count: int) -> list[int]:
+    return [prompt.index for prompt in source.take(count)]
+
+
+@given(st.integers(1, 20), st.integers(0, 5))
+def test_every_prompt_comes_once_an_epoch(size: int, seed: int) -> None:
+    source = stream(size, seed)
+    for _ in range(3):
+        assert sorted(take(source, size)) == list(range(size))
+
+
+@given(st.integers(1, 12), st.lists(st.integers(0, 9), max_size=8), st.integers(0, 5))
+def test_the_order_does_not_depend_on_how_much_is_taken_at_once(size: int, counts: list[int], seed: int) -> None:
+    source = stream(size, seed)
+    parts = [take(source, count) for count in counts]
+    assert [index for part in parts for index in part] == take(stream(size, seed), sum(counts))
+
+
+@given(st.integers(1, 12), st.integers(0, 40), st.integers(0, 20))
+def test_from_a_cursor_the_same_order_goes_on(size: int, before: int, after: int) -> None:
+    interrupted = stream(size)
+    take(interrupted, before)
+    assert interrupted.cursor == before
+    assert take(stream(size, cursor=interrupted.cursor), after) == take(interrupted, after)
+
+
+def test_the_seed_and_the_epoch_decide_the_order() -> None:
+    assert take(stream(50, seed=1), 50) == take(stream(50, seed=1), 50)
+    assert take(stream(50, seed=1), 50) != take(stream(50, seed=2), 50)
+    source = stream(50, seed=1)
+    assert take(source, 50) != take(source, 50)
+
+
+def test_without_shuffling_the_order_is_the_data_s() -> None:
+    assert take(stream(3, shuffle=False), 7) == [0, 1, 2, 0, 1, 2, 0]
+    assert take(stream(3, shuffle=False, cursor=4), 2) == [1, 2]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_take_gives_as_many_as_asked_for(count: int) -> None:
+    assert len(take(stream(2), count)) == count

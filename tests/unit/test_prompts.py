@@ -1,0 +1,96 @@
+"""From rows to prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from rlsys.config import DataConfig, TokenizerBuild
+from rlsys.data.load import PromptEncoder, check_rows
+from rlsys.errors import ConfigError, DataError
+from rlsys.models.tiny import build_tokenizer
+from rlsys.types import Prompt
+
+QUESTION = [{"role": "user", "content": "1+1"}]
+
+
+def encode(tokenizer: Any, value: Any, **options: Any) -> Prompt:
+    row = {"prompt": value, "answer": "2"}
+    return PromptEncoder(tokenizer, DataConfig(**options)).encode([row], "rows", max_prompt_tokens=50)[0]
+
+
+def test_a_plain_prompt_is_taken_as_it_is(tokenizer: Any) -> None:
+    prompt = encode(tokenizer, "1+1=")
+    assert (prompt.index, prompt.text, prompt.is_conversation) == (0, "1+1=", False)
+    assert prompt.token_ids.tolist() == tokenizer("1+1=")["input_ids"]
+    assert prompt.token_ids.dtype == "int32"
+    assert prompt.columns == {"answer": "2"}
+
+
+def test_with_the_template_a_plain_prompt_is_a_user_message(tokenizer: Any) -> None:
+    prompt = encode(tokenizer, "1+1", chat_template=True)
+    assert prompt.text == QUESTION
+    assert prompt.is_conversation
+    assert tokenizer.decode(prompt.token_ids) == "<user>1+1<end><assistant>"
+    assert len(prompt.token_ids) == 6  # each special token once
+
+
+def test_messages_always_use_the_template(tokenizer: Any) -> None:
+    messages = [{"role": "user", "content": "1+1", "name": None}]  # other keys, as datasets adds them, are dropped
+    prompt = encode(tokenizer, messages)
+    assert prompt.text == QUESTION
+    assert tokenizer.decode(prompt.token_ids) == "<user>1+1<end><assistant>"
+
+
+def test_a_beginning_that_the_template_holds_is_not_added_again() -> None:
+    doubled = build_tokenizer(TokenizerBuild())
+    begin = ("<user>", doubled.convert_tokens_to_ids("<user>"))
+    doubled.backend_tokenizer.post_processor = TemplateProcessing(single="<user> $A", special_tokens=[begin])
+    assert doubled.decode(encode(doubled, "1+1=").token_ids) == "<user>1+1="  # what the tokenizer adds to plain text
+    assert doubled.decode(encode(doubled, QUESTION).token_ids) == "<user>1+1<end><assistant>"
+
+
+def test_the_system_prompt_comes_first(tokenizer: Any) -> None:
+    prompt = encode(tokenizer, "1+1", chat_template=True, system_prompt="Add.")
+    assert tokenizer.decode(prompt.token_ids) == "<system>Add.<end><user>1+1<end><assistant>"
+
+
+def test_a_system_message_of_the_data_stays(tokenizer: Any) -> None:
+    own = [{"role": "system", "content": "Subtract."}, *QUESTION]
+    assert encode(tokenizer, own, system_prompt="Add.").text == own
+
+
+def test_a_system_prompt_is_never_dropped_silently(tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match=r"data\.system_prompt.*data\.chat_template"):
+        encode(tokenizer, "1+1", system_prompt="Add.")
+
+
+def test_another_prompt_column(tokenizer: Any) -> None:
+    rows = [{"question": "1+1=", "prompt": "not this"}]
+    prompt = PromptEncoder(tokenizer, DataConfig(prompt_column="question")).encode(rows, "rows", 50)[0]
+    assert prompt.text == "1+1="
+    assert prompt.columns == {"prompt": "not this"}
+
+
+def test_a_tokenizer_without_a_template(tokenizer: Any) -> None:
+    bare = build_tokenizer(TokenizerBuild())
+    bare.chat_template = None
+    with pytest.raises(ConfigError, match="no chat template"):
+        encode(bare, QUESTION)
+
+
+@pytest.mark.parametrize("value", [7, ["1+1"], {"role": "user"}, [{"role": "user"}], []])
+@pytest.mark.parametrize("system_prompt", [None, "Add."])
+def test_what_is_neither_text_nor_messages_names_the_row(tokenizer: Any, value: Any, system_prompt: str | None) -> None:
+    with pytest.raises(DataError, match=r"rows, row 1: column 'prompt' is neither a string nor a list"):
+        encode(tokenizer, value, system_prompt=system_prompt)
+
+
+def test_rows_are_there_and_have_a_prompt() -> None:
+    check_rows([{"prompt": "1+1="}, {"prompt": ""}], "rows", "prompt")
+    with pytest.raises(DataError, match="data 'rows' has no rows"):
+        check_rows([], "rows", "prompt")
+    with pytest.raises(DataError, match=r"rows, row 2: no prompt column 'prompt'; the row has: answer"):
+        check_rows([{"prompt": "1+1="}, {"answer": "2", "prompt": None}], "rows", "prompt")

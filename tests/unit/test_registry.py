@@ -1,0 +1,143 @@
+"""Functions found by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsys.algorithms import advantages, aggregation, kl, policy_losses
+from rlsys.errors import ConfigError
+from rlsys.registry import Registry, load_external
+
+PACKAGE = "from rlsys.registry import Registry\nregistry = Registry('shape', __name__)\nregister = registry.register\n"
+SQUARE = """
+from {package} import register
+
+@register("square", corners=4)
+def square(x, *, size=1, unit="cm"):
+    return x * size, unit
+
+@register("line")
+def line(x):
+    return x
+"""
+
+
+@pytest.fixture
+def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Registry[Any]:
+    """A registry of a package made on the spot, with `square` and `line` in one of its modules."""
+    name = f"shapes_of_{request.node.name.partition('[')[0]}"
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "__init__.py").write_text(PACKAGE)
+    (folder / "square.py").write_text(SQUARE.format(package=name))
+    monkeypatch.syspath_prepend(tmp_path)
+    return __import__(name).registry
+
+
+def test_a_file_in_the_folder_is_all_it_takes(shapes: Registry[Any]) -> None:
+    assert shapes.names() == ["line", "square"]
+    assert shapes.get("square")(3, size=2) == (6, "cm")
+
+
+def test_an_unknown_name_gets_the_nearest_match(shapes: Registry[Any]) -> None:
+    with pytest.raises(ConfigError, match=r"unknown shape 'sqare': did you mean 'square'\?.*'module:function'"):
+        shapes.get("sqare")
+
+
+def test_a_name_near_nothing_gets_the_whole_list(shapes: Registry[Any]) -> None:
+    with pytest.raises(ConfigError, match="known: line, square"):
+        shapes.get("circle-of-fire")
+
+
+def test_options_are_filled_in(shapes: Registry[Any]) -> None:
+    assert shapes.component({"name": "square", "size": 5})(2) == (10, "cm")
+
+
+def test_an_unknown_option_lists_the_accepted_ones(shapes: Registry[Any]) -> None:
+    with pytest.raises(ConfigError, match=r"shape 'square' has no option 'sise'; accepted options: size, unit"):
+        shapes.component({"name": "square", "sise": 5})
+
+
+def test_a_function_without_options_says_so(shapes: Registry[Any]) -> None:
+    with pytest.raises(ConfigError, match="accepted options: none"):
+        shapes.component({"name": "line", "x": 1})  # positional: not an option
+
+
+def test_what_the_caller_supplies_is_no_option(shapes: Registry[Any]) -> None:
+    with pytest.raises(ConfigError, match="no option 'unit'; accepted options: size"):
+        shapes.bind("square", {"unit": "m"}, also=["unit"])
+
+
+def test_a_component_needs_a_name(shapes: Registry[Any]) -> None:
+    with pytest.raises(ConfigError, match=r"a shape needs a name.*line, square"):
+        shapes.component({"size": 1})
+
+
+def test_a_name_is_registered_once(shapes: Registry[Any]) -> None:
+    shapes.names()
+    with pytest.raises(ValueError, match="shape 'square' is registered twice"):
+        shapes.register("square")(len)
+
+
+def test_facts(shapes: Registry[Any]) -> None:
+    assert shapes.fact("square", "corners", 0) == 4
+    assert shapes.fact("line", "corners", 0) == 0
+    assert shapes.fact("math:sqrt", "corners", 0) == 0
+
+
+def test_rlsys_own_components() -> None:
+    assert "grpo" in advantages.registry.names()
+    assert advantages.registry.fact("grpo", "min_group_size", 1) == 2
+    assert policy_losses.registry.names() == ["ppo_clip"]
+    assert aggregation.registry.names() == ["sequence_mean", "token_mean"]
+    assert kl.registry.names() == ["k3"]
+
+
+def test_outside_code_from_a_module(shapes: Registry[Any]) -> None:
+    import math
+
+    assert shapes.get("math:sqrt") is math.sqrt
+
+
+def test_outside_code_from_a_file(tmp_path: Path, shapes: Registry[Any]) -> None:
+    (tmp_path / "mine.py").write_text("def triangle(x, *, size=1):\n    return x * size / 2\n")
+    name = f"{tmp_path}/mine.py:triangle"
+    assert shapes.component({"name": name, "size": 3})(4) == 6
+    assert shapes.get(name) is shapes.get(name)  # loaded once
+    with pytest.raises(ConfigError, match="accepted options: size"):
+        shapes.component({"name": name, "width": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no_such_module_here:f", "cannot import 'no_such_module_here'"),
+        ("nowhere/mine.py:f", "no such file"),
+        ("math:sqr", "'math' has no function 'sqr'; did you mean 'sqrt'?"),
+        ("math:pi", "'math' has no function 'pi'"),  # a number cannot be called
+    ],
+)
+def test_outside_code_that_is_not_there(name: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_external(name, "reward")
+    assert f"reward '{name}'" in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["def f(:\n", "def f():\n    pass\nraise ValueError('at import')\n"])
+def test_a_broken_file_is_refused_every_time(tmp_path: Path, source: str) -> None:
+    (tmp_path / "broken.py").write_text(source)
+    for _ in range(2):  # a half-run module must not be taken for the whole one the second time
+        with pytest.raises(ConfigError, match=r"broken\.py"):
+            load_external(f"{tmp_path}/broken.py:f")
+
+
+def test_files_of_like_names_are_kept_apart(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.py").write_text("def f():\n    return 'a/b'\n")
+    (tmp_path / "a_b.py").write_text("def f():\n    return 'a_b'\n")
+    assert load_external(f"{tmp_path}/a/b.py:f")() == "a/b"
+    assert load_external(f"{tmp_path}/a_b.py:f")() == "a_b"

@@ -1,0 +1,141 @@
+"""Reward functions in processes of their own: one bad row costs that row and nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from rlsys.scoring.call import RewardRequest
+from rlsys.scoring.process import RewardProcess
+from rlsys.types import RewardPart
+
+FUNCTIONS = """
+import os
+import sys
+import time
+
+def length(completions, answer, *, scale=1.0, **_):
+    print("printed to standard output", *completions)
+    sys.stdout.write("x" * 100_000)
+    sys.stdout.flush()
+    return [None if a is None else scale * len(c) for c, a in zip(completions, answer)]
+
+def picky(completions, log_metric, **_):
+    for completion in completions:
+        if completion == "bad":
+            raise ValueError(f"cannot score {completion!r}")
+        log_metric("characters", len(completion))
+    return [float(len(c)) for c in completions]
+
+def hangs(completions, **_):
+    while "bad" in completions:
+        time.sleep(0.05)
+    return [float(len(c)) for c in completions]
+
+def dies(completions, **_):
+    if "bad" in completions:
+        os._exit(3)
+    return [float(len(c)) for c in completions]
+
+def identity(completions, **_):
+    return [float(os.getpid()) for _ in completions]
+"""
+Start = Callable[..., RewardProcess]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start one of the functions above in a process, with options."""
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
+    started: list[RewardProcess] = []
+
+    def starter(name: str, *, call_s: float = 60.0, row_s: float = 60.0, **options: float) -> RewardProcess:
+        spec = {"name": f"{tmp_path}/functions.py:{name}", "weight": 1.0, **options}
+        started.append(RewardProcess(spec, call_deadline_s=call_s, row_deadline_s=row_s))
+        return started[-1]
+
+    yield starter
+    for process in started:
+        process.close()
+
+
+def request(*completions: str, answer: Sequence[str | None] | None = None) -> RewardRequest:
+    answers = list(answer) if answer is not None else ["?"] * len(completions)
+    return RewardRequest(
+        prompts=["?"] * len(completions),
+        completions=completions,
+        completion_ids=[[1]] * len(completions),
+        columns={"answer": answers},
+        step=1,
+    )
+
+
+def outcomes(parts: Sequence[RewardPart]) -> list[tuple[float | None, str]]:
+    return [(part.value, part.outcome) for part in parts]
+
+
+def test_a_good_call_though_the_function_prints(start: Start) -> None:
+    process = start("length", scale=2.0)
+    parts, _ = process.score(request("one", "three", "", answer=["?", None, "?"]))
+    assert outcomes(parts) == [(6.0, "ok"), (None, "not_applicable"), (0.0, "ok")]
+    parts, _ = process.score(request("four"))
+    assert outcomes(parts) == [(8.0, "ok")]
+
+
+def test_the_process_is_another_one_and_stays(start: Start) -> None:
+    process = start("identity")
+    first, again = (process.score(request("a"))[0][0].value for _ in range(2))
+    assert first == again
+    assert first != os.getpid()
+
+
+def test_an_exception_costs_its_row(start: Start) -> None:
+    process = start("picky")
+    parts, log = process.score(request("bad", "three", "sixsix"))
+    assert outcomes(parts) == [(None, "error"), (5.0, "ok"), (6.0, "ok")]
+    assert "ValueError: cannot score 'bad'" in parts[0].detail
+    assert "picky" in parts[0].detail
+    assert log.metrics == {"characters": [5.0, 6.0]}  # of every row that was scored
+
+
+def test_a_hang_costs_its_row(start: Start) -> None:
+    # The call's time passes, then row by row: the first is scored, the second hangs for its own half second.
+    process = start("hangs", call_s=3.0, row_s=0.5)
+    parts, _ = process.score(request("one", "bad", "three"))
+    assert outcomes(parts) == [(3.0, "ok"), (None, "timeout"), (5.0, "ok")]
+    assert "no answer within 0.5 s" in parts[1].detail
+    assert outcomes(process.score(request("four"))[0]) == [(4.0, "ok")]
+
+
+def test_a_death_costs_its_row_and_the_process_is_started_again(start: Start) -> None:
+    process = start("dies")
+    parts, _ = process.score(request("one", "bad", "three"))
+    assert outcomes(parts) == [(3.0, "ok"), (None, "error"), (5.0, "ok")]
+    assert "its process died (exit code 3)" in parts[1].detail
+    assert outcomes(process.score(request("four"))[0]) == [(4.0, "ok")]
+
+
+def test_many_hangs_do_not_hold_up_the_step(start: Start) -> None:
+    process = start("hangs", call_s=0.3, row_s=0.3)
+    parts, _ = process.score(request("bad", "bad", "bad", "bad"))
+    assert outcomes(parts) == [(None, "timeout")] * 4
+    assert "not tried: earlier rows used up the deadline" in parts[3].detail
+
+
+def test_a_function_that_cannot_be_loaded(start: Start) -> None:
+    process = start("length", scal=2.0)
+    with pytest.raises(RuntimeError, match=r"cannot be loaded(.|\n)*no option 'scal'"):
+        process.score(request("one"))
+
+
+def test_closing_ends_the_process(start: Start) -> None:
+    process = start("identity")
+    pid = process.score(request("a"))[0][0].value
+    assert pid is not None
+    process.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
+    process.close()  # twice is as good as once

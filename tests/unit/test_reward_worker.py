@@ -1,0 +1,67 @@
+"""The reward worker: trajectories in, typed rewards out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlsys.config import ScoringConfig
+from rlsys.scoring.worker import RewardWorker, labelled
+from rlsys.types import Messages, Prompt, Trajectory
+
+SEEN = """
+def seen(prompts, completions, completion_ids, answer, level, log_metric, **_):
+    log_metric("rows", len(completions))
+    log_metric("rows", 0)
+    rows = list(zip(prompts, completions, completion_ids, answer, level, strict=True))
+    assert rows[0][:2] == ("1+1=", "2"), rows[0]
+    assert rows[2][1] == [{"role": "assistant", "content": "4"}], rows[2]
+    return [None if level is None else float(len(ids)) for *_, ids, answer, level in rows]
+"""
+
+
+def prompt(text: str | Messages, **columns: Any) -> Prompt:
+    return Prompt(index=0, text=text, token_ids=np.array([1, 2], dtype=np.int32), columns=columns)
+
+
+def trajectory(tokenizer: Any, response: str) -> Trajectory:
+    """A prompt of two tokens, and `response`."""
+    ids = np.array([6, 7, *tokenizer(response)["input_ids"]], dtype=np.int32)
+    return Trajectory(ids, np.arange(len(ids)) >= 2, np.zeros(len(ids), dtype=np.float32), (), "stop", engine=0)
+
+
+def names(rewards: Sequence[str]) -> list[str]:
+    return [label for label, _ in labelled([{"name": name} for name in rewards])]
+
+
+def test_labels_are_names_without_paths_numbered_when_repeated() -> None:
+    assert names(["exact_match", "length"]) == ["exact_match", "length"]
+    assert names(["mine.py:score", "other.py:score", "my.package:score"]) == ["score", "score_2", "score_3"]
+
+
+@pytest.mark.parametrize("rewards", [["a.py:f", "a.py:f_2", "b.py:f"], ["a.py:f_x", "a.py:f"], ["f_2", "f", "g:f"]])
+def test_labels_are_never_alike(rewards: list[str]) -> None:
+    assert len(set(names(rewards))) == len(rewards)
+
+
+def test_a_call_of_two_groups(tmp_path: Path, tokenizer: Any, model_folder: Path) -> None:
+    (tmp_path / "seen.py").write_text(SEEN)
+    rewards = [{"name": f"{tmp_path}/seen.py:seen", "weight": 0.5}, {"name": "exact_match", "weight": 10.0}]
+    worker = RewardWorker(ScoringConfig(function_deadline_s=60.0), rewards, str(model_folder))
+    worker.ping()
+    prompts = [
+        prompt("1+1=", answer="2", level=1),
+        prompt([{"role": "user", "content": "2+2"}], answer="4"),  # this row has no `level`
+    ]
+    groups = [[trajectory(tokenizer, "2<end>"), trajectory(tokenizer, "33")], [trajectory(tokenizer, "4<end>")]]
+    scored, logged = worker.score(prompts, 5, *groups)
+    assert [[reward.response for reward in group] for group in scored] == [["2", "33"], ["4"]]
+    # `seen` gives the number of response tokens at half weight, exact_match ten times 0 or 1.
+    assert [[reward.total for reward in group] for group in scored] == [[11.0, 1.0], [10.0]]
+    assert {part.outcome for reward in scored[0] for part in reward.parts.values()} == {"ok"}
+    assert scored[1][0].parts["seen"].outcome == "not_applicable"
+    assert logged == {"rows": 1.5}  # (3 + 0) / 2

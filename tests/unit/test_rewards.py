@@ -1,0 +1,49 @@
+"""The built-in rewards that need no process of their own."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlsys.rewards import content, registry
+from rlsys.rewards.exact_match import exact_match
+from rlsys.rewards.length import length
+
+CHAT = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": " 2\n"}]
+
+
+def test_the_built_in_rewards() -> None:
+    assert registry.names() == ["exact_match", "length", "math_answer"]
+
+
+def test_content_is_the_last_message_s() -> None:
+    assert content(" 2\n") == " 2\n"
+    assert content(CHAT) == " 2\n"
+
+
+def test_exact_match_by_hand() -> None:
+    completions = ["95", " 95\n", "95.", "", "95"]
+    assert exact_match(completions, ["95", "95", "95", "", "59"]) == [1.0, 1.0, 0.0, 1.0, 0.0]
+
+
+def test_exact_match_to_the_last_space() -> None:
+    assert exact_match(["95", " 95"], ["95", "95"], strip=False) == [1.0, 0.0]
+
+
+def test_exact_match_of_chats_and_of_numbers() -> None:
+    assert exact_match([CHAT, CHAT], [2, "3"]) == [1.0, 0.0]
+
+
+def test_exact_match_refuses_lists_of_unequal_length() -> None:
+    with pytest.raises(ValueError):
+        exact_match(["1", "2"], ["1"])
+
+
+def test_length_by_hand() -> None:
+    # -|50 - 0|, -|50 - 50|, -|50 - 53|; and -|4 - 3| for " 2\n"
+    assert length(["", "x" * 50, "x" * 53]) == [-50.0, 0.0, -3.0]
+    assert length([CHAT], target=4) == [-1.0]
+
+
+def test_both_ignore_what_they_do_not_use() -> None:
+    assert exact_match(["2"], ["2"], prompts=["1+1="], trainer_state=None) == [1.0]
+    assert length(["2"], target=1, prompts=["1+1="], completion_ids=[[5]]) == [0.0]

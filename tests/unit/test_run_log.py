@@ -1,0 +1,118 @@
+"""The files of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsys.config import LoggingConfig
+from rlsys.metrics.run_log import RunLog
+from rlsys.types import Reward, RewardPart
+
+from .records import group, reward, summary
+
+
+def open_log(run_dir: Path, *, resume_step: int = 0, every: int = 1, tensorboard: bool = False) -> RunLog:
+    return RunLog(run_dir, LoggingConfig(tensorboard=tensorboard, rollouts_every=every), resume_step=resume_step)
+
+
+def lines(path: Path) -> list[Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+def test_one_line_a_step_with_null_for_what_is_no_number(tmp_path: Path) -> None:
+    log = open_log(tmp_path / "new" / "run")
+    log.write({"step": 1, "a": 0.5, "b": None, "c": math.nan, "d": math.inf})
+    assert lines(tmp_path / "new" / "run" / "metrics.jsonl") == [{"step": 1, "a": 0.5, "b": None, "c": None, "d": None}]
+    log.write({"step": 2, "a": 1})
+    assert len(lines(tmp_path / "new" / "run" / "metrics.jsonl")) == 2  # on disk though the log is still open
+    log.close()
+
+
+def test_the_rollouts_of_a_step(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    failed = Reward(
+        None, {"match": RewardPart(None, "error", "ValueError: no"), "length": RewardPart(-1.0, "ok")}, "error"
+    )
+    groups = [group(3, [summary(4, version=6), summary(9, finish="length")], text="naïve?")]
+    log.rollouts(7, groups, [[reward(1.0), failed]])
+    log.close()
+    path = tmp_path / "rollouts" / "step-000007.jsonl"
+    assert "naïve?" in path.read_text(encoding="utf-8")
+    assert lines(path) == [
+        {
+            "group_id": 3,
+            "prompt_index": 13,
+            "prompt": "naïve?",
+            "response": "2",
+            "response_tokens": 4,
+            "finish_reason": "stop",
+            "policy_version": 6,
+            "reward": 1.0,
+            "outcome": "ok",
+            "parts": {"exact_match": {"value": 1.0, "outcome": "ok"}},
+        },
+        {
+            "group_id": 3,
+            "prompt_index": 13,
+            "prompt": "naïve?",
+            "response": "",
+            "response_tokens": 9,
+            "finish_reason": "length",
+            "policy_version": 0,
+            "reward": None,
+            "outcome": "error",
+            "parts": {
+                "match": {"value": None, "outcome": "error", "detail": "ValueError: no"},
+                "length": {"value": -1.0, "outcome": "ok"},
+            },
+        },
+    ]
+
+
+@pytest.mark.parametrize(("every", "written"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (0, [])])
+def test_how_often_rollouts_are_written(tmp_path: Path, every: int, written: list[int]) -> None:
+    log = open_log(tmp_path, every=every)
+    for step in (1, 2, 3, 4):
+        log.rollouts(step, [group(0, [summary(1)])], [[reward(1.0)]])
+    log.close()
+    names = [f"step-{step:06d}.jsonl" for step in written]
+    assert sorted(path.name for path in tmp_path.glob("rollouts/*")) == names
+
+
+def test_a_resumed_run_drops_the_steps_that_it_runs_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    cut_off = '{"step": 4, "a": 0.'
+    path.write_text("".join(f'{{"step": {step}, "a": {step}.5}}\n' for step in (0, 1, 2, 3)) + cut_off)
+    log = open_log(tmp_path, resume_step=2)
+    log.write({"step": 3, "a": -1})
+    log.close()
+    assert [(row["step"], row["a"]) for row in lines(path)] == [(0, 0.5), (1, 1.5), (2, 2.5), (3, -1)]
+
+
+def test_a_run_resumed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1}\n')
+    log = open_log(tmp_path, resume_step=0)  # from the beginning: step 0 is written again as well
+    log.write({"step": 0})
+    log.close()
+    assert [row["step"] for row in lines(path)] == [0]
+
+
+def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = open_log(tmp_path, tensorboard=True)
+    log.write({"step": 1, "reward/total/mean": 0.5, "policy/kl_ref": None, "bad": math.nan})
+    log.write({"step": 2, "reward/total/mean": 0.75})
+    log.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("reward/total/mean")] == [(1, 0.5), (2, 0.75)]
+    assert set(events.Tags()["scalars"]) == {"step", "reward/total/mean"}
