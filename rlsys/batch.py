@@ -39,12 +39,6 @@ def token_batch(token_ids: Sequence[np.ndarray], loss_masks: Sequence[np.ndarray
     )
 
 
-def empty_batch() -> TokenBatch:
-    """One row of two tokens with nothing to train: what a rank runs when the others have more microbatches."""
-    ones = torch.ones(1, 2, dtype=torch.int64)
-    return TokenBatch(input_ids=ones, attention_mask=ones, loss_mask=torch.zeros(1, 2, dtype=torch.bool))
-
-
 def split_microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Group rows of similar length so that rows * longest <= max_tokens; returns indices, longest rows first.
 

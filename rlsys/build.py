@@ -123,7 +123,14 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
         stack.callback(cluster.close)
         cluster.connect([demand for role in wanted.values() for demand in role])
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
-        scoring = RewardPool(cluster, config.scoring, wanted["reward"], config.rewards, prepared.model_path)
+        scoring = RewardPool(
+            cluster,
+            config.scoring,
+            wanted["reward"],
+            config.rewards,
+            prepared.model_path,
+            config.model.trust_remote_code,
+        )
         learner = LearnerGroup(cluster, _learner_setup(prepared), wanted["learner"])
         reference = None
         if wanted["reference"]:

@@ -42,6 +42,7 @@ def main() -> None:
         print(USAGE, file=sys.stderr if arguments[:1] not in (["-h"], ["--help"]) else sys.stdout)
         sys.exit(0 if arguments[:1] in (["-h"], ["--help"]) else 2)
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.path.insert(0, os.getcwd())  # `my_module:my_reward` beside the user is found, as with `python -m`
     try:
         commands[arguments[0]](arguments[1:])
     except RlsysError as error:

@@ -22,7 +22,14 @@ def evaluation_run(prepared: Prepared) -> dict[str, Any]:
     try:
         cluster.connect([demand for role in wanted.values() for demand in role])
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
-        scoring = RewardPool(cluster, config.scoring, wanted["reward"], config.rewards, prepared.model_path)
+        scoring = RewardPool(
+            cluster,
+            config.scoring,
+            wanted["reward"],
+            config.rewards,
+            prepared.model_path,
+            config.model.trust_remote_code,
+        )
         rollout.start(config.cluster.startup_deadline_s)
         scoring.start(config.cluster.startup_deadline_s)
         result = evaluate(rollout, scoring, prepared.eval_prompts, config, policy_version=rollout.LOADED_VERSION)

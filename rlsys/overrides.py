@@ -68,6 +68,8 @@ def _normalise_one(argument: str, known: set[str], folder: Path) -> str:
 
 
 def _check_choice(group: str, value: str, folder: Path) -> None:
+    if "(" in value:  # a sweep such as choice(a,b): Hydra reads it, and refuses what is not there
+        return
     choices = [path.stem for path in (folder / group).glob("*.yaml")]
     for choice in value.split(","):
         if choice == "null":

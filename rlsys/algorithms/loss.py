@@ -35,7 +35,9 @@ class Objective:
         policy = self._policy_loss(inputs)
         per_token = policy.per_token
         kl_sum = per_token.new_zeros(())
-        if inputs.ref_logprobs is not None:
+        if self._kl_coef > 0:
+            if inputs.ref_logprobs is None:
+                raise ValueError("algorithm.kl.coef > 0 needs the reference's log-probabilities")
             divergence = self._kl(inputs.logprobs, inputs.ref_logprobs)
             per_token = per_token + self._kl_coef * divergence
             kl_sum = divergence.detach()[inputs.loss_mask].sum()

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from rlsys.algorithms.loss import Objective
 from rlsys.algorithms.policy_losses import LossInputs
-from rlsys.batch import empty_batch, pad, split_microbatches, token_batch
+from rlsys.batch import pad, split_microbatches, token_batch
 from rlsys.config import AlgorithmConfig, LearnerConfig, WeightsConfig
 from rlsys.errors import RlsysError
 from rlsys.types import LossTotals, Trajectory
@@ -47,6 +47,22 @@ class TrainItem:
     trajectory: Trajectory
     advantage: float
     ref_logprobs: np.ndarray | None
+
+
+EMPTY = -1
+NOTHING = TrainItem(
+    trajectory=Trajectory(
+        token_ids=np.ones(2, dtype=np.int32),
+        loss_mask=np.zeros(2, dtype=bool),
+        behavior_logprobs=np.zeros(2, dtype=np.float32),
+        versions=(),
+        finish_reason="stop",
+        engine=0,
+    ),
+    advantage=0.0,
+    ref_logprobs=np.zeros(2, dtype=np.float32),
+)
+"""Two tokens with nothing to train: what an empty microbatch holds."""
 
 
 @dataclass
@@ -179,11 +195,12 @@ class LearnerWorker:
         """Forward and backward of every microbatch. Fills `old_logprobs` (per item, [L]) in the first pass."""
         lengths = [item.trajectory.num_tokens for item in items]
         microbatches = split_microbatches(lengths, self._setup.learner.microbatch_tokens)
-        # Under ZeRO-3 every forward is a collective: all ranks must run the same number.
-        padded = microbatches + [[]] * (self._most(len(microbatches)) - len(microbatches))
+        # Under ZeRO-3 every forward is a collective: a rank with less to do runs empty ones until all are done.
+        num_empty = self._most(len(microbatches)) - len(microbatches)
         sums = UpdateSums()
-        for indices in padded:
-            self._microbatch([items[i] for i in indices], indices, totals, old_logprobs, sums)
+        for indices in microbatches + [[EMPTY]] * num_empty:
+            chosen = [NOTHING if index == EMPTY else items[index] for index in indices]
+            self._microbatch(chosen, indices, totals, old_logprobs, sums)
         return sums
 
     def _microbatch(
@@ -195,28 +212,22 @@ class LearnerWorker:
         sums: UpdateSums,
     ) -> None:
         device = self._engine.device
-        if items:
-            trajectories = [item.trajectory for item in items]
-            batch = token_batch([t.token_ids for t in trajectories], [t.loss_mask for t in trajectories])
-        else:
-            batch = empty_batch()
-        batch = batch.to(device)
+        trajectories = [item.trajectory for item in items]
+        batch = token_batch([t.token_ids for t in trajectories], [t.loss_mask for t in trajectories]).to(device)
         logprobs, entropy = self._engine(
             batch.input_ids, batch.attention_mask, batch.loss_mask, self._setup.temperature
         )
         for row, index in enumerate(indices):
             if index not in old_logprobs:
-                old_logprobs[index] = logprobs[row, : items[row].trajectory.num_tokens].detach().cpu().numpy()
-        shape = logprobs.shape
-        advantages = torch.tensor([item.advantage for item in items] or [0.0], device=device)
+                old_logprobs[index] = logprobs[row, : trajectories[row].num_tokens].detach().cpu().numpy()
+        references = [item.ref_logprobs for item in items if item.ref_logprobs is not None]
+        advantages = torch.tensor([item.advantage for item in items], device=device)
         inputs = LossInputs(
             logprobs=logprobs,
-            old_logprobs=pad([old_logprobs[i] for i in indices], torch.float32).to(device)
-            if items
-            else torch.zeros(shape, device=device),
-            advantages=advantages[:, None].expand(shape),
+            old_logprobs=pad([old_logprobs[index] for index in indices], torch.float32).to(device),
+            advantages=advantages[:, None].expand(logprobs.shape),
             loss_mask=batch.loss_mask,
-            ref_logprobs=self._reference(items, device),
+            ref_logprobs=pad(references, torch.float32).to(device) if references else None,
         )
         result = self._objective(inputs, totals)
         # DeepSpeed averages gradients over ranks; the loss is already this rank's share of a global sum.
@@ -225,11 +236,6 @@ class LearnerWorker:
         sums.kl += float(result.kl_sum)
         sums.clipped += float(result.clipped_sum)
         sums.entropy += float(entropy.sum())
-
-    @staticmethod
-    def _reference(items: Sequence[TrainItem], device: torch.device) -> torch.Tensor | None:
-        arrays = [item.ref_logprobs for item in items if item.ref_logprobs is not None]
-        return pad(arrays, torch.float32).to(device) if arrays else None
 
     def _verify(
         self, items: Sequence[TrainItem], logprobs: Mapping[int, np.ndarray], policy_version: int

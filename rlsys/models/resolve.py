@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.config import ModelBuild, ModelConfig
+from rlsys.config import ModelBuild, ModelConfig, TokenizerBuild
 from rlsys.errors import ConfigError, DataError
 from rlsys.models.tiny import build_model, build_tokenizer, check_build, save_model
 
@@ -34,9 +34,11 @@ def resolve_model(
 ) -> str:
     """The model's folder or hub id. Raises ConfigError when `model.path` is neither."""
     if config.path is not None:
-        return _existing(config.path)
+        return _existing(config.path, config.trust_remote_code)
     check_build(config.build)
-    folder = Path(config.cache_dir).expanduser() / f"{config.build.architecture}-{_digest(config.build, seed, train)}"
+    _check_alphabet(config.build.tokenizer, prompt_column, train, held_out)
+    digest = _digest(config.build, seed, prompt_column, train, held_out, corpus)
+    folder = Path(config.cache_dir).expanduser() / f"{config.build.architecture}-{digest}"
     if (folder / "config.json").exists():
         return str(folder)
     say(f"building a {config.build.architecture} policy on the spot (cached afterwards in {folder})")
@@ -67,7 +69,7 @@ def context_length(path: str, *, trust_remote_code: bool = False) -> int:
     return int(config.get_text_config().max_position_embeddings)
 
 
-def _existing(path: str) -> str:
+def _existing(path: str, trust_remote_code: bool) -> str:
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -78,7 +80,7 @@ def _existing(path: str) -> str:
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(path)
+        AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise ConfigError(
@@ -88,10 +90,24 @@ def _existing(path: str) -> str:
     return path
 
 
-def _digest(build: ModelBuild, seed: int, train: Rows) -> str:
+def _digest(build: ModelBuild, seed: int, prompt_column: str, *rows: Rows) -> str:
     """Names a build by everything that shapes it: options, seed, and the rows it learns from."""
-    described = json.dumps([dataclasses.asdict(build), seed, list(train)], sort_keys=True, default=str)
-    return hashlib.sha256(described.encode()).hexdigest()[:12]
+    shaped_by = [dataclasses.asdict(build), seed, prompt_column, *map(list, rows)]
+    return hashlib.sha256(json.dumps(shaped_by, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _check_alphabet(config: TokenizerBuild, prompt_column: str, *rows: Rows) -> None:
+    """A character tokenizer drops what it does not know: refuse a prompt that it would change."""
+    if config.kind != "chars" or not config.alphabet:
+        return
+    for part in rows:
+        for index, row in enumerate(part):
+            unknown = sorted(set(str(row.get(prompt_column))) - set(config.alphabet))
+            if unknown:
+                raise DataError(
+                    f"row {index + 1}: the prompt has {unknown!r}, which model.build.tokenizer.alphabet "
+                    f"'{config.alphabet}' does not; extend the alphabet or give model.path"
+                )
 
 
 def _build(

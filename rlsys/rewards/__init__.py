@@ -4,7 +4,8 @@
 
 A function takes the arguments it names (all of them with `**kwargs`); `None` means not applicable. Prompts and
 completions are strings, or chat messages for conversational data. Keyword-only parameters with a default are options
-that the run's `rewards` list may set.
+that the run's `rewards` list may set. A function that imports something slow registers with `imports=("module",)`:
+its process then imports it before the first deadline runs.
 """
 
 from __future__ import annotations

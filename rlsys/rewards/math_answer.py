@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from rlsys.rewards import Scores, content, register
 
-THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
-
-@register("math_answer")
+@register("math_answer", imports=("math_verify",))
 def math_answer(completions: list[Any], answer: list[Any], *, marker: str = "####", **_: Any) -> Scores:
     """1 where the response's final answer equals the gold one, 0 where it differs or the response has none.
 
@@ -22,13 +19,12 @@ def math_answer(completions: list[Any], answer: list[Any], *, marker: str = "###
 
     scores: Scores = []
     for completion, expected in zip(completions, answer, strict=True):
-        wanted = THOUSANDS_COMMA.sub("", str(expected).rpartition(marker)[2].strip())
+        wanted = str(expected).rpartition(marker)[2].strip()
         gold = _expressions(parse(f"${wanted}$", parsing_timeout=None))
         if not gold:
             scores.append(None)
             continue
-        given = THOUSANDS_COMMA.sub("", content(completion).rpartition(marker)[2])
-        guess = parse(given, parsing_timeout=None)
+        guess = parse(content(completion).rpartition(marker)[2], parsing_timeout=None)
         scores.append(float(bool(guess) and verify(gold, guess, timeout_seconds=None)))
     return scores
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from rlsys import rewards
 from rlsys.errors import ConfigError
+from rlsys.registry import option_names
 from rlsys.types import Messages
 
 RESERVED = ("name", "weight")
@@ -74,8 +75,18 @@ def bind_reward(spec: Mapping[str, Any]) -> Callable[..., Any]:
 
 def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
     """Raise ConfigError when the function needs an argument that neither TRL's contract nor the data set provides."""
+    columns = set(columns)
     known = {*PROVIDED, *columns}
-    for name, parameter in _parameters(bind_reward(spec)).items():
+    function = bind_reward(spec)
+    parameters = _parameters(function)
+    for name in set(option_names(function)) & columns - set(spec):
+        if parameters[name].default is inspect.Parameter.empty:
+            continue
+        raise ConfigError(
+            f"reward '{spec['name']}' has an option '{name}', and the data set a column of that name: set the option "
+            "in `rewards`, or rename the column"
+        )
+    for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in known:
             raise ConfigError(
                 f"reward '{spec['name']}' needs the column '{name}', which the data set does not have; its columns: "

@@ -6,6 +6,10 @@ pipe closes.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
+from rlsys.rewards import registry
 from rlsys.scoring.call import RewardLog, RewardRequest, bind_reward, call_reward
 from rlsys.types import Outcome, RewardPart
 
@@ -64,7 +69,9 @@ class RewardProcess:
     def close(self) -> None:
         """Kill the child."""
         if self._process is not None:
-            self._process.kill()
+            # Its own session: what the function started ends with it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
         if self._pipe is not None:
@@ -80,12 +87,19 @@ class RewardProcess:
                 return self._failed("timeout", f"no answer within {deadline_s:g} s; its process was killed")
             kind, payload, log = pipe.recv()
         except (EOFError, OSError) as error:
-            code = self._process.wait(timeout=10) if self._process is not None else None
-            self.close()
-            return self._failed("error", f"its process died (exit code {code}): {error!r}")
+            return self._failed("error", f"its process died (exit code {self._exit_code()}): {error!r}")
         if kind == "error":
             return self._failed("error", payload)
         return Answer([RewardPart(value, "not_applicable" if value is None else "ok") for value in payload], log)
+
+    def _exit_code(self) -> int | None:
+        """How the child ended; None when it closed the pipe and lives on, which ends now."""
+        code = None
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(timeout=1.0)
+        self.close()
+        return code
 
     def _failed(self, outcome: Outcome, detail: str) -> Answer:
         return Answer([], RewardLog(), RewardPart(None, outcome, f"reward '{self._spec['name']}': {detail}"))
@@ -95,7 +109,9 @@ class RewardProcess:
             return self._pipe
         ours, theirs = Pipe()
         command = [sys.executable, "-m", "rlsys.scoring.process", str(theirs.fileno())]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+        )
         theirs.close()
         self._pipe = ours
         ours.send(self._spec)
@@ -113,7 +129,10 @@ class RewardProcess:
 def serve(pipe: Connection) -> None:
     """The child's life: load the function, answer calls, stop at the end of the pipe."""
     try:
-        function = bind_reward(pipe.recv())
+        spec = pipe.recv()
+        function = bind_reward(spec)
+        for module in registry.fact(str(spec["name"]), "imports", ()):
+            importlib.import_module(module)
     except Exception:
         pipe.send(traceback.format_exc(limit=5))
         return

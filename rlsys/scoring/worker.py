@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlsys.config import ScoringConfig
+from rlsys.models.resolve import load_tokenizer
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.combine import combine
 from rlsys.scoring.process import RewardProcess
@@ -16,10 +17,10 @@ from rlsys.types import Prompt, Reward, Trajectory
 class RewardWorker:
     """Lives in a Ray process; `rewards` is the run's list of `{name, weight, ...options}`."""
 
-    def __init__(self, config: ScoringConfig, rewards: Sequence[dict[str, Any]], model_path: str) -> None:
-        from transformers import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(model_path)
+    def __init__(
+        self, config: ScoringConfig, rewards: Sequence[dict[str, Any]], model_path: str, trust_remote_code: bool = False
+    ) -> None:
+        self._tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
         self._weights = {label: float(spec.get("weight", 1.0)) for label, spec in labelled(rewards)}
         self._processes = {
             label: RewardProcess(spec, call_deadline_s=config.function_deadline_s, row_deadline_s=config.row_deadline_s)

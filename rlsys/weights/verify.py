@@ -35,7 +35,8 @@ def diff_of(behavior: np.ndarray, learner: np.ndarray) -> LogprobDiff:
     """Difference over two aligned [L] arrays; a value that is not finite counts as infinitely far."""
     if behavior.size == 0:
         return LogprobDiff()
-    difference = np.abs(behavior.astype(np.float64) - learner.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # inf - inf: counted as infinitely far below
+        difference = np.abs(behavior.astype(np.float64) - learner.astype(np.float64))
     difference = np.where(np.isfinite(difference), difference, np.inf)
     return LogprobDiff(float(difference.sum()), float(difference.max()), int(difference.size))
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsys.batch import balance, empty_batch, pad, split_microbatches, token_batch
+from rlsys.batch import balance, pad, split_microbatches, token_batch
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=30)
 
@@ -39,13 +39,6 @@ def test_token_batch_by_hand() -> None:
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]  # a token with id 0 is not padding
     assert batch.loss_mask.tolist() == [[False, True, True], [False, False, False]]
     assert (batch.input_ids.dtype, batch.loss_mask.dtype) == (torch.int64, torch.bool)
-
-
-def test_the_empty_batch_trains_nothing() -> None:
-    batch = empty_batch()
-    assert batch.input_ids.shape == batch.attention_mask.shape == batch.loss_mask.shape
-    assert not batch.loss_mask.any()
-    assert batch.attention_mask.all()
 
 
 def test_split_by_hand() -> None:

@@ -11,7 +11,7 @@ from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.process import RewardProcess
 from rlsys.types import RewardPart
 
-RUNAWAY = "ANSWER: $9^{9^{9^{9}}}$"
+RUNAWAY = "RESULT: $9^{9^{9^{9}}}$"
 
 
 def request(rows: list[tuple[str, object]]) -> RewardRequest:
@@ -44,6 +44,7 @@ def process() -> Iterator[RewardProcess]:
         ("#### 1,234,567", "1,234,567", 1.0, "ok"),
         ("#### $(1, 2)$", "(1, 2)", 1.0, "ok"),
         ("#### 12", "(1,2)", 0.0, "ok"),  # a comma between the parts of a pair is no thousands' comma
+        ("#### 1200", "(1,200)", 0.0, "ok"),
         ("#### 18", 18, 1.0, "ok"),
         ("", "18", 0.0, "ok"),
         ("####", "18", 0.0, "ok"),
@@ -62,12 +63,12 @@ def test_answers(process: RewardProcess, completion: str, answer: object, value:
 def test_a_runaway_expression_costs_its_row_and_a_marker_of_ones_own(tmp_path: Path) -> None:
     # The library is imported when the file is, which is not the function's time.
     (tmp_path / "scored.py").write_text("import math_verify\nfrom rlsys.rewards.math_answer import math_answer\n")
-    spec = {"name": f"{tmp_path}/scored.py:math_answer", "marker": "ANSWER:"}
+    spec = {"name": f"{tmp_path}/scored.py:math_answer", "marker": "RESULT:"}
     short = RewardProcess(spec, call_deadline_s=2.0, row_deadline_s=1.0)
     try:
-        parts, _ = short.score(request([("3 or ANSWER: 18", "ANSWER: 18"), (RUNAWAY, "18")]))
+        parts, _ = short.score(request([("The final answer is 3. RESULT: 18", "3, RESULT: 18"), (RUNAWAY, "18")]))
         assert parts[0] == RewardPart(1.0, "ok")
         assert (parts[1].value, parts[1].outcome) == (None, "timeout")
-        assert short.score(request([("18 or ANSWER: 17", "18")]))[0] == [RewardPart(0.0, "ok")]
+        assert short.score(request([("The final answer is 18. RESULT: 17", "18")]))[0] == [RewardPart(0.0, "ok")]
     finally:
         short.close()

@@ -10,7 +10,7 @@ import torch
 
 from rlsys.algorithms.loss import Objective
 from rlsys.algorithms.policy_losses import LossInputs
-from rlsys.batch import TokenBatch, empty_batch, pad, split_microbatches, token_batch
+from rlsys.batch import TokenBatch, pad, split_microbatches, token_batch
 from rlsys.config import AlgorithmConfig, KlConfig, ModelBuild
 from rlsys.models.policy import PolicyModel
 from rlsys.models.tiny import build_model
@@ -125,7 +125,7 @@ def test_the_gradient_is_the_same_under_any_split(tokenizer: Any, aggregation: s
 
 def test_an_empty_batch_has_a_gradient_of_zero(qwen2: PolicyModel) -> None:
     qwen2.zero_grad()
-    logprobs, _ = scores(qwen2, empty_batch())
+    logprobs, _ = scores(qwen2, token_batch([np.ones(2, dtype=np.int32)], [np.zeros(2, dtype=bool)]))
     logprobs.sum().backward()
     assert all(parameter.grad is not None for parameter in qwen2.parameters())  # every rank's collectives line up
     assert not any(parameter.grad.any() for parameter in qwen2.parameters())

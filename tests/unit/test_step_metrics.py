@@ -33,14 +33,14 @@ def test_stages_and_the_whole_step_by_hand() -> None:
 
 def test_rollout_metrics_by_hand() -> None:
     groups = [
-        group(0, [summary(4), summary(6, finish="length", version=5)]),
+        group(0, [summary(4, version=3), summary(6, finish="length", version=5)]),
         group(1, [summary(2, version=7), summary(8, finish="length", version=6)]),
     ]
-    assert rollout_metrics(groups, policy_version=7) == {
+    assert rollout_metrics(groups, policy_version=8) == {
         "rollout/tokens": 32.0,  # four prompts of 3, and 4 + 6 + 2 + 8
         "rollout/response_tokens/mean": 5.0,
         "rollout/truncated_fraction": 0.5,
-        "rollout/staleness/max": 7.0,  # the oldest is version 0
+        "rollout/staleness/max": 5.0,  # the oldest is version 3
     }
 
 
