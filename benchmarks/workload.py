@@ -22,8 +22,17 @@ LEARNING_RATE = 1e-6
 KL_COEF = 0.001
 MODEL = ModelBuild(hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, intermediate_size=768, max_context=1024)
 
-# Variables of the caller's shell that would give the sides different threads, or a foreign cluster.
-DISTURBING = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAY_ADDRESS", "VLLM_CPU_OMP_THREADS_BIND")
+# Variables of the caller's shell that would change the threads of one side more than the other's, or name a cluster.
+DISTURBING = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "KMP_BLOCKTIME",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "RAY_ADDRESS",
+    "VLLM_CPU_OMP_THREADS_BIND",
+)
 
 
 @dataclass(frozen=True)

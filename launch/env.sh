@@ -10,6 +10,7 @@ MIN_MEMORY_GIB=5
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
+STAMP="$VENV/.rlsys-ready"
 cd "$ROOT"
 
 say() { printf 'rlsys: %s\n' "$*"; }
@@ -39,10 +40,18 @@ check_machine() {
                "programs, lower rollout.kv_cache_gib, or set RLSYS_MIN_MEMORY_GIB to try anyway"
 }
 
-# A key of everything that shapes the environment: when it changes, the environment is brought up to date.
-environment_key() {
-    printf '%s ' "$1"
-    cat pyproject.toml launch/env.sh | cksum
+# A sum over everything that shapes the environment: when it changes, the environment is brought up to date.
+environment_sum() { cat pyproject.toml launch/env.sh | cksum | tr ' ' '-'; }
+
+# The stamp holds the sum and the extras installed, as "123-456 cpu,dev".
+is_ready() {
+    local sum extras extra
+    [ -f "$STAMP" ] || return 1
+    read -r sum extras <"$STAMP"
+    [ "$sum" = "$(environment_sum)" ] || return 1
+    for extra in ${1//,/ }; do
+        case ",$extras," in *",$extra,"*) ;; *) return 1 ;; esac
+    done
 }
 
 install_torch() {
@@ -67,10 +76,10 @@ remove_broken_torchvision() {
 
 # ensure_env EXTRAS: the environment exists, matches pyproject.toml and holds at least EXTRAS (as "cpu" or "cpu,dev").
 ensure_env() {
-    local extras="$1" python stamp="$VENV/.rlsys-${1//,/-}"
+    local extras="$1" python
     python="$(find_python)"
     check_machine "$python"
-    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(environment_key "$extras")" ]; then
+    if is_ready "$extras"; then
         say "using the environment in .venv"
         return
     fi
@@ -80,5 +89,5 @@ ensure_env() {
     say "installing rlsys and what it needs"
     "$VENV/bin/pip" install --quiet -e ".[$extras]"
     remove_broken_torchvision
-    environment_key "$extras" >"$stamp"
+    printf '%s %s\n' "$(environment_sum)" "$extras" >"$STAMP"
 }

@@ -19,14 +19,14 @@ if [ -z "${RAY_AUTH_TOKEN:-}" ]; then
     "$VENV/bin/ray" get-auth-token --generate >/dev/null || die "no Ray token, and none could be made"
 fi
 "$VENV/bin/ray" job list --address "$address" >/dev/null 2>&1 || die "no Ray head that takes this token answers at" \
-    "$address. Start one here with: RAY_AUTH_MODE=token $VENV/bin/ray start --head"
+    "$address. Start one here with: PATH=$VENV/bin:\$PATH RAY_AUTH_MODE=token ray start --head"
 
 environment=$("$VENV/bin/python" - <<'PY'
 import json, os
 wanted = {"RLSYS_RUNS": os.environ.get("RLSYS_RUNS", os.path.expanduser("~/rlsys-runs"))}
 for name in ("RLSYS_DATA", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN"):
     if os.environ.get(name):
-        wanted[name] = os.environ[name]
+        wanted[name] = os.path.abspath(os.environ[name]) if name == "RLSYS_DATA" else os.environ[name]
 print(json.dumps({"env_vars": wanted, "working_dir": ".", "excludes": [".git", ".venv", "runs"]}))
 PY
 )

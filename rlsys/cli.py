@@ -117,7 +117,7 @@ def _train(config: Config, name: str) -> None:
     quiet_libraries()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     experiment, _, job = name.partition("/")
-    base = Path(config.run_dir) if config.run_dir else Path("runs") / experiment / stamp
+    base = Path(config.run_dir or Path(os.environ.get("RLSYS_RUNS", "runs")) / experiment / stamp)
     run_dir = (base / job if job else base).resolve()
     config = dataclasses.replace(config, run_dir=str(run_dir))
     check_run_dir(run_dir, config.resume)

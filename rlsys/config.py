@@ -187,7 +187,7 @@ class LoggingConfig:
 @dataclass
 class Config:
     seed: int = 0
-    run_dir: str | None = None  # null: runs/<experiment>/<time>
+    run_dir: str | None = None  # null: <RLSYS_RUNS or runs>/<experiment>/<time>
     resume: str = "never"  # never | auto: continue from the newest checkpoint in run_dir
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

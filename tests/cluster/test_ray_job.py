@@ -26,6 +26,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     token.write_text(uuid.uuid4().hex * 2)
     temp = Path("/tmp") / f"rlsys-{uuid.uuid4().hex[:8]}"  # Ray's socket paths must be short
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RLSYS_RUNS": str(tmp_path)}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # the jobs' `python`
     env.pop("RAY_ADDRESS", None)
     command = [RAY, "start", "--head", f"--port={HEAD_PORT}", f"--dashboard-port={DASHBOARD_PORT}", "--num-cpus=6"]
     started = subprocess.Popen(
@@ -66,9 +67,10 @@ def _wait_for_head(env: dict[str, str], head_process: subprocess.Popen[str]) -> 
 
 def submit(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(ROOT / "launch" / "ray_job.sh"), "--address", f"http://127.0.0.1:{DASHBOARD_PORT}"]
-    return subprocess.run([*command, *arguments], env=env, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run([*command, *arguments], env=env, capture_output=True, text=True, timeout=500, check=False)
 
 
+@pytest.mark.timeout(1200)
 def test_a_job_trains_and_a_wrong_token_or_key_is_refused(head: dict[str, str], tmp_path: Path) -> None:
     small = [*SMALL, "train.num_steps=2", f"model.cache_dir={tmp_path}/models", f"run_dir={tmp_path}/run"]
     result = submit(head, *small)

@@ -42,7 +42,7 @@ METRIC_KEYS = {
 }
 
 
-def rlsys(*arguments: str, cwd: Path, deadline_s: float = 280) -> subprocess.CompletedProcess[str]:
+def rlsys(*arguments: str, cwd: Path, deadline_s: float = 500) -> subprocess.CompletedProcess[str]:
     """The console command, in a process of its own."""
     command = [sys.executable, "-m", "rlsys.cli", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=deadline_s, check=False)
@@ -53,6 +53,7 @@ def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return rlsys("train", *SMALL, *caches, *overrides, cwd=tmp_path)
 
 
+@pytest.mark.timeout(1200)
 def test_a_run_writes_everything_and_resumes_at_the_right_step(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     common = ["checkpoint.every=2", "eval.every=2", "data.eval_limit=8", "logging.tensorboard=true"]
@@ -113,6 +114,9 @@ def test_it_learns(tmp_path: Path) -> None:
         "data.options.max_operand=9",
         "data.options.held_out=30",
         "model.build.warmup.target_accuracy=0.3",
+        "model.build.warmup.max_steps=150",
+        "learner.lr=3e-4",
+        "learner.lr_schedule=constant",
         "train.num_steps=30",
         "train.prompts_per_step=32",
         "eval.every=30",
