@@ -80,11 +80,14 @@ def _rollout_env(config: Config) -> dict[str, str]:
     env = _env(config, threads)
     if config.cluster.num_gpus > 0:
         return env | {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if weight_backend(config) == "ipc" else env
-    # Left to itself every engine would pin its threads to the same cores.
-    binding = "nobind"
-    if tensor_parallel > 1:
-        cores = sorted(os.sched_getaffinity(0))
-        binding = "|".join(str(cores[rank % len(cores)]) for rank in range(tensor_parallel))
+    # Roles take turns on the same cores: engine threads that spin while they wait would hold up the learner's.
+    env |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+    if tensor_parallel == 1:
+        # One process an engine: with two, each spins for a second waiting for the other, on the learner's cores.
+        # Left to itself every engine would pin its threads to the same cores.
+        return env | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    cores = sorted(os.sched_getaffinity(0))
+    binding = "|".join(str(cores[rank % len(cores)]) for rank in range(tensor_parallel))
     return env | {"VLLM_CPU_OMP_THREADS_BIND": binding}
 
 
