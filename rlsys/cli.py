@@ -20,6 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from rlsys.config import Config, ModelBuild, TokenizerBuild
 from rlsys.errors import ConfigError, RlsysError
 
+STARTED = time.strftime("%Y%m%d-%H%M%S")
+"""Names the default run folder; one for all jobs of a sweep."""
+
 USAGE = """usage: rlsys COMMAND ...
 
   rlsys train [overrides]       train; overrides as in Hydra: experiment=quickstart train.num_steps=10
@@ -115,9 +118,8 @@ def _train(config: Config, name: str) -> None:
     from rlsys.preflight import check_run_dir
 
     quiet_libraries()
-    stamp = time.strftime("%Y%m%d-%H%M%S")
     experiment, _, job = name.partition("/")
-    base = Path(config.run_dir or Path(os.environ.get("RLSYS_RUNS", "runs")) / experiment / stamp)
+    base = Path(config.run_dir or Path(os.environ.get("RLSYS_RUNS", "runs")) / experiment / STARTED)
     run_dir = (base / job if job else base).resolve()
     config = dataclasses.replace(config, run_dir=str(run_dir))
     check_run_dir(run_dir, config.resume)
