@@ -21,9 +21,17 @@ from rlsys.types import Experience, ExperienceRow, Trajectory, VersionSpan
 
 LENGTHS = [5, 9, 14, 7, 11, 6, 16, 8]
 """Response lengths of eight trajectories; the prompt has four tokens."""
+ADVANTAGES = [1.0, -0.5, 2.0, -1.5, 0.3, -0.2, 0.9, -2.0]
 
 # Adam with eps far above any gradient is linear: the step is lr / eps * gradient = the gradient itself.
-LINEAR = ["learner.lr=1e6", "learner.eps=1e6", "learner.max_grad_norm=1e9"]
+LINEAR = [
+    "learner.lr=1e6",
+    "learner.eps=1e6",
+    "learner.max_grad_norm=1e9",
+    "learner.lr_schedule=constant",
+    "learner.warmup_steps=0",
+    "train.updates_per_step=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +96,7 @@ def experience() -> Experience:
 
     rows = tuple(
         ExperienceRow(0, i, advantage, 4 + length, length)
-        for i, (length, advantage) in enumerate(zip(LENGTHS, [1.0, -0.5, 2.0, -1.5, 0.3, -0.2, 0.9, -2.0], strict=True))
+        for i, (length, advantage) in enumerate(zip(LENGTHS, ADVANTAGES, strict=True))
     )
     ref = [np.where(t.loss_mask, -2.5, 0.0).astype(np.float32) for t in trajectories()]
     return Experience(rows, (ray.put(trajectories()),), (ray.put(ref),), policy_version=0)
@@ -140,7 +148,7 @@ def test_gradient_is_the_same_on_two_ranks_with_several_microbatches(
         gradient = (whole - initial[name]).norm()
         assert gradient > 0, name
         difference = (split[name] - whole).norm()
-        assert difference < 1e-4 * gradient + 1e-7, (name, float(difference), float(gradient))
+        assert difference < 1e-4 * gradient + rounding(whole), (name, float(difference), float(gradient))
 
 
 def test_gradient_is_that_of_the_formula(
@@ -151,7 +159,7 @@ def test_gradient_is_that_of_the_formula(
 
     hf = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     total = torch.zeros(())
-    for row, trajectory in zip(experience_rows(), trajectories(), strict=True):
+    for row, trajectory in zip(ADVANTAGES, trajectories(), strict=True):
         ids = torch.from_numpy(trajectory.token_ids.astype(np.int64))[None]
         logprobs = torch.log_softmax(hf(ids).logits[0, :-1] / 0.7, dim=-1).gather(1, ids[0, 1:, None])[3:, 0]
         ratio = torch.exp(logprobs - logprobs.detach())
@@ -162,11 +170,13 @@ def test_gradient_is_that_of_the_formula(
     for name, parameter in hf.named_parameters():
         assert parameter.grad is not None
         step = initial[name] - one_rank_one_microbatch[name]
-        assert (step - parameter.grad).norm() < 2e-3 * parameter.grad.norm() + 1e-6, name
+        difference, gradient = (step - parameter.grad).norm(), parameter.grad.norm()
+        assert difference < 1e-4 * gradient + rounding(initial[name]), (name, float(difference), float(gradient))
 
 
-def experience_rows() -> list[float]:
-    return [1.0, -0.5, 2.0, -1.5, 0.3, -0.2, 0.9, -2.0]
+def rounding(weights: torch.Tensor) -> float:
+    """What float32 loses when a step is read off as a difference of weights: the gradient itself is more exact."""
+    return 2.0**-23 * float(weights.norm()) + 1e-7
 
 
 def _initial(model: str) -> dict[str, torch.Tensor]:

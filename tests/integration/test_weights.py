@@ -32,7 +32,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     block, so that every step would hit the prefix cache of the step before."""
     folder = tmp_path_factory.mktemp("weights")
     data = folder / "data.jsonl"
-    rows = [f'{{"prompt": "{"1+2=3;" * 8}{i}+{i}=", "answer": "{2 * i}"}}' for i in range(4)]
+    rows = [f'{{"prompt": "{"1+2=3+" * 8}{i}+{i}=", "answer": "{2 * i}"}}' for i in range(4)]
     data.write_text("\n".join(rows))
     overrides = [*CASES[request.param], f"data.train={data}", "data.eval=null", "algorithm.kl.coef=0.01"]
     with small_run(folder, overrides) as opened:
