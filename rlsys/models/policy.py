@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class TokenScores:
-    """Per-token values, [B, T] float32, 0 outside the mask."""
-
-    logprobs: torch.Tensor
-    entropy: torch.Tensor
 
 
 class PolicyModel(nn.Module):
