@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.workload import PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, Workload, rlsys_config
-from rlsys.build import demands
 from rlsys.prepare import Prepared, prepare
+from rlsys.runtime.placement import demands
 from rlsys.types import Prompt
 
 Measure = Callable[..., float]
@@ -23,18 +23,14 @@ def engine_env(workload: Workload, tokens: int) -> dict[str, str]:
 @contextlib.contextmanager
 def pool_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
     """One rollout worker through Ray, started as a run starts it."""
-    from rlsys.build import start_rollout
+    from rlsys.build import connected, start_rollout
     from rlsys.rollout.pool import RolloutPool
-    from rlsys.runtime.cluster import Cluster
     from rlsys.types import Sampling
 
     prepared = prepare(rlsys_config(workload, max_tokens))
     config = prepared.config
     wanted = demands(config)["rollout"]
-    cluster = Cluster(config.cluster)
-    with contextlib.ExitStack() as stack:
-        stack.callback(cluster.close)
-        cluster.connect(wanted)
+    with connected(config, {"rollout": wanted}) as cluster:
         pool = start_rollout(cluster, prepared, wanted)
         pool.start(config.cluster.startup_deadline_s)
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -97,16 +97,20 @@ def main() -> None:
     module, _, name = target.partition(":")
     try:
         setup = getattr(importlib.import_module(module), name)
-        with setup(**pipe.recv()) as measure:
-            pipe.send((False, None))
-            with contextlib.suppress(EOFError):
-                while True:
-                    pipe.send((False, measure(**pipe.recv())))
+        with setup(**pipe.recv()) as measure, contextlib.suppress(EOFError):
+            _serve(pipe, measure)
     except BaseException:
         # The pipe alone carries the traceback: the log's end is left for what the libraries said before it.
         with contextlib.suppress(OSError):
             pipe.send((True, traceback.format_exc()))
         sys.exit(1)
+
+
+def _serve(pipe: Connection, measure: Callable[..., Any]) -> None:
+    """Answer requests until the pipe closes, which is an EOFError."""
+    pipe.send((False, None))
+    while True:
+        pipe.send((False, measure(**pipe.recv())))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,16 +21,13 @@ from rlsys.reference.pool import ReferencePool
 from rlsys.rollout.pool import RolloutPool
 from rlsys.runtime.calls import gather
 from rlsys.runtime.cluster import Cluster, Demand
+from rlsys.runtime.placement import demands, weight_backend
 from rlsys.scoring.pool import RewardPool
 from rlsys.types import Sampling
 from rlsys.weights.broadcaster import WeightBroadcaster
 
-QUIET = {
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_NO_USAGE_STATS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
+STOP_S = 30.0
+"""Deadline for engines and learner to end by themselves; what is left then is killed."""
 
 
 @dataclass
@@ -54,104 +50,20 @@ class Run:
     prepared: Prepared
 
 
-def weight_backend(config: Config) -> str:
-    """`auto` is nccl on GPUs and gloo on CPUs."""
-    if config.weights.backend != "auto":
-        return config.weights.backend
-    return "nccl" if config.cluster.num_gpus > 0 else "gloo"
-
-
-def threads_per_worker(num_workers: int, wanted: int | None) -> int:
-    """OpenMP threads of one worker: roles take turns on a machine, the workers of one role share it."""
-    cores = len(os.sched_getaffinity(0))
-    return wanted if wanted is not None else max(1, cores // num_workers)
-
-
-def _env(config: Config, threads: int) -> dict[str, str]:
-    env = {**QUIET, "OMP_NUM_THREADS": str(threads)}
-    if config.cluster.num_gpus == 0:
-        return env | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    return env | {"DS_ACCELERATOR": "cuda"}
-
-
-def _rollout_env(config: Config) -> dict[str, str]:
-    tensor_parallel = config.rollout.tensor_parallel_size
-    threads = threads_per_worker(config.rollout.num_workers * tensor_parallel, config.rollout.num_threads)
-    env = _env(config, threads)
-    if config.cluster.num_gpus > 0:
-        return env | {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if weight_backend(config) == "ipc" else env
-    # Roles take turns on the same cores: engine threads that spin while they wait would hold up the learner's.
-    env |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-    if tensor_parallel == 1:
-        # One process an engine: with two, each spins for a second waiting for the other, on the learner's cores.
-        # Left to itself every engine would pin its threads to the same cores.
-        return env | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    cores = sorted(os.sched_getaffinity(0))
-    binding = "|".join(str(cores[rank % len(cores)]) for rank in range(tensor_parallel))
-    return env | {"VLLM_CPU_OMP_THREADS_BIND": binding}
-
-
-def demands(config: Config) -> dict[str, list[Demand]]:
-    """What every worker asks of Ray, by role."""
-    shared = weight_backend(config) == "ipc"
-    gpu = 0.0 if config.cluster.num_gpus == 0 else 0.3 if shared else 1.0
-    rollout, learner, reference = config.rollout, config.learner, config.reference
-    learner_env = _env(config, threads_per_worker(learner.num_workers, learner.num_threads))
-    reference_env = _env(config, threads_per_worker(reference.num_workers, reference.num_threads))
-    with_reference = config.algorithm.kl.coef > 0
-    return {
-        "rollout": [
-            Demand(f"rollout/{i}", rollout.num_cpus, gpu * rollout.tensor_parallel_size, _rollout_env(config))
-            for i in range(rollout.num_workers)
-        ],
-        "learner": [Demand(f"learner/{i}", learner.num_cpus, gpu, learner_env) for i in range(learner.num_workers)],
-        "reward": [
-            Demand(f"reward/{i}", config.scoring.num_cpus, 0.0, {**QUIET, "OMP_NUM_THREADS": "1"})
-            for i in range(config.scoring.num_workers)
-        ],
-        "reference": [
-            Demand(f"reference/{i}", reference.num_cpus, gpu, reference_env)
-            for i in range(reference.num_workers if with_reference else 0)
-        ],
-    }
-
-
 @contextlib.contextmanager
 def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Run]:
     """Start Ray and every worker; on leaving, however, end all of them."""
     config = prepared.config
     wanted = demands(config)
-    cluster = Cluster(config.cluster)
     with contextlib.ExitStack() as stack:
-        stack.callback(cluster.close)
-        cluster.connect([demand for role in wanted.values() for demand in role])
+        cluster = stack.enter_context(connected(config, wanted))
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
-        scoring = RewardPool(
-            cluster,
-            config.scoring,
-            wanted["reward"],
-            config.rewards,
-            prepared.model_path,
-            config.model.trust_remote_code,
-        )
+        scoring = start_scoring(cluster, prepared, wanted["reward"])
         learner = LearnerGroup(cluster, _learner_setup(prepared), wanted["learner"])
-        reference = None
-        if wanted["reference"]:
-            reference = ReferencePool(
-                cluster,
-                config.reference,
-                wanted["reference"],
-                prepared.model_path,
-                config.learner.dtype,
-                config.rollout.temperature,
-                config.model.trust_remote_code,
-            )
-        deadline_s = config.cluster.startup_deadline_s
-        rollout.start(deadline_s)
-        learner.start(deadline_s)
-        scoring.start(deadline_s)
-        if reference is not None:
-            reference.start(deadline_s)
+        reference = _start_reference(cluster, prepared, wanted["reference"])
+        for role in (rollout, learner, scoring, reference):
+            if role is not None:
+                role.start(config.cluster.startup_deadline_s)
         weights = WeightBroadcaster(learner, rollout, gather, config.weights, weight_backend(config))
         weights.open()
         state = _restore(config, run_dir, learner, display)
@@ -161,15 +73,8 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
             config=config,
             run_dir=run_dir,
             state=state,
-            prompts=PromptStream(
-                prepared.train_prompts, seed=config.seed, shuffle=config.data.shuffle, cursor=state.prompt_cursor
-            ),
-            sampling=Sampling(
-                temperature=config.rollout.temperature,
-                max_response_tokens=config.rollout.max_response_tokens,
-                samples_per_prompt=config.train.samples_per_prompt,
-                ignore_eos=config.rollout.ignore_eos,
-            ),
+            prompts=_prompt_stream(prepared, state),
+            sampling=_sampling(config),
             advantage=advantages.registry.component(config.algorithm.advantage),
             rollout=rollout,
             scoring=scoring,
@@ -180,8 +85,33 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
             display=display,
             prepared=prepared,
         )
-        rollout.stop(deadline_s=30.0)
-        learner.stop(deadline_s=30.0)
+        rollout.stop(STOP_S)
+        learner.stop(STOP_S)
+
+
+@contextlib.contextmanager
+def open_evaluation(prepared: Prepared) -> Iterator[tuple[RolloutPool, RewardPool]]:
+    """Engines with the weights of `model.path`, and reward workers: no learner, no reference."""
+    config = prepared.config
+    wanted = {role: demand for role, demand in demands(config).items() if role in ("rollout", "reward")}
+    with connected(config, wanted) as cluster:
+        rollout = start_rollout(cluster, prepared, wanted["rollout"])
+        scoring = start_scoring(cluster, prepared, wanted["reward"])
+        rollout.start(config.cluster.startup_deadline_s)
+        scoring.start(config.cluster.startup_deadline_s)
+        yield rollout, scoring
+        rollout.stop(STOP_S)
+
+
+@contextlib.contextmanager
+def connected(config: Config, wanted: dict[str, list[Demand]]) -> Iterator[Cluster]:
+    """Ray with room for `wanted`; every process started through it ends on leaving."""
+    cluster = Cluster(config.cluster)
+    try:
+        cluster.connect([demand for role in wanted.values() for demand in role])
+        yield cluster
+    finally:
+        cluster.close()
 
 
 def start_rollout(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> RolloutPool:
@@ -190,6 +120,29 @@ def start_rollout(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) ->
     rollout = replace(config.rollout, dtype=config.rollout.dtype or config.learner.dtype)
     return RolloutPool(
         cluster, rollout, wanted, prepared.model_path, prepared.context, weight_backend(config), config.seed
+    )
+
+
+def start_scoring(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> RewardPool:
+    """The reward workers."""
+    config = prepared.config
+    return RewardPool(
+        cluster, config.scoring, wanted, config.rewards, prepared.model_path, config.model.trust_remote_code
+    )
+
+
+def _start_reference(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> ReferencePool | None:
+    if not wanted:
+        return None
+    config = prepared.config
+    return ReferencePool(
+        cluster,
+        config.reference,
+        wanted,
+        prepared.model_path,
+        config.learner.dtype,
+        config.rollout.temperature,
+        config.model.trust_remote_code,
     )
 
 
@@ -207,6 +160,22 @@ def _learner_setup(prepared: Prepared) -> LearnerSetup:
         updates_per_step=config.train.updates_per_step,
         num_engines=config.rollout.num_workers,
         seed=config.seed,
+    )
+
+
+def _prompt_stream(prepared: Prepared, state: checkpoint.RunState) -> PromptStream:
+    config = prepared.config
+    return PromptStream(
+        prepared.train_prompts, seed=config.seed, shuffle=config.data.shuffle, cursor=state.prompt_cursor
+    )
+
+
+def _sampling(config: Config) -> Sampling:
+    return Sampling(
+        temperature=config.rollout.temperature,
+        max_response_tokens=config.rollout.max_response_tokens,
+        samples_per_prompt=config.train.samples_per_prompt,
+        ignore_eos=config.rollout.ignore_eos,
     )
 
 

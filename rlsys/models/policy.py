@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlsys.models.linear import use_onednn
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -19,6 +21,7 @@ class PolicyModel(nn.Module):
 
     def __init__(self, hf: Any) -> None:
         super().__init__()
+        use_onednn(hf)
         self.hf = hf
 
     def forward(

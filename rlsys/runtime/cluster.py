@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,22 +43,26 @@ class Cluster:
     def connect(self, demands: list[Demand]) -> None:
         """Start or join Ray. Raises ConfigError when the demands cannot fit on the cluster's nodes."""
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        if self.address is None:
-            self._guardian = Guardian()
-            context = ray.init(
-                address="local",
-                # A cluster of one's own has as many logical CPUs as asked for: roles take turns on the real ones.
-                num_cpus=math.ceil(sum(demand.num_cpus for demand in demands)) + 1,
-                num_gpus=self._config.num_gpus or None,
-                include_dashboard=False,
-                log_to_driver=self._config.log_to_driver,
-                logging_level="error",
-                object_store_memory=_object_store_bytes(),
-            )
-            self._session_dir = context.address_info["session_dir"]
-        else:
-            ray.init(address=self.address, log_to_driver=self._config.log_to_driver, logging_level="error")
+        with _signal_handler_kept(signal.SIGTERM):
+            if self.address is None:
+                self._start_local(demands)
+            else:
+                ray.init(address=self.address, log_to_driver=self._config.log_to_driver, logging_level="error")
         _check_fit(demands)
+
+    def _start_local(self, demands: list[Demand]) -> None:
+        self._guardian = Guardian()
+        context = ray.init(
+            address="local",
+            # A cluster of one's own has as many logical CPUs as asked for: roles take turns on the real ones.
+            num_cpus=math.ceil(sum(demand.num_cpus for demand in demands)) + 1,
+            num_gpus=self._config.num_gpus or None,
+            include_dashboard=False,
+            log_to_driver=self._config.log_to_driver,
+            logging_level="error",
+            object_store_memory=_object_store_bytes(),
+        )
+        self._session_dir = context.address_info["session_dir"]
 
     def start(self, worker: type, demand: Demand, *args: Any, **options: Any) -> Any:
         """Start `worker(*args)` in a Ray process of its own; returns the handle."""
@@ -85,6 +92,15 @@ class Cluster:
         if self._session_dir is not None:
             shutil.rmtree(self._session_dir, ignore_errors=True)
             self._session_dir = None
+
+
+@contextlib.contextmanager
+def _signal_handler_kept(number: signal.Signals) -> Iterator[None]:
+    """Ray puts handlers of its own in place, in Python and below, which end the process on the spot: put ours back."""
+    handler = signal.getsignal(number)
+    yield
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
 
 
 def _object_store_bytes() -> int:

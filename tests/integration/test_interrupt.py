@@ -31,8 +31,8 @@ def marked(mark: str) -> list[str]:
     return found
 
 
-def start(tmp_path: Path, mark: str) -> subprocess.Popen[str]:
-    overrides = [*SMALL, "train.num_steps=1000", f"model.cache_dir={tmp_path}/m", f"run_dir={tmp_path}/run"]
+def start(tmp_path: Path, mark: str, *more: str) -> subprocess.Popen[str]:
+    overrides = [*SMALL, "train.num_steps=1000", f"model.cache_dir={tmp_path}/m", f"run_dir={tmp_path}/run", *more]
     return subprocess.Popen(
         [sys.executable, "-m", "rlsys.cli", "train", *overrides],
         cwd=tmp_path,
@@ -77,6 +77,30 @@ def test_nothing_is_left_running(tmp_path: Path, text: str, delay_s: float, how:
         while (left := marked(mark)) and time.monotonic() - sent < DEADLINE_S:
             time.sleep(0.1)
         assert not left, f"alive {DEADLINE_S:g} s after {how.name}: {left}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("text", "delay_s", "more"),
+    [("building a", 4.0, ("model.build.warmup.max_steps=100000",)), ("step 2/", 0.1, ())],
+    ids=["while warming up", "while training"],
+)
+def test_a_polite_signal_to_the_driver_alone_ends_the_run_in_order(
+    tmp_path: Path, text: str, delay_s: float, more: tuple[str, ...]
+) -> None:
+    """What `ray job stop`, Slurm and `docker stop` send."""
+    mark = uuid.uuid4().hex
+    process = start(tmp_path, mark, *more)
+    try:
+        read_until(process, text)
+        time.sleep(delay_s)
+        process.terminate()
+        output, _ = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 130, output
+        assert "every process of this run has ended" in output
+        assert not marked(mark)
     finally:
         process.kill()
         process.wait()

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from rlsys.build import demands
 from rlsys.cli import load_config
 from rlsys.config import Config
 from rlsys.learner.group import LearnerGroup
 from rlsys.learner.worker import LearnerSetup
 from rlsys.models.tiny import build_model, build_tokenizer, save_model
 from rlsys.runtime.cluster import Cluster
+from rlsys.runtime.placement import demands
 from rlsys.types import Experience, ExperienceRow, Trajectory, VersionSpan
 
 LENGTHS = [5, 9, 14, 7, 11, 6, 16, 8]

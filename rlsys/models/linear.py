@@ -1,0 +1,64 @@
+"""Float32 linear layers through oneDNN on CPUs.
+
+PyTorch multiplies float32 matrices with MKL, which keeps to AVX2 kernels on processors that are not Intel's. oneDNN has
+AVX-512 kernels for all of them: on an AMD EPYC about twice the rate, forward and backward, at the same precision.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class OneDnnLinear(nn.Linear):
+    """`nn.Linear` whose float32 products on a CPU go through oneDNN; anything else takes PyTorch's own path."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] to [..., out_features], as `nn.Linear`."""
+        if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
+            return super().forward(x)
+        return _Linear.apply(x, self.weight, self.bias)
+
+
+def use_onednn(model: nn.Module) -> None:
+    """Switch every plain linear layer of `model` in place; names, parameters and results stay what they were."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = OneDnnLinear
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _multiply(x, weight, bias)
+
+    @staticmethod
+    def backward(
+        ctx: Any, *grads: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        x, weight = ctx.saved_tensors
+        rows, grad = x.reshape(-1, x.shape[-1]), grads[0].reshape(-1, weight.shape[0]).contiguous()
+        needs_input, needs_weight, _ = ctx.needs_input_grad
+        return (
+            _multiply(grad, weight.t(), None).view(x.shape) if needs_input else None,
+            _weight_grad(grad, rows) if needs_weight else None,
+            grad.sum(0) if ctx.has_bias else None,
+        )
+
+
+def _weight_grad(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """`grad.T @ x`, [out, in]. oneDNN is up to a third faster with the shorter side first."""
+    if grad.shape[1] <= x.shape[1]:
+        return _multiply(grad.t(), x.t(), None)
+    return _multiply(x.t(), grad.t(), None).t()
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`left @ right.T + bias`."""
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")

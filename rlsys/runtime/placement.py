@@ -1,0 +1,83 @@
+"""What every worker asks of Ray: CPUs, GPUs, and the environment its process starts with."""
+
+from __future__ import annotations
+
+import os
+
+from rlsys.config import Config
+from rlsys.runtime.cluster import Demand
+
+QUIET = {
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+"""For glibc: activations of one microbatch are freed and wanted again by the next. Given back to the system each time,
+every page of them would be mapped and cleared anew: 7% of an update, more with large microbatches."""
+
+
+def weight_backend(config: Config) -> str:
+    """`auto` is nccl on GPUs and gloo on CPUs."""
+    if config.weights.backend != "auto":
+        return config.weights.backend
+    return "nccl" if config.cluster.num_gpus > 0 else "gloo"
+
+
+def threads_per_worker(num_workers: int, wanted: int | None) -> int:
+    """OpenMP threads of one worker: roles take turns on a machine, the workers of one role share it."""
+    cores = len(os.sched_getaffinity(0))
+    return wanted if wanted is not None else max(1, cores // num_workers)
+
+
+def _env(config: Config, threads: int) -> dict[str, str]:
+    env = {**QUIET, "OMP_NUM_THREADS": str(threads)}
+    if config.cluster.num_gpus == 0:
+        return env | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    return env | {"DS_ACCELERATOR": "cuda"}
+
+
+def _rollout_env(config: Config) -> dict[str, str]:
+    tensor_parallel = config.rollout.tensor_parallel_size
+    threads = threads_per_worker(config.rollout.num_workers * tensor_parallel, config.rollout.num_threads)
+    env = _env(config, threads)
+    if config.cluster.num_gpus > 0:
+        return env | {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if weight_backend(config) == "ipc" else env
+    # Roles take turns on the same cores: engine threads that spin while they wait would hold up the learner's.
+    env |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+    if tensor_parallel == 1:
+        # One process an engine: with two, each spins for a second waiting for the other, on the learner's cores.
+        # Left to itself every engine would pin its threads to the same cores.
+        return env | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    cores = sorted(os.sched_getaffinity(0))
+    binding = "|".join(str(cores[rank % len(cores)]) for rank in range(tensor_parallel))
+    return env | {"VLLM_CPU_OMP_THREADS_BIND": binding}
+
+
+def demands(config: Config) -> dict[str, list[Demand]]:
+    """What every worker asks of Ray, by role."""
+    shared = weight_backend(config) == "ipc"
+    gpu = 0.0 if config.cluster.num_gpus == 0 else 0.3 if shared else 1.0
+    rollout, learner, reference = config.rollout, config.learner, config.reference
+    learner_env = KEEP_FREED_MEMORY | _env(config, threads_per_worker(learner.num_workers, learner.num_threads))
+    reference_threads = threads_per_worker(reference.num_workers, reference.num_threads)
+    reference_env = KEEP_FREED_MEMORY | _env(config, reference_threads)
+    with_reference = config.algorithm.kl.coef > 0
+    return {
+        "rollout": [
+            Demand(f"rollout/{i}", rollout.num_cpus, gpu * rollout.tensor_parallel_size, _rollout_env(config))
+            for i in range(rollout.num_workers)
+        ],
+        "learner": [Demand(f"learner/{i}", learner.num_cpus, gpu, learner_env) for i in range(learner.num_workers)],
+        "reward": [
+            Demand(f"reward/{i}", config.scoring.num_cpus, 0.0, {**QUIET, "OMP_NUM_THREADS": "1"})
+            for i in range(config.scoring.num_workers)
+        ],
+        "reference": [
+            Demand(f"reference/{i}", reference.num_cpus, gpu, reference_env)
+            for i in range(reference.num_workers if with_reference else 0)
+        ],
+    }
