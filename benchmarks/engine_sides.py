@@ -59,7 +59,7 @@ def bare_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
         model=prepared.model_path,
         skip_tokenizer_init=True,
         dtype=config.rollout.dtype or config.learner.dtype,
-        max_model_len=prepared.context,
+        max_model_len=prepared.max_tokens,
         max_num_seqs=config.rollout.max_num_seqs,
         enforce_eager=config.rollout.enforce_eager,
         kv_cache_memory_bytes=int(config.rollout.kv_cache_gib * 2**30),

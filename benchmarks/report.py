@@ -31,7 +31,8 @@ def table(title: str, columns: list[str]) -> Table:
 
 def show(made: Table) -> None:
     """Print to the terminal."""
-    Console().print(made)
+    # Into a file or a pipe rich would squeeze the table into 80 columns.
+    Console(width=None if sys.stdout.isatty() else 160).print(made)
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -76,12 +76,18 @@ remove_broken_torchvision() {
 
 # ensure_env EXTRAS: the environment exists, matches pyproject.toml and holds at least EXTRAS (as "cpu" or "cpu,dev").
 ensure_env() {
-    local extras="$1" python
+    local extras="$1" python other
     python="$(find_python)"
     check_machine "$python"
     if is_ready "$extras"; then
         say "using the environment in .venv"
         return
+    fi
+    other=gpu
+    [ "${RLSYS_EXTRA:-cpu}" = gpu ] && other=cpu
+    if [ -f "$STAMP" ] && grep -qw "$other" <<<"$(tr ',' ' ' <"$STAMP")"; then
+        die ".venv holds the '$other' extra, and torch and vLLM of the two exclude each other: remove .venv (rm -r .venv)" \
+            "to change over, or set RLSYS_EXTRA=$other"
     fi
     say "preparing .venv with [$extras] (two to five minutes the first time)"
     [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV" || die "could not make $VENV"

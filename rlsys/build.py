@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from rlsys.algorithms import advantages
 from rlsys.algorithms.advantages import AdvantageFn
 from rlsys.config import Config
 from rlsys.data.load import PromptStream
+from rlsys.errors import DeadlineError, WorkerError
 from rlsys.learner.group import LearnerGroup
 from rlsys.learner.worker import LearnerSetup
 from rlsys.metrics.display import Display
-from rlsys.metrics.run_log import RunLog
+from rlsys.metrics.run_log import RunLog, set_aside
 from rlsys.prepare import Prepared
 from rlsys.reference.pool import ReferencePool
 from rlsys.rollout.pool import RolloutPool
@@ -61,9 +62,7 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
         scoring = start_scoring(cluster, prepared, wanted["reward"])
         learner = LearnerGroup(cluster, _learner_setup(prepared), wanted["learner"])
         reference = _start_reference(cluster, prepared, wanted["reference"])
-        for role in (rollout, learner, scoring, reference):
-            if role is not None:
-                role.start(config.cluster.startup_deadline_s)
+        _start(cluster, config, rollout, learner, scoring, *([reference] if reference else []))
         weights = WeightBroadcaster(learner, rollout, gather, config.weights, weight_backend(config))
         weights.open()
         state = _restore(config, run_dir, learner, display)
@@ -85,8 +84,7 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
             display=display,
             prepared=prepared,
         )
-        rollout.stop(STOP_S)
-        learner.stop(STOP_S)
+        _stop(display.say, rollout, learner)
 
 
 @contextlib.contextmanager
@@ -97,10 +95,26 @@ def open_evaluation(prepared: Prepared) -> Iterator[tuple[RolloutPool, RewardPoo
     with connected(config, wanted) as cluster:
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
         scoring = start_scoring(cluster, prepared, wanted["reward"])
-        rollout.start(config.cluster.startup_deadline_s)
-        scoring.start(config.cluster.startup_deadline_s)
+        _start(cluster, config, rollout, scoring)
         yield rollout, scoring
-        rollout.stop(STOP_S)
+        _stop(print, rollout)
+
+
+def _start(cluster: Cluster, config: Config, *roles: RolloutPool | LearnerGroup | RewardPool | ReferencePool) -> None:
+    try:
+        for role in roles:
+            role.start(config.cluster.startup_deadline_s)
+    except DeadlineError as error:
+        raise DeadlineError(f"{error}. {cluster.room()}") from error
+
+
+def _stop(say: Callable[[str], None], *roles: RolloutPool | LearnerGroup) -> None:
+    """Everything has been written by now: a role that does not end by itself is worth a word, not the run."""
+    for role in roles:
+        try:
+            role.stop(STOP_S)
+        except (DeadlineError, WorkerError) as error:
+            say(f"not stopped in order, its processes are killed now: {error}")
 
 
 @contextlib.contextmanager
@@ -119,7 +133,14 @@ def start_rollout(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) ->
     config = prepared.config
     rollout = replace(config.rollout, dtype=config.rollout.dtype or config.learner.dtype)
     return RolloutPool(
-        cluster, rollout, wanted, prepared.model_path, prepared.context, weight_backend(config), config.seed
+        cluster,
+        rollout,
+        wanted,
+        prepared.model_path,
+        prepared.max_tokens,
+        weight_backend(config),
+        config.seed,
+        config.model.trust_remote_code,
     )
 
 
@@ -182,6 +203,9 @@ def _sampling(config: Config) -> Sampling:
 def _restore(config: Config, run_dir: Path, learner: LearnerGroup, display: Display) -> checkpoint.RunState:
     found = checkpoint.checkpoints(run_dir) if config.resume == "auto" else []
     if not found:
+        earlier = set_aside(run_dir)
+        if earlier is not None:
+            display.say(f"no checkpoint to resume from: starting over; what was there is kept in {earlier}")
         return checkpoint.RunState(step=0, prompt_cursor=0)
     learner.load(str(found[-1]))
     state = checkpoint.load_state(found[-1])

@@ -88,7 +88,7 @@ def _hydra(task: Callable[[Config, str], None], arguments: list[str]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
 
-    from rlsys.overrides import config_dir, normalise
+    from rlsys.overrides import config_dir, flags_first, normalise
 
     _register_schema()
     # Hydra prints and exits on an exception of the task; ours are carried past it.
@@ -104,25 +104,28 @@ def _hydra(task: Callable[[Config, str], None], arguments: list[str]) -> None:
         except BaseException as error:
             failures.append(error)
 
-    sys.argv = [f"rlsys {task.__name__.strip('_')}", *normalise(arguments)]
+    sys.argv = [f"rlsys {task.__name__.strip('_')}", *flags_first(normalise(arguments))]
     try:
         hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(guarded)()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(str(error)) from error
+    if failures and isinstance(failures[0], OmegaConfBaseException):
+        raise ConfigError(str(failures[0])) from failures[0]
     if failures:
         raise failures[0]
 
 
 def _train(config: Config, name: str) -> None:
     from rlsys.metrics.display import Display
-    from rlsys.preflight import check_run_dir
+    from rlsys.preflight import check_resume, check_run_dir
 
     quiet_libraries()
     experiment, _, job = name.partition("/")
     base = Path(config.run_dir or Path(os.environ.get("RLSYS_RUNS", "runs")) / experiment / STARTED)
     run_dir = (base / job if job else base).resolve()
-    config = dataclasses.replace(config, run_dir=str(run_dir))
+    check_resume(config.resume, config.run_dir)
     check_run_dir(run_dir, config.resume)
+    config = dataclasses.replace(config, run_dir=str(run_dir))
     display = Display(config.train.num_steps)
 
     from rlsys.prepare import prepare
@@ -145,7 +148,7 @@ def _eval(config: Config, name: str) -> None:
     from rlsys.prepare import prepare
 
     quiet_libraries()
-    prepared = prepare(config)
+    prepared = prepare(config, training=False)
     result = evaluation_run(prepared)
     print(json.dumps({"model": prepared.model_path, "data": config.data.eval, **result}, indent=2))
 

@@ -101,7 +101,7 @@ class LearnerConfig:
     zero_stage: int = 1
     dtype: str = "float32"  # float32 | bfloat16
     lr: float = 1e-6
-    lr_schedule: str = "constant"  # any name of transformers.get_scheduler without required arguments
+    lr_schedule: str = "constant"  # constant | linear | cosine, after `warmup_steps` updates of linear warm-up
     warmup_steps: int = 0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)

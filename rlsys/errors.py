@@ -22,6 +22,10 @@ class WorkerError(RlsysError):
     """A worker failed; the message names the worker, what it was doing and the cause."""
 
 
+class WorkerDiedError(WorkerError):
+    """A worker's process is gone."""
+
+
 class DeadlineError(RlsysError):
     """A wait ran past its deadline; the message names who had not answered."""
 

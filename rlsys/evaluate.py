@@ -8,30 +8,34 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlsys.config import Config
+from rlsys.errors import RlsysError
 from rlsys.rollout.pool import RolloutPool
+from rlsys.scoring.combine import first_failure
 from rlsys.scoring.pool import RewardPool
-from rlsys.types import Prompt, Reward, RolloutGroup, Sampling
+from rlsys.types import Prompt, Sampling
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`accuracy` is the share of prompts whose total reward reached `eval.correct_at`; failed rewards count against."""
+    """`accuracy` is the share of prompts whose total reward reached `eval.correct_at`, over those with a valid one."""
 
     accuracy: float
-    reward_mean: float | None
-    groups: list[RolloutGroup]
-    rewards: list[list[Reward]]
+    reward_mean: float
+    num_prompts: int
+    num_failed: int  # prompts without a valid reward
 
 
 def evaluate(
     rollout: RolloutPool, scoring: RewardPool, prompts: Sequence[Prompt], config: Config, policy_version: int
 ) -> Evaluation:
-    """One greedy response a prompt, scored like any other trajectory."""
+    """One greedy response a prompt, scored like any other trajectory. Raises RlsysError when no reward is valid."""
     limit = config.eval.max_response_tokens or config.rollout.max_response_tokens
     sampling = Sampling(temperature=0.0, max_response_tokens=limit, samples_per_prompt=1)
     groups = rollout.generate(prompts, sampling, policy_version)
     rewards, _ = scoring.score(groups, policy_version)
     totals = [group[0].total for group in rewards]
-    correct = [total is not None and total >= config.eval.correct_at for total in totals]
     valid = [total for total in totals if total is not None]
-    return Evaluation(float(np.mean(correct)), float(np.mean(valid)) if valid else None, groups, rewards)
+    if not valid:
+        raise RlsysError(f"no response of the evaluation has a valid reward. First failure: {first_failure(rewards)}")
+    accuracy = float(np.mean([total >= config.eval.correct_at for total in valid]))
+    return Evaluation(accuracy, float(np.mean(valid)), len(totals), len(totals) - len(valid))

@@ -17,4 +17,9 @@ def evaluation_run(prepared: Prepared) -> dict[str, Any]:
     with open_evaluation(prepared) as (rollout, scoring):
         version = rollout.LOADED_VERSION
         result = evaluate(rollout, scoring, prepared.eval_prompts, prepared.config, policy_version=version)
-    return {"accuracy": result.accuracy, "reward_mean": result.reward_mean, "prompts": len(result.rewards)}
+    return {
+        "accuracy": result.accuracy,
+        "reward_mean": result.reward_mean,
+        "prompts": result.num_prompts,
+        "failed": result.num_failed,
+    }

@@ -9,6 +9,7 @@ import torch
 
 from rlsys.algorithms.advantages import AdvantageFn
 from rlsys.errors import RlsysError
+from rlsys.scoring.combine import first_failure
 from rlsys.types import Experience, ExperienceRow, Reward, RolloutGroup
 
 
@@ -27,7 +28,7 @@ def make_experience(
         (g, s) for g, group_rewards in enumerate(rewards) for s, r in enumerate(group_rewards) if r.total is not None
     ]
     if not valid:
-        raise RlsysError(f"no trajectory of this step has a valid reward. First failure: {_first_failure(rewards)}")
+        raise RlsysError(f"no trajectory of this step has a valid reward. First failure: {first_failure(rewards)}")
     totals = torch.tensor([rewards[g][s].total for g, s in valid], dtype=torch.float64)
     members = torch.tensor([g for g, _ in valid], dtype=torch.int64)
     advantages = advantage(totals, members).tolist()
@@ -36,11 +37,3 @@ def make_experience(
         for (g, s), a in zip(valid, advantages, strict=True)
     )
     return Experience(rows, tuple(group.trajectories for group in groups), ref_logprobs, policy_version)
-
-
-def _first_failure(rewards: Sequence[Sequence[Reward]]) -> str:
-    parts = (item for group in rewards for reward in group for item in reward.parts.items())
-    for label, part in parts:
-        if part.outcome != "ok":
-            return f"{label}: {part.outcome}: {part.detail or 'the function returned None'}"
-    return "no rewards at all"

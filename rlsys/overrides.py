@@ -49,6 +49,12 @@ def normalise(arguments: Sequence[str]) -> list[str]:
     return [_normalise_one(argument, known, folder) for argument in arguments]
 
 
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Hydra's flags before all overrides: its parser takes overrides in one piece only."""
+    overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith(("~", "+")))]
+    return [a for a in arguments if a not in overrides] + overrides
+
+
 def _normalise_one(argument: str, known: set[str], folder: Path) -> str:
     if argument.startswith("-") or "=" not in argument:
         return argument

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlsys import rewards
 from rlsys.algorithms import advantages, aggregation, kl, policy_losses
-from rlsys.config import Config
+from rlsys.bounds import check_bounds
+from rlsys.config import Config, DataConfig
 from rlsys.errors import ConfigError, nearest
 from rlsys.scoring.call import check_reward
 from rlsys.types import Prompt
@@ -18,8 +20,12 @@ from rlsys.weights.verify import DEFAULT_BOUNDS
 LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 
-def check_config(config: Config) -> None:
-    """Raise ConfigError when values are unknown or do not fit together."""
+def check_config(config: Config, *, training: bool = True) -> None:
+    """Raise ConfigError when values are unknown or do not fit together.
+
+    `training=False` leaves out what only a learner or a reference needs: `rlsys eval` starts neither.
+    """
+    check_bounds(config)
     _one_of("resume", config.resume, ("never", "auto"))
     _one_of("learner.dtype", config.learner.dtype, DEFAULT_BOUNDS)
     if config.rollout.dtype is not None:
@@ -28,17 +34,12 @@ def check_config(config: Config) -> None:
     _one_of("weights.backend", config.weights.backend, ("auto", "nccl", "gloo", "ipc"))
     if config.learner.zero_stage not in (0, 1, 2, 3):
         raise ConfigError(f"learner.zero_stage={config.learner.zero_stage}: DeepSpeed has stages 0, 1, 2 and 3")
-    _at_least_one(config)
-    _check_batch(config)
-    _check_algorithm(config)
-    _check_devices(config)
-    if not config.rewards:
-        raise ConfigError("rewards is empty: name at least one, as {name: exact_match, weight: 1.0}")
-    for spec in config.rewards:
-        if "name" not in spec:
-            raise ConfigError(
-                f"rewards: an entry has no name: {dict(spec)}; known: {', '.join(rewards.registry.names())}"
-            )
+    if training:
+        _check_data(config)
+        _check_batch(config)
+        _check_algorithm(config)
+    _check_devices(config, training=training)
+    _check_reward_list(config)
     check_extras(_installed())
 
 
@@ -53,25 +54,34 @@ def check_extras(installed: Mapping[str, str]) -> None:
         raise ConfigError("vLLM is not installed: pip install -e '.[cpu]' (no GPU) or '.[gpu]'")
 
 
-def check_rewards(specs: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt]) -> None:
-    """Raise ConfigError for an unknown reward or option, or one that needs a column the data does not have."""
+def check_rewards(specs: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt], data: str) -> None:
+    """Raise ConfigError for an unknown reward or option, or one that needs a column that `data` does not have."""
     columns = {name for prompt in prompts for name in prompt.columns}
     for spec in specs:
-        check_reward(spec, columns)
+        try:
+            check_reward(spec, columns)
+        except ConfigError as error:
+            raise ConfigError(f"{data}: {error}") from error
 
 
 def check_lengths(config: Config, prompts: Sequence[Prompt]) -> None:
     """Raise ConfigError when one trajectory could be longer than a microbatch."""
     longest = max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_response_tokens
-    for key, limit in (
-        ("learner.microbatch_tokens", config.learner.microbatch_tokens),
-        ("reference.microbatch_tokens", config.reference.microbatch_tokens),
-    ):
+    limits = {"learner.microbatch_tokens": config.learner.microbatch_tokens}
+    if config.algorithm.kl.coef > 0:
+        limits["reference.microbatch_tokens"] = config.reference.microbatch_tokens
+    for key, limit in limits.items():
         if limit < longest:
             raise ConfigError(
                 f"{key}={limit} is smaller than one trajectory may be ({longest} tokens: the longest prompt and "
                 f"rollout.max_response_tokens={config.rollout.max_response_tokens}); raise it to at least {longest}"
             )
+
+
+def check_resume(resume: str, run_dir: str | None) -> None:
+    """Raise ConfigError for a run that could not find what it is to resume."""
+    if resume == "auto" and run_dir is None:
+        raise ConfigError("resume=auto needs run_dir: without one every start makes a new folder, with nothing in it")
 
 
 def check_run_dir(run_dir: Path, resume: str) -> None:
@@ -87,26 +97,12 @@ def _one_of(key: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> N
         raise ConfigError(f"{key}={value}: {nearest(value, known)} (known: {', '.join(known)})")
 
 
-def _at_least_one(config: Config) -> None:
-    counts = {
-        "train.num_steps": config.train.num_steps,
-        "train.prompts_per_step": config.train.prompts_per_step,
-        "train.samples_per_prompt": config.train.samples_per_prompt,
-        "train.updates_per_step": config.train.updates_per_step,
-        "rollout.num_workers": config.rollout.num_workers,
-        "rollout.tensor_parallel_size": config.rollout.tensor_parallel_size,
-        "rollout.max_response_tokens": config.rollout.max_response_tokens,
-        "learner.num_workers": config.learner.num_workers,
-        "reference.num_workers": config.reference.num_workers,
-        "scoring.num_workers": config.scoring.num_workers,
-    }
-    for key, value in counts.items():
-        if value < 1:
-            raise ConfigError(f"{key}={value}: must be at least 1")
-    if config.rollout.temperature <= 0:
+def _check_data(config: Config) -> None:
+    data, defaults = config.data, DataConfig()
+    if data.train != defaults.train and data.eval == defaults.eval:
         raise ConfigError(
-            f"rollout.temperature={config.rollout.temperature}: training samples need a positive temperature "
-            "(evaluation is greedy by itself)"
+            f"data.eval is still the built-in task '{data.eval}' while data.train is '{data.train}': set data.eval to "
+            "held-out rows of the same task, or data.eval=null"
         )
 
 
@@ -135,8 +131,6 @@ def _check_algorithm(config: Config) -> None:
     policy_losses.registry.component(algorithm.policy_loss)
     aggregation.registry.component(algorithm.aggregation)
     kl.registry.get(algorithm.kl.name)
-    if algorithm.kl.coef < 0:
-        raise ConfigError(f"algorithm.kl.coef={algorithm.kl.coef}: must not be negative")
     name = str(algorithm.advantage["name"])
     needed = advantages.registry.fact(name, "min_group_size", 1)
     if config.train.samples_per_prompt < needed:
@@ -146,13 +140,34 @@ def _check_algorithm(config: Config) -> None:
         )
 
 
-def _check_devices(config: Config) -> None:
+def _check_reward_list(config: Config) -> None:
+    if not config.rewards:
+        raise ConfigError("rewards is empty: name at least one, as {name: exact_match, weight: 1.0}")
+    for spec in config.rewards:
+        if "name" not in spec:
+            raise ConfigError(
+                f"rewards: an entry has no name: {dict(spec)}; known: {', '.join(rewards.registry.names())}"
+            )
+        weight = spec.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ConfigError(f"rewards: the weight of '{spec['name']}' is {weight!r}, not a finite number")
+
+
+def _check_devices(config: Config, *, training: bool) -> None:
     backend, gpus = config.weights.backend, config.cluster.num_gpus
     if backend in ("nccl", "ipc") and gpus == 0:
         raise ConfigError(f"weights.backend={backend} needs GPUs, but cluster.num_gpus=0; use gloo or auto on CPUs")
     if backend == "gloo" and gpus > 0:
         raise ConfigError("weights.backend=gloo serves engines on CPUs; with cluster.num_gpus > 0 use nccl or auto")
     if gpus == 0:
+        return
+    engines = config.rollout.num_workers * config.rollout.tensor_parallel_size
+    if not training:
+        if engines > gpus:
+            raise ConfigError(
+                f"the evaluation asks for {engines} GPUs (rollout.num_workers * tensor_parallel_size), "
+                f"cluster.num_gpus={gpus}"
+            )
         return
     if backend == "ipc":
         workers = (config.rollout.num_workers, config.learner.num_workers, config.rollout.tensor_parallel_size, gpus)
@@ -162,7 +177,7 @@ def _check_devices(config: Config) -> None:
                 "cluster.num_gpus to 1"
             )
         return
-    needed = config.rollout.num_workers * config.rollout.tensor_parallel_size + config.learner.num_workers
+    needed = engines + config.learner.num_workers
     needed += config.reference.num_workers if config.algorithm.kl.coef > 0 else 0
     if needed > gpus:
         raise ConfigError(

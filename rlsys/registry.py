@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -68,14 +68,13 @@ class Registry(Generic[F]):
             raise ConfigError(f"unknown {self.kind} '{name}': {hint} (outside code is named 'module:function')")
         return self._functions[name]
 
-    def bind(self, name: str, options: Mapping[str, Any], *, also: Iterable[str] = ()) -> F:
+    def bind(self, name: str, options: Mapping[str, Any]) -> F:
         """`get(name)` with its keyword-only `options` filled in.
 
-        `also` lists argument names that the caller supplies itself and that may not be set as options.
-        Raises ConfigError naming the accepted options when one is unknown.
+        Raises ConfigError naming the accepted options when one is unknown, or of another type than its default.
         """
         function = self.get(name)
-        accepted = set(option_names(function)) - set(also)
+        accepted = set(option_names(function))
         for option in options:
             if option not in accepted:
                 listing = ", ".join(sorted(accepted)) or "none"
@@ -83,6 +82,7 @@ class Registry(Generic[F]):
                 raise ConfigError(
                     f"{self.kind} '{name}' has no option '{option}'; accepted options: {listing}. {close}".strip()
                 )
+            _check_type(f"{self.kind} '{name}'", option, options[option], function)
         if not options:
             return function
         return cast(F, functools.partial(function, **options))
@@ -106,6 +106,17 @@ def option_names(function: Callable[..., Any]) -> list[str]:
     """Names of a function's keyword-only parameters: its options."""
     parameters = inspect.signature(function).parameters.values()
     return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def _check_type(owner: str, option: str, value: Any, function: Callable[..., Any]) -> None:
+    """The default tells the type: a number, a truth value or text. Any other default accepts anything."""
+    default = inspect.signature(function).parameters[option].default
+    number = isinstance(default, int | float) and not isinstance(default, bool)
+    given_number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = given_number if number else type(value) is type(default) if isinstance(default, bool | str) else True
+    if not fits:
+        wanted = "a number" if number else "true or false" if isinstance(default, bool) else "text"
+        raise ConfigError(f"{owner}: option '{option}' is {value!r}, it must be {wanted} (default {default!r})")
 
 
 def load_external(name: str, kind: str = "function") -> Callable[..., Any]:

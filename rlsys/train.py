@@ -46,11 +46,12 @@ def _evaluation(run: Run, step: int) -> Metrics:
     clock = StageClock()
     with clock.stage("eval"):
         result = evaluate(run.rollout, run.scoring, run.prepared.eval_prompts, run.config, step)
-    return {"eval/accuracy": result.accuracy, "eval/reward/mean": result.reward_mean, **_only(clock, "time/eval_s")}
-
-
-def _only(clock: StageClock, key: str) -> Metrics:
-    return {key: clock.metrics()[key]}
+    return {
+        "eval/accuracy": result.accuracy,
+        "eval/reward/mean": result.reward_mean,
+        "eval/failed": result.num_failed,
+        "time/eval_s": clock.seconds["eval"],
+    }
 
 
 def _finish_step(run: Run, metrics: Metrics, *, evaluated: Metrics) -> None:
@@ -67,6 +68,4 @@ def _checkpoint(run: Run, step: int) -> None:
     if every == 0 or (step % every and not last):
         return
     state = checkpoint.RunState(step=step, prompt_cursor=run.prompts.cursor)
-    checkpoint.save(
-        run.run_dir, state, lambda folder: run.learner.save(folder, {"step": step}), keep=run.config.checkpoint.keep
-    )
+    checkpoint.save(run.run_dir, state, run.learner.save, keep=run.config.checkpoint.keep)

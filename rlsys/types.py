@@ -112,6 +112,7 @@ class Reward:
     parts: Mapping[str, RewardPart]
     outcome: Outcome
     response: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)  # what functions noted of it with TRL's `log_extra`
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from rlsys.config import DataConfig
 from rlsys.data import Row, registry
@@ -105,7 +106,11 @@ class PromptEncoder:
             return list(self._tokenizer(text)["input_ids"])
         if self._tokenizer.chat_template is None:
             raise ConfigError("the prompts are chat messages but the model's tokenizer has no chat template")
-        rendered = self._tokenizer.apply_chat_template(text, tokenize=False, add_generation_prompt=True)
+        try:
+            rendered = self._tokenizer.apply_chat_template(text, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            roles = [message["role"] for message in text]
+            raise ConfigError(f"the model's chat template refuses messages of the roles {roles}: {error}") from error
         # The template already holds every special token: adding them again would double the BOS.
         return list(self._tokenizer(rendered, add_special_tokens=False)["input_ids"])
 

@@ -45,9 +45,9 @@ def build_engine(config: LearnerConfig, model_path: str, world_size: int, num_st
     optimizer = torch.optim.AdamW(
         parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
     )
-    schedule = get_scheduler(
-        config.lr_schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=num_steps
-    )
+    # transformers' "constant" would silently leave the warm-up out.
+    name = "constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=num_steps)
     engine, *_ = deepspeed.initialize(
         model=policy,
         optimizer=optimizer,

@@ -45,13 +45,13 @@ class LearnerGroup:
         results = gather(calls, what="policy update", deadline_s=self._setup.learner.deadline_s)
         return next(iter(results.values()))
 
-    def save(self, folder: str, state: Mapping[str, Any]) -> None:
+    def save(self, folder: str) -> None:
         """Write a checkpoint; every rank writes its part."""
-        self._all("save", folder, dict(state), what="saving a checkpoint")
+        self._all("save", folder, what="saving a checkpoint")
 
-    def load(self, folder: str) -> dict[str, Any]:
-        """Restore a checkpoint on every rank; returns the state saved with it."""
-        return self._all("load", folder, what=f"loading {folder}")
+    def load(self, folder: str) -> None:
+        """Restore a checkpoint on every rank."""
+        self._all("load", folder, what=f"loading {folder}")
 
     def stop(self, deadline_s: float) -> None:
         """Leave the process group on every rank."""

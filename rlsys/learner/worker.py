@@ -18,6 +18,8 @@ from rlsys.algorithms.policy_losses import LossInputs
 from rlsys.batch import pad, split_microbatches, token_batch
 from rlsys.config import AlgorithmConfig, LearnerConfig, WeightsConfig
 from rlsys.errors import RlsysError
+from rlsys.models.resolve import load_tokenizer
+from rlsys.runtime.garbage import freeze_started
 from rlsys.types import LossTotals, Trajectory
 from rlsys.weights.sender import WeightSender, full_state
 from rlsys.weights.verify import DEFAULT_BOUNDS, LogprobDiff, check, diff_of, merge
@@ -122,6 +124,7 @@ class LearnerWorker:
         self._sender = WeightSender(
             self._engine.module.hf, DTYPES[setup.engine_dtype], self._rank, setup.weights.bucket_mib * 2**20
         )
+        freeze_started()
         return self._sender.update_info()
 
     def open_weights(self, backend: str, host: str, port: int, world_size: int) -> None:
@@ -166,23 +169,21 @@ class LearnerWorker:
             metrics.update(self._step(sums, totals))
         return metrics
 
-    def save(self, folder: str, state: Mapping[str, Any]) -> None:
+    def save(self, folder: str) -> None:
         """Write the DeepSpeed state and, from rank 0, the policy as a Hugging Face folder `policy/`."""
-        self._engine.save_checkpoint(folder, tag="learner", client_state=dict(state), save_latest=False)
+        self._engine.save_checkpoint(folder, tag="learner", save_latest=False)
         weights = full_state(self._engine.module.hf, self._rank)
         if self._rank == 0:
-            from transformers import AutoTokenizer
-
             target = Path(folder) / "policy"
             self._engine.module.hf.save_pretrained(target, state_dict=weights)
-            AutoTokenizer.from_pretrained(self._setup.model_path).save_pretrained(target)
+            tokenizer = load_tokenizer(self._setup.model_path, trust_remote_code=self._setup.trust_remote_code)
+            tokenizer.save_pretrained(target)
 
-    def load(self, folder: str) -> dict[str, Any]:
-        """Restore what `save` wrote; returns its state."""
-        path, state = self._engine.load_checkpoint(folder, tag="learner")
+    def load(self, folder: str) -> None:
+        """Restore what `save` wrote."""
+        path, _ = self._engine.load_checkpoint(folder, tag="learner")
         if path is None:
             raise RlsysError(f"{folder} holds no learner checkpoint that {self._world_size} rank(s) can load")
-        return dict(state)
 
     def stop(self) -> None:
         """Leave the gang: an interpreter that ends inside a process group can abort."""

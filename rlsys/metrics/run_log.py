@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -60,12 +61,13 @@ class RunLog:
                         "policy_version": summary.policy_version,
                         "reward": reward.total,
                         "outcome": reward.outcome,
+                        **({"extra": dict(reward.extra)} if reward.extra else {}),
                         "parts": {
                             name: {"value": part.value, "outcome": part.outcome, **_detail(part.detail)}
                             for name, part in reward.parts.items()
                         },
                     }
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
     def close(self) -> None:
         """Flush and close every file."""
@@ -83,10 +85,23 @@ def _detail(detail: str) -> dict[str, str]:
     return {"detail": detail} if detail else {}
 
 
+def set_aside(run_dir: Path) -> Path | None:
+    """Move what an earlier start wrote into `earlier-N/`; None when there is nothing. Nothing is lost."""
+    written = [path for path in run_dir.glob("*") if path.name.startswith(("metrics.jsonl", "rollouts", "events.out."))]
+    if not written:
+        return None
+    numbers = itertools.count(1)
+    folder = next(folder for n in numbers if not (folder := run_dir / f"earlier-{n}").exists())
+    folder.mkdir()
+    for path in written:
+        path.rename(folder / path.name)
+    return folder
+
+
 def _drop_after(path: Path, step: int) -> None:
     """A resumed run writes the steps after its checkpoint again: their old lines go."""
     if not path.exists():
         return
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    kept = [line for line in lines if json.loads(line)["step"] <= step] if step else []
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
     path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

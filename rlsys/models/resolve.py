@@ -16,10 +16,9 @@ import numpy as np
 
 from rlsys.config import ModelBuild, ModelConfig, TokenizerBuild
 from rlsys.errors import ConfigError, DataError
-from rlsys.models.tiny import build_model, build_tokenizer, check_build, save_model
+from rlsys.models.tiny import PRINTABLE, build_model, build_tokenizer, check_build, save_model
 
 Rows = Sequence[dict[str, Any]]
-LoadRows = Callable[[str, str], Rows]
 
 
 def resolve_model(
@@ -37,6 +36,11 @@ def resolve_model(
         return _existing(config.path, config.trust_remote_code)
     check_build(config.build)
     _check_alphabet(config.build.tokenizer, prompt_column, train, held_out)
+    if config.build.warmup.max_steps > 0 and config.build.warmup.target_accuracy < 1 and not held_out:
+        raise ConfigError(
+            "model.build.warmup.target_accuracy is measured on held-out rows, but data.eval is null: set data.eval, "
+            "model.build.warmup.max_steps=0 or model.path"
+        )
     digest = _digest(config.build, seed, prompt_column, train, held_out, corpus)
     folder = Path(config.cache_dir).expanduser() / f"{config.build.architecture}-{digest}"
     if (folder / "config.json").exists():
@@ -65,8 +69,11 @@ def context_length(path: str, *, trust_remote_code: bool = False) -> int:
     """Longest sequence the model takes, in tokens."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    return int(config.get_text_config().max_position_embeddings)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return int(config.get_text_config().max_position_embeddings)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"model.path '{path}' has no usable config.json: {str(error).splitlines()[0]}") from error
 
 
 def _existing(path: str, trust_remote_code: bool) -> str:
@@ -98,15 +105,17 @@ def _digest(build: ModelBuild, seed: int, prompt_column: str, *rows: Rows) -> st
 
 def _check_alphabet(config: TokenizerBuild, prompt_column: str, *rows: Rows) -> None:
     """A character tokenizer drops what it does not know: refuse a prompt that it would change."""
-    if config.kind != "chars" or not config.alphabet:
+    if config.kind != "chars":
         return
+    alphabet = config.alphabet or PRINTABLE
     for part in rows:
         for index, row in enumerate(part):
-            unknown = sorted(set(str(row.get(prompt_column))) - set(config.alphabet))
+            unknown = sorted(set(str(row.get(prompt_column))) - set(alphabet))
             if unknown:
                 raise DataError(
-                    f"row {index + 1}: the prompt has {unknown!r}, which model.build.tokenizer.alphabet "
-                    f"'{config.alphabet}' does not; extend the alphabet or give model.path"
+                    f"row {index + 1}: the prompt has {unknown!r}, which the alphabet of the model built on the spot "
+                    f"lacks ({alphabet!r}); extend model.build.tokenizer.alphabet, set its kind to bpe, or give "
+                    "model.path"
                 )
 
 

@@ -18,6 +18,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 ARCHITECTURES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}
+PRINTABLE = string.printable[:95] + "\n"
+"""What a character tokenizer knows unless it is told otherwise."""
 MIN_HEAD_DIM = 32  # the smallest that vLLM's CPU attention supports
 
 
@@ -30,7 +32,7 @@ def build_tokenizer(config: TokenizerBuild, corpus: Iterable[str] = ()) -> Any:
     from transformers import Qwen2Tokenizer
 
     if config.kind == "chars":
-        vocab = _character_vocab(config.alphabet or string.printable[:95] + "\n")
+        vocab = _character_vocab(config.alphabet or PRINTABLE)
         merges: list[tuple[str, str]] = []
     elif config.kind == "bpe":
         vocab, merges = _train_bpe(corpus, config.vocab_size)

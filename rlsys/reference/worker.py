@@ -10,6 +10,7 @@ import torch
 from rlsys.batch import split_microbatches, token_batch
 from rlsys.config import ReferenceConfig
 from rlsys.models.policy import DTYPES, load_policy
+from rlsys.runtime.garbage import freeze_started
 from rlsys.types import Trajectory
 
 
@@ -24,6 +25,7 @@ class ReferenceWorker:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         policy = load_policy(model_path, DTYPES[dtype], trust_remote_code=trust_remote_code)
         self._policy = policy.to(self._device).requires_grad_(False)
+        freeze_started()
 
     def ping(self) -> None:
         """Answers once the worker is ready."""

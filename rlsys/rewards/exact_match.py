@@ -9,6 +9,14 @@ from rlsys.rewards import Scores, content, register
 
 @register("exact_match")
 def exact_match(completions: list[Any], answer: list[Any], *, strip: bool = True, **_: Any) -> Scores:
-    """Compares text with the dataset's `answer` column; `strip` ignores white space at both ends."""
-    pairs = [(content(completion), str(expected)) for completion, expected in zip(completions, answer, strict=True)]
-    return [float(a.strip() == b.strip() if strip else a == b) for a, b in pairs]
+    """Compares text with the dataset's `answer` column; `strip` ignores white space at both ends.
+
+    A row without an answer is not applicable.
+    """
+
+    def score(text: str, expected: Any) -> float | None:
+        if expected is None:
+            return None
+        return float(text.strip() == str(expected).strip() if strip else text == str(expected))
+
+    return [score(content(completion), expected) for completion, expected in zip(completions, answer, strict=True)]

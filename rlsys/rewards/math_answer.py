@@ -19,7 +19,7 @@ def math_answer(completions: list[Any], answer: list[Any], *, marker: str = "###
 
     scores: Scores = []
     for completion, expected in zip(completions, answer, strict=True):
-        wanted = str(expected).rpartition(marker)[2].strip()
+        wanted = "" if expected is None else str(expected).rpartition(marker)[2].strip()
         gold = _expressions(parse(f"${wanted}$", parsing_timeout=None))
         if not gold:
             scores.append(None)

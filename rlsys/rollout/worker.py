@@ -10,6 +10,7 @@ import numpy as np
 
 from rlsys.config import RolloutConfig
 from rlsys.errors import WorkerError
+from rlsys.runtime.garbage import freeze_started
 from rlsys.types import Prompt, Sampling, Trajectory, TrajectorySummary, VersionSpan
 
 LOADED_VERSION = -1
@@ -24,14 +25,22 @@ class RolloutWorker:
     """
 
     def __init__(
-        self, index: int, config: RolloutConfig, model_path: str, context: int, backend: str, seed: int
+        self,
+        index: int,
+        config: RolloutConfig,
+        model_path: str,
+        max_tokens: int,
+        backend: str,
+        seed: int,
+        trust_remote_code: bool = False,
     ) -> None:
         self._index = index
         self._config = config
         self._model_path = model_path
-        self._context = context
+        self._max_tokens = max_tokens
         self._backend = backend
         self._seed = seed
+        self._trust_remote_code = trust_remote_code
         self._version = LOADED_VERSION
         self._requests = 0
 
@@ -51,7 +60,9 @@ class RolloutWorker:
             skip_tokenizer_init=True,
             dtype=config.dtype,
             tensor_parallel_size=config.tensor_parallel_size,
-            max_model_len=self._context,
+            trust_remote_code=self._trust_remote_code,
+            # This run's longest trajectory: the engine insists on room in its cache for one of full length.
+            max_model_len=self._max_tokens,
             max_num_seqs=config.max_num_seqs,
             enforce_eager=config.enforce_eager,
             # Raw log-probabilities would ignore the temperature that the tokens were sampled with.
@@ -68,6 +79,7 @@ class RolloutWorker:
         model_config = self._engine.vllm_config.model_config.hf_config
         eos = getattr(model_config, "eos_token_id", None)
         self._eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        freeze_started()
 
     async def join_weights(self, init_info: dict[str, Any]) -> None:
         """Open the weight channel; returns once the learner's side has joined too."""

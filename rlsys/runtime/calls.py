@@ -4,37 +4,54 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
 
-from rlsys.errors import DeadlineError, RlsysError, WorkerError
+from rlsys.errors import DeadlineError, RlsysError, WorkerDiedError, WorkerError
 
 K = TypeVar("K")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 """Ray colours its tracebacks; in a log file that is noise."""
+SETTLE_S = 3.0
+"""How long after a first failure others are still listened to."""
 
 
 def gather(calls: Mapping[K, ray.ObjectRef], *, what: str, deadline_s: float) -> dict[K, Any]:
     """Results of `calls`, keyed as given; the keys name the workers in errors.
 
-    The first failure is raised at once, without waiting for the others: in a collective the healthy side would only
-    time out later and hide the cause. Raises WorkerError naming worker and cause, RlsysError subclasses unchanged,
-    DeadlineError naming those that had not answered.
+    A failure is raised without waiting for the healthy: in a collective they would only time out later and hide the
+    cause. It is given `SETTLE_S`, because the peers of a worker that died can hear of it before the driver does, and
+    then fail first. Raises WorkerError naming worker and cause (a death before all else), RlsysError subclasses
+    unchanged, DeadlineError naming those that had not answered.
     """
     owners = {ref: key for key, ref in calls.items()}
     pending = list(owners)
     results: dict[K, Any] = {}
+    failures: list[RlsysError] = []
     end = time.monotonic() + deadline_s
     while pending:
         ready, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, end - time.monotonic()))
         if not ready:
-            late = ", ".join(sorted(str(owners[ref]) for ref in pending))
-            raise DeadlineError(f"{what}: no answer within {deadline_s:g} s from {late}")
+            break
         for ref in ready:
-            results[owners[ref]] = fetch(ref, who=str(owners[ref]), what=what)
+            try:
+                results[owners[ref]] = fetch(ref, who=str(owners[ref]), what=what)
+            except RlsysError as error:
+                end = min(end, time.monotonic() + SETTLE_S) if not failures else end
+                failures.append(error)
+    if failures:
+        raise _most_telling(failures)
+    if pending:
+        late = ", ".join(sorted(str(owners[ref]) for ref in pending))
+        raise DeadlineError(f"{what}: no answer within {deadline_s:g} s from {late}")
     return {key: results[key] for key in calls}
+
+
+def _most_telling(failures: Sequence[RlsysError]) -> RlsysError:
+    """A death explains its peers' broken connections, a failed check says more than the errors it causes elsewhere."""
+    return min(failures, key=lambda error: 0 if isinstance(error, WorkerDiedError) else 1)
 
 
 def fetch(ref: ray.ObjectRef, *, who: str, what: str) -> Any:
@@ -48,4 +65,4 @@ def fetch(ref: ray.ObjectRef, *, who: str, what: str) -> Any:
         where = ANSI.sub("", str(error)).rstrip()
         raise WorkerError(f"{what}: {who} failed: {type(cause).__name__}: {cause}\n{where}") from error
     except ray.exceptions.RayError as error:
-        raise WorkerError(f"{what}: {who} is gone: {type(error).__name__}: {error}") from error
+        raise WorkerDiedError(f"{what}: {who} is gone: {type(error).__name__}: {error}") from error

@@ -47,8 +47,26 @@ class Cluster:
             if self.address is None:
                 self._start_local(demands)
             else:
-                ray.init(address=self.address, log_to_driver=self._config.log_to_driver, logging_level="error")
+                self._join(self.address)
         _check_fit(demands)
+
+    def room(self) -> str:
+        """What is free now, for the message of a start that did not come about."""
+        free = ray.available_resources()
+        return (
+            f"Free in the cluster now: {free.get('CPU', 0.0):g} CPU, {free.get('GPU', 0.0):g} GPU (workers that wait "
+            "for room start when others give theirs back)"
+        )
+
+    def _join(self, address: str) -> None:
+        try:
+            ray.init(address=address, log_to_driver=self._config.log_to_driver, logging_level="error")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            source = "cluster.address" if self._config.address else "the environment variable RAY_ADDRESS"
+            raise ConfigError(
+                f"no Ray cluster answers at '{address}' (from {source}): {str(error).strip().splitlines()[0]}. Start "
+                "one with 'ray start --head', correct the address, or use cluster=local"
+            ) from error
 
     def _start_local(self, demands: list[Demand]) -> None:
         self._guardian = Guardian()
@@ -104,7 +122,7 @@ def _signal_handler_kept(number: signal.Signals) -> Iterator[None]:
 
 
 def _object_store_bytes() -> int:
-    """A tenth of /dev/shm's free space or of memory, between 128 MiB and 4 GiB: trajectories are small."""
+    """Half of /dev/shm's free space, between 128 MiB and 4 GiB: trajectories are small."""
     shm = Path("/dev/shm")
     free = shutil.disk_usage(shm).free if shm.exists() else 2**30
     return int(min(max(free * 0.5, 128 * 2**20), 4 * 2**30))

@@ -40,7 +40,7 @@ def _env(config: Config, threads: int) -> dict[str, str]:
     return env | {"DS_ACCELERATOR": "cuda"}
 
 
-def _rollout_env(config: Config) -> dict[str, str]:
+def _rollout_env(config: Config, engine: int) -> dict[str, str]:
     tensor_parallel = config.rollout.tensor_parallel_size
     threads = threads_per_worker(config.rollout.num_workers * tensor_parallel, config.rollout.num_threads)
     env = _env(config, threads)
@@ -52,9 +52,14 @@ def _rollout_env(config: Config) -> dict[str, str]:
         # One process an engine: with two, each spins for a second waiting for the other, on the learner's cores.
         # Left to itself every engine would pin its threads to the same cores.
         return env | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    ranks = range(engine * tensor_parallel, (engine + 1) * tensor_parallel)
+    return env | {"VLLM_CPU_OMP_THREADS_BIND": "|".join(_cores_of(rank, threads) for rank in ranks)}
+
+
+def _cores_of(rank: int, threads: int) -> str:
+    """Cores for rank `rank` of all engines' ranks: neighbours without overlap, as far as the machine's cores go."""
     cores = sorted(os.sched_getaffinity(0))
-    binding = "|".join(str(cores[rank % len(cores)]) for rank in range(tensor_parallel))
-    return env | {"VLLM_CPU_OMP_THREADS_BIND": binding}
+    return ",".join(str(cores[(rank * threads + thread) % len(cores)]) for thread in range(min(threads, len(cores))))
 
 
 def demands(config: Config) -> dict[str, list[Demand]]:
@@ -68,7 +73,7 @@ def demands(config: Config) -> dict[str, list[Demand]]:
     with_reference = config.algorithm.kl.coef > 0
     return {
         "rollout": [
-            Demand(f"rollout/{i}", rollout.num_cpus, gpu * rollout.tensor_parallel_size, _rollout_env(config))
+            Demand(f"rollout/{i}", rollout.num_cpus, gpu * rollout.tensor_parallel_size, _rollout_env(config, i))
             for i in range(rollout.num_workers)
         ],
         "learner": [Demand(f"learner/{i}", learner.num_cpus, gpu, learner_env) for i in range(learner.num_workers)],

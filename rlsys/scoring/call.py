@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rlsys import rewards
@@ -65,6 +66,14 @@ class TrainerState:
     """The part of TRL's `trainer_state` that reward functions read."""
 
     global_step: int
+
+
+def absolute(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The same entry of `rewards` with a `path.py:function` that does not depend on a worker's working directory."""
+    path, colon, function = str(spec.get("name", "")).rpartition(":")
+    if not path.endswith(".py"):
+        return dict(spec)
+    return {**spec, "name": f"{Path(path).expanduser().resolve()}{colon}{function}"}
 
 
 def bind_reward(spec: Mapping[str, Any]) -> Callable[..., Any]:

@@ -21,8 +21,8 @@ class RewardPool:
         self._workers = {demand.name: cluster.start(RewardWorker, demand, config, *worker_args) for demand in demands}
 
     def start(self, deadline_s: float) -> None:
-        """Wait until every worker is up."""
-        calls = {name: worker.ping.remote() for name, worker in self._workers.items()}
+        """Wait until every worker has loaded its functions."""
+        calls = {name: worker.start.remote() for name, worker in self._workers.items()}
         gather(calls, what="starting the reward workers", deadline_s=deadline_s)
 
     def score(self, groups: Sequence[RolloutGroup], step: int) -> tuple[list[list[Reward]], dict[str, float]]:

@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
+from rlsys.errors import WorkerError
 from rlsys.rewards import registry
+from rlsys.runtime.garbage import freeze_started
+from rlsys.runtime.orphans import exit_with_parent
 from rlsys.scoring.call import RewardLog, RewardRequest, bind_reward, call_reward
 from rlsys.types import Outcome, RewardPart
 
@@ -65,6 +68,10 @@ class RewardProcess:
             rows.append(single.failure or single.parts[0])
             log.merge(single.log)
         return rows, log
+
+    def start(self) -> None:
+        """Load the function, so that the first call need not. Raises WorkerError when it cannot."""
+        self._ensure_started()
 
     def close(self) -> None:
         """Kill the child."""
@@ -114,15 +121,18 @@ class RewardProcess:
         )
         theirs.close()
         self._pipe = ours
-        ours.send(self._spec)
+        with contextlib.suppress(BrokenPipeError):  # a child that is gone already is reported below
+            ours.send(self._spec)
         # Starting (imports) is not the function's fault: it has a deadline of its own.
-        if not ours.poll(START_DEADLINE_S):
-            self.close()
-            raise TimeoutError(f"the process of reward '{self._spec['name']}' did not start in {START_DEADLINE_S:g} s")
-        problem = ours.recv()
+        problem = f"its process did not start in {START_DEADLINE_S:g} s"
+        if ours.poll(START_DEADLINE_S):
+            try:
+                problem = ours.recv()
+            except EOFError:
+                problem = f"its process ended while it was imported (exit code {self._exit_code()})"
         if problem is not None:
             self.close()
-            raise RuntimeError(f"reward '{self._spec['name']}' cannot be loaded: {problem}")
+            raise WorkerError(f"reward '{self._spec['name']}' cannot be loaded: {problem}")
         return ours
 
 
@@ -136,6 +146,7 @@ def serve(pipe: Connection) -> None:
     except Exception:
         pipe.send(traceback.format_exc(limit=5))
         return
+    freeze_started()
     pipe.send(None)
     while True:
         try:
@@ -150,4 +161,5 @@ def serve(pipe: Connection) -> None:
 
 
 if __name__ == "__main__":
+    exit_with_parent()
     serve(Connection(int(sys.argv[1])))

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlsys.config import ScoringConfig
 from rlsys.models.resolve import load_tokenizer
+from rlsys.runtime.garbage import freeze_started
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.combine import combine
 from rlsys.scoring.process import RewardProcess
@@ -26,9 +27,12 @@ class RewardWorker:
             label: RewardProcess(spec, call_deadline_s=config.function_deadline_s, row_deadline_s=config.row_deadline_s)
             for label, spec in labelled(rewards)
         }
+        freeze_started()
 
-    def ping(self) -> None:
-        """Answers once the worker is ready."""
+    def start(self) -> None:
+        """Answers once every function is loaded; raises what keeps one from it."""
+        for process in self._processes.values():
+            process.start()
 
     def score(
         self, prompts: Sequence[Prompt], step: int, *groups: Sequence[Trajectory]
@@ -39,7 +43,13 @@ class RewardWorker:
         rewards = []
         for row in range(len(request)):
             parts = {label: parts[row] for label, (parts, _) in answers.items()}
-            rewards.append(combine(parts, self._weights, _text(request.completions[row])))
+            extra = {
+                name: column[row]
+                for _, log in answers.values()
+                for name, column in log.extra.items()
+                if len(column) == len(request)
+            }
+            rewards.append(combine(parts, self._weights, _text(request.completions[row]), extra))
         logged: dict[str, list[float]] = {}
         for _, log in answers.values():
             for name, values in log.metrics.items():

@@ -5,9 +5,6 @@ vLLM imports this module in each of its worker processes (`worker_extension_cls`
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +13,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
 
+from rlsys.runtime.orphans import exit_with_parent
 from rlsys.weights.gloo import GlooChannel
 from rlsys.weights.manifest import Entry, buckets, unpack
 
@@ -90,18 +88,6 @@ class WeightReceiver:
     """vLLM mixes this into its worker class; importing the module is what registers the backend."""
 
 
-def _exit_with_parent() -> None:
-    """End this engine process when the worker that started it is gone: a killed parent cannot say goodbye."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="exit-with-parent", daemon=True).start()
-
-
 if "gloo" not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine("gloo", GlooWeightTransferEngine)
-    _exit_with_parent()
+    exit_with_parent()

@@ -70,14 +70,14 @@ def check(per_engine: Mapping[int, LogprobDiff], *, bound: float, policy_version
 def _cause(worst: LogprobDiff, wrong: Mapping[int, LogprobDiff], num_engines: int, version: int, bound: float) -> str:
     if not np.isfinite(worst.largest):
         return "a log-probability is not finite: weights or logits hold NaN or inf"
-    if worst.largest < 30 * bound:
-        return (
-            "numerical difference rather than missing weights (it is small): engine and learner run different dtypes "
-            "or kernels; compare rollout.dtype with learner.dtype, or raise the bound"
-        )
     if len(wrong) < num_engines:
         names = ", ".join(f"rollout/{engine}" for engine in sorted(wrong))
         return f"the last broadcast did not reach {names} completely; the other engines agree with the learner"
+    if version == 0 and worst.largest < 30 * bound:
+        return (
+            "numerical difference (nothing was trained yet, and it is small): engine and learner run different dtypes "
+            "or kernels; compare rollout.dtype with learner.dtype, or raise the bound"
+        )
     if version == 0:
         return (
             "nothing was trained yet, so engine and learner loaded or compute different models: check model.path, the "
@@ -85,5 +85,6 @@ def _cause(worst: LogprobDiff, wrong: Mapping[int, LogprobDiff], num_engines: in
         )
     return (
         "the last broadcast left parameters behind on every engine: a layer that received nothing keeps its old "
-        "weights, and so does a tied output layer (lm_head) whose packed copy was not renewed"
+        "weights, and so does a tied output layer (lm_head) whose packed copy was not renewed. If the difference was "
+        "near the bound from the first step on, it is numerical instead (sync/logprob_abs_diff/max in metrics.jsonl)"
     )

@@ -66,7 +66,7 @@ def _check_caught(run: Run, skipped: str) -> None:
     assert len(names) < len(run.learner._update_info["names"])
     with _broadcast_only(run, names):
         run.weights.broadcast(1001)
-        with pytest.raises(WeightMismatchError, match=r"left parameters behind on every engine|numerical") as caught:
+        with pytest.raises(WeightMismatchError, match="left parameters behind on every engine") as caught:
             _update(run, 1001)
     assert "policy version 1001" in str(caught.value)
     run.weights.broadcast(1002)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlsys.errors import ConfigError
-from rlsys.overrides import known_keys, normalise
+from rlsys.overrides import flags_first, known_keys, normalise
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,8 @@ def test_known_keys_stop_at_a_function_s_own_options() -> None:
     assert {"train", "train.num_steps", "model.build.tokenizer.kind", "algorithm.policy_loss", "rewards"} <= set(known)
     assert not any(key.startswith("algorithm.policy_loss.") for key in known)
     assert len(known) == len(set(known))
+
+
+def test_flags_may_stand_anywhere() -> None:
+    given = ["seed=0,1", "--multirun", "~experiment", "train.num_steps=1", "--cfg", "job"]
+    assert flags_first(given) == ["--multirun", "--cfg", "job", "seed=0,1", "~experiment", "train.num_steps=1"]

@@ -10,7 +10,7 @@ import pytest
 
 from rlsys.config import Config
 from rlsys.errors import ConfigError
-from rlsys.preflight import check_config, check_extras, check_lengths, check_rewards, check_run_dir
+from rlsys.preflight import check_config, check_extras, check_lengths, check_resume, check_rewards, check_run_dir
 from rlsys.types import Prompt
 
 
@@ -57,11 +57,21 @@ def test_the_defaults_pass() -> None:
         ("rollout.tensor_parallel_size", 0, ["at least 1"]),
         ("rollout.max_response_tokens", 0, ["at least 1"]),
         ("learner.num_workers", 0, ["at least 1"]),
-        ("reference.num_workers", 0, ["at least 1"]),
         ("scoring.num_workers", 0, ["at least 1"]),
         ("rollout.temperature", 0.0, ["positive", "evaluation is greedy"]),
         ("rollout.temperature", -1.0, ["positive"]),
         ("train.max_staleness", 1, ["only 0 (synchronous)"]),
+        ("seed", -1, ["at least 0"]),
+        ("data.eval_limit", 0, ["at least 1"]),
+        ("eval.every", -1, ["at least 0"]),
+        ("checkpoint.every", -1, ["at least 0"]),
+        ("learner.lr", -1e-4, ["at least 0"]),
+        ("learner.lr", float("nan"), ["at least 0"]),
+        ("learner.eps", 0.0, ["positive"]),
+        ("rollout.kv_cache_gib", 0.0, ["positive"]),
+        ("rollout.num_threads", 0, ["at least 1"]),
+        ("weights.deadline_s", float("inf"), ["positive"]),
+        ("algorithm.kl.coef", -0.1, ["at least 0"]),
     ],
 )
 def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
@@ -82,7 +92,11 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
             ["rollout.num_workers=5", "train.prompts_per_step=4", "never get a prompt"],
         ),
         ({"train.samples_per_prompt": 1}, ["train.samples_per_prompt=1", "'grpo'", "at least 2"]),
-        ({"algorithm.kl.coef": -0.1}, ["algorithm.kl.coef=-0.1", "negative"]),
+        ({"reference.num_workers": 0, "algorithm.kl.coef": 0.1}, ["reference.num_workers=0", "at least 1"]),
+        ({"data.train": "mine.jsonl"}, ["data.eval is still", "'addition'", "data.eval=null"]),
+        ({"rewards": [{"name": "length", "weight": "much"}]}, ["weight of 'length'", "'much'", "number"]),
+        ({"rewards": [{"name": "length", "weight": float("nan")}]}, ["weight of 'length'", "nan", "finite"]),
+        ({"algorithm.policy_loss": {"name": "ppo_clip", "clip_low": "x"}}, ["'clip_low' is 'x'", "must be a number"]),
         ({"algorithm.kl.name": "k4"}, ["KL estimator 'k4'", "k3"]),
         ({"algorithm.advantage": {"name": "gppo"}}, ["advantage estimator 'gppo'", "did you mean 'grpo'?"]),
         ({"algorithm.advantage": {"eps": 1.0}}, ["advantage estimator needs a name", "grpo"]),
@@ -133,6 +147,9 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: list[str
         {"cluster.num_gpus": 1, "weights.backend": "ipc", "algorithm.kl.coef": 0.1},
         {"learner.num_workers": 2, "learner.zero_stage": 3, "rollout.dtype": "bfloat16"},
         {"algorithm.policy_loss": {"name": "ppo_clip", "clip_low": 0.1}},
+        {"reference.num_workers": 0, "reference.microbatch_tokens": 1},  # no KL: no reference is started
+        {"data.train": "mine.jsonl", "data.eval": None},
+        {"rewards": [{"name": "length", "weight": -1}]},
     ],
 )
 def test_values_that_fit(changes: dict[str, Any]) -> None:
@@ -156,7 +173,7 @@ def test_one_extra_is_right(name: str) -> None:
 
 @pytest.mark.parametrize("role", ["learner", "reference"])
 def test_a_microbatch_holds_the_longest_trajectory(role: str) -> None:
-    config = changed({"rollout.max_response_tokens": 10, f"{role}.microbatch_tokens": 17})
+    config = changed({"rollout.max_response_tokens": 10, f"{role}.microbatch_tokens": 17, "algorithm.kl.coef": 0.1})
     check_lengths(config, [prompt(2), prompt(7)])  # 7 + 10 = 17
     with pytest.raises(ConfigError) as caught:
         check_lengths(config, [prompt(2), prompt(8)])
@@ -165,13 +182,29 @@ def test_a_microbatch_holds_the_longest_trajectory(role: str) -> None:
 
 
 def test_rewards_are_checked_against_the_columns_of_the_data() -> None:
-    check_rewards([{"name": "exact_match"}, {"name": "length", "target": 3}], [prompt(), prompt(answer="2")])
-    with pytest.raises(ConfigError, match=r"reward 'exact_match' needs the column 'answer'.*its columns: solution"):
-        check_rewards([{"name": "exact_match"}], [prompt(solution="2")])
+    check_rewards([{"name": "exact_match"}, {"name": "length", "target": 3}], [prompt(), prompt(answer="2")], "rows")
+    with pytest.raises(
+        ConfigError, match=r"rows: reward 'exact_match' needs the column 'answer'.*its columns: solution"
+    ):
+        check_rewards([{"name": "exact_match"}], [prompt(solution="2")], "rows")
     with pytest.raises(ConfigError, match=r"unknown reward 'lenght': did you mean 'length'\?"):
-        check_rewards([{"name": "lenght"}], [prompt()])
+        check_rewards([{"name": "lenght"}], [prompt()], "rows")
     with pytest.raises(ConfigError, match=r"reward 'length' has no option 'goal'; accepted options: target"):
-        check_rewards([{"name": "length", "goal": 3}], [prompt()])
+        check_rewards([{"name": "length", "goal": 3}], [prompt()], "rows")
+
+
+def test_an_evaluation_needs_no_room_for_a_learner() -> None:
+    engines = {"cluster.num_gpus": 2, "rollout.tensor_parallel_size": 2, "algorithm.kl.coef": 0.1}
+    check_config(changed(engines), training=False)
+    with pytest.raises(ConfigError, match="the evaluation asks for 2 GPUs"):
+        check_config(changed({**engines, "cluster.num_gpus": 1}), training=False)
+
+
+def test_resuming_needs_a_place_to_resume_from() -> None:
+    check_resume("never", None)
+    check_resume("auto", "runs/mine")
+    with pytest.raises(ConfigError, match="resume=auto needs run_dir"):
+        check_resume("auto", None)
 
 
 def test_a_run_is_not_written_over(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def refused(config: Config, kind: type[RlsysError]) -> str:
 def test_a_good_run(config: Config, model_folder: Path) -> None:
     write(config, [GOOD, {"prompt": "2+2=", "answer": "4"}])
     prepared: Prepared = prepare(config)
-    assert prepared.context == 64
+    assert prepared.max_tokens == 4 + 44  # the longest prompt and max_response_tokens
     assert prepared.model_path == str(model_folder)
     assert [prompt.text for prompt in prepared.train_prompts] == ["1+1=", "2+2="]
     assert prepared.train_prompts[1].columns == {"answer": "4"}

@@ -66,9 +66,10 @@ def test_a_function_without_options_says_so(shapes: Registry[Any]) -> None:
         shapes.component({"name": "line", "x": 1})  # positional: not an option
 
 
-def test_what_the_caller_supplies_is_no_option(shapes: Registry[Any]) -> None:
-    with pytest.raises(ConfigError, match="no option 'unit'; accepted options: size"):
-        shapes.bind("square", {"unit": "m"}, also=["unit"])
+@pytest.mark.parametrize("value", ["2", True, None, [2]])
+def test_an_option_of_another_type_than_its_default(shapes: Registry[Any], value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"shape 'square': option 'size' is .*, it must be a number"):
+        shapes.bind("square", {"size": value})
 
 
 def test_a_component_needs_a_name(shapes: Registry[Any]) -> None:

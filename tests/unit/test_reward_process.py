@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rlsys.errors import WorkerError
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.process import RewardProcess
 from rlsys.types import RewardPart
@@ -127,8 +128,15 @@ def test_many_hangs_do_not_hold_up_the_step(start: Start) -> None:
 
 def test_a_function_that_cannot_be_loaded(start: Start) -> None:
     process = start("length", scal=2.0)
-    with pytest.raises(RuntimeError, match=r"cannot be loaded(.|\n)*no option 'scal'"):
+    with pytest.raises(WorkerError, match=r"cannot be loaded(.|\n)*no option 'scal'"):
         process.score(request("one"))
+
+
+def test_a_function_whose_import_ends_the_process(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import os\nos._exit(7)\n")
+    process = RewardProcess({"name": f"{tmp_path}/broken.py:score"}, call_deadline_s=5.0, row_deadline_s=1.0)
+    with pytest.raises(WorkerError, match=r"broken.py:score' cannot be loaded: .*ended.*exit code 7"):
+        process.start()
 
 
 def test_closing_ends_the_process(start: Start) -> None:

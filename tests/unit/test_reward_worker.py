@@ -14,7 +14,9 @@ from rlsys.scoring.worker import RewardWorker, labelled
 from rlsys.types import Messages, Prompt, Trajectory
 
 SEEN = """
-def seen(prompts, completions, completion_ids, answer, level, log_metric, **_):
+def seen(prompts, completions, completion_ids, answer, level, log_metric, log_extra, **_):
+    log_extra("doubled", [2 * len(ids) for ids in completion_ids])
+    log_extra("too short to belong to rows", [1])
     log_metric("rows", len(completions))
     log_metric("rows", 0)
     rows = list(zip(prompts, completions, completion_ids, answer, level, strict=True))
@@ -52,7 +54,7 @@ def test_a_call_of_two_groups(tmp_path: Path, tokenizer: Any, model_folder: Path
     (tmp_path / "seen.py").write_text(SEEN)
     rewards = [{"name": f"{tmp_path}/seen.py:seen", "weight": 0.5}, {"name": "exact_match", "weight": 10.0}]
     worker = RewardWorker(ScoringConfig(function_deadline_s=60.0), rewards, str(model_folder))
-    worker.ping()
+    worker.start()
     prompts = [
         prompt("1+1=", answer="2", level=1),
         prompt([{"role": "user", "content": "2+2"}], answer="4"),  # this row has no `level`
@@ -64,4 +66,8 @@ def test_a_call_of_two_groups(tmp_path: Path, tokenizer: Any, model_folder: Path
     assert [[reward.total for reward in group] for group in scored] == [[11.0, 1.0], [10.0]]
     assert {part.outcome for reward in scored[0] for part in reward.parts.values()} == {"ok"}
     assert scored[1][0].parts["seen"].outcome == "not_applicable"
+    lengths = [[len(trajectory.response_ids) for trajectory in group] for group in groups]
+    assert [[reward.extra for reward in group] for group in scored] == [
+        [{"doubled": 2 * length} for length in group] for group in lengths
+    ]
     assert logged == {"rows": 1.5}  # (3 + 0) / 2

@@ -25,6 +25,10 @@ def test_exact_match_by_hand() -> None:
     assert exact_match(completions, ["95", "95", "95", "", "59"]) == [1.0, 1.0, 0.0, 1.0, 0.0]
 
 
+def test_a_row_without_an_answer_is_not_applicable() -> None:
+    assert exact_match(["None", "2"], [None, "2"]) == [None, 1.0]
+
+
 def test_exact_match_to_the_last_space() -> None:
     assert exact_match(["95", " 95"], ["95", "95"], strip=False) == [1.0, 0.0]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rlsys.config import LoggingConfig
-from rlsys.metrics.run_log import RunLog
+from rlsys.metrics.run_log import RunLog, set_aside
 from rlsys.types import Reward, RewardPart
 
 from .records import group, reward, summary
@@ -97,13 +97,17 @@ def test_a_resumed_run_drops_the_steps_that_it_runs_again(tmp_path: Path) -> Non
     assert [(row["step"], row["a"]) for row in lines(path)] == [(0, 0.5), (1, 1.5), (2, 2.5), (3, -1)]
 
 
-def test_a_run_resumed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 0}\n{"step": 1}\n')
-    log = open_log(tmp_path, resume_step=0)  # from the beginning: step 0 is written again as well
-    log.write({"step": 0})
-    log.close()
-    assert [row["step"] for row in lines(path)] == [0]
+def test_what_an_earlier_start_wrote_is_kept_aside(tmp_path: Path) -> None:
+    assert set_aside(tmp_path) is None
+    for start in (1, 2):
+        (tmp_path / "config.yaml").write_text("seed: 0\n")
+        (tmp_path / "metrics.jsonl").write_text(f'{{"step": {start}}}\n')
+        (tmp_path / "rollouts").mkdir()
+        assert set_aside(tmp_path) == tmp_path / f"earlier-{start}"
+    assert [row["step"] for row in lines(tmp_path / "earlier-1" / "metrics.jsonl")] == [1]
+    assert [row["step"] for row in lines(tmp_path / "earlier-2" / "metrics.jsonl")] == [2]
+    assert (tmp_path / "earlier-2" / "rollouts").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "earlier-1", "earlier-2"]
 
 
 def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:

@@ -70,18 +70,19 @@ def test_the_message_has_the_numbers_and_the_way_out() -> None:
     ("per_engine", "version", "named"),
     [
         ({0: math.inf, 1: 0.0}, 3, "not finite: weights or logits hold NaN or inf"),
-        ({0: 0.02, 1: 0.02}, 3, "rollout.dtype with learner.dtype"),  # twenty times the bound
-        ({0: 0.02, 1: 0.0}, 0, "rollout.dtype with learner.dtype"),
+        ({0: 0.02, 1: 0.02}, 0, "numerical difference"),  # twenty times the bound
+        ({0: 0.02, 1: 0.02}, 3, "left parameters behind on every engine"),  # small steps drift past the bound slowly
+        ({0: 0.02, 1: 0.0}, 3, "the last broadcast did not reach rollout/0 completely"),
         ({0: 0.0, 1: 0.5}, 3, "the last broadcast did not reach rollout/1 completely"),
         ({1: 0.5}, 3, "the last broadcast did not reach rollout/1 completely"),  # engine 0 sampled nothing trained
-        ({0: 0.5, 1: 0.7}, 0, "nothing was trained yet"),
+        ({0: 0.5, 1: 0.7}, 0, "loaded or compute different models"),
         ({0: 0.5, 1: 0.7}, 3, "left parameters behind on every engine"),
     ],
 )
 def test_the_likely_cause_is_named(per_engine: dict[int, float], version: int, named: str) -> None:
     message = cause(per_engine, version=version)
     assert named in message
-    causes = ("not finite", "rollout.dtype", "did not reach", "nothing was trained", "on every engine")
+    causes = ("not finite", "numerical difference", "did not reach", "loaded or compute", "on every engine")
     assert [other for other in causes if other in message] == [other for other in causes if other in named]
 
 

@@ -1,0 +1,77 @@
+"""Waiting for workers of a real Ray: whose failure is told, and that no wait is forever."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from rlsys.config import ClusterConfig
+from rlsys.errors import ConfigError, DeadlineError, WorkerDiedError, WorkerError
+from rlsys.runtime.calls import gather
+from rlsys.runtime.cluster import Cluster, Demand
+
+
+class Peer:
+    """A member of a gang."""
+
+    def answer(self) -> str:
+        return "here"
+
+    def lose_the_connection(self, after_s: float) -> None:
+        time.sleep(after_s)
+        raise RuntimeError("Connection closed by peer")
+
+    def die(self, after_s: float) -> None:
+        time.sleep(after_s)
+        os._exit(1)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    opened = Cluster(ClusterConfig())
+    opened.connect([Demand("room", num_cpus=8)])
+    yield opened
+    opened.close()
+
+
+def test_results_keep_their_names(cluster: Cluster) -> None:
+    peer = cluster.start(Peer, Demand("a", 0.0))
+    assert gather({"a": peer.answer.remote()}, what="asking", deadline_s=60) == {"a": "here"}
+
+
+def test_a_death_is_told_before_the_broken_connections_it_causes(cluster: Cluster) -> None:
+    dying, peer = (cluster.start(Peer, Demand(name, 0.0)) for name in ("learner/1", "learner/0"))
+    gather({"0": dying.answer.remote(), "1": peer.answer.remote()}, what="asking", deadline_s=60)
+    calls = {"learner/0": peer.lose_the_connection.remote(0.1), "learner/1": dying.die.remote(0.6)}
+    with pytest.raises(WorkerDiedError, match="policy update: learner/1 is gone"):
+        gather(calls, what="policy update", deadline_s=60)
+
+
+def test_a_failure_does_not_wait_for_the_healthy(cluster: Cluster) -> None:
+    failing, slow = (cluster.start(Peer, Demand(name, 0.0)) for name in ("a", "b"))
+    started = time.monotonic()
+    with pytest.raises(WorkerError, match="work: a failed: RuntimeError: Connection closed"):
+        gather({"a": failing.lose_the_connection.remote(0.0), "b": slow.sleep.remote(60)}, what="work", deadline_s=50)
+    assert time.monotonic() - started < 20
+
+
+def test_who_is_late_is_named(cluster: Cluster) -> None:
+    quick, slow = (cluster.start(Peer, Demand(name, 0.0)) for name in ("a", "b"))
+    gather({"a": quick.answer.remote(), "b": slow.answer.remote()}, what="asking", deadline_s=60)
+    with pytest.raises(DeadlineError, match=r"work: no answer within 0.5 s from b$"):
+        gather({"a": quick.answer.remote(), "b": slow.sleep.remote(30)}, what="work", deadline_s=0.5)
+
+
+def test_room_is_told_in_figures(cluster: Cluster) -> None:
+    assert "CPU, 0 GPU" in cluster.room()
+
+
+def test_a_cluster_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match=r"no Ray cluster answers at '127.0.0.1:1' \(from cluster.address\)"):
+        Cluster(ClusterConfig(address="127.0.0.1:1"))._join("127.0.0.1:1")
