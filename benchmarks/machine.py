@@ -50,7 +50,14 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with `-dirty` when tracked files differ from it; None outside a repository."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    """The commit of the source tree, with `-dirty` when tracked files other than results differ from it; None outside
+    a repository."""
+    commit = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    return f"{commit}-dirty" if commit and changed else commit
+
+
+def _git(*arguments: str) -> str | None:
+    root = Path(__file__).parent.parent
+    answer = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None

@@ -43,6 +43,7 @@ class RolloutWorker:
         self._trust_remote_code = trust_remote_code
         self._version = LOADED_VERSION
         self._requests = 0
+        self._running = 0
 
     async def start(self) -> None:
         """Build the engine; answers once it can serve."""
@@ -72,6 +73,8 @@ class RolloutWorker:
             generation_config="vllm",
             seed=self._seed + self._index,
             disable_log_stats=True,
+            async_scheduling=not on_cpu,
+            scheduler_cls=f"rlsys.rollout.scheduler.WholeResponse{'' if on_cpu else 'Async'}Scheduler",
             **memory,
         )
         self._engine = AsyncLLM.from_engine_args(arguments)
@@ -89,6 +92,11 @@ class RolloutWorker:
 
     async def receive_weights(self, update_info: dict[str, Any], policy_version: int) -> None:
         """Take one broadcast: pause, receive, drop every cached prefix, resume."""
+        if self._running:
+            raise WorkerError(
+                f"rollout/{self._index}: {self._running} prompts are still being answered; an update now would credit "
+                "their responses to a policy that sampled only part of them"
+            )
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         engine = self._engine
@@ -126,8 +134,12 @@ class RolloutWorker:
         self._requests += 1
         request = {"prompt_token_ids": prompt.token_ids.tolist(), "cache_salt": f"v{self._version}"}
         final = None
-        async for output in self._engine.generate(request, params, request_id=f"{self._index}-{self._requests}"):
-            final = output
+        self._running += 1
+        try:
+            async for output in self._engine.generate(request, params, request_id=f"{self._index}-{self._requests}"):
+                final = output
+        finally:
+            self._running -= 1
         if final is None:
             raise WorkerError(f"rollout/{self._index}: the engine gave no output for prompt {prompt.index}")
         trajectories = [self._trajectory(prompt, sample) for sample in sorted(final.outputs, key=lambda o: o.index)]
