@@ -11,7 +11,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from rlsys.errors import ConfigError, nearest
 
@@ -91,7 +91,12 @@ class Registry(Generic[F]):
         """The function that a config node `{name: ..., option: value ...}` describes."""
         if "name" not in config:
             raise ConfigError(f"a {self.kind} needs a name: {{name: one of {', '.join(self.names())}}}")
-        return self.bind(str(config["name"]), {key: value for key, value in config.items() if key != "name"})
+        options = {key: value for key, value in config.items() if key != "name"}
+        function = self.bind(str(config["name"]), options)
+        for option in option_names(function):
+            if inspect.signature(function).parameters[option].default is inspect.Parameter.empty:
+                raise ConfigError(f"{self.kind} '{config['name']}' needs the option '{option}'")
+        return function
 
     def _scan(self) -> None:
         if self._scanned:
@@ -109,7 +114,13 @@ def option_names(function: Callable[..., Any]) -> list[str]:
 
 
 def _check_type(owner: str, option: str, value: Any, function: Callable[..., Any]) -> None:
-    """The default tells the type: a number, a truth value or text. Any other default accepts anything."""
+    """A `Literal` names the values; else the default tells the type: a number, a truth value or text. Any other
+    default accepts anything."""
+    inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
+    choices = _named_values(inner, option)
+    if choices and value not in choices:
+        listing = ", ".join(map(str, choices))
+        raise ConfigError(f"{owner}: option '{option}' is {value!r}, known: {listing}. {nearest(str(value), choices)}")
     default = inspect.signature(function).parameters[option].default
     number = isinstance(default, int | float) and not isinstance(default, bool)
     given_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -117,6 +128,15 @@ def _check_type(owner: str, option: str, value: Any, function: Callable[..., Any
     if not fits:
         wanted = "a number" if number else "true or false" if isinstance(default, bool) else "text"
         raise ConfigError(f"{owner}: option '{option}' is {value!r}, it must be {wanted} (default {default!r})")
+
+
+def _named_values(function: Callable[..., Any], option: str) -> tuple[Any, ...]:
+    """What a `Literal` annotation allows; nothing for any other."""
+    try:
+        hint = get_type_hints(function).get(option)
+    except NameError:  # an annotation that only a type checker can read
+        return ()
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def load_external(name: str, kind: str = "function") -> Callable[..., Any]:

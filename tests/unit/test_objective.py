@@ -117,5 +117,5 @@ def test_options_reach_the_policy_loss() -> None:
 
 
 def test_an_unknown_estimator_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"KL estimator 'k2'.*k3"):
-        Objective(AlgorithmConfig(kl=KlConfig(name="k2")))
+    with pytest.raises(ConfigError, match=r"KL estimator 'k9'.*k3"):
+        Objective(AlgorithmConfig(kl=KlConfig(name="k9")))

@@ -92,9 +92,9 @@ def test_facts(shapes: Registry[Any]) -> None:
 def test_rlsys_own_components() -> None:
     assert "grpo" in advantages.registry.names()
     assert advantages.registry.fact("grpo", "min_group_size", 1) == 2
-    assert policy_losses.registry.names() == ["ppo_clip"]
+    assert {"ppo_clip", "gspo", "cispo"} <= set(policy_losses.registry.names())
     assert aggregation.registry.names() == ["sequence_mean", "token_mean"]
-    assert kl.registry.names() == ["k3"]
+    assert kl.registry.names() == ["abs", "k1", "k2", "k3"]
 
 
 def test_outside_code_from_a_module(shapes: Registry[Any]) -> None:
@@ -142,3 +142,20 @@ def test_files_of_like_names_are_kept_apart(tmp_path: Path) -> None:
     (tmp_path / "a_b.py").write_text("def f():\n    return 'a_b'\n")
     assert load_external(f"{tmp_path}/a/b.py:f")() == "a/b"
     assert load_external(f"{tmp_path}/a_b.py:f")() == "a_b"
+
+
+def test_an_option_with_named_values_takes_only_those() -> None:
+    from rlsys.algorithms.corrections import registry
+
+    registry.bind("mask", {"level": "geometric"})
+    with pytest.raises(ConfigError, match=r"correction 'mask': option 'level' is 'tokn', known: token, sequence"):
+        registry.bind("mask", {"level": "tokn"})
+
+
+def test_a_component_needs_the_options_without_a_default(shapes: Registry[Any]) -> None:
+    def needy(*, size: int) -> int:
+        return size
+
+    shapes.register("needy")(needy)
+    with pytest.raises(ConfigError, match=r"shape 'needy' needs the option 'size'"):
+        shapes.component({"name": "needy"})

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import torch
 
-from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, register
+from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, clipped_surrogate, log_ratio, register
 
 
 @register("ppo_clip")
-def ppo_clip(inputs: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2) -> PolicyLoss:
+def ppo_clip(
+    inputs: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None
+) -> PolicyLoss:
     """`-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)` with `ratio = exp(logprob - old_logprob)`.
 
     All tensors [B, T]. On policy the ratio is exactly 1 and the gradient is the policy gradient's.
+
+    Args:
+        clip_low, clip_high: distances of the bounds from 1; clip-higher is `clip_high > clip_low`.
+        dual_clip: upper bound of the ratio where the advantage is negative and the clip above does nothing (dual-clip
+            PPO, arXiv:1912.09729, there 3; called `delta` in TRL). Larger than `1 + clip_high`; null is none.
     """
-    advantages = inputs.advantages
-    # Past e^20 the clip has decided long ago; the bound keeps inf * 0 out of the masked positions.
-    ratio = torch.exp((inputs.logprobs - inputs.old_logprobs).clamp(-20.0, 20.0))
-    unclipped = ratio * advantages
-    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
-    return PolicyLoss(per_token=-torch.minimum(unclipped, clipped), clipped=(clipped < unclipped).detach())
+    ratio = torch.exp(log_ratio(inputs))
+    if dual_clip is None:
+        return PolicyLoss(*clipped_surrogate(ratio, inputs.advantages, clip_low, clip_high))
+    bounded = ratio.clamp(max=dual_clip)
+    per_token, clipped = clipped_surrogate(bounded, inputs.advantages, clip_low, clip_high)
+    return PolicyLoss(per_token, clipped | ((ratio > dual_clip) & (inputs.advantages < 0)))

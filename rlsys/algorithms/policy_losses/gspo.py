@@ -1,0 +1,36 @@
+"""Group sequence policy optimization (arXiv:2507.18071): one ratio a response, the geometric mean of its tokens'."""
+
+from __future__ import annotations
+
+import torch
+
+from rlsys.algorithms.policy_losses import (
+    LossInputs,
+    PolicyLoss,
+    clipped_surrogate,
+    log_ratio,
+    register,
+    response_mean,
+)
+
+
+@register("gspo")
+def gspo(inputs: LossInputs, *, clip_low: float = 3e-4, clip_high: float = 4e-4) -> PolicyLoss:
+    """The clipped surrogate with `s = exp(mean over tokens of (logprob - old_logprob))` (equations 5 to 7).
+
+    Returns [B, T] with the response's value at every token: use `aggregation=sequence_mean`.
+    """
+    ratio = torch.exp(response_mean(log_ratio(inputs), inputs.loss_mask)).expand_as(inputs.logprobs)
+    return PolicyLoss(*clipped_surrogate(ratio, inputs.advantages, clip_low, clip_high))
+
+
+@register("gspo_token")
+def gspo_token(inputs: LossInputs, *, clip_low: float = 3e-4, clip_high: float = 4e-4) -> PolicyLoss:
+    """As gspo, with the gradient at each token (equation 13): `s_t = sg[s] * p_t / sg[p_t]`.
+
+    The same values; the same gradient too where a response has one advantage, and made for those that have several.
+    """
+    own = log_ratio(inputs)
+    response = response_mean(own, inputs.loss_mask).detach()
+    ratio = torch.exp(response + own - own.detach())
+    return PolicyLoss(*clipped_surrogate(ratio, inputs.advantages, clip_low, clip_high))
