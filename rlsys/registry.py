@@ -116,25 +116,24 @@ def option_names(function: Callable[..., Any]) -> list[str]:
 def _check_type(owner: str, option: str, value: Any, function: Callable[..., Any]) -> None:
     """A `Literal` names the values; else the default tells the type: a number, a truth value or text. Any other
     default accepts anything."""
-    inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
-    choices = _named_values(inner, option)
+    choices = _named_values(function, option)
     if choices and value not in choices:
         listing = ", ".join(map(str, choices))
         raise ConfigError(f"{owner}: option '{option}' is {value!r}, known: {listing}. {nearest(str(value), choices)}")
     default = inspect.signature(function).parameters[option].default
-    number = isinstance(default, int | float) and not isinstance(default, bool)
-    given_number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = given_number if number else type(value) is type(default) if isinstance(default, bool | str) else True
-    if not fits:
-        wanted = "a number" if number else "true or false" if isinstance(default, bool) else "text"
-        raise ConfigError(f"{owner}: option '{option}' is {value!r}, it must be {wanted} (default {default!r})")
+    for kind, wanted in ((bool, "true or false"), (int | float, "a number"), (str, "text")):
+        if isinstance(default, kind):  # bool first: it is an int too
+            fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            if not fits:
+                raise ConfigError(f"{owner}: option '{option}' is {value!r}, it must be {wanted} (default {default!r})")
+            return
 
 
 def _named_values(function: Callable[..., Any], option: str) -> tuple[Any, ...]:
     """What a `Literal` annotation allows; nothing for any other."""
     try:
         hint = get_type_hints(function).get(option)
-    except NameError:  # an annotation that only a type checker can read
+    except (NameError, AttributeError, TypeError):  # a callable without annotations, or with some only a checker reads
         return ()
     return get_args(hint) if get_origin(hint) is Literal else ()
 

@@ -20,9 +20,9 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from rlsys.errors import WorkerError
+from rlsys.orphans import exit_with_parent
 from rlsys.rewards import registry
 from rlsys.runtime.garbage import freeze_started
-from rlsys.runtime.orphans import exit_with_parent
 from rlsys.scoring.call import RewardLog, RewardRequest, bind_reward, call_reward
 from rlsys.types import Outcome, RewardPart
 

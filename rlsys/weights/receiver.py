@@ -13,7 +13,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
 
-from rlsys.runtime.orphans import exit_with_parent
+from rlsys.orphans import exit_with_parent
 from rlsys.weights.gloo import GlooChannel
 from rlsys.weights.manifest import Entry, buckets, unpack
 

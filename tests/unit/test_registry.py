@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -144,12 +144,23 @@ def test_files_of_like_names_are_kept_apart(tmp_path: Path) -> None:
     assert load_external(f"{tmp_path}/a_b.py:f")() == "a_b"
 
 
-def test_an_option_with_named_values_takes_only_those() -> None:
-    from rlsys.algorithms.corrections import registry
+def test_an_option_with_named_values_takes_only_those(shapes: Registry[Any]) -> None:
+    def drawn(*, line: Literal["solid", "dashed"] = "solid") -> str:
+        return line
 
-    registry.bind("mask", {"level": "geometric"})
-    with pytest.raises(ConfigError, match=r"correction 'mask': option 'level' is 'tokn', known: token, sequence"):
-        registry.bind("mask", {"level": "tokn"})
+    shapes.register("drawn")(drawn)
+    assert shapes.bind("drawn", {"line": "dashed"})() == "dashed"
+    with pytest.raises(ConfigError, match=r"shape 'drawn': option 'line' is 'dotted', known: solid, dashed"):
+        shapes.bind("drawn", {"line": "dotted"})
+
+
+def test_a_callable_object_takes_options_too(shapes: Registry[Any]) -> None:
+    class Scaled:
+        def __call__(self, *, size: float = 1.0) -> float:
+            return size
+
+    shapes.register("scaled")(Scaled())
+    assert shapes.bind("scaled", {"size": 3})() == 3
 
 
 def test_a_component_needs_the_options_without_a_default(shapes: Registry[Any]) -> None:

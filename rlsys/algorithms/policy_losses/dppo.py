@@ -2,7 +2,7 @@
 the direction that its advantage pushes, measured by a divergence instead of the ratio.
 
 The divergences are the paper's binary ones: the sampled token against all others. Its anchor is the distribution that
-sampled, so take the old log-probabilities from the engine.
+sampled; here it is the learner's own before the step, which every step's check holds close to the engine's.
 """
 
 from __future__ import annotations
