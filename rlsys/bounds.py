@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlsys.config import Config
-from rlsys.errors import ConfigError
+from rlsys.errors import ConfigError, nearest
 
 AT_LEAST: dict[str, float] = {
     "seed": 0,
@@ -14,6 +15,8 @@ AT_LEAST: dict[str, float] = {
     "train.prompts_per_step": 1,
     "train.samples_per_prompt": 1,
     "train.updates_per_step": 1,
+    "train.minibatches_per_step": 1,
+    "train.max_nonfinite_steps": 1,
     "data.eval_limit": 1,
     "model.build.warmup.max_steps": 0,
     "rollout.num_workers": 1,
@@ -32,6 +35,13 @@ AT_LEAST: dict[str, float] = {
     "scoring.num_workers": 1,
     "scoring.num_cpus": 0,
     "algorithm.kl.coef": 0,
+    "algorithm.entropy.coef": 0,
+    "algorithm.entropy.target": 0,
+    "algorithm.entropy.delta": 0,
+    "algorithm.entropy.max_coef": 0,
+    "algorithm.groups.oversample": 1,
+    "algorithm.groups.max_tries": 1,
+    "algorithm.refresh.every": 0,
     "weights.bucket_mib": 1,
     "eval.every": 0,
     "eval.max_response_tokens": 1,
@@ -42,6 +52,17 @@ AT_LEAST: dict[str, float] = {
 }
 REFERENCE_AT_LEAST: dict[str, float] = {"reference.num_workers": 1, "reference.num_cpus": 0, "reference.num_threads": 1}
 """Of a role that is not started when `algorithm.kl.coef` is 0."""
+CRITIC_AT_LEAST: dict[str, float] = {
+    "critic.num_workers": 1,
+    "critic.lr": 0,
+    "critic.warmup_steps": 0,
+    "critic.weight_decay": 0,
+    "critic.max_grad_norm": 0,
+    "critic.num_cpus": 0,
+    "critic.num_threads": 1,
+    "critic.head_start_steps": 0,
+}
+"""Of a role that only an advantage estimator made of values starts."""
 ABOVE_ZERO = (
     "rollout.kv_cache_gib",
     "rollout.gpu_memory_utilization",
@@ -52,15 +73,26 @@ ABOVE_ZERO = (
     "scoring.function_deadline_s",
     "scoring.row_deadline_s",
     "scoring.deadline_s",
+    "critic.eps",
+    "critic.value_clip",
+    "critic.deadline_s",
+    "algorithm.kl.target",
+    "algorithm.kl.horizon",
+    "algorithm.entropy.top_quantile",
+    "algorithm.refresh.alpha",
     "weights.max_logprob_diff",
     "weights.deadline_s",
     "cluster.startup_deadline_s",
 )
 
 
-def check_bounds(config: Config) -> None:
-    """Raise ConfigError naming the first value that is too small or not a number; null passes where it is allowed."""
+AT_MOST: dict[str, float] = {"algorithm.entropy.top_quantile": 1, "algorithm.refresh.alpha": 1}
+
+
+def check_bounds(config: Config, *, with_critic: bool) -> None:
+    """Raise ConfigError naming the first value out of bounds or not a number; null passes where it is allowed."""
     least = AT_LEAST | (REFERENCE_AT_LEAST if config.algorithm.kl.coef > 0 else {})
+    least |= CRITIC_AT_LEAST if with_critic else {}
     for key, bound in least.items():
         value = _value(config, key)
         if value is not None and not value >= bound:
@@ -69,11 +101,20 @@ def check_bounds(config: Config) -> None:
         value = _value(config, key)
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"{key}={value}: must be positive")
+    for key, bound in AT_MOST.items():
+        if not _value(config, key) <= bound:
+            raise ConfigError(f"{key}={_value(config, key)}: must be at most {bound:g}")
     if not config.rollout.temperature > 0:
         raise ConfigError(
             f"rollout.temperature={config.rollout.temperature}: training samples need a positive temperature "
             "(evaluation is greedy by itself)"
         )
+
+
+def one_of(key: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
+    """Raise ConfigError with the nearest match unless `value` is a known one."""
+    if value not in known:
+        raise ConfigError(f"{key}={value}: {nearest(value, known)} (known: {', '.join(known)})")
 
 
 def _value(config: Config, key: str) -> Any:

@@ -8,15 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlsys import checkpoint
-from rlsys.algorithms import advantages
-from rlsys.algorithms.advantages import AdvantageFn
+from rlsys.algorithms.coefficients import initial
 from rlsys.config import Config
 from rlsys.data.load import PromptStream
 from rlsys.errors import DeadlineError, WorkerError
+from rlsys.experience import CreditAssignment
+from rlsys.learner.critic import CriticSetup
+from rlsys.learner.critic_group import CriticGroup
+from rlsys.learner.gang_group import GangGroup
 from rlsys.learner.group import LearnerGroup
 from rlsys.learner.worker import LearnerSetup
 from rlsys.metrics.display import Display
 from rlsys.metrics.run_log import RunLog, set_aside
+from rlsys.needs import needs_greedy
+from rlsys.nonfinite import NonFiniteGuard
 from rlsys.prepare import Prepared
 from rlsys.reference.pool import ReferencePool
 from rlsys.rollout.pool import RolloutPool
@@ -24,7 +29,7 @@ from rlsys.runtime.calls import gather
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.runtime.placement import demands, weight_backend
 from rlsys.scoring.pool import RewardPool
-from rlsys.types import Sampling
+from rlsys.types import Coefficients, Sampling
 from rlsys.weights.broadcaster import WeightBroadcaster
 
 STOP_S = 30.0
@@ -40,15 +45,27 @@ class Run:
     state: checkpoint.RunState
     prompts: PromptStream
     sampling: Sampling
-    advantage: AdvantageFn
+    greedy: Sampling | None  # of a baseline, where the advantage estimator asks for it
+    credit: CreditAssignment
+    coefficients: Coefficients
+    guard: NonFiniteGuard
     rollout: RolloutPool
     scoring: RewardPool
     reference: ReferencePool | None
     learner: LearnerGroup
+    critic: CriticGroup | None
     weights: WeightBroadcaster
     log: RunLog
     display: Display
     prepared: Prepared
+
+    def save(self, folder: str) -> None:
+        """Everything that training changes, into one checkpoint."""
+        self.learner.save(folder)
+        if self.critic is not None:
+            self.critic.save(folder)
+        if self.reference is not None and self.config.algorithm.refresh.every:
+            self.reference.save(folder)
 
 
 @contextlib.contextmanager
@@ -60,12 +77,15 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
         cluster = stack.enter_context(connected(config, wanted))
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
         scoring = start_scoring(cluster, prepared, wanted["reward"])
-        learner = LearnerGroup(cluster, _learner_setup(prepared), wanted["learner"])
+        learner = LearnerGroup(cluster, learner_setup(prepared), wanted["learner"])
+        critic = CriticGroup(cluster, _critic_setup(prepared), wanted["critic"]) if wanted["critic"] else None
         reference = _start_reference(cluster, prepared, wanted["reference"])
-        _start(cluster, config, rollout, learner, scoring, *([reference] if reference else []))
+        _start(cluster, config, rollout, learner, scoring, *(role for role in (critic, reference) if role is not None))
         weights = WeightBroadcaster(learner, rollout, gather, config.weights, weight_backend(config))
         weights.open()
-        state = _restore(config, run_dir, learner, display)
+        state, folder = _newest(config, run_dir, display)
+        if folder is not None:
+            _restore(config, folder, learner, critic, reference)
         log = RunLog(run_dir, config.logging, resume_step=state.step)
         stack.callback(log.close)
         yield Run(
@@ -74,17 +94,21 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
             state=state,
             prompts=_prompt_stream(prepared, state),
             sampling=_sampling(config),
-            advantage=advantages.registry.component(config.algorithm.advantage),
+            greedy=greedy_sampling(config),
+            credit=CreditAssignment(config),
+            coefficients=start_coefficients(config, state),
+            guard=NonFiniteGuard(run_dir, config.train.max_nonfinite_steps, rollout.trajectories),
             rollout=rollout,
             scoring=scoring,
             reference=reference,
             learner=learner,
+            critic=critic,
             weights=weights,
             log=log,
             display=display,
             prepared=prepared,
         )
-        _stop(display.say, rollout, learner)
+        _stop(display.say, rollout, learner, *([critic] if critic is not None else []))
 
 
 @contextlib.contextmanager
@@ -100,7 +124,7 @@ def open_evaluation(prepared: Prepared) -> Iterator[tuple[RolloutPool, RewardPoo
         _stop(print, rollout)
 
 
-def _start(cluster: Cluster, config: Config, *roles: RolloutPool | LearnerGroup | RewardPool | ReferencePool) -> None:
+def _start(cluster: Cluster, config: Config, *roles: RolloutPool | GangGroup | RewardPool | ReferencePool) -> None:
     try:
         for role in roles:
             role.start(config.cluster.startup_deadline_s)
@@ -108,7 +132,7 @@ def _start(cluster: Cluster, config: Config, *roles: RolloutPool | LearnerGroup 
         raise DeadlineError(f"{error}. {cluster.room()}") from error
 
 
-def _stop(say: Callable[[str], None], *roles: RolloutPool | LearnerGroup) -> None:
+def _stop(say: Callable[[str], None], *roles: RolloutPool | GangGroup) -> None:
     """Everything has been written by now: a role that does not end by itself is worth a word, not the run."""
     for role in roles:
         try:
@@ -163,11 +187,13 @@ def _start_reference(cluster: Cluster, prepared: Prepared, wanted: list[Demand])
         prepared.model_path,
         config.learner.dtype,
         config.rollout.temperature,
+        config.algorithm.kl.name,
         config.model.trust_remote_code,
     )
 
 
-def _learner_setup(prepared: Prepared) -> LearnerSetup:
+def learner_setup(prepared: Prepared) -> LearnerSetup:
+    """The learner ranks' part of the configuration."""
     config = prepared.config
     return LearnerSetup(
         learner=config.learner,
@@ -177,11 +203,31 @@ def _learner_setup(prepared: Prepared) -> LearnerSetup:
         trust_remote_code=config.model.trust_remote_code,
         engine_dtype=config.rollout.dtype or config.learner.dtype,
         temperature=config.rollout.temperature,
-        num_steps=config.train.num_steps,
-        updates_per_step=config.train.updates_per_step,
+        num_updates=num_updates(config),
+        passes=config.train.updates_per_step,
+        old_logprobs=config.train.old_logprobs,
         num_engines=config.rollout.num_workers,
         seed=config.seed,
     )
+
+
+def _critic_setup(prepared: Prepared) -> CriticSetup:
+    config = prepared.config
+    return CriticSetup(
+        critic=config.critic,
+        algorithm=config.algorithm,
+        model_path=prepared.model_path,
+        trust_remote_code=config.model.trust_remote_code,
+        num_updates=num_updates(config),
+        passes=config.train.updates_per_step,
+        seed=config.seed,
+    )
+
+
+def num_updates(config: Config) -> int:
+    """Optimizer updates of the whole run: what a learning rate's schedule is made for."""
+    train = config.train
+    return train.num_steps * train.updates_per_step * train.minibatches_per_step
 
 
 def _prompt_stream(prepared: Prepared, state: checkpoint.RunState) -> PromptStream:
@@ -200,14 +246,38 @@ def _sampling(config: Config) -> Sampling:
     )
 
 
-def _restore(config: Config, run_dir: Path, learner: LearnerGroup, display: Display) -> checkpoint.RunState:
+def greedy_sampling(config: Config) -> Sampling | None:
+    """How a baseline's response is drawn; None where the estimator asks for none."""
+    return replace(_sampling(config), temperature=0.0, samples_per_prompt=1) if needs_greedy(config) else None
+
+
+def start_coefficients(config: Config, state: checkpoint.RunState) -> Coefficients:
+    """As configured, or where an adaptive one stood at the checkpoint."""
+    start = initial(config.algorithm)
+    return Coefficients(
+        start.kl if state.kl_coef is None or config.algorithm.kl.target is None else state.kl_coef,
+        start.entropy if state.entropy_coef is None or config.algorithm.entropy.target is None else state.entropy_coef,
+    )
+
+
+def _newest(config: Config, run_dir: Path, display: Display) -> tuple[checkpoint.RunState, Path | None]:
+    """Where the run stands, and the checkpoint to continue from; None for a run that starts."""
     found = checkpoint.checkpoints(run_dir) if config.resume == "auto" else []
     if not found:
         earlier = set_aside(run_dir)
         if earlier is not None:
             display.say(f"no checkpoint to resume from: starting over; what was there is kept in {earlier}")
-        return checkpoint.RunState(step=0, prompt_cursor=0)
-    learner.load(str(found[-1]))
+        return checkpoint.RunState(step=0, prompt_cursor=0), None
     state = checkpoint.load_state(found[-1])
     display.say(f"resuming from {found[-1]} after step {state.step}")
-    return state
+    return state, found[-1]
+
+
+def _restore(
+    config: Config, folder: Path, learner: LearnerGroup, critic: CriticGroup | None, reference: ReferencePool | None
+) -> None:
+    learner.load(str(folder))
+    if critic is not None:
+        critic.load(str(folder))
+    if reference is not None and config.algorithm.refresh.every:
+        reference.load(str(folder))

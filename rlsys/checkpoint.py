@@ -17,6 +17,8 @@ class RunState:
 
     step: int
     prompt_cursor: int
+    kl_coef: float | None = None  # null: as configured
+    entropy_coef: float | None = None
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

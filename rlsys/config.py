@@ -75,7 +75,10 @@ class TrainConfig:
     prompts_per_step: int = 64
     samples_per_prompt: int = 8
     max_staleness: int = 0  # 0 is synchronous
-    updates_per_step: int = 1  # passes over a step's experience, one optimizer update each
+    minibatches_per_step: int = 1  # parts of a step's prompts, one optimizer update each
+    updates_per_step: int = 1  # passes over a step's experience (mu)
+    old_logprobs: str = "learner"  # learner | engine | none: what the ratio is taken to; none: it is 1 (on policy)
+    max_nonfinite_steps: int = 3  # steps in a row that met NaN or infinity, were not applied, and end the run
 
 
 @dataclass
@@ -115,6 +118,16 @@ class LearnerConfig:
 
 
 @dataclass
+class CriticConfig(LearnerConfig):
+    """A second learner group, started when the advantage estimator needs values (gae)."""
+
+    lr: float = 1e-5
+    value_clip: float | None = 0.2  # how far a value may move in one step
+    head_start_steps: int = 0  # steps at the start that train the critic alone
+    whiten: bool = True  # advantages to zero mean and unit variance over the step's tokens
+
+
+@dataclass
 class ReferenceConfig:
     num_workers: int = 1
     microbatch_tokens: int = 8192
@@ -136,16 +149,47 @@ class ScoringConfig:
 class KlConfig:
     coef: float = 0.0  # 0: no reference worker is started
     name: str = "k3"
+    place: str = "loss"  # loss | reward: there summed over the response, of the policy that sampled
+    unbiased: bool = False  # in the loss: weighed by the ratio, so that k3's gradient is the KL's
+    target: float | None = None  # KL a token that an adaptive coefficient aims at; null keeps `coef`
+    horizon: int = 10000  # trajectories over which it adapts
+
+
+@dataclass
+class EntropyConfig:
+    coef: float = 0.0  # of the bonus, a mean over tokens
+    target: float | None = None  # entropy a token below which an adaptive coefficient grows; null keeps `coef`
+    delta: float = 0.005  # its change a step
+    max_coef: float = 1.0
+    top_quantile: float = 1.0  # share of tokens, those of highest entropy, that the policy gradient uses
+
+
+@dataclass
+class GroupsConfig:
+    zero_variance: str = "keep"  # keep | drop | resample: groups whose rewards are all equal
+    oversample: float = 1.0  # resample: prompts asked for, over those still missing
+    max_tries: int = 10  # resample: rounds of a step, the first included; then it trains on what it has
+    mask_truncated: bool = False  # responses cut at max_response_tokens count for the baseline but are not trained
+
+
+@dataclass
+class RefreshConfig:
+    every: int = 0  # steps between `ref = alpha * policy + (1 - alpha) * ref`; 0: never
+    alpha: float = 0.6  # 1 is a hard refresh
 
 
 @dataclass
 class AlgorithmConfig:
-    """Each of `advantage`, `policy_loss`, `aggregation` is a name and that function's own options."""
+    """`advantage`, `policy_loss`, `aggregation` and each correction are a name and that function's own options."""
 
     advantage: dict[str, Any] = field(default_factory=lambda: {"name": "grpo"})
     policy_loss: dict[str, Any] = field(default_factory=lambda: {"name": "ppo_clip"})
     aggregation: dict[str, Any] = field(default_factory=lambda: {"name": "token_mean"})
+    corrections: list[dict[str, Any]] = field(default_factory=list)
     kl: KlConfig = field(default_factory=KlConfig)
+    entropy: EntropyConfig = field(default_factory=EntropyConfig)
+    groups: GroupsConfig = field(default_factory=GroupsConfig)
+    refresh: RefreshConfig = field(default_factory=RefreshConfig)
 
 
 @dataclass
@@ -194,6 +238,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rlsys import rewards
-from rlsys.algorithms import advantages, aggregation, kl, policy_losses
-from rlsys.bounds import check_bounds
+from rlsys.algorithms import advantages
+from rlsys.bounds import check_bounds, one_of
 from rlsys.config import Config, DataConfig
-from rlsys.errors import ConfigError, nearest
+from rlsys.errors import ConfigError
+from rlsys.needs import needs_critic
+from rlsys.preflight_algorithm import check_algorithm
 from rlsys.scoring.call import check_reward
 from rlsys.types import Prompt
 from rlsys.weights.verify import DEFAULT_BOUNDS
@@ -25,19 +27,22 @@ def check_config(config: Config, *, training: bool = True) -> None:
 
     `training=False` leaves out what only a learner or a reference needs: `rlsys eval` starts neither.
     """
-    check_bounds(config)
-    _one_of("resume", config.resume, ("never", "auto"))
-    _one_of("learner.dtype", config.learner.dtype, DEFAULT_BOUNDS)
+    if training:
+        advantages.registry.component(config.algorithm.advantage)  # a role's bounds depend on it
+    check_bounds(config, with_critic=training and needs_critic(config))
+    one_of("resume", config.resume, ("never", "auto"))
     if config.rollout.dtype is not None:
-        _one_of("rollout.dtype", config.rollout.dtype, DEFAULT_BOUNDS)
-    _one_of("learner.lr_schedule", config.learner.lr_schedule, LR_SCHEDULES)
-    _one_of("weights.backend", config.weights.backend, ("auto", "nccl", "gloo", "ipc"))
-    if config.learner.zero_stage not in (0, 1, 2, 3):
-        raise ConfigError(f"learner.zero_stage={config.learner.zero_stage}: DeepSpeed has stages 0, 1, 2 and 3")
+        one_of("rollout.dtype", config.rollout.dtype, DEFAULT_BOUNDS)
+    one_of("weights.backend", config.weights.backend, ("auto", "nccl", "gloo", "ipc"))
+    for role, gang in {"learner": config.learner, "critic": config.critic}.items():
+        one_of(f"{role}.dtype", gang.dtype, DEFAULT_BOUNDS)
+        one_of(f"{role}.lr_schedule", gang.lr_schedule, LR_SCHEDULES)
+        if gang.zero_stage not in (0, 1, 2, 3):
+            raise ConfigError(f"{role}.zero_stage={gang.zero_stage}: DeepSpeed has stages 0, 1, 2 and 3")
     if training:
         _check_data(config)
         _check_batch(config)
-        _check_algorithm(config)
+        check_algorithm(config)
     _check_devices(config, training=training)
     _check_reward_list(config)
     check_extras(_installed())
@@ -68,6 +73,8 @@ def check_lengths(config: Config, prompts: Sequence[Prompt]) -> None:
     """Raise ConfigError when one trajectory could be longer than a microbatch."""
     longest = max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_response_tokens
     limits = {"learner.microbatch_tokens": config.learner.microbatch_tokens}
+    if needs_critic(config):
+        limits["critic.microbatch_tokens"] = config.critic.microbatch_tokens
     if config.algorithm.kl.coef > 0:
         limits["reference.microbatch_tokens"] = config.reference.microbatch_tokens
     for key, limit in limits.items():
@@ -90,11 +97,6 @@ def check_run_dir(run_dir: Path, resume: str) -> None:
         raise ConfigError(
             f"run_dir {run_dir} already holds a run; choose another run_dir, or resume=auto to continue it"
         )
-
-
-def _one_of(key: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
-    if value not in known:
-        raise ConfigError(f"{key}={value}: {nearest(value, known)} (known: {', '.join(known)})")
 
 
 def _check_data(config: Config) -> None:
@@ -122,21 +124,6 @@ def _check_batch(config: Config) -> None:
     if train.max_staleness != 0:
         raise ConfigError(
             f"train.max_staleness={train.max_staleness}: only 0 (synchronous) is implemented in this version"
-        )
-
-
-def _check_algorithm(config: Config) -> None:
-    algorithm = config.algorithm
-    advantages.registry.component(algorithm.advantage)
-    policy_losses.registry.component(algorithm.policy_loss)
-    aggregation.registry.component(algorithm.aggregation)
-    kl.registry.get(algorithm.kl.name)
-    name = str(algorithm.advantage["name"])
-    needed = advantages.registry.fact(name, "min_group_size", 1)
-    if config.train.samples_per_prompt < needed:
-        raise ConfigError(
-            f"train.samples_per_prompt={config.train.samples_per_prompt}: the advantage estimator '{name}' compares "
-            f"the samples of a prompt with each other and needs at least {needed}"
         )
 
 
@@ -170,6 +157,10 @@ def _check_devices(config: Config, *, training: bool) -> None:
             )
         return
     if backend == "ipc":
+        if needs_critic(config):
+            raise ConfigError(
+                "weights.backend=ipc shares one GPU among engine, learner and reference: no room for a critic"
+            )
         workers = (config.rollout.num_workers, config.learner.num_workers, config.rollout.tensor_parallel_size, gpus)
         if workers != (1, 1, 1, 1):
             raise ConfigError(
@@ -179,10 +170,11 @@ def _check_devices(config: Config, *, training: bool) -> None:
         return
     needed = engines + config.learner.num_workers
     needed += config.reference.num_workers if config.algorithm.kl.coef > 0 else 0
+    needed += config.critic.num_workers if needs_critic(config) else 0
     if needed > gpus:
         raise ConfigError(
-            f"the run asks for {needed} GPUs (rollout.num_workers * tensor_parallel_size + learner.num_workers + "
-            f"reference.num_workers when algorithm.kl.coef > 0), cluster.num_gpus={gpus}"
+            f"the run asks for {needed} GPUs (rollout.num_workers * tensor_parallel_size + learner.num_workers, + "
+            f"reference.num_workers when algorithm.kl.coef > 0, + critic.num_workers with gae), cluster.num_gpus={gpus}"
         )
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rlsys import checkpoint
+from rlsys.algorithms.coefficients import adapted
 from rlsys.build import Run
+from rlsys.collect import Collected, collect
 from rlsys.evaluate import evaluate
-from rlsys.experience import make_experience
+from rlsys.experience import Scored
 from rlsys.metrics.step import Metrics, StageClock, reward_metrics, rollout_metrics
+from rlsys.types import Experience, Offender
 
 
 def train(run: Run) -> None:
@@ -18,25 +23,73 @@ def train(run: Run) -> None:
 
     for step in range(version + 1, config.train.num_steps + 1):
         clock = StageClock()
-        with clock.stage("rollout"):
-            prompts = run.prompts.take(config.train.prompts_per_step)
-            groups = run.rollout.generate(prompts, run.sampling, version)
-        with clock.stage("reward"):
-            rewards, logged = run.scoring.score(groups, step)
-        with clock.stage("reference"):
-            ref_logprobs = run.reference.logprobs(groups) if run.reference is not None else None
-        with clock.stage("update"):
-            experience = make_experience(groups, rewards, ref_logprobs, run.advantage, version)
-            update = run.learner.update(experience)
+        collected = collect(run, version, step, clock)
+        offenders, update = collected.offenders(), Metrics()
+        if not offenders:
+            experience, estimated = _experience(run, collected, version, clock)
+            with clock.stage("update"):
+                update, offenders = _update(run, experience, step)
+            offenders = [replace(offender, group=collected.kept[offender.group]) for offender in offenders]
+            update |= estimated
         with clock.stage("broadcast"):
             run.weights.broadcast(step)
+        _refresh_reference(run, step)
 
         metrics: Metrics = {"step": step, "policy_version": step, "policy/kl_ref": None}
-        metrics |= rollout_metrics(groups, version) | reward_metrics(rewards, logged) | update | clock.metrics()
+        metrics |= rollout_metrics(collected.groups, version) | reward_metrics(collected.rewards, collected.logged)
+        metrics |= collected.metrics() | update | clock.metrics()
+        metrics |= run.guard.record(step, offenders, collected.groups, collected.rewards)
         version = step
-        run.log.rollouts(step, groups, rewards)
+        run.log.rollouts(step, collected.groups, collected.rewards)
         _finish_step(run, metrics, evaluated=_evaluation(run, step))
+        run.guard.check()
         _checkpoint(run, step)
+
+
+def _experience(run: Run, collected: Collected, version: int, clock: StageClock) -> tuple[Experience, Metrics]:
+    """Reference, critic and advantages of what is to be trained."""
+    groups = [collected.groups[i] for i in collected.kept]
+    rewards = [collected.rewards[i] for i in collected.kept]
+    greedy = None if collected.greedy_rewards is None else [collected.greedy_rewards[i] for i in collected.kept]
+    ref_logprobs, kl_sums, estimates, metrics = None, None, None, Metrics()
+    with clock.stage("reference"):
+        if run.reference is not None:
+            ref_logprobs, kl_sums = run.reference.logprobs(groups)
+    with clock.stage("advantages"):
+        if run.critic is not None and groups:
+            estimates, measured = run.critic.estimate(groups, rewards, ref_logprobs, run.coefficients)
+            metrics |= measured
+        scored = Scored(groups, rewards, greedy, ref_logprobs, kl_sums, estimates)
+        return run.credit(scored, version, run.coefficients), metrics
+
+
+def _update(run: Run, experience: Experience, step: int) -> tuple[Metrics, list[Offender]]:
+    """Policy and critic; nothing when no group is left to train, and only the critic during its head start."""
+    metrics: Metrics = {"policy/kl_coef": run.coefficients.kl, "policy/entropy_coef": run.coefficients.entropy}
+    if not experience.minibatches:
+        return metrics, []
+    if run.critic is None or step > run.config.critic.head_start_steps:
+        learned, offenders = run.learner.update(experience)
+        metrics |= learned
+        if offenders:
+            return metrics, offenders
+        run.coefficients = adapted(
+            run.coefficients,
+            run.config.algorithm,
+            kl=learned.get("policy/kl_ref"),
+            entropy=learned.get("policy/entropy"),
+            num_trajectories=len(experience.rows),
+        )
+    if run.critic is not None:
+        learned, offenders = run.critic.update(experience)
+        return metrics | learned, offenders
+    return metrics, []
+
+
+def _refresh_reference(run: Run, step: int) -> None:
+    refresh = run.config.algorithm.refresh
+    if run.reference is not None and refresh.every and step % refresh.every == 0:
+        run.reference.blend(run.learner.begin_read_weights(), refresh.alpha)
 
 
 def _evaluation(run: Run, step: int) -> Metrics:
@@ -67,5 +120,5 @@ def _checkpoint(run: Run, step: int) -> None:
     every, last = run.config.checkpoint.every, step == run.config.train.num_steps
     if every == 0 or (step % every and not last):
         return
-    state = checkpoint.RunState(step=step, prompt_cursor=run.prompts.cursor)
-    checkpoint.save(run.run_dir, state, run.learner.save, keep=run.config.checkpoint.keep)
+    state = checkpoint.RunState(step, run.prompts.cursor, run.coefficients.kl, run.coefficients.entropy)
+    checkpoint.save(run.run_dir, state, run.save, keep=run.config.checkpoint.keep)

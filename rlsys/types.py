@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Outcome = Literal["ok", "timeout", "error", "not_applicable"]
+Outcome = Literal["ok", "timeout", "error", "not_finite", "not_applicable"]
 FinishReason = Literal["stop", "length"]
 Messages = list[dict[str, str]]
 
@@ -83,6 +83,7 @@ class TrajectorySummary:
     finish_reason: FinishReason
     policy_version: int  # the oldest version among its tokens
     engine: int
+    is_finite: bool = True  # every log-probability that the engine gave
 
 
 @dataclass(frozen=True)
@@ -116,36 +117,58 @@ class Reward:
 
 
 @dataclass(frozen=True)
-class LossTotals:
-    """Counts over a whole optimizer step, all ranks and microbatches: the denominators of every loss."""
+class Coefficients:
+    """Of the KL penalty and the entropy bonus in one step; a checkpoint holds those of the next."""
 
-    num_tokens: int
-    num_trajectories: int
+    kl: float
+    entropy: float
+
+
+@dataclass(frozen=True)
+class ValueEstimate:
+    """What the critic says of one trajectory's tokens, [L] float32 each, 0 outside the loss mask."""
+
+    values: np.ndarray  # of the state before each token
+    returns: np.ndarray  # what the critic is to learn
+    advantages: np.ndarray
+
+
+@dataclass(frozen=True)
+class Offender:
+    """A trajectory that brought NaN or infinity, and where it was seen."""
+
+    group: int
+    sample: int
+    what: str
 
 
 @dataclass(frozen=True)
 class ExperienceRow:
-    """One trajectory to train on: which group and sample it is, and its advantage."""
+    """One trajectory to train on."""
 
+    index: int  # position in the step
     group: int
     sample: int
-    advantage: float
+    advantage: float  # of every token, unless there are value estimates
+    weight: float  # of every token's loss: the aggregation's
     num_tokens: int
     num_response_tokens: int
 
 
 @dataclass(frozen=True)
 class Experience:
-    """What one policy update trains on; `trajectories[i]` and `ref_logprobs[i]` belong to `rows` with group i."""
+    """What one step trains on; entry i of the tuples of references belongs to rows with group i.
 
-    rows: tuple[ExperienceRow, ...]
-    trajectories: tuple[Any, ...]
-    ref_logprobs: tuple[Any, ...] | None
+    Each minibatch is one optimizer update a pass. Token arrays stay in the object store.
+    """
+
+    minibatches: tuple[tuple[ExperienceRow, ...], ...]
+    trajectories: tuple[Any, ...]  # each to list[Trajectory]
+    ref_logprobs: tuple[Any, ...] | None  # each to a list of [L] float32
+    estimates: tuple[Any, ...] | None  # each to list[ValueEstimate]
     policy_version: int
+    coefficients: Coefficients
 
     @property
-    def totals(self) -> LossTotals:
-        return LossTotals(
-            num_tokens=sum(row.num_response_tokens for row in self.rows),
-            num_trajectories=len(self.rows),
-        )
+    def rows(self) -> tuple[ExperienceRow, ...]:
+        return tuple(row for minibatch in self.minibatches for row in minibatch)

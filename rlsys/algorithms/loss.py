@@ -1,45 +1,114 @@
-"""The whole training loss of one microbatch: policy loss, KL to the reference, aggregation."""
+"""The whole training loss of one microbatch: policy loss, corrections, KL to the reference, entropy bonus."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from rlsys.algorithms import aggregation, kl, policy_losses
-from rlsys.algorithms.policy_losses import LossInputs
+from rlsys.algorithms import corrections, kl, policy_losses
+from rlsys.algorithms.inputs import LossInputs, log_ratio
+from rlsys.algorithms.selection import UpdateTokens
 from rlsys.config import AlgorithmConfig
-from rlsys.types import LossTotals
+from rlsys.registry import option_names
+from rlsys.types import Coefficients
+
+Select = Callable[[UpdateTokens], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class LossResult:
-    """`loss` is this microbatch's share of the step's loss; the sums run over its trained tokens."""
+    """One microbatch's share. Over microbatches and ranks `sums` add up, of `largest` the maximum counts."""
 
     loss: torch.Tensor  # scalar with gradient
-    kl_sum: torch.Tensor
-    clipped_sum: torch.Tensor
+    sums: dict[str, torch.Tensor]  # scalars, over trained tokens
+    largest: dict[str, torch.Tensor]
 
 
 class Objective:
-    """`min(ratio * A, clip(ratio) * A) - coef * KL`, with every part chosen by name."""
+    """`-min(ratio * A, clip(ratio) * A) * corrections + coef * KL - coef * entropy`, with every part chosen by name."""
 
     def __init__(self, config: AlgorithmConfig) -> None:
         self._policy_loss = policy_losses.registry.component(config.policy_loss)
-        self._aggregate = aggregation.registry.component(config.aggregation)
+        self._corrections = [corrections.registry.component(node) for node in config.corrections]
         self._kl = kl.registry.get(config.kl.name)
-        self._kl_coef = config.kl.coef
+        self._config = config
+        self.selects = _selection(config)
 
-    def __call__(self, inputs: LossInputs, totals: LossTotals) -> LossResult:
-        """Args: `inputs` tensors [B, T]; `totals` of the whole optimizer step."""
+    def __call__(
+        self, inputs: LossInputs, weights: torch.Tensor, coefficients: Coefficients, num_tokens: int
+    ) -> LossResult:
+        """The loss of one microbatch.
+
+        Args:
+            inputs: tensors [B, T].
+            weights: [B] float32, what a token of each row weighs (the aggregation).
+            coefficients: of KL and entropy in this step.
+            num_tokens: trained tokens of the whole update, all ranks: the entropy bonus is a mean over them.
+        """
+        mask = inputs.loss_mask
         policy = self._policy_loss(inputs)
-        per_token = policy.per_token
-        kl_sum = per_token.new_zeros(())
-        if self._kl_coef > 0:
-            if inputs.ref_logprobs is None:
-                raise ValueError("algorithm.kl.coef > 0 needs the reference's log-probabilities")
-            divergence = self._kl(inputs.logprobs, inputs.ref_logprobs)
-            per_token = per_token + self._kl_coef * divergence
-            kl_sum = divergence.detach()[inputs.loss_mask].sum()
-        loss = self._aggregate(per_token, inputs.loss_mask, totals)
-        return LossResult(loss=loss, kl_sum=kl_sum, clipped_sum=(policy.clipped & inputs.loss_mask).sum())
+        per_token, sums, largest = policy.per_token, {"clipped": (policy.clipped & mask).sum()}, {}
+        if inputs.high_entropy is not None:
+            per_token = torch.where(inputs.high_entropy, per_token, 0.0)
+        if self._corrections:
+            weight = self._correction(inputs)
+            per_token = per_token * weight
+            sums |= _statistics(inputs, weight)
+            largest["ratio"] = _largest(corrections.ratio(inputs, "token"), mask)
+        if self._config.kl.coef > 0:
+            divergence = self._divergence(inputs)
+            sums["kl"] = torch.where(mask, divergence.detach(), 0.0).sum()
+            if self._config.kl.place == "loss":
+                per_token = per_token + coefficients.kl * divergence
+        loss = (torch.where(mask, per_token, 0.0) * weights[:, None]).sum()
+        if inputs.entropy is not None:
+            sums["entropy"] = torch.where(mask, inputs.entropy.detach(), 0.0).sum()
+            if coefficients.entropy:
+                loss = loss - coefficients.entropy * _entropy_sum(inputs) / max(num_tokens, 1)
+        return LossResult(loss, sums | {"loss": loss.detach()}, largest)
+
+    def _correction(self, inputs: LossInputs) -> torch.Tensor:
+        factors = (correct(inputs) for correct in self._corrections)
+        return functools.reduce(torch.mul, factors).detach()
+
+    def _divergence(self, inputs: LossInputs) -> torch.Tensor:
+        if inputs.ref_logprobs is None:
+            raise ValueError("algorithm.kl.coef > 0 needs the reference's log-probabilities")
+        divergence = self._kl(inputs.logprobs, inputs.ref_logprobs)
+        # Tokens were sampled by the old policy: its expectation over the present one needs their ratio (DeepSeek-V3.2,
+        # arXiv:2512.02556, section 3.1), and only with it is k3's gradient that of the KL.
+        return divergence * torch.exp(log_ratio(inputs)) if self._config.kl.unbiased else divergence
+
+
+def _selection(config: AlgorithmConfig) -> Select | None:
+    """The policy loss's choice among an update's tokens with its options filled in; None when it makes none."""
+    select = policy_losses.registry.fact(str(config.policy_loss["name"]), "selects", None)
+    if select is None:
+        return None
+    accepted = option_names(select)
+    options = {name: value for name, value in config.policy_loss.items() if name in accepted}
+    return functools.partial(select, **options)
+
+
+def _entropy_sum(inputs: LossInputs) -> torch.Tensor:
+    assert inputs.entropy is not None
+    mask = inputs.loss_mask if inputs.high_entropy is None else inputs.loss_mask & inputs.high_entropy
+    return torch.where(mask, inputs.entropy, 0.0).sum()
+
+
+def _statistics(inputs: LossInputs, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    mask, ratio = inputs.loss_mask, corrections.ratio(inputs, "token")
+    masked = torch.where(mask, weight, 0.0).double()
+    return {
+        "ratio": torch.where(mask, ratio, 0.0).sum(),
+        "weight": masked.sum(),
+        "weight_squares": (masked**2).sum(),
+        "weight_zeros": (mask & (weight == 0)).sum(),
+    }
+
+
+def _largest(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return torch.where(mask, values, 0.0).max()

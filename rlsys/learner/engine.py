@@ -1,13 +1,15 @@
-"""The DeepSpeed engine around the policy: configuration, optimizer, schedule."""
+"""The DeepSpeed engine around a model: configuration, optimizer, schedule."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import nn
 
 from rlsys.config import LearnerConfig
-from rlsys.models.policy import DTYPES, load_policy
+
+NO_CLIPPING = 1e30
 
 
 def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
@@ -17,7 +19,8 @@ def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": config.max_grad_norm,
+        # With 0 it would neither clip nor look at the norm, and step on NaN.
+        "gradient_clipping": config.max_grad_norm or NO_CLIPPING,
         "bf16": {"enabled": config.dtype == "bfloat16"},
         "zero_optimization": {
             "stage": config.zero_stage,
@@ -31,46 +34,52 @@ def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
     }
 
 
-def build_engine(config: LearnerConfig, model_path: str, world_size: int, num_steps: int, trust: bool) -> Any:
-    """Load the policy and wrap it. The torch optimizer avoids DeepSpeed's compiled ones: same numbers, no compiler."""
+def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_updates: int) -> Any:
+    """Wrap `module`. The torch optimizer avoids DeepSpeed's compiled ones: same numbers, no compiler."""
     import deepspeed
     from transformers import get_scheduler
 
-    policy = load_policy(model_path, DTYPES[config.dtype], trust_remote_code=trust)
     if config.gradient_checkpointing:
-        policy.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        policy.train()  # transformers checkpoints in train mode only; dropout is refused below
-        _refuse_dropout(policy)
-    parameters = [p for p in policy.parameters() if p.requires_grad]
+        model: Any = next(child for child in module.children() if hasattr(child, "gradient_checkpointing_enable"))
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        module.train()  # transformers checkpoints in train mode only; dropout is refused below
+        _refuse_dropout(module)
+    parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
     )
     # transformers' "constant" would silently leave the warm-up out.
     name = "constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule
-    schedule = get_scheduler(name, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=num_steps)
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=num_updates)
     engine, *_ = deepspeed.initialize(
-        model=policy,
+        model=module,
         optimizer=optimizer,
         lr_scheduler=schedule,
         config=deepspeed_config(config, world_size),
         dist_init_required=False,
     )
     if config.zero_stage == 0 and config.dtype == "float32":
-        _record_norm(engine, config.max_grad_norm)
+        _record_norm(engine, config.max_grad_norm or NO_CLIPPING)
     return engine
 
 
 def _record_norm(engine: Any, max_norm: float) -> None:
-    """DeepSpeed clips without ZeRO too, but throws the norm away: clip the same way and keep it."""
+    """DeepSpeed clips without ZeRO too, but throws the norm away and steps whatever it was: clip the same way, keep it,
+    and leave nothing to step with when it is not finite (as ZeRO does)."""
 
     def clip() -> None:
-        engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(engine.module.parameters(), max_norm)
+        parameters = list(engine.module.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        engine._global_grad_norm = norm
+        if not torch.isfinite(norm):
+            for parameter in parameters:
+                parameter.grad = None
 
     engine.clip_fp32_gradients = clip
 
 
-def _refuse_dropout(policy: torch.nn.Module) -> None:
-    for name, module in policy.named_modules():
+def _refuse_dropout(model: nn.Module) -> None:
+    for name, module in model.named_modules():
         if isinstance(module, torch.nn.Dropout) and module.p > 0:
             raise ValueError(
                 f"'{name}' has dropout {module.p}: the ratio of two forwards would be noise. Set the model's dropout "

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import socket
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
+from rlsys.algorithms import aggregation
+from rlsys.algorithms.inputs import LossInputs
 from rlsys.algorithms.loss import Objective
-from rlsys.algorithms.policy_losses import LossInputs
-from rlsys.batch import pad, split_microbatches, token_batch
+from rlsys.batch import pad
 from rlsys.config import AlgorithmConfig, LearnerConfig, WeightsConfig
-from rlsys.errors import RlsysError
+from rlsys.learner.gang import GangWorker, Share, StepResult, TrainItem, batch_of, items_of
+from rlsys.learner.tokens import TokenRecord, choose
+from rlsys.models.policy import DTYPES, load_policy
 from rlsys.models.resolve import load_tokenizer
-from rlsys.runtime.garbage import freeze_started
-from rlsys.types import LossTotals, Trajectory
+from rlsys.types import Offender
 from rlsys.weights.sender import WeightSender, full_state
 from rlsys.weights.verify import DEFAULT_BOUNDS, LogprobDiff, check, diff_of, merge
 
@@ -36,96 +38,37 @@ class LearnerSetup:
     trust_remote_code: bool
     engine_dtype: str
     temperature: float
-    num_steps: int
-    updates_per_step: int
+    num_updates: int  # of the whole run, for the schedule
+    passes: int  # over a step's minibatches
+    old_logprobs: str
     num_engines: int
     seed: int
 
 
-@dataclass(frozen=True)
-class TrainItem:
-    """One trajectory with everything its loss needs; arrays [L]."""
-
-    trajectory: Trajectory
-    advantage: float
-    ref_logprobs: np.ndarray | None
-
-
-EMPTY = -1
-NOTHING = TrainItem(
-    trajectory=Trajectory(
-        token_ids=np.ones(2, dtype=np.int32),
-        loss_mask=np.zeros(2, dtype=bool),
-        behavior_logprobs=np.zeros(2, dtype=np.float32),
-        versions=(),
-        finish_reason="stop",
-        engine=0,
-    ),
-    advantage=0.0,
-    ref_logprobs=np.zeros(2, dtype=np.float32),
-)
-"""Two tokens with nothing to train: what an empty microbatch holds."""
-
-
 @dataclass
 class UpdateSums:
-    """Sums over this rank's tokens during one update."""
+    """What one update adds up on this rank."""
 
-    loss: float = 0.0
-    kl: float = 0.0
-    clipped: float = 0.0
-    entropy: float = 0.0
-
-    def vector(self) -> list[float]:
-        return [self.loss, self.kl, self.clipped, self.entropy]
+    sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    largest: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    offenders: list[Offender] = field(default_factory=list)
 
 
-class LearnerWorker:
-    """Lives in a Ray process; the group calls all ranks with the same method at the same time."""
+class LearnerWorker(GangWorker):
+    """Trains the policy, and rank 0 sends it to the engines."""
 
     def __init__(self, rank: int, setup: LearnerSetup) -> None:
-        self._rank = rank
+        super().__init__(rank, setup.learner, setup.num_updates, setup.seed)
+        self._take(setup)
+
+    def _take(self, setup: LearnerSetup) -> None:
+        """Everything that depends on the algorithm alone."""
         self._setup = setup
-        self._world_size = setup.learner.num_workers
-
-    def address(self) -> tuple[str, int]:
-        """This node's address and a free port."""
-        import ray
-
-        host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return host, probe.getsockname()[1]
-
-    def start(self, host: str, port: int) -> dict[str, Any]:
-        """Join the gang and build the engine; returns what rank 0 will send in a broadcast."""
-        os.environ.update(
-            RANK=str(self._rank),
-            LOCAL_RANK="0",
-            WORLD_SIZE=str(self._world_size),
-            MASTER_ADDR=host,
-            MASTER_PORT=str(port),
-        )
-        import deepspeed
-
-        # The g++ shared-memory collective is built at run time; gloo does the same without a compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
-        torch.manual_seed(self._setup.seed)
-        from rlsys.learner.engine import build_engine
-
-        setup = self._setup
-        updates = setup.num_steps * setup.updates_per_step
-        self._engine = build_engine(setup.learner, setup.model_path, self._world_size, updates, setup.trust_remote_code)
         self._objective = Objective(setup.algorithm)
-        from rlsys.models.policy import DTYPES
-
-        self._sender = WeightSender(
-            self._engine.module.hf, DTYPES[setup.engine_dtype], self._rank, setup.weights.bucket_mib * 2**20
-        )
-        freeze_started()
-        return self._sender.update_info()
+        node = setup.algorithm.aggregation
+        is_local = aggregation.registry.fact(str(node["name"]), "local", False)
+        self._local_weights = aggregation.registry.component(node) if is_local else None
+        self._bonus = setup.algorithm.entropy.coef > 0 or setup.algorithm.entropy.target is not None
 
     def open_weights(self, backend: str, host: str, port: int, world_size: int) -> None:
         """Join the weight group (rank 0)."""
@@ -139,39 +82,40 @@ class LearnerWorker:
         """CUDA IPC handles of the policy, for engines on the same GPU."""
         return self._sender.export_ipc()
 
-    def update(
-        self,
-        picks: Sequence[tuple[int, int, float]],
-        totals: LossTotals,
-        policy_version: int,
-        num_groups: int,
-        *arrays: Any,
-    ) -> dict[str, float]:
-        """One step's optimizer updates on this rank's share.
+    def read_weights(self) -> dict[str, torch.Tensor]:
+        """The whole policy on the CPU, from rank 0; the other ranks take part in the gathering."""
+        return full_state(self._engine.module.hf, self._rank)
 
-        Args:
-            picks: (group, sample, advantage) of each trajectory of this rank; group indexes `arrays`.
-            totals: counts over all ranks, the losses' denominators.
-            policy_version: the version being trained, whose engine log-probabilities are verified.
-            num_groups: how many of `arrays` are trajectories; as many reference log-probabilities may follow.
+    def update(self, share: Share, *arrays: Any) -> tuple[dict[str, float], list[Offender]]:
+        """One step's optimizer updates; `arrays` as `items_of` takes them.
+
+        Returns: metrics, the same on every rank, and the trajectories of this rank whose numbers were not finite. After
+        a step that was not applied the rest of them is left out.
         """
-        trajectories, ref_logprobs = arrays[:num_groups], arrays[num_groups:]
-        items = [
-            TrainItem(trajectories[group][sample], advantage, ref_logprobs[group][sample] if ref_logprobs else None)
-            for group, sample, advantage in picks
-        ]
+        minibatches = items_of(share, arrays)
+        known: dict[int, TokenRecord] = {}
         metrics: dict[str, float] = {}
-        old_logprobs: dict[int, np.ndarray] = {}
-        for epoch in range(self._setup.updates_per_step):
-            sums = self._accumulate(items, totals, old_logprobs)
-            if epoch == 0:
-                metrics.update(self._verify(items, old_logprobs, policy_version))
-            metrics.update(self._step(sums, totals))
-        return metrics
+        if self._needs_first_look(len(minibatches)):
+            self._look(minibatches, known)
+            metrics |= self._verify(minibatches, known, share.policy_version)
+        done: list[dict[str, float]] = []
+        for update in range(self._setup.passes * len(minibatches)):
+            number = update % len(minibatches)
+            sums = self._accumulate(minibatches[number], number, share, known)
+            if not metrics:
+                metrics |= self._verify(minibatches[:1], known, share.policy_version)
+            result = self._step()
+            done.append(self._metrics(sums, result, share.num_tokens[number]))
+            if not result.is_applied:
+                return metrics | done[-1] | {"policy/not_applied": 1.0}, sums.offenders
+        # Of the last pass: with several minibatches, their mean.
+        last = done[-len(minibatches) :]
+        metrics |= {name: sum(row[name] for row in last) / len(last) for name in last[0]}
+        return metrics | {"policy/lr": last[-1]["policy/lr"], "policy/not_applied": 0.0}, []
 
     def save(self, folder: str) -> None:
         """Write the DeepSpeed state and, from rank 0, the policy as a Hugging Face folder `policy/`."""
-        self._engine.save_checkpoint(folder, tag="learner", save_latest=False)
+        super().save(folder)
         weights = full_state(self._engine.module.hf, self._rank)
         if self._rank == 0:
             target = Path(folder) / "policy"
@@ -179,84 +123,148 @@ class LearnerWorker:
             tokenizer = load_tokenizer(self._setup.model_path, trust_remote_code=self._setup.trust_remote_code)
             tokenizer.save_pretrained(target)
 
-    def load(self, folder: str) -> None:
-        """Restore what `save` wrote."""
-        path, _ = self._engine.load_checkpoint(folder, tag="learner")
-        if path is None:
-            raise RlsysError(f"{folder} holds no learner checkpoint that {self._world_size} rank(s) can load")
+    def _module(self) -> nn.Module:
+        setup = self._setup
+        return load_policy(setup.model_path, DTYPES[setup.learner.dtype], trust_remote_code=setup.trust_remote_code)
 
-    def stop(self) -> None:
-        """Leave the gang: an interpreter that ends inside a process group can abort."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    def _started(self) -> dict[str, Any]:
+        """What rank 0 will send in a broadcast."""
+        dtype, bucket_bytes = DTYPES[self._setup.engine_dtype], self._setup.weights.bucket_mib * 2**20
+        self._sender = WeightSender(self._engine.module.hf, dtype, self._rank, bucket_bytes)
+        return self._sender.update_info()
+
+    def _needs_first_look(self, num_minibatches: int) -> bool:
+        """Whether the policy must go over the whole step before it changes.
+
+        With one minibatch the first update's own forward tells what the policy was before it: no pass of its own.
+        """
+        recompute = self._setup.old_logprobs == "learner" and num_minibatches > 1
+        return recompute or self._objective.selects is not None or self._setup.algorithm.entropy.top_quantile < 1
+
+    def _look(self, minibatches: Sequence[Sequence[TrainItem]], known: dict[int, TokenRecord]) -> None:
+        """Log-probabilities and entropies of every token under the policy as it is, and what is chosen by them."""
+        for number, items in enumerate(minibatches):
+            found: dict[int, TokenRecord] = {}
+            for chosen in self._microbatches(items):
+                batch = batch_of(chosen, self._engine.device)
+                with torch.no_grad():
+                    logprobs, entropy = self._forward(batch, with_entropy_gradient=False)
+                for row, item in enumerate(chosen):
+                    length = item.trajectory.num_tokens
+                    found[item.row.index] = TokenRecord(
+                        logprobs[row, :length].cpu().numpy(), entropy[row, :length].cpu().numpy()
+                    )
+            quantile = self._setup.algorithm.entropy.top_quantile
+            choose(items, found, self._gathered, self._objective.selects, quantile, seed=number)
+            known |= found
+
+    def _forward(self, batch: Any, *, with_entropy_gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        temperature = self._setup.temperature
+        return self._engine(batch.input_ids, batch.attention_mask, batch.loss_mask, temperature, with_entropy_gradient)
 
     def _accumulate(
-        self, items: Sequence[TrainItem], totals: LossTotals, old_logprobs: dict[int, np.ndarray]
+        self, items: Sequence[TrainItem], number: int, share: Share, known: dict[int, TokenRecord]
     ) -> UpdateSums:
-        """Forward and backward of every microbatch. Fills `old_logprobs` (per item, [L]) in the first pass."""
-        lengths = [item.trajectory.num_tokens for item in items]
-        microbatches = split_microbatches(lengths, self._setup.learner.microbatch_tokens)
-        # Under ZeRO-3 every forward is a collective: a rank with less to do runs empty ones until all are done.
-        num_empty = self._most(len(microbatches)) - len(microbatches)
+        """Forward and backward of every microbatch; `known` gains what the first pass over a token sees."""
         sums = UpdateSums()
-        for indices in microbatches + [[EMPTY]] * num_empty:
-            chosen = [NOTHING if index == EMPTY else items[index] for index in indices]
-            self._microbatch(chosen, indices, totals, old_logprobs, sums)
+        microbatches = list(self._microbatches(items))
+        num_microbatches = self._world_size * len(microbatches)  # of all ranks: they have equally many
+        for chosen in microbatches:
+            if self._local_weights is None:
+                weights = torch.tensor([item.row.weight for item in chosen])
+            else:
+                lengths = torch.tensor([item.row.num_response_tokens for item in chosen])
+                groups = torch.tensor([item.row.group for item in chosen])
+                weights = self._local_weights(lengths, groups).float() / num_microbatches
+            self._microbatch(chosen, weights, share, number, known, sums)
         return sums
 
     def _microbatch(
         self,
         items: Sequence[TrainItem],
-        indices: Sequence[int],
-        totals: LossTotals,
-        old_logprobs: dict[int, np.ndarray],
+        weights: torch.Tensor,
+        share: Share,
+        number: int,
+        known: dict[int, TokenRecord],
         sums: UpdateSums,
     ) -> None:
         device = self._engine.device
-        trajectories = [item.trajectory for item in items]
-        batch = token_batch([t.token_ids for t in trajectories], [t.loss_mask for t in trajectories]).to(device)
-        logprobs, entropy = self._engine(
-            batch.input_ids, batch.attention_mask, batch.loss_mask, self._setup.temperature
-        )
-        for row, index in enumerate(indices):
-            if index not in old_logprobs:
-                old_logprobs[index] = logprobs[row, : trajectories[row].num_tokens].detach().cpu().numpy()
-        references = [item.ref_logprobs for item in items if item.ref_logprobs is not None]
-        advantages = torch.tensor([item.advantage for item in items], device=device)
-        inputs = LossInputs(
+        batch = batch_of(items, device)
+        logprobs, entropy = self._forward(batch, with_entropy_gradient=self._bonus)
+        for row, item in enumerate(items):
+            if item.row.index not in known:
+                length = item.trajectory.num_tokens
+                known[item.row.index] = TokenRecord(
+                    logprobs[row, :length].detach().cpu().numpy(), entropy[row, :length].detach().cpu().numpy()
+                )
+        inputs = self._inputs(items, logprobs, entropy, batch.loss_mask, known)
+        result = self._objective(inputs, weights.to(device), share.coefficients, share.num_tokens[number])
+        finite_rows = _finite_rows(inputs)
+        is_finite = all(finite_rows) and bool(torch.isfinite(result.loss.detach()))
+        self._backward(result.loss, is_finite=is_finite)
+        if not is_finite:
+            what = "log-probability" if not all(finite_rows) else "loss"
+            bad = [item for item, finite in zip(items, finite_rows, strict=True) if not finite] or items
+            sums.offenders += [Offender(item.row.group, item.row.sample, what) for item in bad if item.row.index >= 0]
+        for name, value in result.sums.items():
+            sums.sums[name] += float(value)
+        for name, value in result.largest.items():
+            sums.largest[name] = max(sums.largest[name], float(value))
+
+    def _inputs(
+        self,
+        items: Sequence[TrainItem],
+        logprobs: torch.Tensor,
+        entropy: torch.Tensor,
+        loss_mask: torch.Tensor,
+        known: Mapping[int, TokenRecord],
+    ) -> LossInputs:
+        def padded(arrays: Sequence[np.ndarray | None], dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
+            present = [array for array in arrays if array is not None]
+            return pad(present, dtype).to(loss_mask.device) if len(present) == len(items) else None
+
+        records = [known[item.row.index] for item in items]
+        advantages = padded([item.estimate.advantages if item.estimate is not None else None for item in items])
+        if advantages is None:
+            of_rows = torch.tensor([item.row.advantage for item in items], device=loss_mask.device)
+            advantages = of_rows[:, None].expand(logprobs.shape)
+        behavior = padded([item.trajectory.behavior_logprobs for item in items])
+        old = {
+            "learner": lambda: padded([record.logprobs for record in records]),
+            "engine": lambda: behavior,
+            "none": logprobs.detach,
+        }[self._setup.old_logprobs]()
+        assert old is not None
+        return LossInputs(
             logprobs=logprobs,
-            old_logprobs=pad([old_logprobs[index] for index in indices], torch.float32).to(device),
-            advantages=advantages[:, None].expand(logprobs.shape),
-            loss_mask=batch.loss_mask,
-            ref_logprobs=pad(references, torch.float32).to(device) if references else None,
+            old_logprobs=old,
+            advantages=advantages,
+            loss_mask=loss_mask,
+            ref_logprobs=padded([item.ref_logprobs for item in items]),
+            behavior_logprobs=behavior,
+            entropy=entropy,
+            selected=padded([record.selected for record in records], torch.bool),
+            high_entropy=padded([record.high_entropy for record in records], torch.bool),
         )
-        result = self._objective(inputs, totals)
-        # DeepSpeed averages gradients over ranks; the loss is already this rank's share of a global sum.
-        self._engine.backward(result.loss * self._world_size)
-        sums.loss += float(result.loss.detach())
-        sums.kl += float(result.kl_sum)
-        sums.clipped += float(result.clipped_sum)
-        sums.entropy += float(entropy.sum())
 
     def _verify(
-        self, items: Sequence[TrainItem], logprobs: Mapping[int, np.ndarray], policy_version: int
+        self, minibatches: Sequence[Sequence[TrainItem]], known: Mapping[int, TokenRecord], policy_version: int
     ) -> dict[str, float]:
         """Compare engine and learner on the tokens that this version sampled, on all ranks together.
 
-        Runs before the optimizer step, so that a wrong broadcast never trains the policy.
+        Runs before the first optimizer step, so that a wrong broadcast never trains the policy.
         """
         local: dict[int, LogprobDiff] = {}
-        for index, item in enumerate(items):
+        for item in (item for items in minibatches for item in items):
             trajectory = item.trajectory
             same = np.zeros(trajectory.num_tokens, dtype=bool)
             for span in trajectory.versions:
                 same[span.start : span.end] = span.policy_version == policy_version
-            same &= trajectory.loss_mask
-            diff = diff_of(trajectory.behavior_logprobs[same], logprobs[index][same])
+            learned = known[item.row.index].logprobs
+            same &= trajectory.loss_mask & np.isfinite(learned)  # what is not is the step's end, not the broadcast's
+            diff = diff_of(trajectory.behavior_logprobs[same], learned[same])
             local[trajectory.engine] = local.get(trajectory.engine, LogprobDiff()) + diff
-        gathered: list[Any] = [None] * self._world_size
-        dist.all_gather_object(gathered, local)
-        per_engine = merge(gathered)
+        per_engine = merge(self._gathered(local))
         weights = self._setup.weights
         if weights.verify:
             bound = weights.max_logprob_diff
@@ -266,27 +274,35 @@ class LearnerWorker:
         overall = sum(per_engine.values(), LogprobDiff())
         return {"sync/logprob_abs_diff/mean": overall.mean, "sync/logprob_abs_diff/max": overall.largest}
 
-    def _step(self, sums: UpdateSums, totals: LossTotals) -> dict[str, float]:
-        lr = self._engine.get_lr()[0]
-        self._engine.step()
-        reduced = torch.tensor(sums.vector(), dtype=torch.float64, device=self._engine.device)
-        dist.all_reduce(reduced)
-        loss, kl, clipped, entropy = reduced.tolist()
-        tokens = max(totals.num_tokens, 1)
-        norm = self._engine.get_global_grad_norm()
+    def _metrics(self, sums: UpdateSums, result: StepResult, num_tokens: int) -> dict[str, float]:
+        total = self._reduced(sums.sums)
+        largest = self._reduced(sums.largest, dist.ReduceOp.MAX)
+        tokens = max(num_tokens, 1)
         metrics = {
-            "policy/loss": loss,
-            "policy/entropy": entropy / tokens,
-            "policy/clip_fraction": clipped / tokens,
-            "policy/grad_norm": float(norm) if norm is not None else float("nan"),
-            "policy/lr": float(lr),
+            "policy/loss": total["loss"],
+            "policy/entropy": total["entropy"] / tokens,
+            "policy/clip_fraction": total["clipped"] / tokens,
+            "policy/grad_norm": result.grad_norm,
+            "policy/lr": result.lr,
         }
-        if self._setup.algorithm.kl.coef > 0:
-            metrics["policy/kl_ref"] = kl / tokens
+        if "kl" in total:
+            metrics["policy/kl_ref"] = total["kl"] / tokens
+        if "weight" in total:
+            squares = max(tokens * total["weight_squares"], 1e-30)
+            metrics |= {
+                "correction/ratio/mean": total["ratio"] / tokens,
+                "correction/ratio/max": largest["ratio"],
+                "correction/weight/mean": total["weight"] / tokens,
+                "correction/masked_fraction": total["weight_zeros"] / tokens,
+                "correction/effective_sample_fraction": total["weight"] ** 2 / squares,
+            }
         return metrics
 
-    def _most(self, count: int) -> int:
-        """The largest `count` of all ranks."""
-        largest = torch.tensor(count, device=self._engine.device)
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        return int(largest)
+
+def _finite_rows(inputs: LossInputs) -> list[bool]:
+    """Whether every trained token's log-probabilities and advantages are finite, by row."""
+    bad = torch.zeros_like(inputs.loss_mask)
+    for values in (inputs.logprobs, inputs.advantages, inputs.behavior_logprobs, inputs.ref_logprobs):
+        if values is not None:
+            bad |= ~torch.isfinite(values.detach())
+    return (~(bad & inputs.loss_mask).any(dim=1)).tolist()

@@ -58,7 +58,7 @@ def reward_metrics(rewards: Sequence[Sequence[Reward]], logged: dict[str, float]
         parts = [reward.parts[label] for reward in flat]
         values = [part.value for part in parts if part.value is not None]
         metrics[f"reward/{label}/mean"] = float(np.mean(values)) if values else None
-        for outcome in ("timeout", "error", "not_applicable"):
+        for outcome in ("timeout", "error", "not_finite", "not_applicable"):
             metrics[f"reward/{label}/{outcome}"] = float(sum(part.outcome == outcome for part in parts))
     metrics["reward/masked_trajectories"] = float(len(flat) - len(totals))
     metrics.update({f"reward/logged/{name}": value for name, value in logged.items()})

@@ -1,4 +1,4 @@
-"""A causal language model that returns token log-probabilities: the only place that shifts by one."""
+"""A causal language model that returns token log-probabilities."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlsys.models.head import use_token_head
 from rlsys.models.linear import use_onednn
+from rlsys.models.prefix import prefix_states
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -22,10 +24,16 @@ class PolicyModel(nn.Module):
     def __init__(self, hf: Any) -> None:
         super().__init__()
         use_onednn(hf)
+        use_token_head(hf)
         self.hf = hf
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, mask: torch.Tensor, temperature: float
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        mask: torch.Tensor,
+        temperature: float,
+        entropy_gradient: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability and entropy of the sampling distribution `softmax(logits / temperature)`.
 
@@ -34,18 +42,15 @@ class PolicyModel(nn.Module):
             attention_mask: [B, T] int64, 1 for real tokens.
             mask: [B, T] bool, the tokens asked for; column 0 has no prefix and must be False.
             temperature: positive.
+            entropy_gradient: whether the entropy carries a gradient; it costs a second pass over the logits.
 
-        Returns: logprobs [B, T] float32 (with gradient) and entropy [B, T] float32 (without); 0 outside the mask.
+        Returns: logprobs [B, T] float32 (with gradient) and entropy [B, T] float32; 0 outside the mask.
         """
-        hidden = self.hf.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
-        rows, columns = mask.nonzero(as_tuple=True)
-        logits = self.hf.get_output_embeddings()(hidden[rows, columns - 1]).float() / temperature
-        log_z = torch.logsumexp(logits, dim=-1)
-        picked = logits.gather(-1, input_ids[rows, columns].unsqueeze(-1)).squeeze(-1) - log_z
-        with torch.no_grad():
-            entropy_picked = log_z - (torch.softmax(logits, dim=-1) * logits).sum(-1)
-        zeros = picked.new_zeros(input_ids.shape)
-        return zeros.index_put((rows, columns), picked), zeros.index_put((rows, columns), entropy_picked)
+        states, where = prefix_states(self.hf.get_decoder(), input_ids, attention_mask, mask)
+        head = self.hf.get_output_embeddings()
+        logprobs, entropy = head(states, input_ids[where], temperature, entropy_gradient)
+        zeros = logprobs.new_zeros(input_ids.shape)
+        return zeros.index_put(where, logprobs), zeros.index_put(where, entropy)
 
 
 def load_policy(path: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PolicyModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlsys.batch import balance
@@ -27,19 +27,48 @@ class ReferencePool:
         calls = {name: worker.ping.remote() for name, worker in self._workers.items()}
         gather(calls, what="starting the reference", deadline_s=deadline_s)
 
-    def logprobs(self, groups: Sequence[RolloutGroup]) -> tuple[Any, ...]:
-        """One reference per group to its trajectories' log-probabilities (list of [L] float32); waits for all."""
+    def logprobs(self, groups: Sequence[RolloutGroup]) -> tuple[tuple[Any, ...], list[list[float]]]:
+        """Waits for all workers.
+
+        Returns: one reference per group to its trajectories' log-probabilities (list of [L] float32), and per group the
+        divergence of the policy that sampled from the reference, summed over each response.
+        """
         shares = balance([sum(s.num_tokens for s in group.summaries) for group in groups], len(self._workers))
         out: list[Any] = [None] * len(groups)
-        calls = {}
+        kl_sums: list[list[float]] = [[] for _ in groups]
+        calls, taken = {}, {}
         for (name, worker), share in zip(self._workers.items(), shares, strict=True):
             if not share:
                 continue
-            done, *refs = worker.logprobs.options(num_returns=1 + len(share)).remote(
+            sums, *refs = worker.logprobs.options(num_returns=1 + len(share)).remote(
                 *(groups[i].trajectories for i in share)
             )
-            calls[name] = done
+            calls[name], taken[name] = sums, share
             for index, ref in zip(share, refs, strict=True):
                 out[index] = ref
-        gather(calls, what="reference log-probabilities", deadline_s=self._config.deadline_s)
-        return tuple(out)
+        answers = gather(calls, what="reference log-probabilities", deadline_s=self._config.deadline_s)
+        for name, sums in answers.items():
+            for index, of_group in zip(taken[name], sums, strict=True):
+                kl_sums[index] = of_group
+        return tuple(out), kl_sums
+
+    def blend(self, policy: Mapping[str, Any], alpha: float) -> None:
+        """`ref = alpha * policy + (1 - alpha) * ref` on every worker (TR-DPO, arXiv:2404.09656).
+
+        Args:
+            policy: the learner ranks' unfinished answers to `read_weights`; the first holds the weights.
+            alpha: 1 copies the policy.
+        """
+        weights = next(iter(policy.values()))
+        calls = {name: worker.blend.remote(weights, alpha) for name, worker in self._workers.items()}
+        gather({**policy, **calls}, what="refreshing the reference", deadline_s=self._config.deadline_s)
+
+    def save(self, folder: str) -> None:
+        """Write the reference's weights, from its first worker."""
+        name, worker = next(iter(self._workers.items()))
+        gather({name: worker.save.remote(folder)}, what="saving the reference", deadline_s=self._config.deadline_s)
+
+    def load(self, folder: str) -> None:
+        """Restore what `save` wrote, on every worker."""
+        calls = {name: worker.load.remote(folder) for name, worker in self._workers.items()}
+        gather(calls, what=f"loading the reference of {folder}", deadline_s=self._config.deadline_s)

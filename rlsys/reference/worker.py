@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
+from rlsys.algorithms import kl
 from rlsys.batch import split_microbatches, token_batch
 from rlsys.config import ReferenceConfig
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.runtime.garbage import freeze_started
 from rlsys.types import Trajectory
 
+FILE = "reference.safetensors"
+
 
 class ReferenceWorker:
-    """Lives in a Ray process; holds the policy as it was before training."""
+    """Lives in a Ray process; holds the policy as it was before training, or as the last refresh left it."""
 
     def __init__(
-        self, config: ReferenceConfig, model_path: str, dtype: str, temperature: float, trust_remote_code: bool
+        self,
+        config: ReferenceConfig,
+        model_path: str,
+        dtype: str,
+        temperature: float,
+        divergence: str,
+        trust_remote_code: bool,
     ) -> None:
         self._config = config
         self._temperature = temperature
+        self._divergence = kl.registry.get(divergence)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         policy = load_policy(model_path, DTYPES[dtype], trust_remote_code=trust_remote_code)
         self._policy = policy.to(self._device).requires_grad_(False)
@@ -30,9 +43,9 @@ class ReferenceWorker:
     def ping(self) -> None:
         """Answers once the worker is ready."""
 
-    def logprobs(self, *groups: Sequence[Trajectory]) -> list[list[np.ndarray] | None]:
-        """None, to wait for, then a list per group: log-probabilities of its trajectories, [L] float32 each, 0 outside
-        the loss mask."""
+    def logprobs(self, *groups: Sequence[Trajectory]) -> list[Any]:
+        """First the divergence of the policy that sampled, summed over each response, a list per group; then a list per
+        group of log-probabilities of its trajectories, [L] float32 each, 0 outside the loss mask."""
         trajectories = [trajectory for group in groups for trajectory in group]
         rows: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(trajectories)
         lengths = [trajectory.num_tokens for trajectory in trajectories]
@@ -43,9 +56,30 @@ class ReferenceWorker:
                 scores, _ = self._policy(batch.input_ids, batch.attention_mask, batch.loss_mask, self._temperature)
             for row, index in enumerate(indices):
                 rows[index] = scores[row, : lengths[index]].cpu().numpy()
-        nested: list[list[np.ndarray] | None] = [None]
-        start = 0
+        sums: list[list[float]] = []
+        nested: list[list[np.ndarray]] = []
         for group in groups:
+            start = sum(map(len, nested))
             nested.append(rows[start : start + len(group)])
-            start += len(group)
-        return nested
+            sums.append([self._kl_sum(t, row) for t, row in zip(group, nested[-1], strict=True)])
+        return [sums, *nested]
+
+    def blend(self, weights: Mapping[str, torch.Tensor], alpha: float) -> None:
+        """Move every parameter towards `weights` by the share `alpha`."""
+        with torch.no_grad():
+            for name, parameter in self._policy.hf.named_parameters():
+                parameter.lerp_(weights[name].to(parameter), alpha)
+
+    def save(self, folder: str) -> None:
+        """Write the parameters as `reference.safetensors`."""
+        parameters = {name: p.detach().cpu().contiguous() for name, p in self._policy.hf.named_parameters()}
+        save_file(parameters, Path(folder) / FILE)
+
+    def load(self, folder: str) -> None:
+        """Restore what `save` wrote."""
+        self.blend(load_file(Path(folder) / FILE), 1.0)
+
+    def _kl_sum(self, trajectory: Trajectory, ref_logprobs: np.ndarray) -> float:
+        mask = trajectory.loss_mask
+        sampled = torch.from_numpy(trajectory.behavior_logprobs[mask].copy())
+        return float(self._divergence(sampled, torch.from_numpy(ref_logprobs[mask].copy())).sum())

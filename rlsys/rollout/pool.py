@@ -8,9 +8,9 @@ from typing import Any
 
 from rlsys.config import RolloutConfig
 from rlsys.rollout.worker import LOADED_VERSION, RolloutWorker
-from rlsys.runtime.calls import gather
+from rlsys.runtime.calls import fetch, gather
 from rlsys.runtime.cluster import Cluster, Demand
-from rlsys.types import Prompt, RolloutGroup, Sampling
+from rlsys.types import Prompt, RolloutGroup, Sampling, Trajectory
 
 MAX_CONCURRENT_GROUPS = 4096
 """Calls that one worker holds at once; the engine's own scheduler decides what runs."""
@@ -52,6 +52,10 @@ class RolloutPool:
             RolloutGroup(next(self._group_ids), prompt, tokens, summary)
             for prompt, tokens, summary in zip(prompts, trajectories, summaries.values(), strict=True)
         ]
+
+    def trajectories(self, group: RolloutGroup) -> list[Trajectory]:
+        """A group's token arrays, on the driver: for writing down what went wrong, not for training."""
+        return fetch(group.trajectories, who=f"group {group.group_id}", what="reading trajectories")
 
     def stop(self, deadline_s: float) -> None:
         """Shut every engine down."""

@@ -154,10 +154,10 @@ class RolloutWorker:
     def _trajectory(self, prompt: Prompt, sample: Any) -> Trajectory:
         response = np.asarray(sample.token_ids, dtype=np.int32)
         logprobs = np.asarray(_sampled_logprobs(sample), dtype=np.float32)
-        if len(logprobs) != len(response) or not np.isfinite(logprobs).all():
+        if len(logprobs) != len(response):
             raise WorkerError(
-                f"rollout/{self._index}: {len(response)} tokens but {int(np.isfinite(logprobs).sum())} finite "
-                f"log-probabilities for prompt {prompt.index}"
+                f"rollout/{self._index}: {len(response)} tokens but {len(logprobs)} log-probabilities for prompt "
+                f"{prompt.index}"
             )
         start = len(prompt.token_ids)
         return Trajectory(
@@ -190,4 +190,5 @@ def _summary(trajectory: Trajectory) -> TrajectorySummary:
         finish_reason=trajectory.finish_reason,
         policy_version=min(span.policy_version for span in trajectory.versions),
         engine=trajectory.engine,
+        is_finite=bool(np.isfinite(trajectory.behavior_logprobs).all()),
     )

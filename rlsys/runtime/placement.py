@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from rlsys.config import Config
+from rlsys.needs import needs_critic
 from rlsys.runtime.cluster import Demand
 
 QUIET = {
@@ -67,7 +68,11 @@ def demands(config: Config) -> dict[str, list[Demand]]:
     shared = weight_backend(config) == "ipc"
     gpu = 0.0 if config.cluster.num_gpus == 0 else 0.3 if shared else 1.0
     rollout, learner, reference = config.rollout, config.learner, config.reference
+    critic = config.critic if needs_critic(config) else None
     learner_env = KEEP_FREED_MEMORY | _env(config, threads_per_worker(learner.num_workers, learner.num_threads))
+    critic_env = learner_env
+    if critic is not None:
+        critic_env = KEEP_FREED_MEMORY | _env(config, threads_per_worker(critic.num_workers, critic.num_threads))
     reference_threads = threads_per_worker(reference.num_workers, reference.num_threads)
     reference_env = KEEP_FREED_MEMORY | _env(config, reference_threads)
     with_reference = config.algorithm.kl.coef > 0
@@ -77,6 +82,9 @@ def demands(config: Config) -> dict[str, list[Demand]]:
             for i in range(rollout.num_workers)
         ],
         "learner": [Demand(f"learner/{i}", learner.num_cpus, gpu, learner_env) for i in range(learner.num_workers)],
+        "critic": [Demand(f"critic/{i}", critic.num_cpus, gpu, critic_env) for i in range(critic.num_workers)]
+        if critic is not None
+        else [],
         "reward": [
             Demand(f"reward/{i}", config.scoring.num_cpus, 0.0, {**QUIET, "OMP_NUM_THREADS": "1"})
             for i in range(config.scoring.num_workers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,7 +103,8 @@ def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
 
 
 def call_reward(function: Callable[..., Any], request: RewardRequest, log: RewardLog) -> list[float | None]:
-    """Call `function` with the arguments it accepts; awaits a coroutine. Returns one finite float or None a row.
+    """Call `function` with the arguments it accepts; awaits a coroutine. Returns one float (NaN and infinity too: the
+    loop counts those) or None a row.
 
     Raises ValueError when the result has the wrong length, and whatever the function raises.
     """
@@ -123,9 +123,6 @@ def call_reward(function: Callable[..., Any], request: RewardRequest, log: Rewar
     scores = [None if value is None else float(value) for value in result]
     if len(scores) != len(request):
         raise ValueError(f"returned {len(scores)} rewards for {len(request)} completions")
-    for row, score in enumerate(scores):
-        if score is not None and not math.isfinite(score):
-            raise ValueError(f"returned {score} for completion {row}")
     return scores
 
 

@@ -17,7 +17,7 @@ def combine(
     """Weighted sum of the parts that apply. A part that failed leaves the trajectory without a total: never a 0."""
     outcomes = [part.outcome for part in parts.values()]
     outcome: Outcome = "not_applicable"
-    for candidate in ("error", "timeout", "ok"):
+    for candidate in ("not_finite", "error", "timeout", "ok"):
         if candidate in outcomes:
             outcome = candidate
             break

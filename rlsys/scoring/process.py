@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
 import signal
 import subprocess
@@ -97,7 +98,14 @@ class RewardProcess:
             return self._failed("error", f"its process died (exit code {self._exit_code()}): {error!r}")
         if kind == "error":
             return self._failed("error", payload)
-        return Answer([RewardPart(value, "not_applicable" if value is None else "ok") for value in payload], log)
+        return Answer([self._part(value) for value in payload], log)
+
+    def _part(self, value: float | None) -> RewardPart:
+        if value is None:
+            return RewardPart(None, "not_applicable")
+        if not math.isfinite(value):
+            return RewardPart(None, "not_finite", f"reward '{self._spec['name']}': returned {value}")
+        return RewardPart(value, "ok")
 
     def _exit_code(self) -> int | None:
         """How the child ended; None when it closed the pipe and lives on, which ends now."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlsys.build import num_updates
 from rlsys.cli import load_config
 from rlsys.config import Config
 from rlsys.learner.group import LearnerGroup
@@ -17,7 +18,7 @@ from rlsys.learner.worker import LearnerSetup
 from rlsys.models.tiny import build_model, build_tokenizer, save_model
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.placement import demands
-from rlsys.types import Experience, ExperienceRow, Trajectory, VersionSpan
+from rlsys.types import Coefficients, Experience, ExperienceRow, Trajectory, VersionSpan
 
 LENGTHS = [5, 9, 14, 7, 11, 6, 16, 8]
 """Response lengths of eight trajectories; the prompt has four tokens."""
@@ -81,8 +82,9 @@ def start_learner(cluster: Cluster, model: str, overrides: list[str]) -> tuple[L
         trust_remote_code=False,
         engine_dtype=config.learner.dtype,
         temperature=0.7,
-        num_steps=config.train.num_steps,
-        updates_per_step=config.train.updates_per_step,
+        num_updates=num_updates(config),
+        passes=config.train.updates_per_step,
+        old_logprobs=config.train.old_logprobs,
         num_engines=1,
         seed=0,
     )
@@ -91,15 +93,28 @@ def start_learner(cluster: Cluster, model: str, overrides: list[str]) -> tuple[L
     return group, config
 
 
-def experience() -> Experience:
+def experience(num_minibatches: int = 1, given: list[Trajectory] | None = None) -> Experience:
+    """All eight trajectories, the loss a mean over the minibatch's tokens."""
     import ray
 
-    rows = tuple(
-        ExperienceRow(0, i, advantage, 4 + length, length)
-        for i, (length, advantage) in enumerate(zip(LENGTHS, ADVANTAGES, strict=True))
+    given = given or trajectories()
+    size = len(LENGTHS) // num_minibatches
+    minibatches = []
+    for start in range(0, len(LENGTHS), size):
+        chosen = range(start, start + size)
+        weight = 1 / sum(LENGTHS[i] for i in chosen)
+        minibatches.append(
+            tuple(ExperienceRow(i, 0, i, ADVANTAGES[i], weight, 4 + LENGTHS[i], LENGTHS[i]) for i in chosen)
+        )
+    ref = [np.where(t.loss_mask, -2.5, 0.0).astype(np.float32) for t in given]
+    return Experience(
+        minibatches=tuple(minibatches),
+        trajectories=(ray.put(given),),
+        ref_logprobs=(ray.put(ref),),
+        estimates=None,
+        policy_version=0,
+        coefficients=Coefficients(kl=0.1, entropy=0.0),
     )
-    ref = [np.where(t.loss_mask, -2.5, 0.0).astype(np.float32) for t in trajectories()]
-    return Experience(rows, (ray.put(trajectories()),), (ray.put(ref),), policy_version=0)
 
 
 def updated_weights(cluster: Cluster, model: str, overrides: list[str], folder: Path) -> dict[str, torch.Tensor]:
@@ -108,7 +123,7 @@ def updated_weights(cluster: Cluster, model: str, overrides: list[str], folder: 
 
     group, _ = start_learner(cluster, model, overrides)
     try:
-        metrics = group.update(experience())
+        metrics, _ = group.update(experience())
         assert metrics["policy/grad_norm"] > 1e-3
         group.save(str(folder))
     finally:
@@ -171,7 +186,7 @@ def test_a_restored_learner_continues_as_the_saved_one(
                 group.save(str(tmp_path / "first"))
             else:
                 group.load(str(folder))
-            metrics.append(group.update(experience()))
+            metrics.append(group.update(experience())[0])
             group.save(str(tmp_path / f"second-{len(after)}"))
         finally:
             group.kill()
@@ -233,7 +248,7 @@ def test_bfloat16_warmup_schedule_checkpointing_and_two_updates(cluster: Cluster
     ]
     group, _ = start_learner(cluster, model, overrides)
     try:
-        metrics: list[dict[str, Any]] = [group.update(experience()) for _ in range(3)]
+        metrics: list[dict[str, Any]] = [group.update(experience())[0] for _ in range(3)]
     finally:
         group.kill()
     # Two updates a step: the rate reported is that of the second. Linear warm-up over 4 updates, then down to 0 at 8.

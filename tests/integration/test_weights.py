@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 
 from rlsys.build import Run
 from rlsys.errors import WeightMismatchError
-from rlsys.experience import make_experience
+from rlsys.experience import Scored
 from rlsys.train import train
+from rlsys.types import ExperienceRow
 from tests.integration.runs import call_worker, read_metrics, small_run
 
 CASES = {
@@ -78,14 +80,16 @@ def _update(run: Run, version: int) -> dict[str, float]:
     groups = run.rollout.generate(run.prompts.take(4), run.sampling, version)
     rewards, _ = run.scoring.score(groups, version)
     assert run.reference is not None
-    return run.learner.update(make_experience(groups, rewards, run.reference.logprobs(groups), _alternating, version))
+    ref_logprobs, kl_sums = run.reference.logprobs(groups)
+    made = run.credit(Scored(groups, rewards, None, ref_logprobs, kl_sums), version, run.coefficients)
+    metrics, offenders = run.learner.update(replace(made, minibatches=(_alternating(made.minibatches[0]),)))
+    assert not offenders
+    return metrics
 
 
-def _alternating(rewards: Any, groups: Any) -> Any:
+def _alternating(rows: tuple[ExperienceRow, ...]) -> tuple[ExperienceRow, ...]:
     """Advantages that surely move the policy, whatever the rewards were."""
-    import torch
-
-    return torch.where(torch.arange(len(rewards)) % 2 == 0, 1.0, -1.0)
+    return tuple(replace(row, advantage=1.0 if row.index % 2 == 0 else -1.0) for row in rows)
 
 
 class _broadcast_only:  # noqa: N801 - reads as a statement

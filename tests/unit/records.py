@@ -10,10 +10,16 @@ from rlsys.types import FinishReason, Outcome, Prompt, Reward, RewardPart, Rollo
 
 
 def summary(
-    response: int, *, prompt: int = 3, finish: FinishReason = "stop", version: int = 0, engine: int = 0
+    response: int,
+    *,
+    prompt: int = 3,
+    finish: FinishReason = "stop",
+    version: int = 0,
+    engine: int = 0,
+    finite: bool = True,
 ) -> TrajectorySummary:
     """A trajectory of `prompt + response` tokens."""
-    return TrajectorySummary(prompt + response, response, finish, version, engine)
+    return TrajectorySummary(prompt + response, response, finish, version, engine, finite)
 
 
 def group(group_id: int, summaries: Sequence[TrajectorySummary], text: str = "1+1=") -> RolloutGroup:

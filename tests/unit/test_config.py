@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from rlsys.algorithms import advantages, aggregation, policy_losses
 from rlsys.cli import load_config
 from rlsys.config import Config
 from rlsys.overrides import config_dir, groups
@@ -122,6 +124,21 @@ def test_no_file_restates_a_default() -> None:
             for name in key.split("."):
                 default = default.get(name, MISSING) if isinstance(default, dict) else MISSING
             assert value != default, f"{path.parent.name}/{path.name} restates {key}={value}"
+
+
+REGISTRIES = {"advantage": advantages, "policy_loss": policy_losses, "aggregation": aggregation}
+
+
+def test_no_preset_restates_an_option_s_default() -> None:
+    """`policy_loss: {clip_low: 0.2}` says what ppo_clip does by itself."""
+    for path in sorted((config_dir() / "algorithm").glob("*.yaml")):
+        whole = load_config([f"algorithm={path.stem}", "~experiment"]).algorithm
+        for key, value in stated(path).items():
+            _, node, *option = key.split(".")
+            if node in REGISTRIES and option and option != ["name"]:
+                function = REGISTRIES[node].registry.get(str(getattr(whole, node)["name"]))
+                default = inspect.signature(function).parameters[option[0]].default
+                assert value != default, f"{path.name} restates {key}={value}"
 
 
 def test_the_top_file_holds_no_values() -> None:

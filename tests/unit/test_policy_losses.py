@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -9,13 +10,19 @@ import pytest
 import torch
 
 from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, registry
+from rlsys.errors import ConfigError
 
 ALL = pytest.mark.parametrize("name", registry.names())
 E = math.e
 
 
 def run(
-    name: str, log_ratios: list[list[float]], advantages: list[float], lengths: list[int] | None = None, **options: Any
+    name: str,
+    log_ratios: list[list[float]],
+    advantages: list[float],
+    lengths: list[int] | None = None,
+    selected: list[list[bool]] | None = None,
+    **options: Any,
 ) -> tuple[PolicyLoss, torch.Tensor]:
     """The loss on rows of log ratios over old log-probabilities of -1, and the gradient of its masked sum."""
     ratios = torch.tensor(log_ratios, dtype=torch.float64)
@@ -24,7 +31,8 @@ def run(
     logprobs = torch.where(mask, ratios - 1.0, 0.0).requires_grad_()
     old = torch.where(mask, torch.full_like(ratios, -1.0), 0.0)
     expanded = torch.tensor(advantages, dtype=torch.float64)[:, None].expand(ratios.shape)
-    result = registry.bind(name, options)(LossInputs(logprobs, old, expanded, mask))
+    chosen = torch.zeros_like(mask) if selected is None else torch.tensor(selected)
+    result = registry.bind(name, options)(LossInputs(logprobs, old, expanded, mask, selected=chosen))
     torch.where(mask, result.per_token, 0.0).sum().backward()
     assert logprobs.grad is not None
     return result, logprobs.grad
@@ -99,6 +107,28 @@ def test_dppo_by_hand() -> None:
     # KL: 0.368 * -0.5 + 0.632 * ln(0.632 / 0.393) = 0.116 > 0.05; 0.368 * -0.3 + 0.632 * ln(0.632 / 0.503) = 0.034.
     result, _ = run("dppo_kl", [[0.5, 0.3], [0.5, 0.3]], [1.0, -1.0])
     assert result.clipped.tolist() == [[True, False], [False, False]]
+
+
+def test_clip_cov_by_hand() -> None:
+    # Ratio e^0.1, A = 2: -2 e^0.1, except at the chosen token, which loses value and gradient.
+    result, gradient = run("clip_cov", [[0.1, 0.1]], [2.0], selected=[[True, False]])
+    assert result.per_token.tolist()[0] == pytest.approx([0.0, -2 * math.exp(0.1)])
+    assert gradient.tolist()[0] == pytest.approx([0.0, -2 * math.exp(0.1)])
+    assert result.clipped.tolist() == [[True, False]]
+
+
+def test_kl_cov_by_hand() -> None:
+    # On top of -2 e^0.1 the chosen token pays 0.5 * |0.1|.
+    result, gradient = run("kl_cov", [[0.1, 0.1]], [2.0], selected=[[True, False]], coef=0.5)
+    assert result.per_token.tolist()[0] == pytest.approx([-2 * math.exp(0.1) + 0.05, -2 * math.exp(0.1)])
+    assert gradient.tolist()[0] == pytest.approx([-2 * math.exp(0.1) + 0.5, -2 * math.exp(0.1)])
+
+
+@pytest.mark.parametrize(("high", "dual", "refused"), [(0.2, 1.1, True), (0.28, 1.28, True), (0.2, 3.0, False)])
+def test_a_dual_clip_inside_the_first_one_is_refused(high: float, dual: float, refused: bool) -> None:
+    check = registry.fact("ppo_clip", "check", None)
+    with pytest.raises(ConfigError, match="must be above 1") if refused else contextlib.nullcontext():
+        check(clip_high=high, dual_clip=dual)
 
 
 @ALL

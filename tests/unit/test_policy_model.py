@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from rlsys.algorithms.aggregation import registry
 from rlsys.algorithms.loss import Objective
 from rlsys.algorithms.policy_losses import LossInputs
 from rlsys.batch import TokenBatch, pad, split_microbatches, token_batch
 from rlsys.config import AlgorithmConfig, KlConfig, ModelBuild
 from rlsys.models.policy import PolicyModel
 from rlsys.models.tiny import build_model
-from rlsys.types import LossTotals
+from rlsys.types import Coefficients
 
 from .conftest import TINY
 
@@ -99,15 +100,16 @@ def gradient(model: PolicyModel, microbatches: list[list[int]], aggregation: str
     generator = np.random.default_rng(1)
     old, reference = ([generator.normal(-3, 1, length) for length in LENGTHS] for _ in range(2))
     advantages = [np.full(length, value) for length, value in zip(LENGTHS, (1.0, -0.5, 0.3, -1.0, 0.7), strict=True)]
-    totals = LossTotals(num_tokens=sum(int(mask.sum()) for mask in masks), num_trajectories=len(LENGTHS))
-    loss = Objective(AlgorithmConfig(aggregation={"name": aggregation}, kl=KlConfig(0.1)))
+    lengths = torch.tensor([int(mask.sum()) for mask in masks])
+    weights = registry.get(aggregation)(lengths, torch.arange(len(LENGTHS))).float()
+    loss = Objective(AlgorithmConfig(kl=KlConfig(0.1)))
     model.zero_grad()
     for chosen in microbatches:
         batch = token_batch([ids[i] for i in chosen], [masks[i] for i in chosen])
         logprobs, _ = scores(model, batch)
         columns = [pad([values[i] for i in chosen], torch.float32) for values in (old, advantages, reference)]
         inputs = LossInputs(logprobs, columns[0], columns[1], batch.loss_mask, columns[2])
-        loss(inputs, totals).loss.backward()
+        loss(inputs, weights[chosen], Coefficients(0.1, 0.0), int(lengths.sum())).loss.backward()
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 

@@ -72,6 +72,17 @@ def test_the_defaults_pass() -> None:
         ("rollout.num_threads", 0, ["at least 1"]),
         ("weights.deadline_s", float("inf"), ["positive"]),
         ("algorithm.kl.coef", -0.1, ["at least 0"]),
+        ("algorithm.kl.place", "rewards", ["did you mean 'reward'?"]),
+        ("algorithm.kl.target", 0.0, ["positive"]),
+        ("algorithm.entropy.top_quantile", 1.2, ["at most 1"]),
+        ("algorithm.entropy.top_quantile", 0.0, ["positive"]),
+        ("algorithm.entropy.coef", -0.1, ["at least 0"]),
+        ("algorithm.groups.oversample", 0.5, ["at least 1"]),
+        ("algorithm.groups.zero_variance", "resampel", ["did you mean 'resample'?"]),
+        ("algorithm.refresh.alpha", 1.5, ["at most 1"]),
+        ("train.minibatches_per_step", 0, ["at least 1"]),
+        ("train.max_nonfinite_steps", 0, ["at least 1"]),
+        ("train.old_logprobs", "engines", ["did you mean 'engine'?"]),
     ],
 )
 def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
@@ -93,6 +104,49 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
         ),
         ({"train.samples_per_prompt": 1}, ["train.samples_per_prompt=1", "'grpo'", "at least 2"]),
         ({"reference.num_workers": 0, "algorithm.kl.coef": 0.1}, ["reference.num_workers=0", "at least 1"]),
+        (
+            {"algorithm.advantage": {"name": "gae"}, "critic.num_workers": 0},
+            ["critic.num_workers=0", "at least 1"],
+        ),
+        (
+            {"algorithm.advantage": {"name": "grpo_passk", "k": 9}},
+            ["algorithm.advantage.k=9", "'grpo_passk'", "less than train.samples_per_prompt=8"],
+        ),
+        (
+            {"algorithm.advantage": {"name": "grpo_passk"}, "train.samples_per_prompt": 3},
+            ["algorithm.advantage.k=4", "train.samples_per_prompt=3"],
+        ),
+        ({"algorithm.aggregation": {"name": "constant_length"}}, ["'constant_length' needs the option 'length'"]),
+        ({"algorithm.policy_loss": {"name": "ppo_clip", "dual_clip": 1.1}}, ["dual_clip=1.1", "above 1 + clip_high"]),
+        (
+            {"train.old_logprobs": "none", "train.updates_per_step": 2},
+            ["train.old_logprobs=none", "2 updates", "use learner or engine"],
+        ),
+        (
+            {"train.old_logprobs": "none", "train.minibatches_per_step": 2},
+            ["train.old_logprobs=none", "2 updates"],
+        ),
+        (
+            {"train.old_logprobs": "engine", "algorithm.corrections": [{"name": "truncate"}]},
+            ["'truncate' compares", "train.old_logprobs=learner"],
+        ),
+        ({"algorithm.corrections": [{"name": "truncat"}]}, ["correction 'truncat'", "did you mean 'truncate'?"]),
+        ({"algorithm.corrections": [{"name": "mask", "level": "tokens"}]}, ["'level' is 'tokens'", "token"]),
+        ({"train.minibatches_per_step": 65}, ["minibatches_per_step=65", "samples stay together"]),
+        ({"algorithm.kl.target": 0.1}, ["algorithm.kl.target needs a reference", "algorithm.kl.coef above 0"]),
+        ({"algorithm.refresh.every": 5}, ["algorithm.refresh needs a reference"]),
+        (
+            {"algorithm.kl.coef": 0.1, "algorithm.kl.place": "reward", "algorithm.kl.unbiased": True},
+            ["unbiased", "algorithm.kl.place=loss"],
+        ),
+        (
+            {
+                "algorithm.groups.zero_variance": "drop",
+                "train.samples_per_prompt": 1,
+                "algorithm.advantage": {"name": "reinforce_pp"},
+            },
+            ["zero_variance=drop", "group of one has no variance"],
+        ),
         ({"data.train": "mine.jsonl"}, ["data.eval is still", "'addition'", "data.eval=null"]),
         ({"rewards": [{"name": "length", "weight": "much"}]}, ["weight of 'length'", "'much'", "number"]),
         ({"rewards": [{"name": "length", "weight": float("nan")}]}, ["weight of 'length'", "nan", "finite"]),

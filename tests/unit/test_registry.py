@@ -93,7 +93,7 @@ def test_rlsys_own_components() -> None:
     assert "grpo" in advantages.registry.names()
     assert advantages.registry.fact("grpo", "min_group_size", 1) == 2
     assert {"ppo_clip", "gspo", "cispo"} <= set(policy_losses.registry.names())
-    assert aggregation.registry.names() == ["sequence_mean", "token_mean"]
+    assert {"sequence_mean", "token_mean", "constant_length"} <= set(aggregation.registry.names())
     assert kl.registry.names() == ["abs", "k1", "k2", "k3"]
 
 

@@ -96,8 +96,6 @@ def test_what_the_function_logs() -> None:
     [
         ([1.0], "returned 1 rewards for 2 completions"),
         ([1.0, 1.0, 1.0], "returned 3 rewards for 2 completions"),
-        ([0.0, float("nan")], "returned nan for completion 1"),
-        ([float("-inf"), 0.0], "returned -inf for completion 0"),
         ([0.0, "much"], "much"),
     ],
 )

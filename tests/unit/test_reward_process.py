@@ -41,6 +41,9 @@ def dies(completions, **_):
         os._exit(3)
     return [float(len(c)) for c in completions]
 
+def overflows(completions, **_):
+    return [float("nan") if c == "bad" else float("-inf") if c == "worse" else 1.0 for c in completions]
+
 def identity(completions, **_):
     return [float(os.getpid()) for _ in completions]
 """
@@ -100,6 +103,12 @@ def test_an_exception_costs_its_row(start: Start) -> None:
     assert "ValueError: cannot score 'bad'" in parts[0].detail
     assert "picky" in parts[0].detail
     assert log.metrics == {"characters": [5.0, 6.0]}  # of every row that was scored
+
+
+def test_a_result_that_is_not_finite_is_named_and_no_reward(start: Start) -> None:
+    parts, _ = start("overflows").score(request("bad", "good", "worse"))
+    assert outcomes(parts) == [(None, "not_finite"), (1.0, "ok"), (None, "not_finite")]
+    assert [part.detail.rpartition(": ")[2] for part in parts] == ["returned nan", "", "returned -inf"]
 
 
 def test_a_hang_costs_its_row(start: Start) -> None:

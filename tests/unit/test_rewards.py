@@ -7,12 +7,13 @@ import pytest
 from rlsys.rewards import content, registry
 from rlsys.rewards.exact_match import exact_match
 from rlsys.rewards.length import length
+from rlsys.rewards.soft_overlong_punishment import soft_overlong_punishment
 
 CHAT = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": " 2\n"}]
 
 
 def test_the_built_in_rewards() -> None:
-    assert registry.names() == ["exact_match", "length", "math_answer"]
+    assert registry.names() == ["exact_match", "length", "math_answer", "soft_overlong_punishment"]
 
 
 def test_content_is_the_last_message_s() -> None:
@@ -51,3 +52,12 @@ def test_length_by_hand() -> None:
 def test_both_ignore_what_they_do_not_use() -> None:
     assert exact_match(["2"], ["2"], prompts=["1+1="], trainer_state=None) == [1.0]
     assert length(["2"], target=1, prompts=["1+1="], completion_ids=[[5]]) == [0.0]
+
+
+def test_soft_overlong_punishment_by_hand() -> None:
+    # Free up to 6 tokens, then a quarter a token, -1 from 10 on.
+    ids = [[1] * length for length in (0, 6, 7, 9, 10, 15)]
+    found = soft_overlong_punishment(ids, max_response_tokens=10, buffer_tokens=4)
+    assert found == pytest.approx([0.0, 0.0, -0.25, -0.75, -1.0, -1.0])
+    with pytest.raises(ValueError, match="buffer_tokens=11 must lie between 1 and max_response_tokens=10"):
+        soft_overlong_punishment(ids, max_response_tokens=10, buffer_tokens=11)

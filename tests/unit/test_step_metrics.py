@@ -55,6 +55,7 @@ def test_reward_metrics_by_hand() -> None:
         "reward/exact_match/mean": 2.0,
         "reward/exact_match/timeout": 1.0,
         "reward/exact_match/error": 1.0,
+        "reward/exact_match/not_finite": 0.0,
         "reward/exact_match/not_applicable": 1.0,
         "reward/masked_trajectories": 3.0,
         "reward/logged/accuracy": 0.25,

@@ -1,32 +1,42 @@
-"""Group-relative advantages (DeepSeekMath, arXiv:2402.03300, section 4.1)."""
+"""Group-relative advantages: GRPO (DeepSeekMath, arXiv:2402.03300, section 4.1) and Dr. GRPO (arXiv:2503.20783)."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
-from rlsys.algorithms.advantages import register
+from rlsys.algorithms.advantages import AdvantageInputs, register
+from rlsys.algorithms.grouped import all_equal, group_mean, group_std
 
 
 @register("grpo", min_group_size=2)
-def grpo(rewards: torch.Tensor, groups: torch.Tensor, *, eps: float = 1e-4) -> torch.Tensor:
-    """`(r - mean) / (std + eps)` within the group; 0 where a group's rewards are all equal or it has one member.
+def grpo(
+    inputs: AdvantageInputs, *, scale: Literal["group", "batch", "none"] = "group", eps: float = 1e-4
+) -> torch.Tensor:
+    """`(r - mean) / (std + eps)`, [N]; 0 where a group's rewards are all equal or it has one member.
 
     Args:
-        rewards: [N] float.
-        groups: [N] int64, group index of each trajectory.
-        eps: added to the standard deviation (the unbiased one, over n - 1).
-
-    Returns: [N] float32.
+        scale: whose standard deviation divides (the unbiased one, over n - 1): the `group`'s, the whole `batch`'s
+            (arXiv:2508.08221), or `none`.
+        eps: added to it.
     """
-    rewards = rewards.double()
-    num_groups = int(groups.max()) + 1 if groups.numel() else 0
-    zeros = rewards.new_zeros(num_groups)
-    counts = zeros.index_add(0, groups, torch.ones_like(rewards))
-    means = zeros.index_add(0, groups, rewards) / counts.clamp(min=1)
-    centered = rewards - means[groups]
-    variances = zeros.index_add(0, groups, centered**2) / (counts - 1).clamp(min=1)
-    advantages = centered / (variances.sqrt()[groups] + eps)
-    # Equality, not a small variance, decides: rounding in the mean must not turn equal rewards into a signal.
-    lowest = zeros.scatter_reduce(0, groups, rewards, "amin", include_self=False)
-    highest = zeros.scatter_reduce(0, groups, rewards, "amax", include_self=False)
-    return torch.where((lowest == highest)[groups], 0.0, advantages).float()
+    rewards, groups = inputs.rewards, inputs.groups
+    centered = centre(inputs)
+    if scale == "group":
+        return centered / (group_std(rewards, groups) + eps)
+    if scale == "batch" and len(rewards) > 1:
+        return centered / (rewards.std() + eps)
+    return centered
+
+
+@register("dr_grpo", min_group_size=2)
+def dr_grpo(inputs: AdvantageInputs) -> torch.Tensor:
+    """`r - mean` within the group, [N]: without the division, questions of all difficulties weigh the same."""
+    return centre(inputs)
+
+
+def centre(inputs: AdvantageInputs) -> torch.Tensor:
+    """Reward minus the group's mean, [N]; exactly 0 where the group's rewards are all equal."""
+    rewards, groups = inputs.rewards, inputs.groups
+    return torch.where(all_equal(rewards, groups), 0.0, rewards - group_mean(rewards, groups))

@@ -1,7 +1,9 @@
-"""From per-token losses to a scalar: `f(per_token [B, T], loss_mask [B, T], totals) -> scalar`.
+"""Aggregation of per-token losses, as what a token of each trajectory weighs: `f(lengths [N], groups [N]) -> [N]`.
 
-The denominators come from `totals`, counts over the whole optimizer step. So the scalars of microbatches and ranks
-simply add up, and the gradient does not depend on how the step was split.
+`lengths[i]` is the number of trained tokens of trajectory i (0 where a response is masked out), `groups[i]` its prompt;
+N runs over the whole optimizer update, all ranks and microbatches. The loss is the plain sum of `weight * loss` over
+trained tokens, so it does not depend on how the update was split. An aggregation that is defined over a microbatch
+registers with `local=True`: it is called with each microbatch's trajectories, and the microbatches are averaged.
 """
 
 from __future__ import annotations

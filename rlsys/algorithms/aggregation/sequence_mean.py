@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 
 from rlsys.algorithms.aggregation import register
-from rlsys.types import LossTotals
 
 
 @register("sequence_mean")
-def sequence_mean(per_token: torch.Tensor, loss_mask: torch.Tensor, totals: LossTotals) -> torch.Tensor:
-    """Mean over each row's tokens, then over the step's trajectories. [B, T], [B, T] -> scalar."""
-    lengths = loss_mask.sum(dim=1).clamp(min=1)
-    rows = torch.where(loss_mask, per_token, 0.0).sum(dim=1) / lengths
-    return rows.sum() / max(totals.num_trajectories, 1)
+def sequence_mean(lengths: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """1 over the trajectory's tokens and over the update's trajectories. [N] int64, [N] int64 -> [N] float64."""
+    return 1.0 / (lengths.double().clamp(min=1) * max(len(lengths), 1))

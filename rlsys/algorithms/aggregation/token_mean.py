@@ -1,14 +1,19 @@
-"""Every token weighs the same (DAPO, arXiv:2503.14476, equation 12)."""
+"""Every token weighs the same: over the whole update (DAPO), or over each microbatch (BNPO)."""
 
 from __future__ import annotations
 
 import torch
 
 from rlsys.algorithms.aggregation import register
-from rlsys.types import LossTotals
 
 
 @register("token_mean")
-def token_mean(per_token: torch.Tensor, loss_mask: torch.Tensor, totals: LossTotals) -> torch.Tensor:
-    """Sum over trained tokens divided by their number in the whole step. [B, T], [B, T] -> scalar."""
-    return torch.where(loss_mask, per_token, 0.0).sum() / max(totals.num_tokens, 1)
+def token_mean(lengths: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """1 over the update's tokens (arXiv:2503.14476, equation 12). [N] int64, [N] int64 -> [N] float64."""
+    return torch.full(lengths.shape, 1.0 / max(int(lengths.sum()), 1), dtype=torch.float64)
+
+
+@register("local_token_mean", local=True)
+def local_token_mean(lengths: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """The same over one microbatch, as BNPO (arXiv:2506.02864) and many trainers do: depends on the split."""
+    return token_mean(lengths, groups)

@@ -5,9 +5,18 @@ from __future__ import annotations
 import torch
 
 from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, clipped_surrogate, log_ratio, register
+from rlsys.errors import ConfigError
 
 
-@register("ppo_clip")
+def _check(clip_high: float = 0.2, dual_clip: float | None = None, **_: object) -> None:
+    if dual_clip is not None and dual_clip <= 1.0 + clip_high:
+        raise ConfigError(
+            f"policy loss 'ppo_clip': dual_clip={dual_clip} must be above 1 + clip_high = {1.0 + clip_high:g}; below "
+            "it would undo the first clip"
+        )
+
+
+@register("ppo_clip", check=_check)
 def ppo_clip(
     inputs: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None
 ) -> PolicyLoss:

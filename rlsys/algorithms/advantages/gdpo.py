@@ -1,0 +1,35 @@
+"""Group reward-decoupled normalisation (GDPO, arXiv:2601.05242)."""
+
+from __future__ import annotations
+
+import torch
+
+from rlsys.algorithms.advantages import AdvantageInputs, register
+from rlsys.algorithms.grouped import all_equal, group_size, group_sum
+
+
+@register("gdpo", min_group_size=2)
+def gdpo(inputs: AdvantageInputs, *, eps: float = 1e-4) -> torch.Tensor:
+    """Each reward function normalised within the group, then their weighted sum, then that over the batch, [N].
+
+    A part that does not apply to a trajectory (NaN) enters neither its sum nor its group's mean and standard deviation.
+
+    Args:
+        eps: added to every standard deviation (the unbiased ones, over n - 1).
+    """
+    assert inputs.parts is not None
+    assert inputs.part_weights is not None
+    total = torch.zeros_like(inputs.rewards)
+    for values, weight in zip(inputs.parts.unbind(1), inputs.part_weights, strict=True):
+        applies = ~values.isnan()
+        total[applies] += weight * _normalised(values[applies], inputs.groups[applies], eps)
+    if len(total) < 2 or bool((total == total[0]).all()):
+        return torch.zeros_like(total)
+    return (total - total.mean()) / (total.std() + eps)
+
+
+def _normalised(values: torch.Tensor, groups: torch.Tensor, eps: float) -> torch.Tensor:
+    sizes = group_size(values, groups)
+    centered = values - group_sum(values, groups) / sizes
+    std = (group_sum(centered**2, groups) / (sizes - 1).clamp(min=1)).sqrt()
+    return torch.where(all_equal(values, groups), 0.0, centered / (std + eps))

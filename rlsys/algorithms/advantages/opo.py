@@ -1,0 +1,18 @@
+"""On-policy RL with the optimal reward baseline (arXiv:2505.23585)."""
+
+from __future__ import annotations
+
+import torch
+
+from rlsys.algorithms.advantages import AdvantageInputs, register
+from rlsys.algorithms.grouped import all_equal, group_sum
+
+
+@register("opo", min_group_size=2)
+def opo(inputs: AdvantageInputs) -> torch.Tensor:
+    """Reward minus the group's mean weighted by response length, [N]: the baseline of least variance when the squared
+    gradient of a response grows with its length (equation 10)."""
+    rewards, groups = inputs.rewards, inputs.groups
+    lengths = inputs.lengths.double()
+    baseline = group_sum(lengths * rewards, groups) / group_sum(lengths, groups).clamp(min=1)
+    return torch.where(all_equal(rewards, groups), 0.0, rewards - baseline)

@@ -1,0 +1,16 @@
+"""Every prompt weighs the same: token mean over its responses, then mean over prompts (LitePPO, arXiv:2508.08221, calls
+the inner one group-level)."""
+
+from __future__ import annotations
+
+import torch
+
+from rlsys.algorithms.aggregation import register
+from rlsys.algorithms.grouped import group_sum
+
+
+@register("prompt_mean")
+def prompt_mean(lengths: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """1 over the tokens of the trajectory's group and over the update's groups. [N] int64, [N] int64 -> [N] float64."""
+    num_groups = max(len(groups.unique()), 1)
+    return 1.0 / (group_sum(lengths.double(), groups).clamp(min=1) * num_groups)

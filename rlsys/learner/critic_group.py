@@ -1,0 +1,60 @@
+"""The critic group: a second gang, with values instead of words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlsys.batch import balance
+from rlsys.learner.critic import CriticSetup, CriticWorker
+from rlsys.learner.gang import Share
+from rlsys.learner.gang_group import GangGroup
+from rlsys.runtime.calls import gather
+from rlsys.runtime.cluster import Cluster, Demand
+from rlsys.types import Coefficients, ExperienceRow, Reward, RolloutGroup
+
+
+class CriticGroup(GangGroup):
+    """Estimates every trajectory's values, then learns from the returns."""
+
+    METRICS = "critic"
+
+    def __init__(self, cluster: Cluster, setup: CriticSetup, demands: list[Demand]) -> None:
+        super().__init__(cluster, CriticWorker, setup.critic, setup, demands)
+
+    def estimate(
+        self,
+        groups: Sequence[RolloutGroup],
+        rewards: Sequence[Sequence[Reward]],
+        ref_logprobs: tuple[Any, ...] | None,
+        coefficients: Coefficients,
+    ) -> tuple[tuple[Any, ...], dict[str, float]]:
+        """One reference a group to its trajectories' estimates (list[ValueEstimate]), and metrics; waits for all."""
+        shares = balance([sum(s.num_tokens for s in group.summaries) for group in groups], len(self._workers))
+        out: list[Any] = [None] * len(groups)
+        calls = {}
+        for (name, worker), chosen in zip(self._workers.items(), shares, strict=True):
+            share = _whole(groups, chosen, coefficients, ref_logprobs is not None)
+            totals = [[reward.total for reward in rewards[i]] for i in chosen]
+            arrays = [groups[i].trajectories for i in chosen]
+            arrays += [ref_logprobs[i] for i in chosen] if ref_logprobs is not None else []
+            answer = worker.estimate.options(num_returns=1 + len(chosen)).remote(totals, share, *arrays)
+            metrics, *refs = answer if chosen else [answer]
+            calls[name] = metrics
+            for index, ref in zip(chosen, refs, strict=True):
+                out[index] = ref
+        results = gather(calls, what="value estimates", deadline_s=self._config.deadline_s)
+        first = next(iter(results.values()))
+        return tuple(out), first[0] if isinstance(first, list) else first
+
+
+def _whole(
+    groups: Sequence[RolloutGroup], chosen: Sequence[int], coefficients: Coefficients, has_reference: bool
+) -> Share:
+    """Every trajectory of the chosen groups as one minibatch; a row's group is its place among them."""
+    pairs = [(g, s, summary) for g, i in enumerate(chosen) for s, summary in enumerate(groups[i].summaries)]
+    rows = tuple(
+        ExperienceRow(index, g, s, 0.0, 0.0, summary.num_tokens, summary.num_response_tokens)
+        for index, (g, s, summary) in enumerate(pairs)
+    )
+    return Share((rows,), (0,), coefficients, 0, len(chosen), has_reference, has_estimates=False)

@@ -1,0 +1,285 @@
+"""Every preset, and what presets do not set, for a few real steps: one Ray, one set of engines, learner and critic.
+
+Between two of them what depends on the algorithm is exchanged and the models are put back to where they began.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlsys import checkpoint
+from rlsys.build import Run, greedy_sampling, learner_setup, start_coefficients
+from rlsys.cli import load_config
+from rlsys.errors import RlsysError
+from rlsys.experience import CreditAssignment
+from rlsys.metrics.run_log import RunLog
+from rlsys.needs import needs_critic
+from rlsys.nonfinite import NonFiniteGuard
+from rlsys.overrides import config_dir
+from rlsys.preflight import check_config
+from rlsys.train import train
+from rlsys.types import Reward, RewardPart
+from tests.integration.runs import SMALL, call_worker, read_metrics, small_run
+
+PRESETS = sorted(path.stem for path in (config_dir() / "algorithm").glob("*.yaml"))
+STEPS = 5
+REWARD = """
+def even(completions, **_):
+    return [float(len(completion) % 2 == 0) for completion in completions]
+"""
+COMMON = ("critic.lr=1e-2", "train.samples_per_prompt=4")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """With everything that any algorithm asks for: a reference and a critic."""
+    folder = tmp_path_factory.mktemp("algorithms")
+    (folder / "even.py").write_text(REWARD)
+    reward = f"rewards=[{{name: {folder}/even.py:even}}]"
+    refreshed = f"algorithm.refresh.every={STEPS}"  # a checkpoint then holds the reference too
+    with small_run(folder, ["algorithm=ppo", f"train.num_steps={STEPS}", refreshed, reward, *COMMON]) as run:
+        run.save(str(folder))
+        yield run
+
+
+@pytest.fixture(autouse=True)
+def _as_at_the_start(shared: Run) -> None:
+    assert shared.critic is not None
+    assert shared.reference is not None
+    for role in (shared.learner, shared.critic, shared.reference):
+        role.load(str(shared.run_dir.parent))
+
+
+def switched(run: Run, folder: Path, overrides: Sequence[str]) -> Run:
+    """The shared run under another algorithm, logging into `folder`."""
+    config = load_config([*SMALL, *COMMON, f"train.num_steps={STEPS}", *overrides])
+    check_config(config)
+    config.rewards = run.config.rewards
+    prepared = replace(run.prepared, config=config)
+    setup = replace(learner_setup(prepared), learner=run.config.learner)
+    for worker in run.learner._workers.values():
+        call_worker(worker, lambda learner: learner._take(setup))
+    for worker in run.reference._workers.values() if run.reference else ():
+        call_worker(worker, _divergence(config.algorithm.kl.name))
+    state = checkpoint.RunState(0, run.prompts.cursor)
+    return replace(
+        run,
+        config=config,
+        prepared=prepared,
+        run_dir=folder,
+        state=state,
+        greedy=greedy_sampling(config),
+        credit=CreditAssignment(config),
+        coefficients=start_coefficients(config, state),
+        guard=NonFiniteGuard(folder, config.train.max_nonfinite_steps, run.rollout.trajectories),
+        reference=run.reference if config.algorithm.kl.coef > 0 else None,
+        critic=run.critic if needs_critic(config) else None,
+        log=RunLog(folder, config.logging),
+    )
+
+
+def _divergence(name: str) -> Any:
+    def change(worker: Any) -> None:
+        from rlsys.algorithms import kl
+
+        worker._divergence = kl.registry.get(name)
+
+    return change
+
+
+def trained(run: Run, folder: Path, *overrides: str) -> list[dict[str, Any]]:
+    """The metrics of a few steps, which every algorithm must have in common."""
+    before = weights(run)
+    other = switched(run, folder, overrides)
+    train(other)
+    rows = read_metrics(folder)[1:]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for row in rows:
+        assert row["sync/logprob_abs_diff/max"] < 1e-4
+        assert math.isfinite(row["policy/loss"])
+        assert math.isfinite(row["policy/grad_norm"])
+        assert row["policy/not_applied"] == row["nonfinite/trajectories"] == 0
+    after = weights(run)
+    assert any(not torch.equal(after[name], before[name]) for name in after)
+    return rows
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    import ray
+
+    return ray.get(next(iter(run.learner.begin_read_weights().values())))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_five_steps_of_every_preset(shared: Run, tmp_path: Path, preset: str) -> None:
+    options = ["algorithm.advantage.k=2"] if preset == "grpo_passk" else []  # fewer than the four samples
+    rows = trained(shared, tmp_path, f"algorithm={preset}", *options)
+    config = load_config([f"algorithm={preset}"])
+    assert all((row["policy/kl_ref"] is not None) == (config.algorithm.kl.coef > 0) for row in rows)
+    assert all(("critic/loss" in row) == (preset == "ppo") for row in rows)
+    if preset in ("grpo", "gspo", "rloo"):  # on policy in a step's only update
+        assert all(row["policy/clip_fraction"] == 0 for row in rows)
+
+
+VARIANTS: dict[str, list[str]] = {
+    "corrections": ["algorithm.corrections=[{name: truncate},{name: mask,low: 0.5},{name: opsm},{name: decoupled}]"],
+    "old from the engine": ["train.old_logprobs=engine"],
+    "no ratio": ["train.old_logprobs=none"],
+    "minibatches and passes": ["train.minibatches_per_step=2", "train.updates_per_step=2"],
+    "local mean": ["algorithm.aggregation={name: local_token_mean}", "learner.microbatch_tokens=128"],
+    "prompt mean": ["algorithm.aggregation={name: prompt_mean}"],
+    "dropped groups": ["algorithm.groups.zero_variance=drop", "algorithm.groups.mask_truncated=true"],
+    "entropy": [
+        "algorithm.entropy.coef=0.01",
+        "algorithm.entropy.target=9.0",
+        "algorithm.entropy.top_quantile=0.5",
+    ],
+    "adaptive KL and refresh": [
+        "algorithm.kl.coef=0.1",
+        "algorithm.kl.target=1e-9",
+        "algorithm.kl.horizon=100",
+        "algorithm.kl.unbiased=true",
+        "algorithm.refresh.every=2",
+        "algorithm.refresh.alpha=1.0",
+    ],
+    "head start": ["algorithm=ppo", "critic.head_start_steps=2"],
+}
+
+
+def variant(run: Run, folder: Path, name: str) -> list[dict[str, Any]]:
+    return trained(run, folder, "~algorithm", *VARIANTS[name])
+
+
+def test_corrections_are_counted(shared: Run, tmp_path: Path) -> None:
+    for row in variant(shared, tmp_path, "corrections"):
+        # Engine and learner agree: every weight is 1 but for rounding, and nothing is masked.
+        assert row["correction/ratio/mean"] == pytest.approx(1, abs=1e-3)
+        assert row["correction/ratio/max"] == pytest.approx(1, abs=1e-3)
+        assert row["correction/weight/mean"] == pytest.approx(1, abs=1e-3)
+        assert row["correction/effective_sample_fraction"] == pytest.approx(1, abs=1e-3)
+        assert row["correction/masked_fraction"] == 0
+
+
+@pytest.mark.parametrize("name", ["old from the engine", "no ratio", "local mean", "prompt mean", "dropped groups"])
+def test_five_steps_of_a_variant(shared: Run, tmp_path: Path, name: str) -> None:
+    variant(shared, tmp_path, name)
+
+
+def test_two_minibatches_twice_leave_the_old_policy_behind(shared: Run, tmp_path: Path) -> None:
+    rows = variant(shared, tmp_path, "minibatches and passes")
+    assert any(row["policy/clip_fraction"] > 0 for row in rows)
+
+
+def test_an_entropy_bonus_that_grows(shared: Run, tmp_path: Path) -> None:
+    rows = variant(shared, tmp_path, "entropy")
+    assert [row["policy/entropy_coef"] for row in rows] == pytest.approx([0.01 + 0.005 * k for k in range(STEPS)])
+
+
+def test_a_kl_coefficient_that_grows_and_a_reference_that_follows(shared: Run, tmp_path: Path) -> None:
+    rows = variant(shared, tmp_path, "adaptive KL and refresh")
+    # 16 trajectories a step over a horizon of 100. No KL in step 1, far above its target in step 2: 1 -+ 0.2 * 0.16.
+    assert rows[1]["policy/kl_coef"] == pytest.approx(0.1 * 0.968)
+    assert rows[2]["policy/kl_coef"] == pytest.approx(0.1 * 0.968 * 1.032)
+    # After steps 2 and 4 the reference is the policy: the KL of steps 3 and 5 is that of rounding.
+    assert rows[2]["policy/kl_ref"] < 1e-6 < rows[1]["policy/kl_ref"]
+    assert rows[4]["policy/kl_ref"] < 1e-6 < rows[3]["policy/kl_ref"]
+
+
+def test_the_critic_s_head_start(shared: Run, tmp_path: Path) -> None:
+    other = switched(shared, tmp_path, VARIANTS["head start"])
+    train(other)
+    rows = read_metrics(tmp_path)[1:]
+    assert ["policy/loss" in row for row in rows] == [False, False, True, True, True]
+    assert all(row["critic/loss"] > 0 and "critic/explained_variance" in row for row in rows)
+
+
+class SpoiledScoring:
+    """The real reward workers, whose answers in chosen steps hold NaN for the first trajectory."""
+
+    def __init__(self, scoring: Any, steps: Sequence[int]) -> None:
+        self._scoring = scoring
+        self._steps = steps
+
+    def score(self, groups: Any, step: int) -> Any:
+        rewards, logged = self._scoring.score(groups, step)
+        if step in self._steps:
+            part = RewardPart(None, "not_finite", "reward 'even': returned nan")
+            rewards[0][0] = Reward(None, {"even": part}, "not_finite", rewards[0][0].response)
+        return rewards, logged
+
+
+def test_a_reward_that_is_not_finite_costs_the_step(shared: Run, tmp_path: Path) -> None:
+    other = switched(shared, tmp_path, ["~algorithm"])
+    other.scoring = SpoiledScoring(shared.scoring, steps=[2])  # type: ignore[assignment]
+    train(other)
+    rows = read_metrics(tmp_path)[1:]
+    assert [row["nonfinite/trajectories"] for row in rows] == [0, 1, 0, 0, 0]
+    assert [row["nonfinite/steps"] for row in rows] == [0, 1, 1, 1, 1]
+    assert ["policy/loss" in row for row in rows] == [True, False, True, True, True]
+    dumped = json.loads((tmp_path / "nonfinite" / "step-000002.jsonl").read_text())
+    assert dumped["what"] == "reward"
+    assert dumped["details"] == {"even": "reward 'even': returned nan"}
+    assert len(dumped["token_ids"]) == len(dumped["behavior_logprobs"])
+
+
+def test_bad_steps_in_a_row_end_the_run(shared: Run, tmp_path: Path) -> None:
+    other = switched(shared, tmp_path, ["~algorithm", "train.max_nonfinite_steps=2"])
+    other.scoring = SpoiledScoring(shared.scoring, steps=[2, 3, 4])  # type: ignore[assignment]
+    with pytest.raises(RlsysError, match="2 steps in a row met NaN or infinity"):
+        train(other)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1, 2, 3]
+
+
+def spoil_logprobs(learner: Any) -> None:
+    """The first row of the next forward has a NaN."""
+    original = learner._forward
+
+    def forward(batch: Any, *, with_entropy_gradient: bool) -> Any:
+        learner._forward = original
+        logprobs, entropy = original(batch, with_entropy_gradient=with_entropy_gradient)
+        spoiled = torch.zeros_like(logprobs)
+        spoiled[0, batch.loss_mask[0].nonzero()[0]] = float("nan")
+        return logprobs + spoiled, entropy
+
+    learner._forward = forward
+
+
+def spoil_gradient(learner: Any) -> None:
+    """The next backward leaves an infinity in one gradient, though every loss was finite."""
+    parameter = next(iter(learner._engine.module.parameters()))
+
+    def hook(gradient: torch.Tensor) -> torch.Tensor:
+        handle.remove()
+        return gradient + float("inf")
+
+    handle = parameter.register_hook(hook)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what", "count"),
+    [(spoil_logprobs, "log-probability", 1), (spoil_gradient, "gradient", 16)],
+    ids=["log-probability", "gradient"],
+)
+def test_what_the_learner_computes_and_is_not_finite_changes_no_weight(
+    shared: Run, tmp_path: Path, spoil: Any, what: str, count: int
+) -> None:
+    other = switched(shared, tmp_path, ["~algorithm", "train.num_steps=1"])
+    before = weights(shared)
+    call_worker(next(iter(shared.learner._workers.values())), spoil)
+    train(other)
+    row = read_metrics(tmp_path)[1]
+    assert (row["policy/not_applied"], row["nonfinite/trajectories"]) == (1, count)
+    lines = (tmp_path / "nonfinite" / "step-000001.jsonl").read_text().splitlines()
+    assert {json.loads(line)["what"] for line in lines} == {what}
+    after = weights(shared)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    # The next step trains as if nothing had happened: no NaN is left in gradients or moments.
+    trained(shared, tmp_path / "next", "~algorithm")
