@@ -65,8 +65,18 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "step_median_s": statistics.median(row["time/step_s"] for row in steps),
         "training_s": sum(row["time/step_s"] + row.get("time/eval_s", 0.0) for row in steps),
         "logprob_diff_max": max(row["sync/logprob_abs_diff/max"] for row in steps),
-        "accuracy_by_step": {row["step"]: row["eval/accuracy"] for row in evaluated},
+        "curve": curve(rows),
     }
+
+
+def curve(rows: list[dict[str, Any]]) -> list[tuple[int, float, float]]:
+    """Step, seconds of training until then and accuracy of every evaluation."""
+    points, seconds = [], 0.0
+    for row in rows:
+        seconds += row.get("time/step_s", 0.0)
+        if "eval/accuracy" in row:
+            points.append((row["step"], round(seconds, 1), row["eval/accuracy"]))
+    return points
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,16 +165,14 @@ class GangWorker:
     def _started(self) -> Any:
         """What `start` answers."""
 
-    def _microbatches(self, items: Sequence[TrainItem]) -> Iterator[list[TrainItem]]:
+    def _microbatches(self, items: Sequence[TrainItem]) -> list[list[TrainItem]]:
         """Items of similar length together; as many lists on every rank, empty ones last.
 
         Under ZeRO-3 every forward is a collective: a rank with less to do runs empty ones until all are done.
         """
         split = split_microbatches([item.trajectory.num_tokens for item in items], self._config.microbatch_tokens)
-        for indices in split:
-            yield [items[index] for index in indices]
-        for _ in range(self._most(len(split)) - len(split)):
-            yield [NOTHING]
+        num_empty = self._most(len(split)) - len(split)
+        return [[items[index] for index in indices] for indices in split] + [[NOTHING]] * num_empty
 
     def _backward(self, loss: torch.Tensor, *, is_finite: bool = True) -> None:
         """Add the gradient of this rank's share of a global sum.

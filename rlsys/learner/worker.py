@@ -167,7 +167,7 @@ class LearnerWorker(GangWorker):
     ) -> UpdateSums:
         """Forward and backward of every microbatch; `known` gains what the first pass over a token sees."""
         sums = UpdateSums()
-        microbatches = list(self._microbatches(items))
+        microbatches = self._microbatches(items)
         num_microbatches = self._world_size * len(microbatches)  # of all ranks: they have equally many
         for chosen in microbatches:
             if self._local_weights is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +117,15 @@ def experience(num_minibatches: int = 1, given: list[Trajectory] | None = None) 
     )
 
 
-def updated_weights(cluster: Cluster, model: str, overrides: list[str], folder: Path) -> dict[str, torch.Tensor]:
+def updated_weights(
+    cluster: Cluster, model: str, overrides: list[str], folder: Path, num_minibatches: int = 1
+) -> dict[str, torch.Tensor]:
     """Parameters after one update, through the checkpoint's Hugging Face folder."""
     from safetensors.torch import load_file
 
     group, _ = start_learner(cluster, model, overrides)
     try:
-        metrics, _ = group.update(experience())
+        metrics, _ = group.update(experience(num_minibatches))
         assert metrics["policy/grad_norm"] > 1e-3
         group.save(str(folder))
     finally:
@@ -199,27 +201,87 @@ def test_a_restored_learner_continues_as_the_saved_one(
         assert (after[1][name] - straight).norm() < 1e-4 * moved + rounding(straight), name
 
 
-def test_gradient_is_that_of_the_formula(
-    cluster: Cluster, model: str, one_rank_one_microbatch: dict[str, torch.Tensor]
-) -> None:
-    """The whole learner against a dozen lines of torch: full logits, -ratio * A + 0.1 * k3, mean over all tokens."""
+def formula(hf: Any, rows: Iterable[int], old: Callable[[int, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """A dozen lines of torch: full logits, clipped surrogate + 0.1 * k3, mean over these rows' tokens.
+
+    `old(row, logprobs)` are the log-probabilities that the ratio is taken to.
+    """
+    total, given = torch.zeros(()), trajectories()
+    chosen = list(rows)
+    for row in chosen:
+        ids = torch.from_numpy(given[row].token_ids.astype(np.int64))[None]
+        logprobs = torch.log_softmax(hf(ids).logits[0, :-1] / 0.7, dim=-1).gather(1, ids[0, 1:, None])[3:, 0]
+        ratio = torch.exp(logprobs - old(row, logprobs))
+        difference = -2.5 - logprobs
+        surrogate = torch.minimum(ratio * ADVANTAGES[row], ratio.clamp(0.8, 1.2) * ADVANTAGES[row])
+        total = total + (-surrogate + 0.1 * (torch.exp(difference) - difference - 1)).sum()
+    return total / sum(LENGTHS[row] for row in chosen)
+
+
+def load(model: str) -> Any:
     from transformers import AutoModelForCausalLM
 
-    hf = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    total = torch.zeros(())
-    for row, trajectory in zip(ADVANTAGES, trajectories(), strict=True):
-        ids = torch.from_numpy(trajectory.token_ids.astype(np.int64))[None]
-        logprobs = torch.log_softmax(hf(ids).logits[0, :-1] / 0.7, dim=-1).gather(1, ids[0, 1:, None])[3:, 0]
-        ratio = torch.exp(logprobs - logprobs.detach())
-        difference = -2.5 - logprobs
-        total = total + (-ratio * row + 0.1 * (torch.exp(difference) - difference - 1)).sum()
-    (total / sum(LENGTHS)).backward()
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+
+
+def descend(hf: Any, loss: torch.Tensor, rate: float = 1.0) -> None:
+    """What the learner's linear optimizer does: the weights minus the gradient."""
+    hf.zero_grad()
+    loss.backward()
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter -= rate * parameter.grad
+
+
+def assert_moved_alike(model: str, found: dict[str, torch.Tensor], expected: Any) -> None:
+    """The same step away from the initial weights, to 1e-4 of its length."""
     initial = _initial(model)
-    for name, parameter in hf.named_parameters():
-        assert parameter.grad is not None
-        step = initial[name] - one_rank_one_microbatch[name]
-        difference, gradient = (step - parameter.grad).norm(), parameter.grad.norm()
-        assert difference < 1e-4 * gradient + rounding(initial[name]), (name, float(difference), float(gradient))
+    for name, parameter in expected.named_parameters():
+        step = (initial[name] - parameter.detach()).norm()
+        difference = (found[name] - parameter.detach()).norm()
+        assert difference < 1e-4 * step + 2 * rounding(initial[name]), (name, float(difference), float(step))
+
+
+def test_gradient_is_that_of_the_formula(model: str, one_rank_one_microbatch: dict[str, torch.Tensor]) -> None:
+    """old_logprobs=learner in a step's first update: the ratio is 1."""
+    hf = load(model)
+    descend(hf, formula(hf, range(8), lambda _, logprobs: logprobs.detach()))
+    assert_moved_alike(model, one_rank_one_microbatch, hf)
+
+
+def test_on_policy_without_old_logprobs_is_the_same(
+    cluster: Cluster, model: str, one_rank_one_microbatch: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    found = updated_weights(cluster, model, ["train.old_logprobs=none"], tmp_path)
+    for name, expected in one_rank_one_microbatch.items():
+        assert torch.allclose(found[name], expected, rtol=0, atol=1e-6), name
+
+
+def test_the_engine_s_logprobs_are_what_the_ratio_is_taken_to(cluster: Cluster, model: str, tmp_path: Path) -> None:
+    """The made-up engine said -2 everywhere: ratios are far from 1, and the clip decides for many tokens."""
+    hf = load(model)
+    descend(hf, formula(hf, range(8), lambda _, logprobs: torch.full_like(logprobs, -2.0)))
+    found = updated_weights(cluster, model, ["train.old_logprobs=engine", "learner.zero_stage=0"], tmp_path)
+    assert_moved_alike(model, found, hf)
+
+
+@pytest.mark.parametrize("gang", [(1, 0), (2, 3)], ids=["one rank", "two ranks, ZeRO-3"])
+def test_two_minibatches_are_two_updates_with_old_logprobs_from_before_the_first(
+    cluster: Cluster, model: str, gang: tuple[int, int], tmp_path: Path
+) -> None:
+    hf, before = load(model), load(model)
+
+    def old(row: int, _: torch.Tensor) -> torch.Tensor:
+        ids = torch.from_numpy(trajectories()[row].token_ids.astype(np.int64))[None]
+        with torch.no_grad():
+            return torch.log_softmax(before(ids).logits[0, :-1] / 0.7, -1).gather(1, ids[0, 1:, None])[3:, 0]
+
+    for rows in (range(4), range(4, 8)):
+        descend(hf, formula(hf, rows, old), rate=0.1)
+    overrides = [f"learner.num_workers={gang[0]}", f"learner.zero_stage={gang[1]}", "train.minibatches_per_step=2"]
+    overrides += ["learner.lr=1e5", "learner.betas=[0.0,0.999]"]  # a tenth of the gradient, and no momentum
+    found = updated_weights(cluster, model, overrides, tmp_path, num_minibatches=2)
+    assert_moved_alike(model, found, hf)
 
 
 def rounding(weights: torch.Tensor) -> float:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from rlsys.algorithms import policy_losses
 from rlsys.algorithms.loss import LossResult, Objective
 from rlsys.algorithms.policy_losses import LossInputs
 from rlsys.config import AlgorithmConfig, KlConfig
@@ -225,3 +228,50 @@ def test_a_selection_gets_the_loss_s_own_options() -> None:
     loss = Objective(AlgorithmConfig(policy_loss={"name": "kl_cov", "ratio": 0.5, "coef": 2.0}))
     assert loss.selects is not None
     assert loss.selects.keywords == {"ratio": 0.5}  # type: ignore[attr-defined]
+
+
+LOSSES = policy_losses.registry.names()
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> tuple[int, list[int]]:
+    """A seed, and the part that each of five rows goes to."""
+    return draw(st.integers(0, 10_000)), draw(st.lists(st.integers(0, 2), min_size=5, max_size=5))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@given(case=splits())
+@settings(max_examples=20, deadline=None)
+def test_any_split_into_microbatches_and_ranks_adds_up_to_the_whole(name: str, case: tuple[int, list[int]]) -> None:
+    """Values and gradients, with corrections, KL and entropy bonus (absolute tolerance 1e-9)."""
+    seed, part_of = case
+    generator = torch.Generator().manual_seed(seed)
+    draw = [torch.randn(5, 4, generator=generator, dtype=torch.float64) for _ in range(6)]
+    lengths = torch.randint(0, 5, (5,), generator=generator)
+    mask = torch.arange(4)[None] < lengths[:, None]
+    logprobs = draw[0].requires_grad_()
+    whole = LossInputs(logprobs, draw[0].detach() + 0.2 * draw[1], draw[2], mask, draw[3], draw[4], draw[5].abs(), mask)
+    config = AlgorithmConfig(
+        policy_loss={"name": name}, corrections=[{"name": "truncate", "level": "geometric"}], kl=KlConfig(0.1)
+    )
+    loss, weights = Objective(config), torch.rand(5, generator=generator, dtype=torch.float64)
+    rows = [torch.tensor([i for i in range(5) if part_of[i] == part], dtype=torch.int64) for part in range(3)]
+    given_to = [torch.arange(5)], rows
+    found = []
+    for parts in given_to:
+        results = [
+            loss(_rows(whole, part), weights[part], Coefficients(0.1, 0.01), int(lengths.sum()))
+            for part in parts
+            if len(part)
+        ]
+        value = torch.stack([result.loss for result in results]).sum()
+        sums = {key: sum(float(result.sums[key]) for result in results) for key in results[0].sums}
+        found.append((value, torch.autograd.grad(value, logprobs, retain_graph=True)[0], sums))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-9)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-9)
+    assert found[0][2] == pytest.approx(found[1][2], abs=1e-9)
+
+
+def _rows(inputs: LossInputs, rows: torch.Tensor) -> LossInputs:
+    values = {field.name: getattr(inputs, field.name) for field in fields(LossInputs)}
+    return LossInputs(**{name: value if value is None else value[rows] for name, value in values.items()})
