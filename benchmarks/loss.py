@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ import torch
 from benchmarks import report
 from rlsys.algorithms.inputs import LossInputs
 from rlsys.algorithms.loss import Objective
+from rlsys.algorithms.selection import UpdateTokens, top_entropy
 from rlsys.config import AlgorithmConfig, EntropyConfig, KlConfig
 from rlsys.models.head import TokenHead
 from rlsys.types import Coefficients
@@ -86,7 +87,13 @@ def loss_time() -> dict[str, Any]:
     )
     weights = torch.full((ROWS,), 1.0 / int(mask.sum()))
 
+    tokens = UpdateTokens(logprobs.detach()[mask], entropy.detach()[mask], inputs.advantages[mask], seed=0)
+    assert objective.selects is not None
+    select = objective.selects
+
     def once() -> None:
+        select(tokens)
+        top_entropy(tokens, 0.5)
         result = objective(inputs, weights, Coefficients(0.1, 0.01), int(mask.sum()))
         torch.autograd.grad(result.loss, [logprobs, entropy])
         for value in (*result.sums.values(), *result.largest.values()):
@@ -147,11 +154,18 @@ def memory_of(side: str) -> dict[str, Any]:
     """Peak resident memory of one forward and backward beyond weights, states and targets, in MiB."""
     head, states, targets = layer()
     compute = {"naive": naive, "chunked": chunked}[side]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = status_mib("VmRSS")
     start = time.perf_counter()
     torch.autograd.backward(compute(head, states, targets).sum())
     seconds = time.perf_counter() - start
-    return {"peak_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, "seconds": seconds}
+    return {"peak_mib": status_mib("VmHWM") - before, "seconds": seconds}
+
+
+def status_mib(key: str) -> float:
+    """A figure of this process's /proc/self/status, in MiB: VmRSS is resident now, VmHWM the most since the reset."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(f"{key}:"))
+    return int(line.split()[1]) / 1024
 
 
 def gradient_difference() -> float:
