@@ -10,12 +10,12 @@ from pathlib import Path
 from rlsys import checkpoint
 from rlsys.algorithms.coefficients import initial
 from rlsys.config import Config
+from rlsys.critic.group import CriticGroup
+from rlsys.critic.worker import CriticSetup
 from rlsys.data.load import PromptStream
 from rlsys.errors import DeadlineError, WorkerError
 from rlsys.experience import CreditAssignment
-from rlsys.learner.critic import CriticSetup
-from rlsys.learner.critic_group import CriticGroup
-from rlsys.learner.gang_group import GangGroup
+from rlsys.gang.group import GangGroup
 from rlsys.learner.group import LearnerGroup
 from rlsys.learner.worker import LearnerSetup
 from rlsys.metrics.display import Display

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlsys.learner.gang_group import GangGroup
+from rlsys.gang.group import GangGroup
 from rlsys.learner.worker import LearnerSetup, LearnerWorker
 from rlsys.runtime.cluster import Cluster, Demand
 

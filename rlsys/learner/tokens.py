@@ -11,7 +11,7 @@ import torch
 
 from rlsys.algorithms.loss import Select
 from rlsys.algorithms.selection import UpdateTokens, top_entropy
-from rlsys.learner.gang import TrainItem
+from rlsys.gang.worker import TrainItem
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rlsys.algorithms.inputs import LossInputs
 from rlsys.algorithms.loss import Objective
 from rlsys.batch import pad
 from rlsys.config import AlgorithmConfig, LearnerConfig, WeightsConfig
-from rlsys.learner.gang import GangWorker, Share, StepResult, TrainItem, batch_of, items_of
+from rlsys.gang.worker import GangWorker, Share, StepResult, TrainItem, batch_of, items_of
 from rlsys.learner.tokens import TokenRecord, choose
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.models.resolve import load_tokenizer

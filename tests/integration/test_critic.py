@@ -11,9 +11,8 @@ import torch
 
 from rlsys.build import num_updates
 from rlsys.cli import load_config
-from rlsys.learner.critic import CriticSetup
-from rlsys.learner.critic_group import CriticGroup
-from rlsys.models.tiny import build_model, build_tokenizer, save_model
+from rlsys.critic.group import CriticGroup
+from rlsys.critic.worker import CriticSetup
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.placement import demands
 from rlsys.types import (
@@ -33,15 +32,6 @@ REWARDS: list[list[float | None]] = [[1.0, 0.0], [2.0, None], [-1.0, 0.5]]
 LAMBDA = 0.9
 KL = 0.1
 """Of every token: the engine said -2, the reference -2.1, and k1 is their difference."""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    build = load_config(["model.build.num_layers=2"]).model.build
-    tokenizer = build_tokenizer(build.tokenizer)
-    save_model(build_model(build, tokenizer, seed=0), tokenizer, folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

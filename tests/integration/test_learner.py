@@ -15,7 +15,6 @@ from rlsys.cli import load_config
 from rlsys.config import Config
 from rlsys.learner.group import LearnerGroup
 from rlsys.learner.worker import LearnerSetup
-from rlsys.models.tiny import build_model, build_tokenizer, save_model
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.placement import demands
 from rlsys.types import Coefficients, Experience, ExperienceRow, Trajectory, VersionSpan
@@ -33,15 +32,6 @@ LINEAR = [
     "learner.warmup_steps=0",
     "train.updates_per_step=1",
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    build = load_config(["model.build.num_layers=2"]).model.build
-    tokenizer = build_tokenizer(build.tokenizer)
-    save_model(build_model(build, tokenizer, seed=0), tokenizer, folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

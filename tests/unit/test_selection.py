@@ -10,7 +10,7 @@ import torch
 
 from rlsys.algorithms.policy_losses import registry
 from rlsys.algorithms.selection import UpdateTokens, covariances, top_entropy
-from rlsys.learner.gang import NOTHING, TrainItem
+from rlsys.gang.worker import NOTHING, TrainItem
 from rlsys.learner.tokens import TokenRecord, choose
 from rlsys.types import ExperienceRow, Trajectory
 

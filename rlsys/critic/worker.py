@@ -14,7 +14,7 @@ from rlsys.algorithms import advantages, kl
 from rlsys.algorithms.value_loss import value_loss
 from rlsys.batch import pad
 from rlsys.config import AlgorithmConfig, CriticConfig
-from rlsys.learner.gang import GangWorker, Share, TrainItem, batch_of, items_of
+from rlsys.gang.worker import GangWorker, Share, TrainItem, batch_of, items_of
 from rlsys.models.policy import DTYPES
 from rlsys.models.value import load_critic
 from rlsys.types import Offender, ValueEstimate

@@ -16,7 +16,7 @@ from torch import nn
 from rlsys.batch import TokenBatch, split_microbatches, token_batch
 from rlsys.config import LearnerConfig
 from rlsys.errors import RlsysError
-from rlsys.learner.engine import build_engine
+from rlsys.gang.engine import build_engine
 from rlsys.runtime.garbage import freeze_started
 from rlsys.types import Coefficients, ExperienceRow, Trajectory, ValueEstimate
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlsys.batch import balance
-from rlsys.learner.critic import CriticSetup, CriticWorker
-from rlsys.learner.gang import Share
-from rlsys.learner.gang_group import GangGroup
+from rlsys.critic.worker import CriticSetup, CriticWorker
+from rlsys.gang.group import GangGroup
+from rlsys.gang.worker import Share
 from rlsys.runtime.calls import gather
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.types import Coefficients, ExperienceRow, Reward, RolloutGroup

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlsys.batch import balance
 from rlsys.config import LearnerConfig
-from rlsys.learner.gang import GangWorker, Share
+from rlsys.gang.worker import GangWorker, Share
 from rlsys.runtime.calls import gather
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.types import Experience, Offender

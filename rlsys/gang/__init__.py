@@ -1,0 +1,1 @@
+"""What learner and critic have in common: W ranks of one DeepSpeed engine, called together."""
