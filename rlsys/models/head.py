@@ -17,6 +17,8 @@ DENSE_ELEMENTS = 2**24
 """Up to this many logits (64 MiB) are kept: computing them again would cost more than it saves."""
 CHUNK_ELEMENTS = 2**24
 """Logits of one chunk."""
+MIN_CHUNK = 256
+"""Vocabulary entries of one chunk at least: below that a matrix product is all overhead."""
 
 
 class TokenHead(OneDnnLinear):
@@ -123,7 +125,7 @@ class _Chunked(torch.autograd.Function):
 
 def _chunks(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float) -> Any:
     """First vocabulary entry and logits [n, chunk] float32 of each chunk."""
-    width = max(256, CHUNK_ELEMENTS // max(len(states), 1))
+    width = max(MIN_CHUNK, CHUNK_ELEMENTS // max(len(states), 1))
     for start in range(0, len(weight), width):
         part = slice(start, start + width)
         logits = multiply(states, weight[part], None if bias is None else bias[part]).float()

@@ -18,6 +18,7 @@ from rlsys.learner.worker import LearnerSetup
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.placement import demands
 from rlsys.types import Coefficients, Experience, ExperienceRow, Trajectory, VersionSpan
+from tests.integration.runs import call_worker
 
 LENGTHS = [5, 9, 14, 7, 11, 6, 16, 8]
 """Response lengths of eight trajectories; the prompt has four tokens."""
@@ -108,13 +109,20 @@ def experience(num_minibatches: int = 1, given: list[Trajectory] | None = None) 
 
 
 def updated_weights(
-    cluster: Cluster, model: str, overrides: list[str], folder: Path, num_minibatches: int = 1
+    cluster: Cluster,
+    model: str,
+    overrides: list[str],
+    folder: Path,
+    num_minibatches: int = 1,
+    prepare: Callable[[Any], None] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Parameters after one update, through the checkpoint's Hugging Face folder."""
     from safetensors.torch import load_file
 
     group, _ = start_learner(cluster, model, overrides)
     try:
+        for worker in group._workers.values() if prepare is not None else ():
+            call_worker(worker, prepare)
         metrics, _ = group.update(experience(num_minibatches))
         assert metrics["policy/grad_norm"] > 1e-3
         group.save(str(folder))
@@ -153,6 +161,26 @@ def test_gradient_is_the_same_on_two_ranks_with_several_microbatches(
         assert gradient > 0, name
         difference = (split[name] - whole).norm()
         assert difference < 1e-4 * gradient + rounding(whole), (name, float(difference), float(gradient))
+
+
+def in_chunks(_: Any) -> None:
+    """The output layer never holds more than one logit a token."""
+    from rlsys.models import head
+
+    head.DENSE_ELEMENTS, head.CHUNK_ELEMENTS, head.MIN_CHUNK = 0, 1, 1
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_gradient_is_the_same_with_the_vocabulary_in_chunks(
+    cluster: Cluster, model: str, one_rank_one_microbatch: dict[str, torch.Tensor], stage: int, tmp_path: Path
+) -> None:
+    """Tied weights, and with ZeRO-3 an output layer that is gathered again for its backward."""
+    overrides = ["learner.num_workers=2", f"learner.zero_stage={stage}", "learner.microbatch_tokens=40"]
+    chunked = updated_weights(cluster, model, overrides, tmp_path, prepare=in_chunks)
+    initial = _initial(model)
+    for name, whole in one_rank_one_microbatch.items():
+        difference = (chunked[name] - whole).norm()
+        assert difference < 1e-4 * (whole - initial[name]).norm() + rounding(whole), (name, float(difference))
 
 
 @pytest.mark.parametrize("gang", [(1, 1), (2, 3)], ids=["one rank, ZeRO-1", "two ranks, ZeRO-3"])
