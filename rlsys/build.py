@@ -20,10 +20,10 @@ from rlsys.learner.group import LearnerGroup
 from rlsys.learner.worker import LearnerSetup
 from rlsys.metrics.display import Display
 from rlsys.metrics.run_log import RunLog, set_aside
-from rlsys.needs import needs_greedy
+from rlsys.needs import needs_critic, needs_greedy
 from rlsys.nonfinite import NonFiniteGuard
 from rlsys.prepare import Prepared
-from rlsys.reference.pool import ReferencePool
+from rlsys.reference.pool import REFERENCE_FILE, ReferencePool
 from rlsys.rollout.pool import RolloutPool
 from rlsys.runtime.calls import gather
 from rlsys.runtime.cluster import Cluster, Demand
@@ -64,7 +64,7 @@ class Run:
         self.learner.save(folder)
         if self.critic is not None:
             self.critic.save(folder)
-        if self.reference is not None and self.config.algorithm.refresh.every:
+        if self.reference is not None and not self.reference.is_initial:
             self.reference.save(folder)
 
 
@@ -85,7 +85,7 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
         weights.open()
         state, folder = _newest(config, run_dir, display)
         if folder is not None:
-            _restore(config, folder, learner, critic, reference)
+            _restore(folder, learner, critic, reference)
         log = RunLog(run_dir, config.logging, resume_step=state.step)
         stack.callback(log.close)
         yield Run(
@@ -97,7 +97,7 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
             greedy=greedy_sampling(config),
             credit=CreditAssignment(config),
             coefficients=start_coefficients(config, state),
-            guard=NonFiniteGuard(run_dir, config.train.max_nonfinite_steps, rollout.trajectories),
+            guard=NonFiniteGuard(run_dir, config.train.max_nonfinite_steps, rollout.trajectories, state),
             rollout=rollout,
             scoring=scoring,
             reference=reference,
@@ -203,10 +203,9 @@ def learner_setup(prepared: Prepared) -> LearnerSetup:
         trust_remote_code=config.model.trust_remote_code,
         engine_dtype=config.rollout.dtype or config.learner.dtype,
         temperature=config.rollout.temperature,
-        num_updates=num_updates(config),
+        num_updates=num_updates(config, config.critic.head_start_steps if needs_critic(config) else 0),
         passes=config.train.updates_per_step,
         old_logprobs=config.train.old_logprobs,
-        num_engines=config.rollout.num_workers,
         seed=config.seed,
     )
 
@@ -224,10 +223,10 @@ def _critic_setup(prepared: Prepared) -> CriticSetup:
     )
 
 
-def num_updates(config: Config) -> int:
-    """Optimizer updates of the whole run: what a learning rate's schedule is made for."""
+def num_updates(config: Config, steps_without: int = 0) -> int:
+    """Optimizer updates of the whole run, but for some steps: what a learning rate's schedule is made for."""
     train = config.train
-    return train.num_steps * train.updates_per_step * train.minibatches_per_step
+    return (train.num_steps - steps_without) * train.updates_per_step * train.minibatches_per_step
 
 
 def _prompt_stream(prepared: Prepared, state: checkpoint.RunState) -> PromptStream:
@@ -254,10 +253,12 @@ def greedy_sampling(config: Config) -> Sampling | None:
 def start_coefficients(config: Config, state: checkpoint.RunState) -> Coefficients:
     """As configured, or where an adaptive one stood at the checkpoint."""
     start = initial(config.algorithm)
-    return Coefficients(
-        start.kl if state.kl_coef is None or config.algorithm.kl.target is None else state.kl_coef,
-        start.entropy if state.entropy_coef is None or config.algorithm.entropy.target is None else state.entropy_coef,
-    )
+    kl, entropy = config.algorithm.kl, config.algorithm.entropy
+    if kl.target is not None and state.kl_coef is not None:
+        start = replace(start, kl=state.kl_coef)
+    if entropy.target is not None and state.entropy_coef is not None:
+        start = replace(start, entropy=state.entropy_coef, entropy_level=state.entropy_level)
+    return start
 
 
 def _newest(config: Config, run_dir: Path, display: Display) -> tuple[checkpoint.RunState, Path | None]:
@@ -273,11 +274,9 @@ def _newest(config: Config, run_dir: Path, display: Display) -> tuple[checkpoint
     return state, found[-1]
 
 
-def _restore(
-    config: Config, folder: Path, learner: LearnerGroup, critic: CriticGroup | None, reference: ReferencePool | None
-) -> None:
+def _restore(folder: Path, learner: LearnerGroup, critic: CriticGroup | None, reference: ReferencePool | None) -> None:
     learner.load(str(folder))
     if critic is not None:
         critic.load(str(folder))
-    if reference is not None and config.algorithm.refresh.every:
+    if reference is not None and (folder / REFERENCE_FILE).exists():  # otherwise it has never been refreshed
         reference.load(str(folder))

@@ -18,7 +18,10 @@ class RunState:
     step: int
     prompt_cursor: int
     kl_coef: float | None = None  # null: as configured
-    entropy_coef: float | None = None
+    entropy_coef: float | None = None  # as applied
+    entropy_level: float = 0.0
+    nonfinite_in_a_row: int = 0
+    nonfinite_total: int = 0
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from rlsys.algorithms import advantages
 from rlsys.build import Run
+from rlsys.errors import RlsysError
 from rlsys.metrics.step import Metrics, StageClock
+from rlsys.scoring.combine import first_failure
 from rlsys.types import Offender, Prompt, Reward, RolloutGroup
 
 
@@ -18,15 +21,16 @@ class Collected:
     groups: list[RolloutGroup] = field(default_factory=list)
     rewards: list[list[Reward]] = field(default_factory=list)
     greedy_rewards: list[float | None] | None = None  # of each group's prompt, where the estimator asks for it
-    logged: dict[str, float] = field(default_factory=dict)
+    logged: dict[str, float] = field(default_factory=dict)  # what reward functions noted, a mean over rounds
     kept: list[int] = field(default_factory=list)
     tries: int = 0
+    by_parts: bool = False  # a group's reward functions are compared one by one
 
     def offenders(self) -> list[Offender]:
-        """Trajectories with a reward or an engine log-probability that is not finite; `group` indexes `groups`."""
+        """Trajectories of kept groups with a reward or an engine log-probability that is not finite."""
         found = []
-        for g, (group, rewards) in enumerate(zip(self.groups, self.rewards, strict=True)):
-            for s, (summary, reward) in enumerate(zip(group.summaries, rewards, strict=True)):
+        for g in self.kept:
+            for s, (summary, reward) in enumerate(zip(self.groups[g].summaries, self.rewards[g], strict=True)):
                 if reward.outcome == "not_finite":
                     found.append(Offender(g, s, "reward"))
                 elif not summary.is_finite:
@@ -36,7 +40,7 @@ class Collected:
     def metrics(self) -> Metrics:
         """How many groups taught nothing, were left out, and how often prompts were drawn."""
         return {
-            "groups/zero_variance": float(sum(not has_variance(rewards) for rewards in self.rewards)),
+            "groups/zero_variance": float(sum(not has_variance(rewards, self.by_parts) for rewards in self.rewards)),
             "groups/discarded": float(len(self.groups) - len(self.kept)),
             "groups/tries": float(self.tries),
         }
@@ -50,7 +54,8 @@ def collect(run: Run, policy_version: int, step: int, clock: StageClock) -> Coll
     what a round rejects is counted.
     """
     train, rule = run.config.train, run.config.algorithm.groups
-    collected = Collected(greedy_rewards=[] if run.greedy is not None else None)
+    by_parts = bool(advantages.registry.fact(str(run.config.algorithm.advantage["name"]), "by_parts", False))
+    collected = Collected(greedy_rewards=[] if run.greedy is not None else None, by_parts=by_parts)
     missing = train.prompts_per_step
     while missing > 0 and collected.tries < (rule.max_tries if rule.zero_variance == "resample" else 1):
         collected.tries += 1
@@ -58,15 +63,22 @@ def collect(run: Run, policy_version: int, step: int, clock: StageClock) -> Coll
         start = len(collected.groups)
         _sample(run, run.prompts.take(count), policy_version, step, clock, collected)
         fresh = range(start, len(collected.groups))
-        accepted = [i for i in fresh if rule.zero_variance == "keep" or has_variance(collected.rewards[i])]
+        accepted = [i for i in fresh if rule.zero_variance == "keep" or has_variance(collected.rewards[i], by_parts)]
         collected.kept += accepted
         missing -= len(accepted)
+    every = [reward for rewards in collected.rewards for reward in rewards]
+    if all(reward.total is None and reward.outcome != "not_finite" for reward in every):
+        failure = first_failure(collected.rewards)
+        raise RlsysError(f"no trajectory of this step has a valid reward. First failure: {failure}")
     return collected
 
 
-def has_variance(rewards: Sequence[Reward]) -> bool:
-    """Whether two valid rewards of a group differ. Equality decides, not a small variance."""
-    return len({reward.total for reward in rewards if reward.total is not None}) > 1
+def has_variance(rewards: Sequence[Reward], by_parts: bool) -> bool:
+    """Whether two valid rewards of a group differ, in their total or in any part. Equality decides, not a variance."""
+    valid = [reward for reward in rewards if reward.total is not None]
+    if not by_parts:
+        return len({reward.total for reward in valid}) > 1
+    return len({tuple((name, part.value) for name, part in sorted(reward.parts.items())) for reward in valid}) > 1
 
 
 def _sample(
@@ -82,6 +94,8 @@ def _sample(
         rewards, logged = run.scoring.score([*groups, *greedy], step)
     collected.groups += groups
     collected.rewards += rewards[: len(groups)]
-    collected.logged |= logged
+    for name, value in logged.items():
+        before = collected.logged.get(name, value)
+        collected.logged[name] = before + (value - before) / collected.tries
     if collected.greedy_rewards is not None:
         collected.greedy_rewards += [group[0].total for group in rewards[len(groups) :]]

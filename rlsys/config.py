@@ -157,8 +157,8 @@ class KlConfig:
 
 @dataclass
 class EntropyConfig:
-    coef: float = 0.0  # of the bonus, a mean over tokens
-    target: float | None = None  # entropy a token below which an adaptive coefficient grows; null keeps `coef`
+    coef: float = 0.0  # of the bonus, a mean over all tokens
+    target: float | None = None  # an adaptive one: applied, and growing, while the entropy a token is at most this
     delta: float = 0.005  # its change a step
     max_coef: float = 1.0
     top_quantile: float = 1.0  # share of tokens, those of highest entropy, that the policy gradient uses

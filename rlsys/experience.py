@@ -54,8 +54,9 @@ class CreditAssignment:
             if reward.total is not None and (scored.greedy_rewards is None or scored.greedy_rewards[g] is not None)
         ]
         if not valid and scored.groups:
+            also = " for a response and for the greedy one" if scored.greedy_rewards is not None else ""
             raise RlsysError(
-                f"no trajectory of this step has a valid reward. First failure: {first_failure(scored.rewards)}"
+                f"no trajectory of this step has a valid reward{also}. First failure: {first_failure(scored.rewards)}"
             )
         values = [0.0] * len(valid)
         if scored.estimates is None and valid:
@@ -98,6 +99,8 @@ class CreditAssignment:
         minibatches = []
         for part in range(self._num_minibatches):
             chosen = [i for i, (g, _) in enumerate(valid) if part_of[g] == part]
+            if not chosen:
+                continue
             lengths = [self._trained(groups[valid[i][0]], valid[i][1]) for i in chosen]
             weights = self._aggregate(torch.tensor(lengths), torch.tensor([valid[i][0] for i in chosen])).tolist()
             rows = tuple(

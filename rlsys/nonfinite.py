@@ -1,4 +1,4 @@
-"""What happens to a step that met NaN or infinity: it is not applied, written down, and three in a row end the run."""
+"""What happens to a step that met NaN or infinity: it is not applied, it is written down, and several end the run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rlsys.checkpoint import RunState
 from rlsys.errors import RlsysError
 from rlsys.metrics.step import Metrics
 from rlsys.types import Offender, Reward, RolloutGroup, Trajectory
@@ -17,12 +18,14 @@ MAX_DUMPED = 64
 class NonFiniteGuard:
     """Counts steps that were not applied and keeps what brought them down under `run_dir/nonfinite/`."""
 
-    def __init__(self, run_dir: Path, limit: int, fetch: Callable[[RolloutGroup], list[Trajectory]]) -> None:
+    def __init__(
+        self, run_dir: Path, limit: int, fetch: Callable[[RolloutGroup], list[Trajectory]], state: RunState
+    ) -> None:
         self._folder = run_dir / "nonfinite"
         self._limit = limit
         self._fetch = fetch
-        self._in_a_row = 0
-        self._total = 0
+        self.in_a_row = state.nonfinite_in_a_row
+        self.total = state.nonfinite_total
 
     def record(
         self,
@@ -33,18 +36,18 @@ class NonFiniteGuard:
     ) -> Metrics:
         """Write the offending trajectories of a step; the metrics say how many there were, also when none."""
         if offenders:
-            self._total += 1
-            self._in_a_row += 1
+            self.total += 1
+            self.in_a_row += 1
             self._dump(step, offenders, groups, rewards)
         else:
-            self._in_a_row = 0
-        return {"nonfinite/trajectories": float(len(offenders)), "nonfinite/steps": float(self._total)}
+            self.in_a_row = 0
+        return {"nonfinite/trajectories": float(len(offenders)), "nonfinite/steps": float(self.total)}
 
     def check(self) -> None:
         """Raise RlsysError when too many steps in a row were not applied."""
-        if self._in_a_row >= self._limit:
+        if self.in_a_row >= self._limit:
             raise RlsysError(
-                f"{self._in_a_row} steps in a row met NaN or infinity and were not applied "
+                f"{self.in_a_row} steps in a row met NaN or infinity and were not applied "
                 f"(train.max_nonfinite_steps={self._limit}); the trajectories are in {self._folder}. Look at their "
                 "field 'what': a reward function's own result, the engine's or the learner's log-probability, or the "
                 "gradient (then lower learner.lr or learner.max_grad_norm)"

@@ -8,6 +8,7 @@ from rlsys.algorithms import advantages, aggregation, corrections, kl, policy_lo
 from rlsys.bounds import one_of
 from rlsys.config import Config
 from rlsys.errors import ConfigError
+from rlsys.needs import needs_critic
 
 
 def check_algorithm(config: Config) -> None:
@@ -21,7 +22,9 @@ def check_algorithm(config: Config) -> None:
         options = {name: value for name, value in node.items() if name != "name"}
         kind.fact(str(node["name"]), "check", lambda **_: None)(**options)
     _check_estimator(config)
+    _check_critic(config)
     _check_old_logprobs(config)
+    _check_weighing(config)
     _check_kl(config)
     _check_groups(config)
 
@@ -47,6 +50,15 @@ def _check_estimator(config: Config) -> None:
         )
 
 
+def _check_critic(config: Config) -> None:
+    head_start = config.critic.head_start_steps
+    if needs_critic(config) and head_start >= config.train.num_steps:
+        raise ConfigError(
+            f"critic.head_start_steps={head_start} is not less than train.num_steps={config.train.num_steps}: the "
+            "policy would never be trained"
+        )
+
+
 def _check_old_logprobs(config: Config) -> None:
     train, algorithm = config.train, config.algorithm
     one_of("train.old_logprobs", train.old_logprobs, ("learner", "engine", "none"))
@@ -61,6 +73,12 @@ def _check_old_logprobs(config: Config) -> None:
             f"train.minibatches_per_step={train.minibatches_per_step} is more than train.prompts_per_step="
             f"{train.prompts_per_step}: a prompt's samples stay together"
         )
+    needed = policy_losses.registry.fact(str(algorithm.policy_loss["name"]), "min_updates", 1)
+    if updates < needed and train.old_logprobs != "engine":
+        raise ConfigError(
+            f"the policy loss '{algorithm.policy_loss['name']}' holds back what a step has moved already, and a "
+            f"step makes {updates} update: raise train.updates_per_step or train.minibatches_per_step"
+        )
     for node in algorithm.corrections:
         corrections.registry.component(node)
         if train.old_logprobs == "engine" and corrections.registry.fact(str(node["name"]), "compares_old", False):
@@ -71,12 +89,35 @@ def _check_old_logprobs(config: Config) -> None:
             )
 
 
+def _check_weighing(config: Config) -> None:
+    fact = corrections.registry.fact
+    nodes = config.algorithm.corrections
+    weighing = [str(n["name"]) for n in nodes if fact(str(n["name"]), "weighs", False) and n.get("weigh", True)]
+    if len(weighing) > 1:
+        raise ConfigError(
+            f"algorithm.corrections: {' and '.join(weighing)} each weigh by the ratio, which would count "
+            f"{len(weighing)} times; keep one, and let a 'mask' only decide with weigh=false"
+        )
+
+
 def _check_kl(config: Config) -> None:
     penalty, refresh = config.algorithm.kl, config.algorithm.refresh
     one_of("algorithm.kl.place", penalty.place, ("loss", "reward"))
     if penalty.unbiased and penalty.place == "reward":
         raise ConfigError(
             "algorithm.kl.unbiased=true weighs the KL in the loss by the ratio; set algorithm.kl.place=loss"
+        )
+    estimator = str(config.algorithm.advantage["name"])
+    raw = advantages.registry.fact(estimator, "raw_rewards", False)
+    if raw and penalty.place == "reward" and penalty.coef > 0:
+        raise ConfigError(
+            f"algorithm.kl.place=reward: the advantage estimator '{estimator}' reads rewards as they are, and a "
+            "penalty would change what they mean; set algorithm.kl.place=loss"
+        )
+    if penalty.name == "k1" and penalty.place == "loss" and penalty.coef > 0 and not penalty.unbiased:
+        raise ConfigError(
+            "algorithm.kl.name=k1 in the loss has a gradient of expectation 0: set algorithm.kl.place=reward, or "
+            "unbiased=true, or another estimator"
         )
     for key, wanted in (("algorithm.kl.target", penalty.target is not None), ("algorithm.refresh", refresh.every > 0)):
         if wanted and penalty.coef == 0:
@@ -86,8 +127,10 @@ def _check_kl(config: Config) -> None:
 def _check_groups(config: Config) -> None:
     rule = config.algorithm.groups
     one_of("algorithm.groups.zero_variance", rule.zero_variance, ("keep", "drop", "resample"))
-    if rule.zero_variance != "keep" and config.train.samples_per_prompt < 2:
+    estimator = str(config.algorithm.advantage["name"])
+    known = estimator in advantages.registry.names()  # outside code states no facts
+    if rule.zero_variance != "keep" and known and advantages.registry.fact(estimator, "min_group_size", 1) < 2:
         raise ConfigError(
-            f"algorithm.groups.zero_variance={rule.zero_variance} with train.samples_per_prompt=1: a group of one has "
-            "no variance, so nothing would ever be trained; sample more, or keep"
+            f"algorithm.groups.zero_variance={rule.zero_variance}: to the advantage estimator '{estimator}' a group of "
+            "equal rewards does teach something; keep it"
         )

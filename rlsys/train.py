@@ -120,5 +120,8 @@ def _checkpoint(run: Run, step: int) -> None:
     every, last = run.config.checkpoint.every, step == run.config.train.num_steps
     if every == 0 or (step % every and not last):
         return
-    state = checkpoint.RunState(step, run.prompts.cursor, run.coefficients.kl, run.coefficients.entropy)
+    now, guard = run.coefficients, run.guard
+    state = checkpoint.RunState(
+        step, run.prompts.cursor, now.kl, now.entropy, now.entropy_level, guard.in_a_row, guard.total
+    )
     checkpoint.save(run.run_dir, state, run.save, keep=run.config.checkpoint.keep)

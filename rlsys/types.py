@@ -121,7 +121,8 @@ class Coefficients:
     """Of the KL penalty and the entropy bonus in one step; a checkpoint holds those of the next."""
 
     kl: float
-    entropy: float
+    entropy: float  # as applied
+    entropy_level: float = 0.0  # of an adaptive one, which is not applied while the entropy is high
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rlsys.types import Coefficients
 
 def initial(config: AlgorithmConfig) -> Coefficients:
     """Where a run starts."""
-    return Coefficients(config.kl.coef, config.entropy.coef)
+    return Coefficients(config.kl.coef, config.entropy.coef, config.entropy.coef)
 
 
 def adapted(
@@ -18,14 +18,17 @@ def adapted(
 ) -> Coefficients:
     """The next step's, from the mean KL and entropy a token that this one measured (None: not measured).
 
-    KL (Ziegler et al., arXiv:1909.08593, section 2.2): `coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon`.
-    Entropy (Skywork-OR1, arXiv:2505.22312, section 4): up by `delta` where it is at most `target`, else down, within
-    [0, max_coef].
+    KL (Ziegler et al., arXiv:1909.08593, section 2.2): `coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon`,
+    with at most one horizon a step.
+    Entropy (Skywork-OR1, arXiv:2505.22312, equation 3.2): the level goes up by `delta` where the entropy is at most
+    `target`, else down, within [0, max_coef]; the bonus is the level after the former, and nothing after the latter.
     """
     if config.kl.target is not None and kl is not None:
         error = min(max(kl / config.kl.target - 1.0, -0.2), 0.2)
-        now = replace(now, kl=now.kl * (1.0 + error * num_trajectories / config.kl.horizon))
+        now = replace(now, kl=now.kl * (1.0 + error * min(num_trajectories / config.kl.horizon, 1.0)))
     if config.entropy.target is not None and entropy is not None:
-        change = config.entropy.delta if entropy <= config.entropy.target else -config.entropy.delta
-        now = replace(now, entropy=min(max(now.entropy + change, 0.0), config.entropy.max_coef))
+        is_low = entropy <= config.entropy.target
+        change = config.entropy.delta if is_low else -config.entropy.delta
+        level = min(max(now.entropy_level + change, 0.0), config.entropy.max_coef)
+        now = replace(now, entropy=level if is_low else 0.0, entropy_level=level)
     return now

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 MAX_LOG_RATIO = 80.0
-"""Beyond it exp() would overflow float32; every clip has decided long before."""
+"""Beyond it exp() would overflow float32. A bound for arithmetic, not for training: what an extreme ratio may weigh is
+for the loss's clip to say (ppo_clip's `dual_clip` where the advantage is negative)."""
 
 
 @dataclass(frozen=True)

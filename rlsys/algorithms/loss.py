@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -48,7 +48,7 @@ class Objective:
             coefficients: of KL and entropy in this step.
             num_tokens: trained tokens of the whole update, all ranks: the entropy bonus is a mean over them.
         """
-        mask = inputs.loss_mask
+        inputs, mask = _masked(inputs), inputs.loss_mask
         policy = self._policy_loss(inputs)
         per_token, sums, largest = policy.per_token, {"clipped": (policy.clipped & mask).sum()}, {}
         if inputs.high_entropy is not None:
@@ -65,9 +65,9 @@ class Objective:
                 per_token = per_token + coefficients.kl * divergence
         loss = (torch.where(mask, per_token, 0.0) * weights[:, None]).sum()
         if inputs.entropy is not None:
-            sums["entropy"] = torch.where(mask, inputs.entropy.detach(), 0.0).sum()
-            if coefficients.entropy:
-                loss = loss - coefficients.entropy * _entropy_sum(inputs) / max(num_tokens, 1)
+            total = torch.where(mask, inputs.entropy, 0.0).sum()
+            loss = loss - coefficients.entropy * total / max(num_tokens, 1)
+            sums["entropy"] = total.detach()
         return LossResult(loss, sums | {"loss": loss.detach()}, largest)
 
     def _correction(self, inputs: LossInputs) -> torch.Tensor:
@@ -93,10 +93,11 @@ def _selection(config: AlgorithmConfig) -> Select | None:
     return functools.partial(select, **options)
 
 
-def _entropy_sum(inputs: LossInputs) -> torch.Tensor:
-    assert inputs.entropy is not None
-    mask = inputs.loss_mask if inputs.high_entropy is None else inputs.loss_mask & inputs.high_entropy
-    return torch.where(mask, inputs.entropy, 0.0).sum()
+def _masked(inputs: LossInputs) -> LossInputs:
+    """Zeros outside the loss mask: a NaN that stands there would reach the gradient as 0 * NaN."""
+    names = ("logprobs", "old_logprobs", "advantages", "ref_logprobs", "behavior_logprobs", "entropy")
+    given = {name: value for name in names if (value := getattr(inputs, name)) is not None}
+    return replace(inputs, **{name: torch.where(inputs.loss_mask, value, 0.0) for name, value in given.items()})
 
 
 def _statistics(inputs: LossInputs, weight: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from rlsys.algorithms import advantages, kl
 from rlsys.algorithms.value_loss import value_loss
 from rlsys.batch import pad
 from rlsys.config import AlgorithmConfig, CriticConfig
-from rlsys.gang.worker import GangWorker, Share, TrainItem, batch_of, items_of
+from rlsys.gang.worker import GangWorker, Share, TrainItem, batch_of, items_of, mean_metrics
 from rlsys.models.policy import DTYPES
 from rlsys.models.value import load_critic
 from rlsys.types import Offender, ValueEstimate
@@ -98,7 +98,7 @@ class CriticWorker(GangWorker):
             )
             if not result.is_applied:
                 return done[-1], []
-        return done[-1], []
+        return mean_metrics(done[-len(minibatches) :], share.num_tokens), []
 
     def _module(self) -> nn.Module:
         setup = self._setup

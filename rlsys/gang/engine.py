@@ -14,7 +14,12 @@ NO_CLIPPING = 1e30
 
 def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
     """DeepSpeed's configuration. `step()` alone marks the end of an update: microbatches only add gradients."""
+    precise: dict[str, Any] = {}
+    if config.dtype == "bfloat16" and config.zero_stage > 0:
+        # Sums over dozens of microbatches and ranks: in bfloat16 the later ones would be rounded away.
+        precise = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
     return {
+        **precise,
         "train_batch_size": world_size,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

@@ -97,6 +97,21 @@ def batch_of(items: Sequence[TrainItem], device: torch.device) -> TokenBatch:
     return token_batch([t.token_ids for t in trajectories], [t.loss_mask for t in trajectories]).to(device)
 
 
+def mean_metrics(rows: Sequence[dict[str, float]], num_tokens: Sequence[int]) -> dict[str, float]:
+    """Of one pass over the minibatches: means weighted by tokens, the largest of a maximum, the last learning rate."""
+    total = max(sum(num_tokens), 1)
+    combined = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if name.endswith("/max"):
+            combined[name] = max(values)
+        elif name.endswith("/lr"):
+            combined[name] = values[-1]
+        else:
+            combined[name] = sum(value * tokens for value, tokens in zip(values, num_tokens, strict=True)) / total
+    return combined
+
+
 class GangWorker:
     """Lives in a Ray process; the group calls all ranks with the same method at the same time.
 

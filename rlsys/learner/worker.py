@@ -18,7 +18,7 @@ from rlsys.algorithms.inputs import LossInputs
 from rlsys.algorithms.loss import Objective
 from rlsys.batch import pad
 from rlsys.config import AlgorithmConfig, LearnerConfig, WeightsConfig
-from rlsys.gang.worker import GangWorker, Share, StepResult, TrainItem, batch_of, items_of
+from rlsys.gang.worker import GangWorker, Share, StepResult, TrainItem, batch_of, items_of, mean_metrics
 from rlsys.learner.tokens import TokenRecord, choose
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.models.resolve import load_tokenizer
@@ -41,7 +41,6 @@ class LearnerSetup:
     num_updates: int  # of the whole run, for the schedule
     passes: int  # over a step's minibatches
     old_logprobs: str
-    num_engines: int
     seed: int
 
 
@@ -96,8 +95,11 @@ class LearnerWorker(GangWorker):
         known: dict[int, TokenRecord] = {}
         metrics: dict[str, float] = {}
         if self._needs_first_look(len(minibatches)):
-            self._look(minibatches, known)
+            self._look(minibatches, known, share.policy_version)
             metrics |= self._verify(minibatches, known, share.policy_version)
+            offenders = _not_finite(minibatches, known)
+            if any(self._gathered(bool(offenders))):
+                return metrics | {"policy/not_applied": 1.0, "policy/updates_applied": 0.0}, offenders
         done: list[dict[str, float]] = []
         for update in range(self._setup.passes * len(minibatches)):
             number = update % len(minibatches)
@@ -107,11 +109,10 @@ class LearnerWorker(GangWorker):
             result = self._step()
             done.append(self._metrics(sums, result, share.num_tokens[number]))
             if not result.is_applied:
-                return metrics | done[-1] | {"policy/not_applied": 1.0}, sums.offenders
-        # Of the last pass: with several minibatches, their mean.
-        last = done[-len(minibatches) :]
-        metrics |= {name: sum(row[name] for row in last) / len(last) for name in last[0]}
-        return metrics | {"policy/lr": last[-1]["policy/lr"], "policy/not_applied": 0.0}, []
+                refused = {"policy/not_applied": 1.0, "policy/updates_applied": float(update)}
+                return metrics | done[-1] | refused, sums.offenders
+        last_pass = mean_metrics(done[-len(minibatches) :], share.num_tokens)
+        return metrics | last_pass | {"policy/not_applied": 0.0, "policy/updates_applied": float(len(done))}, []
 
     def save(self, folder: str) -> None:
         """Write the DeepSpeed state and, from rank 0, the policy as a Hugging Face folder `policy/`."""
@@ -138,10 +139,13 @@ class LearnerWorker(GangWorker):
 
         With one minibatch the first update's own forward tells what the policy was before it: no pass of its own.
         """
-        recompute = self._setup.old_logprobs == "learner" and num_minibatches > 1
-        return recompute or self._objective.selects is not None or self._setup.algorithm.entropy.top_quantile < 1
+        if self._objective.selects is not None or self._setup.algorithm.entropy.top_quantile < 1:
+            return True
+        return num_minibatches > 1 and (self._setup.old_logprobs == "learner" or self._setup.weights.verify)
 
-    def _look(self, minibatches: Sequence[Sequence[TrainItem]], known: dict[int, TokenRecord]) -> None:
+    def _look(
+        self, minibatches: Sequence[Sequence[TrainItem]], known: dict[int, TokenRecord], policy_version: int
+    ) -> None:
         """Log-probabilities and entropies of every token under the policy as it is, and what is chosen by them."""
         for number, items in enumerate(minibatches):
             found: dict[int, TokenRecord] = {}
@@ -155,7 +159,8 @@ class LearnerWorker(GangWorker):
                         logprobs[row, :length].cpu().numpy(), entropy[row, :length].cpu().numpy()
                     )
             quantile = self._setup.algorithm.entropy.top_quantile
-            choose(items, found, self._gathered, self._objective.selects, quantile, seed=number)
+            seed = hash((self._setup.seed, policy_version, number))  # of integers: alike in every process
+            choose(items, found, self._gathered, self._objective.selects, quantile, seed=seed)
             known |= found
 
     def _forward(self, batch: Any, *, with_entropy_gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,7 +173,8 @@ class LearnerWorker(GangWorker):
         """Forward and backward of every microbatch; `known` gains what the first pass over a token sees."""
         sums = UpdateSums()
         microbatches = self._microbatches(items)
-        num_microbatches = self._world_size * len(microbatches)  # of all ranks: they have equally many
+        filled = sum(chosen[0].row.index >= 0 for chosen in microbatches)
+        num_microbatches = self._reduced({"filled": filled})["filled"]
         for chosen in microbatches:
             if self._local_weights is None:
                 weights = torch.tensor([item.row.weight for item in chosen])
@@ -203,7 +209,7 @@ class LearnerWorker(GangWorker):
         is_finite = all(finite_rows) and bool(torch.isfinite(result.loss.detach()))
         self._backward(result.loss, is_finite=is_finite)
         if not is_finite:
-            what = "log-probability" if not all(finite_rows) else "loss"
+            what = "log-probability or advantage" if not all(finite_rows) else "loss"
             bad = [item for item, finite in zip(items, finite_rows, strict=True) if not finite] or items
             sums.offenders += [Offender(item.row.group, item.row.sample, what) for item in bad if item.row.index >= 0]
         for name, value in result.sums.items():
@@ -270,7 +276,7 @@ class LearnerWorker(GangWorker):
             bound = weights.max_logprob_diff
             if bound is None:
                 bound = max(DEFAULT_BOUNDS[self._setup.learner.dtype], DEFAULT_BOUNDS[self._setup.engine_dtype])
-            check(per_engine, bound=bound, policy_version=policy_version, num_engines=self._setup.num_engines)
+            check(per_engine, bound=bound, policy_version=policy_version, num_engines=len(per_engine))
         overall = sum(per_engine.values(), LogprobDiff())
         return {"sync/logprob_abs_diff/mean": overall.mean, "sync/logprob_abs_diff/max": overall.largest}
 
@@ -297,6 +303,16 @@ class LearnerWorker(GangWorker):
                 "correction/effective_sample_fraction": total["weight"] ** 2 / squares,
             }
         return metrics
+
+
+def _not_finite(minibatches: Sequence[Sequence[TrainItem]], known: Mapping[int, TokenRecord]) -> list[Offender]:
+    """This rank's trajectories whose log-probabilities under the policy as it is hold NaN or infinity."""
+    items = (item for minibatch in minibatches for item in minibatch)
+    return [
+        Offender(item.row.group, item.row.sample, "log-probability")
+        for item in items
+        if not np.isfinite(known[item.row.index].logprobs).all()
+    ]
 
 
 def _finite_rows(inputs: LossInputs) -> list[bool]:

@@ -13,6 +13,9 @@ from rlsys.config import LoggingConfig
 from rlsys.metrics.step import Metrics
 from rlsys.types import Reward, RolloutGroup
 
+WRITTEN = ("metrics.jsonl", "rollouts", "nonfinite", "events.out.")
+"""How the names begin of what a run writes besides its checkpoints and configuration."""
+
 
 class RunLog:
     """Writes as the run goes; every line is on disk when the call returns."""
@@ -87,7 +90,7 @@ def _detail(detail: str) -> dict[str, str]:
 
 def set_aside(run_dir: Path) -> Path | None:
     """Move what an earlier start wrote into `earlier-N/`; None when there is nothing. Nothing is lost."""
-    written = [path for path in run_dir.glob("*") if path.name.startswith(("metrics.jsonl", "rollouts", "events.out."))]
+    written = [path for path in run_dir.glob("*") if path.name.startswith(WRITTEN)]
     if not written:
         return None
     numbers = itertools.count(1)

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlsys.errors import RlsysError
 from rlsys.models.linear import OneDnnLinear, multiply
 
 DENSE_ELEMENTS = 2**24
 """Up to this many logits (64 MiB) are kept: computing them again would cost more than it saves."""
 CHUNK_ELEMENTS = 2**24
 """Logits of one chunk."""
+AFTER_HEAD: dict[str, float | None] = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
+"""What some models (Gemma 2, Granite, Cohere) do to logits afterwards, and the value that does nothing."""
 MIN_CHUNK = 256
 """Vocabulary entries of one chunk at least: below that a matrix product is all overhead."""
 
@@ -51,10 +54,20 @@ class TokenHead(OneDnnLinear):
 
 
 def use_token_head(hf: Any) -> TokenHead:
-    """Switch the model's linear output layer in place; its name and parameters stay. Raises TypeError for another."""
+    """Switch the model's linear output layer in place; its name and parameters stay.
+
+    Raises RlsysError for a model whose logits are more than that layer's product.
+    """
     head = hf.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        raise TypeError(f"the model's output layer is {type(head).__name__}, not a linear layer")
+        raise RlsysError(f"the model's output layer is {type(head).__name__}: only a linear one can be trained")
+    config = hf.config.get_text_config()
+    for name, plain in AFTER_HEAD.items():
+        if getattr(config, name, plain) not in (plain, None):
+            raise RlsysError(
+                f"the model changes its logits after the output layer ({name}={getattr(config, name)}), which rlsys "
+                "does not do yet: it would train another distribution than the engine samples from"
+            )
     head.__class__ = TokenHead
     assert isinstance(head, TokenHead)
     return head

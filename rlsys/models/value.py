@@ -34,4 +34,6 @@ def load_critic(path: str, dtype: torch.dtype, *, trust_remote_code: bool = Fals
     from transformers import AutoModelForCausalLM
 
     hf = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
-    return ValueModel(hf.get_decoder(), hf.config.get_text_config().hidden_size).to(dtype).eval()
+    model = ValueModel(hf.get_decoder(), hf.config.get_text_config().hidden_size)
+    model.head.to(dtype)  # not the whole: rotary embeddings keep their frequencies in float32
+    return model.eval()

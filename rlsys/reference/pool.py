@@ -7,10 +7,12 @@ from typing import Any
 
 from rlsys.batch import balance
 from rlsys.config import ReferenceConfig
-from rlsys.reference.worker import ReferenceWorker
+from rlsys.reference.worker import REFERENCE_FILE, ReferenceWorker
 from rlsys.runtime.calls import gather
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.types import RolloutGroup
+
+__all__ = ["REFERENCE_FILE", "ReferencePool"]
 
 
 class ReferencePool:
@@ -21,6 +23,8 @@ class ReferencePool:
         self._workers = {
             demand.name: cluster.start(ReferenceWorker, demand, config, *worker_args) for demand in demands
         }
+
+        self.is_initial = True  # until a refresh, or a checkpoint of one
 
     def start(self, deadline_s: float) -> None:
         """Wait until every worker has its model."""
@@ -62,6 +66,7 @@ class ReferencePool:
         weights = next(iter(policy.values()))
         calls = {name: worker.blend.remote(weights, alpha) for name, worker in self._workers.items()}
         gather({**policy, **calls}, what="refreshing the reference", deadline_s=self._config.deadline_s)
+        self.is_initial = False
 
     def save(self, folder: str) -> None:
         """Write the reference's weights, from its first worker."""
@@ -72,3 +77,4 @@ class ReferencePool:
         """Restore what `save` wrote, on every worker."""
         calls = {name: worker.load.remote(folder) for name, worker in self._workers.items()}
         gather(calls, what=f"loading the reference of {folder}", deadline_s=self._config.deadline_s)
+        self.is_initial = False

@@ -17,7 +17,7 @@ from rlsys.models.policy import DTYPES, load_policy
 from rlsys.runtime.garbage import freeze_started
 from rlsys.types import Trajectory
 
-FILE = "reference.safetensors"
+REFERENCE_FILE = "reference.safetensors"
 
 
 class ReferenceWorker:
@@ -38,6 +38,7 @@ class ReferenceWorker:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         policy = load_policy(model_path, DTYPES[dtype], trust_remote_code=trust_remote_code)
         self._policy = policy.to(self._device).requires_grad_(False)
+        self._whole: dict[str, torch.Tensor] = {}
         freeze_started()
 
     def ping(self) -> None:
@@ -68,16 +69,21 @@ class ReferenceWorker:
         """Move every parameter towards `weights` by the share `alpha`."""
         with torch.no_grad():
             for name, parameter in self._policy.hf.named_parameters():
-                parameter.lerp_(weights[name].to(parameter), alpha)
+                # Small steps of bfloat16 weights would round to nothing: their sum is kept in float32.
+                whole = self._whole.get(name, parameter.float())
+                whole = torch.lerp(whole, weights[name].to(whole), alpha)
+                parameter.copy_(whole)
+                if parameter.dtype != torch.float32 and alpha < 1.0:
+                    self._whole[name] = whole
 
     def save(self, folder: str) -> None:
         """Write the parameters as `reference.safetensors`."""
         parameters = {name: p.detach().cpu().contiguous() for name, p in self._policy.hf.named_parameters()}
-        save_file(parameters, Path(folder) / FILE)
+        save_file(parameters, Path(folder) / REFERENCE_FILE)
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote."""
-        self.blend(load_file(Path(folder) / FILE), 1.0)
+        self.blend(load_file(Path(folder) / REFERENCE_FILE), 1.0)
 
     def _kl_sum(self, trajectory: Trajectory, ref_logprobs: np.ndarray) -> float:
         mask = trajectory.loss_mask

@@ -76,7 +76,6 @@ def start_learner(cluster: Cluster, model: str, overrides: list[str]) -> tuple[L
         num_updates=num_updates(config),
         passes=config.train.updates_per_step,
         old_logprobs=config.train.old_logprobs,
-        num_engines=1,
         seed=0,
     )
     group = LearnerGroup(cluster, setup, demands(config)["learner"])
@@ -313,10 +312,11 @@ def _initial(model: str) -> dict[str, torch.Tensor]:
     return load_file(Path(model) / "model.safetensors")
 
 
-def test_bfloat16_warmup_schedule_checkpointing_and_two_updates(cluster: Cluster, model: str) -> None:
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_warmup_schedule_checkpointing_and_two_updates(cluster: Cluster, model: str, stage: int) -> None:
     overrides = [
         "learner.dtype=bfloat16",
-        "learner.zero_stage=2",
+        f"learner.zero_stage={stage}",
         "learner.lr=1e-3",
         "learner.eps=1e-8",
         "learner.max_grad_norm=0.5",

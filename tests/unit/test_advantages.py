@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlsys.algorithms.advantages import AdvantageInputs, registry
+from rlsys.errors import RlsysError
 
 NAMES = [name for name in registry.names() if not registry.fact(name, "critic", False)]
 MEAN_BASELINED = ["grpo", "dr_grpo", "rloo", "gpg", "opo", "gdpo", "reinforce_pp", "reinforce_pp_baseline"]
@@ -31,6 +32,8 @@ def advantages(
     def column(values: Any) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64)
 
+    if name == "maxrl":  # the one that takes no negative reward
+        rewards = [abs(reward) for reward in rewards]
     inputs = AdvantageInputs(
         rewards=column(rewards),
         groups=torch.tensor(groups, dtype=torch.int64),
@@ -88,6 +91,12 @@ def test_maxrl_by_hand() -> None:
     # One of four correct: (1 - 1/4) / (1/4), (0 - 1/4) / (1/4)
     assert advantages("maxrl", [1, 0, 0, 0], [0] * 4, eps=0.0) == pytest.approx([3, -1, -1, -1])
     assert advantages("maxrl", [0, 0], [0, 0]) == [0, 0]
+
+
+def test_maxrl_refuses_negative_rewards() -> None:
+    inputs = AdvantageInputs(torch.tensor([0.5, -0.5]), torch.tensor([0, 0]), torch.tensor([1, 1]))
+    with pytest.raises(RlsysError, match=r"'maxrl'.*met -0.5"):
+        registry.get("maxrl")(inputs)
 
 
 def test_reinforce_pp_weighs_tokens() -> None:

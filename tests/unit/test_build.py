@@ -7,16 +7,16 @@ import pytest
 from rlsys.build import greedy_sampling, num_updates, start_coefficients
 from rlsys.checkpoint import RunState
 from rlsys.cli import load_config
+from rlsys.types import Coefficients
 
 ADAPTIVE = ["algorithm.kl.coef=0.1", "algorithm.kl.target=0.05", "algorithm.entropy.target=0.3"]
 
 
 def test_adaptive_coefficients_go_on_where_the_checkpoint_left_them() -> None:
-    state = RunState(step=7, prompt_cursor=0, kl_coef=0.4, entropy_coef=0.02)
-    resumed = start_coefficients(load_config(ADAPTIVE), state)
-    assert (resumed.kl, resumed.entropy) == (0.4, 0.02)
+    state = RunState(step=7, prompt_cursor=0, kl_coef=0.4, entropy_coef=0.0, entropy_level=0.02)
+    assert start_coefficients(load_config(ADAPTIVE), state) == Coefficients(0.4, 0.0, 0.02)
     started = start_coefficients(load_config(ADAPTIVE), RunState(step=0, prompt_cursor=0))
-    assert (started.kl, started.entropy) == (0.1, 0.0)
+    assert started == Coefficients(0.1, 0.0, 0.0)
 
 
 def test_a_fixed_coefficient_is_the_configured_one_also_on_resume() -> None:
@@ -36,3 +36,4 @@ def test_a_greedy_response_only_where_the_estimator_asks(algorithm: str, wanted:
 def test_the_schedule_counts_every_optimizer_update() -> None:
     config = load_config(["train.num_steps=10", "train.updates_per_step=3", "train.minibatches_per_step=2"])
     assert num_updates(config) == 60
+    assert num_updates(config, steps_without=4) == 36  # a critic's head start

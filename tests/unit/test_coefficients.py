@@ -16,7 +16,7 @@ ADAPTIVE = AlgorithmConfig(
 
 def test_without_targets_nothing_moves() -> None:
     start = initial(FIXED)
-    assert start == Coefficients(kl=0.1, entropy=0.01)
+    assert start == Coefficients(kl=0.1, entropy=0.01, entropy_level=0.01)
     assert adapted(start, FIXED, kl=9.0, entropy=9.0, num_trajectories=512) == start
 
 
@@ -30,11 +30,16 @@ def test_the_kl_coefficient_by_hand(kl: float, expected: float) -> None:
     assert moved.entropy == 0.01
 
 
-def test_the_entropy_coefficient_goes_up_at_or_below_the_target_and_stays_in_bounds() -> None:
-    def step(coef: float, entropy: float) -> float:
-        return adapted(Coefficients(0.1, coef), ADAPTIVE, kl=None, entropy=entropy, num_trajectories=1).entropy
+def test_a_step_of_more_than_a_horizon_does_not_turn_the_penalty_around() -> None:
+    assert adapted(initial(ADAPTIVE), ADAPTIVE, kl=0.0, entropy=None, num_trajectories=9000).kl == pytest.approx(0.08)
 
-    assert step(0.01, 0.5) == pytest.approx(0.014)
-    assert step(0.01, 0.6) == pytest.approx(0.006)
-    assert step(0.001, 0.6) == 0.0
-    assert step(0.999, 0.1) == 1.0
+
+def test_the_entropy_bonus_is_applied_at_or_below_the_target_and_its_level_stays_in_bounds() -> None:
+    def step(level: float, entropy: float) -> tuple[float, float]:
+        moved = adapted(Coefficients(0.1, level, level), ADAPTIVE, kl=None, entropy=entropy, num_trajectories=1)
+        return moved.entropy, moved.entropy_level
+
+    assert step(0.01, 0.5) == pytest.approx((0.014, 0.014))
+    assert step(0.01, 0.6) == pytest.approx((0.0, 0.006))
+    assert step(0.001, 0.6) == (0.0, 0.0)
+    assert step(0.999, 0.1) == (1.0, 1.0)

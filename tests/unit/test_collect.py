@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from rlsys.collect import collect
-from rlsys.config import Config
+from rlsys.collect import collect, has_variance
+from rlsys.config import AlgorithmConfig, Config, GroupsConfig
+from rlsys.errors import RlsysError
 from rlsys.metrics.step import StageClock
-from rlsys.types import Sampling
+from rlsys.preflight import check_config
+from rlsys.types import Reward, RewardPart, Sampling
 
 from .records import group, reward, summary
 
@@ -102,6 +104,27 @@ def test_after_the_last_try_the_step_has_what_there_is() -> None:
 def test_a_greedy_response_of_every_prompt_drawn(rule: str) -> None:
     collected = Source([True, False, True], greedy=True, zero_variance=rule).collect()
     assert collected.greedy_rewards == [1.0] * len(collected.groups)
+
+
+@pytest.mark.parametrize("rule", ["keep", "drop", "resample"])
+def test_a_step_without_one_valid_reward_names_the_failure(rule: str) -> None:
+    """Not a group without variance: a reward function that is broken must not look like a policy that is perfect."""
+    source = Source([True] * 99, zero_variance=rule, max_tries=2)
+    source.score = lambda groups, step: ([[reward(None, "error", detail="no such key")] * 2 for _ in groups], {})  # type: ignore[method-assign]
+    with pytest.raises(RlsysError, match=r"no trajectory of this step has a valid reward.*no such key"):
+        source.collect()
+
+
+def test_outside_estimators_may_resample() -> None:
+    check_config(Config(algorithm=AlgorithmConfig(advantage={"name": "math:sqrt"}, groups=GroupsConfig("resample"))))
+
+
+def test_gdpo_looks_at_the_parts() -> None:
+    """Equal totals of different parts teach it something."""
+    apart = [Reward(1.0, {"a": RewardPart(a, "ok"), "b": RewardPart(1.0 - a, "ok")}, "ok") for a in (0.0, 1.0)]
+    assert not has_variance(apart, by_parts=False)
+    assert has_variance(apart, by_parts=True)
+    assert not has_variance([apart[0], apart[0]], by_parts=True)
 
 
 def test_what_is_not_finite_is_named() -> None:

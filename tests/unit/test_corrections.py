@@ -37,6 +37,8 @@ def inputs(ratios: list[list[float]], advantages: list[float] | None = None, len
         ("mask", {"level": "sequence"}, [4, 4, 4]),
         ("mask", {"level": "sequence", "high": 3.0}, [0, 0, 0]),
         ("mask", {"level": "geometric", "low": 1.0}, [4 ** (1 / 3)] * 3),
+        ("mask", {"level": "geometric", "high": 1.0, "weigh": False}, [0, 0, 0]),
+        ("mask", {"high": 3.0, "low": 0.75, "weigh": False}, [1, 0, 0]),
         ("decoupled", {}, [2, 4, 0.5]),
         ("decoupled", {"cap": 3.0}, [2, 0, 0.5]),
     ],

@@ -49,6 +49,12 @@ def test_minibatches_keep_groups_whole_and_have_denominators_of_their_own() -> N
     assert [row.advantage for row in experience.rows] == [0.5, -0.5, -2.0, 0.0, 2.0]
 
 
+def test_every_aggregation_takes_fewer_groups_than_minibatches() -> None:
+    for name in ("token_mean", "sequence_mean", "prompt_mean"):
+        made = make(REWARDS, "train.minibatches_per_step=5", f"algorithm.aggregation={{name: {name}}}")
+        assert [len(rows) for rows in made.minibatches] == [2, 3]
+
+
 def test_more_minibatches_than_groups_with_a_reward_leaves_no_empty_one() -> None:
     rewards = [[reward(None, "error")] * 2, REWARDS[1]]
     assert [len(rows) for rows in make(rewards, "train.minibatches_per_step=2").minibatches] == [3]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from rlsys.config import ModelBuild
+from rlsys.errors import RlsysError
 from rlsys.models import head as head_module
-from rlsys.models.head import TokenHead, dense_logprobs
+from rlsys.models.head import TokenHead, dense_logprobs, use_token_head
+from rlsys.models.tiny import build_model
+
+from .conftest import TINY
 
 TOKENS, HIDDEN, VOCABULARY = 7, 8, 1000
 
@@ -92,6 +99,14 @@ def test_no_tokens_have_a_gradient_of_zero(monkeypatch: pytest.MonkeyPatch) -> N
     assert logprobs.shape == (0,)
     gradient = torch.autograd.grad(logprobs.sum(), [layer.weight])[0]
     assert torch.equal(gradient, torch.zeros_like(layer.weight))
+
+
+def test_a_model_that_changes_its_logits_afterwards_is_refused(tokenizer: Any) -> None:
+    hf = build_model(ModelBuild(**TINY), tokenizer, seed=0)
+    use_token_head(hf)
+    hf.config.final_logit_softcapping = 30.0
+    with pytest.raises(RlsysError, match=r"final_logit_softcapping=30.0"):
+        use_token_head(hf)
 
 
 def test_without_targets_it_is_a_linear_layer() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlsys.checkpoint import RunState
 from rlsys.errors import RlsysError
 from rlsys.nonfinite import NonFiniteGuard
 from rlsys.types import Offender, RolloutGroup, Trajectory
@@ -24,7 +25,7 @@ def arrays(_: RolloutGroup) -> list[Trajectory]:
 
 
 def test_offenders_are_written_and_counted(tmp_path: Path) -> None:
-    guard = NonFiniteGuard(tmp_path, 2, arrays)
+    guard = NonFiniteGuard(tmp_path, 2, arrays, RunState(0, 0))
     counted = guard.record(5, [Offender(0, 1, "reward")], GROUPS, REWARDS)
     assert counted == {"nonfinite/trajectories": 1.0, "nonfinite/steps": 1.0}
     row = json.loads((tmp_path / "nonfinite" / "step-000005.jsonl").read_text())
@@ -36,10 +37,17 @@ def test_offenders_are_written_and_counted(tmp_path: Path) -> None:
 
 
 def test_steps_in_a_row_end_the_run_and_a_good_one_starts_the_count_again(tmp_path: Path) -> None:
-    guard = NonFiniteGuard(tmp_path, 2, arrays)
+    guard = NonFiniteGuard(tmp_path, 2, arrays, RunState(0, 0))
     for bad in (True, False, True):
         guard.record(1, [Offender(0, 0, "gradient")] * bad, GROUPS, REWARDS)
         guard.check()
     assert guard.record(4, [Offender(0, 0, "gradient")], GROUPS, REWARDS)["nonfinite/steps"] == 3.0
     with pytest.raises(RlsysError, match=r"2 steps in a row.*max_nonfinite_steps=2.*nonfinite"):
+        guard.check()
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
+    guard = NonFiniteGuard(tmp_path, 2, arrays, RunState(7, 0, nonfinite_in_a_row=1, nonfinite_total=4))
+    assert guard.record(8, [Offender(0, 0, "gradient")], GROUPS, REWARDS)["nonfinite/steps"] == 5.0
+    with pytest.raises(RlsysError, match="2 steps in a row"):
         guard.check()

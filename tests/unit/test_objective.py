@@ -116,7 +116,7 @@ def _token(inputs: LossInputs, t: int) -> LossInputs:
 
 def test_corrections_multiply_the_policy_term_alone_and_are_counted() -> None:
     # Old over behavior: 2 and 1. Truncated at 1.5 and masked above 1.8: weights 0 and 1, so token 2 is left.
-    nodes = ({"name": "truncate", "high": 1.5}, {"name": "mask", "high": 1.8})
+    nodes = ({"name": "truncate", "high": 1.5}, {"name": "mask", "high": 1.8, "weigh": False})
     result, gradient = run(objective(coef=0.0, corrections=nodes), by_hand())
     assert result.loss.item() == pytest.approx(-0.9 / 4, rel=1e-5)
     assert gradient[0].tolist() == pytest.approx([0.0, 0.0, -0.9 / 4], rel=1e-5)
@@ -187,7 +187,7 @@ def test_what_stands_outside_the_mask_is_not_read(variant: Any) -> None:
     names = ("old_logprobs", "advantages", "ref_logprobs", "behavior_logprobs")
     spoiled = replace(
         inputs,
-        **{n: torch.where(inputs.loss_mask, getattr(inputs, n), 1e6) for n in names},
+        **{n: torch.where(inputs.loss_mask, getattr(inputs, n), torch.nan) for n in names},
     )
     found, spoiled_gradient = run(objective(**variant), spoiled)
     assert found.loss.item() == expected.loss.item()

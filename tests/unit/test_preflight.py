@@ -130,6 +130,34 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
             {"train.old_logprobs": "engine", "algorithm.corrections": [{"name": "truncate"}]},
             ["'truncate' compares", "train.old_logprobs=learner"],
         ),
+        (
+            {"algorithm.corrections": [{"name": "truncate"}, {"name": "mask", "level": "geometric"}]},
+            ["truncate and mask each weigh", "weigh=false"],
+        ),
+        (
+            {"algorithm.advantage": {"name": "gae"}, "critic.head_start_steps": 200},
+            ["critic.head_start_steps=200", "train.num_steps=200", "never be trained"],
+        ),
+        ({"algorithm.kl.name": "k1", "algorithm.kl.coef": 0.1}, ["expectation 0", "algorithm.kl.place=reward"]),
+        ({"algorithm.policy_loss": {"name": "kl_cov"}}, ["'kl_cov' holds back", "makes 1 update", "raise train."]),
+        *(
+            (
+                {
+                    "algorithm.advantage": {"name": name},
+                    "algorithm.kl.place": "reward",
+                    "algorithm.kl.coef": 0.1,
+                },
+                [f"'{name}' reads rewards as they are", "algorithm.kl.place=loss"],
+            )
+            for name in ("maxrl", "gdpo", "gpg", "grpo_passk")
+        ),
+        *(
+            (
+                {"algorithm.advantage": {"name": name}, "algorithm.groups.zero_variance": "resample"},
+                ["zero_variance=resample", f"'{name}'", "keep it"],
+            )
+            for name in ("remax", "reinforce_pp", "gae")
+        ),
         ({"algorithm.corrections": [{"name": "truncat"}]}, ["correction 'truncat'", "did you mean 'truncate'?"]),
         ({"algorithm.corrections": [{"name": "mask", "level": "tokens"}]}, ["'level' is 'tokens'", "token"]),
         ({"train.minibatches_per_step": 65}, ["minibatches_per_step=65", "samples stay together"]),
@@ -145,7 +173,7 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
                 "train.samples_per_prompt": 1,
                 "algorithm.advantage": {"name": "reinforce_pp"},
             },
-            ["zero_variance=drop", "group of one has no variance"],
+            ["zero_variance=drop", "'reinforce_pp'", "keep it"],
         ),
         ({"data.train": "mine.jsonl"}, ["data.eval is still", "'addition'", "data.eval=null"]),
         ({"rewards": [{"name": "length", "weight": "much"}]}, ["weight of 'length'", "'much'", "number"]),

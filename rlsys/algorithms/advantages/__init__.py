@@ -6,6 +6,8 @@ run stands in its registration and is checked before Ray starts:
     min_group_size=2          its baseline is made of the group's own rewards
     greedy=True               a greedy response to every prompt (`greedy_rewards`)
     group_size_option="k"     the option `k` must be less than the samples of a prompt
+    raw_rewards=True          rewards as they are: a KL in the reward would change what they mean, and is refused
+    by_parts=True             it looks at the reward functions one by one, not at their total
     critic=True               values of every token: not this signature but that of `gae`
 """
 

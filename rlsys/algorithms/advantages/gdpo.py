@@ -8,7 +8,7 @@ from rlsys.algorithms.advantages import AdvantageInputs, register
 from rlsys.algorithms.grouped import all_equal, group_size, group_sum
 
 
-@register("gdpo", min_group_size=2)
+@register("gdpo", min_group_size=2, by_parts=True, raw_rewards=True)
 def gdpo(inputs: AdvantageInputs, *, eps: float = 1e-4) -> torch.Tensor:
     """Each reward function normalised within the group, then their weighted sum, then that over the batch, [N].
 

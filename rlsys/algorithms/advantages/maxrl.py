@@ -7,12 +7,19 @@ import torch
 from rlsys.algorithms.advantages import AdvantageInputs, register
 from rlsys.algorithms.advantages.grpo import centre
 from rlsys.algorithms.grouped import group_mean
+from rlsys.errors import RlsysError
 
 
-@register("maxrl", min_group_size=2)
+@register("maxrl", min_group_size=2, raw_rewards=True)
 def maxrl(inputs: AdvantageInputs, *, eps: float = 1e-6) -> torch.Tensor:
     """`(r - mean) / (mean + eps)` within the group, [N], for rewards that are not negative (0 and 1 in the paper).
 
     Divided by the success rate, the gradient approaches that of the likelihood of a correct answer as samples grow.
+    Raises RlsysError for a negative reward: there is no rate to divide by.
     """
-    return centre(inputs) / (group_mean(inputs.rewards, inputs.groups).clamp(min=0.0) + eps)
+    if bool((inputs.rewards < 0).any()):
+        raise RlsysError(
+            f"the advantage estimator 'maxrl' divides by the mean reward and met {float(inputs.rewards.min()):g}: "
+            "its rewards must not be negative; choose another estimator or change the reward"
+        )
+    return centre(inputs) / (group_mean(inputs.rewards, inputs.groups) + eps)

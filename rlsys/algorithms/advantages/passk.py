@@ -10,7 +10,7 @@ from rlsys.algorithms.advantages import AdvantageInputs, register
 from rlsys.algorithms.grouped import group_size, group_sum
 
 
-@register("grpo_passk", min_group_size=2, group_size_option="k")
+@register("grpo_passk", min_group_size=2, group_size_option="k", raw_rewards=True)
 def grpo_passk(inputs: AdvantageInputs, *, k: int = 4, correct_at: float = 1.0) -> torch.Tensor:
     """The analytic advantage of section 2.4: expectation over all draws of k of the group's n responses, [N].
 

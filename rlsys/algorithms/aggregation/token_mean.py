@@ -1,4 +1,4 @@
-"""Every token weighs the same: over the whole update (DAPO), or over each microbatch (BNPO)."""
+"""Every token weighs the same: over the whole update (DAPO), or over each microbatch (bnpo)."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def token_mean(lengths: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
 
 @register("local_token_mean", local=True)
 def local_token_mean(lengths: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """The same over one microbatch, as BNPO (arXiv:2506.02864) and many trainers do: depends on the split."""
+    """The same over one microbatch, as many trainers do and TRL calls bnpo: it depends on the split."""
     return token_mean(lengths, groups)

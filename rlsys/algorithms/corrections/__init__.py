@@ -2,7 +2,8 @@
 
 Engine and learner never agree to the last bit, and with several updates a step or asynchronous rollouts the policy has
 moved on. A correction says what each trained token's policy loss is multiplied by: an importance weight, or 0 to leave
-it out. Several multiply.
+it out. Several multiply, but only one may weigh (`weighs=True`, unless its option `weigh` is false): the ratio counts
+once.
 
 One that compares `old` with `behavior` registers with `compares_old=True`; under `train.old_logprobs=engine` that is
 1 everywhere, and refused.

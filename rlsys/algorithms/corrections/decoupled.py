@@ -7,7 +7,7 @@ import torch
 from rlsys.algorithms.corrections import LossInputs, ratio, register
 
 
-@register("decoupled", compares_old=True)
+@register("decoupled", compares_old=True, weighs=True)
 def decoupled(inputs: LossInputs, *, cap: float | None = None) -> torch.Tensor:
     """`old / behavior` of each token, [B, T]: the clip keeps the policy near `old`, this weight allows for the rest.
 

@@ -11,7 +11,7 @@ from rlsys.algorithms.corrections import LossInputs, register, response_mean
 def opsm(inputs: LossInputs, *, threshold: float = 0.1) -> torch.Tensor:
     """0 for a response of negative advantage whose mean `behavior_logprob - logprob` exceeds `threshold`, else 1.
 
-    All [B, T]: what the policy has already moved away from is not pushed further.
+    All [B, T]: what the policy has already moved away from is not pushed further. The threshold's default is ours.
     """
     assert inputs.behavior_logprobs is not None
     moved = response_mean(inputs.behavior_logprobs - inputs.logprobs.detach(), inputs.loss_mask)

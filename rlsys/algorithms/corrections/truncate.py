@@ -8,7 +8,7 @@ import torch
 from rlsys.algorithms.corrections import Level, LossInputs, ratio, register
 
 
-@register("truncate", compares_old=True)
+@register("truncate", compares_old=True, weighs=True)
 def truncate(
     inputs: LossInputs, *, level: Level = "token", high: float = 2.0, low: float | None = None
 ) -> torch.Tensor:

@@ -6,6 +6,7 @@ Losses whose ratio belongs to a whole response (gspo, gmpo) give every token of 
 A loss that treats some tokens of an update apart, chosen among all of them (clip_cov, kl_cov), registers with
 `selects=f`: `f(tokens: UpdateTokens, *, options) -> [n] bool`, which gets those of the loss's options that it names. It
 is called once an update with the tokens of all ranks, so the choice does not depend on how the update was split.
+One that only holds back what has moved in the step already registers with `min_updates=2`, and is refused with fewer.
 Options that must fit together are looked at by `check=f`: `f(**options)` raises ConfigError before Ray starts.
 """
 

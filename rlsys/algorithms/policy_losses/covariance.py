@@ -49,7 +49,7 @@ def clip_cov(
     return PolicyLoss(torch.where(inputs.selected, 0.0, per_token), clipped | inputs.selected)
 
 
-@register("kl_cov", selects=_largest)
+@register("kl_cov", selects=_largest, min_updates=2)
 def kl_cov(inputs: LossInputs, *, ratio: float = 2e-3, coef: float = 1.0) -> PolicyLoss:
     """`-ratio * A`, and at the tokens with the largest covariance `coef * |logprob - old_logprob|` on top, [B, T].
 
@@ -60,4 +60,5 @@ def kl_cov(inputs: LossInputs, *, ratio: float = 2e-3, coef: float = 1.0) -> Pol
     assert inputs.selected is not None
     difference = log_ratio(inputs)
     per_token = -torch.exp(difference) * inputs.advantages
-    return PolicyLoss(per_token + torch.where(inputs.selected, coef * difference.abs(), 0.0), inputs.selected)
+    penalty = torch.where(inputs.selected, coef * difference.abs(), 0.0)
+    return PolicyLoss(per_token + penalty, torch.zeros_like(inputs.loss_mask))

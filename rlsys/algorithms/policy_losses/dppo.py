@@ -2,7 +2,7 @@
 the direction that its advantage pushes, measured by a divergence instead of the ratio.
 
 The divergences are the paper's binary ones: the sampled token against all others. Its anchor is the distribution that
-sampled; here it is the learner's own before the step, which every step's check holds close to the engine's.
+sampled (section 5.2): `train.old_logprobs=engine`, as the presets say.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, log_ratio, re
 
 
 @register("dppo_tv")
-def dppo_tv(inputs: LossInputs, *, threshold: float = 0.2, ratio_max: float = 20.0) -> PolicyLoss:
+def dppo_tv(inputs: LossInputs, *, threshold: float = 0.15, ratio_max: float = 20.0) -> PolicyLoss:
     """Total variation `|p - p_old|` of the sampled token, [B, T]; at most `threshold`."""
     old = torch.where(inputs.loss_mask, inputs.old_logprobs, 0.0)
     moved = (old + log_ratio(inputs).detach()).exp() - old.exp()
