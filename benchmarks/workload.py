@@ -123,6 +123,7 @@ def rlsys_config(workload: Workload, tokens: int, *, num_steps: int = 1, kl: flo
             "learner.dtype=float32",
             f"learner.lr={LEARNING_RATE}",
             f"algorithm.kl.coef={kl}",
+            "algorithm.aggregation.name=token_mean",  # as the other side is told
         ]
     )
 
