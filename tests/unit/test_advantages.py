@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlsys.algorithms.advantages import AdvantageInputs, registry
@@ -173,6 +173,7 @@ def test_equal_rewards_are_exactly_zero(name: str, value: float) -> None:
 
 @ALL
 @given(batch=batches(), data=st.data())
+@settings(max_examples=25)
 def test_order_does_not_matter(name: str, batch: tuple[list[float], list[int], list[int]], data: st.DataObject) -> None:
     rewards, groups, lengths = batch
     expected = advantages(name, rewards, groups, lengths)
@@ -184,6 +185,7 @@ def test_order_does_not_matter(name: str, batch: tuple[list[float], list[int], l
 
 @pytest.mark.parametrize("name", MEAN_BASELINED)
 @given(batch=batches(), shift=st.integers(-1000, 1000))
+@settings(max_examples=25)
 def test_a_constant_added_to_every_reward_changes_nothing(
     name: str, batch: tuple[list[float], list[int], list[int]], shift: int
 ) -> None:
@@ -194,6 +196,7 @@ def test_a_constant_added_to_every_reward_changes_nothing(
 
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "gpg", "opo", "maxrl", "grpo_passk"])
 @given(batch=batches(), shift=st.integers(-9, 9))
+@settings(max_examples=25)
 def test_groups_do_not_see_each_other(name: str, batch: tuple[list[float], list[int], list[int]], shift: int) -> None:
     """What stands in another group changes at most the common factor (gpg's alpha)."""
     rewards, groups, lengths = batch
