@@ -187,7 +187,7 @@ def _start_reference(cluster: Cluster, prepared: Prepared, wanted: list[Demand])
         prepared.model_path,
         config.learner.dtype,
         config.rollout.temperature,
-        config.algorithm.kl.name,
+        config.algorithm.kl.name if config.algorithm.kl.place == "reward" else None,
         config.model.trust_remote_code,
     )
 

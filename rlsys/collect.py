@@ -16,7 +16,7 @@ from rlsys.types import Offender, Prompt, Reward, RolloutGroup
 
 @dataclass
 class Collected:
-    """A step's rollouts. `sampled` is everything; `kept` indexes what is to be trained."""
+    """A step's rollouts: everything that was sampled; `kept` indexes what is to be trained."""
 
     groups: list[RolloutGroup] = field(default_factory=list)
     rewards: list[list[Reward]] = field(default_factory=list)
@@ -27,13 +27,16 @@ class Collected:
     by_parts: bool = False  # a group's reward functions are compared one by one
 
     def offenders(self) -> list[Offender]:
-        """Trajectories of kept groups with a reward or an engine log-probability that is not finite."""
+        """Trajectories with a reward that is not finite, and of kept groups those with such a log-probability.
+
+        A reward counts in any group: nobody knows whether its group has variance.
+        """
         found = []
-        for g in self.kept:
-            for s, (summary, reward) in enumerate(zip(self.groups[g].summaries, self.rewards[g], strict=True)):
+        for g, (group, rewards) in enumerate(zip(self.groups, self.rewards, strict=True)):
+            for s, (summary, reward) in enumerate(zip(group.summaries, rewards, strict=True)):
                 if reward.outcome == "not_finite":
                     found.append(Offender(g, s, "reward"))
-                elif not summary.is_finite:
+                elif not summary.is_finite and g in self.kept:
                     found.append(Offender(g, s, "engine log-probability"))
         return found
 

@@ -54,9 +54,10 @@ class CreditAssignment:
             if reward.total is not None and (scored.greedy_rewards is None or scored.greedy_rewards[g] is not None)
         ]
         if not valid and scored.groups:
-            also = " for a response and for the greedy one" if scored.greedy_rewards is not None else ""
+            if any(reward.total is not None for group in scored.rewards for reward in group):
+                raise RlsysError("no prompt of this step has a valid reward for its greedy response, the baseline")
             raise RlsysError(
-                f"no trajectory of this step has a valid reward{also}. First failure: {first_failure(scored.rewards)}"
+                f"no trajectory of this step has a valid reward. First failure: {first_failure(scored.rewards)}"
             )
         values = [0.0] * len(valid)
         if scored.estimates is None and valid:

@@ -24,6 +24,15 @@ class TokenRecord:
     high_entropy: np.ndarray | None = None  # bool
 
 
+def records_of(items: Sequence[TrainItem], logprobs: torch.Tensor, entropy: torch.Tensor) -> dict[int, TokenRecord]:
+    """Each item's rows of [B, T] tensors, by its index in the step."""
+    columns = logprobs.detach().cpu().numpy(), entropy.detach().cpu().numpy()
+    return {
+        item.row.index: TokenRecord(*(column[row, : item.trajectory.num_tokens] for column in columns))
+        for row, item in enumerate(items)
+    }
+
+
 def choose(
     items: Sequence[TrainItem],
     records: MutableMapping[int, TokenRecord],

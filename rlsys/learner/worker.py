@@ -19,7 +19,7 @@ from rlsys.algorithms.loss import Objective
 from rlsys.batch import pad
 from rlsys.config import AlgorithmConfig, LearnerConfig, WeightsConfig
 from rlsys.gang.worker import GangWorker, Share, StepResult, TrainItem, batch_of, items_of, mean_metrics
-from rlsys.learner.tokens import TokenRecord, choose
+from rlsys.learner.tokens import TokenRecord, choose, records_of
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.models.resolve import load_tokenizer
 from rlsys.types import Offender
@@ -152,12 +152,7 @@ class LearnerWorker(GangWorker):
             for chosen in self._microbatches(items):
                 batch = batch_of(chosen, self._engine.device)
                 with torch.no_grad():
-                    logprobs, entropy = self._forward(batch, with_entropy_gradient=False)
-                for row, item in enumerate(chosen):
-                    length = item.trajectory.num_tokens
-                    found[item.row.index] = TokenRecord(
-                        logprobs[row, :length].cpu().numpy(), entropy[row, :length].cpu().numpy()
-                    )
+                    found |= records_of(chosen, *self._forward(batch, with_entropy_gradient=False))
             quantile = self._setup.algorithm.entropy.top_quantile
             seed = hash((self._setup.seed, policy_version, number))  # of integers: alike in every process
             choose(items, found, self._gathered, self._objective.selects, quantile, seed=seed)
@@ -173,17 +168,22 @@ class LearnerWorker(GangWorker):
         """Forward and backward of every microbatch; `known` gains what the first pass over a token sees."""
         sums = UpdateSums()
         microbatches = self._microbatches(items)
-        filled = sum(chosen[0].row.index >= 0 for chosen in microbatches)
-        num_microbatches = self._reduced({"filled": filled})["filled"]
-        for chosen in microbatches:
-            if self._local_weights is None:
-                weights = torch.tensor([item.row.weight for item in chosen])
-            else:
-                lengths = torch.tensor([item.row.num_response_tokens for item in chosen])
-                groups = torch.tensor([item.row.group for item in chosen])
-                weights = self._local_weights(lengths, groups).float() / num_microbatches
+        for chosen, weights in zip(microbatches, self._weights(microbatches), strict=True):
             self._microbatch(chosen, weights, share, number, known, sums)
         return sums
+
+    def _weights(self, microbatches: Sequence[Sequence[TrainItem]]) -> list[torch.Tensor]:
+        """What a token of each row weighs, [B] a microbatch: the driver's answer, unless it depends on the split."""
+        if self._local_weights is None:
+            return [torch.tensor([item.row.weight for item in chosen]) for chosen in microbatches]
+        filled = sum(chosen[0].row.index >= 0 for chosen in microbatches)
+        num_microbatches = self._reduced({"filled": filled})["filled"]
+        weights = []
+        for chosen in microbatches:
+            lengths = torch.tensor([item.row.num_response_tokens for item in chosen])
+            groups = torch.tensor([item.row.group for item in chosen])
+            weights.append(self._local_weights(lengths, groups).float() / num_microbatches)
+        return weights
 
     def _microbatch(
         self,
@@ -197,12 +197,8 @@ class LearnerWorker(GangWorker):
         device = self._engine.device
         batch = batch_of(items, device)
         logprobs, entropy = self._forward(batch, with_entropy_gradient=self._bonus)
-        for row, item in enumerate(items):
-            if item.row.index not in known:
-                length = item.trajectory.num_tokens
-                known[item.row.index] = TokenRecord(
-                    logprobs[row, :length].detach().cpu().numpy(), entropy[row, :length].detach().cpu().numpy()
-                )
+        if any(item.row.index not in known for item in items):
+            known |= {i: r for i, r in records_of(items, logprobs, entropy).items() if i not in known}
         inputs = self._inputs(items, logprobs, entropy, batch.loss_mask, known)
         result = self._objective(inputs, weights.to(device), share.coefficients, share.num_tokens[number])
         finite_rows = _finite_rows(inputs)

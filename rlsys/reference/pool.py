@@ -35,7 +35,8 @@ class ReferencePool:
         """Waits for all workers.
 
         Returns: one reference per group to its trajectories' log-probabilities (list of [L] float32), and per group the
-        divergence of the policy that sampled from the reference, summed over each response.
+        divergence of the policy that sampled from the reference, summed over each response (empty lists where the
+        workers were given none).
         """
         shares = balance([sum(s.num_tokens for s in group.summaries) for group in groups], len(self._workers))
         out: list[Any] = [None] * len(groups)
@@ -52,7 +53,7 @@ class ReferencePool:
                 out[index] = ref
         answers = gather(calls, what="reference log-probabilities", deadline_s=self._config.deadline_s)
         for name, sums in answers.items():
-            for index, of_group in zip(taken[name], sums, strict=True):
+            for index, of_group in zip(taken[name], sums, strict=bool(sums)):
                 kl_sums[index] = of_group
         return tuple(out), kl_sums
 

@@ -29,12 +29,12 @@ class ReferenceWorker:
         model_path: str,
         dtype: str,
         temperature: float,
-        divergence: str,
+        divergence: str | None,
         trust_remote_code: bool,
     ) -> None:
         self._config = config
         self._temperature = temperature
-        self._divergence = kl.registry.get(divergence)
+        self._divergence = kl.registry.get(divergence) if divergence is not None else None
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         policy = load_policy(model_path, DTYPES[dtype], trust_remote_code=trust_remote_code)
         self._policy = policy.to(self._device).requires_grad_(False)
@@ -45,8 +45,12 @@ class ReferenceWorker:
         """Answers once the worker is ready."""
 
     def logprobs(self, *groups: Sequence[Trajectory]) -> list[Any]:
-        """First the divergence of the policy that sampled, summed over each response, a list per group; then a list per
-        group of log-probabilities of its trajectories, [L] float32 each, 0 outside the loss mask."""
+        """Score whole groups.
+
+        Returns: first the divergence of the policy that sampled, summed over each response, a list per group (none
+        without a `divergence`: only a KL in the reward reads it); then a list per group of log-probabilities of its
+        trajectories, [L] float32 each, 0 outside the loss mask.
+        """
         trajectories = [trajectory for group in groups for trajectory in group]
         rows: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(trajectories)
         lengths = [trajectory.num_tokens for trajectory in trajectories]
@@ -62,7 +66,8 @@ class ReferenceWorker:
         for group in groups:
             start = sum(map(len, nested))
             nested.append(rows[start : start + len(group)])
-            sums.append([self._kl_sum(t, row) for t, row in zip(group, nested[-1], strict=True)])
+            if self._divergence is not None:
+                sums.append([self._kl_sum(self._divergence, *pair) for pair in zip(group, nested[-1], strict=True)])
         return [sums, *nested]
 
     def blend(self, weights: Mapping[str, torch.Tensor], alpha: float) -> None:
@@ -85,7 +90,7 @@ class ReferenceWorker:
         """Restore what `save` wrote."""
         self.blend(load_file(Path(folder) / REFERENCE_FILE), 1.0)
 
-    def _kl_sum(self, trajectory: Trajectory, ref_logprobs: np.ndarray) -> float:
+    def _kl_sum(self, divergence: kl.KlFn, trajectory: Trajectory, ref_logprobs: np.ndarray) -> float:
         mask = trajectory.loss_mask
         sampled = torch.from_numpy(trajectory.behavior_logprobs[mask].copy())
-        return float(self._divergence(sampled, torch.from_numpy(ref_logprobs[mask].copy())).sum())
+        return float(divergence(sampled, torch.from_numpy(ref_logprobs[mask].copy())).sum())

@@ -119,6 +119,14 @@ def test_outside_estimators_may_resample() -> None:
     check_config(Config(algorithm=AlgorithmConfig(advantage={"name": "math:sqrt"}, groups=GroupsConfig("resample"))))
 
 
+@pytest.mark.parametrize("rule", ["keep", "drop", "resample"])
+def test_rewards_that_are_never_finite_are_found_whatever_becomes_of_their_groups(rule: str) -> None:
+    source = Source([True] * 99, zero_variance=rule, max_tries=2)
+    source.score = lambda groups, step: ([[reward(None, "not_finite")] * 2 for _ in groups], {})  # type: ignore[method-assign]
+    collected = source.collect()
+    assert len(collected.offenders()) == 2 * len(collected.groups) > 0
+
+
 def test_gdpo_looks_at_the_parts() -> None:
     """Equal totals of different parts teach it something."""
     apart = [Reward(1.0, {"a": RewardPart(a, "ok"), "b": RewardPart(1.0 - a, "ok")}, "ok") for a in (0.0, 1.0)]
@@ -136,3 +144,5 @@ def test_what_is_not_finite_is_named() -> None:
         (0, 1, "reward"),
         (1, 1, "engine log-probability"),
     ]
+    collected.kept = [0]
+    assert [o.group for o in collected.offenders()] == [0]

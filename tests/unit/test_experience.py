@@ -94,6 +94,8 @@ def test_a_kl_in_the_reward_is_taken_off_before_the_baseline() -> None:
 def test_a_greedy_baseline_and_a_prompt_whose_greedy_reward_failed() -> None:
     experience = make(REWARDS, "algorithm.advantage={name: remax}", greedy_rewards=[None, 3.0])
     assert [(row.group, row.advantage) for row in experience.rows] == [(1, -1.0), (1, 1.0), (1, 3.0)]
+    with pytest.raises(RlsysError, match="greedy response"):
+        make(REWARDS, "algorithm.advantage={name: remax}", greedy_rewards=[None, None])
 
 
 def test_with_value_estimates_rows_have_no_advantage_of_their_own() -> None:

@@ -33,6 +33,13 @@ def test_the_divergence_is_summed_over_each_response(worker: ReferenceWorker) ->
             assert total == pytest.approx(float((-1.0 - row[2:]).sum()), rel=1e-5)  # k1: sampled minus reference
 
 
+def test_without_a_divergence_none_is_computed(model_folder: Path) -> None:
+    worker = ReferenceWorker(ReferenceConfig(), str(model_folder), "float32", 1.0, None, False)
+    sums, rows = worker.logprobs([trajectory(3)])
+    assert sums == []
+    assert rows[0].shape == (5,)
+
+
 @pytest.mark.parametrize("alpha", [0.25, 1.0])
 def test_a_refresh_moves_every_weight_by_alpha(worker: ReferenceWorker, alpha: float) -> None:
     before = {name: p.clone() for name, p in worker._policy.hf.named_parameters()}
