@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks import report
@@ -106,6 +107,7 @@ def model_time() -> dict[str, Any]:
     """Seconds of a forward and backward of ROWS * LENGTH tokens, from repeated microbatches of an eighth."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    from rlsys.models.packing import TokenRow, token_batch
     from rlsys.models.policy import PolicyModel
 
     config = Qwen2Config(
@@ -119,13 +121,12 @@ def model_time() -> dict[str, Any]:
     )
     policy = PolicyModel(Qwen2ForCausalLM(config)).eval()
     rows = ROWS // 8
-    ids = torch.randint(0, config.vocab_size, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones(rows, LENGTH, dtype=torch.bool)
-    mask[:, 0] = False
+    ids = np.random.default_rng(0).integers(config.vocab_size, size=(rows, LENGTH))
+    batch = token_batch([TokenRow(row, np.arange(LENGTH) > 0, group) for group, row in enumerate(ids)], policy.layout)
 
     def once() -> None:
         policy.zero_grad()
-        policy(ids, torch.ones_like(ids), mask, 1.0)[0].sum().backward()
+        policy(batch, 1.0)[0].sum().backward()
 
     measured = timed(once, repeats=3)
     parameters = sum(parameter.numel() for parameter in policy.parameters())

@@ -1,24 +1,11 @@
-"""From ragged trajectories to padded batches, and the two ways of dividing work: over ranks, over microbatches."""
+"""Padding of ragged arrays, and the two ways of dividing work: over ranks, over microbatches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Right-padded rows, [B, T]."""
-
-    input_ids: torch.Tensor  # int64
-    attention_mask: torch.Tensor  # int64
-    loss_mask: torch.Tensor  # bool
-
-    def to(self, device: torch.device) -> TokenBatch:
-        return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device), self.loss_mask.to(device))
 
 
 def pad(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
@@ -28,15 +15,6 @@ def pad(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
     for row, array in enumerate(arrays):
         out[row, : len(array)] = torch.from_numpy(np.array(array))
     return out
-
-
-def token_batch(token_ids: Sequence[np.ndarray], loss_masks: Sequence[np.ndarray]) -> TokenBatch:
-    """Pad ragged token ids [L] and loss masks [L] into one batch."""
-    return TokenBatch(
-        input_ids=pad(token_ids, torch.int64),
-        attention_mask=pad([np.ones(len(ids), dtype=np.int64) for ids in token_ids], torch.int64),
-        loss_mask=pad(loss_masks, torch.bool),
-    )
 
 
 def split_microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

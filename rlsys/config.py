@@ -110,7 +110,8 @@ class LearnerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     max_grad_norm: float = 1.0
-    microbatch_tokens: int = 8192  # padded tokens of one forward; at least one whole trajectory
+    microbatch_tokens: int = 8192  # input tokens of one forward; at least one whole trajectory
+    packing: str = "auto"  # shared_prompt | packed | padded; auto: the first that the model allows, or padded
     gradient_checkpointing: bool = False
     num_cpus: float = 1.0
     num_threads: int | None = None
@@ -131,6 +132,7 @@ class CriticConfig(LearnerConfig):
 class ReferenceConfig:
     num_workers: int = 1
     microbatch_tokens: int = 8192
+    packing: str = "auto"
     num_cpus: float = 1.0
     num_threads: int | None = None
     deadline_s: float = 600.0

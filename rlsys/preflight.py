@@ -13,6 +13,7 @@ from rlsys.algorithms import advantages
 from rlsys.bounds import check_bounds, one_of
 from rlsys.config import Config, DataConfig
 from rlsys.errors import ConfigError
+from rlsys.models.packing import LAYOUTS
 from rlsys.needs import needs_critic
 from rlsys.preflight_algorithm import check_algorithm
 from rlsys.scoring.call import check_reward
@@ -36,9 +37,11 @@ def check_config(config: Config, *, training: bool = True) -> None:
     one_of("weights.backend", config.weights.backend, ("auto", "nccl", "gloo", "ipc"))
     for role, gang in {"learner": config.learner, "critic": config.critic}.items():
         one_of(f"{role}.dtype", gang.dtype, DEFAULT_BOUNDS)
+        one_of(f"{role}.packing", gang.packing, ("auto", *LAYOUTS))
         one_of(f"{role}.lr_schedule", gang.lr_schedule, LR_SCHEDULES)
         if gang.zero_stage not in (0, 1, 2, 3):
             raise ConfigError(f"{role}.zero_stage={gang.zero_stage}: DeepSpeed has stages 0, 1, 2 and 3")
+    one_of("reference.packing", config.reference.packing, ("auto", *LAYOUTS))
     if training:
         _check_data(config)
         _check_batch(config)

@@ -14,7 +14,7 @@ from rlsys.algorithms import advantages, kl
 from rlsys.algorithms.value_loss import value_loss
 from rlsys.batch import pad
 from rlsys.config import AlgorithmConfig, CriticConfig
-from rlsys.gang.worker import GangWorker, Share, TrainItem, batch_of, items_of, mean_metrics
+from rlsys.gang.worker import GangWorker, Share, TrainItem, items_of, mean_metrics
 from rlsys.models.policy import DTYPES
 from rlsys.models.value import load_critic
 from rlsys.types import Offender, ValueEstimate
@@ -102,7 +102,12 @@ class CriticWorker(GangWorker):
 
     def _module(self) -> nn.Module:
         setup = self._setup
-        return load_critic(setup.model_path, DTYPES[setup.critic.dtype], trust_remote_code=setup.trust_remote_code)
+        return load_critic(
+            setup.model_path,
+            DTYPES[setup.critic.dtype],
+            packing=setup.critic.packing,
+            trust_remote_code=setup.trust_remote_code,
+        )
 
     def _estimates(
         self, items: Sequence[TrainItem], rewards: Sequence[Sequence[float | None]], kl_coef: float
@@ -110,9 +115,9 @@ class CriticWorker(GangWorker):
         """Of every item, by row: the reward at its last token, and the KL at each where it belongs into the reward."""
         estimates: dict[int, ValueEstimate] = {}
         for chosen in self._microbatches(items):
-            batch = batch_of(chosen, self._engine.device)
+            batch = self._batch(chosen)
             with torch.no_grad():
-                values = self._engine(batch.input_ids, batch.attention_mask, batch.loss_mask).cpu()
+                values = self._engine(batch).cpu()
             mask = batch.loss_mask.cpu()
             of_tokens = torch.zeros(mask.shape)
             for row, item in enumerate(chosen):
@@ -156,8 +161,8 @@ class CriticWorker(GangWorker):
 
     def _microbatch(self, items: Sequence[TrainItem], tokens: int, sums: dict[str, float]) -> None:
         device = self._engine.device
-        batch = batch_of(items, device)
-        values = self._engine(batch.input_ids, batch.attention_mask, batch.loss_mask)
+        batch = self._batch(items)
+        values = self._engine(batch)
         estimates = [item.estimate for item in items if item.estimate is not None]
         old = pad([estimate.values for estimate in estimates], torch.float32).to(device)
         returns = pad([estimate.returns for estimate in estimates], torch.float32).to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from rlsys.config import LearnerConfig
 from rlsys.gang.worker import GangWorker, Share
 from rlsys.runtime.calls import gather
 from rlsys.runtime.cluster import Cluster, Demand
-from rlsys.types import Experience, Offender
+from rlsys.types import Experience, ExperienceRow, Offender
 
 
 class GangGroup:
@@ -38,7 +39,7 @@ class GangGroup:
     def update(self, experience: Experience) -> tuple[dict[str, float], list[Offender]]:
         """Train on `experience`: metrics, which are the same on every rank, and all ranks' trajectories that brought
         NaN or infinity."""
-        shares = [balance([row.num_tokens for row in rows], len(self._workers)) for rows in experience.minibatches]
+        shares = [divide(rows, len(self._workers)) for rows in experience.minibatches]
         num_tokens = tuple(sum(row.num_response_tokens for row in rows) for rows in experience.minibatches)
         arrays = [*experience.trajectories, *(experience.ref_logprobs or ()), *(experience.estimates or ())]
         calls = {}
@@ -91,3 +92,21 @@ class GangGroup:
             name: getattr(worker, method).remote(*args) for name, worker in self._workers.items()
         }
         return next(iter(gather(calls, what=what, deadline_s=self._config.deadline_s).values()))
+
+
+def divide(rows: Sequence[ExperienceRow], num_ranks: int) -> list[list[int]]:
+    """Indices of each rank's rows, balanced by tokens; a prompt's responses together, since they share its tokens.
+
+    Groups are cut only where there are too few of them to balance.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(row.group, []).append(index)
+    num_cuts = math.ceil(2 * num_ranks / max(len(groups), 1)) if num_ranks > 1 else 1
+    parts = [part for members in groups.values() for cut in range(num_cuts) if (part := members[cut::num_cuts])]
+    prompts = [rows[part[0]].num_tokens - rows[part[0]].num_response_tokens for part in parts]
+    tokens = [
+        prompt + sum(rows[index].num_response_tokens for index in part)
+        for prompt, part in zip(prompts, parts, strict=True)
+    ]
+    return [sorted(index for number in share for index in parts[number]) for share in balance(tokens, num_ranks)]

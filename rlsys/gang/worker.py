@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from rlsys.batch import TokenBatch, split_microbatches, token_batch
 from rlsys.config import LearnerConfig
 from rlsys.errors import RlsysError
 from rlsys.gang.engine import build_engine
+from rlsys.models.packing import TokenBatch, TokenRow, microbatches, token_batch
 from rlsys.runtime.garbage import freeze_started
 from rlsys.types import Coefficients, ExperienceRow, Trajectory, ValueEstimate
 
@@ -42,6 +42,10 @@ class TrainItem:
     trajectory: Trajectory
     ref_logprobs: np.ndarray | None = None
     estimate: ValueEstimate | None = None
+
+    def token_row(self) -> TokenRow:
+        """What the model sees of it."""
+        return TokenRow(self.trajectory.token_ids, self.trajectory.loss_mask, self.row.group)
 
 
 ZEROS = np.zeros(2, dtype=np.float32)
@@ -89,12 +93,6 @@ def items_of(share: Share, arrays: Sequence[Any]) -> list[list[TrainItem]]:
         )
 
     return [[item(row) for row in minibatch] for minibatch in share.minibatches]
-
-
-def batch_of(items: Sequence[TrainItem], device: torch.device) -> TokenBatch:
-    """The items' tokens, padded."""
-    trajectories = [item.trajectory for item in items]
-    return token_batch([t.token_ids for t in trajectories], [t.loss_mask for t in trajectories]).to(device)
 
 
 def mean_metrics(rows: Sequence[dict[str, float]], num_tokens: Sequence[int]) -> dict[str, float]:
@@ -181,13 +179,19 @@ class GangWorker:
         """What `start` answers."""
 
     def _microbatches(self, items: Sequence[TrainItem]) -> list[list[TrainItem]]:
-        """Items of similar length together; as many lists on every rank, empty ones last.
+        """What goes through one forward together; as many lists on every rank, empty ones last.
 
         Under ZeRO-3 every forward is a collective: a rank with less to do runs empty ones until all are done.
         """
-        split = split_microbatches([item.trajectory.num_tokens for item in items], self._config.microbatch_tokens)
+        rows = [item.token_row() for item in items]
+        split = microbatches(rows, self._config.microbatch_tokens, self._engine.module.layout)
         num_empty = self._most(len(split)) - len(split)
         return [[items[index] for index in indices] for indices in split] + [[NOTHING]] * num_empty
+
+    def _batch(self, items: Sequence[TrainItem]) -> TokenBatch:
+        """The items' tokens in the model's layout."""
+        rows = [item.token_row() for item in items]
+        return token_batch(rows, self._engine.module.layout).to(self._engine.device)
 
     def _backward(self, loss: torch.Tensor, *, is_finite: bool = True) -> None:
         """Add the gradient of this rank's share of a global sum.

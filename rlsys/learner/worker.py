@@ -18,8 +18,9 @@ from rlsys.algorithms.inputs import LossInputs
 from rlsys.algorithms.loss import Objective
 from rlsys.batch import pad
 from rlsys.config import AlgorithmConfig, LearnerConfig, WeightsConfig
-from rlsys.gang.worker import GangWorker, Share, StepResult, TrainItem, batch_of, items_of, mean_metrics
+from rlsys.gang.worker import GangWorker, Share, StepResult, TrainItem, items_of, mean_metrics
 from rlsys.learner.tokens import TokenRecord, choose, records_of
+from rlsys.models.packing import TokenBatch
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.models.resolve import load_tokenizer
 from rlsys.types import Offender
@@ -126,7 +127,12 @@ class LearnerWorker(GangWorker):
 
     def _module(self) -> nn.Module:
         setup = self._setup
-        return load_policy(setup.model_path, DTYPES[setup.learner.dtype], trust_remote_code=setup.trust_remote_code)
+        return load_policy(
+            setup.model_path,
+            DTYPES[setup.learner.dtype],
+            packing=setup.learner.packing,
+            trust_remote_code=setup.trust_remote_code,
+        )
 
     def _started(self) -> dict[str, Any]:
         """What rank 0 will send in a broadcast."""
@@ -150,7 +156,7 @@ class LearnerWorker(GangWorker):
         for number, items in enumerate(minibatches):
             found: dict[int, TokenRecord] = {}
             for chosen in self._microbatches(items):
-                batch = batch_of(chosen, self._engine.device)
+                batch = self._batch(chosen)
                 with torch.no_grad():
                     found |= records_of(chosen, *self._forward(batch, with_entropy_gradient=False))
             quantile = self._setup.algorithm.entropy.top_quantile
@@ -158,9 +164,8 @@ class LearnerWorker(GangWorker):
             choose(items, found, self._gathered, self._objective.selects, quantile, seed=seed)
             known |= found
 
-    def _forward(self, batch: Any, *, with_entropy_gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        temperature = self._setup.temperature
-        return self._engine(batch.input_ids, batch.attention_mask, batch.loss_mask, temperature, with_entropy_gradient)
+    def _forward(self, batch: TokenBatch, *, with_entropy_gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._engine(batch, self._setup.temperature, with_entropy_gradient)
 
     def _accumulate(
         self, items: Sequence[TrainItem], number: int, share: Share, known: dict[int, TokenRecord]
@@ -195,7 +200,7 @@ class LearnerWorker(GangWorker):
         sums: UpdateSums,
     ) -> None:
         device = self._engine.device
-        batch = batch_of(items, device)
+        batch = self._batch(items)
         logprobs, entropy = self._forward(batch, with_entropy_gradient=self._bonus)
         if any(item.row.index not in known for item in items):
             known |= {i: r for i, r in records_of(items, logprobs, entropy).items() if i not in known}

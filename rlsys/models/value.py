@@ -7,33 +7,35 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlsys.models.layout import prefix_states, use_layout
 from rlsys.models.linear import use_onednn
-from rlsys.models.prefix import prefix_states
+from rlsys.models.packing import TokenBatch
 
 
 class ValueModel(nn.Module):
     """A decoder and one linear layer on its states; `forward` gives the value of the state before each masked token."""
 
-    def __init__(self, decoder: Any, hidden_size: int) -> None:
+    def __init__(self, hf: Any, packing: str = "auto") -> None:
         super().__init__()
-        use_onednn(decoder)
-        self.decoder = decoder
+        self.layout = use_layout(hf, packing)
+        self.decoder = hf.get_decoder()
+        use_onednn(self.decoder)
+        hidden_size = hf.config.get_text_config().hidden_size
         self.head = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.head.weight)  # every state is worth 0 until something has been learned
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """[B, T] int64, int64, bool to values [B, T] float32, 0 outside the mask; column 0 must not be in it."""
-        states, where = prefix_states(self.decoder, input_ids, attention_mask, mask)
-        values = self.head(states.to(self.head.weight.dtype)).squeeze(-1).float()
-        return values.new_zeros(input_ids.shape).index_put(where, values)
+    def forward(self, batch: TokenBatch) -> torch.Tensor:
+        """B trajectories in this model's `layout` to values [B, T] float32, 0 outside the batch's loss mask."""
+        states = prefix_states(self.decoder, batch)
+        return batch.spread(self.head(states.to(self.head.weight.dtype)).squeeze(-1).float())
 
 
-def load_critic(path: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> ValueModel:
+def load_critic(path: str, dtype: torch.dtype, *, packing: str = "auto", trust_remote_code: bool = False) -> ValueModel:
     """The decoder of a causal model from a folder or hub id in `dtype`, in eval mode, with a fresh value head."""
     from transformers import AutoModelForCausalLM
 
     hf = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
-    model = ValueModel(hf.get_decoder(), hf.config.get_text_config().hidden_size)
+    model = ValueModel(hf, packing)
     model.head.to(dtype)  # not the whole: rotary embeddings keep their frequencies in float32
     return model.eval()

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlsys.batch import TokenBatch, token_batch
 from rlsys.config import Warmup
+from rlsys.models.packing import TokenBatch, TokenRow, token_batch
 from rlsys.models.policy import PolicyModel
 
 Example = tuple[np.ndarray, np.ndarray]
@@ -23,7 +23,7 @@ def warm_up(hf: Any, train: Sequence[Example], held_out: Sequence[Example], conf
     Greedy decoding reproduces an answer exactly when every answer token is the arg-max after its true prefix, so the
     accuracy needs one forward and no generation.
     """
-    policy = PolicyModel(hf).train()
+    policy = PolicyModel(hf, packing="padded").train()
     optimizer = torch.optim.AdamW(hf.parameters(), lr=config.lr, weight_decay=0.0)
     generator = np.random.default_rng(seed)
     accuracy = greedy_accuracy(hf, held_out)
@@ -34,7 +34,7 @@ def warm_up(hf: Any, train: Sequence[Example], held_out: Sequence[Example], conf
             group["lr"] = config.lr * min(1.0, (step + 1) / 50)
         chosen = generator.integers(len(train), size=config.batch_size)
         batch = _batch([train[i] for i in chosen])
-        logprobs, _ = policy(batch.input_ids, batch.attention_mask, batch.loss_mask, 1.0)
+        logprobs, _ = policy(batch, 1.0)
         loss = -logprobs.sum() / batch.loss_mask.sum()
         optimizer.zero_grad()
         loss.backward()
@@ -59,6 +59,8 @@ def greedy_accuracy(hf: Any, examples: Sequence[Example], batch_size: int = 512)
 
 
 def _batch(examples: Sequence[Example]) -> TokenBatch:
-    ids = [np.concatenate(example) for example in examples]
-    masks = [np.arange(len(prompt) + len(answer)) >= len(prompt) for prompt, answer in examples]
-    return token_batch(ids, masks)
+    rows = [
+        TokenRow(np.concatenate([prompt, answer]), np.arange(len(prompt) + len(answer)) >= len(prompt))
+        for prompt, answer in examples
+    ]
+    return token_batch(rows, "padded")

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlsys.algorithms import kl
-from rlsys.batch import split_microbatches, token_batch
 from rlsys.config import ReferenceConfig
+from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.runtime.garbage import freeze_started
 from rlsys.types import Trajectory
@@ -36,7 +36,7 @@ class ReferenceWorker:
         self._temperature = temperature
         self._divergence = kl.registry.get(divergence) if divergence is not None else None
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        policy = load_policy(model_path, DTYPES[dtype], trust_remote_code=trust_remote_code)
+        policy = load_policy(model_path, DTYPES[dtype], packing=config.packing, trust_remote_code=trust_remote_code)
         self._policy = policy.to(self._device).requires_grad_(False)
         self._whole: dict[str, torch.Tensor] = {}
         freeze_started()
@@ -52,15 +52,17 @@ class ReferenceWorker:
         trajectories, [L] float32 each, 0 outside the loss mask.
         """
         trajectories = [trajectory for group in groups for trajectory in group]
+        owners = [number for number, group in enumerate(groups) for _ in group]
+        token_rows = [TokenRow(t.token_ids, t.loss_mask, g) for g, t in zip(owners, trajectories, strict=True)]
+        layout = self._policy.layout
         rows: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(trajectories)
-        lengths = [trajectory.num_tokens for trajectory in trajectories]
-        for indices in split_microbatches(lengths, self._config.microbatch_tokens):
-            chosen = [trajectories[i] for i in indices]
-            batch = token_batch([t.token_ids for t in chosen], [t.loss_mask for t in chosen]).to(self._device)
+        for indices in microbatches(token_rows, self._config.microbatch_tokens, layout):
+            batch = token_batch([token_rows[i] for i in indices], layout).to(self._device)
             with torch.inference_mode():
-                scores, _ = self._policy(batch.input_ids, batch.attention_mask, batch.loss_mask, self._temperature)
+                scores, _ = self._policy(batch, self._temperature)
+            found = scores.cpu().numpy()
             for row, index in enumerate(indices):
-                rows[index] = scores[row, : lengths[index]].cpu().numpy()
+                rows[index] = found[row, : trajectories[index].num_tokens]
         sums: list[list[float]] = []
         nested: list[list[np.ndarray]] = []
         for group in groups:

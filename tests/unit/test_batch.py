@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsys.batch import balance, pad, split_microbatches, token_batch
+from rlsys.batch import balance, pad, split_microbatches
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=30)
 
@@ -28,17 +28,6 @@ def test_pad_copies_read_only_arrays() -> None:
     padded = pad([array], torch.float32)
     padded[0, 0] = 9.0
     assert array.tolist() == [1.5, 2.5]
-
-
-def test_token_batch_by_hand() -> None:
-    batch = token_batch(
-        [np.array([5, 0, 7], dtype=np.int32), np.array([8], dtype=np.int32)],
-        [np.array([False, True, True]), np.array([False])],
-    )
-    assert batch.input_ids.tolist() == [[5, 0, 7], [8, 0, 0]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]  # a token with id 0 is not padding
-    assert batch.loss_mask.tolist() == [[False, True, True], [False, False, False]]
-    assert (batch.input_ids.dtype, batch.loss_mask.dtype) == (torch.int64, torch.bool)
 
 
 def test_split_by_hand() -> None:

@@ -5,31 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from rlsys.batch import token_batch
+from rlsys.models.packing import LAYOUTS, TokenBatch, TokenRow, token_batch
 from rlsys.models.value import load_critic
 
 IDS = [np.array([5, 6, 7, 8, 9]), np.array([9, 8, 7])]
 MASKS = [np.array([False, False, True, True, True]), np.array([False, True, True])]
 
 
+def batch(ids: list[np.ndarray], layout: str) -> TokenBatch:
+    return token_batch(
+        [TokenRow(i, mask, group) for group, (i, mask) in enumerate(zip(ids, MASKS, strict=True))], layout
+    )
+
+
 def test_a_fresh_critic_values_everything_at_zero(model_folder: Path) -> None:
-    batch = token_batch(IDS, MASKS)
-    values = load_critic(str(model_folder), torch.float32)(batch.input_ids, batch.attention_mask, batch.loss_mask)
+    critic = load_critic(str(model_folder), torch.float32)
+    values = critic(batch(IDS, critic.layout))
     assert values.shape == (2, 5)
     assert not values.any()
     assert values.requires_grad
 
 
-def test_a_value_is_of_the_state_before_its_token(model_folder: Path) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_value_is_of_the_state_before_its_token(model_folder: Path, layout: str) -> None:
     """Changing token t changes the values after t, not its own: it must not see what it is a baseline for."""
-    critic = load_critic(str(model_folder), torch.float32)
+    critic = load_critic(str(model_folder), torch.float32, packing=layout)
     torch.nn.init.normal_(critic.head.weight)
     other = [np.array([5, 6, 7, 33, 9]), IDS[1]]
-    (first, second) = (token_batch(ids, MASKS) for ids in (IDS, other))
+    (first, second) = (batch(ids, layout) for ids in (IDS, other))
     with torch.no_grad():
-        one, two = (critic(b.input_ids, b.attention_mask, b.loss_mask) for b in (first, second))
+        one, two = (critic(b) for b in (first, second))
     assert torch.allclose(one[0, :4], two[0, :4], atol=1e-6)
     assert (one[0, 4] - two[0, 4]).abs() > 1e-4
     assert not one[~first.loss_mask].any()
