@@ -214,7 +214,7 @@ class Ledger:
         # so that the number drawn depends on the number rejected alone.
         missing = self._missing()
         if missing > 0:
-            self._granted += math.ceil(missing * self._oversample - 1e-9)  # 10 * 1.1 is a little more than 11
+            self._granted += math.ceil(missing * self._oversample - 1e-9)  # 100 * 1.1 is a little more than 110
 
     def _current_cohort(self) -> _Cohort:
         return self._cohorts.setdefault(self.policy_version, _Cohort())

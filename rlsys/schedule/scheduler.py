@@ -36,7 +36,7 @@ class _Group:
 
     attempt: int = 1
     engine: int | None = None  # where it runs; None before and after
-    missing: set[int] = field(default_factory=set)  # samples not generated yet
+    missing: set[int] = field(default_factory=set)  # samples that its engine has yet to generate
     is_waiting: bool = False  # for an engine, after a failure
 
 
@@ -80,7 +80,7 @@ class Scheduler:
             group_id = self._restarted() if self._waiting else self._new()
             group = self._groups[group_id]
             group.engine = engine
-            group.missing.update(range(self._samples_per_prompt))
+            group.missing = set(range(self._samples_per_prompt))
             self._on_engine[engine].add(group_id)
             admitted.append(Admission(group_id, engine, self._samples_per_prompt, group.attempt))
         return admitted
@@ -201,7 +201,6 @@ class Scheduler:
         self.num_restarted += 1
         group.attempt += 1
         group.engine = None
-        group.missing.clear()
         group.is_waiting = True
         # At once and not only when it runs again: a step need not wait for what will be younger.
         self._ledger.restart(group_id)

@@ -190,7 +190,37 @@ def test_oversampling_draws_again_when_too_few_are_left() -> None:
 
 
 def test_oversampling_stays_at_the_factor_asked_for() -> None:
-    assert Ledger(10, 0, oversample=1.1).capacity() == 11  # 10 * 1.1 is a little more than 11
+    assert Ledger(100, 0, oversample=1.1).capacity() == 110  # 100 * 1.1 is a little more than 110
+
+
+def test_a_synchronous_step_waits_for_groups_that_no_engine_had_room_for() -> None:
+    """Else the size of the step would depend on the engines."""
+    ledger = Ledger(2, 0, oversample=1.5)
+    admit(ledger, 0, 1)
+    complete(ledger, 0, 1)
+    assert ledger.take() is None
+    admit(ledger, 2)
+    complete(ledger, 2)
+    assert ids(ledger.take()) == [0, 1, 2]
+
+
+def test_a_rejected_group_that_was_one_too_many_burns_no_slot() -> None:
+    ledger = Ledger(2, 0, oversample=1.5, max_rejects_per_step=0)
+    admit(ledger, 0, 1, 2)
+    ledger.reject(0)
+    assert (ledger.num_rejected, ledger.num_burned) == (1, 0)
+    ledger.reject(1)
+    assert (ledger.num_rejected, ledger.num_burned) == (2, 1)
+    complete(ledger, 2)
+    assert ids(ledger.take()) == [2]
+
+
+def test_with_more_in_flight_than_there_are_slots_a_step_waits_for_no_more_than_it_takes() -> None:
+    """8 groups are due at step 1: 2 could be left for it, but 4 more will be whatever step 0 takes."""
+    ledger = Ledger(2, 1, oversample=2.0)
+    admit(ledger, *range(8))
+    complete(ledger, 6, 7)
+    assert ids(ledger.take()) == [6, 7]
 
 
 def test_surplus_stays_for_later_steps_and_is_trained_when_it_is_due() -> None:

@@ -76,8 +76,22 @@ def test_a_group_lost_before_its_rewards_runs_again() -> None:
     assert made.metrics()["schedule/running_trajectories"] == 4.0
 
 
-def test_a_failure_is_older_than_what_is_sampled_again() -> None:
-    """The staleness is of the version under which the attempt was placed."""
+def test_a_step_does_not_wait_for_a_group_that_will_start_again() -> None:
+    made = scheduler([2, 2], slots=1, max_staleness=1)
+    made.admissions()
+    sample_all(made, 1)
+    made.on_scored(1, 1, keep=True)
+    made.take()
+    made.advance(1)
+    made.admissions()
+    sample_all(made, 2)
+    made.on_scored(2, 1, keep=True)
+    assert made.take() is None  # group 0 is due
+    made.on_engine_lost(0)
+    assert made.take() == [Taken(2, 0)]
+
+
+def test_a_restarted_group_is_as_stale_as_its_last_attempt() -> None:
     made = scheduler([2], slots=1, max_staleness=1)
     made.admissions()
     sample_all(made, 0)
