@@ -30,6 +30,10 @@ class DeadlineError(RlsysError):
     """A wait ran past its deadline; the message names who had not answered."""
 
 
+class ScheduleError(RlsysError):
+    """The scheduler was told what cannot have happened; the message names the group. A bug of its caller."""
+
+
 class WeightMismatchError(RlsysError):
     """Engines and learner disagree about the log-probability of the same tokens."""
 
