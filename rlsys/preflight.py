@@ -34,6 +34,7 @@ def check_config(config: Config, *, training: bool = True) -> None:
     one_of("resume", config.resume, ("never", "auto"))
     if config.rollout.dtype is not None:
         one_of("rollout.dtype", config.rollout.dtype, DEFAULT_BOUNDS)
+    one_of("rollout.inflight_kv", config.rollout.inflight_kv, ("recompute", "keep"))
     one_of("weights.backend", config.weights.backend, ("auto", "nccl", "gloo", "ipc"))
     for role, gang in {"learner": config.learner, "critic": config.critic}.items():
         one_of(f"{role}.dtype", gang.dtype, DEFAULT_BOUNDS)

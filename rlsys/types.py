@@ -87,12 +87,42 @@ class TrajectorySummary:
 
 
 @dataclass(frozen=True)
+class GroupRequest:
+    """One prompt for an engine to sample `sampling.samples_per_prompt` responses to."""
+
+    group_id: int
+    attempt: int  # how often this group was asked for before: answers to an earlier attempt can be told apart
+    prompt_index: int
+    token_ids: np.ndarray  # [L_prompt] int32
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One sample of a group request is done, or failed."""
+
+    group_id: int
+    attempt: int
+    sample: int
+    summary: TrajectorySummary | None  # None of a request that failed
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class TrajectoryRef:
+    """Where a trajectory's token arrays are. Engines hand out what has finished in chunks, of whichever groups."""
+
+    chunk: Any  # reference to list[Trajectory]
+    index: int
+
+
+@dataclass(frozen=True)
 class RolloutGroup:
     """The G trajectories of one prompt; their token arrays stay in the object store behind `trajectories`."""
 
     group_id: int
     prompt: Prompt
-    trajectories: Any  # reference to list[Trajectory], length G
+    trajectories: tuple[TrajectoryRef, ...]
     summaries: tuple[TrajectorySummary, ...]
 
 
@@ -158,13 +188,13 @@ class ExperienceRow:
 
 @dataclass(frozen=True)
 class Experience:
-    """What one step trains on; entry i of the tuples of references belongs to rows with group i.
+    """What one step trains on; entry i of `trajectories` and of the tuples of references belongs to rows with group i.
 
     Each minibatch is one optimizer update a pass. Token arrays stay in the object store.
     """
 
     minibatches: tuple[tuple[ExperienceRow, ...], ...]
-    trajectories: tuple[Any, ...]  # each to list[Trajectory]
+    trajectories: tuple[tuple[TrajectoryRef, ...], ...]
     ref_logprobs: tuple[Any, ...] | None  # each to a list of [L] float32
     estimates: tuple[Any, ...] | None  # each to list[ValueEstimate]
     policy_version: int

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlsys.batch import balance
+from rlsys.chunks import Place, chunks_of
 from rlsys.critic.worker import CriticSetup, CriticWorker
 from rlsys.gang.group import GangGroup
 from rlsys.gang.worker import Share
@@ -34,10 +35,10 @@ class CriticGroup(GangGroup):
         out: list[Any] = [None] * len(groups)
         calls = {}
         for (name, worker), chosen in zip(self._workers.items(), shares, strict=True):
-            share = _whole(groups, chosen, coefficients, ref_logprobs is not None)
+            chunks, places = chunks_of(groups[i].trajectories for i in chosen)
+            share = _whole([groups[i] for i in chosen], places, coefficients, ref_logprobs is not None)
             totals = [[reward.total for reward in rewards[i]] for i in chosen]
-            arrays = [groups[i].trajectories for i in chosen]
-            arrays += [ref_logprobs[i] for i in chosen] if ref_logprobs is not None else []
+            arrays = [*chunks, *(ref_logprobs[i] for i in chosen)] if ref_logprobs is not None else chunks
             answer = worker.estimate.options(num_returns=1 + len(chosen)).remote(totals, share, *arrays)
             metrics, *refs = answer if chosen else [answer]
             calls[name] = metrics
@@ -49,12 +50,12 @@ class CriticGroup(GangGroup):
 
 
 def _whole(
-    groups: Sequence[RolloutGroup], chosen: Sequence[int], coefficients: Coefficients, has_reference: bool
+    groups: Sequence[RolloutGroup], places: Sequence[Sequence[Place]], coefficients: Coefficients, has_reference: bool
 ) -> Share:
-    """Every trajectory of the chosen groups as one minibatch; a row's group is its place among them."""
-    pairs = [(g, s, summary) for g, i in enumerate(chosen) for s, summary in enumerate(groups[i].summaries)]
+    """Every trajectory of the groups as one minibatch; a row's group is its place among them."""
+    pairs = [(g, s, summary) for g, group in enumerate(groups) for s, summary in enumerate(group.summaries)]
     rows = tuple(
         ExperienceRow(index, g, s, 0.0, 0.0, summary.num_tokens, summary.num_response_tokens)
         for index, (g, s, summary) in enumerate(pairs)
     )
-    return Share((rows,), (0,), coefficients, 0, len(chosen), has_reference, has_estimates=False)
+    return Share((rows,), (0,), coefficients, 0, places, has_reference, has_estimates=False)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlsys.batch import balance
+from rlsys.chunks import chunks_of
 from rlsys.config import LearnerConfig
 from rlsys.gang.worker import GangWorker, Share
 from rlsys.runtime.calls import gather
@@ -41,7 +42,8 @@ class GangGroup:
         NaN or infinity."""
         shares = [divide(rows, len(self._workers)) for rows in experience.minibatches]
         num_tokens = tuple(sum(row.num_response_tokens for row in rows) for rows in experience.minibatches)
-        arrays = [*experience.trajectories, *(experience.ref_logprobs or ()), *(experience.estimates or ())]
+        chunks, places = chunks_of(experience.trajectories)
+        arrays = [*chunks, *(experience.ref_logprobs or ()), *(experience.estimates or ())]
         calls = {}
         for rank, (name, worker) in enumerate(self._workers.items()):
             parts = zip(experience.minibatches, shares, strict=True)
@@ -50,7 +52,7 @@ class GangGroup:
                 num_tokens=num_tokens,
                 coefficients=experience.coefficients,
                 policy_version=experience.policy_version,
-                num_groups=len(experience.trajectories),
+                places=places,
                 has_reference=experience.ref_logprobs is not None,
                 has_estimates=experience.estimates is not None,
             )

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from rlsys.chunks import Place, picked
 from rlsys.config import LearnerConfig
 from rlsys.errors import RlsysError
 from rlsys.gang.engine import build_engine
@@ -29,7 +30,7 @@ class Share:
     num_tokens: tuple[int, ...]  # trained tokens of each minibatch, all ranks
     coefficients: Coefficients
     policy_version: int
-    num_groups: int
+    places: Sequence[Sequence[Place]]  # of every group's trajectories in the chunks
     has_reference: bool
     has_estimates: bool
 
@@ -75,14 +76,12 @@ class StepResult:
 
 
 def items_of(share: Share, arrays: Sequence[Any]) -> list[list[TrainItem]]:
-    """The share's rows with their arrays: trajectories of every group, then reference, then estimates, where given."""
-    size, taken = share.num_groups, 1
-    trajectories = arrays[:size]
-    references = estimates = None
-    if share.has_reference:
-        references, taken = arrays[taken * size : (taken + 1) * size], taken + 1
-    if share.has_estimates:
-        estimates = arrays[taken * size : (taken + 1) * size]
+    """The share's rows with their arrays: the chunks, then every group's reference, then its estimates, if given."""
+    size = len(share.places)
+    num_chunks = len(arrays) - size * (share.has_reference + share.has_estimates)
+    trajectories = picked(arrays[:num_chunks], share.places)
+    references = arrays[num_chunks : num_chunks + size] if share.has_reference else None
+    estimates = arrays[len(arrays) - size :] if share.has_estimates else None
 
     def item(row: ExperienceRow) -> TrainItem:
         return TrainItem(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlsys.batch import balance
+from rlsys.chunks import chunks_of
 from rlsys.config import ReferenceConfig
 from rlsys.reference.worker import REFERENCE_FILE, ReferenceWorker
 from rlsys.runtime.calls import gather
@@ -45,9 +46,8 @@ class ReferencePool:
         for (name, worker), share in zip(self._workers.items(), shares, strict=True):
             if not share:
                 continue
-            sums, *refs = worker.logprobs.options(num_returns=1 + len(share)).remote(
-                *(groups[i].trajectories for i in share)
-            )
+            chunks, places = chunks_of(groups[i].trajectories for i in share)
+            sums, *refs = worker.logprobs.options(num_returns=1 + len(share)).remote(places, *chunks)
             calls[name], taken[name] = sums, share
             for index, ref in zip(share, refs, strict=True):
                 out[index] = ref

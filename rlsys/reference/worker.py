@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlsys.algorithms import kl
+from rlsys.chunks import Place, picked
 from rlsys.config import ReferenceConfig
 from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, load_policy
@@ -44,13 +45,14 @@ class ReferenceWorker:
     def ping(self) -> None:
         """Answers once the worker is ready."""
 
-    def logprobs(self, *groups: Sequence[Trajectory]) -> list[Any]:
-        """Score whole groups.
+    def logprobs(self, places: Sequence[Sequence[Place]], *chunks: Sequence[Trajectory]) -> list[Any]:
+        """Score the groups whose trajectories lie at `places`.
 
         Returns: first the divergence of the policy that sampled, summed over each response, a list per group (none
         without a `divergence`: only a KL in the reward reads it); then a list per group of log-probabilities of its
         trajectories, [L] float32 each, 0 outside the loss mask.
         """
+        groups = picked(chunks, places)
         trajectories = [trajectory for group in groups for trajectory in group]
         owners = [number for number, group in enumerate(groups) for _ in group]
         token_rows = [TokenRow(t.token_ids, t.loss_mask, g) for g, t in zip(owners, trajectories, strict=True)]

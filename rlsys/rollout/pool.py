@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlsys.chunks import chunks_of, picked
 from rlsys.config import RolloutConfig
+from rlsys.errors import DeadlineError, RlsysError, WorkerError
 from rlsys.rollout.worker import LOADED_VERSION, RolloutWorker
-from rlsys.runtime.calls import fetch, gather
+from rlsys.runtime.calls import fetch, first_done, gather
 from rlsys.runtime.cluster import Cluster, Demand
-from rlsys.types import Prompt, RolloutGroup, Sampling, Trajectory
+from rlsys.types import GroupRequest, Prompt, RolloutGroup, Sampling, Trajectory, TrajectoryRef, TrajectorySummary
 
-MAX_CONCURRENT_GROUPS = 4096
-"""Calls that one worker holds at once; the engine's own scheduler decides what runs."""
+Sample = tuple[TrajectorySummary, TrajectoryRef]
+MAX_CONCURRENT_CALLS = 64
+"""That one worker answers at once: it sleeps in most of them."""
+POLL_S = 30.0
+LINGER_S = 1.0
+"""How long a worker gathers what finishes before it tells: a synchronous step needs the last response anyway."""
 
 
 class RolloutPool:
@@ -27,7 +34,7 @@ class RolloutPool:
         self.workers_per_engine = config.tensor_parallel_size
         self._workers = {
             demand.name: cluster.start(
-                RolloutWorker, demand, index, config, *worker_args, max_concurrency=MAX_CONCURRENT_GROUPS
+                RolloutWorker, demand, index, config, *worker_args, max_concurrency=MAX_CONCURRENT_CALLS
             )
             for index, demand in enumerate(demands)
         }
@@ -39,23 +46,31 @@ class RolloutPool:
         gather(calls, what="starting the engines", deadline_s=deadline_s)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, policy_version: int) -> list[RolloutGroup]:
-        """Sample every prompt under `policy_version`; returns one group a prompt, in order."""
-        workers = itertools.cycle(self._workers.items())
-        calls, trajectories = {}, []
-        for index, prompt in enumerate(prompts):
-            name, worker = next(workers)
-            summary, tokens = worker.generate.options(num_returns=2).remote(prompt, sampling, policy_version)
-            calls[f"{name} (prompt {prompt.index}, #{index})"] = summary
-            trajectories.append(tokens)
-        summaries = gather(calls, what="rollout", deadline_s=self._config.deadline_s)
-        return [
-            RolloutGroup(next(self._group_ids), prompt, tokens, summary)
-            for prompt, tokens, summary in zip(prompts, trajectories, summaries.values(), strict=True)
-        ]
+        """Sample every prompt under `policy_version`; waits for all and returns one group a prompt, in order."""
+        end = time.monotonic() + self._config.deadline_s
+        requests = [GroupRequest(next(self._group_ids), 0, p.index, p.token_ids, sampling) for p in prompts]
+        names = list(self._workers)
+        shares = {name: requests[first :: len(names)] for first, name in enumerate(names)}
+        calls = {name: self._workers[name].submit.remote(share, policy_version) for name, share in shares.items()}
+        gather(calls, what="rollout", deadline_s=self._config.deadline_s)
+        try:
+            samples = self._collect(shares, end)
+        except RlsysError:
+            for name, share in shares.items():
+                self._workers[name].cancel.remote([request.group_id for request in share])
+            raise
+        groups = []
+        for prompt, request in zip(prompts, requests, strict=True):
+            found = [samples[request.group_id, number] for number in range(sampling.samples_per_prompt)]
+            summaries, places = zip(*found, strict=True)
+            groups.append(RolloutGroup(request.group_id, prompt, places, summaries))
+        return groups
 
     def trajectories(self, group: RolloutGroup) -> list[Trajectory]:
         """A group's token arrays, on the driver: for writing down what went wrong, not for training."""
-        return fetch(group.trajectories, who=f"group {group.group_id}", what="reading trajectories")
+        chunks, places = chunks_of([group.trajectories])
+        who = f"group {group.group_id}"
+        return picked([fetch(chunk, who=who, what="reading trajectories") for chunk in chunks], places)[0]
 
     def stop(self, deadline_s: float) -> None:
         """Shut every engine down."""
@@ -73,3 +88,25 @@ class RolloutPool:
             name: worker.receive_weights.remote(dict(update_info), policy_version)
             for name, worker in self._workers.items()
         }
+
+    def _collect(self, shares: Mapping[str, Sequence[GroupRequest]], end: float) -> dict[tuple[int, int], Sample]:
+        """Listen to every worker until all its samples are there, by group and number."""
+        samples: dict[tuple[int, int], Sample] = {}
+        missing = {name: sum(r.sampling.samples_per_prompt for r in share) for name, share in shares.items()}
+        polls: dict[Any, tuple[str, Any]] = {}
+        while any(missing.values()):
+            listened_to = {name for name, _ in polls.values()}
+            for name in (name for name, number in missing.items() if number and name not in listened_to):
+                told, chunk = self._workers[name].finished.options(num_returns=2).remote(POLL_S, LINGER_S)
+                polls[told] = (name, chunk)
+            told = first_done(polls, end)
+            if told is None:
+                late = ", ".join(f"{name} ({number} responses)" for name, number in sorted(missing.items()) if number)
+                raise DeadlineError(f"rollout: no answer within {self._config.deadline_s:g} s from {late}")
+            name, chunk = polls.pop(told)
+            for index, finished in enumerate(fetch(told, who=name, what="rollout")):
+                if finished.summary is None:
+                    raise WorkerError(f"rollout: {name} failed: {finished.error}")
+                samples[finished.group_id, finished.sample] = (finished.summary, TrajectoryRef(chunk, index))
+                missing[name] -= 1
+        return samples

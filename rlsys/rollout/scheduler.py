@@ -1,31 +1,61 @@
-"""Engine schedulers that hand out a response once, when it is finished.
+"""Engine schedulers that hand out a response once, when it is finished, and say which weights each token is of.
 
 vLLM's send every token of every request to the front end as it is sampled: at small models that traffic (three arrays a
 token, packed and unpacked) costs a tenth of the rollout. Nobody reads the tokens before the last one is there.
 
-A response is credited to the policy version at its end, so none may run across a weight update: RolloutWorker sees to
-that.
+vLLM credits what arrives at the front end to the version the weights have then: with whole responses that is the last
+one for every token. So the scheduler counts. Weights change only while generation is paused, and a pause is complete
+only when the results of all steps are in, also of those that were scheduled ahead: what the scheduler takes in between
+two resumptions was sampled under one set of weights, an epoch. The worker knows which policy version an epoch had.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import LogprobsLists
+from vllm.v1.request import Request
+
+from rlsys.rollout.trajectory import EPOCHS
+
+Part = tuple[int, EngineCoreOutput]
+"""What one step gave to a request, after the epoch of the step."""
 
 
 class _WholeResponses:
-    """Mixin: keeps the parts of a response until the last one."""
+    """Mixin: keeps the parts of a response until the last one, each with its epoch; and gives cache salts by epoch.
 
-    requests: dict[str, Any]
+    A request's salt is the epoch in which its prefill began: it finds no prefix that was computed under older weights,
+    also when it was sent before an update and had to wait. While it holds a cache it keeps its salt.
+    """
+
+    requests: dict[str, Request]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._held: dict[str, list[EngineCoreOutput]] = {}
+        self._held: dict[str, list[Part]] = {}
+        self._epoch = 0
+
+    def add_request(self, request: Request) -> None:
+        """Take a request in; the front end's salt may be out of date by now."""
+        _give_salt(request, self._epoch)
+        super().add_request(request)  # type: ignore[misc]
+
+    def set_pause_state(self, pause_state: PauseState) -> None:
+        """Resuming begins the next epoch."""
+        if pause_state == PauseState.UNPAUSED and self.pause_state != PauseState.UNPAUSED:  # type: ignore[attr-defined]
+            self._epoch += 1
+            for request in self.requests.values():
+                if request.num_computed_tokens == 0:
+                    _give_salt(request, self._epoch)
+        super().set_pause_state(pause_state)  # type: ignore[misc]
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, EngineCoreOutputs]:
         """What the step gave, without the parts of responses that are not finished."""
@@ -36,10 +66,10 @@ class _WholeResponses:
             self._held = {name: parts for name, parts in self._held.items() if name in self.requests}
         return by_client
 
-    def _hold(self, part: EngineCoreOutput) -> EngineCoreOutput | None:
-        parts = self._held.setdefault(part.request_id, [])
-        parts.append(part)
-        return joined(self._held.pop(part.request_id)) if part.finished else None
+    def _hold(self, output: EngineCoreOutput) -> EngineCoreOutput | None:
+        parts = self._held.setdefault(output.request_id, [])
+        parts.append((self._epoch, output))
+        return joined(self._held.pop(output.request_id)) if output.finished else None
 
 
 class WholeResponseScheduler(_WholeResponses, Scheduler):
@@ -50,16 +80,28 @@ class WholeResponseAsyncScheduler(_WholeResponses, AsyncScheduler):
     """For GPUs: the next step is scheduled while this one runs."""
 
 
-def joined(parts: list[EngineCoreOutput]) -> EngineCoreOutput:
+def joined(parts: Sequence[Part]) -> EngineCoreOutput:
     """One output with the tokens and log-probabilities of all parts, in order; the rest is the last part's."""
-    whole = parts[-1]
-    whole.new_token_ids = [token for part in parts for token in part.new_token_ids]
-    rows = [part.new_logprobs for part in parts if part.new_logprobs is not None]
+    outputs = [output for _, output in parts]
+    whole = outputs[-1]
+    by_epoch = itertools.groupby(parts, key=lambda part: part[0])
+    counts = [[epoch, sum(len(output.new_token_ids) for _, output in same)] for epoch, same in by_epoch]
+    whole.kv_transfer_params = {**(whole.kv_transfer_params or {}), EPOCHS: [pair for pair in counts if pair[1]]}
+    whole.new_token_ids = [token for output in outputs for token in output.new_token_ids]
+    rows = [output.new_logprobs for output in outputs if output.new_logprobs is not None]
     if rows:
         whole.new_logprobs = LogprobsLists(
             np.concatenate([row.logprob_token_ids for row in rows]),
             np.concatenate([row.logprobs for row in rows]),
             np.concatenate([row.sampled_token_ranks for row in rows]),
         )
-    whole.prefill_stats = parts[0].prefill_stats
+    whole.prefill_stats = outputs[0].prefill_stats
     return whole
+
+
+def _give_salt(request: Request, epoch: int) -> None:
+    """Hashes of a request's blocks begin with its salt: a new one means to hash them again."""
+    if request.cache_salt != str(epoch):
+        request.cache_salt = str(epoch)
+        request.block_hashes.clear()
+        request.update_block_hashes()

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from rlsys.config import RolloutConfig
 from rlsys.errors import WorkerError
+from rlsys.rollout.outbox import Outbox
+from rlsys.rollout.trajectory import summary_of, trajectory_of
 from rlsys.runtime.garbage import freeze_started
-from rlsys.types import Prompt, Sampling, Trajectory, TrajectorySummary, VersionSpan
+from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
 
 LOADED_VERSION = -1
 """Policy version of weights read from `model.path`, before any broadcast."""
 
 
-class RolloutWorker:
-    """Token ids in, token ids and processed log-probabilities out.
+TRANSFER_POLL_S = 0.01
+"""Between two looks at a transfer that goes on beside generation; an engine answers between its steps."""
 
-    The engine refuses to sample under any policy version but the expected one, so weights that did not arrive cannot
-    go unnoticed.
+
+class RolloutWorker:
+    """Token ids in, token ids and processed log-probabilities out: `submit`, then `finished` until all is told.
+
+    Requests are refused when the weights are older than the caller believes, so a broadcast that did not arrive cannot
+    go unnoticed. A newer one is no fault: weights change while requests run, and every token has its version.
     """
 
     def __init__(
@@ -41,9 +46,10 @@ class RolloutWorker:
         self._backend = backend
         self._seed = seed
         self._trust_remote_code = trust_remote_code
-        self._version = LOADED_VERSION
-        self._requests = 0
-        self._running = 0
+        self._versions = [LOADED_VERSION]  # of every epoch, as the scheduler counts them; the last is served now
+        self._tasks: dict[int, set[asyncio.Task[None]]] = {}  # by group
+        self._outbox = Outbox()
+        self._failed_update: str | None = None
 
     async def start(self) -> None:
         """Build the engine; answers once it can serve."""
@@ -78,7 +84,6 @@ class RolloutWorker:
             **memory,
         )
         self._engine = AsyncLLM.from_engine_args(arguments)
-        await self._engine.update_weight_version(str(LOADED_VERSION))
         model_config = self._engine.vllm_config.model_config.hf_config
         eos = getattr(model_config, "eos_token_id", None)
         self._eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
@@ -90,38 +95,122 @@ class RolloutWorker:
 
         await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
-    async def receive_weights(self, update_info: dict[str, Any], policy_version: int) -> None:
-        """Take one broadcast: pause, receive, drop every cached prefix, resume."""
-        if self._running:
+    async def receive_weights(self, update_info: dict[str, Any], policy_version: int) -> dict[str, float]:
+        """Take one broadcast, also while requests run: they go on under the new weights.
+
+        With gloo the bytes arrive while the engine generates. It pauses to load them, or, when there is nothing to
+        generate, from the first bucket on, so that loading overlaps with the rest of the transfer.
+
+        Returns: seconds that generation stood still, that the transfer took, and that loading took without waiting for
+        the transfer (with nccl and ipc they are one, and counted as both).
+        """
+        engine, keep = self._engine, self._config.inflight_kv == "keep"
+        if self._backend == "gloo":
+            await self._begin_transfer(update_info)
+        # Not `pause_generation`: it sleeps for 20 ms after the engine has come to rest.
+        await engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=not keep)
+        paused = time.perf_counter()
+        try:
+            times = await self._load(update_info)
+        except Exception as error:
+            # Old and new layers side by side: nothing may be sampled from them any more, so the engine stays paused.
+            self._failed_update = f"{type(error).__name__}: {error}"
             raise WorkerError(
-                f"rollout/{self._index}: {self._running} prompts are still being answered; an update now would credit "
-                "their responses to a policy that sampled only part of them"
-            )
+                f"rollout/{self._index} could not load policy version {policy_version}: {error}"
+            ) from error
+        self._versions.append(policy_version)  # before resuming: responses of the new epoch look it up
+        await engine.resume_generation()
+        return {"stalled_s": time.perf_counter() - paused, **times}
+
+    async def submit(self, requests: Sequence[GroupRequest], policy_version: int) -> None:
+        """Start sampling every request; answers come through `finished`."""
+        who, version = f"rollout/{self._index}", self._versions[-1]
+        if self._failed_update is not None:
+            raise WorkerError(f"{who} has no whole weights since an update failed: {self._failed_update}")
+        if version < policy_version:
+            raise WorkerError(f"{who} holds policy version {version}, version {policy_version} was expected")
+        for request in requests:
+            params = self._params(request.sampling)
+            for sample in range(request.sampling.samples_per_prompt):
+                self._start(request, sample, params)
+
+    async def finished(self, max_wait_s: float, linger_s: float) -> tuple[list[Finished], list[Trajectory | None]]:
+        """What has finished since the last call, as `Outbox.take` waits for it; two lists of the same length.
+
+        To be called for two objects: what the driver reads, and the token arrays it does not (None where a request
+        failed).
+        """
+        answers = await self._outbox.take(max_wait_s, linger_s)
+        return [finished for finished, _ in answers], [trajectory for _, trajectory in answers]
+
+    async def cancel(self, group_ids: Collection[int]) -> None:
+        """Stop sampling these groups; nothing of them is reported any more."""
+        tasks = [task for group_id in group_ids for task in self._tasks.get(group_id, ())]
+        for task in tasks:
+            task.cancel()  # vLLM aborts the request in its engine
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._outbox.drop(set(group_ids))
+
+    async def stop(self) -> None:
+        """Shut the engine's processes down."""
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
+
+    async def _begin_transfer(self, update_info: Mapping[str, Any]) -> None:
+        """Returns when the bytes are there, or earlier when nothing is left to generate meanwhile."""
+        await self._engine.collective_rpc("begin_transfer", args=(update_info,))
+        try:
+            while self._outbox.num_running and not all(await self._engine.collective_rpc("is_transfer_done")):
+                await asyncio.sleep(TRANSFER_POLL_S)
+        except Exception as error:  # the engine has lost nothing: it goes on with the weights it has
+            raise WorkerError(f"rollout/{self._index} received no weights: {error}") from error
+
+    async def _load(self, update_info: Mapping[str, Any]) -> dict[str, float]:
+        """The paused engine's part of an update."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        engine = self._engine
-        await engine.pause_generation(mode="keep", clear_cache=True)
-        await engine.start_weight_update()
-        await engine.update_weights(WeightTransferUpdateRequest(update_info=update_info))
-        await engine.finish_weight_update(weight_version=str(policy_version))
-        if not await engine.reset_prefix_cache(reset_running_requests=True):
-            raise WorkerError(f"rollout/{self._index}: the prefix cache could not be reset after a broadcast")
-        await engine.resume_generation()
-        self._version = policy_version
+        started = time.perf_counter()
+        await self._engine.start_weight_update()
+        await self._engine.update_weights(WeightTransferUpdateRequest(update_info=dict(update_info)))
+        received_s = time.perf_counter() - started
+        await self._engine.finish_weight_update()
+        loaded_s = time.perf_counter() - started
+        if self._backend != "gloo":
+            return {"transfer_s": received_s, "reload_s": loaded_s}
+        per_rank = await self._engine.collective_rpc("transfer_times")
+        transfer_s, waited_s = (max(times) for times in zip(*per_rank, strict=True))
+        return {"transfer_s": transfer_s, "reload_s": loaded_s - waited_s}
 
-    async def generate(
-        self, prompt: Prompt, sampling: Sampling, expected_version: int
-    ) -> tuple[tuple[TrajectorySummary, ...], list[Trajectory]]:
-        """Sample `sampling.samples_per_prompt` responses to one prompt."""
+    async def _answer(self, request: GroupRequest, sample: int, params: Any) -> None:
+        """Sample one response and leave it in the outbox; whatever goes wrong is the answer then."""
+        key = (request.group_id, request.attempt, sample)
+        try:
+            answer = await self._sampled(request, params, f"{self._index}-{'-'.join(map(str, key))}")
+            trajectory = trajectory_of(request.token_ids, answer, self._versions, self._index)
+        except Exception as error:
+            cause = error.__cause__ or error  # vLLM's own wrapper says nothing
+            self._outbox.put(Finished(*key, summary=None, error=f"{type(cause).__name__}: {cause}"), None)
+        else:
+            self._outbox.put(Finished(*key, summary_of(trajectory)), trajectory)
+
+    async def _sampled(self, request: GroupRequest, params: Any, name: str) -> Any:
+        from vllm.inputs import tokens_input
+
+        # The salt keeps prefixes of other weights away; the scheduler knows better when an update comes in between.
+        prompt = tokens_input(request.token_ids.tolist(), cache_salt=str(len(self._versions) - 1))
+        final = None
+        async for output in self._engine.generate(prompt, params, request_id=name):
+            final = output
+        if final is None:
+            raise WorkerError("the engine gave no output")
+        return final
+
+    def _params(self, sampling: Sampling) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        if self._version != expected_version:
-            raise WorkerError(
-                f"rollout/{self._index} holds policy version {self._version}, version {expected_version} was expected"
-            )
-        params = SamplingParams(
-            n=sampling.samples_per_prompt,
+        return SamplingParams(
             temperature=sampling.temperature,
             max_tokens=sampling.max_response_tokens,
             ignore_eos=sampling.ignore_eos,
@@ -131,64 +220,17 @@ class RolloutWorker:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self._requests += 1
-        request = {"prompt_token_ids": prompt.token_ids.tolist(), "cache_salt": f"v{self._version}"}
-        final = None
-        self._running += 1
-        try:
-            async for output in self._engine.generate(request, params, request_id=f"{self._index}-{self._requests}"):
-                final = output
-        finally:
-            self._running -= 1
-        if final is None:
-            raise WorkerError(f"rollout/{self._index}: the engine gave no output for prompt {prompt.index}")
-        trajectories = [self._trajectory(prompt, sample) for sample in sorted(final.outputs, key=lambda o: o.index)]
-        return tuple(_summary(trajectory) for trajectory in trajectories), trajectories
 
-    async def stop(self) -> None:
-        """Shut the engine's processes down."""
-        engine = getattr(self, "_engine", None)
-        if engine is not None:
-            await asyncio.to_thread(engine.shutdown)
+    def _start(self, request: GroupRequest, sample: int, params: Any) -> None:
+        tasks = self._tasks.setdefault(request.group_id, set())
+        task = asyncio.create_task(self._answer(request, sample, params))
+        tasks.add(task)
+        self._outbox.started()
 
-    def _trajectory(self, prompt: Prompt, sample: Any) -> Trajectory:
-        response = np.asarray(sample.token_ids, dtype=np.int32)
-        logprobs = np.asarray(_sampled_logprobs(sample), dtype=np.float32)
-        if len(logprobs) != len(response):
-            raise WorkerError(
-                f"rollout/{self._index}: {len(response)} tokens but {len(logprobs)} log-probabilities for prompt "
-                f"{prompt.index}"
-            )
-        start = len(prompt.token_ids)
-        return Trajectory(
-            token_ids=np.concatenate([prompt.token_ids, response]),
-            loss_mask=np.arange(start + len(response)) >= start,
-            behavior_logprobs=np.concatenate([np.zeros(start, dtype=np.float32), logprobs]),
-            versions=self._spans(sample, start, len(response)),
-            finish_reason="length" if sample.finish_reason == "length" else "stop",
-            engine=self._index,
-        )
+        def end(ended: asyncio.Task[None]) -> None:
+            self._outbox.ended()
+            tasks.discard(ended)
+            if not tasks:
+                self._tasks.pop(request.group_id, None)
 
-    def _spans(self, sample: Any, start: int, length: int) -> tuple[VersionSpan, ...]:
-        """The engine's own account of which policy version sampled which tokens."""
-        spans = sample.weight_versions
-        if not spans:
-            return (VersionSpan(self._version, start, start + length),)
-        return tuple(VersionSpan(int(span.version), start + span.start, start + span.end) for span in spans)
-
-
-def _sampled_logprobs(sample: Any) -> Sequence[float]:
-    """The sampled token's log-probability at each position; with `logprobs=0` it comes first at its position."""
-    flat = sample.logprobs
-    return [flat.logprobs[start] for start in flat.start_indices]
-
-
-def _summary(trajectory: Trajectory) -> TrajectorySummary:
-    return TrajectorySummary(
-        num_tokens=trajectory.num_tokens,
-        num_response_tokens=int(trajectory.loss_mask.sum()),
-        finish_reason=trajectory.finish_reason,
-        policy_version=min(span.policy_version for span in trajectory.versions),
-        engine=trajectory.engine,
-        is_finite=bool(np.isfinite(trajectory.behavior_logprobs).all()),
-    )
+        task.add_done_callback(end)  # also of a task that is cancelled before it begins

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -47,6 +47,12 @@ def gather(calls: Mapping[K, ray.ObjectRef], *, what: str, deadline_s: float) ->
         late = ", ".join(sorted(str(owners[ref]) for ref in pending))
         raise DeadlineError(f"{what}: no answer within {deadline_s:g} s from {late}")
     return {key: results[key] for key in calls}
+
+
+def first_done(refs: Iterable[ray.ObjectRef], end: float) -> ray.ObjectRef | None:
+    """One of `refs` whose call has finished, however; None when none has by `end` (of `time.monotonic`)."""
+    ready, _ = ray.wait(list(refs), num_returns=1, timeout=max(0.0, end - time.monotonic()))
+    return ready[0] if ready else None
 
 
 def _most_telling(failures: Sequence[RlsysError]) -> RlsysError:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlsys.batch import balance
+from rlsys.chunks import chunks_of
 from rlsys.config import ScoringConfig
 from rlsys.runtime.calls import gather
 from rlsys.runtime.cluster import Cluster, Demand
@@ -32,7 +33,8 @@ class RewardPool:
         for (name, worker), share in zip(self._workers.items(), shares, strict=True):
             if share:
                 chosen = [groups[i] for i in share]
-                calls[name] = worker.score.remote([g.prompt for g in chosen], step, *(g.trajectories for g in chosen))
+                chunks, places = chunks_of(group.trajectories for group in chosen)
+                calls[name] = worker.score.remote([group.prompt for group in chosen], step, places, *chunks)
                 taken[name] = share
         out: list[list[Reward]] = [[] for _ in groups]
         logged: dict[str, list[float]] = {}

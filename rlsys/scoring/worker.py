@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from rlsys.chunks import Place, picked
 from rlsys.config import ScoringConfig
 from rlsys.models.resolve import load_tokenizer
 from rlsys.runtime.garbage import freeze_started
@@ -35,9 +36,10 @@ class RewardWorker:
             process.start()
 
     def score(
-        self, prompts: Sequence[Prompt], step: int, *groups: Sequence[Trajectory]
+        self, prompts: Sequence[Prompt], step: int, places: Sequence[Sequence[Place]], *chunks: Sequence[Trajectory]
     ) -> tuple[list[list[Reward]], dict[str, float]]:
-        """Rewards of each group's trajectories (same nesting as `groups`), and the mean of every logged metric."""
+        """Rewards of each group's trajectories (same nesting as `places`), and the mean of every logged metric."""
+        groups = picked(chunks, places)
         request = self._request(prompts, step, groups)
         answers = {label: process.score(request) for label, process in self._processes.items()}
         rewards = []

@@ -50,11 +50,18 @@ def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def unpack(buffer: torch.Tensor, bucket: Sequence[Entry]) -> list[tuple[str, torch.Tensor]]:
     """Named tensors out of one bucket; each owns its storage, so that the buffer may be reused."""
+    return [(name, tensor.clone()) for name, tensor in views(buffer, bucket)]
+
+
+def views(buffer: torch.Tensor, bucket: Sequence[Entry]) -> list[tuple[str, torch.Tensor]]:
+    """Named tensors inside one bucket; one that does not begin at a multiple of its element's size is a copy."""
     parts = buffer.split([entry.num_bytes for entry in bucket])
-    return [
-        (entry.name, part.clone().view(entry.dtype).view(entry.shape))
-        for entry, part in zip(bucket, parts, strict=True)
-    ]
+    return [(entry.name, _typed(part, entry)) for entry, part in zip(bucket, parts, strict=True)]
+
+
+def _typed(part: torch.Tensor, entry: Entry) -> torch.Tensor:
+    is_aligned = part.storage_offset() % entry.dtype.itemsize == 0
+    return (part if is_aligned else part.clone()).view(entry.dtype).view(entry.shape)
 
 
 def to_update_info(manifest: Manifest) -> dict[str, Any]:

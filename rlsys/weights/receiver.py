@@ -15,7 +15,8 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 
 from rlsys.orphans import exit_with_parent
 from rlsys.weights.gloo import GlooChannel
-from rlsys.weights.manifest import Entry, buckets, unpack
+from rlsys.weights.inbox import Inbox
+from rlsys.weights.manifest import Entry, buckets, views
 
 
 @dataclass(kw_only=True)
@@ -35,6 +36,7 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
 
     init_info_cls = GlooInitInfo
     _channel: GlooChannel | None = None
+    _inbox: Inbox | None = None
 
     def init_transfer_engine(self, init_info: Any) -> None:
         """Join the broadcast group; blocks until the learner and every other engine have joined."""
@@ -47,18 +49,28 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
             init_info.deadline_s,
         )
 
-    def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
-        """Take every bucket of one broadcast and hand its parameters to the layerwise reload."""
+    def begin(self, update_info: dict[str, Any]) -> None:
+        """Start to receive one broadcast beside whatever the engine does."""
         if self._channel is None:
             raise RuntimeError("the weight channel is not open: init_transfer_engine has not run")
+        info = self.parse_update_info(update_info)
         manifest = [
             Entry(name, getattr(torch, dtype), tuple(shape))
-            for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
+            for name, dtype, shape in zip(info.names, info.dtype_names, info.shapes, strict=True)
         ]
-        for bucket in buckets(manifest, self._bucket_bytes):
-            buffer = torch.empty(sum(entry.num_bytes for entry in bucket), dtype=torch.uint8)
-            self._channel.broadcast(buffer)
-            self.model.load_weights(unpack(buffer, bucket))
+        self._inbox = Inbox(self._channel, buckets(manifest, self._bucket_bytes))
+
+    @property
+    def inbox(self) -> Inbox:
+        """The broadcast that was begun last."""
+        if self._inbox is None:
+            raise RuntimeError("no transfer was begun")
+        return self._inbox
+
+    def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
+        """Hand the parameters of the broadcast that was begun to the layerwise reload, as they come in."""
+        for bucket, buffer in self.inbox:
+            self.model.load_weights(views(buffer, bucket))
 
     def finish_weight_update(self) -> None:
         super().finish_weight_update()
@@ -85,7 +97,25 @@ def repack_tied_head(model: torch.nn.Module) -> None:
 
 
 class WeightReceiver:
-    """vLLM mixes this into its worker class; importing the module is what registers the backend."""
+    """vLLM mixes this into its worker class: what a rollout worker asks of the gloo backend beyond vLLM's protocol.
+
+    Importing the module is what registers the backend.
+    """
+
+    weight_transfer_engine: GlooWeightTransferEngine
+
+    def begin_transfer(self, update_info: dict[str, Any]) -> None:
+        """Start to receive a broadcast; returns at once."""
+        self.weight_transfer_engine.begin(update_info)
+
+    def is_transfer_done(self) -> bool:
+        """Whether all of it is here. Raises what the transfer failed of."""
+        return self.weight_transfer_engine.inbox.is_done()
+
+    def transfer_times(self) -> tuple[float, float]:
+        """Seconds that the last transfer took, and that loading waited for it."""
+        inbox = self.weight_transfer_engine.inbox
+        return inbox.transfer_s, inbox.waited_s
 
 
 if "gloo" not in WeightTransferEngineFactory._registry:

@@ -24,6 +24,7 @@ from rlsys.types import (
     RewardPart,
     RolloutGroup,
     Trajectory,
+    TrajectoryRef,
     TrajectorySummary,
 )
 
@@ -58,7 +59,9 @@ def groups() -> tuple[list[RolloutGroup], list[list[Reward]], tuple[Any, ...]]:
             trajectories.append(Trajectory(ids, mask, said, (), "stop", 0))
         summaries = tuple(TrajectorySummary(4 + length, length, "stop", 0, 0) for length in lengths)
         prompt = Prompt(number, "", np.ones(4, dtype=np.int32))
-        made.append(RolloutGroup(number, prompt, ray.put(trajectories), summaries))
+        chunk = ray.put(trajectories)
+        places = tuple(TrajectoryRef(chunk, index) for index in range(len(trajectories)))
+        made.append(RolloutGroup(number, prompt, places, summaries))
         outcome = ["ok" if total is not None else "error" for total in totals]
         rewards.append(
             [Reward(t, {"r": RewardPart(t, o)}, o) for t, o in zip(totals, outcome, strict=True)]  # type: ignore[arg-type]

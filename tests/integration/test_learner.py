@@ -17,7 +17,7 @@ from rlsys.learner.group import LearnerGroup
 from rlsys.learner.worker import LearnerSetup
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.placement import demands
-from rlsys.types import Coefficients, Experience, ExperienceRow, Trajectory, VersionSpan
+from rlsys.types import Coefficients, Experience, ExperienceRow, Trajectory, TrajectoryRef, VersionSpan
 from tests.integration.runs import call_worker
 
 LENGTHS = [5, 9, 14, 7, 11, 6, 16, 8]
@@ -96,10 +96,11 @@ def experience(num_minibatches: int = 1, given: list[Trajectory] | None = None) 
         minibatches.append(
             tuple(ExperienceRow(i, 0, i, ADVANTAGES[i], weight, 4 + LENGTHS[i], LENGTHS[i]) for i in chosen)
         )
+    chunk = ray.put(given)
     ref = [np.where(t.loss_mask, -2.5, 0.0).astype(np.float32) for t in given]
     return Experience(
         minibatches=tuple(minibatches),
-        trajectories=(ray.put(given),),
+        trajectories=(tuple(TrajectoryRef(chunk, index) for index in range(len(given))),),
         ref_logprobs=(ray.put(ref),),
         estimates=None,
         policy_version=0,

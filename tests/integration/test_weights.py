@@ -120,11 +120,9 @@ class _broadcast_only:  # noqa: N801 - reads as a statement
 
 
 def test_versions_travel_with_the_tokens(run: Run, tmp_path: Path) -> None:
-    import ray
-
     run.weights.broadcast(2000)
     group = run.rollout.generate(run.prompts.take(1), run.sampling, 2000)[0]
-    for trajectory in ray.get(group.trajectories):
+    for trajectory in run.rollout.trajectories(group):
         assert {span.policy_version for span in trajectory.versions} == {2000}
         covered = sum(span.end - span.start for span in trajectory.versions)
         assert covered == int(trajectory.loss_mask.sum()) == len(trajectory.response_ids)

@@ -26,7 +26,9 @@ def trajectory(length: int) -> Trajectory:
 
 
 def test_the_divergence_is_summed_over_each_response(worker: ReferenceWorker) -> None:
-    sums, first, second = worker.logprobs([trajectory(3), trajectory(1)], [trajectory(2)])
+    # The first group's trajectories lie in two chunks, the second chunk begins with another group's.
+    chunks = [[trajectory(3)], [trajectory(2), trajectory(1)]]
+    sums, first, second = worker.logprobs([[(0, 0), (1, 1)], [(1, 0)]], *chunks)
     for group, rows, lengths in ((sums[0], first, (3, 1)), (sums[1], second, (2,))):
         for total, row, length in zip(group, rows, lengths, strict=True):
             assert row.shape == (2 + length,)
@@ -35,7 +37,7 @@ def test_the_divergence_is_summed_over_each_response(worker: ReferenceWorker) ->
 
 def test_without_a_divergence_none_is_computed(model_folder: Path) -> None:
     worker = ReferenceWorker(ReferenceConfig(), str(model_folder), "float32", 1.0, None, False)
-    sums, rows = worker.logprobs([trajectory(3)])
+    sums, rows = worker.logprobs([[(0, 0)]], [trajectory(3)])
     assert sums == []
     assert rows[0].shape == (5,)
 

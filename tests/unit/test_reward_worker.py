@@ -60,7 +60,8 @@ def test_a_call_of_two_groups(tmp_path: Path, tokenizer: Any, model_folder: Path
         prompt([{"role": "user", "content": "2+2"}], answer="4"),  # this row has no `level`
     ]
     groups = [[trajectory(tokenizer, "2<end>"), trajectory(tokenizer, "33")], [trajectory(tokenizer, "4<end>")]]
-    scored, logged = worker.score(prompts, 5, *groups)
+    chunks = [[groups[1][0], groups[0][0]], [groups[0][1]]]  # as they came out of the engines
+    scored, logged = worker.score(prompts, 5, [[(0, 1), (1, 0)], [(0, 0)]], *chunks)
     assert [[reward.response for reward in group] for group in scored] == [["2", "33"], ["4"]]
     # `seen` gives the number of response tokens at half weight, exact_match ten times 0 or 1.
     assert [[reward.total for reward in group] for group in scored] == [[11.0, 1.0], [10.0]]

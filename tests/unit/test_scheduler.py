@@ -1,7 +1,8 @@
-"""Parts of a response become one output; nothing goes out before the last part."""
+"""Parts of a response become one output, nothing goes out before the last, every token is credited to its epoch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import LogprobsLists
 
 from rlsys.rollout.scheduler import _WholeResponses, joined
+from rlsys.rollout.trajectory import EPOCHS
 
 
 def part(request: str, tokens: list[int], *, last: bool = False) -> EngineCoreOutput:
@@ -22,41 +25,110 @@ def part(request: str, tokens: list[int], *, last: bool = False) -> EngineCoreOu
     return EngineCoreOutput(request, tokens, logprobs, finish_reason=FinishReason.LENGTH if last else None)
 
 
+class Request:
+    """Stands for vLLM's: hashes of blocks begin with the salt."""
+
+    def __init__(self, salt: str | None = "0", computed: int = 0) -> None:
+        self.cache_salt = salt
+        self.num_computed_tokens = computed
+        self.block_hashes = [f"{salt}-a", f"{salt}-b"]
+
+    def update_block_hashes(self) -> None:
+        assert self.block_hashes == []
+        self.block_hashes += [f"{self.cache_salt}-a", f"{self.cache_salt}-b"]
+
+
 class Steps:
     """Stands for vLLM's scheduler: gives out what the test says each step sampled."""
 
+    pause_state = PauseState.UNPAUSED
+
     def __init__(self) -> None:
-        self.requests: dict[str, Any] = {"a": None, "b": None}
+        self.requests: dict[str, Any] = {"a": Request(), "b": Request()}
+
+    def add_request(self, request: Request) -> None:
+        self.requests[f"added {len(self.requests)}"] = request
+
+    def set_pause_state(self, pause_state: PauseState) -> None:
+        self.pause_state = pause_state
 
     def update_from_output(self, parts: list[EngineCoreOutput]) -> dict[int, EngineCoreOutputs]:
         return {0: EngineCoreOutputs(outputs=list(parts))}
 
 
 class Whole(_WholeResponses, Steps):
-    pass
+    def step(self, *parts: EngineCoreOutput) -> list[EngineCoreOutput]:
+        outputs: list[EngineCoreOutput] = self.update_from_output(list(parts))[0].outputs
+        return outputs
+
+    def update_weights(self, *in_flight: EngineCoreOutput) -> list[EngineCoreOutput]:
+        """A pause during which steps that were scheduled ahead still end."""
+        self.set_pause_state(PauseState.PAUSED_ALL)
+        outputs = self.step(*in_flight)
+        self.set_pause_state(PauseState.UNPAUSED)
+        return outputs
+
+
+def epochs(output: EngineCoreOutput) -> Sequence[Sequence[int]]:
+    assert output.kv_transfer_params is not None
+    found: Sequence[Sequence[int]] = output.kv_transfer_params[EPOCHS]
+    return found
 
 
 def test_parts_are_joined_in_order() -> None:
-    whole = joined([part("a", [5]), part("a", [6, 7]), part("a", [8], last=True)])
+    whole = joined([(0, part("a", [5])), (0, part("a", [6, 7])), (2, part("a", [8], last=True))])
     assert whole.new_token_ids == [5, 6, 7, 8]
     assert whole.new_logprobs is not None
     assert whole.new_logprobs.logprobs.tolist() == [[-5.0], [-6.0], [-7.0], [-8.0]]
     assert whole.new_logprobs.sampled_token_ranks.tolist() == [15, 16, 17, 18]
     assert whole.finish_reason == FinishReason.LENGTH
+    assert epochs(whole) == [[0, 3], [2, 1]]
 
 
 def test_only_finished_responses_go_out() -> None:
     scheduler = Whole()
-    assert scheduler.update_from_output([part("a", [1]), part("b", [2])])[0].outputs == []
-    [finished] = scheduler.update_from_output([part("a", [3]), part("b", [4], last=True)])[0].outputs
+    assert scheduler.step(part("a", [1]), part("b", [2])) == []
+    [finished] = scheduler.step(part("a", [3]), part("b", [4], last=True))
     assert (finished.request_id, finished.new_token_ids) == ("b", [2, 4])
-    [finished] = scheduler.update_from_output([part("a", [5], last=True)])[0].outputs
-    assert (finished.request_id, finished.new_token_ids) == ("a", [1, 3, 5])
+    [finished] = scheduler.step(part("a", [5], last=True))
+    assert (finished.request_id, finished.new_token_ids, epochs(finished)) == ("a", [1, 3, 5], [[0, 3]])
+
+
+def test_tokens_of_steps_in_flight_at_a_pause_belong_to_the_old_weights() -> None:
+    scheduler = Whole()
+    scheduler.step(part("a", [1]), part("b", [2]))
+    [finished] = scheduler.update_weights(part("a", [3]), part("b", [4], last=True))
+    assert epochs(finished) == [[0, 2]]
+    assert scheduler.update_weights() == []  # nothing was sampled between two updates
+    scheduler.step(part("a", [5]))
+    [finished] = scheduler.update_weights(part("a", [], last=True))
+    assert epochs(finished) == [[0, 2], [2, 1]]
+
+
+def test_only_resuming_begins_an_epoch() -> None:
+    scheduler = Whole()
+    scheduler.set_pause_state(PauseState.UNPAUSED)
+    scheduler.set_pause_state(PauseState.PAUSED_ALL)
+    scheduler.set_pause_state(PauseState.PAUSED_NEW)
+    [finished] = scheduler.step(part("a", [1], last=True))
+    assert epochs(finished) == [[0, 1]]
+
+
+def test_no_prefix_of_older_weights_is_found() -> None:
+    scheduler = Whole()
+    running, waiting = Request(computed=7), Request()
+    scheduler.requests = {"running": running, "waiting": waiting}
+    scheduler.update_weights()
+    late = Request("0")  # its salt was given before the update
+    scheduler.add_request(late)  # type: ignore[arg-type]
+    assert (running.cache_salt, running.block_hashes) == ("0", ["0-a", "0-b"])  # what it has computed is kept
+    for request in (waiting, late):
+        assert (request.cache_salt, request.block_hashes) == ("1", ["1-a", "1-b"])
 
 
 def test_an_aborted_request_is_forgotten() -> None:
     scheduler = Whole()
-    scheduler.update_from_output([part("a", [1]), part("b", [2])])
+    scheduler.step(part("a", [1]), part("b", [2]))
     del scheduler.requests["a"]
-    scheduler.update_from_output([part("b", [3])])
+    scheduler.step(part("b", [3]))
     assert list(scheduler._held) == ["b"]

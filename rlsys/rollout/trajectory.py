@@ -1,0 +1,73 @@
+"""From an engine's answer to a trajectory and its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlsys.errors import WorkerError
+from rlsys.types import Trajectory, TrajectorySummary, VersionSpan
+
+EPOCHS = "rlsys_epochs"
+"""Key of `[[epoch, number of tokens], ...]` among a response's `kv_transfer_params`, the one field of free form that
+vLLM carries from its scheduler to the front end; its own use of it, moving caches between engines, is not configured
+here."""
+
+
+def trajectory_of(prompt_ids: np.ndarray, answer: Any, versions: Sequence[int], engine: int) -> Trajectory:
+    """Prompt and response with everything the engine knows of its tokens.
+
+    Args:
+        answer: vLLM's final `RequestOutput` of a request for one sample.
+        versions: the policy version of every epoch.
+
+    Raises WorkerError for an answer that is not whole.
+    """
+    [sample] = answer.outputs
+    if sample.finish_reason not in ("length", "stop"):
+        raise WorkerError(f"the engine ended the request with '{sample.finish_reason}'")
+    response = np.asarray(sample.token_ids, dtype=np.int32)
+    logprobs = np.asarray(_sampled_logprobs(sample), dtype=np.float32)
+    start = len(prompt_ids)
+    spans = _spans(answer.kv_transfer_params[EPOCHS], versions, start)
+    num_credited = sum(span.end - span.start for span in spans)
+    if not len(response) == len(logprobs) == num_credited:
+        raise WorkerError(
+            f"{len(response)} tokens but {len(logprobs)} log-probabilities, and policy versions of {num_credited}"
+        )
+    return Trajectory(
+        token_ids=np.concatenate([prompt_ids, response]),
+        loss_mask=np.arange(start + len(response)) >= start,
+        behavior_logprobs=np.concatenate([np.zeros(start, dtype=np.float32), logprobs]),
+        versions=spans,
+        finish_reason=sample.finish_reason,
+        engine=engine,
+    )
+
+
+def summary_of(trajectory: Trajectory) -> TrajectorySummary:
+    """What the driver is told."""
+    return TrajectorySummary(
+        num_tokens=trajectory.num_tokens,
+        num_response_tokens=int(trajectory.loss_mask.sum()),
+        finish_reason=trajectory.finish_reason,
+        policy_version=min(span.policy_version for span in trajectory.versions),
+        engine=trajectory.engine,
+        is_finite=bool(np.isfinite(trajectory.behavior_logprobs).all()),
+    )
+
+
+def _spans(epochs: Sequence[Sequence[int]], versions: Sequence[int], start: int) -> tuple[VersionSpan, ...]:
+    spans = []
+    for epoch, num_tokens in epochs:
+        spans.append(VersionSpan(versions[epoch], start, start + num_tokens))
+        start += num_tokens
+    return tuple(spans)
+
+
+def _sampled_logprobs(sample: Any) -> Sequence[float]:
+    """The sampled token's log-probability at each position; with `logprobs=0` it comes first at its position."""
+    flat = sample.logprobs
+    return [flat.logprobs[start] for start in flat.start_indices]
