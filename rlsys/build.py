@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +23,16 @@ from rlsys.metrics.display import Display
 from rlsys.metrics.run_log import RunLog, set_aside
 from rlsys.needs import needs_critic, needs_greedy
 from rlsys.nonfinite import NonFiniteGuard
+from rlsys.pipeline.pipeline import Pipeline
+from rlsys.pipeline.sampler import Sampler
 from rlsys.prepare import Prepared
 from rlsys.reference.pool import REFERENCE_FILE, ReferencePool
 from rlsys.rollout.pool import RolloutPool
-from rlsys.runtime.calls import gather
+from rlsys.runtime.calls import Calls
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.runtime.placement import demands, weight_backend
+from rlsys.schedule.ledger import Ledger
+from rlsys.schedule.scheduler import Scheduler
 from rlsys.scoring.pool import RewardPool
 from rlsys.types import Coefficients, Sampling
 from rlsys.weights.broadcaster import WeightBroadcaster
@@ -44,13 +49,12 @@ class Run:
     run_dir: Path
     state: checkpoint.RunState
     prompts: PromptStream
-    sampling: Sampling
-    greedy: Sampling | None  # of a baseline, where the advantage estimator asks for it
+    pipeline: Pipeline
+    sampler: Sampler
+    rollout: RolloutPool
     credit: CreditAssignment
     coefficients: Coefficients
     guard: NonFiniteGuard
-    rollout: RolloutPool
-    scoring: RewardPool
     reference: ReferencePool | None
     learner: LearnerGroup
     critic: CriticGroup | None
@@ -81,25 +85,26 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
         critic = CriticGroup(cluster, _critic_setup(prepared), wanted["critic"]) if wanted["critic"] else None
         reference = _start_reference(cluster, prepared, wanted["reference"])
         _start(cluster, config, rollout, learner, scoring, *(role for role in (critic, reference) if role is not None))
-        weights = WeightBroadcaster(learner, rollout, gather, config.weights, weight_backend(config))
+        weights = WeightBroadcaster(learner, rollout, cluster.calls.gather, config.weights, weight_backend(config))
         weights.open()
         state, folder = _newest(config, run_dir, display)
         if folder is not None:
             _restore(folder, learner, critic, reference)
         log = RunLog(run_dir, config.logging, resume_step=state.step)
         stack.callback(log.close)
+        prompts = _prompt_stream(prepared, state)
+        sampler = build_sampler(cluster.calls, config, rollout, scoring)
         yield Run(
             config=config,
             run_dir=run_dir,
             state=state,
-            prompts=_prompt_stream(prepared, state),
-            sampling=_sampling(config),
-            greedy=greedy_sampling(config),
+            prompts=prompts,
+            pipeline=build_pipeline(config, state.step, cluster.calls, sampler, reference, prompts),
+            sampler=sampler,
+            rollout=rollout,
             credit=CreditAssignment(config),
             coefficients=start_coefficients(config, state),
             guard=NonFiniteGuard(run_dir, config.train.max_nonfinite_steps, rollout.trajectories, state),
-            rollout=rollout,
-            scoring=scoring,
             reference=reference,
             learner=learner,
             critic=critic,
@@ -112,7 +117,7 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
 
 
 @contextlib.contextmanager
-def open_evaluation(prepared: Prepared) -> Iterator[tuple[RolloutPool, RewardPool]]:
+def open_evaluation(prepared: Prepared) -> Iterator[Sampler]:
     """Engines with the weights of `model.path`, and reward workers: no learner, no reference."""
     config = prepared.config
     wanted = {role: demand for role, demand in demands(config).items() if role in ("rollout", "reward")}
@@ -120,7 +125,7 @@ def open_evaluation(prepared: Prepared) -> Iterator[tuple[RolloutPool, RewardPoo
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
         scoring = start_scoring(cluster, prepared, wanted["reward"])
         _start(cluster, config, rollout, scoring)
-        yield rollout, scoring
+        yield build_sampler(cluster.calls, config, rollout, scoring)
         _stop(print, rollout)
 
 
@@ -232,22 +237,63 @@ def num_updates(config: Config, steps_without: int = 0) -> int:
 def _prompt_stream(prepared: Prepared, state: checkpoint.RunState) -> PromptStream:
     config = prepared.config
     return PromptStream(
-        prepared.train_prompts, seed=config.seed, shuffle=config.data.shuffle, cursor=state.prompt_cursor
+        prepared.train_prompts,
+        seed=config.seed,
+        shuffle=config.data.shuffle,
+        cursor=state.prompt_cursor,
+        pending=state.prompts_pending,
     )
 
 
-def _sampling(config: Config) -> Sampling:
-    return Sampling(
+def build_sampler(calls: Calls, config: Config, rollout: RolloutPool, scoring: RewardPool) -> Sampler:
+    """What both training and evaluation sample and score through."""
+    return Sampler(
+        calls,
+        rollout,
+        scoring,
+        linger_s=config.rollout.linger_s,
+        whole_groups=config.scoring.whole_groups,
+        deadline_s=config.rollout.deadline_s,
+    )
+
+
+def build_pipeline(
+    config: Config,
+    policy_version: int,
+    calls: Calls,
+    sampler: Sampler,
+    reference: ReferencePool | None,
+    prompts: PromptStream,
+) -> Pipeline:
+    """What feeds the loop from `policy_version` on."""
+    train, rule, rollout = config.train, config.algorithm.groups, config.rollout
+    oversample = rule.oversample if rule.zero_variance == "resample" else 1.0
+    tries = rule.max_tries if rule.zero_variance == "resample" else 1
+    ledger = Ledger(
+        train.prompts_per_step,
+        train.max_staleness,
+        policy_version=policy_version,
+        num_steps=train.num_steps,
+        max_rejects_per_step=(tries - 1) * math.ceil(train.prompts_per_step * oversample),
+        oversample=oversample,
+    )
+    cap = rollout.max_in_flight or 2 * rollout.max_num_seqs
+    plan = sampling_plan(config)
+    num_samples = sum(sampling.samples_per_prompt for sampling in plan)
+    scheduler = Scheduler(ledger, [cap] * rollout.num_workers, num_samples)
+    return Pipeline(calls, sampler, reference, scheduler, prompts, plan, config)
+
+
+def sampling_plan(config: Config) -> list[Sampling]:
+    """How each prompt is sampled: for training, and once greedily where the advantage estimator asks for a baseline."""
+    training = Sampling(
         temperature=config.rollout.temperature,
         max_response_tokens=config.rollout.max_response_tokens,
         samples_per_prompt=config.train.samples_per_prompt,
         ignore_eos=config.rollout.ignore_eos,
     )
-
-
-def greedy_sampling(config: Config) -> Sampling | None:
-    """How a baseline's response is drawn; None where the estimator asks for none."""
-    return replace(_sampling(config), temperature=0.0, samples_per_prompt=1) if needs_greedy(config) else None
+    greedy = replace(training, temperature=0.0, samples_per_prompt=1)
+    return [training, greedy] if needs_greedy(config) else [training]
 
 
 def start_coefficients(config: Config, state: checkpoint.RunState) -> Coefficients:

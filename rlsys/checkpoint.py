@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 STATE_FILE = "state.json"
@@ -22,6 +22,7 @@ class RunState:
     entropy_level: float = 0.0
     nonfinite_in_a_row: int = 0
     nonfinite_total: int = 0
+    prompts_pending: list[int] = field(default_factory=list)  # places handed out and not trained
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

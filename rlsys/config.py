@@ -74,7 +74,7 @@ class TrainConfig:
     num_steps: int = 200
     prompts_per_step: int = 64
     samples_per_prompt: int = 8
-    max_staleness: int = 0  # 0 is synchronous
+    max_staleness: int = 0  # steps that sampling may run ahead of training; 0 is synchronous
     minibatches_per_step: int = 1  # parts of a step's prompts, one optimizer update each
     updates_per_step: int = 1  # passes over a step's experience (mu)
     old_logprobs: str = "learner"  # learner | engine | none: what the ratio is taken to; none: it is 1 (on policy)
@@ -96,7 +96,9 @@ class RolloutConfig:
     enforce_eager: bool = True
     num_cpus: float = 1.0  # reserved with Ray
     num_threads: int | None = None  # null: the machine's cores over the workers of this role
-    deadline_s: float = 600.0  # for one step's rollouts
+    max_in_flight: int | None = None  # trajectories that an engine is given at once; null: twice max_num_seqs
+    linger_s: float = 0.1  # an engine gathers what finishes for this long before it hands it on
+    deadline_s: float = 600.0  # for one step's groups, sampled and scored
 
 
 @dataclass
@@ -144,6 +146,7 @@ class ScoringConfig:
     num_workers: int = 1
     function_deadline_s: float = 30.0  # one call of one reward function; past it the process is killed
     row_deadline_s: float = 5.0  # one row, when a failed call is retried row by row
+    whole_groups: bool = False  # a function sees a prompt's responses together, not each as it finishes
     num_cpus: float = 1.0
     deadline_s: float = 600.0
 
@@ -170,8 +173,8 @@ class EntropyConfig:
 @dataclass
 class GroupsConfig:
     zero_variance: str = "keep"  # keep | drop | resample: groups whose rewards are all equal
-    oversample: float = 1.0  # resample: prompts asked for, over those still missing
-    max_tries: int = 10  # resample: rounds of a step, the first included; then it trains on what it has
+    oversample: float = 1.0  # resample: prompts drawn at once, over those still missing
+    max_tries: int = 10  # resample: prompts drawn a step, over those asked for; then it trains on what it has
     mask_truncated: bool = False  # responses cut at max_response_tokens count for the baseline but are not trained
 
 

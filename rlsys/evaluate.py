@@ -9,9 +9,8 @@ import numpy as np
 
 from rlsys.config import Config
 from rlsys.errors import RlsysError
-from rlsys.rollout.pool import RolloutPool
+from rlsys.pipeline.sampler import Sampler
 from rlsys.scoring.combine import first_failure
-from rlsys.scoring.pool import RewardPool
 from rlsys.types import Prompt, Sampling
 
 
@@ -25,14 +24,11 @@ class Evaluation:
     num_failed: int  # prompts without a valid reward
 
 
-def evaluate(
-    rollout: RolloutPool, scoring: RewardPool, prompts: Sequence[Prompt], config: Config, policy_version: int
-) -> Evaluation:
+def evaluate(sampler: Sampler, prompts: Sequence[Prompt], config: Config, policy_version: int) -> Evaluation:
     """One greedy response a prompt, scored like any other trajectory. Raises RlsysError when no reward is valid."""
     limit = config.eval.max_response_tokens or config.rollout.max_response_tokens
     sampling = Sampling(temperature=0.0, max_response_tokens=limit, samples_per_prompt=1)
-    groups = rollout.generate(prompts, sampling, policy_version)
-    rewards, _ = scoring.score(groups, policy_version)
+    _, rewards = sampler.complete(prompts, sampling, policy_version)
     totals = [group[0].total for group in rewards]
     valid = [total for total in totals if total is not None]
     if not valid:

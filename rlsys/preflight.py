@@ -125,10 +125,6 @@ def _check_batch(config: Config) -> None:
             f"rollout.num_workers={config.rollout.num_workers} is more than train.prompts_per_step="
             f"{train.prompts_per_step}: some engines would never get a prompt"
         )
-    if train.max_staleness != 0:
-        raise ConfigError(
-            f"train.max_staleness={train.max_staleness}: only 0 (synchronous) is implemented in this version"
-        )
 
 
 def _check_reward_list(config: Config) -> None:

@@ -68,6 +68,11 @@ def _check_old_logprobs(config: Config) -> None:
             f"train.old_logprobs=none takes the ratio to be 1, but a step makes {updates} updates "
             "(train.updates_per_step * train.minibatches_per_step) and after the first it is not; use learner or engine"
         )
+    if train.old_logprobs == "none" and train.max_staleness > 0 and not algorithm.corrections:
+        raise ConfigError(
+            f"train.old_logprobs=none takes the ratio to be 1, but with train.max_staleness={train.max_staleness} an "
+            "older policy has sampled: use learner or engine, or name algorithm.corrections"
+        )
     if train.minibatches_per_step > train.prompts_per_step:
         raise ConfigError(
             f"train.minibatches_per_step={train.minibatches_per_step} is more than train.prompts_per_step="

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from rlsys import checkpoint
 from rlsys.algorithms.coefficients import adapted
 from rlsys.build import Run
-from rlsys.collect import Collected, collect
 from rlsys.evaluate import evaluate
 from rlsys.experience import Scored
 from rlsys.metrics.step import Metrics, StageClock, reward_metrics, rollout_metrics
+from rlsys.pipeline.batch import Collected
 from rlsys.types import Experience, Offender
+
+T = TypeVar("T")
 
 
 def train(run: Run) -> None:
@@ -23,7 +27,7 @@ def train(run: Run) -> None:
 
     for step in range(version + 1, config.train.num_steps + 1):
         clock = StageClock()
-        collected = collect(run, version, step, clock)
+        collected = run.pipeline.collect(version, clock)
         offenders, update = collected.offenders(), Metrics()
         if not offenders:
             experience, estimated = _experience(run, collected, version, clock)
@@ -47,19 +51,22 @@ def train(run: Run) -> None:
 
 
 def _experience(run: Run, collected: Collected, version: int, clock: StageClock) -> tuple[Experience, Metrics]:
-    """Reference, critic and advantages of what is to be trained."""
-    groups = [collected.groups[i] for i in collected.kept]
-    rewards = [collected.rewards[i] for i in collected.kept]
-    greedy = None if collected.greedy_rewards is None else [collected.greedy_rewards[i] for i in collected.kept]
-    ref_logprobs, kl_sums, estimates, metrics = None, None, None, Metrics()
-    with clock.stage("reference"):
-        if run.reference is not None:
-            ref_logprobs, kl_sums = run.reference.logprobs(groups)
+    """Critic and advantages of what is to be trained."""
+
+    def kept(column: Sequence[T] | None) -> list[T] | None:
+        return None if column is None else [column[i] for i in collected.kept]
+
+    groups, rewards = kept(collected.groups) or [], kept(collected.rewards) or []
+    references = kept(collected.ref_logprobs)
+    ref_logprobs = None if references is None else tuple(references)
+    estimates, metrics = None, Metrics()
     with clock.stage("advantages"):
         if run.critic is not None and groups:
             estimates, measured = run.critic.estimate(groups, rewards, ref_logprobs, run.coefficients)
             metrics |= measured
-        scored = Scored(groups, rewards, greedy, ref_logprobs, kl_sums, estimates)
+        scored = Scored(
+            groups, rewards, kept(collected.greedy_rewards), ref_logprobs, kept(collected.kl_sums), estimates
+        )
         return run.credit(scored, version, run.coefficients), metrics
 
 
@@ -98,7 +105,7 @@ def _evaluation(run: Run, step: int) -> Metrics:
         return {}
     clock = StageClock()
     with clock.stage("eval"):
-        result = evaluate(run.rollout, run.scoring, run.prepared.eval_prompts, run.config, step)
+        result = evaluate(run.sampler, run.prepared.eval_prompts, run.config, step)
     return {
         "eval/accuracy": result.accuracy,
         "eval/reward/mean": result.reward_mean,
@@ -122,6 +129,13 @@ def _checkpoint(run: Run, step: int) -> None:
         return
     now, guard = run.coefficients, run.guard
     state = checkpoint.RunState(
-        step, run.prompts.cursor, now.kl, now.entropy, now.entropy_level, guard.in_a_row, guard.total
+        step,
+        run.prompts.cursor,
+        now.kl,
+        now.entropy,
+        now.entropy_level,
+        guard.in_a_row,
+        guard.total,
+        run.pipeline.pending_places,
     )
     checkpoint.save(run.run_dir, state, run.save, keep=run.config.checkpoint.keep)

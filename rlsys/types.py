@@ -95,6 +95,7 @@ class GroupRequest:
     prompt_index: int
     token_ids: np.ndarray  # [L_prompt] int32
     sampling: Sampling
+    first_sample: int = 0  # number of the first of its samples in the group
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from rlsys.chunks import Place, chunks_of
 from rlsys.critic.worker import CriticSetup, CriticWorker
 from rlsys.gang.group import GangGroup
 from rlsys.gang.worker import Share
-from rlsys.runtime.calls import gather
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.types import Coefficients, ExperienceRow, Reward, RolloutGroup
 
@@ -44,7 +43,7 @@ class CriticGroup(GangGroup):
             calls[name] = metrics
             for index, ref in zip(chosen, refs, strict=True):
                 out[index] = ref
-        results = gather(calls, what="value estimates", deadline_s=self._config.deadline_s)
+        results = self._cluster.calls.gather(calls, what="value estimates", deadline_s=self._config.deadline_s)
         first = next(iter(results.values()))
         return tuple(out), first[0] if isinstance(first, list) else first
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,26 +117,41 @@ class PromptEncoder:
 
 
 class PromptStream:
-    """Endless prompts in an order that depends on the seed alone, with a cursor that a checkpoint can hold."""
+    """Endless prompts in an order that depends on the seed alone.
 
-    def __init__(self, prompts: Sequence[Prompt], *, seed: int, shuffle: bool, cursor: int = 0) -> None:
+    A place in it says which prompt. A checkpoint holds the cursor, which is the first place never handed out, and the
+    places handed out whose prompts were not trained yet: those come first again.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Prompt], *, seed: int, shuffle: bool, cursor: int = 0, pending: Sequence[int] = ()
+    ) -> None:
         self._prompts = prompts
         self._seed = seed
         self._shuffle = shuffle
-        self.cursor = cursor  # prompts handed out since the start of the run
+        self.cursor = cursor
+        self._pending = deque(sorted(pending))
         self._epoch = -1
         self._order = np.arange(len(prompts))
 
-    def take(self, count: int) -> list[Prompt]:
-        """The next `count` prompts; a new epoch is a new shuffle."""
-        return [self._next() for _ in range(count)]
+    def take(self) -> tuple[int, Prompt]:
+        """The next place and its prompt; a new epoch is a new shuffle."""
+        if self._pending:
+            place = self._pending.popleft()
+        else:
+            place, self.cursor = self.cursor, self.cursor + 1
+        return place, self._at(place)
 
-    def _next(self) -> Prompt:
-        epoch, position = divmod(self.cursor, len(self._prompts))
+    @property
+    def pending(self) -> list[int]:
+        """Places given at the start that have not come again yet."""
+        return list(self._pending)
+
+    def _at(self, place: int) -> Prompt:
+        epoch, position = divmod(place, len(self._prompts))
         if self._shuffle and epoch != self._epoch:
             self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._prompts))
             self._epoch = epoch
-        self.cursor += 1
         return self._prompts[int(self._order[position])]
 
 

@@ -10,7 +10,6 @@ from rlsys.batch import balance
 from rlsys.chunks import chunks_of
 from rlsys.config import LearnerConfig
 from rlsys.gang.worker import GangWorker, Share
-from rlsys.runtime.calls import gather
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.types import Experience, ExperienceRow, Offender
 
@@ -34,7 +33,7 @@ class GangGroup:
         """Build the engine on every rank."""
         host, port = self.address()
         calls = {name: worker.start.remote(host, port) for name, worker in self._workers.items()}
-        infos = gather(calls, what=f"starting the {self._name}", deadline_s=deadline_s)
+        infos = self._cluster.calls.gather(calls, what=f"starting the {self._name}", deadline_s=deadline_s)
         self._on_started(next(iter(infos.values())))
 
     def update(self, experience: Experience) -> tuple[dict[str, float], list[Offender]]:
@@ -57,7 +56,7 @@ class GangGroup:
                 has_estimates=experience.estimates is not None,
             )
             calls[name] = worker.update.remote(share, *arrays)
-        results = gather(calls, what=f"{self._name} update", deadline_s=self._config.deadline_s)
+        results = self._cluster.calls.gather(calls, what=f"{self._name} update", deadline_s=self._config.deadline_s)
         metrics = next(iter(results.values()))[0]
         offenders = [offender for _, found in results.values() for offender in found]
         if metrics[f"{self.METRICS}/not_applied"] and not offenders:
@@ -75,12 +74,14 @@ class GangGroup:
     def stop(self, deadline_s: float) -> None:
         """Leave the process group on every rank."""
         calls = {name: worker.stop.remote() for name, worker in self._workers.items()}
-        gather(calls, what=f"stopping the {self._name}", deadline_s=deadline_s)
+        self._cluster.calls.gather(calls, what=f"stopping the {self._name}", deadline_s=deadline_s)
 
     def address(self) -> tuple[str, int]:
         """Rank 0's node address and a free port there."""
         name = next(iter(self._workers))
-        return gather({name: self._lead.address.remote()}, what=f"{self._name} address", deadline_s=300.0)[name]
+        return self._cluster.calls.gather(
+            {name: self._lead.address.remote()}, what=f"{self._name} address", deadline_s=300.0
+        )[name]
 
     def kill(self) -> None:
         """End every rank's process now."""
@@ -93,7 +94,7 @@ class GangGroup:
         calls: Mapping[str, Any] = {
             name: getattr(worker, method).remote(*args) for name, worker in self._workers.items()
         }
-        return next(iter(gather(calls, what=what, deadline_s=self._config.deadline_s).values()))
+        return next(iter(self._cluster.calls.gather(calls, what=what, deadline_s=self._config.deadline_s).values()))
 
 
 def divide(rows: Sequence[ExperienceRow], num_ranks: int) -> list[list[int]]:

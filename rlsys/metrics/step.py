@@ -25,7 +25,11 @@ class StageClock:
         """Measure one stage."""
         start = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.add(name, time.perf_counter() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count seconds measured elsewhere."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def metrics(self) -> Metrics:
         """Every stage's seconds, and the whole step's."""

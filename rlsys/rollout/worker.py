@@ -132,7 +132,7 @@ class RolloutWorker:
         for request in requests:
             params = self._params(request.sampling)
             for sample in range(request.sampling.samples_per_prompt):
-                self._start(request, sample, params)
+                self._start(request, request.first_sample + sample, params)
 
     async def finished(self, max_wait_s: float, linger_s: float) -> tuple[list[Finished], list[Trajectory | None]]:
         """What has finished since the last call, as `Outbox.take` waits for it; two lists of the same length.

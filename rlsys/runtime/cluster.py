@@ -17,6 +17,7 @@ import ray
 
 from rlsys.config import ClusterConfig
 from rlsys.errors import ConfigError
+from rlsys.runtime.calls import Calls
 from rlsys.runtime.processes import Guardian
 
 
@@ -35,6 +36,7 @@ class Cluster:
 
     def __init__(self, config: ClusterConfig) -> None:
         self._config = config
+        self.calls = Calls()
         self._guardian: Guardian | None = None
         self._session_dir: str | None = None
         # Inside `ray job submit` the job's own cluster is the one to use.

@@ -38,7 +38,8 @@ class Ledger:
     B is `prompts_per_step`. Up to `max_rejects_per_step` rejected groups between two takes are replaced (None: all);
     beyond, the slot is burned: the step that it falls to trains on fewer groups. `oversample` draws
     ceil(missing * oversample) groups wherever groups are missing; those that turn out to be too many are trained all
-    the same, before they are too stale: then a step is larger than B. Nothing is ever thrown away.
+    the same, before they are too stale: then a step is larger than B. Nothing is ever thrown away, and nothing is
+    started that no step of a run of `num_steps` would train.
 
     A group that was taken or replaced is forgotten: memory and cost depend on what is in flight alone.
     """
@@ -49,6 +50,7 @@ class Ledger:
         max_staleness: int,
         *,
         policy_version: int = 0,
+        num_steps: int | None = None,
         max_rejects_per_step: int | None = None,
         oversample: float = 1.0,
     ) -> None:
@@ -68,6 +70,7 @@ class Ledger:
         self.num_ready = 0  # burned slots among them
         self._prompts_per_step = prompts_per_step
         self._max_staleness = max_staleness
+        self._num_steps = num_steps
         self._max_rejects = max_rejects_per_step
         self._oversample = oversample
         self._running: dict[int, int] = {}  # group_id -> version that it started under
@@ -206,7 +209,10 @@ class Ledger:
 
     def _missing(self) -> int:
         """Slots of the steps until version + k that no group fills, in flight or about to be; negative: surplus."""
-        num_steps = self._max_staleness + 1 - self._is_taken
+        num_steps = self._max_staleness + 1
+        if self._num_steps is not None:
+            num_steps = min(num_steps, self._num_steps - self.policy_version)
+        num_steps -= self._is_taken
         return num_steps * self._prompts_per_step - self.num_running - self.num_ready - self._granted
 
     def _grant(self) -> None:

@@ -36,11 +36,10 @@ class RewardWorker:
             process.start()
 
     def score(
-        self, prompts: Sequence[Prompt], step: int, places: Sequence[Sequence[Place]], *chunks: Sequence[Trajectory]
-    ) -> tuple[list[list[Reward]], dict[str, float]]:
-        """Rewards of each group's trajectories (same nesting as `places`), and the mean of every logged metric."""
-        groups = picked(chunks, places)
-        request = self._request(prompts, step, groups)
+        self, prompts: Sequence[Prompt], step: int, places: Sequence[Place], *chunks: Sequence[Trajectory]
+    ) -> tuple[list[Reward], dict[str, float]]:
+        """Rewards of the trajectories at `places`, each with its prompt, and the mean of every logged metric."""
+        request = self._request(prompts, step, picked(chunks, [places])[0])
         answers = {label: process.score(request) for label, process in self._processes.items()}
         rewards = []
         for row in range(len(request)):
@@ -56,17 +55,12 @@ class RewardWorker:
         for _, log in answers.values():
             for name, values in log.metrics.items():
                 logged.setdefault(name, []).extend(values)
-        nested, start = [], 0
-        for group in groups:
-            nested.append(rewards[start : start + len(group)])
-            start += len(group)
-        return nested, {name: sum(values) / len(values) for name, values in logged.items()}
+        return rewards, {name: sum(values) / len(values) for name, values in logged.items()}
 
-    def _request(self, prompts: Sequence[Prompt], step: int, groups: Sequence[Sequence[Trajectory]]) -> RewardRequest:
-        owners = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
-        ids = [trajectory.response_ids.tolist() for group in groups for trajectory in group]
+    def _request(self, owners: Sequence[Prompt], step: int, trajectories: Sequence[Trajectory]) -> RewardRequest:
+        ids = [trajectory.response_ids.tolist() for trajectory in trajectories]
         responses = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-        names = sorted({name for prompt in prompts for name in prompt.columns})
+        names = sorted({name for owner in owners for name in owner.columns})
         return RewardRequest(
             prompts=[owner.text for owner in owners],
             completions=[

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlsys.build import Run, open_run
+from rlsys.build import Run, open_run, sampling_plan
 from rlsys.cli import load_config
 from rlsys.metrics.display import Display
 from rlsys.prepare import prepare
+from rlsys.types import Reward, RolloutGroup
 
 SMALL = (
     "train.prompts_per_step=4",
@@ -39,6 +40,21 @@ def small_run(tmp_path: Path, overrides: Sequence[str] = ()) -> Iterator[Run]:
     prepared = prepare(config, say=lambda _: None)
     with open_run(prepared, tmp_path / "run", Display(config.train.num_steps, live=False)) as run:
         yield run
+
+
+def sampled(run: Run, count: int, policy_version: int) -> tuple[list[RolloutGroup], list[list[Reward]]]:
+    """The next prompts, sampled and scored outside the loop."""
+    prompts = [run.prompts.take()[1] for _ in range(count)]
+    return run.sampler.complete(prompts, sampling_plan(run.config)[0], policy_version)
+
+
+def references(run: Run, groups: Sequence[RolloutGroup]) -> tuple[tuple[Any, ...], list[list[float]]]:
+    """Of each group a reference to its reference log-probabilities, and the sums of the divergence."""
+    import ray
+
+    assert run.reference is not None
+    sums, refs = run.reference.begin_logprobs(0, groups)
+    return tuple(refs), ray.get(sums, timeout=120)
 
 
 def call_worker(worker: Any, function: Any) -> Any:

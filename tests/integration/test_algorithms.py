@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rlsys import checkpoint
-from rlsys.build import Run, greedy_sampling, learner_setup, start_coefficients
+from rlsys.build import Run, build_pipeline, learner_setup, start_coefficients
 from rlsys.cli import load_config
 from rlsys.errors import RlsysError
 from rlsys.experience import CreditAssignment
@@ -71,17 +71,18 @@ def switched(run: Run, folder: Path, overrides: Sequence[str]) -> Run:
     for worker in run.reference._workers.values() if run.reference else ():
         call_worker(worker, _divergence(config.algorithm.kl.name))
     state = checkpoint.RunState(0, run.prompts.cursor)
+    reference = run.reference if config.algorithm.kl.coef > 0 else None
     return replace(
         run,
         config=config,
         prepared=prepared,
         run_dir=folder,
         state=state,
-        greedy=greedy_sampling(config),
+        pipeline=build_pipeline(config, 0, run.sampler._calls, run.sampler, reference, run.prompts),
         credit=CreditAssignment(config),
         coefficients=start_coefficients(config, state),
         guard=NonFiniteGuard(folder, config.train.max_nonfinite_steps, run.rollout.trajectories, state),
-        reference=run.reference if config.algorithm.kl.coef > 0 else None,
+        reference=reference,
         critic=run.critic if needs_critic(config) else None,
         log=RunLog(folder, config.logging),
     )

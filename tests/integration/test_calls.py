@@ -10,7 +10,6 @@ import pytest
 
 from rlsys.config import ClusterConfig
 from rlsys.errors import ConfigError, DeadlineError, WorkerDiedError, WorkerError
-from rlsys.runtime.calls import gather
 from rlsys.runtime.cluster import Cluster, Demand
 
 
@@ -42,30 +41,32 @@ def cluster() -> Iterator[Cluster]:
 
 def test_results_keep_their_names(cluster: Cluster) -> None:
     peer = cluster.start(Peer, Demand("a", 0.0))
-    assert gather({"a": peer.answer.remote()}, what="asking", deadline_s=60) == {"a": "here"}
+    assert cluster.calls.gather({"a": peer.answer.remote()}, what="asking", deadline_s=60) == {"a": "here"}
 
 
 def test_a_death_is_told_before_the_broken_connections_it_causes(cluster: Cluster) -> None:
     dying, peer = (cluster.start(Peer, Demand(name, 0.0)) for name in ("learner/1", "learner/0"))
-    gather({"0": dying.answer.remote(), "1": peer.answer.remote()}, what="asking", deadline_s=60)
+    cluster.calls.gather({"0": dying.answer.remote(), "1": peer.answer.remote()}, what="asking", deadline_s=60)
     calls = {"learner/0": peer.lose_the_connection.remote(0.1), "learner/1": dying.die.remote(0.6)}
     with pytest.raises(WorkerDiedError, match="policy update: learner/1 is gone"):
-        gather(calls, what="policy update", deadline_s=60)
+        cluster.calls.gather(calls, what="policy update", deadline_s=60)
 
 
 def test_a_failure_does_not_wait_for_the_healthy(cluster: Cluster) -> None:
     failing, slow = (cluster.start(Peer, Demand(name, 0.0)) for name in ("a", "b"))
     started = time.monotonic()
     with pytest.raises(WorkerError, match="work: a failed: RuntimeError: Connection closed"):
-        gather({"a": failing.lose_the_connection.remote(0.0), "b": slow.sleep.remote(60)}, what="work", deadline_s=50)
+        cluster.calls.gather(
+            {"a": failing.lose_the_connection.remote(0.0), "b": slow.sleep.remote(60)}, what="work", deadline_s=50
+        )
     assert time.monotonic() - started < 20
 
 
 def test_who_is_late_is_named(cluster: Cluster) -> None:
     quick, slow = (cluster.start(Peer, Demand(name, 0.0)) for name in ("a", "b"))
-    gather({"a": quick.answer.remote(), "b": slow.answer.remote()}, what="asking", deadline_s=60)
+    cluster.calls.gather({"a": quick.answer.remote(), "b": slow.answer.remote()}, what="asking", deadline_s=60)
     with pytest.raises(DeadlineError, match=r"work: no answer within 0.5 s from b$"):
-        gather({"a": quick.answer.remote(), "b": slow.sleep.remote(30)}, what="work", deadline_s=0.5)
+        cluster.calls.gather({"a": quick.answer.remote(), "b": slow.sleep.remote(30)}, what="work", deadline_s=0.5)
 
 
 def test_room_is_told_in_figures(cluster: Cluster) -> None:

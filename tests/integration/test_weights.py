@@ -14,7 +14,7 @@ from rlsys.errors import WeightMismatchError
 from rlsys.experience import Scored
 from rlsys.train import train
 from rlsys.types import ExperienceRow
-from tests.integration.runs import call_worker, read_metrics, small_run
+from tests.integration.runs import call_worker, read_metrics, references, sampled, small_run
 
 CASES = {
     "tied, ZeRO-3 on two ranks": ["learner.num_workers=2", "learner.zero_stage=3"],
@@ -77,10 +77,8 @@ def _check_caught(run: Run, skipped: str) -> None:
 
 
 def _update(run: Run, version: int) -> dict[str, float]:
-    groups = run.rollout.generate(run.prompts.take(4), run.sampling, version)
-    rewards, _ = run.scoring.score(groups, version)
-    assert run.reference is not None
-    ref_logprobs, kl_sums = run.reference.logprobs(groups)
+    groups, rewards = sampled(run, 4, version)
+    ref_logprobs, kl_sums = references(run, groups)
     made = run.credit(Scored(groups, rewards, None, ref_logprobs, kl_sums), version, run.coefficients)
     metrics, offenders = run.learner.update(replace(made, minibatches=(_alternating(made.minibatches[0]),)))
     assert not offenders
@@ -121,7 +119,7 @@ class _broadcast_only:  # noqa: N801 - reads as a statement
 
 def test_versions_travel_with_the_tokens(run: Run, tmp_path: Path) -> None:
     run.weights.broadcast(2000)
-    group = run.rollout.generate(run.prompts.take(1), run.sampling, 2000)[0]
+    group = sampled(run, 1, 2000)[0][0]
     for trajectory in run.rollout.trajectories(group):
         assert {span.policy_version for span in trajectory.versions} == {2000}
         covered = sum(span.end - span.start for span in trajectory.versions)

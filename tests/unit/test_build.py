@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlsys.build import greedy_sampling, num_updates, start_coefficients
+from rlsys.build import num_updates, sampling_plan, start_coefficients
 from rlsys.checkpoint import RunState
 from rlsys.cli import load_config
 from rlsys.types import Coefficients
@@ -27,10 +27,9 @@ def test_a_fixed_coefficient_is_the_configured_one_also_on_resume() -> None:
 
 @pytest.mark.parametrize(("algorithm", "wanted"), [("grpo", False), ("remax", True)])
 def test_a_greedy_response_only_where_the_estimator_asks(algorithm: str, wanted: bool) -> None:
-    sampling = greedy_sampling(load_config([f"algorithm={algorithm}"]))
-    assert (sampling is not None) == wanted
-    if sampling is not None:
-        assert (sampling.temperature, sampling.samples_per_prompt) == (0.0, 1)
+    plan = sampling_plan(load_config([f"algorithm={algorithm}", "train.samples_per_prompt=5"]))
+    drawn = [(sampling.temperature, sampling.samples_per_prompt) for sampling in plan]
+    assert drawn == ([(1.0, 5), (0.0, 1)] if wanted else [(1.0, 5)])
 
 
 def test_the_schedule_counts_every_optimizer_update() -> None:

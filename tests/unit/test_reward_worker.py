@@ -59,16 +59,14 @@ def test_a_call_of_two_groups(tmp_path: Path, tokenizer: Any, model_folder: Path
         prompt("1+1=", answer="2", level=1),
         prompt([{"role": "user", "content": "2+2"}], answer="4"),  # this row has no `level`
     ]
-    groups = [[trajectory(tokenizer, "2<end>"), trajectory(tokenizer, "33")], [trajectory(tokenizer, "4<end>")]]
-    chunks = [[groups[1][0], groups[0][0]], [groups[0][1]]]  # as they came out of the engines
-    scored, logged = worker.score(prompts, 5, [[(0, 1), (1, 0)], [(0, 0)]], *chunks)
-    assert [[reward.response for reward in group] for group in scored] == [["2", "33"], ["4"]]
+    three = [trajectory(tokenizer, text) for text in ("2<end>", "33", "4<end>")]
+    chunks = [[three[2], three[0]], [three[1]]]  # as they came out of the engines
+    owners = [prompts[0], prompts[0], prompts[1]]
+    scored, logged = worker.score(owners, 5, [(0, 1), (1, 0), (0, 0)], *chunks)
+    assert [reward.response for reward in scored] == ["2", "33", "4"]
     # `seen` gives the number of response tokens at half weight, exact_match ten times 0 or 1.
-    assert [[reward.total for reward in group] for group in scored] == [[11.0, 1.0], [10.0]]
-    assert {part.outcome for reward in scored[0] for part in reward.parts.values()} == {"ok"}
-    assert scored[1][0].parts["seen"].outcome == "not_applicable"
-    lengths = [[len(trajectory.response_ids) for trajectory in group] for group in groups]
-    assert [[reward.extra for reward in group] for group in scored] == [
-        [{"doubled": 2 * length} for length in group] for group in lengths
-    ]
+    assert [reward.total for reward in scored] == [11.0, 1.0, 10.0]
+    assert {part.outcome for reward in scored[:2] for part in reward.parts.values()} == {"ok"}
+    assert scored[2].parts["seen"].outcome == "not_applicable"
+    assert [reward.extra for reward in scored] == [{"doubled": 2 * len(each.response_ids)} for each in three]
     assert logged == {"rows": 1.5}  # (3 + 0) / 2

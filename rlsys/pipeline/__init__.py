@@ -1,0 +1,1 @@
+"""From prompts to scored groups: sampling, scoring and reference at the same time, fed by the scheduler."""
