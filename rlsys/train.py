@@ -41,7 +41,7 @@ def train(run: Run) -> None:
 
         metrics: Metrics = {"step": step, "policy_version": step, "policy/kl_ref": None}
         metrics |= rollout_metrics(collected.groups, version) | reward_metrics(collected.rewards, collected.logged)
-        metrics |= collected.metrics() | update | clock.metrics()
+        metrics |= collected.metrics() | update | clock.metrics() | run.pipeline.metrics()
         metrics |= run.guard.record(step, offenders, collected.groups, collected.rewards)
         version = step
         run.log.rollouts(step, collected.groups, collected.rewards)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -42,11 +43,14 @@ def rollout_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> Metr
     """Lengths, truncation and staleness of a step's trajectories."""
     summaries = [summary for group in groups for summary in group.summaries]
     lengths = [summary.num_response_tokens for summary in summaries]
+    stale = [policy_version - summary.policy_version for summary in summaries]
     return {
         "rollout/tokens": float(sum(summary.num_tokens for summary in summaries)),
         "rollout/response_tokens/mean": float(np.mean(lengths)),
         "rollout/truncated_fraction": float(np.mean([s.finish_reason == "length" for s in summaries])),
-        "rollout/staleness/max": float(max(policy_version - s.policy_version for s in summaries)),
+        "rollout/staleness/max": float(max(stale)),
+        "rollout/staleness/mean": float(np.mean(stale)),
+        **{f"rollout/staleness/count_{value}": float(count) for value, count in sorted(Counter(stale).items())},
     }
 
 

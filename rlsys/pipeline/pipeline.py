@@ -10,7 +10,7 @@ from rlsys.algorithms import advantages
 from rlsys.config import Config
 from rlsys.data.load import PromptStream
 from rlsys.errors import RlsysError
-from rlsys.metrics.step import StageClock
+from rlsys.metrics.step import Metrics, StageClock
 from rlsys.pipeline.batch import Collected, has_variance
 from rlsys.pipeline.groups import PendingGroup
 from rlsys.pipeline.sampler import Sampler
@@ -39,6 +39,7 @@ class Pipeline:
         plan: Sequence[Sampling],
         config: Config,
     ) -> None:
+        self._calls = calls
         self._sampler = sampler
         self._scheduler = scheduler
         self._prompts = prompts
@@ -86,6 +87,14 @@ class Pipeline:
             failure = first_failure(collected.rewards)
             raise RlsysError(f"no trajectory of this step has a valid reward. First failure: {failure}")
         return collected
+
+    def metrics(self) -> Metrics:
+        """Depths of queues now, counts of groups so far, and how idle each role was since the last call."""
+        scheduled = self._scheduler.metrics()
+        waiting: Metrics = {"schedule/unscored_trajectories": float(self._sampler.scoring.num_waiting)}
+        if self._references is not None:
+            waiting["schedule/unreferenced_groups"] = float(self._references.num_waiting)
+        return {**scheduled, **waiting, **self._calls.occupancy.take()}
 
     @property
     def pending_places(self) -> list[int]:

@@ -74,7 +74,7 @@ class Sampler:
         for group in groups:
             self._groups[group.group_id] = group
             self._engine_of[group.group_id] = engine
-            self._running[engine] += group.num_samples
+            self._add_running(engine, group.num_samples)
         requests = [request for group in groups for request in group.requests()]
         call = self._rollout.begin_submit(engine, requests, policy_version)
         self._watch(call, engine, "rollout", lambda _: None)
@@ -83,7 +83,7 @@ class Sampler:
     def drop(self, group: PendingGroup) -> None:
         """Stop sampling a group whose attempt failed; what still comes of it is ignored."""
         engine = self._engine_of.pop(group.group_id)
-        self._running[engine] -= group.num_samples - len(group.found)
+        self._add_running(engine, len(group.found) - group.num_samples)
         del self._groups[group.group_id]
         self._watch(self._rollout.begin_cancel(engine, [group.group_id]), engine, "cancelling", lambda _: None)
 
@@ -108,6 +108,13 @@ class Sampler:
         logged, self._logged = self._logged, {}
         return {name: sum(values) / len(values) for name, values in logged.items()}
 
+    def _add_running(self, engine: int, count: int) -> None:
+        before = self._running[engine]
+        self._running[engine] += count
+        if bool(before) != bool(self._running[engine]):
+            occupancy, name = self._calls.occupancy, self._rollout.names[engine]
+            (occupancy.end if before else occupancy.begin)(name)
+
     def _listen(self, engine: int) -> None:
         if engine in self._listening or not self._running[engine]:
             return
@@ -116,7 +123,9 @@ class Sampler:
         self._watch(told, engine, "rollout", partial(self._told, engine, chunk))
 
     def _watch(self, call: Any, engine: int, what: str, done: Callable[[Any], None]) -> None:
-        self._calls.start(call, who=self._rollout.names[engine], what=what, deadline_s=POLL_DEADLINE_S, done=done)
+        self._calls.start(
+            call, who=self._rollout.names[engine], what=what, deadline_s=POLL_DEADLINE_S, done=done, is_work=False
+        )
 
     def _told(self, engine: int, chunk: Any, news: Sequence[Finished]) -> None:
         self._listening.discard(engine)
@@ -129,7 +138,7 @@ class Sampler:
                 group.owner.on_failed(group, finished.sample, f"{self._rollout.names[engine]}: {finished.error}")
                 continue
             group.add(finished, TrajectoryRef(chunk, index))
-            self._running[engine] -= 1
+            self._add_running(engine, -1)
             if group.is_sampled:
                 del self._groups[group.group_id], self._engine_of[group.group_id]
             if not self._whole_groups:

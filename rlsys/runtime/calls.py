@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import ray
 
 from rlsys.errors import DeadlineError, RlsysError, WorkerDiedError, WorkerError
+from rlsys.runtime.occupancy import Occupancy
 
 K = TypeVar("K")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -29,6 +30,7 @@ class _Open:
 
     who: str
     what: str
+    is_work: bool
     end: float  # on the monotonic clock
     done: Callable[[Any], None]
 
@@ -42,10 +44,25 @@ class Calls:
     def __init__(self) -> None:
         self._open: dict[ray.ObjectRef, _Open] = {}
         self._failures: list[RlsysError] = []
+        self.occupancy = Occupancy()
 
-    def start(self, ref: ray.ObjectRef, *, who: str, what: str, deadline_s: float, done: Callable[[Any], None]) -> None:
-        """Watch a call and hand its value to `done`. A failure is raised in the next wait, or the one going on."""
-        self._open[ref] = _Open(who, what, time.monotonic() + deadline_s, done)
+    def start(
+        self,
+        ref: ray.ObjectRef,
+        *,
+        who: str,
+        what: str,
+        deadline_s: float,
+        done: Callable[[Any], None],
+        is_work: bool = True,
+    ) -> None:
+        """Watch a call and hand its value to `done`. A failure is raised in the next wait, or the one going on.
+
+        `is_work` says whether the worker is busy until it answers.
+        """
+        self._open[ref] = _Open(who, what, is_work, time.monotonic() + deadline_s, done)
+        if is_work:
+            self.occupancy.begin(who)
 
     def gather(self, calls: Mapping[K, ray.ObjectRef], *, what: str, deadline_s: float) -> dict[K, Any]:
         """Results of `calls`, keyed as given; the keys name the workers in errors.
@@ -68,8 +85,8 @@ class Calls:
                 ),
             )
         finally:
-            for ref in calls.values():
-                self._open.pop(ref, None)
+            for ref in [ref for ref in calls.values() if ref in self._open]:
+                self._forget(ref)
         return {key: results[key] for key in calls}
 
     def until(self, ready: Callable[[], bool], *, deadline_s: float, late: Callable[[], str]) -> None:
@@ -101,15 +118,21 @@ class Calls:
         if ready and len(self._open) > 1:
             ready, _ = ray.wait(list(self._open), num_returns=len(self._open), timeout=0)
         for ref in ready:
-            call = self._open.pop(ref)
+            call = self._forget(ref)
             try:
                 call.done(fetch(ref, who=call.who, what=call.what))
             except RlsysError as error:
                 self._failures.append(error)
         now = time.monotonic()
         for ref, call in [(ref, call) for ref, call in self._open.items() if call.end <= now]:
-            del self._open[ref]
+            self._forget(ref)
             self._failures.append(DeadlineError(f"{call.what}: no answer in time from {call.who}"))
+
+    def _forget(self, ref: ray.ObjectRef) -> _Open:
+        call = self._open.pop(ref)
+        if call.is_work:
+            self.occupancy.end(call.who)
+        return call
 
 
 def _most_telling(failures: Sequence[RlsysError]) -> RlsysError:

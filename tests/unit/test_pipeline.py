@@ -16,6 +16,7 @@ from rlsys.errors import RlsysError, WorkerError
 from rlsys.metrics.step import StageClock
 from rlsys.pipeline.batch import has_variance
 from rlsys.preflight import check_config
+from rlsys.runtime.occupancy import Occupancy
 from rlsys.types import Finished, GroupRequest, Prompt, Reward, RewardPart, RolloutGroup, TrajectoryRef
 
 from .records import group, reward, summary
@@ -27,6 +28,7 @@ class FakeCalls:
     def __init__(self, seed: int) -> None:
         self._open: list[tuple[Any, Any]] = []
         self._random = random.Random(seed)
+        self.occupancy = Occupancy()
 
     def start(self, ref: Any, *, done: Any, **_: Any) -> None:
         self._open.append((ref, done))

@@ -41,6 +41,11 @@ def test_rollout_metrics_by_hand() -> None:
         "rollout/response_tokens/mean": 5.0,
         "rollout/truncated_fraction": 0.5,
         "rollout/staleness/max": 5.0,  # the oldest is version 3
+        "rollout/staleness/mean": 2.75,
+        "rollout/staleness/count_1": 1.0,
+        "rollout/staleness/count_2": 1.0,
+        "rollout/staleness/count_3": 1.0,
+        "rollout/staleness/count_5": 1.0,
     }
 
 

@@ -1,0 +1,46 @@
+"""How much of their time workers had something to do, as the driver sees it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+
+
+class Occupancy:
+    """Workers are named `role/index`. One that has several calls at once is busy once."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since = clock()
+        self._open: Counter[str] = Counter()
+        self._busy_from: dict[str, float] = {}
+        self._busy_s: defaultdict[str, float] = defaultdict(float)
+
+    def begin(self, worker: str) -> None:
+        """It has something to do, or one thing more."""
+        self._busy_s[worker] += 0.0
+        self._open[worker] += 1
+        if self._open[worker] == 1:
+            self._busy_from[worker] = self._clock()
+
+    def end(self, worker: str) -> None:
+        """One of them is done."""
+        self._open[worker] -= 1
+        if self._open[worker] == 0:
+            self._busy_s[worker] += self._clock() - self._busy_from.pop(worker)
+
+    def take(self) -> dict[str, float]:
+        """`idle/<role>`: the share of time since the last call that the role's workers, together, had nothing to do."""
+        now = self._clock()
+        for worker in self._busy_from:
+            self._busy_s[worker] += now - self._busy_from[worker]
+            self._busy_from[worker] = now
+        elapsed, self._since = now - self._since, now
+        by_role: defaultdict[str, list[float]] = defaultdict(list)
+        for worker, seconds in self._busy_s.items():
+            by_role[worker.partition("/")[0]].append(seconds)
+            self._busy_s[worker] = 0.0
+        if elapsed <= 0:
+            return {}
+        return {f"idle/{role}": max(0.0, 1.0 - sum(busy) / (len(busy) * elapsed)) for role, busy in by_role.items()}
