@@ -21,6 +21,7 @@ from rlsys.learner.group import LearnerGroup
 from rlsys.learner.worker import LearnerSetup
 from rlsys.metrics.display import Display
 from rlsys.metrics.run_log import RunLog, set_aside
+from rlsys.metrics.timeline import Timeline, timeline_path
 from rlsys.needs import needs_critic, needs_greedy
 from rlsys.nonfinite import NonFiniteGuard
 from rlsys.pipeline.pipeline import Pipeline
@@ -30,6 +31,7 @@ from rlsys.reference.pool import REFERENCE_FILE, ReferencePool
 from rlsys.rollout.pool import RolloutPool
 from rlsys.runtime.calls import Calls
 from rlsys.runtime.cluster import Cluster, Demand
+from rlsys.runtime.lanes import Lanes
 from rlsys.runtime.placement import demands, weight_backend
 from rlsys.schedule.ledger import Ledger
 from rlsys.schedule.scheduler import Scheduler
@@ -60,6 +62,7 @@ class Run:
     critic: CriticGroup | None
     weights: WeightBroadcaster
     log: RunLog
+    lanes: Lanes | None  # of the timeline, where one is written
     display: Display
     prepared: Prepared
 
@@ -84,7 +87,8 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
         learner = LearnerGroup(cluster, learner_setup(prepared), wanted["learner"])
         critic = CriticGroup(cluster, _critic_setup(prepared), wanted["critic"]) if wanted["critic"] else None
         reference = _start_reference(cluster, prepared, wanted["reference"])
-        _start(cluster, config, rollout, learner, scoring, *(role for role in (critic, reference) if role is not None))
+        roles = [rollout, learner, scoring, *(role for role in (critic, reference) if role is not None)]
+        _start(cluster, config, *roles)
         weights = WeightBroadcaster(learner, rollout, cluster.calls.gather, config.weights, weight_backend(config))
         weights.open()
         state, folder = _newest(config, run_dir, display)
@@ -92,6 +96,11 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
             _restore(folder, learner, critic, reference)
         log = RunLog(run_dir, config.logging, resume_step=state.step)
         stack.callback(log.close)
+        lanes = None
+        if config.logging.timeline:
+            timeline = Timeline(timeline_path(run_dir, state.step))
+            stack.callback(timeline.close)
+            lanes = Lanes(cluster.calls, roles, timeline.add)
         prompts = _prompt_stream(prepared, state)
         sampler = build_sampler(cluster.calls, config, rollout, scoring)
         yield Run(
@@ -110,9 +119,12 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
             critic=critic,
             weights=weights,
             log=log,
+            lanes=lanes,
             display=display,
             prepared=prepared,
         )
+        if lanes is not None:
+            lanes.finish()
         _stop(display.say, rollout, learner, *([critic] if critic is not None else []))
 
 

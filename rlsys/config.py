@@ -232,6 +232,7 @@ class ClusterConfig:
 class LoggingConfig:
     tensorboard: bool = True
     rollouts_every: int = 1  # steps between files under rollouts/; 0: none
+    timeline: bool = False  # timeline.json: who did what when; it opens in Perfetto
 
 
 @dataclass

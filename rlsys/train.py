@@ -46,6 +46,8 @@ def train(run: Run) -> None:
         version = step
         run.log.rollouts(step, collected.groups, collected.rewards)
         _finish_step(run, metrics, evaluated=_evaluation(run, step))
+        if run.lanes is not None:
+            run.lanes.ask()
         run.guard.check()
         _checkpoint(run, step)
 

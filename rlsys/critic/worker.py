@@ -15,6 +15,7 @@ from rlsys.algorithms.value_loss import value_loss
 from rlsys.batch import pad
 from rlsys.config import AlgorithmConfig, CriticConfig
 from rlsys.gang.worker import GangWorker, Share, TrainItem, items_of, mean_metrics
+from rlsys.models.packing import TokenBatch
 from rlsys.models.policy import DTYPES
 from rlsys.models.value import load_critic
 from rlsys.types import Offender, ValueEstimate
@@ -109,6 +110,10 @@ class CriticWorker(GangWorker):
             trust_remote_code=setup.trust_remote_code,
         )
 
+    def _values(self, batch: TokenBatch) -> torch.Tensor:
+        with self._spans.span("forward"):
+            return self._engine(batch)
+
     def _estimates(
         self, items: Sequence[TrainItem], rewards: Sequence[Sequence[float | None]], kl_coef: float
     ) -> dict[int, ValueEstimate]:
@@ -117,7 +122,7 @@ class CriticWorker(GangWorker):
         for chosen in self._microbatches(items):
             batch = self._batch(chosen)
             with torch.no_grad():
-                values = self._engine(batch).cpu()
+                values = self._values(batch).cpu()
             mask = batch.loss_mask.cpu()
             of_tokens = torch.zeros(mask.shape)
             for row, item in enumerate(chosen):
@@ -162,7 +167,7 @@ class CriticWorker(GangWorker):
     def _microbatch(self, items: Sequence[TrainItem], tokens: int, sums: dict[str, float]) -> None:
         device = self._engine.device
         batch = self._batch(items)
-        values = self._engine(batch)
+        values = self._values(batch)
         estimates = [item.estimate for item in items if item.estimate is not None]
         old = pad([estimate.values for estimate in estimates], torch.float32).to(device)
         returns = pad([estimate.returns for estimate in estimates], torch.float32).to(device)

@@ -71,6 +71,10 @@ class GangGroup:
         """Restore a checkpoint on every rank."""
         self._all("load", folder, what=f"loading {folder}")
 
+    def begin_take_spans(self) -> dict[str, Any]:
+        """References to what each rank did since the last call."""
+        return {name: worker.take_spans.remote() for name, worker in self._workers.items()}
+
     def stop(self, deadline_s: float) -> None:
         """Leave the process group on every rank."""
         calls = {name: worker.stop.remote() for name, worker in self._workers.items()}

@@ -19,6 +19,7 @@ from rlsys.errors import RlsysError
 from rlsys.gang.engine import build_engine
 from rlsys.models.packing import TokenBatch, TokenRow, microbatches, token_batch
 from rlsys.runtime.garbage import freeze_started
+from rlsys.spans import Span, Spans
 from rlsys.types import Coefficients, ExperienceRow, Trajectory, ValueEstimate
 
 
@@ -125,6 +126,7 @@ class GangWorker:
         self._seed = seed
         self._world_size = config.num_workers
         self._engine: Any = None
+        self._spans = Spans()
 
     def address(self) -> tuple[str, int]:
         """This node's address and a free port."""
@@ -166,6 +168,10 @@ class GangWorker:
         if path is None:
             raise RlsysError(f"{folder} holds no {self.TAG} checkpoint that {self._world_size} rank(s) can load")
 
+    def take_spans(self) -> list[Span]:
+        """What this rank did since the last call."""
+        return self._spans.take()
+
     def stop(self) -> None:
         """Leave the gang: an interpreter that ends inside a process group can abort."""
         if dist.is_initialized():
@@ -189,8 +195,9 @@ class GangWorker:
 
     def _batch(self, items: Sequence[TrainItem]) -> TokenBatch:
         """The items' tokens in the model's layout."""
-        rows = [item.token_row() for item in items]
-        return token_batch(rows, self._engine.module.layout).to(self._engine.device)
+        with self._spans.span("pack"):
+            rows = [item.token_row() for item in items]
+            return token_batch(rows, self._engine.module.layout).to(self._engine.device)
 
     def _backward(self, loss: torch.Tensor, *, is_finite: bool = True) -> None:
         """Add the gradient of this rank's share of a global sum.
@@ -199,11 +206,13 @@ class GangWorker:
         was not finite before, the gradient is spoiled on purpose, wherever a mask or a clip has hidden it.
         """
         scale = self._world_size if is_finite else float("nan")
-        self._engine.backward(loss * scale)
+        with self._spans.span("backward"):
+            self._engine.backward(loss * scale)
 
     def _step(self) -> StepResult:
         lr = float(self._engine.get_lr()[0])
-        self._engine.step()
+        with self._spans.span("optimizer"):
+            self._engine.step()
         norm = self._engine.get_global_grad_norm()
         # DeepSpeed's own sign of a norm that is not finite is -1 or infinity.
         found = float("nan") if norm is None else float(norm)

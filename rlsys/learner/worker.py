@@ -76,7 +76,8 @@ class LearnerWorker(GangWorker):
 
     def send_weights(self) -> None:
         """Gather and broadcast the policy."""
-        self._sender.send()
+        with self._spans.span("broadcast"):
+            self._sender.send()
 
     def export_weights(self) -> dict[str, Any]:
         """CUDA IPC handles of the policy, for engines on the same GPU."""
@@ -165,7 +166,8 @@ class LearnerWorker(GangWorker):
             known |= found
 
     def _forward(self, batch: TokenBatch, *, with_entropy_gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._engine(batch, self._setup.temperature, with_entropy_gradient)
+        with self._spans.span("forward"):
+            return self._engine(batch, self._setup.temperature, with_entropy_gradient)
 
     def _accumulate(
         self, items: Sequence[TrainItem], number: int, share: Share, known: dict[int, TokenRecord]

@@ -13,7 +13,7 @@ from rlsys.config import LoggingConfig
 from rlsys.metrics.step import Metrics
 from rlsys.types import Reward, RolloutGroup
 
-WRITTEN = ("metrics.jsonl", "rollouts", "nonfinite", "events.out.")
+WRITTEN = ("metrics.jsonl", "rollouts", "nonfinite", "timeline", "events.out.")
 """How the names begin of what a run writes besides its checkpoints and configuration."""
 
 

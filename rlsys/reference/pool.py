@@ -44,6 +44,10 @@ class ReferencePool:
         sums, *refs = call.remote(places, *chunks)
         return sums, refs
 
+    def begin_take_spans(self) -> dict[str, Any]:
+        """References to what each worker did since the last call."""
+        return {name: worker.take_spans.remote() for name, worker in self._workers.items()}
+
     def blend(self, policy: Mapping[str, Any], alpha: float) -> None:
         """`ref = alpha * policy + (1 - alpha) * ref` on every worker (TR-DPO, arXiv:2404.09656).
 

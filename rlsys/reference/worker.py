@@ -16,6 +16,7 @@ from rlsys.config import ReferenceConfig
 from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.runtime.garbage import freeze_started
+from rlsys.spans import Span, Spans
 from rlsys.types import Trajectory
 
 REFERENCE_FILE = "reference.safetensors"
@@ -40,6 +41,7 @@ class ReferenceWorker:
         policy = load_policy(model_path, DTYPES[dtype], packing=config.packing, trust_remote_code=trust_remote_code)
         self._policy = policy.to(self._device).requires_grad_(False)
         self._whole: dict[str, torch.Tensor] = {}
+        self._spans = Spans()
         freeze_started()
 
     def ping(self) -> None:
@@ -52,7 +54,14 @@ class ReferenceWorker:
         without a `divergence`: only a KL in the reward reads it); then a list per group of log-probabilities of its
         trajectories, [L] float32 each, 0 outside the loss mask.
         """
-        groups = picked(chunks, places)
+        with self._spans.span("reference"):
+            return self._logprobs(picked(chunks, places))
+
+    def take_spans(self) -> list[Span]:
+        """What this worker did since the last call."""
+        return self._spans.take()
+
+    def _logprobs(self, groups: Sequence[Sequence[Trajectory]]) -> list[Any]:
         trajectories = [trajectory for group in groups for trajectory in group]
         owners = [number for number, group in enumerate(groups) for _ in group]
         token_rows = [TokenRow(t.token_ids, t.loss_mask, g) for g, t in zip(owners, trajectories, strict=True)]

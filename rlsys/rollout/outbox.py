@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Collection
 
+from rlsys.spans import Spans
 from rlsys.types import Finished, Trajectory
 
 Answer = tuple[Finished, Trajectory | None]
@@ -15,20 +16,31 @@ Answer = tuple[Finished, Trajectory | None]
 class Outbox:
     """Holds answers until they are taken, and lets the taker wait for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, spans: Spans) -> None:
         self._answers: list[Answer] = []
         self._first_at = 0.0
         self._news = asyncio.Event()
+        self._spans = spans
+        self._busy_since = 0.0
         self.num_running = 0  # requests that will still answer, or be cancelled
 
     def started(self) -> None:
+        if self.num_running == 0:
+            self._busy_since = time.time()
         self.num_running += 1
 
     def ended(self) -> None:
         """One request less runs, whether or not it left an answer."""
         self.num_running -= 1
         if self.num_running == 0:
+            self.mark()
             self._news.set()
+
+    def mark(self) -> None:
+        """Tell the timeline of the generation so far."""
+        now = time.time()
+        self._spans.add("generate", self._busy_since, now)
+        self._busy_since = now
 
     def put(self, finished: Finished, trajectory: Trajectory | None) -> None:
         """Of a request that failed there is no trajectory."""

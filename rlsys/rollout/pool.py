@@ -67,6 +67,10 @@ class RolloutPool:
     def begin_receive_weights(self, update_info: Mapping[str, Any], policy_version: int) -> dict[str, Any]:
         return self._each("receive_weights", dict(update_info), policy_version)
 
+    def begin_take_spans(self) -> dict[str, Any]:
+        """References to what each engine did since the last call."""
+        return self._each("take_spans")
+
     def _each(self, method: str, *args: Any) -> dict[str, Any]:
         return {
             name: getattr(worker, method).remote(*args) for name, worker in zip(self.names, self._workers, strict=True)

@@ -12,6 +12,7 @@ from rlsys.errors import WorkerError
 from rlsys.rollout.outbox import Outbox
 from rlsys.rollout.trajectory import summary_of, trajectory_of
 from rlsys.runtime.garbage import freeze_started
+from rlsys.spans import Span, Spans
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
 
 LOADED_VERSION = -1
@@ -48,7 +49,8 @@ class RolloutWorker:
         self._trust_remote_code = trust_remote_code
         self._versions = [LOADED_VERSION]  # of every epoch, as the scheduler counts them; the last is served now
         self._tasks: dict[int, set[asyncio.Task[None]]] = {}  # by group
-        self._outbox = Outbox()
+        self._spans = Spans()
+        self._outbox = Outbox(self._spans)
         self._failed_update: str | None = None
 
     async def start(self) -> None:
@@ -111,7 +113,8 @@ class RolloutWorker:
         await engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=not keep)
         paused = time.perf_counter()
         try:
-            times = await self._load(update_info)
+            with self._spans.span("reload"):
+                times = await self._load(update_info)
         except Exception as error:
             # Old and new layers side by side: nothing may be sampled from them any more, so the engine stays paused.
             self._failed_update = f"{type(error).__name__}: {error}"
@@ -150,6 +153,12 @@ class RolloutWorker:
             task.cancel()  # vLLM aborts the request in its engine
         await asyncio.gather(*tasks, return_exceptions=True)
         self._outbox.drop(set(group_ids))
+
+    async def take_spans(self) -> list[Span]:
+        """What this engine did since the last call."""
+        if self._outbox.num_running:
+            self._outbox.mark()
+        return self._spans.take()
 
     async def stop(self) -> None:
         """Shut the engine's processes down."""

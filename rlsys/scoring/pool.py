@@ -26,6 +26,10 @@ class RewardPool:
         calls = {name: worker.start.remote() for name, worker in zip(self.names, self._workers, strict=True)}
         self._calls.gather(calls, what="starting the reward workers", deadline_s=deadline_s)
 
+    def begin_take_spans(self) -> dict[str, Any]:
+        """References to what each worker did since the last call."""
+        return {name: worker.take_spans.remote() for name, worker in zip(self.names, self._workers, strict=True)}
+
     def begin_score(self, worker: int, items: Sequence[tuple[Prompt, TrajectoryRef]], step: int) -> Any:
         """Reference to the trajectories' rewards, in order, and the means of what functions logged."""
         chunks, places = chunks_of([[trajectory for _, trajectory in items]])

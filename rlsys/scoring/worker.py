@@ -13,6 +13,7 @@ from rlsys.runtime.garbage import freeze_started
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.combine import combine
 from rlsys.scoring.process import RewardProcess
+from rlsys.spans import Span, Spans
 from rlsys.types import Prompt, Reward, Trajectory
 
 
@@ -28,6 +29,7 @@ class RewardWorker:
             label: RewardProcess(spec, call_deadline_s=config.function_deadline_s, row_deadline_s=config.row_deadline_s)
             for label, spec in labelled(rewards)
         }
+        self._spans = Spans()
         freeze_started()
 
     def start(self) -> None:
@@ -39,7 +41,14 @@ class RewardWorker:
         self, prompts: Sequence[Prompt], step: int, places: Sequence[Place], *chunks: Sequence[Trajectory]
     ) -> tuple[list[Reward], dict[str, float]]:
         """Rewards of the trajectories at `places`, each with its prompt, and the mean of every logged metric."""
-        request = self._request(prompts, step, picked(chunks, [places])[0])
+        with self._spans.span("score"):
+            return self._score(self._request(prompts, step, picked(chunks, [places])[0]))
+
+    def take_spans(self) -> list[Span]:
+        """What this worker did since the last call."""
+        return self._spans.take()
+
+    def _score(self, request: RewardRequest) -> tuple[list[Reward], dict[str, float]]:
         answers = {label: process.score(request) for label, process in self._processes.items()}
         rewards = []
         for row in range(len(request)):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from rlsys.rollout.outbox import Outbox
+from rlsys.spans import Spans
 from rlsys.types import Finished
 
 LONG_S = 30.0
@@ -21,7 +22,7 @@ def run(scenario: Callable[[Outbox], Coroutine[Any, Any, None]]) -> float:
     """Seconds that it took; two requests run at first."""
 
     async def whole() -> None:
-        outbox = Outbox()
+        outbox = Outbox(Spans())
         outbox.started()
         outbox.started()
         await scenario(outbox)

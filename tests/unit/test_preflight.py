@@ -60,7 +60,10 @@ def test_the_defaults_pass() -> None:
         ("scoring.num_workers", 0, ["at least 1"]),
         ("rollout.temperature", 0.0, ["positive", "evaluation is greedy"]),
         ("rollout.temperature", -1.0, ["positive"]),
-        ("train.max_staleness", 1, ["only 0 (synchronous)"]),
+        ("train.max_staleness", -1, ["at least 0"]),
+        ("rollout.max_in_flight", 0, ["at least 1"]),
+        ("rollout.linger_s", -0.1, ["at least 0"]),
+        ("learner.packing", "pakced", ["did you mean 'packed'"]),
         ("seed", -1, ["at least 0"]),
         ("data.eval_limit", 0, ["at least 1"]),
         ("eval.every", -1, ["at least 0"]),
@@ -297,3 +300,10 @@ def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         check_run_dir(tmp_path, "never")
     assert [part for part in (str(tmp_path), "another run_dir", "resume=auto") if part not in str(caught.value)] == []
+
+
+def test_without_a_ratio_an_older_policy_needs_a_correction() -> None:
+    stale = {"train.old_logprobs": "none", "train.max_staleness": 1}
+    with pytest.raises(ConfigError, match=r"an older policy has sampled: use learner or engine"):
+        check_config(changed(stale))
+    check_config(changed({**stale, "algorithm.corrections": [{"name": "truncate"}]}))
