@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from benchmarks.sampling import sample
 from benchmarks.workload import PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, Workload, rlsys_config
 from rlsys.prepare import Prepared, prepare
 from rlsys.runtime.placement import demands
@@ -24,9 +25,8 @@ def engine_env(workload: Workload, tokens: int) -> dict[str, str]:
 def pool_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
     """One rollout worker through Ray, started as a run starts it."""
     from rlsys.build import connected, start_rollout
-    from rlsys.pipeline.sampler import POLL_S
     from rlsys.rollout.pool import RolloutPool
-    from rlsys.types import GroupRequest, Sampling
+    from rlsys.types import Sampling
 
     prepared = prepare(rlsys_config(workload, max_tokens))
     config = prepared.config
@@ -35,24 +35,13 @@ def pool_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
         pool = start_rollout(cluster, prepared, wanted)
         pool.start(config.cluster.startup_deadline_s)
 
-        def wait(call: Any) -> Any:
-            return cluster.calls.gather({pool.names[0]: call}, what="rollout", deadline_s=600.0)[pool.names[0]]
-
         def measure(batch: int, tokens: int) -> float:
             sampling = Sampling(config.rollout.temperature, tokens, SAMPLES_PER_PROMPT, ignore_eos=True)
-            requests = [
-                GroupRequest(i, 1, p.index, p.token_ids, sampling) for i, p in enumerate(_prompts(prepared, batch))
-            ]
-            lengths: dict[int, list[int]] = {request.group_id: [] for request in requests}
+            prompts, linger_s = _prompts(prepared, batch), config.rollout.linger_s
             start = time.perf_counter()
-            submitted = pool.begin_submit(0, requests, RolloutPool.LOADED_VERSION)
-            while sum(map(len, lengths.values())) < len(requests) * SAMPLES_PER_PROMPT:
-                told, _ = pool.begin_finished(0, POLL_S, config.rollout.linger_s)
-                for finished in wait(told):
-                    lengths[finished.group_id].append(finished.summary.num_response_tokens)
+            lengths = sample(cluster.calls, pool, prompts, sampling, RolloutPool.LOADED_VERSION, linger_s)
             seconds = time.perf_counter() - start
-            wait(submitted)
-            _check(list(lengths.values()), tokens)
+            _check(lengths, tokens)
             return seconds
 
         yield measure

@@ -28,10 +28,18 @@ def weight_backend(config: Config) -> str:
     return "nccl" if config.cluster.num_gpus > 0 else "gloo"
 
 
-def threads_per_worker(num_workers: int, wanted: int | None) -> int:
-    """OpenMP threads of one worker: roles take turns on a machine, the workers of one role share it."""
-    cores = len(os.sched_getaffinity(0))
-    return wanted if wanted is not None else max(1, cores // num_workers)
+def threads_per_worker(config: Config, num_workers: int, wanted: int | None) -> int:
+    """OpenMP threads of one of a role's `num_workers` processes.
+
+    Synchronous roles take turns on a machine, and the workers of one role share it. With sampling ahead of training
+    engines and learner work at the same time: then all of theirs do.
+    """
+    if wanted is not None:
+        return wanted
+    if config.train.max_staleness > 0:
+        engines = config.rollout.num_workers * config.rollout.tensor_parallel_size
+        num_workers = max(num_workers, engines + config.learner.num_workers)
+    return max(1, len(os.sched_getaffinity(0)) // num_workers)
 
 
 def _env(config: Config, threads: int) -> dict[str, str]:
@@ -43,7 +51,7 @@ def _env(config: Config, threads: int) -> dict[str, str]:
 
 def _rollout_env(config: Config, engine: int) -> dict[str, str]:
     tensor_parallel = config.rollout.tensor_parallel_size
-    threads = threads_per_worker(config.rollout.num_workers * tensor_parallel, config.rollout.num_threads)
+    threads = threads_per_worker(config, config.rollout.num_workers * tensor_parallel, config.rollout.num_threads)
     env = _env(config, threads)
     if config.cluster.num_gpus > 0:
         return env | {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if weight_backend(config) == "ipc" else env
@@ -69,11 +77,13 @@ def demands(config: Config) -> dict[str, list[Demand]]:
     gpu = 0.0 if config.cluster.num_gpus == 0 else 0.3 if shared else 1.0
     rollout, learner, reference = config.rollout, config.learner, config.reference
     critic = config.critic if needs_critic(config) else None
-    learner_env = KEEP_FREED_MEMORY | _env(config, threads_per_worker(learner.num_workers, learner.num_threads))
+    learner_env = KEEP_FREED_MEMORY | _env(config, threads_per_worker(config, learner.num_workers, learner.num_threads))
     critic_env = learner_env
     if critic is not None:
-        critic_env = KEEP_FREED_MEMORY | _env(config, threads_per_worker(critic.num_workers, critic.num_threads))
-    reference_threads = threads_per_worker(reference.num_workers, reference.num_threads)
+        critic_env = KEEP_FREED_MEMORY | _env(
+            config, threads_per_worker(config, critic.num_workers, critic.num_threads)
+        )
+    reference_threads = threads_per_worker(config, reference.num_workers, reference.num_threads)
     reference_env = KEEP_FREED_MEMORY | _env(config, reference_threads)
     with_reference = config.algorithm.kl.coef > 0
     return {
