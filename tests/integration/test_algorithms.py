@@ -26,14 +26,25 @@ from rlsys.nonfinite import NonFiniteGuard
 from rlsys.overrides import config_dir
 from rlsys.preflight import check_config
 from rlsys.train import train
-from rlsys.types import Reward, RewardPart
 from tests.integration.runs import SMALL, call_worker, read_metrics, small_run
 
 PRESETS = sorted(path.stem for path in (config_dir() / "algorithm").glob("*.yaml"))
 STEPS = 5
 REWARD = """
-def even(completions, **_):
-    return [float(len(completion) % 2 == 0) for completion in completions]
+import json
+from pathlib import Path
+
+SPOILED = Path(__file__).parent / "spoiled.json"
+
+
+def even(completions, trainer_state, **_):
+    rewards = [float(len(completion) % 2 == 0) for completion in completions]
+    steps = json.loads(SPOILED.read_text()) if SPOILED.exists() else {}
+    if str(trainer_state.global_step) in steps:  # once in that step
+        del steps[str(trainer_state.global_step)]
+        SPOILED.write_text(json.dumps(steps))
+        rewards[0] = float("nan")
+    return rewards
 """
 COMMON = ("critic.lr=1e-2", "train.samples_per_prompt=4")
 
@@ -55,6 +66,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 def _as_at_the_start(shared: Run) -> None:
     assert shared.critic is not None
     assert shared.reference is not None
+    (shared.run_dir.parent / "spoiled.json").unlink(missing_ok=True)
     for role in (shared.learner, shared.critic, shared.reference):
         role.load(str(shared.run_dir.parent))
 
@@ -206,24 +218,14 @@ def test_the_critic_s_head_start(shared: Run, tmp_path: Path) -> None:
     assert all(row["critic/loss"] > 0 and "critic/explained_variance" in row for row in rows)
 
 
-class SpoiledScoring:
-    """The real reward workers, whose answers in chosen steps hold NaN for the first trajectory."""
-
-    def __init__(self, scoring: Any, steps: Sequence[int]) -> None:
-        self._scoring = scoring
-        self._steps = steps
-
-    def score(self, groups: Any, step: int) -> Any:
-        rewards, logged = self._scoring.score(groups, step)
-        if step in self._steps:
-            part = RewardPart(None, "not_finite", "reward 'even': returned nan")
-            rewards[0][0] = Reward(None, {"even": part}, "not_finite", rewards[0][0].response)
-        return rewards, logged
+def spoil_rewards(run: Run, steps: Sequence[int]) -> None:
+    """One reward in each of these steps is NaN."""
+    (run.run_dir.parent / "spoiled.json").write_text(json.dumps({str(step): True for step in steps}))
 
 
 def test_a_reward_that_is_not_finite_costs_the_step(shared: Run, tmp_path: Path) -> None:
     other = switched(shared, tmp_path, ["~algorithm"])
-    other.scoring = SpoiledScoring(shared.scoring, steps=[2])  # type: ignore[assignment]
+    spoil_rewards(shared, [2])
     train(other)
     rows = read_metrics(tmp_path)[1:]
     assert [row["nonfinite/trajectories"] for row in rows] == [0, 1, 0, 0, 0]
@@ -231,13 +233,13 @@ def test_a_reward_that_is_not_finite_costs_the_step(shared: Run, tmp_path: Path)
     assert ["policy/loss" in row for row in rows] == [True, False, True, True, True]
     dumped = json.loads((tmp_path / "nonfinite" / "step-000002.jsonl").read_text())
     assert dumped["what"] == "reward"
-    assert dumped["details"] == {"even": "reward 'even': returned nan"}
+    assert "nan" in dumped["details"]["even"]
     assert len(dumped["token_ids"]) == len(dumped["behavior_logprobs"])
 
 
 def test_bad_steps_in_a_row_end_the_run(shared: Run, tmp_path: Path) -> None:
     other = switched(shared, tmp_path, ["~algorithm", "train.max_nonfinite_steps=2"])
-    other.scoring = SpoiledScoring(shared.scoring, steps=[2, 3, 4])  # type: ignore[assignment]
+    spoil_rewards(shared, [2, 3, 4])
     with pytest.raises(RlsysError, match="2 steps in a row met NaN or infinity"):
         train(other)
     assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1, 2, 3]

@@ -1,0 +1,1 @@
+"""What a run would take on other numbers of workers: its measured costs, replayed through the same scheduler."""
