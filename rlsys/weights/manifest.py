@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,3 +71,9 @@ def to_update_info(manifest: Manifest) -> dict[str, Any]:
         "dtype_names": [str(entry.dtype).removeprefix("torch.") for entry in manifest],
         "shapes": [list(entry.shape) for entry in manifest],
     }
+
+
+def from_update_info(update_info: Mapping[str, Any]) -> Manifest:
+    """What `to_update_info` was made of."""
+    columns = (update_info[key] for key in ("names", "dtype_names", "shapes"))
+    return [Entry(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in zip(*columns, strict=True)]

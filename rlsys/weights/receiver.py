@@ -16,7 +16,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 from rlsys.orphans import exit_with_parent
 from rlsys.weights.gloo import GlooChannel
 from rlsys.weights.inbox import Inbox
-from rlsys.weights.manifest import Entry, buckets, views
+from rlsys.weights.manifest import buckets, from_update_info, views
 
 
 @dataclass(kw_only=True)
@@ -53,12 +53,7 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
         """Start to receive one broadcast beside whatever the engine does."""
         if self._channel is None:
             raise RuntimeError("the weight channel is not open: init_transfer_engine has not run")
-        info = self.parse_update_info(update_info)
-        manifest = [
-            Entry(name, getattr(torch, dtype), tuple(shape))
-            for name, dtype, shape in zip(info.names, info.dtype_names, info.shapes, strict=True)
-        ]
-        self._inbox = Inbox(self._channel, buckets(manifest, self._bucket_bytes))
+        self._inbox = Inbox(self._channel, buckets(from_update_info(update_info), self._bucket_bytes))
 
     @property
     def inbox(self) -> Inbox:
