@@ -98,8 +98,8 @@ def _engine(folder: Path, options: argparse.Namespace) -> dict[str, list[dict[st
         for repeat in range(WARMUP + options.repeats):
             for what, measured in runs.items():
                 measured.append(engine(what=what))
-            latest = ", ".join(f"{what} {measured[-1]['seconds']:.2f} s" for what, measured in runs.items())
-            print(f"repeat {repeat}: {latest}, stalled {runs['inflight'][-1]['stalled_s']:.2f} s", flush=True)
+            latest = {what: {key: round(s, 2) for key, s in measured[-1].items()} for what, measured in runs.items()}
+            print(f"repeat {repeat}: {latest}", flush=True)
     return runs
 
 

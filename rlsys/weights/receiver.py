@@ -5,6 +5,7 @@ vLLM imports this module in each of its worker processes (`worker_extension_cls`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
     init_info_cls = GlooInitInfo
     _channel: GlooChannel | None = None
     _inbox: Inbox | None = None
+    _buffers: Sequence[torch.Tensor] = ()
 
     def init_transfer_engine(self, init_info: Any) -> None:
         """Join the broadcast group; blocks until the learner and every other engine have joined."""
@@ -53,7 +55,12 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
         """Start to receive one broadcast beside whatever the engine does."""
         if self._channel is None:
             raise RuntimeError("the weight channel is not open: init_transfer_engine has not run")
-        self._inbox = Inbox(self._channel, buckets(from_update_info(update_info), self._bucket_bytes))
+        cut = buckets(from_update_info(update_info), self._bucket_bytes)
+        sizes = [sum(entry.num_bytes for entry in bucket) for bucket in cut]
+        if sizes != [buffer.numel() for buffer in self._buffers]:
+            # Kept from one broadcast to the next: to map the whole model's memory anew costs as much as to fill it.
+            self._buffers = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+        self._inbox = Inbox(self._channel, list(zip(cut, self._buffers, strict=True)))
 
     @property
     def inbox(self) -> Inbox:
