@@ -32,6 +32,7 @@ SHAPE = {
 }
 """Qwen2.5-0.5B."""
 DEADLINE_S = 300.0
+HELD_BYTES = 64 * 2**20
 NUM_REQUESTS, RESPONSE_TOKENS, MAX_TOKENS = 2, 1500, 1600
 
 
@@ -141,12 +142,12 @@ class MeasuredWorker(RolloutWorker):
 
 def reload_from_memory(worker: Any, update_info: dict[str, Any]) -> float:
     """Seconds from the first parameter to the last; runs inside vLLM's worker."""
-    cut = buckets(from_update_info(update_info), 2**28)
-    # Written to: memory that nobody has touched is read faster than weights ever are.
-    held = [(bucket, torch.ones(sum(e.num_bytes for e in bucket), dtype=torch.uint8)) for bucket in cut]
+    if not hasattr(worker, "held"):  # kept, as the receiver keeps its own: fresh memory is slower
+        cut = buckets(from_update_info(update_info), HELD_BYTES)
+        worker.held = [(bucket, torch.ones(sum(e.num_bytes for e in bucket), dtype=torch.uint8)) for bucket in cut]
     started = time.perf_counter()
     worker.start_weight_update()
-    for bucket, buffer in held:
+    for bucket, buffer in worker.held:
         worker.weight_transfer_engine.model.load_weights(views(buffer, bucket))
     worker.finish_weight_update()
     return time.perf_counter() - started

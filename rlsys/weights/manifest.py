@@ -43,9 +43,10 @@ def buckets(manifest: Manifest, max_bytes: int) -> list[list[Entry]]:
     return packed
 
 
-def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """An owned [bytes] uint8 copy of the tensors, one after another."""
-    return torch.cat([tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors])
+def pack(tensors: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
+    """A [bytes] uint8 copy of the tensors, one after another: at the beginning of `out`, or in memory of its own."""
+    parts = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    return torch.cat(parts, out=None if out is None else out[: sum(part.numel() for part in parts)])
 
 
 def unpack(buffer: torch.Tensor, bucket: Sequence[Entry]) -> list[tuple[str, torch.Tensor]]:
