@@ -24,13 +24,16 @@ class Source(Protocol):
 class Inbox:
     """Buckets in the order they were sent.
 
-    The thread never waits for the taker: what has not been taken lies in memory, up to the whole model, so that a
+    The thread never waits for the taker: every bucket has a buffer of its own, the whole model in all, so that a
     transfer can end while the engine still generates.
+
+    Args:
+        buckets: what each bucket holds and the buffer to fill.
     """
 
-    def __init__(self, source: Source, cut: Sequence[Sequence[Entry]]) -> None:
+    def __init__(self, source: Source, buckets: Sequence[Received]) -> None:
         self._source = source
-        self._cut = cut
+        self._buckets = buckets
         self._received: queue.SimpleQueue[Received | None] = queue.SimpleQueue()
         self._error: Exception | None = None
         self.transfer_s = 0.0
@@ -57,8 +60,7 @@ class Inbox:
     def _receive(self) -> None:
         started = time.perf_counter()
         try:
-            for bucket in self._cut:
-                buffer = torch.empty(sum(entry.num_bytes for entry in bucket), dtype=torch.uint8)
+            for bucket, buffer in self._buckets:
                 self._source.broadcast(buffer)
                 self._received.put((bucket, buffer))
         except Exception as error:

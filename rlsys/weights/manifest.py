@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +43,10 @@ def buckets(manifest: Manifest, max_bytes: int) -> list[list[Entry]]:
     return packed
 
 
-def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """An owned [bytes] uint8 copy of the tensors, one after another."""
-    return torch.cat([tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors])
+def pack(tensors: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
+    """A [bytes] uint8 copy of the tensors, one after another: at the beginning of `out`, or in memory of its own."""
+    parts = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    return torch.cat(parts, out=None if out is None else out[: sum(part.numel() for part in parts)])
 
 
 def unpack(buffer: torch.Tensor, bucket: Sequence[Entry]) -> list[tuple[str, torch.Tensor]]:
@@ -71,3 +72,9 @@ def to_update_info(manifest: Manifest) -> dict[str, Any]:
         "dtype_names": [str(entry.dtype).removeprefix("torch.") for entry in manifest],
         "shapes": [list(entry.shape) for entry in manifest],
     }
+
+
+def from_update_info(update_info: Mapping[str, Any]) -> Manifest:
+    """What `to_update_info` was made of."""
+    columns = (update_info[key] for key in ("names", "dtype_names", "shapes"))
+    return [Entry(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in zip(*columns, strict=True)]

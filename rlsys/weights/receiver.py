@@ -5,6 +5,7 @@ vLLM imports this module in each of its worker processes (`worker_extension_cls`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 from rlsys.orphans import exit_with_parent
 from rlsys.weights.gloo import GlooChannel
 from rlsys.weights.inbox import Inbox
-from rlsys.weights.manifest import Entry, buckets, views
+from rlsys.weights.manifest import buckets, from_update_info, views
 
 
 @dataclass(kw_only=True)
@@ -37,6 +38,7 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
     init_info_cls = GlooInitInfo
     _channel: GlooChannel | None = None
     _inbox: Inbox | None = None
+    _buffers: Sequence[torch.Tensor] = ()
 
     def init_transfer_engine(self, init_info: Any) -> None:
         """Join the broadcast group; blocks until the learner and every other engine have joined."""
@@ -53,12 +55,12 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
         """Start to receive one broadcast beside whatever the engine does."""
         if self._channel is None:
             raise RuntimeError("the weight channel is not open: init_transfer_engine has not run")
-        info = self.parse_update_info(update_info)
-        manifest = [
-            Entry(name, getattr(torch, dtype), tuple(shape))
-            for name, dtype, shape in zip(info.names, info.dtype_names, info.shapes, strict=True)
-        ]
-        self._inbox = Inbox(self._channel, buckets(manifest, self._bucket_bytes))
+        cut = buckets(from_update_info(update_info), self._bucket_bytes)
+        sizes = [sum(entry.num_bytes for entry in bucket) for bucket in cut]
+        if sizes != [buffer.numel() for buffer in self._buffers]:
+            # Kept from one broadcast to the next: to map the whole model's memory anew costs as much as to fill it.
+            self._buffers = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+        self._inbox = Inbox(self._channel, list(zip(cut, self._buffers, strict=True)))
 
     @property
     def inbox(self) -> Inbox:

@@ -38,6 +38,7 @@ class WeightSender:
         self._bucket_bytes = bucket_bytes
         self._channel: Channel | None = None
         self._exported: list[torch.Tensor] = []
+        self._buffer: torch.Tensor | None = None
 
     def manifest(self) -> Manifest:
         """Every parameter that travels. ZeRO-3 hides shapes: `ds_shape` has the full one."""
@@ -61,7 +62,7 @@ class WeightSender:
 
     def send(self) -> None:
         """Gather and broadcast bucket by bucket, the same fixed order on every rank."""
-        packed = self._packed(self._bucket_bytes)
+        packed = self._packed(self._bucket_bytes, self._scratch())
         if self._channel is not None:
             self._channel.send(packed)
         for _ in packed:  # the other ranks only take part in the gathering
@@ -73,7 +74,7 @@ class WeightSender:
 
         self._exported = []
         handles = []
-        for bucket, buffer in self._packed(max_bytes=0):
+        for bucket, buffer in self._packed(0, None):
             for entry, part in zip(bucket, unpack(buffer, bucket), strict=True):
                 uuid = str(torch.cuda.get_device_properties(part[1].device).uuid)
                 handles.append({uuid: reduce_tensor(part[1])[1]})
@@ -81,8 +82,16 @@ class WeightSender:
                 assert part[0] == entry.name
         return {**self.update_info(), "ipc_handles": handles}
 
-    def _packed(self, max_bytes: int) -> PackedBuckets:
-        """Owned packed copies of every bucket on rank 0, nothing elsewhere; all ranks must exhaust it.
+    def _scratch(self) -> torch.Tensor | None:
+        """Room for the largest bucket where a channel has read one when it takes the next, as gloo does."""
+        if isinstance(self._channel, GlooChannel) and self._buffer is None:
+            cut = buckets(self.manifest(), self._bucket_bytes)
+            self._buffer = torch.empty(max(sum(e.num_bytes for e in bucket) for bucket in cut), dtype=torch.uint8)
+        return self._buffer
+
+    def _packed(self, max_bytes: int, room: torch.Tensor | None) -> PackedBuckets:
+        """Packed copies of every bucket on rank 0, each in `room` if there is any; nothing on the other ranks. All must
+        exhaust it.
 
         The copy is made inside the gathering context: what it yields is a view whose storage is given back (and soon
         holds something else) when the context closes.
@@ -91,7 +100,8 @@ class WeightSender:
         for bucket in buckets(self.manifest(), max_bytes):
             chosen = [parameters[entry.name] for entry in bucket]
             with _gathered(chosen):
-                packed = pack([parameter.detach().to(self._dtype) for parameter in chosen]) if self._rank == 0 else None
+                sent = [parameter.detach().to(self._dtype) for parameter in chosen] if self._rank == 0 else []
+                packed = pack(sent, room) if sent else None
             if packed is not None:
                 yield bucket, packed
 

@@ -14,6 +14,10 @@ from rlsys.weights.manifest import Entry
 CUT = [[Entry("a", torch.uint8, (4,))], [Entry("b", torch.uint8, (2,)), Entry("c", torch.uint8, (1,))]]
 
 
+def buckets() -> list[tuple[list[Entry], torch.Tensor]]:
+    return [(bucket, torch.empty(sum(entry.num_bytes for entry in bucket), dtype=torch.uint8)) for bucket in CUT]
+
+
 class Sender:
     """Fills each bucket with its number, once it may; `fails_at` breaks the connection."""
 
@@ -40,7 +44,7 @@ def until(true: Callable[[], bool]) -> None:
 
 def test_buckets_come_in_order_as_they_are_sent() -> None:
     sender = Sender()
-    inbox = Inbox(sender, CUT)
+    inbox = Inbox(sender, buckets())
     assert not inbox.is_done()
     sender.may_send.release()
     taken = iter(inbox)
@@ -56,7 +60,7 @@ def test_buckets_come_in_order_as_they_are_sent() -> None:
 def test_all_of_it_can_come_before_anything_is_taken() -> None:
     sender = Sender()
     sender.may_send.release(2)
-    inbox = Inbox(sender, CUT)
+    inbox = Inbox(sender, buckets())
     until(inbox.is_done)
     assert [buffer.tolist() for _, buffer in inbox] == [[0] * 4, [1] * 3]
 
@@ -64,7 +68,7 @@ def test_all_of_it_can_come_before_anything_is_taken() -> None:
 def test_a_broken_transfer_is_an_error_with_its_cause() -> None:
     sender = Sender(fails_at=1)
     sender.may_send.release(2)
-    inbox = Inbox(sender, CUT)
+    inbox = Inbox(sender, buckets())
     taken = iter(inbox)
     next(taken)
     with pytest.raises(RuntimeError, match="the transfer failed: Connection closed by peer"):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsys.weights.manifest import Entry, buckets, pack, to_update_info, unpack
+from rlsys.weights.manifest import Entry, buckets, from_update_info, pack, to_update_info, unpack, views
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int8, torch.uint8]
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -99,3 +99,13 @@ def test_the_form_that_the_engines_take() -> None:
         "dtype_names": ["bfloat16", "float32"],
         "shapes": [[7, 3], []],
     }
+    assert from_update_info(to_update_info(manifest)) == manifest
+
+
+def test_views_share_the_buffer_where_bytes_are_aligned() -> None:
+    bucket = [Entry("a", torch.float32, (2,)), Entry("b", torch.uint8, (1,)), Entry("c", torch.float32, (1,))]
+    buffer = torch.zeros(13, dtype=torch.uint8)
+    aligned, _, odd = (tensor for _, tensor in views(buffer, bucket))  # the last begins at byte 9
+    buffer.fill_(1)
+    assert bool(aligned.any())
+    assert odd.tolist() == [0.0]

@@ -1,0 +1,176 @@
+"""What the broadcast benchmark measures, each in its process: the rollout worker with a sender, and bare gloo."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlsys.config import Config
+from rlsys.rollout.worker import RolloutWorker
+from rlsys.runtime.calls import fetch
+from rlsys.types import GroupRequest, Sampling
+from rlsys.weights.gloo import GlooChannel
+from rlsys.weights.manifest import buckets, from_update_info, views
+from rlsys.weights.sender import WeightSender
+
+SHAPE = {
+    "hidden_size": 896,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "intermediate_size": 4864,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 2048,
+}
+"""Qwen2.5-0.5B."""
+DEADLINE_S = 300.0
+HELD_BYTES = 64 * 2**20
+NUM_REQUESTS, RESPONSE_TOKENS, MAX_TOKENS = 2, 1500, 1600
+
+
+def broadcast_config(folder: Path, bucket_mib: int) -> Config:
+    """A run with this model, as far as its rollout worker is concerned."""
+    from rlsys.cli import load_config
+
+    rollout = ["rollout.dtype=bfloat16", "rollout.max_num_seqs=8", f"rollout.max_response_tokens={RESPONSE_TOKENS}"]
+    return load_config(["~experiment", f"model.path={folder}", f"weights.bucket_mib={bucket_mib}", *rollout])
+
+
+@contextlib.contextmanager
+def builder() -> Iterator[Callable[..., int]]:
+    """Writes the model; its process takes the memory with it when it ends."""
+    yield _build
+
+
+def _build(folder: Path) -> int:
+    """Random weights in bfloat16; returns their number of bytes."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    model = Qwen2ForCausalLM(Qwen2Config(**SHAPE))
+    model.save_pretrained(folder)
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+@contextlib.contextmanager
+def engine_side(folder: Path, bucket_mib: int) -> Iterator[Callable[..., dict[str, float]]]:
+    """One rollout worker through Ray; the weights come from this process, as they do from a learner's rank 0."""
+    from transformers import Qwen2ForCausalLM
+
+    from rlsys.build import connected
+    from rlsys.runtime.placement import demands
+
+    config = broadcast_config(folder, bucket_mib)
+    wanted = demands(config)["rollout"]
+    with connected(config, {"rollout": wanted}) as cluster:
+        arguments = (0, config.rollout, str(folder), MAX_TOKENS, "gloo", 0)
+        worker = cluster.start(MeasuredWorker, wanted[0], *arguments, max_concurrency=8)
+        fetch(worker.start.remote(), who="rollout/0", what="starting")
+        model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        sender = WeightSender(model, torch.bfloat16, rank=0, bucket_bytes=bucket_mib * 2**20)
+        yield _Engine(worker, sender, bucket_mib * 2**20)
+        fetch(worker.stop.remote(), who="rollout/0", what="stopping")
+
+
+class _Engine:
+    """Measures by name: `update` with nothing to generate, `inflight`, and the engine's own `reload`."""
+
+    def __init__(self, worker: Any, sender: WeightSender, bucket_bytes: int) -> None:
+        self._worker = worker
+        self._sender = sender
+        self._version = 0
+        self._group = 0
+        port = free_port()
+        info = {"master_address": "127.0.0.1", "master_port": port, "rank_offset": 1, "world_size": 2}
+        joining = worker.join_weights.remote({**info, "bucket_bytes": bucket_bytes, "deadline_s": DEADLINE_S})
+        sender.open("gloo", "127.0.0.1", port, 2, DEADLINE_S)
+        self._get(joining)
+
+    def __call__(self, what: str) -> dict[str, float]:
+        measures = {"update": self._update, "inflight": self._inflight, "reload": self._reload}
+        return measures[what]()
+
+    def _update(self) -> dict[str, float]:
+        """One broadcast, until the engine serves the new weights."""
+        self._version += 1
+        started = time.perf_counter()
+        receiving = self._worker.receive_weights.remote(self._sender.update_info(), self._version)
+        self._sender.send()
+        times: dict[str, float] = self._get(receiving)
+        return {**times, "seconds": time.perf_counter() - started}
+
+    def _inflight(self) -> dict[str, float]:
+        """The same under running requests, which are cancelled when it is done."""
+        self._group += 1
+        prompt = np.arange(self._group, self._group + 32, dtype=np.int32)
+        sampling = Sampling(1.0, RESPONSE_TOKENS, NUM_REQUESTS, ignore_eos=True)
+        request = GroupRequest(self._group, 0, 0, prompt, sampling)
+        self._get(self._worker.submit.remote([request], self._version))
+        time.sleep(1.0)
+        times = self._update()
+        finished = self._get(self._worker.finished.options(num_returns=2).remote(0.0, 0.0)[0])
+        if finished:
+            raise RuntimeError(f"requests ended before the update did: {finished}")
+        self._get(self._worker.cancel.remote([self._group]))
+        return times
+
+    def _reload(self) -> dict[str, float]:
+        """vLLM's layerwise reload of the same bytes, in its worker, from memory."""
+        return {"seconds": self._get(self._worker.reload.remote(self._sender.update_info()))}
+
+    @staticmethod
+    def _get(ref: Any) -> Any:
+        return fetch(ref, who="rollout/0", what="measuring")
+
+
+class MeasuredWorker(RolloutWorker):
+    """The rollout worker as it is, and a way to vLLM's worker beside it."""
+
+    async def reload(self, update_info: dict[str, Any]) -> float:
+        seconds: list[float] = await self._engine.collective_rpc(reload_from_memory, args=(update_info,))
+        return seconds[0]
+
+
+def reload_from_memory(worker: Any, update_info: dict[str, Any]) -> float:
+    """Seconds from the first parameter to the last; runs inside vLLM's worker."""
+    if not hasattr(worker, "held"):  # kept, as the receiver keeps its own: fresh memory is slower
+        cut = buckets(from_update_info(update_info), HELD_BYTES)
+        worker.held = [(bucket, torch.ones(sum(e.num_bytes for e in bucket), dtype=torch.uint8)) for bucket in cut]
+    started = time.perf_counter()
+    worker.start_weight_update()
+    for bucket, buffer in worker.held:
+        worker.weight_transfer_engine.model.load_weights(views(buffer, bucket))
+    worker.finish_weight_update()
+    return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def gloo_side(port: int, rank: int) -> Iterator[Callable[..., dict[str, float]]]:
+    """One end of a bare gloo broadcast of buffers that lie ready."""
+    channel = GlooChannel("127.0.0.1", port, rank, 2, DEADLINE_S)
+
+    def measure(num_bytes: int, bucket_bytes: int) -> dict[str, float]:
+        sizes = [min(bucket_bytes, num_bytes - start) for start in range(0, num_bytes, bucket_bytes)]
+        buffers = [torch.ones(size, dtype=torch.uint8) for size in sizes]
+        channel.broadcast(torch.zeros(1))  # both ends are ready
+        started = time.perf_counter()
+        for buffer in buffers:
+            channel.broadcast(buffer)
+        return {"seconds": time.perf_counter() - started}
+
+    yield measure
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
