@@ -1,4 +1,4 @@
-"""The commands: `rlsys train`, `rlsys eval`, `rlsys make-model`."""
+"""The commands: `rlsys train`, `rlsys eval`, `rlsys simulate`, `rlsys make-model`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ USAGE = """usage: rlsys COMMAND ...
 
   rlsys train [overrides]       train; overrides as in Hydra: experiment=quickstart train.num_steps=10
   rlsys eval [overrides]        greedy accuracy of model.path on data.eval
+  rlsys simulate --help         a finished run's step time on other numbers of workers
   rlsys make-model --help       write a tiny model and tokenizer
 
 Hydra's own flags work: --cfg job prints the configuration, --multirun runs a sweep.
@@ -38,6 +39,7 @@ def main() -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": lambda rest: _hydra(_train, rest),
         "eval": lambda rest: _hydra(_eval, rest),
+        "simulate": _simulate,
         "make-model": _make_model,
     }
     arguments = sys.argv[1:]
@@ -182,6 +184,12 @@ def _make_model(arguments: list[str]) -> None:
     save_model(model, tokenizer, options.output)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{options.output}: {options.architecture}, {parameters:,} parameters, vocabulary {len(tokenizer)}")
+
+
+def _simulate(arguments: list[str]) -> None:
+    from rlsys.simulate.command import simulate
+
+    simulate(arguments)
 
 
 def quiet_libraries() -> None:

@@ -88,6 +88,7 @@ class RolloutConfig:
     temperature: float = 1.0
     max_response_tokens: int = 64
     ignore_eos: bool = False  # always sample max_response_tokens
+    seeded: bool = False  # a random stream for each response: a synchronous run samples the same again; a little slower
     inflight_kv: str = "recompute"  # recompute | keep: the cache of responses that run across a weight update
     dtype: str | None = None  # null: as learner.dtype
     max_num_seqs: int = 256

@@ -84,6 +84,8 @@ class TrajectorySummary:
     policy_version: int  # the oldest version among its tokens
     engine: int
     is_finite: bool = True  # every log-probability that the engine gave
+    started_s: float = 0.0  # asked for and handed out, in seconds since the epoch
+    finished_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def trajectory_of(prompt_ids: np.ndarray, answer: Any, versions: Sequence[int], 
     )
 
 
-def summary_of(trajectory: Trajectory) -> TrajectorySummary:
+def summary_of(trajectory: Trajectory, started_s: float, finished_s: float) -> TrajectorySummary:
     """What the driver is told."""
     return TrajectorySummary(
         num_tokens=trajectory.num_tokens,
@@ -56,6 +56,8 @@ def summary_of(trajectory: Trajectory) -> TrajectorySummary:
         policy_version=min(span.policy_version for span in trajectory.versions),
         engine=trajectory.engine,
         is_finite=bool(np.isfinite(trajectory.behavior_logprobs).all()),
+        started_s=started_s,
+        finished_s=finished_s,
     )
 
 

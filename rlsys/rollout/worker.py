@@ -7,6 +7,8 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rlsys.config import RolloutConfig
 from rlsys.errors import WorkerError
 from rlsys.rollout.outbox import Outbox
@@ -134,8 +136,11 @@ class RolloutWorker:
             raise WorkerError(f"{who} holds policy version {version}, version {policy_version} was expected")
         for request in requests:
             params = self._params(request.sampling)
-            for sample in range(request.sampling.samples_per_prompt):
-                self._start(request, request.first_sample + sample, params)
+            for number in range(request.sampling.samples_per_prompt):
+                sample = request.first_sample + number
+                if self._config.seeded:
+                    params = self._params(request.sampling, response_seed(self._seed, request.group_id, sample))
+                self._start(request, sample, params)
 
     async def finished(self, max_wait_s: float, linger_s: float) -> tuple[list[Finished], list[Trajectory | None]]:
         """What has finished since the last call, as `Outbox.take` waits for it; two lists of the same length.
@@ -193,7 +198,7 @@ class RolloutWorker:
 
     async def _answer(self, request: GroupRequest, sample: int, params: Any) -> None:
         """Sample one response and leave it in the outbox; whatever goes wrong is the answer then."""
-        key = (request.group_id, request.attempt, sample)
+        key, started = (request.group_id, request.attempt, sample), time.time()
         try:
             answer = await self._sampled(request, params, f"{self._index}-{'-'.join(map(str, key))}")
             trajectory = trajectory_of(request.token_ids, answer, self._versions, self._index)
@@ -201,7 +206,7 @@ class RolloutWorker:
             cause = error.__cause__ or error  # vLLM's own wrapper says nothing
             self._outbox.put(Finished(*key, summary=None, error=f"{type(cause).__name__}: {cause}"), None)
         else:
-            self._outbox.put(Finished(*key, summary_of(trajectory)), trajectory)
+            self._outbox.put(Finished(*key, summary_of(trajectory, started, time.time())), trajectory)
 
     async def _sampled(self, request: GroupRequest, params: Any, name: str) -> Any:
         from vllm.inputs import tokens_input
@@ -215,13 +220,14 @@ class RolloutWorker:
             raise WorkerError("the engine gave no output")
         return final
 
-    def _params(self, sampling: Sampling) -> Any:
+    def _params(self, sampling: Sampling, seed: int | None = None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
             temperature=sampling.temperature,
             max_tokens=sampling.max_response_tokens,
+            seed=seed,
             ignore_eos=sampling.ignore_eos,
             stop_token_ids=None if sampling.ignore_eos else self._eos,
             logprobs=0,
@@ -243,3 +249,8 @@ class RolloutWorker:
                 self._tasks.pop(request.group_id, None)
 
         task.add_done_callback(end)  # also of a task that is cancelled before it begins
+
+
+def response_seed(seed: int, group_id: int, sample: int) -> int:
+    """Of one response's own random stream: the same whichever engine samples it, and in whatever company."""
+    return int(np.random.SeedSequence([seed, abs(group_id), sample]).generate_state(1)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import statistics
 from collections.abc import Sequence
@@ -62,8 +63,8 @@ def read_costs(run_dir: Path, config: Any, skip: int = 2) -> Costs:
     kept = [(row, _rows(file)) for row, file in zip(steps, files, strict=True) if file.exists()]
     if len(kept) < 3:
         raise RlsysError(
-            f"{run_dir} has {len(kept)} steps after the first {skip} with both metrics and rollouts; a simulation needs "
-            "3 or more (logging.rollouts_every=1)"
+            f"{run_dir} has {len(kept)} steps after the first {skip} with both metrics and rollouts; a simulation "
+            "needs 3 or more (logging.rollouts_every=1)"
         )
     responses = [response for _, rollouts in kept for response in rollouts]
     tokens = [sum(response["response_tokens"] for response in rollouts) for _, rollouts in kept]
@@ -89,7 +90,9 @@ def fit_engine(sampled: Sequence[Sampled], max_num_seqs: int) -> EngineCosts:
     While n sequences run an iteration takes `iteration + n * sequence`; each response that starts takes `request`.
     """
     best: tuple[float, EngineCosts] | None = None
-    shares = [_shares([s for s in sampled if s.engine == engine], max_num_seqs) for engine in {s.engine for s in sampled}]
+    shares = [
+        _shares([s for s in sampled if s.engine == engine], max_num_seqs) for engine in {s.engine for s in sampled}
+    ]
     for ratio in RATIOS:
         spent = np.concatenate([weights @ (1.0 / (1.0 + ratio * running)) for weights, running, _, _ in shares])
         tokens = np.concatenate([part for _, _, part, _ in shares])
@@ -105,9 +108,7 @@ def fit_engine(sampled: Sequence[Sampled], max_num_seqs: int) -> EngineCosts:
     return best[1]
 
 
-def _shares(
-    sampled: Sequence[Sampled], max_num_seqs: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _shares(sampled: Sequence[Sampled], max_num_seqs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Of one engine: seconds of each interval in each response's life [N, K], sequences running in each interval [K],
     tokens [N], and responses that started during each response's life, itself included [N]."""
     starts = np.array([s.started_s for s in sampled])
@@ -124,12 +125,14 @@ def _shares(
 
 def _begins(starts: np.ndarray, ends: np.ndarray, max_num_seqs: int) -> np.ndarray:
     """When each response left the engine's queue, first come first served."""
-    order = np.argsort(starts, kind="stable")
-    free = np.sort(ends)
     begins = starts.copy()
-    for place, index in enumerate(order):
-        if place >= max_num_seqs:
-            begins[index] = max(starts[index], free[place - max_num_seqs])
+    running: list[float] = []  # heap: when each that has a place is done
+    for index in np.argsort(starts, kind="stable"):
+        while running and running[0] <= starts[index]:
+            heapq.heappop(running)
+        if len(running) >= max_num_seqs:
+            begins[index] = heapq.heappop(running)
+        heapq.heappush(running, float(ends[index]))
     return begins
 
 

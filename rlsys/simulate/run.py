@@ -7,6 +7,7 @@ import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from rlsys.schedule.ledger import Ledger
 from rlsys.schedule.scheduler import Scheduler
@@ -88,7 +89,7 @@ class Simulation:
         for engine in self._engines:
             for group, attempt, sample in engine.advance(self._now):
                 self._scheduler.on_sampled(group, attempt, sample)
-                self._at(self._reward.serve(self._now, self._costs.reward), lambda group=group: self._scored(group))
+                self._at(self._reward.serve(self._now, self._costs.reward), partial(self._scored, group))
         while self._events and self._events[0][0] <= self._now:
             heapq.heappop(self._events)[2]()
         self._admit()
@@ -111,11 +112,14 @@ class Simulation:
         if self._unscored[group]:
             return
         if self._reference is None:
-            self._scheduler.on_scored(group, 1, keep=True)
+            self._ready(group)
             return
         cost = self._costs.reference * self._shape.samples_per_prompt
         done = self._reference.serve(self._now, cost)
-        self._at(done, lambda: self._scheduler.on_scored(group, 1, keep=True) and None)
+        self._at(done, partial(self._ready, group))
+
+    def _ready(self, group: int) -> None:
+        self._scheduler.on_scored(group, 1, keep=True)
 
     def _train(self) -> None:
         if self._is_training or len(self._done_at) == self._shape.num_steps:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from rlsys.batch import token_batch
 from rlsys.build import connected, start_rollout
 from rlsys.cli import load_config
 from rlsys.errors import WorkerError
+from rlsys.models.packing import TokenRow, token_batch
 from rlsys.models.policy import load_policy
 from rlsys.prepare import prepare
 from rlsys.runtime.calls import fetch
@@ -86,9 +86,9 @@ class Engine:
     def error_of(self, trajectory: Trajectory, version: int) -> float:
         """Largest difference to the policy of `version` over the tokens credited to it."""
         use(self.policy, version)
-        batch = token_batch([trajectory.token_ids], [trajectory.loss_mask])
+        batch = token_batch([TokenRow(trajectory.token_ids, trajectory.loss_mask)], self.policy.layout)
         with torch.no_grad():
-            expected, _ = self.policy(batch.input_ids, batch.attention_mask, batch.loss_mask, 1.0)
+            expected, _ = self.policy(batch, 1.0)
         [span] = [span for span in trajectory.versions if span.policy_version == version]
         difference = expected[0].numpy() - trajectory.behavior_logprobs
         return float(np.abs(difference[span.start : span.end]).max())
