@@ -45,7 +45,7 @@ def test_costs_are_found_again(true: EngineCosts, max_num_seqs: int) -> None:
             for number, _, _ in engine.advance(now):
                 found[number] = Sampled(0, start, now, int(lengths[number]))
         now += 1.0
-    fitted = fit_engine(list(found.values()), max_num_seqs)
+    fitted = fit_engine([found[number] for number in sorted(found)], max_num_seqs)  # in the order asked for
     company = min(20, max_num_seqs)  # of so many: fewer or more were rare, and say little
     per_iteration = [costs.iteration + company * costs.sequence for costs in (true, fitted)]
     assert per_iteration[1] == pytest.approx(per_iteration[0], rel=0.1)
