@@ -118,7 +118,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         pool.start(300.0)
         policy = load_policy(str(prepared.model_path), torch.float32, trust_remote_code=False)
         sender = WeightSender(policy.hf, torch.float32, rank=0, bucket_bytes=BUCKET_BYTES)
-        made = Engine(pool._workers["rollout/0"], sender, policy)
+        made = Engine(pool._workers[0], sender, policy)
         made.join(LATE_S)
         made.update(0)
         yield made
