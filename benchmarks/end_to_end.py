@@ -1,6 +1,7 @@
 """Seconds a training step by stage, rlsys against TRL's GRPOTrainer on the same machine, model, prompts and lengths.
 
-python -m benchmarks.end_to_end [--tokens 64 256] [--steps 6] [--warmup 2] [--only rlsys|trl] [--kl] [--write]
+python -m benchmarks.end_to_end [--cases 64 256 natural long_prompt] [--steps 6] [--warmup 2] [--only rlsys|trl] [--kl]
+    [--write]
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.side import Side, end_on_sigterm
-from benchmarks.workload import KL_COEF, Workload, build_workload, side_env
+from benchmarks.workload import CASES, KL_COEF, Workload, build_workload, side_env
 
 TARGETS = {"rlsys": "benchmarks.rlsys_side:rlsys_side", "trl": "benchmarks.trl_side:trl_side"}
 STAGES = ("rollout", "reward", "reference", "update", "broadcast")
@@ -28,28 +29,28 @@ def main() -> None:
     num_steps = options.warmup + options.steps
     runs: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="rlsys-bench-") as folder:
-        workload = build_workload(Path(folder), num_batches=num_steps)
-        print(f"model: {workload.num_parameters:,} parameters; {num_steps} steps each, {options.warmup} to warm up")
-        for tokens in options.tokens:
-            run = runs[str(tokens)] = {}
+        for name in options.cases:
+            case = CASES[name]
+            workload = build_workload(Path(folder) / name, num_steps, case.prompt_tokens)
+            run = runs[name] = {}
             for side in [options.only] if options.only else TARGETS:
-                print(f"{side}, {tokens} new tokens ...", flush=True)
-                raw = _measure(side, workload, tokens=tokens, num_steps=num_steps, kl=kl)
+                print(f"{side}, {case} ...", flush=True)
+                raw = _measure(side, workload, case=case, num_steps=num_steps, kl=kl)
                 run[side] = {"seconds": raw, "median_s": _medians(raw, options.warmup)}
             if len(run) == len(TARGETS):
                 run["trl_over_rlsys"] = {
                     key: run["trl"]["median_s"][key] / run["rlsys"]["median_s"][key] for key in ("step", "step_to_step")
                 }
-            _show(tokens, run, kl)
+            _show(name, run, kl)
     if options.write:
         settings = {"warmup_steps": options.warmup, "measured_steps": options.steps, "kl_coef": kl}
-        content = {**header, "workload": workload.describe(), **settings, "new_tokens": runs}
+        content = {**header, "workload": workload.describe(), **settings, "cases": runs}
         print(f"written: {report.write('end_to_end_kl' if options.kl else 'end_to_end', content)}")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.end_to_end", description=__doc__)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256], help="forced response lengths")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="lengths")
     parser.add_argument("--steps", type=int, default=6, help="measured steps")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them that do not count")
     parser.add_argument("--only", choices=sorted(TARGETS), help="measure one side")
@@ -59,7 +60,7 @@ def _options() -> argparse.Namespace:
 
 
 def _measure(side: str, workload: Workload, **settings: Any) -> dict[str, Any]:
-    log = workload.folder / f"{side}-{settings['tokens']}.log"
+    log = workload.folder / f"{side}.log"
     with Side(TARGETS[side], log=log, env=side_env(workload.folder)) as measure:
         return measure(workload=workload, **settings)
 
@@ -67,11 +68,12 @@ def _measure(side: str, workload: Workload, **settings: Any) -> dict[str, Any]:
 def _medians(raw: dict[str, Any], warmup: int) -> dict[str, float]:
     """Median seconds over the steps after warm-up, by stage and for the whole step."""
     series = {**raw["stages"], "step": raw["step"], "step_to_step": raw["step_to_step"]}
+    series["response_tokens"] = raw["response_tokens"]
     return {name: statistics.median(values[warmup:]) for name, values in series.items() if values[warmup:]}
 
 
-def _show(tokens: int, run: dict[str, Any], kl: float) -> None:
-    made = report.table(f"{tokens} new tokens, KL coefficient {kl:g}", ["median s", *TARGETS, "trl / rlsys"])
+def _show(name: str, run: dict[str, Any], kl: float) -> None:
+    made = report.table(f"{CASES[name]}, KL coefficient {kl:g}", ["median s", *TARGETS, "trl / rlsys"])
     medians = {side: run.get(side, {}).get("median_s", {}) for side in TARGETS}
     for row in (*STAGES, "step", "step_to_step"):
         if row == "step":

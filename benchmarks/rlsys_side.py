@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks.workload import Workload, rlsys_config
+from benchmarks.workload import Case, Workload, rlsys_config
 from rlsys.metrics.display import STAGES, Display
 from rlsys.metrics.step import Metrics
 
@@ -30,16 +30,18 @@ def rlsys_side() -> Iterator[Callable[..., dict[str, Any]]]:
     yield measure
 
 
-def measure(workload: Workload, tokens: int, num_steps: int, kl: float) -> dict[str, Any]:
-    """Train `num_steps` steps with responses of `tokens` tokens; returns seconds, one number a step."""
+def measure(workload: Workload, case: Case, num_steps: int, kl: float) -> dict[str, Any]:
+    """Train `num_steps` steps; returns seconds, one number a step."""
     from rlsys.build import open_run
     from rlsys.cli import quiet_libraries
     from rlsys.prepare import prepare
     from rlsys.train import train
 
     quiet_libraries()
-    prepared = prepare(rlsys_config(workload, tokens, num_steps=num_steps, kl=kl))
-    run_dir = workload.folder / f"rlsys-{tokens}"
+    config = rlsys_config(workload, case.tokens, num_steps=num_steps, kl=kl)
+    config.rollout.ignore_eos = not case.natural
+    prepared = prepare(config)
+    run_dir = workload.folder / "rlsys"
     display = ClockedDisplay(num_steps)
     with display, open_run(prepared, run_dir, display) as run:
         train(run)
@@ -47,10 +49,11 @@ def measure(workload: Workload, tokens: int, num_steps: int, kl: float) -> dict[
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [row for row in map(json.loads, lines) if row["step"] > 0]
     for row in steps:
-        if row["rollout/response_tokens/mean"] != tokens or row["rollout/truncated_fraction"] != 1.0:
-            raise RuntimeError(f"step {row['step']}: responses were not forced to {tokens} tokens: {row}")
+        if not case.natural and row["rollout/response_tokens/mean"] != case.tokens:
+            raise RuntimeError(f"step {row['step']}: responses were not forced to {case.tokens} tokens: {row}")
     return {
-        "stages": {stage: [row[f"time/{stage}_s"] for row in steps] for stage in STAGES},
+        "response_tokens": [row["rollout/response_tokens/mean"] for row in steps],
+        "stages": {stage: [row.get(f"time/{stage}_s", 0.0) for row in steps] for stage in STAGES},
         "step": [row["time/step_s"] for row in steps],
         "step_to_step": [end - start for start, end in zip(display.done_at, display.done_at[1:], strict=False)],
     }

@@ -17,6 +17,7 @@ from benchmarks.workload import (
     LEARNING_RATE,
     PROMPTS_PER_STEP,
     SAMPLES_PER_PROMPT,
+    Case,
     Workload,
     read_prompts,
 )
@@ -68,8 +69,8 @@ def trl_side() -> Iterator[Callable[..., dict[str, Any]]]:
     yield measure
 
 
-def measure(workload: Workload, tokens: int, num_steps: int, kl: float) -> dict[str, Any]:
-    """Train `num_steps` steps with completions of `tokens` tokens; returns seconds, one number a step."""
+def measure(workload: Workload, case: Case, num_steps: int, kl: float) -> dict[str, Any]:
+    """Train `num_steps` steps; returns seconds, one number a step."""
     cores = len(os.sched_getaffinity(0))
     if torch.get_num_threads() != cores:
         raise RuntimeError(f"torch runs {torch.get_num_threads()} threads on {cores} cores")
@@ -77,7 +78,7 @@ def measure(workload: Workload, tokens: int, num_steps: int, kl: float) -> dict[
     trainer = TimedTrainer(
         model=str(workload.model),
         reward_funcs=length,
-        args=_config(workload, tokens, num_steps, kl),
+        args=_config(workload, case, num_steps, kl),
         train_dataset=Dataset.from_list(read_prompts(workload)),
         callbacks=[clock],
     )
@@ -87,24 +88,25 @@ def measure(workload: Workload, tokens: int, num_steps: int, kl: float) -> dict[
 
     logged = [row for row in trainer.state.log_history if "completions/min_length" in row]
     bounds = [(row["completions/min_length"], row["completions/max_length"]) for row in logged]
-    if len(bounds) != num_steps or set(bounds) != {(tokens, tokens)}:
-        raise RuntimeError(f"completions were not forced to {tokens} tokens in {num_steps} steps: {bounds}")
+    if len(bounds) != num_steps or (not case.natural and set(bounds) != {(case.tokens, case.tokens)}):
+        raise RuntimeError(f"completions were not forced to {case.tokens} tokens in {num_steps} steps: {bounds}")
     timed = trainer.seconds
     rest = [
         step - rollout - reward
         for step, rollout, reward in zip(clock.step, timed["rollout"], timed["reward"], strict=True)
     ]
     return {
+        "response_tokens": [row["completions/mean_length"] for row in logged],
         "stages": {**timed, "update": rest},  # with a reference model its forward pass is in here too
         "step": clock.step,
         "step_to_step": clock.step_to_step,
     }
 
 
-def _config(workload: Workload, tokens: int, num_steps: int, kl: float) -> GRPOConfig:
+def _config(workload: Workload, case: Case, num_steps: int, kl: float) -> GRPOConfig:
     """One optimizer step for each generation; everything that TRL and rlsys both have is set alike."""
     return GRPOConfig(
-        output_dir=str(workload.folder / f"trl-{tokens}"),
+        output_dir=str(workload.folder / "trl"),
         model_init_kwargs={"dtype": "float32"},
         use_vllm=False,
         use_cpu=True,
@@ -113,9 +115,9 @@ def _config(workload: Workload, tokens: int, num_steps: int, kl: float) -> GRPOC
         per_device_train_batch_size=PROMPTS_PER_STEP * SAMPLES_PER_PROMPT,
         num_generations=SAMPLES_PER_PROMPT,
         max_steps=num_steps,
-        max_completion_length=tokens,
+        max_completion_length=case.tokens,
         # The end token cannot be drawn before this many tokens, so every completion runs to its limit.
-        generation_kwargs={"min_new_tokens": tokens},
+        generation_kwargs={} if case.natural else {"min_new_tokens": case.tokens},
         temperature=1.0,
         shuffle_dataset=False,
         learning_rate=LEARNING_RATE,

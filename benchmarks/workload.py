@@ -18,7 +18,8 @@ from rlsys.config import Config, ModelBuild
 PROMPTS_PER_STEP = 16
 SAMPLES_PER_PROMPT = 8
 PROMPT_TOKENS = 32
-LEARNING_RATE = 1e-6
+LEARNING_RATE = 0.0
+"""What is learned would make the two sides' responses differ."""
 KL_COEF = 0.001
 MODEL = ModelBuild(hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, intermediate_size=768, max_context=1024)
 
@@ -36,11 +37,29 @@ DISTURBING = (
 
 
 @dataclass(frozen=True)
+class Case:
+    """Lengths of a step's prompts and responses."""
+
+    tokens: int  # of every response; of the longest, when they end by themselves
+    prompt_tokens: int = PROMPT_TOKENS
+    natural: bool = False
+
+
+CASES = {
+    "64": Case(64),
+    "256": Case(256),
+    "natural": Case(512, natural=True),
+    "long_prompt": Case(64, prompt_tokens=512),
+}
+
+
+@dataclass(frozen=True)
 class Workload:
-    """A folder with a model and a file of prompts of PROMPT_TOKENS tokens each."""
+    """A folder with a model and a file of prompts of `prompt_tokens` tokens each."""
 
     folder: Path
     num_parameters: int
+    prompt_tokens: int = PROMPT_TOKENS
 
     @property
     def model(self) -> Path:
@@ -57,19 +76,20 @@ class Workload:
             "num_parameters": self.num_parameters,
             "prompts_per_step": PROMPTS_PER_STEP,
             "samples_per_prompt": SAMPLES_PER_PROMPT,
-            "prompt_tokens": PROMPT_TOKENS,
+            "prompt_tokens": self.prompt_tokens,
             "dtype": "float32",
             "learning_rate": LEARNING_RATE,
         }
 
 
-def build_workload(folder: Path, num_batches: int) -> Workload:
+def build_workload(folder: Path, num_batches: int, prompt_tokens: int = PROMPT_TOKENS) -> Workload:
     """Write model, tokenizer and prompts into `folder`; no prompt comes twice, so no prefix is ever cached.
 
     In a process of its own: the one that starts the sides stays small and idle.
     """
+    folder.mkdir(exist_ok=True)
     with Side("benchmarks.workload:builder", log=folder / "build.log", env=side_env(folder)) as build:
-        return build(folder=folder, num_batches=num_batches)
+        return build(folder=folder, num_batches=num_batches, prompt_tokens=prompt_tokens)
 
 
 @contextlib.contextmanager
@@ -78,17 +98,18 @@ def builder() -> Iterator[Callable[..., Workload]]:
     yield _build
 
 
-def _build(folder: Path, num_batches: int) -> Workload:
+def _build(folder: Path, num_batches: int, prompt_tokens: int) -> Workload:
     from rlsys.models.tiny import build_model, build_tokenizer, save_model
 
     tokenizer = build_tokenizer(MODEL.tokenizer)
     model = build_model(MODEL, tokenizer, seed=0)
-    workload = Workload(folder, sum(parameter.numel() for parameter in model.parameters()))
+    workload = Workload(folder, sum(parameter.numel() for parameter in model.parameters()), prompt_tokens)
     save_model(model, tokenizer, workload.model)
-    rows = [{"prompt": _prompt(index), "answer": str(index)} for index in range(num_batches * PROMPTS_PER_STEP)]
+    count = num_batches * PROMPTS_PER_STEP
+    rows = [{"prompt": _prompt(index, prompt_tokens), "answer": str(index)} for index in range(count)]
     lengths = {len(tokenizer(row["prompt"])["input_ids"]) for row in rows}
-    if lengths != {PROMPT_TOKENS}:
-        raise RuntimeError(f"prompts have {sorted(lengths)} tokens, {PROMPT_TOKENS} were wanted")
+    if lengths != {prompt_tokens}:
+        raise RuntimeError(f"prompts have {sorted(lengths)} tokens, {prompt_tokens} were wanted")
     workload.prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return workload
 
@@ -134,7 +155,7 @@ def side_env(folder: Path) -> dict[str, str]:
     return env | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
 
 
-def _prompt(index: int) -> str:
+def _prompt(index: int, size: int) -> str:
     """Deterministic text that starts with its own number; the tokenizer makes one token of a character."""
-    letters = random.Random(index).choices(string.ascii_lowercase + " ", k=PROMPT_TOKENS)
-    return f"{index:05d} {''.join(letters)}"[:PROMPT_TOKENS]
+    letters = random.Random(index).choices(string.ascii_lowercase + " ", k=size)
+    return f"{index:05d} {''.join(letters)}"[:size]
