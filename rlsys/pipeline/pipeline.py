@@ -75,7 +75,7 @@ class Pipeline:
         self._sampler.step = policy_version + 1
         self._admit()
         self._taken = None
-        self._since = time.perf_counter()
+        self._since, self._was = time.perf_counter(), "rollout"
         self._sampler.wait(lambda: self._is_ready(clock), "rollout")
         assert self._taken is not None
         kept = [self._open.pop(taken.group_id) for taken in self._taken]
@@ -146,8 +146,8 @@ class Pipeline:
     def _is_ready(self, clock: StageClock) -> bool:
         """Take the batch if it is there; the time since the last look goes to what it was spent on."""
         now = time.perf_counter()
-        clock.add(self._phase(), now - self._since)
-        self._since = now
+        clock.add(self._was, now - self._since)
+        self._since, self._was = now, self._phase()
         self._taken = self._scheduler.take()
         return self._taken is not None
 

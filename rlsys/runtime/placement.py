@@ -7,6 +7,7 @@ import os
 from rlsys.config import Config
 from rlsys.needs import needs_critic
 from rlsys.runtime.cluster import Demand
+from rlsys.runtime.preload import engine_preload
 
 QUIET = {
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -56,7 +57,7 @@ def _rollout_env(config: Config, engine: int) -> dict[str, str]:
     if config.cluster.num_gpus > 0:
         return env | {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if weight_backend(config) == "ipc" else env
     # Roles take turns on the same cores: engine threads that spin while they wait would hold up the learner's.
-    env |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+    env |= {"OMP_WAIT_POLICY": "PASSIVE"} | (engine_preload() if config.rollout.preload else {})
     if tensor_parallel == 1:
         # One process an engine: with two, each spins for a second waiting for the other, on the learner's cores.
         # Left to itself every engine would pin its threads to the same cores.

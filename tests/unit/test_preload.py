@@ -1,0 +1,35 @@
+"""What an engine's process is started with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlsys.cli import load_config
+from rlsys.runtime import placement
+from rlsys.runtime.preload import KMP, engine_preload
+
+
+def test_what_is_installed_is_preloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    system = tmp_path / "system"
+    assert engine_preload(str(tmp_path), [str(system)]) == {}
+    openmp, tcmalloc = tmp_path / "lib" / "libiomp5.so", system / "libtcmalloc_minimal.so.4"
+    for path in (openmp, tcmalloc):
+        path.parent.mkdir()
+    openmp.touch()
+    assert engine_preload(str(tmp_path), [str(system)]) == KMP | {"LD_PRELOAD": str(openmp)}
+    tcmalloc.touch()
+    assert engine_preload(str(tmp_path), [str(system)])["LD_PRELOAD"] == f"{tcmalloc}:{openmp}"
+    monkeypatch.setenv("LD_PRELOAD", "mine.so")
+    assert engine_preload(str(tmp_path), [str(system)])["LD_PRELOAD"] == f"mine.so:{tcmalloc}:{openmp}"
+
+
+def test_only_engines_on_cpus_and_only_when_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "engine_preload", lambda: {"LD_PRELOAD": "x.so"})
+    wanted = placement.demands(load_config([]))
+    assert wanted["rollout"][0].env["LD_PRELOAD"] == "x.so"
+    assert "LD_PRELOAD" not in wanted["learner"][0].env
+    for overrides in (["rollout.preload=false"], ["cluster.num_gpus=2"]):
+        assert "LD_PRELOAD" not in placement.demands(load_config(overrides))["rollout"][0].env
