@@ -41,11 +41,12 @@ def main() -> None:
                 run["trl_over_rlsys"] = {
                     key: run["trl"]["median_s"][key] / run["rlsys"]["median_s"][key] for key in ("step", "step_to_step")
                 }
+            run["workload"] = workload.describe() | {"new_tokens": case.tokens, "end_by_themselves": case.natural}
             _show(name, run, kl)
-    if options.write:
-        settings = {"warmup_steps": options.warmup, "measured_steps": options.steps, "kl_coef": kl}
-        content = {**header, "workload": workload.describe(), **settings, "cases": runs}
-        print(f"written: {report.write('end_to_end_kl' if options.kl else 'end_to_end', content)}")
+            if options.write:  # after each: a case takes minutes
+                settings = {"warmup_steps": options.warmup, "measured_steps": options.steps, "kl_coef": kl}
+                path = report.write("end_to_end_kl" if kl else "end_to_end", {**header, **settings, "cases": runs})
+                print(f"written: {path}", flush=True)
 
 
 def _options() -> argparse.Namespace:
