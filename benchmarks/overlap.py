@@ -1,6 +1,6 @@
 """What the loop adds to its stages, and what sampling ahead of training saves: engine and learner on a core each.
 
-python -m benchmarks.overlap [--rounds 5] [--steps 6] [--write]
+python -m benchmarks.overlap [--rounds 5] [--steps 7] [--passes 1] [--write]
 
 One run of real workers; the engine is pinned to the first core, the learner to the second, reward worker and driver to
 both. In every round, each stage alone (sampling, scoring, update and broadcast of one step's work), then `--steps`
@@ -118,13 +118,12 @@ def _round(run: Run, num_steps: int, folder: Path) -> dict[str, float]:
 
 def _alone(run: Run) -> dict[str, float]:
     """Seconds of each stage of one step by itself."""
-    pipeline = build_pipeline(run.config, 0, run.sampler._calls, run.sampler, None, run.prompts)
+    pipeline = build_pipeline(run.config, 0, run.calls, run.sampler, None, run.prompts)
     collected = pipeline.collect(0, StageClock())
     experience, _ = _experience(run, collected, 0, StageClock())
     rollout = _seconds(lambda: _sample(run))
     items = [(group.prompt, trajectory) for group in collected.groups for trajectory in group.trajectories]
-    score = run.sampler._pool.begin_score
-    calls = run.sampler._calls
+    score, calls = run.scoring.begin_score, run.calls
     reward = _seconds(lambda: calls.gather({"reward/0": score(0, items, 1)}, what="scoring", deadline_s=60.0))
     return {
         "rollout": rollout,
@@ -138,7 +137,7 @@ def _sample(run: Run) -> None:
     """One step's prompts through the engine, without rewards."""
     plan = sampling_plan(run.config)[0]
     prompts = [run.prompts.take()[1] for _ in range(run.config.train.prompts_per_step)]
-    sample(run.sampler._calls, run.rollout, prompts, plan, 0, run.config.rollout.linger_s)
+    sample(run.calls, run.rollout, prompts, plan, 0, run.config.rollout.linger_s)
 
 
 def _seconds(call: Callable[[], Any]) -> float:
@@ -154,7 +153,7 @@ def _step_s(run: Run, staleness: int, num_steps: int, folder: Path) -> float:
     stretch = replace(
         run,
         config=config,
-        pipeline=build_pipeline(config, 0, run.sampler._calls, run.sampler, None, run.prompts),
+        pipeline=build_pipeline(config, 0, run.calls, run.sampler, None, run.prompts),
         log=RunLog(folder, config.logging),
         display=display,
     )

@@ -52,8 +52,10 @@ class Run:
     state: checkpoint.RunState
     prompts: PromptStream
     pipeline: Pipeline
+    calls: Calls
     sampler: Sampler
     rollout: RolloutPool
+    scoring: RewardPool
     credit: CreditAssignment
     coefficients: Coefficients
     guard: NonFiniteGuard
@@ -109,8 +111,10 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
             state=state,
             prompts=prompts,
             pipeline=build_pipeline(config, state.step, cluster.calls, sampler, reference, prompts),
+            calls=cluster.calls,
             sampler=sampler,
             rollout=rollout,
+            scoring=scoring,
             credit=CreditAssignment(config),
             coefficients=start_coefficients(config, state),
             guard=NonFiniteGuard(run_dir, config.train.max_nonfinite_steps, rollout.trajectories, state),

@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 
 def train(run: Run) -> None:
-    """Train until `train.num_steps`; step k makes policy version k from rollouts of version k - 1."""
+    """Train until `train.num_steps`; a step makes its policy version from rollouts of the one before it, or with
+    `train.max_staleness` of some versions before that."""
     config, version = run.config, run.state.step
     run.weights.broadcast(version)
     if version == 0:
@@ -36,7 +37,7 @@ def train(run: Run) -> None:
             offenders = [replace(offender, group=collected.kept[offender.group]) for offender in offenders]
             update |= estimated
         with clock.stage("broadcast"):
-            run.weights.broadcast(step)
+            update |= run.weights.broadcast(step)
         _refresh_reference(run, step)
 
         metrics: Metrics = {"step": step, "policy_version": step, "policy/kl_ref": None}

@@ -93,7 +93,7 @@ class GroupRequest:
     """One prompt for an engine to sample `sampling.samples_per_prompt` responses to."""
 
     group_id: int
-    attempt: int  # how often this group was asked for before: answers to an earlier attempt can be told apart
+    attempt: int  # counted from 1: answers to an earlier attempt can be told apart
     prompt_index: int
     token_ids: np.ndarray  # [L_prompt] int32
     sampling: Sampling

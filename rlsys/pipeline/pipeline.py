@@ -62,7 +62,7 @@ class Pipeline:
                 self._on_reference,
                 weight=lambda group: sum(summary.num_tokens for summary, _ in group.found.values()),
                 what="reference log-probabilities",
-                deadline_s=config.reference.deadline_s,
+                deadline_s=reference.deadline_s,
             )
 
     def collect(self, policy_version: int, clock: StageClock) -> Collected:

@@ -19,8 +19,8 @@ from rlsys.types import Finished, Prompt, Reward, RolloutGroup, Sampling, Trajec
 POLL_S = 30.0
 """An engine that has nothing to tell answers after this long all the same."""
 POLL_DEADLINE_S = 300.0
-Sample = tuple[PendingGroup, int, int]
-"""A group, its attempt at the time, and which of its samples."""
+Sample = tuple[PendingGroup, int, int, TrajectoryRef]
+"""A group, its attempt at the time, which of its samples, and where that is."""
 
 
 class Sampler:
@@ -142,23 +142,24 @@ class Sampler:
             if group.is_sampled:
                 del self._groups[group.group_id], self._engine_of[group.group_id]
             if not self._whole_groups:
-                ready.append([(group, group.attempt, finished.sample)])
+                ready.append([(group, group.attempt, finished.sample, group.found[finished.sample][1])])
             elif group.is_sampled:
-                ready.append([(group, group.attempt, sample) for sample in range(group.num_samples)])
+                ready.append([(group, group.attempt, sample, ref) for sample, (_, ref) in sorted(group.found.items())])
             group.owner.on_sampled(group, finished.sample)
         self.scoring.put(ready)
         self._listen(engine)
 
     def _begin_score(self, worker: int, units: list[list[Sample]]) -> tuple[Any, list[Sample]]:
         samples = [sample for unit in units for sample in unit]
-        items = [(group.prompt, group.found[number][1]) for group, _, number in samples]
+        items = [(group.prompt, ref) for group, _, _, ref in samples]
         return self._pool.begin_score(worker, items, self.step), samples
 
     def _scored(self, units: list[list[Sample]], value: Any, samples: list[Sample]) -> None:
         rewards, logged = value
-        for name, values in logged.items():
-            self._logged.setdefault(name, []).append(values)
-        for (group, attempt, sample), reward in zip(samples, rewards, strict=True):
+        if any(group.group_id >= 0 for group, *_ in samples):  # what an evaluation notes is not training's
+            for name, value in logged.items():
+                self._logged.setdefault(name, []).append(value)
+        for (group, attempt, sample, _), reward in zip(samples, rewards, strict=True):
             if attempt != group.attempt:
                 continue
             group.rewards[sample] = reward

@@ -153,11 +153,12 @@ class RolloutWorker:
 
     async def cancel(self, group_ids: Collection[int]) -> None:
         """Stop sampling these groups; nothing of them is reported any more."""
+        # Before anything is awaited: what comes in later may be answers to the group's next attempt.
+        self._outbox.drop(set(group_ids))
         tasks = [task for group_id in group_ids for task in self._tasks.get(group_id, ())]
         for task in tasks:
             task.cancel()  # vLLM aborts the request in its engine
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._outbox.drop(set(group_ids))
 
     async def take_spans(self) -> list[Span]:
         """What this engine did since the last call."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rlsys.errors import ScheduleError
@@ -231,8 +229,3 @@ class Ledger:
             known = "was never admitted" if group_id > self._newest_id else "is already complete, rejected or taken"
             raise ScheduleError(f"group {group_id} is not running: it {known}")
         return start
-
-
-def staleness_histogram(taken: Iterable[Taken]) -> dict[int, int]:
-    """Number of groups at each staleness, least stale first."""
-    return dict(sorted(Counter(group.staleness for group in taken).items()))

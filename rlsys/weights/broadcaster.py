@@ -54,13 +54,20 @@ class WeightBroadcaster:
         }
         self._wait(calls, what="opening the weight channel", deadline_s=self._config.deadline_s)
 
-    def broadcast(self, policy_version: int) -> None:
-        """Every engine serves `policy_version` when this returns."""
+    def broadcast(self, policy_version: int) -> dict[str, float]:
+        """Every engine serves `policy_version` when this returns.
+
+        Returns: metrics, of the slowest engine: seconds that generation stood still, of the transfer and of loading.
+        """
         update_info = self._sender.weight_update_info(self._backend)
         calls = self._receiver.begin_receive_weights(update_info, policy_version)
+        engines = list(calls)
         if self._backend != "ipc":  # with ipc the handles in update_info are the transfer
             calls.update(self._sender.begin_send_weights())
-        self._wait(calls, what=f"broadcast of policy version {policy_version}", deadline_s=self._config.deadline_s)
+        what = f"broadcast of policy version {policy_version}"
+        answers = self._wait(calls, what=what, deadline_s=self._config.deadline_s)
+        times = [answers[engine] for engine in engines]
+        return {f"weights/{name}": max(each[name] for each in times) for name in times[0]}
 
     def _init_info(self, host: str, port: int, engine: int, world_size: int) -> dict[str, Any]:
         if self._backend == "ipc":

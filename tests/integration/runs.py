@@ -50,11 +50,9 @@ def sampled(run: Run, count: int, policy_version: int) -> tuple[list[RolloutGrou
 
 def references(run: Run, groups: Sequence[RolloutGroup]) -> tuple[tuple[Any, ...], list[list[float]]]:
     """Of each group a reference to its reference log-probabilities, and the sums of the divergence."""
-    import ray
-
     assert run.reference is not None
     sums, refs = run.reference.begin_logprobs(0, groups)
-    return tuple(refs), ray.get(sums, timeout=120)
+    return tuple(refs), run.calls.gather({"reference/0": sums}, what="reference", deadline_s=120)["reference/0"]
 
 
 def call_worker(worker: Any, function: Any) -> Any:

@@ -90,7 +90,7 @@ def switched(run: Run, folder: Path, overrides: Sequence[str]) -> Run:
         prepared=prepared,
         run_dir=folder,
         state=state,
-        pipeline=build_pipeline(config, 0, run.sampler._calls, run.sampler, reference, run.prompts),
+        pipeline=build_pipeline(config, 0, run.calls, run.sampler, reference, run.prompts),
         credit=CreditAssignment(config),
         coefficients=start_coefficients(config, state),
         guard=NonFiniteGuard(folder, config.train.max_nonfinite_steps, run.rollout.trajectories, state),

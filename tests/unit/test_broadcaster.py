@@ -61,7 +61,8 @@ class Parts:
 
     def _wait(self, calls: Calls, *, what: str, deadline_s: float) -> Calls:
         self.waits.append((dict(calls), what, deadline_s))
-        return {}
+        times = {"rollout/0": {"stalled_s": 0.1, "reload_s": 0.5}, "rollout/1": {"stalled_s": 0.2, "reload_s": 0.4}}
+        return {name: times.get(name) for name in calls}
 
 
 def test_opening_gives_every_worker_its_place() -> None:
@@ -92,7 +93,8 @@ def test_nccl_packs_in_the_engines_own_way() -> None:
 @pytest.mark.parametrize(("backend", "senders"), [("gloo", 2), ("nccl", 2), ("ipc", 0)])
 def test_a_broadcast_is_one_call_to_each_worker(backend: str, senders: int) -> None:
     parts = Parts(backend)
-    parts.broadcaster.broadcast(5)
+    metrics = parts.broadcaster.broadcast(5)
+    assert metrics == {"weights/stalled_s": 0.2, "weights/reload_s": 0.5}  # the slowest engine's
     assert parts.engines.received == ({"names": ["weight"], "for": backend}, 5)
     (calls, what, deadline_s) = parts.waits[0]
     assert len(parts.waits) == 1

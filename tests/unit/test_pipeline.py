@@ -55,6 +55,7 @@ class Source:
         staleness: int = 0,
         reference: bool = False,
         failing: int = 0,
+        failing_share: float = 0.0,
         whole_groups: bool = False,
         **rule: Any,
     ) -> None:
@@ -73,7 +74,9 @@ class Source:
         self.names = [f"worker/{engine}" for engine in range(3)][:engines]
         self.deadline_s = 1.0
         self.random = random.Random(seed)
-        self.failing = failing  # samples that fail
+        self.failing = failing  # samples that fail, the first ones
+        self.failing_share = failing_share  # of the first attempts
+        self.num_failed = 0
         self.running: dict[int, list[Finished]] = {engine: [] for engine in range(engines)}
         self.reward_of = lambda number, sample: reward([1.0, float(not self.useful[number]), 1.0][sample])
         self.scored_together: list[list[int]] = []  # prompts of each call
@@ -92,7 +95,9 @@ class Source:
                 key = (request.group_id, request.attempt, request.first_sample + sample)
                 self.running[engine].append(Finished(*key, summary(3, version=version, engine=engine)))
                 self.failing -= 1
-                if self.failing >= 0:
+                unlucky = request.attempt == 1 and self.random.random() < self.failing_share
+                self.num_failed += unlucky
+                if self.failing >= 0 or unlucky:
                     self.running[engine][-1] = Finished(*key, None, "out of memory")
 
     def begin_finished(self, engine: int, max_wait_s: float, linger_s: float) -> tuple[Any, list[int]]:
@@ -241,6 +246,20 @@ def test_what_fails_is_sampled_again() -> None:
     source = Source([True] * 9, failing=2, engines=1)
     assert ids(source.collect()) == [0, 1]
     assert ids(source.collect(1)) == [2, 3]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_what_was_scored_of_a_failed_attempt_is_forgotten(seed: int, whole: bool) -> None:
+    """Some samples fail while others of their group are told in the same breath, wait for a reward or have one."""
+    source = Source([True] * 99, seed=seed, engines=3, staleness=1, whole_groups=whole, failing_share=0.15)
+    seen: list[int] = []
+    for version in range(12):
+        collected = source.collect(version)
+        assert [[r.total for r in rewards] for rewards in collected.rewards] == [[1.0, 0.0]] * 2
+        seen += ids(collected)
+    assert len(set(seen)) == len(seen) == 24
+    assert source.num_failed > 0
 
 
 def test_what_always_fails_is_named() -> None:

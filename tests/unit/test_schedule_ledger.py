@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlsys.errors import ScheduleError
-from rlsys.schedule.ledger import Ledger, Taken, staleness_histogram
+from rlsys.schedule.ledger import Ledger, Taken
 
 
 def ids(taken: list[Taken] | None) -> list[int] | None:
@@ -278,7 +278,3 @@ def test_a_step_is_taken_once(max_staleness: int) -> None:
 def test_sizes_that_make_no_sense_are_refused(sizes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(sizes))):
         Ledger(**({"prompts_per_step": 2, "max_staleness": 1} | sizes))
-
-
-def test_staleness_histogram() -> None:
-    assert staleness_histogram([Taken(4, 1), Taken(5, 0), Taken(6, 1)]) == {0: 1, 1: 2}
