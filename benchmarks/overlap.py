@@ -1,12 +1,13 @@
 """What the loop adds to its stages, and what sampling ahead of training saves: engine and learner on a core each.
 
-python -m benchmarks.overlap [--rounds 5] [--steps 7] [--passes 1] [--write]
+python -m benchmarks.overlap [--rounds 5] [--steps 8] [--ahead 2] [--passes 1] [--write]
 
 One run of real workers; the engine is pinned to the first core, the learner to the second, reward worker and driver to
-both. In every round, each stage alone (sampling, scoring, update and broadcast of one step's work), then `--steps`
-synchronous steps (k = 0), then as many with `train.max_staleness=1`. The first step of a stretch fills the pipeline and
-the last two empty it: they are not counted. Responses end by themselves or at 512 tokens: a fresh model ends one with a
-chance of one in a hundred at each token, so that lengths have a long tail.
+both. Every round has the same prompts and seeds three times, so that the responses are the same: each stage alone
+(sampling, scoring, update, broadcast), then synchronous steps (k = 0), then `--steps` with `train.max_staleness` of
+`--ahead`. The first of them fills the pipeline and the last empty it: they are not counted, nor the same steps of the
+other two. Responses end by themselves or at 512 tokens: a fresh model ends one with a chance of one in a hundred at each
+token, so that lengths have a long tail.
 
     sync / sum      a synchronous step over the sum of the stages alone
     async / slower  an asynchronous step over the slower of sampling alone and training (update and broadcast) alone
@@ -20,7 +21,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,12 @@ from benchmarks.sampling import sample
 from benchmarks.workload import Workload, build_workload, rlsys_config, side_env
 from rlsys.build import Run, build_pipeline, open_run, sampling_plan
 from rlsys.config import Config
+from rlsys.data.load import PromptStream
 from rlsys.metrics.run_log import RunLog
 from rlsys.metrics.step import StageClock
 from rlsys.prepare import prepare
 from rlsys.train import _experience, train
+from rlsys.types import Prompt, TrajectoryRef
 
 GOALS = {"sync / sum": 1.05, "async / slower": 1.08, "async / sync": 0.60}
 MAX_TOKENS = 512
@@ -49,26 +52,24 @@ def main() -> None:
     os.environ.update(side_env(Path(tempfile.gettempdir())))
     rounds = []
     with tempfile.TemporaryDirectory(prefix="rlsys-bench-") as folder:
-        steps_a_round = 3 + 2 * options.steps
-        workload = build_workload(Path(folder), num_batches=(options.rounds + 1) * steps_a_round)
+        workload = build_workload(Path(folder), num_batches=options.steps)
         config = _config(workload, options)
         display = ClockedDisplay(options.steps)
         with open_run(prepare(config), Path(folder) / "run", display) as run:
             pin("ray::RolloutWorker", 0)
             pin("ray::LearnerWorker", 1)
             run.weights.broadcast(0)
-            for number in range(options.rounds + 1):
-                measured = _round(run, options.steps, Path(folder) / f"round-{number}")
-                if number:  # the first warms everything up
-                    rounds.append(measured)
-                    print({key: round(value, 3) for key, value in measured.items()}, flush=True)
+            _step_s(run, 1, 3, Path(folder) / "warm-up")
+            for number in range(options.rounds):
+                rounds.append(_round(run, options, Path(folder) / f"round-{number}"))
+                print({key: round(value, 3) for key, value in rounds[-1].items()}, flush=True)
     medians = {key: statistics.median(measured[key] for measured in rounds) for key in rounds[0]}
     shown = report.table("engine on one core, learner on another", ["", "median", "goal"])
     for key, value in medians.items():
         shown.add_row(key, report.number(value, 3), report.number(GOALS.get(key)))
     report.show(shown)
     if options.write:
-        settings = {"rounds": options.rounds, "steps": options.steps, "dtype": config.learner.dtype}
+        settings = {name: getattr(options, name) for name in ("rounds", "steps", "ahead", "passes")}
         content = {**header, "workload": workload.describe(), **settings, "medians": medians, "each_round": rounds}
         print(f"written: {report.write('overlap', content)}")
 
@@ -76,7 +77,8 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.overlap", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=7, help="of each stretch; three of them are not counted")
+    parser.add_argument("--steps", type=int, default=8, help="of each stretch")
+    parser.add_argument("--ahead", type=int, default=2, help="train.max_staleness of the asynchronous steps")
     parser.add_argument("--passes", type=int, default=1, help="over a step's data, to balance training with sampling")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/overlap.json")
     return parser.parse_args()
@@ -85,6 +87,7 @@ def _options() -> argparse.Namespace:
 def _config(workload: Workload, options: argparse.Namespace) -> Config:
     config = rlsys_config(workload, MAX_TOKENS, num_steps=options.steps)
     config.rollout.ignore_eos = False
+    config.rollout.seeded = True
     config.rollout.num_threads = config.learner.num_threads = 1
     config.train.updates_per_step = options.passes
     config.logging.tensorboard = False
@@ -102,9 +105,11 @@ def pin(name: str, core: int) -> None:
                 os.sched_setaffinity(thread.id, {core})
 
 
-def _round(run: Run, num_steps: int, folder: Path) -> dict[str, float]:
-    alone = _alone(run)
-    sync, ahead = (_step_s(run, staleness, num_steps, folder / str(staleness)) for staleness in (0, 1))
+def _round(run: Run, options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    last = options.steps - options.ahead - 1  # that counts
+    alone = {name: statistics.mean(seconds[1:]) for name, seconds in _alone(run, last).items()}
+    sync = statistics.mean(_step_s(run, 0, last, folder / "sync")[1:])
+    ahead = statistics.mean(_step_s(run, options.ahead, options.steps, folder / "ahead")[1:last])
     training = alone["update"] + alone["broadcast"]
     return {
         **{f"{name} alone, s": seconds for name, seconds in alone.items()},
@@ -116,51 +121,60 @@ def _round(run: Run, num_steps: int, folder: Path) -> dict[str, float]:
     }
 
 
-def _alone(run: Run) -> dict[str, float]:
-    """Seconds of each stage of one step by itself."""
-    pipeline = build_pipeline(run.config, 0, run.calls, run.sampler, None, run.prompts)
-    collected = pipeline.collect(0, StageClock())
-    experience, _ = _experience(run, collected, 0, StageClock())
-    rollout = _seconds(lambda: _sample(run))
-    items = [(group.prompt, trajectory) for group in collected.groups for trajectory in group.trajectories]
-    score, calls = run.scoring.begin_score, run.calls
-    reward = _seconds(lambda: calls.gather({"reward/0": score(0, items, 1)}, what="scoring", deadline_s=60.0))
-    return {
-        "rollout": rollout,
-        "reward": reward,
-        "update": _seconds(lambda: run.learner.update(experience)),
-        "broadcast": _seconds(lambda: run.weights.broadcast(0)),
-    }
+def _alone(run: Run, num_steps: int) -> dict[str, list[float]]:
+    """Seconds of each stage by itself, a number a step."""
+    seconds: dict[str, list[float]] = {"rollout": [], "reward": [], "update": [], "broadcast": []}
+    pipeline = build_pipeline(run.config, 0, run.calls, run.sampler, None, _first_prompts(run))
+    prompts = _first_prompts(run)
+    for step in range(num_steps):
+        collected = pipeline.collect(step, StageClock())
+        experience, _ = _experience(run, collected, step, StageClock())
+        items = [(group.prompt, trajectory) for group in collected.groups for trajectory in group.trajectories]
+        seconds["reward"].append(_seconds(_score, run, items))
+        seconds["update"].append(_seconds(run.learner.update, experience))
+        seconds["broadcast"].append(_seconds(run.weights.broadcast, step + 1))
+        batch = [prompts.take()[1] for _ in collected.groups]
+        seconds["rollout"].append(_seconds(_sample, run, batch, step + 1))
+    return seconds
 
 
-def _sample(run: Run) -> None:
-    """One step's prompts through the engine, without rewards."""
-    plan = sampling_plan(run.config)[0]
-    prompts = [run.prompts.take()[1] for _ in range(run.config.train.prompts_per_step)]
-    sample(run.calls, run.rollout, prompts, plan, 0, run.config.rollout.linger_s)
+def _first_prompts(run: Run) -> PromptStream:
+    """Every stretch has the same prompts; weights that come in between keep prefixes from being found again."""
+    return PromptStream(run.prepared.train_prompts, seed=0, shuffle=False)
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def _score(run: Run, items: Sequence[tuple[Prompt, TrajectoryRef]]) -> None:
+    run.calls.gather({"reward/0": run.scoring.begin_score(0, items, 1)}, what="scoring", deadline_s=60.0)
+
+
+def _sample(run: Run, prompts: Sequence[Prompt], step: int) -> None:
+    """A step's prompts through the engine, without rewards, as the same groups that the step has: seeds go by them."""
+    plan, first = sampling_plan(run.config)[0], (step - 1) * len(prompts)
+    sample(run.calls, run.rollout, prompts, plan, 0, run.config.rollout.linger_s, first_group_id=first)
+
+
+def _seconds(call: Callable[..., Any], *arguments: Any) -> float:
     start = time.perf_counter()
-    call()
+    call(*arguments)
     return time.perf_counter() - start
 
 
-def _step_s(run: Run, staleness: int, num_steps: int, folder: Path) -> float:
-    """Median seconds from step to step in the middle of a stretch."""
+def _step_s(run: Run, staleness: int, num_steps: int, folder: Path) -> list[float]:
+    """Seconds of each step."""
     config = replace(run.config, train=replace(run.config.train, max_staleness=staleness, num_steps=num_steps))
     display = ClockedDisplay(num_steps)
+    prompts = _first_prompts(run)
     stretch = replace(
         run,
         config=config,
-        pipeline=build_pipeline(config, 0, run.calls, run.sampler, None, run.prompts),
+        prompts=prompts,
+        pipeline=build_pipeline(config, 0, run.calls, run.sampler, None, prompts),
         log=RunLog(folder, config.logging),
         display=display,
     )
     train(stretch)
     stretch.log.close()
-    gaps = [end - start for start, end in zip(display.done_at, display.done_at[1:], strict=False)]
-    return statistics.median(gaps[1:-2])
+    return [end - start for start, end in zip(display.done_at, display.done_at[1:], strict=False)]
 
 
 if __name__ == "__main__":

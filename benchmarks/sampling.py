@@ -14,10 +14,16 @@ DEADLINE_S = 600.0
 
 
 def sample(
-    calls: Calls, pool: RolloutPool, prompts: Sequence[Prompt], sampling: Sampling, policy_version: int, linger_s: float
+    calls: Calls,
+    pool: RolloutPool,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    policy_version: int,
+    linger_s: float,
+    first_group_id: int = 0,
 ) -> list[list[int]]:
     """Wait for every response of every prompt; returns their lengths, a list a prompt."""
-    requests = [GroupRequest(i, 1, p.index, p.token_ids, sampling) for i, p in enumerate(prompts)]
+    requests = [GroupRequest(i, 1, p.index, p.token_ids, sampling) for i, p in enumerate(prompts, first_group_id)]
     lengths: list[list[int]] = [[] for _ in prompts]
 
     def wait(call: Any) -> Any:
@@ -29,6 +35,6 @@ def sample(
         for finished in wait(told):
             if finished.summary is None:
                 raise RuntimeError(f"prompt {finished.group_id}: {finished.error}")
-            lengths[finished.group_id].append(finished.summary.num_response_tokens)
+            lengths[finished.group_id - first_group_id].append(finished.summary.num_response_tokens)
     wait(submitted)
     return lengths

@@ -41,7 +41,9 @@ def packed_attention(
         raise RlsysError(f"packed attention has no {', '.join(asked) or 'dropout, batch or unpacked input'}")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if query.device.type == "cpu":
-        return _Packed.apply(query, key, value, segments, scale), None
+        # In float32 also for bfloat16 models: the kernel's backward is more than twice as fast, and more exact.
+        rows = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (query, key, value))
+        return _Packed.apply(*rows, segments, scale).to(query.dtype), None
     return flex(query, key, value, segments, scale), None
 
 

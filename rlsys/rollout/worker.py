@@ -76,6 +76,8 @@ class RolloutWorker:
             max_model_len=self._max_tokens,
             max_num_seqs=config.max_num_seqs,
             enforce_eager=config.enforce_eager,
+            # Where only a part of a prompt is computed vLLM turns the request's generator back: CPUs' cannot be.
+            enable_chunked_prefill=False if on_cpu and config.seeded else None,
             # Raw log-probabilities would ignore the temperature that the tokens were sampled with.
             logprobs_mode="processed_logprobs",
             weight_transfer_config=WeightTransferConfig(backend=self._backend),

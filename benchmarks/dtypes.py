@@ -1,0 +1,78 @@
+"""What bfloat16 gives the learner on a CPU that has it: forward and backward of the same packed rows in both dtypes.
+
+python -m benchmarks.dtypes [--threads 2] [--repeats 5] [--write]
+
+`tiny` is the model of the other benchmarks; `wide` has the layers of a model of half a billion parameters (two of
+them), where matrix products weigh more. Rows are those of benchmarks.packing, as many as fit one microbatch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from dataclasses import asdict
+
+import torch
+
+from benchmarks import report
+from benchmarks.packing import ragged_rows
+from benchmarks.workload import MODEL
+from rlsys.config import ModelBuild
+from rlsys.models.packing import TokenRow, microbatches, token_batch
+from rlsys.models.policy import DTYPES, PolicyModel
+from rlsys.models.tiny import build_model, build_tokenizer
+
+MAX_TOKENS = 4096
+WIDE = ModelBuild(hidden_size=896, num_layers=2, num_heads=14, num_kv_heads=2, intermediate_size=4864, max_context=1024)
+MODELS = {"tiny": MODEL, "wide": WIDE}
+DTYPE_NAMES = ("float32", "bfloat16")
+
+
+def main() -> None:
+    """Measure both models in both dtypes, in turns."""
+    parser = argparse.ArgumentParser("python -m benchmarks.dtypes", description=__doc__)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/dtypes.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    os.sched_setaffinity(0, set(range(options.threads)))
+    header = report.header("benchmarks.dtypes")
+    rows = ragged_rows()
+    part = [rows[i] for i in microbatches(rows, MAX_TOKENS, "packed")[0]]
+    sides = {(name, dtype): _policy(MODELS[name], dtype) for name in MODELS for dtype in DTYPE_NAMES}
+    seconds: dict[str, list[float]] = {f"{name}, {dtype}": [] for name, dtype in sides}
+    for repeat in range(options.repeats + 1):
+        for (name, dtype), policy in sides.items():
+            value = _seconds(policy, part)
+            if repeat:  # the first round warms up
+                seconds[f"{name}, {dtype}"].append(value)
+    tokens = sum(int(row.loss_mask.sum()) for row in part)
+    rates = {side: tokens / statistics.median(values) for side, values in seconds.items()}
+    ratios = {name: rates[f"{name}, bfloat16"] / rates[f"{name}, float32"] for name in MODELS}
+    shown = report.table(f"{options.threads} threads, trained tokens/s", ["", *DTYPE_NAMES, "bfloat16 / float32"])
+    for name in MODELS:
+        each = [report.number(rates[f"{name}, {dtype}"], 0) for dtype in DTYPE_NAMES]
+        shown.add_row(name, *each, report.number(ratios[name]))
+    report.show(shown)
+    if options.write:
+        models = {name: asdict(model) for name, model in MODELS.items()}
+        content = {**header, "threads": options.threads, "models": models, "seconds": seconds}
+        print(f"written: {report.write('dtypes', {**content, 'trained_tokens_per_s': rates, 'ratios': ratios})}")
+
+
+def _policy(shape: ModelBuild, dtype: str) -> PolicyModel:
+    return PolicyModel(build_model(shape, build_tokenizer(shape.tokenizer), seed=0).to(DTYPES[dtype]), "packed").eval()
+
+
+def _seconds(policy: PolicyModel, rows: list[TokenRow]) -> float:
+    start = time.perf_counter()
+    logprobs, _ = policy(token_batch(rows, "packed"), 1.0)
+    logprobs.sum().backward()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
