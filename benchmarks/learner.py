@@ -89,6 +89,7 @@ def _worker(workload: Workload, dtype: str) -> LearnerWorker:
         num_updates=1000,
         passes=1,
         old_logprobs="learner",
+        kv_is_kept=False,
         seed=0,
     )
     worker = LearnerWorker(0, setup)

@@ -6,8 +6,8 @@ One run of real workers; the engine is pinned to the first core, the learner to 
 both. Every round has the same prompts and seeds three times, so that the responses are the same: each stage alone
 (sampling, scoring, update, broadcast), then synchronous steps (k = 0), then `--steps` with `train.max_staleness` of
 `--ahead`. The first of them fills the pipeline and the last empty it: they are not counted, nor the same steps of the
-other two. Responses end by themselves or at 512 tokens: a fresh model ends one with a chance of one in a hundred at each
-token, so that lengths have a long tail.
+other two. Responses end by themselves or at 512 tokens: a fresh model ends one with a chance of one in a hundred at
+each token, so that lengths have a long tail.
 
     sync / sum      a synchronous step over the sum of the stages alone
     async / slower  an asynchronous step over the slower of sampling alone and training (update and broadcast) alone
@@ -95,11 +95,16 @@ def _config(workload: Workload, options: argparse.Namespace) -> Config:
     return config
 
 
-def pin(name: str, core: int) -> None:
-    """Keep every thread of the processes of that name, and of their children, on one core."""
-    for process in psutil.process_iter(["name", "cmdline"]):
-        if name not in " ".join([process.info["name"] or "", *(process.info["cmdline"] or [])]):
-            continue
+def pin(name: str, core: int, which: int | None = None) -> None:
+    """Keep every thread of the processes of that name, and of their children, on one core; only of the process at place
+    `which` by age, if given."""
+    found = [
+        process
+        for process in psutil.process_iter(["name", "cmdline", "create_time"])
+        if name in " ".join([process.info["name"] or "", *(process.info["cmdline"] or [])])
+    ]
+    found.sort(key=lambda process: process.info["create_time"])
+    for process in found if which is None else [found[which]]:
         for each in [process, *process.children(recursive=True)]:
             for thread in each.threads():
                 os.sched_setaffinity(thread.id, {core})

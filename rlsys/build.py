@@ -38,6 +38,8 @@ from rlsys.schedule.scheduler import Scheduler
 from rlsys.scoring.pool import RewardPool
 from rlsys.types import Coefficients, Sampling
 from rlsys.weights.broadcaster import WeightBroadcaster
+from rlsys.weights.probe import Probe, probe_text
+from rlsys.weights.verify import bound_of
 
 STOP_S = 30.0
 """Deadline for engines and learner to end by themselves; what is left then is killed."""
@@ -63,6 +65,7 @@ class Run:
     learner: LearnerGroup
     critic: CriticGroup | None
     weights: WeightBroadcaster
+    probe: Probe | None  # where sampling runs ahead
     log: RunLog
     lanes: Lanes | None  # of the timeline, where one is written
     display: Display
@@ -93,6 +96,7 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
         _start(cluster, config, *roles)
         weights = WeightBroadcaster(learner, rollout, cluster.calls.gather, config.weights, weight_backend(config))
         weights.open()
+        probe = build_probe(cluster.calls, prepared, learner, rollout) if config.train.max_staleness else None
         state, folder = _newest(config, run_dir, display)
         if folder is not None:
             _restore(folder, learner, critic, reference)
@@ -122,6 +126,7 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
             learner=learner,
             critic=critic,
             weights=weights,
+            probe=probe,
             log=log,
             lanes=lanes,
             display=display,
@@ -227,6 +232,7 @@ def learner_setup(prepared: Prepared) -> LearnerSetup:
         num_updates=num_updates(config, config.critic.head_start_steps if needs_critic(config) else 0),
         passes=config.train.updates_per_step,
         old_logprobs=config.train.old_logprobs,
+        kv_is_kept=config.rollout.inflight_kv == "keep",
         seed=config.seed,
     )
 
@@ -269,6 +275,19 @@ def build_sampler(calls: Calls, config: Config, rollout: RolloutPool, scoring: R
         scoring,
         linger_s=config.rollout.linger_s,
         whole_groups=config.scoring.whole_groups,
+        deadline_s=config.rollout.deadline_s,
+    )
+
+
+def build_probe(calls: Calls, prepared: Prepared, learner: LearnerGroup, rollout: RolloutPool) -> Probe:
+    """What compares engines with the learner when the trained tokens are of earlier versions."""
+    config = prepared.config
+    return Probe(
+        calls,
+        learner,
+        rollout,
+        probe_text([prompt.token_ids for prompt in prepared.train_prompts], prepared.max_tokens),
+        bound=bound_of(config.weights, config.learner.dtype, config.rollout.dtype or config.learner.dtype),
         deadline_s=config.rollout.deadline_s,
     )
 

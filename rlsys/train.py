@@ -22,7 +22,7 @@ def train(run: Run) -> None:
     """Train until `train.num_steps`; a step makes its policy version from rollouts of the one before it, or with
     `train.max_staleness` of some versions before that."""
     config, version = run.config, run.state.step
-    run.weights.broadcast(version)
+    _broadcast(run, version)
     if version == 0:
         _finish_step(run, {"step": 0, "policy_version": 0}, evaluated=_evaluation(run, 0))
 
@@ -37,10 +37,11 @@ def train(run: Run) -> None:
             offenders = [replace(offender, group=collected.kept[offender.group]) for offender in offenders]
             update |= estimated
         with clock.stage("broadcast"):
-            update |= run.weights.broadcast(step)
+            update |= _broadcast(run, step)
         _refresh_reference(run, step)
 
-        metrics: Metrics = {"step": step, "policy_version": step, "policy/kl_ref": None}
+        metrics: Metrics = dict.fromkeys(("policy/kl_ref", "sync/logprob_abs_diff/mean", "sync/logprob_abs_diff/max"))
+        metrics |= {"step": step, "policy_version": step}
         metrics |= rollout_metrics(collected.groups, version) | reward_metrics(collected.rewards, collected.logged)
         metrics |= collected.metrics() | update | clock.metrics() | run.pipeline.metrics()
         metrics |= run.guard.record(step, offenders, collected.groups, collected.rewards)
@@ -51,6 +52,17 @@ def train(run: Run) -> None:
             run.lanes.ask()
         run.guard.check()
         _checkpoint(run, step)
+    if run.probe is not None:
+        run.probe.finish()
+
+
+def _broadcast(run: Run, version: int) -> Metrics:
+    """Every engine serves `version`; where sampling runs ahead, a probe goes after the weights."""
+    metrics: Metrics = {**run.weights.broadcast(version)}
+    if run.probe is not None:
+        run.probe.begin(version)
+        metrics |= run.probe.take()
+    return metrics
 
 
 def _experience(run: Run, collected: Collected, version: int, clock: StageClock) -> tuple[Experience, Metrics]:

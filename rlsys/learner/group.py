@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from rlsys.gang.group import GangGroup
 from rlsys.learner.worker import LearnerSetup, LearnerWorker
 from rlsys.runtime.cluster import Cluster, Demand
@@ -38,6 +40,10 @@ class LearnerGroup(GangGroup):
     def begin_read_weights(self) -> dict[str, Any]:
         """The whole policy, as a reference to what rank 0 returns first, and the other ranks' empty answers."""
         return {name: worker.read_weights.remote() for name, worker in self._workers.items()}
+
+    def begin_probe(self, token_ids: np.ndarray) -> dict[str, Any]:
+        """What every rank says of given tokens; each says the same."""
+        return {name: worker.probe.remote(token_ids) for name, worker in self._workers.items()}
 
     def _on_started(self, info: Any) -> None:
         self._update_info = info

@@ -20,12 +20,12 @@ from rlsys.batch import pad
 from rlsys.config import AlgorithmConfig, LearnerConfig, WeightsConfig
 from rlsys.gang.worker import GangWorker, Share, StepResult, TrainItem, items_of, mean_metrics
 from rlsys.learner.tokens import TokenRecord, choose, records_of
-from rlsys.models.packing import TokenBatch
+from rlsys.models.packing import TokenBatch, TokenRow, token_batch
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.models.resolve import load_tokenizer
 from rlsys.types import Offender
 from rlsys.weights.sender import WeightSender, full_state
-from rlsys.weights.verify import DEFAULT_BOUNDS, LogprobDiff, check, diff_of, merge
+from rlsys.weights.verify import LogprobDiff, bound_of, check, comparable, diff_of, merge
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class LearnerSetup:
     num_updates: int  # of the whole run, for the schedule
     passes: int  # over a step's minibatches
     old_logprobs: str
+    kv_is_kept: bool  # of responses that run across a weight update
     seed: int
 
 
@@ -87,6 +88,15 @@ class LearnerWorker(GangWorker):
         """The whole policy on the CPU, from rank 0; the other ranks take part in the gathering."""
         return full_state(self._engine.module.hf, self._rank)
 
+    def probe(self, token_ids: np.ndarray) -> np.ndarray:
+        """Log-probabilities of given tokens [L] under the policy as it is, without temperature: [L - 1] float32, from
+        the second token on."""
+        batch = token_batch([TokenRow(token_ids, np.arange(len(token_ids)) > 0)], self._engine.module.layout)
+        with torch.no_grad():
+            logprobs, _ = self._engine(batch.to(self._engine.device), 1.0, False)
+        answer: np.ndarray = logprobs[0, 1:].float().cpu().numpy()
+        return answer
+
     def update(self, share: Share, *arrays: Any) -> tuple[dict[str, float], list[Offender]]:
         """One step's optimizer updates; `arrays` as `items_of` takes them.
 
@@ -96,7 +106,7 @@ class LearnerWorker(GangWorker):
         minibatches = items_of(share, arrays)
         known: dict[int, TokenRecord] = {}
         metrics: dict[str, float] = {}
-        if self._needs_first_look(len(minibatches)):
+        if looks := self._needs_first_look(len(minibatches)):
             self._look(minibatches, known, share.policy_version)
             metrics |= self._verify(minibatches, known, share.policy_version)
             offenders = _not_finite(minibatches, known)
@@ -106,7 +116,7 @@ class LearnerWorker(GangWorker):
         for update in range(self._setup.passes * len(minibatches)):
             number = update % len(minibatches)
             sums = self._accumulate(minibatches[number], number, share, known)
-            if not metrics:
+            if update == 0 and not looks:
                 metrics |= self._verify(minibatches[:1], known, share.policy_version)
             result = self._step()
             done.append(self._metrics(sums, result, share.num_tokens[number]))
@@ -266,21 +276,18 @@ class LearnerWorker(GangWorker):
         local: dict[int, LogprobDiff] = {}
         for item in (item for items in minibatches for item in items):
             trajectory = item.trajectory
-            same = np.zeros(trajectory.num_tokens, dtype=bool)
-            for span in trajectory.versions:
-                same[span.start : span.end] = span.policy_version == policy_version
             learned = known[item.row.index].logprobs
-            same &= trajectory.loss_mask & np.isfinite(learned)  # what is not is the step's end, not the broadcast's
+            same = comparable(trajectory, policy_version, kv_is_kept=self._setup.kv_is_kept)
+            same &= np.isfinite(learned)  # what is not is the step's end, not the broadcast's
             diff = diff_of(trajectory.behavior_logprobs[same], learned[same])
             local[trajectory.engine] = local.get(trajectory.engine, LogprobDiff()) + diff
         per_engine = merge(self._gathered(local))
-        weights = self._setup.weights
-        if weights.verify:
-            bound = weights.max_logprob_diff
-            if bound is None:
-                bound = max(DEFAULT_BOUNDS[self._setup.learner.dtype], DEFAULT_BOUNDS[self._setup.engine_dtype])
+        bound = bound_of(self._setup.weights, self._setup.learner.dtype, self._setup.engine_dtype)
+        if bound is not None:
             check(per_engine, bound=bound, policy_version=policy_version, num_engines=len(per_engine))
         overall = sum(per_engine.values(), LogprobDiff())
+        if not overall.num_tokens:
+            return {}
         return {"sync/logprob_abs_diff/mean": overall.mean, "sync/logprob_abs_diff/max": overall.largest}
 
     def _metrics(self, sums: UpdateSums, result: StepResult, num_tokens: int) -> dict[str, float]:

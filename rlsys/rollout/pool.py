@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rlsys.chunks import chunks_of, picked
 from rlsys.config import RolloutConfig
 from rlsys.rollout.worker import LOADED_VERSION, RolloutWorker
@@ -66,6 +68,10 @@ class RolloutPool:
 
     def begin_receive_weights(self, update_info: Mapping[str, Any], policy_version: int) -> dict[str, Any]:
         return self._each("receive_weights", dict(update_info), policy_version)
+
+    def begin_probe(self, token_ids: np.ndarray) -> dict[str, Any]:
+        """What every engine says of given tokens."""
+        return self._each("probe", token_ids)
 
     def begin_take_spans(self) -> dict[str, Any]:
         """References to what each engine did since the last call."""

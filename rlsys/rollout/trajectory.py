@@ -69,6 +69,12 @@ def _spans(epochs: Sequence[Sequence[int]], versions: Sequence[int], start: int)
     return tuple(spans)
 
 
+def prompt_logprobs(answer: Any) -> np.ndarray:
+    """Of the prompt [L] of a final `RequestOutput`, from its second token on, [L - 1] float32."""
+    flat = answer.prompt_logprobs
+    return np.asarray([flat.logprobs[start] for start in flat.start_indices[1:]], dtype=np.float32)
+
+
 def _sampled_logprobs(sample: Any) -> Sequence[float]:
     """The sampled token's log-probability at each position; with `logprobs=0` it comes first at its position."""
     flat = sample.logprobs

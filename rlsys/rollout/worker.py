@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from rlsys.config import RolloutConfig
 from rlsys.errors import WorkerError
 from rlsys.rollout.outbox import Outbox
-from rlsys.rollout.trajectory import summary_of, trajectory_of
+from rlsys.rollout.trajectory import prompt_logprobs, summary_of, trajectory_of
 from rlsys.runtime.garbage import freeze_started
 from rlsys.spans import Span, Spans
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
@@ -21,6 +22,7 @@ LOADED_VERSION = -1
 """Policy version of weights read from `model.path`, before any broadcast."""
 
 
+PROBE_TRIES = 3
 TRANSFER_POLL_S = 0.01
 """Between two looks at a transfer that goes on beside generation; an engine answers between its steps."""
 
@@ -50,6 +52,7 @@ class RolloutWorker:
         self._seed = seed
         self._trust_remote_code = trust_remote_code
         self._versions = [LOADED_VERSION]  # of every epoch, as the scheduler counts them; the last is served now
+        self._probes = itertools.count()
         self._tasks: dict[int, set[asyncio.Task[None]]] = {}  # by group
         self._spans = Spans()
         self._outbox = Outbox(self._spans)
@@ -153,6 +156,22 @@ class RolloutWorker:
         answers = await self._outbox.take(max_wait_s, linger_s)
         return [finished for finished, _ in answers], [trajectory for _, trajectory in answers]
 
+    async def probe(self, token_ids: np.ndarray) -> tuple[int, np.ndarray] | None:
+        """How probable given tokens [L] are, without temperature.
+
+        Returns: a policy version, and log-probabilities under it, [L - 1] float32 from the second token on; None when
+        weights came in between every time.
+        """
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
+        for _ in range(PROBE_TRIES):
+            epoch = len(self._versions) - 1
+            answer = await self._sampled(token_ids, params, f"{self._index}-probe-{next(self._probes)}")
+            if epoch == len(self._versions) - 1:
+                return self._versions[-1], prompt_logprobs(answer)
+        return None
+
     async def cancel(self, group_ids: Collection[int]) -> None:
         """Stop sampling these groups; nothing of them is reported any more."""
         # Before anything is awaited: what comes in later may be answers to the group's next attempt.
@@ -203,7 +222,7 @@ class RolloutWorker:
         """Sample one response and leave it in the outbox; whatever goes wrong is the answer then."""
         key, started = (request.group_id, request.attempt, sample), time.time()
         try:
-            answer = await self._sampled(request, params, f"{self._index}-{'-'.join(map(str, key))}")
+            answer = await self._sampled(request.token_ids, params, f"{self._index}-{'-'.join(map(str, key))}")
             trajectory = trajectory_of(request.token_ids, answer, self._versions, self._index)
         except Exception as error:
             cause = error.__cause__ or error  # vLLM's own wrapper says nothing
@@ -211,11 +230,11 @@ class RolloutWorker:
         else:
             self._outbox.put(Finished(*key, summary_of(trajectory, started, time.time())), trajectory)
 
-    async def _sampled(self, request: GroupRequest, params: Any, name: str) -> Any:
+    async def _sampled(self, token_ids: np.ndarray, params: Any, name: str) -> Any:
         from vllm.inputs import tokens_input
 
         # The salt keeps prefixes of other weights away; the scheduler knows better when an update comes in between.
-        prompt = tokens_input(request.token_ids.tolist(), cache_salt=str(len(self._versions) - 1))
+        prompt = tokens_input(token_ids.tolist(), cache_salt=str(len(self._versions) - 1))
         final = None
         async for output in self._engine.generate(prompt, params, request_id=name):
             final = output

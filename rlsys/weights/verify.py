@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlsys.config import WeightsConfig
 from rlsys.errors import WeightMismatchError
+from rlsys.types import Trajectory
 
 DEFAULT_BOUNDS = {"float32": 1e-3, "bfloat16": 1.0}
 """Largest accepted |engine - learner| log-probability of one token. bfloat16 rounds differently in every kernel."""
@@ -41,6 +43,20 @@ def diff_of(behavior: np.ndarray, learner: np.ndarray) -> LogprobDiff:
     return LogprobDiff(float(difference.sum()), float(difference.max()), int(difference.size))
 
 
+def comparable(trajectory: Trajectory, policy_version: int, *, kv_is_kept: bool) -> np.ndarray:
+    """Tokens that the engine sampled as `policy_version` alone would, [L] bool.
+
+    Of a response that ran across an update they are the tail, unless the engine kept its cache of keys and values: then
+    the tail was sampled with attention to what older weights had computed, and no version gives its log-probabilities.
+    """
+    chosen = np.zeros(trajectory.num_tokens, dtype=bool)
+    if kv_is_kept and len(trajectory.versions) > 1:
+        return chosen
+    for span in trajectory.versions:
+        chosen[span.start : span.end] = span.policy_version == policy_version
+    return chosen & trajectory.loss_mask
+
+
 def merge(per_rank: Sequence[Mapping[int, LogprobDiff]]) -> dict[int, LogprobDiff]:
     """Per-engine differences of all ranks together."""
     merged: dict[int, LogprobDiff] = {}
@@ -50,7 +66,24 @@ def merge(per_rank: Sequence[Mapping[int, LogprobDiff]]) -> dict[int, LogprobDif
     return merged
 
 
-def check(per_engine: Mapping[int, LogprobDiff], *, bound: float, policy_version: int, num_engines: int) -> None:
+def bound_of(config: WeightsConfig, *dtypes: str) -> float | None:
+    """The largest difference that is accepted between sides of these dtypes; None where nothing is checked."""
+    if not config.verify:
+        return None
+    if config.max_logprob_diff is not None:
+        return config.max_logprob_diff
+    return max(DEFAULT_BOUNDS[dtype] for dtype in dtypes)
+
+
+def check(
+    per_engine: Mapping[int, LogprobDiff],
+    *,
+    bound: float,
+    policy_version: int,
+    num_engines: int,
+    tokens: str = "the trained tokens",
+    consequence: str = "The update was not applied",
+) -> None:
     """Raise WeightMismatchError naming the likely cause when any engine is further than `bound` from the learner."""
     wrong = {engine: diff for engine, diff in per_engine.items() if diff.largest > bound}
     if not wrong:
@@ -60,9 +93,9 @@ def check(per_engine: Mapping[int, LogprobDiff], *, bound: float, policy_version
         f"rollout/{engine}: max {diff.largest:.2e} mean {diff.mean:.2e}" for engine, diff in sorted(per_engine.items())
     )
     raise WeightMismatchError(
-        f"engines and learner disagree about the trained tokens at policy version {policy_version}: largest "
+        f"engines and learner disagree about {tokens} at policy version {policy_version}: largest "
         f"log-probability difference {worst.largest:.2e}, bound {bound:g} ({table}). "
-        f"Likely cause: {_cause(worst, wrong, num_engines, policy_version, bound)}. The update was not applied. "
+        f"Likely cause: {_cause(worst, wrong, num_engines, policy_version, bound)}. {consequence}. "
         "weights.max_logprob_diff sets the bound, weights.verify=false turns the check off"
     )
 

@@ -76,6 +76,7 @@ def start_learner(cluster: Cluster, model: str, overrides: list[str]) -> tuple[L
         num_updates=num_updates(config),
         passes=config.train.updates_per_step,
         old_logprobs=config.train.old_logprobs,
+        kv_is_kept=False,
         seed=0,
     )
     group = LearnerGroup(cluster, setup, demands(config)["learner"])

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from rlsys.build import Run
+from rlsys.build import Run, build_probe
 from rlsys.errors import WeightMismatchError
 from rlsys.experience import Scored
+from rlsys.metrics.step import Metrics
 from rlsys.train import train
 from rlsys.types import ExperienceRow
 from tests.integration.runs import call_worker, read_metrics, references, sampled, small_run
@@ -68,12 +69,23 @@ def _check_caught(run: Run, skipped: str) -> None:
     assert len(names) < len(run.learner._update_info["names"])
     with _broadcast_only(run, names):
         run.weights.broadcast(1001)
+        with pytest.raises(WeightMismatchError, match=r"policy version 1001.*left parameters behind on every engine"):
+            _probe(run, 1001)
         with pytest.raises(WeightMismatchError, match="left parameters behind on every engine") as caught:
             _update(run, 1001)
     assert "policy version 1001" in str(caught.value)
     run.weights.broadcast(1002)
+    assert 0 < _probe(run, 1002)["sync/logprob_abs_diff/max"] < 1e-4
     metrics = _update(run, 1002)
     assert metrics["sync/logprob_abs_diff/max"] < 1e-4
+
+
+def _probe(run: Run, version: int) -> Metrics:
+    """What engines and learner say of a given text, as a run says it that samples ahead."""
+    probe = build_probe(run.calls, run.prepared, run.learner, run.rollout)
+    probe.begin(version)
+    probe.finish()
+    return probe.take()
 
 
 def _update(run: Run, version: int) -> dict[str, float]:

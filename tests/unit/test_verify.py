@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rlsys.errors import WeightMismatchError
-from rlsys.weights.verify import LogprobDiff, check, diff_of, merge
+from rlsys.types import Trajectory, VersionSpan
+from rlsys.weights.verify import LogprobDiff, check, comparable, diff_of, merge
 
 
 def diff(largest: float) -> LogprobDiff:
@@ -88,3 +89,26 @@ def test_the_likely_cause_is_named(per_engine: dict[int, float], version: int, n
 
 def test_one_engine_alone_is_every_engine() -> None:
     assert "left parameters behind on every engine" in cause({0: 0.5}, engines=1)
+
+
+@pytest.mark.parametrize(
+    ("versions", "kept", "expected"),
+    [
+        ([(3, 2, 6)], False, [2, 3, 4, 5]),
+        ([(3, 2, 6)], True, [2, 3, 4, 5]),
+        ([(2, 2, 4), (3, 4, 6)], False, [4, 5]),
+        ([(2, 2, 4), (3, 4, 6)], True, []),  # the tail attended to what version 2 had computed
+        ([(2, 2, 6)], False, []),
+    ],
+)
+def test_what_can_be_compared(versions: list[tuple[int, int, int]], kept: bool, expected: list[int]) -> None:
+    """Two tokens of prompt, four of response."""
+    trajectory = Trajectory(
+        token_ids=np.arange(6, dtype=np.int32),
+        loss_mask=np.arange(6) >= 2,
+        behavior_logprobs=np.zeros(6, dtype=np.float32),
+        versions=tuple(VersionSpan(*span) for span in versions),
+        finish_reason="stop",
+        engine=0,
+    )
+    assert comparable(trajectory, 3, kv_is_kept=kept).nonzero()[0].tolist() == expected
