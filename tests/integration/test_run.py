@@ -53,7 +53,7 @@ def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("experiment", ["gsm8k_length", "gsm8k_math"])
+@pytest.mark.parametrize("experiment", ["gsm8k_length", pytest.param("gsm8k_math", marks=pytest.mark.long)])
 def test_real_prompts_run_with_every_row_s_outcome(tmp_path: Path, gsm8k: Path, experiment: str) -> None:
     """Main job 2, five steps of it: chat template, BPE tokenizer, reward functions in processes of their own."""
     few = ["train.num_steps=5", "data.eval_limit=8", "logging.tensorboard=false", "rollout.kv_cache_gib=0.25"]
@@ -146,6 +146,7 @@ def test_it_learns(tmp_path: Path) -> None:
     assert all(row["sync/logprob_abs_diff/max"] < 1e-3 for row in rows[1:])
 
 
+@pytest.mark.long
 def test_a_sweep_trains_every_combination_in_a_folder_of_its_own(tmp_path: Path) -> None:
     result = train(tmp_path, "--multirun", "seed=0,1", "train.num_steps=1")
     assert result.returncode == 0, result.stdout + result.stderr

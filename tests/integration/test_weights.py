@@ -29,7 +29,10 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES, ids=list(CASES))
+PARAMS = [pytest.param(case, id=case, marks=[pytest.mark.long] if case == "tied, TP 2" else []) for case in CASES]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Engines and learner of one case, started once for all tests of this file. Two prompts longer than a cache
     block, so that every step would hit the prefix cache of the step before."""
