@@ -149,7 +149,7 @@ def _first_prompts(run: Run) -> PromptStream:
 
 
 def _score(run: Run, items: Sequence[tuple[Prompt, TrajectoryRef]]) -> None:
-    run.calls.gather({"reward/0": run.scoring.begin_score(0, items, 1)}, what="scoring", deadline_s=60.0)
+    run.calls.gather({"reward/0": run.scoring.begin_score(0, items, 1)[0]}, what="scoring", deadline_s=60.0)
 
 
 def _sample(run: Run, prompts: Sequence[Prompt], step: int) -> None:

@@ -121,7 +121,7 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
             scoring=scoring,
             credit=CreditAssignment(config),
             coefficients=start_coefficients(config, state),
-            guard=NonFiniteGuard(run_dir, config.train.max_nonfinite_steps, rollout.trajectories, state),
+            guard=NonFiniteGuard(run_dir, config.train.max_nonfinite_steps, rollout.trajectories, scoring.text, state),
             reference=reference,
             learner=learner,
             critic=critic,

@@ -9,7 +9,7 @@ from pathlib import Path
 from rlsys.checkpoint import RunState
 from rlsys.errors import RlsysError
 from rlsys.metrics.step import Metrics
-from rlsys.types import Offender, Reward, RolloutGroup, Trajectory
+from rlsys.types import Offender, Reward, RolloutGroup, TextRef, Trajectory
 
 MAX_DUMPED = 64
 """Trajectories written for one step; the rest are counted."""
@@ -19,11 +19,17 @@ class NonFiniteGuard:
     """Counts steps that were not applied and keeps what brought them down under `run_dir/nonfinite/`."""
 
     def __init__(
-        self, run_dir: Path, limit: int, fetch: Callable[[RolloutGroup], list[Trajectory]], state: RunState
+        self,
+        run_dir: Path,
+        limit: int,
+        fetch: Callable[[RolloutGroup], list[Trajectory]],
+        text_of: Callable[[TextRef | None], str],
+        state: RunState,
     ) -> None:
         self._folder = run_dir / "nonfinite"
         self._limit = limit
         self._fetch = fetch
+        self._text_of = text_of
         self.in_a_row = state.nonfinite_in_a_row
         self.total = state.nonfinite_total
 
@@ -69,7 +75,7 @@ class NonFiniteGuard:
                     "what": offender.what,
                     "prompt_index": group.prompt.index,
                     "prompt": group.prompt.text,
-                    "response": reward.response,
+                    "response": self._text_of(reward.response),
                     "reward": reward.total,
                     "details": {name: part.detail for name, part in reward.parts.items() if part.detail},
                     "policy_version": group.summaries[offender.sample].policy_version,

@@ -46,7 +46,7 @@ def train(run: Run) -> None:
         metrics |= collected.metrics() | update | clock.metrics() | run.pipeline.metrics()
         metrics |= run.guard.record(step, offenders, collected.groups, collected.rewards)
         version = step
-        run.log.rollouts(step, collected.groups, collected.rewards)
+        run.log.rollouts(step, collected.groups, collected.rewards, run.scoring.text)
         _finish_step(run, metrics, evaluated=_evaluation(run, step))
         if run.lanes is not None:
             run.lanes.ask()

@@ -120,6 +120,14 @@ class TrajectoryRef:
 
 
 @dataclass(frozen=True)
+class TextRef:
+    """Where a response's text is. Reward workers leave the texts of a call in a chunk."""
+
+    chunk: Any  # reference to list[str]
+    index: int
+
+
+@dataclass(frozen=True)
 class RolloutGroup:
     """The G trajectories of one prompt; their token arrays stay in the object store behind `trajectories`."""
 
@@ -145,7 +153,7 @@ class Reward:
     total: float | None
     parts: Mapping[str, RewardPart]
     outcome: Outcome
-    response: str = ""
+    response: TextRef | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # what functions noted of it with TRL's `log_extra`
 
 

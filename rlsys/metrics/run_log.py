@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlsys.config import LoggingConfig
 from rlsys.metrics.step import Metrics
-from rlsys.types import Reward, RolloutGroup
+from rlsys.types import Reward, RolloutGroup, TextRef
 
 WRITTEN = ("metrics.jsonl", "rollouts", "nonfinite", "timeline", "events.out.")
 """How the names begin of what a run writes besides its checkpoints and configuration."""
@@ -44,7 +44,13 @@ class RunLog:
                     self._writer.add_scalar(key, value, step)
             self._writer.flush()
 
-    def rollouts(self, step: int, groups: Sequence[RolloutGroup], rewards: Sequence[Sequence[Reward]]) -> None:
+    def rollouts(
+        self,
+        step: int,
+        groups: Sequence[RolloutGroup],
+        rewards: Sequence[Sequence[Reward]],
+        text_of: Callable[[TextRef | None], str],
+    ) -> None:
         """`rollouts/step-N.jsonl`: prompt, response, rewards and outcome of every trajectory."""
         every = self._config.rollouts_every
         if every == 0 or step % every:
@@ -58,7 +64,7 @@ class RunLog:
                         "group_id": group.group_id,
                         "prompt_index": group.prompt.index,
                         "prompt": group.prompt.text,
-                        "response": reward.response,
+                        "response": text_of(reward.response),
                         "response_tokens": summary.num_response_tokens,
                         "finish_reason": summary.finish_reason,
                         "policy_version": summary.policy_version,

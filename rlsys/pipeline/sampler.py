@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from rlsys.pipeline.stage import Stage
 from rlsys.rollout.pool import RolloutPool
 from rlsys.runtime.calls import Calls
 from rlsys.scoring.pool import RewardPool
-from rlsys.types import Finished, Prompt, Reward, RolloutGroup, Sampling, TrajectoryRef
+from rlsys.types import Finished, Prompt, Reward, RolloutGroup, Sampling, TextRef, TrajectoryRef
 
 POLL_S = 30.0
 """An engine that has nothing to tell answers after this long all the same."""
@@ -149,20 +150,21 @@ class Sampler:
         self.scoring.put(ready)
         self._listen(engine)
 
-    def _begin_score(self, worker: int, units: list[list[Sample]]) -> tuple[Any, list[Sample]]:
+    def _begin_score(self, worker: int, units: list[list[Sample]]) -> tuple[Any, tuple[list[Sample], Any]]:
         samples = [sample for unit in units for sample in unit]
         items = [(group.prompt, ref) for group, _, _, ref in samples]
-        return self._pool.begin_score(worker, items, self.step), samples
+        scored, texts = self._pool.begin_score(worker, items, self.step)
+        return scored, (samples, texts)
 
-    def _scored(self, units: list[list[Sample]], value: Any, samples: list[Sample]) -> None:
-        rewards, logged = value
+    def _scored(self, units: list[list[Sample]], value: Any, extra: tuple[list[Sample], Any]) -> None:
+        (rewards, logged), (samples, texts) = value, extra
         if any(group.group_id >= 0 for group, *_ in samples):  # what an evaluation notes is not training's
             for name, value in logged.items():
                 self._logged.setdefault(name, []).append(value)
-        for (group, attempt, sample, _), reward in zip(samples, rewards, strict=True):
+        for index, ((group, attempt, sample, _), reward) in enumerate(zip(samples, rewards, strict=True)):
             if attempt != group.attempt:
                 continue
-            group.rewards[sample] = reward
+            group.rewards[sample] = replace(reward, response=TextRef(texts, index))
             if group.is_scored:
                 group.owner.on_scored(group)
 

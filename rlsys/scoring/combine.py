@@ -11,7 +11,6 @@ from rlsys.types import Outcome, Reward, RewardPart
 def combine(
     parts: Mapping[str, RewardPart],
     weights: Mapping[str, float],
-    response: str,
     extra: Mapping[str, Any] | None = None,
 ) -> Reward:
     """Weighted sum of the parts that apply. A part that failed leaves the trajectory without a total: never a 0."""
@@ -24,7 +23,7 @@ def combine(
     total = None
     if outcome == "ok":
         total = sum(weights[name] * part.value for name, part in parts.items() if part.value is not None)
-    return Reward(total=total, parts=dict(parts), outcome=outcome, response=response, extra=dict(extra or {}))
+    return Reward(total=total, parts=dict(parts), outcome=outcome, extra=dict(extra or {}))
 
 
 def first_failure(rewards: Sequence[Sequence[Reward]]) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 from rlsys.chunks import chunks_of
 from rlsys.config import ScoringConfig
+from rlsys.runtime.calls import fetch
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.scoring.worker import RewardWorker
-from rlsys.types import Prompt, TrajectoryRef
+from rlsys.types import Prompt, TextRef, TrajectoryRef
+
+HELD_CHUNKS = 16
+"""A group's responses are mostly in one chunk or in few, which hold those of its neighbours too."""
 
 
 class RewardPool:
@@ -17,6 +22,7 @@ class RewardPool:
 
     def __init__(self, cluster: Cluster, config: ScoringConfig, demands: list[Demand], *worker_args: Any) -> None:
         self._calls = cluster.calls
+        self._texts = lru_cache(HELD_CHUNKS)(partial(fetch, who="the object store", what="reading responses"))
         self.names = [demand.name for demand in demands]
         self.deadline_s = config.deadline_s
         self._workers = [cluster.start(RewardWorker, demand, config, *worker_args) for demand in demands]
@@ -30,7 +36,14 @@ class RewardPool:
         """References to what each worker did since the last call."""
         return {name: worker.take_spans.remote() for name, worker in zip(self.names, self._workers, strict=True)}
 
-    def begin_score(self, worker: int, items: Sequence[tuple[Prompt, TrajectoryRef]], step: int) -> Any:
-        """Reference to the trajectories' rewards, in order, and the means of what functions logged."""
+    def begin_score(self, worker: int, items: Sequence[tuple[Prompt, TrajectoryRef]], step: int) -> tuple[Any, Any]:
+        """References to the trajectories' rewards, in order, with the means of what functions logged; and to the chunk
+        of their responses' texts, in the same order."""
         chunks, places = chunks_of([[trajectory for _, trajectory in items]])
-        return self._workers[worker].score.remote([prompt for prompt, _ in items], step, places[0], *chunks)
+        score = self._workers[worker].score.options(num_returns=2)
+        scored, texts = score.remote([prompt for prompt, _ in items], step, places[0], *chunks)
+        return scored, texts
+
+    def text(self, ref: TextRef | None) -> str:
+        """A response's text, on the driver: for writing it down. Few chunks are held at a time."""
+        return "" if ref is None else self._texts(ref.chunk)[ref.index]

@@ -39,10 +39,12 @@ class RewardWorker:
 
     def score(
         self, prompts: Sequence[Prompt], step: int, places: Sequence[Place], *chunks: Sequence[Trajectory]
-    ) -> tuple[list[Reward], dict[str, float]]:
-        """Rewards of the trajectories at `places`, each with its prompt, and the mean of every logged metric."""
+    ) -> tuple[tuple[list[Reward], dict[str, float]], list[str]]:
+        """Rewards of the trajectories at `places`, each with its prompt, and the mean of every logged metric; and the
+        texts that were scored, to be called for as an object of its own: the driver does not read it."""
         with self._spans.span("score"):
-            return self._score(self._request(prompts, step, picked(chunks, [places])[0]))
+            request = self._request(prompts, step, picked(chunks, [places])[0])
+            return self._score(request), [_text(completion) for completion in request.completions]
 
     def take_spans(self) -> list[Span]:
         """What this worker did since the last call."""
@@ -59,7 +61,7 @@ class RewardWorker:
                 for name, column in log.extra.items()
                 if len(column) == len(request)
             }
-            rewards.append(combine(parts, self._weights, _text(request.completions[row]), extra))
+            rewards.append(combine(parts, self._weights, extra))
         logged: dict[str, list[float]] = {}
         for _, log in answers.values():
             for name, values in log.metrics.items():

@@ -93,7 +93,9 @@ def switched(run: Run, folder: Path, overrides: Sequence[str]) -> Run:
         pipeline=build_pipeline(config, 0, run.calls, run.sampler, reference, run.prompts),
         credit=CreditAssignment(config),
         coefficients=start_coefficients(config, state),
-        guard=NonFiniteGuard(folder, config.train.max_nonfinite_steps, run.rollout.trajectories, state),
+        guard=NonFiniteGuard(
+            folder, config.train.max_nonfinite_steps, run.rollout.trajectories, run.scoring.text, state
+        ),
         reference=reference,
         critic=run.critic if needs_critic(config) else None,
         log=RunLog(folder, config.logging),

@@ -13,6 +13,7 @@ from rlsys.types import (
     Reward,
     RewardPart,
     RolloutGroup,
+    TextRef,
     TrajectoryRef,
     TrajectorySummary,
 )
@@ -40,4 +41,9 @@ def group(group_id: int, summaries: Sequence[TrajectorySummary], text: str = "1+
 
 def reward(value: float | None, outcome: Outcome = "ok", *, label: str = "exact_match", detail: str = "") -> Reward:
     """A reward of a single part with weight 1."""
-    return Reward(value, {label: RewardPart(value, outcome, detail)}, outcome, response="2")
+    return Reward(value, {label: RewardPart(value, outcome, detail)}, outcome, response=TextRef(["1", "2"], 1))
+
+
+def text_of(ref: TextRef | None) -> str:
+    """As the reward workers' pool reads it, from a chunk that is no reference."""
+    return "" if ref is None else ref.chunk[ref.index]

@@ -13,14 +13,14 @@ WEIGHTS = {"a": 2.0, "b": 0.5, "c": 10.0}
 
 
 def test_a_weighted_sum() -> None:
-    reward = combine({"a": OK, "b": LENGTH}, WEIGHTS, "the response")
+    reward = combine({"a": OK, "b": LENGTH}, WEIGHTS)
     assert reward.total == 0.5  # 2 * 1 + 0.5 * -3
-    assert (reward.outcome, reward.response) == ("ok", "the response")
+    assert reward.outcome == "ok"
     assert reward.parts == {"a": OK, "b": LENGTH}
 
 
 def test_what_does_not_apply_is_left_out() -> None:
-    reward = combine({"a": OK, "c": NOT_APPLICABLE}, WEIGHTS, "")
+    reward = combine({"a": OK, "c": NOT_APPLICABLE}, WEIGHTS)
     assert (reward.total, reward.outcome) == (2.0, "ok")
 
 
@@ -38,10 +38,10 @@ def test_what_does_not_apply_is_left_out() -> None:
 def test_without_a_valid_part_or_with_a_failed_one_there_is_no_number(
     parts: list[RewardPart], outcome: Outcome
 ) -> None:
-    reward = combine(dict(zip("ab", parts, strict=False)), WEIGHTS, "")
+    reward = combine(dict(zip("ab", parts, strict=False)), WEIGHTS)
     assert reward.total is None
     assert reward.outcome == outcome
 
 
 def test_a_reward_of_zero_is_a_number() -> None:
-    assert combine({"a": RewardPart(0.0, "ok")}, WEIGHTS, "").total == 0.0
+    assert combine({"a": RewardPart(0.0, "ok")}, WEIGHTS).total == 0.0

@@ -13,7 +13,7 @@ from rlsys.errors import RlsysError
 from rlsys.nonfinite import NonFiniteGuard
 from rlsys.types import Offender, RolloutGroup, Trajectory
 
-from .records import group, reward, summary
+from .records import group, reward, summary, text_of
 
 GROUPS = [group(0, [summary(1), summary(1)])]
 REWARDS = [[reward(1.0), reward(None, "not_finite", detail="reward 'x': returned nan")]]
@@ -25,7 +25,7 @@ def arrays(_: RolloutGroup) -> list[Trajectory]:
 
 
 def test_offenders_are_written_and_counted(tmp_path: Path) -> None:
-    guard = NonFiniteGuard(tmp_path, 2, arrays, RunState(0, 0))
+    guard = NonFiniteGuard(tmp_path, 2, arrays, text_of, RunState(0, 0))
     counted = guard.record(5, [Offender(0, 1, "reward")], GROUPS, REWARDS)
     assert counted == {"nonfinite/trajectories": 1.0, "nonfinite/steps": 1.0}
     row = json.loads((tmp_path / "nonfinite" / "step-000005.jsonl").read_text())
@@ -37,7 +37,7 @@ def test_offenders_are_written_and_counted(tmp_path: Path) -> None:
 
 
 def test_steps_in_a_row_end_the_run_and_a_good_one_starts_the_count_again(tmp_path: Path) -> None:
-    guard = NonFiniteGuard(tmp_path, 2, arrays, RunState(0, 0))
+    guard = NonFiniteGuard(tmp_path, 2, arrays, text_of, RunState(0, 0))
     for bad in (True, False, True):
         guard.record(1, [Offender(0, 0, "gradient")] * bad, GROUPS, REWARDS)
         guard.check()
@@ -47,7 +47,7 @@ def test_steps_in_a_row_end_the_run_and_a_good_one_starts_the_count_again(tmp_pa
 
 
 def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
-    guard = NonFiniteGuard(tmp_path, 2, arrays, RunState(7, 0, nonfinite_in_a_row=1, nonfinite_total=4))
+    guard = NonFiniteGuard(tmp_path, 2, arrays, text_of, RunState(7, 0, nonfinite_in_a_row=1, nonfinite_total=4))
     assert guard.record(8, [Offender(0, 0, "gradient")], GROUPS, REWARDS)["nonfinite/steps"] == 5.0
     with pytest.raises(RlsysError, match="2 steps in a row"):
         guard.check()

@@ -19,7 +19,7 @@ from rlsys.preflight import check_config
 from rlsys.runtime.occupancy import Occupancy
 from rlsys.types import Finished, GroupRequest, Prompt, Reward, RewardPart, RolloutGroup, TrajectoryRef
 
-from .records import group, reward, summary
+from .records import group, reward, summary, text_of
 
 
 class FakeCalls:
@@ -117,7 +117,9 @@ class Source:
 
     def begin_score(self, worker: int, items: list[tuple[Prompt, TrajectoryRef]], step: int) -> Any:
         self.scored_together.append([prompt.index for prompt, _ in items])
-        return [self.reward_of(prompt.index, ref.chunk[ref.index]) for prompt, ref in items], {"logged": 1.0}
+        rewards = [self.reward_of(prompt.index, ref.chunk[ref.index]) for prompt, ref in items]
+        texts = [f"{prompt.index}, {ref.chunk[ref.index]}" for prompt, ref in items]
+        return (rewards, {"logged": 1.0}), texts
 
     def begin_logprobs(self, worker: int, groups: list[RolloutGroup]) -> tuple[Any, list[Any]]:
         return [[0.5] for _ in groups], [f"reference of {group.group_id}" for group in groups]
@@ -136,6 +138,8 @@ def test_kept_as_they_are() -> None:
     assert ids(collected) == [0, 1]
     assert collected.metrics() == {"groups/zero_variance": 1.0, "groups/discarded": 0.0, "groups/tries": 1.0}
     assert collected.logged == {"logged": 1.0}
+    texts = [[text_of(reward.response) for reward in rewards] for rewards in collected.rewards]
+    assert texts == [["0, 0", "0, 1"], ["1, 0", "1, 1"]]  # each prompt's samples, wherever they were scored
 
 
 def test_dropped() -> None:

@@ -62,8 +62,8 @@ def test_a_call_of_two_groups(tmp_path: Path, tokenizer: Any, model_folder: Path
     three = [trajectory(tokenizer, text) for text in ("2<end>", "33", "4<end>")]
     chunks = [[three[2], three[0]], [three[1]]]  # as they came out of the engines
     owners = [prompts[0], prompts[0], prompts[1]]
-    scored, logged = worker.score(owners, 5, [(0, 1), (1, 0), (0, 0)], *chunks)
-    assert [reward.response for reward in scored] == ["2", "33", "4"]
+    (scored, logged), texts = worker.score(owners, 5, [(0, 1), (1, 0), (0, 0)], *chunks)
+    assert texts == ["2", "33", "4"]
     # `seen` gives the number of response tokens at half weight, exact_match ten times 0 or 1.
     assert [reward.total for reward in scored] == [11.0, 1.0, 10.0]
     assert {part.outcome for reward in scored[:2] for part in reward.parts.values()} == {"ok"}

@@ -13,7 +13,7 @@ from rlsys.config import LoggingConfig
 from rlsys.metrics.run_log import RunLog, set_aside
 from rlsys.types import Reward, RewardPart
 
-from .records import group, reward, summary
+from .records import group, reward, summary, text_of
 
 
 def open_log(run_dir: Path, *, resume_step: int = 0, every: int = 1, tensorboard: bool = False) -> RunLog:
@@ -42,7 +42,7 @@ def test_the_rollouts_of_a_step(tmp_path: Path) -> None:
         None, {"match": RewardPart(None, "error", "ValueError: no"), "length": RewardPart(-1.0, "ok")}, "error"
     )
     groups = [group(3, [summary(4, version=6), summary(9, finish="length")], text="naïve?")]
-    log.rollouts(7, groups, [[reward(1.0), failed]])
+    log.rollouts(7, groups, [[reward(1.0), failed]], text_of)
     log.close()
     path = tmp_path / "rollouts" / "step-000007.jsonl"
     assert "naïve?" in path.read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ def test_the_rollouts_of_a_step(tmp_path: Path) -> None:
 def test_how_often_rollouts_are_written(tmp_path: Path, every: int, written: list[int]) -> None:
     log = open_log(tmp_path, every=every)
     for step in (1, 2, 3, 4):
-        log.rollouts(step, [group(0, [summary(1)])], [[reward(1.0)]])
+        log.rollouts(step, [group(0, [summary(1)])], [[reward(1.0)]], text_of)
     log.close()
     names = [f"step-{step:06d}.jsonl" for step in written]
     assert sorted(path.name for path in tmp_path.glob("rollouts/*")) == names

@@ -1,0 +1,137 @@
+"""The driver's memory while steps get longer: real pipeline, scheduler and reward workers, engines that make up tokens.
+
+python -m benchmarks.driver_memory [--steps 12] [--write]
+
+128 responses a step, each of 1,000 tokens, then of 4,000, then of 16,000. Every length has a driver process of its own,
+which goes through the loop's part of a step that handles trajectories: it collects groups, has their text written to
+rollouts/ and lets go of them. Its resident memory is read at the end of every step. The made-up engine answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks import report
+from benchmarks.side import Side, end_on_sigterm
+from benchmarks.workload import PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, Workload, build_workload, rlsys_config, side_env
+from rlsys.types import Finished, GroupRequest, Trajectory, TrajectorySummary, VersionSpan
+
+LENGTHS = (1_000, 4_000, 16_000)
+WARMUP = 4
+"""Steps before the first that counts: pools and caches fill."""
+BYTES_A_TOKEN = 9
+"""Token id, mask, log-probability."""
+
+
+class MadeUpEngine:
+    """Answers like a rollout worker, with random tokens, in chunks of eight."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+        self._asked: list[tuple[int, int, int, np.ndarray]] = []
+
+    def submit(self, requests: Sequence[GroupRequest], policy_version: int) -> None:
+        for request in requests:
+            for sample in range(request.sampling.samples_per_prompt):
+                self._asked.append((request.group_id, request.attempt, sample, request.token_ids))
+
+    def finished(self, max_wait_s: float, linger_s: float) -> tuple[list[Finished], list[Trajectory]]:
+        now, self._asked = self._asked[:8], self._asked[8:]
+        answers = [self._answer(*asked) for asked in now]
+        return [finished for finished, _ in answers], [trajectory for _, trajectory in answers]
+
+    def _answer(self, group: int, attempt: int, sample: int, prompt: np.ndarray) -> tuple[Finished, Trajectory]:
+        start, size = len(prompt), len(prompt) + self._num_tokens
+        generator = np.random.default_rng([group, sample])
+        response = generator.integers(5, 90, self._num_tokens).astype(np.int32)
+        trajectory = Trajectory(
+            token_ids=np.concatenate([prompt, response]),
+            loss_mask=np.arange(size) >= start,
+            behavior_logprobs=generator.normal(-4.5, 0.1, size).astype(np.float32),
+            versions=(VersionSpan(0, start, size),),
+            finish_reason="length",
+            engine=0,
+        )
+        return Finished(group, attempt, sample, TrajectorySummary(size, self._num_tokens, "length", 0, 0)), trajectory
+
+
+@contextlib.contextmanager
+def driver() -> Iterator[Callable[..., list[float]]]:
+    """The process that is measured."""
+    yield _megabytes
+
+
+def _megabytes(workload: Workload, num_tokens: int, num_steps: int) -> list[float]:
+    """Resident memory after every step, less what of it is the object store's shared memory."""
+    from rlsys.build import build_pipeline, build_sampler, connected, start_scoring
+    from rlsys.data.load import PromptStream
+    from rlsys.metrics.run_log import RunLog
+    from rlsys.metrics.step import StageClock
+    from rlsys.prepare import prepare
+    from rlsys.rollout.pool import RolloutPool
+    from rlsys.runtime.placement import demands
+
+    config = rlsys_config(workload, 64, num_steps=num_steps)
+    config.logging.tensorboard = False
+    prepared = prepare(config)
+    wanted = {role: demand for role, demand in demands(config).items() if role in ("rollout", "reward")}
+    with connected(config, wanted) as cluster:
+        pool: Any = RolloutPool.__new__(RolloutPool)
+        pool.names, pool.num_workers = [wanted["rollout"][0].name], 1
+        pool._workers = [cluster.start(MadeUpEngine, wanted["rollout"][0], num_tokens)]
+        scoring = start_scoring(cluster, prepared, wanted["reward"])
+        scoring.start(120.0)
+        sampler = build_sampler(cluster.calls, config, pool, scoring)
+        prompts = PromptStream(prepared.train_prompts, seed=0, shuffle=False)
+        pipeline = build_pipeline(config, 0, cluster.calls, sampler, None, prompts)
+        log = RunLog(workload.folder / f"run-{num_tokens}", config.logging)
+        resident = []
+        for step in range(num_steps):
+            collected = pipeline.collect(step, StageClock())
+            log.rollouts(step + 1, collected.groups, collected.rewards, scoring.text)
+            del collected
+            gc.collect()
+            memory = psutil.Process().memory_info()
+            resident.append((memory.rss - memory.shared) / 1e6)
+            time.sleep(0.1)
+        log.close()
+    return resident
+
+
+def main() -> None:
+    """Measure every length."""
+    end_on_sigterm()
+    parser = argparse.ArgumentParser("python -m benchmarks.driver_memory", description=__doc__)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/driver_memory.json")
+    options = parser.parse_args()
+    header = report.header("benchmarks.driver_memory")
+    rows = []
+    shown = report.table("driver, MB", ["tokens a response", "token arrays of a step", "first", "last", "highest"])
+    with tempfile.TemporaryDirectory(prefix="rlsys-bench-") as folder:
+        workload = build_workload(Path(folder), num_batches=options.steps)
+        for num_tokens in LENGTHS:
+            log = Path(folder) / f"{num_tokens}.log"
+            with Side("benchmarks.driver_memory:driver", log=log, env=side_env(Path(folder))) as measure:
+                counted = measure(workload=workload, num_tokens=num_tokens, num_steps=options.steps)[WARMUP:]
+            size = PROMPTS_PER_STEP * SAMPLES_PER_PROMPT * num_tokens * BYTES_A_TOKEN / 1e6
+            rows.append({"tokens": num_tokens, "arrays_mb": size, "resident_mb": counted})
+            cells = [report.number(value, 1) for value in (size, counted[0], counted[-1], max(counted))]
+            shown.add_row(f"{num_tokens:,}", *cells)
+    report.show(shown)
+    if options.write:
+        print(f"written: {report.write('driver_memory', {**header, 'steps': options.steps, 'lengths': rows})}")
+
+
+if __name__ == "__main__":
+    main()
