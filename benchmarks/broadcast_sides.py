@@ -16,7 +16,6 @@ from rlsys.config import Config
 from rlsys.rollout.worker import RolloutWorker
 from rlsys.runtime.calls import fetch
 from rlsys.types import GroupRequest, Sampling
-from rlsys.weights.gloo import GlooChannel
 from rlsys.weights.manifest import buckets, from_update_info, views
 from rlsys.weights.sender import WeightSender
 
@@ -156,18 +155,21 @@ def reload_from_memory(worker: Any, update_info: dict[str, Any]) -> float:
 @contextlib.contextmanager
 def gloo_side(port: int, rank: int) -> Iterator[Callable[..., dict[str, float]]]:
     """One end of a bare gloo broadcast of buffers that lie ready."""
-    channel = GlooChannel("127.0.0.1", port, rank, 2, DEADLINE_S)
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 
     def measure(num_bytes: int, bucket_bytes: int) -> dict[str, float]:
         sizes = [min(bucket_bytes, num_bytes - start) for start in range(0, num_bytes, bucket_bytes)]
         buffers = [torch.ones(size, dtype=torch.uint8) for size in sizes]
-        channel.broadcast(torch.zeros(1))  # both ends are ready
+        dist.broadcast(torch.zeros(1), 0)  # both ends are ready
         started = time.perf_counter()
         for buffer in buffers:
-            channel.broadcast(buffer)
+            dist.broadcast(buffer, 0)
         return {"seconds": time.perf_counter() - started}
 
     yield measure
+    dist.destroy_process_group()
 
 
 def free_port() -> int:

@@ -206,6 +206,7 @@ class WeightsConfig:
     verify: bool = True  # stop the run when engines and learner disagree on trained tokens
     max_logprob_diff: float | None = None  # null: 1e-3 in float32, 1.0 in bfloat16
     bucket_mib: int = 256
+    share_memory: bool = True  # gloo: engines on the learner's machine read what it packs; others are sent the bytes
     deadline_s: float = 120.0
 
 

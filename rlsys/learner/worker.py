@@ -73,7 +73,8 @@ class LearnerWorker(GangWorker):
 
     def open_weights(self, backend: str, host: str, port: int, world_size: int) -> None:
         """Join the weight group (rank 0)."""
-        self._sender.open(backend, host, port, world_size, self._setup.weights.deadline_s)
+        weights = self._setup.weights
+        self._sender.open(backend, host, port, world_size, weights.deadline_s, weights.share_memory)
 
     def send_weights(self) -> None:
         """Gather and broadcast the policy."""

@@ -24,8 +24,8 @@ class Source(Protocol):
 class Inbox:
     """Buckets in the order they were sent.
 
-    The thread never waits for the taker: every bucket has a buffer of its own, the whole model in all, so that a
-    transfer can end while the engine still generates.
+    The thread never waits for the taker: every bucket has a room of its own, so that a transfer can end while the
+    engine still generates.
 
     Args:
         buckets: what each bucket holds and the buffer to fill.

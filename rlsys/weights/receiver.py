@@ -5,7 +5,6 @@ vLLM imports this module in each of its worker processes (`worker_extension_cls`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +37,6 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
     init_info_cls = GlooInitInfo
     _channel: GlooChannel | None = None
     _inbox: Inbox | None = None
-    _buffers: Sequence[torch.Tensor] = ()
 
     def init_transfer_engine(self, init_info: Any) -> None:
         """Join the broadcast group; blocks until the learner and every other engine have joined."""
@@ -57,10 +55,7 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
             raise RuntimeError("the weight channel is not open: init_transfer_engine has not run")
         cut = buckets(from_update_info(update_info), self._bucket_bytes)
         sizes = [sum(entry.num_bytes for entry in bucket) for bucket in cut]
-        if sizes != [buffer.numel() for buffer in self._buffers]:
-            # Kept from one broadcast to the next: to map the whole model's memory anew costs as much as to fill it.
-            self._buffers = [torch.empty(size, dtype=torch.uint8) for size in sizes]
-        self._inbox = Inbox(self._channel, list(zip(cut, self._buffers, strict=True)))
+        self._inbox = Inbox(self._channel, list(zip(cut, self._channel.rooms(sizes), strict=True)))
 
     @property
     def inbox(self) -> Inbox:
@@ -76,26 +71,25 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
 
     def finish_weight_update(self) -> None:
         super().finish_weight_update()
-        repack_tied_head(self.model)
+        share_tied_head(self.model)
 
     def shutdown(self) -> None:
         self._channel = None
 
 
-def repack_tied_head(model: torch.nn.Module) -> None:
-    """Pack a tied output layer's weights again.
+def share_tied_head(model: torch.nn.Module) -> None:
+    """Let a tied output layer multiply with what its embedding was packed into.
 
-    The CPU backend multiplies with a packed copy made when the layer was loaded. A reload repacks the layers that
-    received weights; a tied `lm_head` receives none of its own and would keep the old copy, silently.
+    The CPU backend multiplies with a packed copy made when the layer was loaded. A reload packs the layers that
+    received weights; a tied `lm_head` receives none of its own and would keep the old copy, silently. The embedding,
+    which is the same matrix, was packed with the others, for a product that nobody takes of it.
     """
-    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
     for module in model.modules():
         head = getattr(module, "lm_head", None)
         embedding = getattr(getattr(module, "model", None), "embed_tokens", None)
         if head is None or embedding is None or getattr(head, "weight", None) is not embedding.weight:
             continue
-        dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+        head.cpu_linear = embedding.cpu_linear
 
 
 class WeightReceiver:

@@ -38,7 +38,6 @@ class WeightSender:
         self._bucket_bytes = bucket_bytes
         self._channel: Channel | None = None
         self._exported: list[torch.Tensor] = []
-        self._buffer: torch.Tensor | None = None
 
     def manifest(self) -> Manifest:
         """Every parameter that travels. ZeRO-3 hides shapes: `ds_shape` has the full one."""
@@ -51,18 +50,21 @@ class WeightSender:
         """The manifest in the form the engines take."""
         return to_update_info(self.manifest())
 
-    def open(self, backend: str, host: str, port: int, world_size: int, deadline_s: float) -> None:
+    def open(
+        self, backend: str, host: str, port: int, world_size: int, deadline_s: float, share_memory: bool = True
+    ) -> None:
         """Join the weight group as its sender. Blocks until every engine has joined, or the deadline."""
         if self._rank != 0 or backend == "ipc":
             return
         if backend == "gloo":
-            self._channel = GlooChannel(host, port, 0, world_size, deadline_s)
+            shared = sum(entry.num_bytes for entry in self.manifest()) if share_memory else 0
+            self._channel = GlooChannel(host, port, 0, world_size, deadline_s, shared)
         else:
             self._channel = NcclChannel(host, port, world_size, self._bucket_bytes)
 
     def send(self) -> None:
         """Gather and broadcast bucket by bucket, the same fixed order on every rank."""
-        packed = self._packed(self._bucket_bytes, self._scratch())
+        packed = self._packed(self._bucket_bytes, self._channel)
         if self._channel is not None:
             self._channel.send(packed)
         for _ in packed:  # the other ranks only take part in the gathering
@@ -74,7 +76,7 @@ class WeightSender:
 
         self._exported = []
         handles = []
-        for bucket, buffer in self._packed(0, None):
+        for bucket, buffer in self._packed(0):
             for entry, part in zip(bucket, unpack(buffer, bucket), strict=True):
                 uuid = str(torch.cuda.get_device_properties(part[1].device).uuid)
                 handles.append({uuid: reduce_tensor(part[1])[1]})
@@ -82,25 +84,23 @@ class WeightSender:
                 assert part[0] == entry.name
         return {**self.update_info(), "ipc_handles": handles}
 
-    def _scratch(self) -> torch.Tensor | None:
-        """Room for the largest bucket where a channel has read one when it takes the next, as gloo does."""
-        if isinstance(self._channel, GlooChannel) and self._buffer is None:
-            cut = buckets(self.manifest(), self._bucket_bytes)
-            self._buffer = torch.empty(max(sum(e.num_bytes for e in bucket) for bucket in cut), dtype=torch.uint8)
-        return self._buffer
-
-    def _packed(self, max_bytes: int, room: torch.Tensor | None) -> PackedBuckets:
-        """Packed copies of every bucket on rank 0, each in `room` if there is any; nothing on the other ranks. All must
+    def _packed(self, max_bytes: int, channel: Channel | None = None) -> PackedBuckets:
+        """Packed copies of every bucket on rank 0, where the channel wants them; nothing on the other ranks. All must
         exhaust it.
 
         The copy is made inside the gathering context: what it yields is a view whose storage is given back (and soon
         holds something else) when the context closes.
         """
         parameters = dict(self._module.named_parameters())
-        for bucket in buckets(self.manifest(), max_bytes):
+        cut = buckets(self.manifest(), max_bytes)
+        rooms: Sequence[torch.Tensor | None] = [None] * len(cut)
+        if isinstance(channel, GlooChannel):
+            rooms = channel.rooms([sum(entry.num_bytes for entry in bucket) for bucket in cut])
+        for bucket, room in zip(cut, rooms, strict=True):
             chosen = [parameters[entry.name] for entry in bucket]
             with _gathered(chosen):
-                sent = [parameter.detach().to(self._dtype) for parameter in chosen] if self._rank == 0 else []
+                device = None if room is None else room.device
+                sent = [p.detach().to(device, self._dtype) for p in chosen] if self._rank == 0 else []
                 packed = pack(sent, room) if sent else None
             if packed is not None:
                 yield bucket, packed

@@ -23,6 +23,7 @@ CASES = {
         "model.build.tie_word_embeddings=false",
         "rollout.num_workers=2",
         "weights.bucket_mib=1",
+        "weights.share_memory=false",  # as if the engines were on another machine
         "model.build.architecture=llama",
     ],
     "tied, TP 2": ["rollout.tensor_parallel_size=2", "model.build.architecture=qwen3"],

@@ -14,6 +14,7 @@ from torch import nn
 from rlsys.weights.gloo import GlooChannel
 from rlsys.weights.manifest import buckets, unpack
 from rlsys.weights.sender import WeightSender
+from rlsys.weights.shared import SharedMemory
 
 BUCKET_BYTES = 24
 
@@ -33,42 +34,58 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def receive(port: int, pipe: Connection) -> None:
-    """The receiving rank: every bucket of the module's manifest, twice; sends back what came."""
-    channel = GlooChannel("127.0.0.1", port, rank=1, world_size=2, deadline_s=60.0)
-    manifest = WeightSender(make_module(), torch.bfloat16, rank=1, bucket_bytes=BUCKET_BYTES).manifest()
+def receive(port: int, rank: int, world_size: int, is_remote: bool, pipe: Connection) -> None:
+    """A receiving rank: every bucket of the module's manifest, twice; sends back what came. A remote one
+    cannot open the sender's memory."""
+    if is_remote:
+        SharedMemory.attach = classmethod(lambda cls, address: None)  # type: ignore[method-assign, assignment]
+    channel = GlooChannel("127.0.0.1", port, rank, world_size, deadline_s=60.0)
+    manifest = WeightSender(make_module(), torch.bfloat16, rank=rank, bucket_bytes=BUCKET_BYTES).manifest()
+    cut = buckets(manifest, BUCKET_BYTES)
     for _ in range(2):
         received = {}
-        for bucket in buckets(manifest, BUCKET_BYTES):
-            buffer = torch.zeros(sum(entry.num_bytes for entry in bucket), dtype=torch.uint8)
-            channel.broadcast(buffer)
-            received |= {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in unpack(buffer, bucket)}
+        rooms = channel.rooms([sum(entry.num_bytes for entry in bucket) for bucket in cut])
+        for bucket, room in zip(cut, rooms, strict=True):
+            channel.broadcast(room)
+            received |= {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in unpack(room, bucket)}
         pipe.send(received)
 
 
-def test_a_module_travels_bucket_by_bucket() -> None:
+@pytest.mark.parametrize("are_remote", [[False], [True], [False, True], [True, False, True]])
+def test_a_module_travels_bucket_by_bucket(are_remote: list[bool]) -> None:
+    """To ranks on this machine, elsewhere, and to both at once."""
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    port = free_port()
-    child = context.Process(target=receive, args=(port, theirs), daemon=True)
-    child.start()
+    port, world_size = free_port(), 1 + len(are_remote)
+    pipes, children = [], []
+    for rank, is_remote in enumerate(are_remote, start=1):
+        ours, theirs = context.Pipe()
+        pipes.append(ours)
+        arguments = (port, rank, world_size, is_remote, theirs)
+        children.append(context.Process(target=receive, args=arguments, daemon=True))
+        children[-1].start()
     try:
         module = make_module()
         sender = WeightSender(module, torch.bfloat16, rank=0, bucket_bytes=BUCKET_BYTES)
         # 12 and 3 numbers of 2 bytes: 24 fill a bucket, 6 go into the next
         assert [len(bucket) for bucket in buckets(sender.manifest(), BUCKET_BYTES)] == [1, 1]
-        sender.open("gloo", "127.0.0.1", port, world_size=2, deadline_s=60.0)
+        sender.open("gloo", "127.0.0.1", port, world_size, deadline_s=60.0)
         for scale in (1.0, 2.0):
             with torch.no_grad():
                 module.weight.mul_(scale)
             sender.send()
-            assert ours.poll(60.0)
-            expected = {name: p.detach().to(torch.bfloat16) for name, p in module.named_parameters()}
-            assert ours.recv() == {name: ("torch.bfloat16", value.tolist()) for name, value in expected.items()}
-        child.join(timeout=30.0)
-        assert child.exitcode == 0
+            expected = {
+                name: ("torch.bfloat16", parameter.detach().to(torch.bfloat16).tolist())
+                for name, parameter in module.named_parameters()
+            }
+            for pipe in pipes:
+                assert pipe.poll(60.0)
+                assert pipe.recv() == expected
+        for child in children:
+            child.join(timeout=30.0)
+            assert child.exitcode == 0
     finally:
-        child.kill()
+        for child in children:
+            child.kill()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
