@@ -1,7 +1,9 @@
 """Engine schedulers that hand out a response once, when it is finished, and say which weights each token is of.
 
 vLLM's send every token of every request to the front end as it is sampled: at small models that traffic (three arrays a
-token, packed and unpacked) costs a tenth of the rollout. Nobody reads the tokens before the last one is there.
+token, packed and unpacked, and a front end that wakes at every step, on a core the model computes on) costs a tenth of
+the rollout. Nobody reads the tokens before the last one is there. Log-probabilities go past vLLM's own field, which the
+front end would unpack number by number.
 
 vLLM credits what arrives at the front end to the version the weights have then: with whole responses that is the last
 one for every token. So the scheduler counts. Weights change only while generation is paused, and a pause is complete
@@ -20,10 +22,9 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
-from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
 
-from rlsys.rollout.trajectory import EPOCHS
+from rlsys.rollout.trajectory import EPOCHS, LOGPROBS
 
 Part = tuple[int, EngineCoreOutput]
 """What one step gave to a request, after the epoch of the step."""
@@ -58,13 +59,13 @@ class _WholeResponses:
         super().set_pause_state(pause_state)  # type: ignore[misc]
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, EngineCoreOutputs]:
-        """What the step gave, without the parts of responses that are not finished."""
+        """What the step gave, without the parts of responses that are not finished; nothing to tell is not told."""
         by_client: dict[int, EngineCoreOutputs] = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
         for outputs in by_client.values():
             outputs.outputs = [whole for part in outputs.outputs if (whole := self._hold(part)) is not None]
         if len(self._held) > len(self.requests):  # aborted requests never finish
             self._held = {name: parts for name, parts in self._held.items() if name in self.requests}
-        return by_client
+        return {client: outputs for client, outputs in by_client.items() if _says_something(outputs)}
 
     def _hold(self, output: EngineCoreOutput) -> EngineCoreOutput | None:
         parts = self._held.setdefault(output.request_id, [])
@@ -86,17 +87,21 @@ def joined(parts: Sequence[Part]) -> EngineCoreOutput:
     whole = outputs[-1]
     by_epoch = itertools.groupby(parts, key=lambda part: part[0])
     counts = [[epoch, sum(len(output.new_token_ids) for _, output in same)] for epoch, same in by_epoch]
-    whole.kv_transfer_params = {**(whole.kv_transfer_params or {}), EPOCHS: [pair for pair in counts if pair[1]]}
+    # With `logprobs=0` the sampled token's is the first, and only, one of its row.
+    rows = [output.new_logprobs.logprobs[:, 0] for output in outputs if output.new_logprobs is not None]
+    whole.kv_transfer_params = {
+        **(whole.kv_transfer_params or {}),
+        EPOCHS: [pair for pair in counts if pair[1]],
+        LOGPROBS: np.concatenate(rows).astype(np.float32).tobytes() if rows else b"",
+    }
     whole.new_token_ids = [token for output in outputs for token in output.new_token_ids]
-    rows = [output.new_logprobs for output in outputs if output.new_logprobs is not None]
-    if rows:
-        whole.new_logprobs = LogprobsLists(
-            np.concatenate([row.logprob_token_ids for row in rows]),
-            np.concatenate([row.logprobs for row in rows]),
-            np.concatenate([row.sampled_token_ranks for row in rows]),
-        )
+    whole.new_logprobs = None
     whole.prefill_stats = outputs[0].prefill_stats
     return whole
+
+
+def _says_something(outputs: EngineCoreOutputs) -> bool:
+    return bool(outputs.outputs or outputs.finished_requests or outputs.scheduler_stats)
 
 
 def _give_salt(request: Request, epoch: int) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from rlsys.errors import WorkerError
 from rlsys.types import Trajectory, TrajectorySummary, VersionSpan
 
+LOGPROBS = "rlsys_logprobs"
+"""Key of the sampled tokens' log-probabilities, the bytes of [tokens] float32; beside `EPOCHS`."""
 EPOCHS = "rlsys_epochs"
 """Key of `[[epoch, number of tokens], ...]` among a response's `kv_transfer_params`, the one field of free form that
 vLLM carries from its scheduler to the front end; its own use of it, moving caches between engines, is not configured
@@ -29,7 +31,7 @@ def trajectory_of(prompt_ids: np.ndarray, answer: Any, versions: Sequence[int], 
     if sample.finish_reason not in ("length", "stop"):
         raise WorkerError(f"the engine ended the request with '{sample.finish_reason}'")
     response = np.asarray(sample.token_ids, dtype=np.int32)
-    logprobs = np.asarray(_sampled_logprobs(sample), dtype=np.float32)
+    logprobs = np.frombuffer(answer.kv_transfer_params[LOGPROBS], dtype=np.float32)
     start = len(prompt_ids)
     spans = _spans(answer.kv_transfer_params[EPOCHS], versions, start)
     num_credited = sum(span.end - span.start for span in spans)
@@ -73,9 +75,3 @@ def prompt_logprobs(answer: Any) -> np.ndarray:
     """Of the prompt [L] of a final `RequestOutput`, from its second token on, [L - 1] float32."""
     flat = answer.prompt_logprobs
     return np.asarray([flat.logprobs[start] for start in flat.start_indices[1:]], dtype=np.float32)
-
-
-def _sampled_logprobs(sample: Any) -> Sequence[float]:
-    """The sampled token's log-probability at each position; with `logprobs=0` it comes first at its position."""
-    flat = sample.logprobs
-    return [flat.logprobs[start] for start in flat.start_indices]

@@ -15,7 +15,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import LogprobsLists
 
 from rlsys.rollout.scheduler import _WholeResponses, joined
-from rlsys.rollout.trajectory import EPOCHS
+from rlsys.rollout.trajectory import EPOCHS, LOGPROBS
 
 
 def part(request: str, tokens: list[int], *, last: bool = False) -> EngineCoreOutput:
@@ -58,8 +58,9 @@ class Steps:
 
 class Whole(_WholeResponses, Steps):
     def step(self, *parts: EngineCoreOutput) -> list[EngineCoreOutput]:
-        outputs: list[EngineCoreOutput] = self.update_from_output(list(parts))[0].outputs
-        return outputs
+        by_client = self.update_from_output(list(parts))
+        assert all(outputs.outputs for outputs in by_client.values())  # a step with nothing to tell wakes nobody
+        return [output for outputs in by_client.values() for output in outputs.outputs]
 
     def update_weights(self, *in_flight: EngineCoreOutput) -> list[EngineCoreOutput]:
         """A pause during which steps that were scheduled ahead still end."""
@@ -78,9 +79,9 @@ def epochs(output: EngineCoreOutput) -> Sequence[Sequence[int]]:
 def test_parts_are_joined_in_order() -> None:
     whole = joined([(0, part("a", [5])), (0, part("a", [6, 7])), (2, part("a", [8], last=True))])
     assert whole.new_token_ids == [5, 6, 7, 8]
-    assert whole.new_logprobs is not None
-    assert whole.new_logprobs.logprobs.tolist() == [[-5.0], [-6.0], [-7.0], [-8.0]]
-    assert whole.new_logprobs.sampled_token_ranks.tolist() == [15, 16, 17, 18]
+    assert whole.kv_transfer_params is not None
+    logprobs = np.frombuffer(whole.kv_transfer_params[LOGPROBS], dtype=np.float32)
+    assert (logprobs.tolist(), whole.new_logprobs) == ([-5.0, -6.0, -7.0, -8.0], None)
     assert whole.finish_reason == FinishReason.LENGTH
     assert epochs(whole) == [[0, 3], [2, 1]]
 
