@@ -1,8 +1,9 @@
 """Attention over packed rows: each stretch causal, and behind a shared prompt the whole prompt too.
 
 On CPUs stretches of similar length go through the flash kernel together, and every shared prompt once for all tokens
-behind it; the two parts of a softmax are merged by their log-sum-exps. On GPUs flex attention takes the same structure
-as a block mask. transformers calls `packed_attention` by name in every layer.
+behind it; the two parts of a softmax are merged by their log-sum-exps. On GPUs the flash kernels for rows of different
+lengths do the same in half precision, else flex attention takes the structure as a block mask. transformers calls
+`packed_attention` by name in every layer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from rlsys.errors import RlsysError
+from rlsys.models.flash import VarlenFlash, is_usable
 from rlsys.models.segments import Bucket, Segments
 
 NAME = "rlsys_packed"
@@ -44,6 +46,8 @@ def packed_attention(
         # In float32 also for bfloat16 models: the kernel's backward is more than twice as fast, and more exact.
         rows = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (query, key, value))
         return _Packed.apply(*rows, segments, scale).to(query.dtype), None
+    if is_usable(query):
+        return VarlenFlash.apply(query, key, value, segments, scale), None
     return flex(query, key, value, segments, scale), None
 
 
