@@ -107,6 +107,7 @@ class RolloutConfig:
 class LearnerConfig:
     num_workers: int = 1
     zero_stage: int = 1
+    offload_optimizer: bool = False  # the optimizer's state and step on the CPU; ZeRO 1 to 3
     dtype: str = "float32"  # float32 | bfloat16
     lr: float = 1e-6
     lr_schedule: str = "constant"  # constant | linear | cosine, after `warmup_steps` updates of linear warm-up

@@ -42,6 +42,8 @@ def check_config(config: Config, *, training: bool = True) -> None:
         one_of(f"{role}.lr_schedule", gang.lr_schedule, LR_SCHEDULES)
         if gang.zero_stage not in (0, 1, 2, 3):
             raise ConfigError(f"{role}.zero_stage={gang.zero_stage}: DeepSpeed has stages 0, 1, 2 and 3")
+        if gang.offload_optimizer and gang.zero_stage == 0:
+            raise ConfigError(f"{role}.offload_optimizer=true: DeepSpeed offloads with {role}.zero_stage 1, 2 or 3")
     one_of("reference.packing", config.reference.packing, ("auto", *LAYOUTS))
     if training:
         _check_data(config)

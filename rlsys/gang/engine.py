@@ -32,11 +32,18 @@ def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
             "overlap_comm": False,
             "reduce_bucket_size": 50_000_000,
             "allgather_bucket_size": 50_000_000,
+            **_offload(config),
         },
+        "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
+
+
+def _offload(config: LearnerConfig) -> dict[str, Any]:
+    pinned = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {"offload_optimizer": pinned} if config.offload_optimizer else {}
 
 
 def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_updates: int) -> Any:
@@ -51,7 +58,12 @@ def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_
         _refuse_dropout(module)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+        parameters,
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=config.offload_optimizer or None,  # on the CPU one pass over the state instead of a dozen
     )
     # transformers' "constant" would silently leave the warm-up out.
     name = "constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule

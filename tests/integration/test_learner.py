@@ -140,18 +140,22 @@ def one_rank_one_microbatch(
     return updated_weights(cluster, model, ["learner.num_workers=1", "learner.zero_stage=0"], folder)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("stage", "offload"), [(0, False), (1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
+)
 def test_gradient_is_the_same_on_two_ranks_with_several_microbatches(
     cluster: Cluster,
     model: str,
     one_rank_one_microbatch: dict[str, torch.Tensor],
     stage: int,
+    offload: bool,
     tmp_path: Path,
 ) -> None:
     # 20 tokens a microbatch: one trajectory each, four on each rank.
     overrides = [
         "learner.num_workers=2",
         f"learner.zero_stage={stage}",
+        f"learner.offload_optimizer={offload}",
         "learner.microbatch_tokens=20",
     ]
     split = updated_weights(cluster, model, overrides, tmp_path)
@@ -314,11 +318,14 @@ def _initial(model: str) -> dict[str, torch.Tensor]:
     return load_file(Path(model) / "model.safetensors")
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bfloat16_warmup_schedule_checkpointing_and_two_updates(cluster: Cluster, model: str, stage: int) -> None:
+@pytest.mark.parametrize(("stage", "offload"), [(1, False), (2, False), (3, False), (2, True)])
+def test_bfloat16_warmup_schedule_checkpointing_and_two_updates(
+    cluster: Cluster, model: str, stage: int, offload: bool
+) -> None:
     overrides = [
         "learner.dtype=bfloat16",
         f"learner.zero_stage={stage}",
+        f"learner.offload_optimizer={offload}",
         "learner.lr=1e-3",
         "learner.eps=1e-8",
         "learner.max_grad_norm=0.5",

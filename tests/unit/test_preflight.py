@@ -105,6 +105,10 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
             {"rollout.num_workers": 5, "train.prompts_per_step": 4},
             ["rollout.num_workers=5", "train.prompts_per_step=4", "never get a prompt"],
         ),
+        (
+            {"learner.zero_stage": 0, "learner.offload_optimizer": True},
+            ["learner.offload_optimizer=true", "learner.zero_stage 1, 2 or 3"],
+        ),
         ({"train.samples_per_prompt": 1}, ["train.samples_per_prompt=1", "'grpo'", "at least 2"]),
         ({"reference.num_workers": 0, "algorithm.kl.coef": 0.1}, ["reference.num_workers=0", "at least 1"]),
         (
