@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from rlsys.cli import load_config
+from rlsys.prepare import prepare
 
 BAR = 0.80
 GOAL = 1.25
@@ -38,6 +40,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/staleness.json")
     options, overrides = parser.parse_known_args()
     header = report.header("benchmarks.staleness")
+    for seed in options.seeds:  # one after the other: warm-ups at the same time spin on each other's cores
+        prepare(load_config(["experiment=quickstart", f"seed={seed}", *overrides]))
     cases = list(itertools.product(options.seeds, options.ahead))
     with ThreadPoolExecutor(options.at_once) as pool:
         results = pool.map(lambda case: run(case[0], case[1], overrides), cases)
