@@ -27,6 +27,7 @@ from rlsys.nonfinite import NonFiniteGuard
 from rlsys.pipeline.pipeline import Pipeline
 from rlsys.pipeline.sampler import Sampler
 from rlsys.prepare import Prepared
+from rlsys.probe import Probe, probe_text
 from rlsys.reference.pool import REFERENCE_FILE, ReferencePool
 from rlsys.rollout.pool import RolloutPool
 from rlsys.runtime.calls import Calls
@@ -38,7 +39,6 @@ from rlsys.schedule.scheduler import Scheduler
 from rlsys.scoring.pool import RewardPool
 from rlsys.types import Coefficients, Sampling
 from rlsys.weights.broadcaster import WeightBroadcaster
-from rlsys.weights.probe import Probe, probe_text
 from rlsys.weights.verify import bound_of
 
 STOP_S = 30.0

@@ -44,26 +44,58 @@ class _Lengths:
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """One row's two parts. `behind` and `roots` are places of the row, [tokens] int64."""
+class _Part:
+    """Which sequences of keys each sequence of queries sees: with `causal` those before it, else all."""
 
-    own: _Lengths
-    behind: torch.Tensor
-    behind_lengths: _Lengths | None  # None: nothing is shared
+    queries: _Lengths
+    keys: _Lengths
+    causal: bool
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> tuple[torch.Tensor, ...]:
+        """Output [T, H, D], log-sum-exp [H, T] float32, and two tensors of random state that no dropout leaves
+        unused."""
+        found: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_forward(
+            query, key, value, *self._lengths(), 0.0, self.causal, False, scale=scale
+        )
+        return found[:4]
+
+    def backward(self, grad: torch.Tensor, saved: Sequence[torch.Tensor], scale: float) -> tuple[torch.Tensor, ...]:
+        """Gradients of query, key and value, which `saved` begins with; then come output, log-sum-exp and state."""
+        found: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_backward(
+            grad, *saved[:5], *self._lengths(), 0.0, self.causal, *saved[5:], scale=scale
+        )
+        return found
+
+    def _lengths(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        return self.queries.ends, self.keys.ends, self.queries.longest, self.keys.longest
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """One row's parts: every stretch by itself, and tokens behind a shared prompt against that."""
+
+    own: _Part
+    shared: _Part | None
+    behind: torch.Tensor  # places of the row, [tokens] int64, as are the prompts'
     roots: torch.Tensor
-    root_lengths: _Lengths | None
 
 
 @lru_cache(maxsize=2)  # every layer of a forward, and of a checkpointed backward, asks for the same
 def _layout(segments: Segments, device: torch.device) -> _Layout:
-    own = _Lengths.of([stretch.length for stretch in segments.stretches if stretch.length], device)
-    none = torch.empty(0, dtype=torch.int64, device=device)
-    if not segments.shared:
-        return _Layout(own, none, None, none, None)
+    lengths = _Lengths.of([stretch.length for stretch in segments.stretches if stretch.length], device)
+    own = _Part(lengths, lengths, causal=True)
     sides = [[shared.behind for shared in segments.shared], [shared.root for shared in segments.shared]]
-    places = [torch.cat([torch.arange(s.start, s.stop) for s in slices]).to(device) for slices in sides]
-    lengths = [_Lengths.of([s.stop - s.start for s in slices], device) for slices in sides]
-    return _Layout(own, places[0], lengths[0], places[1], lengths[1])
+    behind, roots = (_places(slices).to(device) for slices in sides)
+    if not segments.shared:
+        return _Layout(own, None, behind, roots)
+    queries, keys = (_Lengths.of([s.stop - s.start for s in slices], device) for slices in sides)
+    return _Layout(own, _Part(queries, keys, causal=False), behind, roots)
+
+
+def _places(slices: Sequence[slice]) -> torch.Tensor:
+    return torch.cat([torch.empty(0, dtype=torch.int64), *(torch.arange(s.start, s.stop) for s in slices)])
 
 
 class VarlenFlash(torch.autograd.Function):
@@ -78,12 +110,10 @@ class VarlenFlash(torch.autograd.Function):
     ) -> torch.Tensor:
         layout = _layout(segments, query.device)
         query, key, value = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [T, H, D]
-        out, lse, *state = _forward(query, key, value, layout.own, layout.own, True, scale)
-        if layout.behind_lengths is not None and layout.root_lengths is not None:
+        out, lse, *state = layout.own.forward(query, key, value, scale)
+        if layout.shared is not None:
             behind, roots = layout.behind, layout.roots
-            part, part_lse, *_ = _forward(
-                query[behind], key[roots], value[roots], layout.behind_lengths, layout.root_lengths, False, scale
-            )
+            part, part_lse, *_ = layout.shared.forward(query[behind], key[roots], value[roots], scale)
             own_lse = lse[:, behind]
             total = torch.logaddexp(own_lse, part_lse)
             own, other = (torch.exp(each - total).t()[..., None] for each in (own_lse, part_lse))
@@ -97,59 +127,11 @@ class VarlenFlash(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, lse, *state = ctx.saved_tensors
         layout, grad = _layout(ctx.segments, query.device), grads[0][0].contiguous()
-        found = _backward(grad, query, key, value, out, lse, layout.own, layout.own, True, state, ctx.scale)
-        if layout.behind_lengths is not None and layout.root_lengths is not None:
+        found = layout.own.backward(grad, ctx.saved_tensors, ctx.scale)
+        if layout.shared is not None:
             behind, roots = layout.behind, layout.roots
-            parts = _backward(
-                grad[behind],
-                query[behind],
-                key[roots],
-                value[roots],
-                out[behind],
-                lse[:, behind].contiguous(),
-                layout.behind_lengths,
-                layout.root_lengths,
-                False,
-                state,
-                ctx.scale,
-            )
+            taken = (query[behind], key[roots], value[roots], out[behind], lse[:, behind].contiguous(), *state)
+            parts = layout.shared.backward(grad[behind], taken, ctx.scale)
             for whole, part, where in zip(found, parts, (behind, roots, roots), strict=True):
                 whole[where] += part
         return *(whole.transpose(0, 1)[None] for whole in found), None, None
-
-
-def _forward(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    of_query: _Lengths,
-    of_key: _Lengths,
-    causal: bool,
-    scale: float,
-) -> tuple[torch.Tensor, ...]:
-    """Output [T, H, D], log-sum-exp [H, T] float32, and two tensors of random state that no dropout leaves unused."""
-    lengths = (of_query.ends, of_key.ends, of_query.longest, of_key.longest)
-    out: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_forward(
-        query, key, value, *lengths, 0.0, causal, False, scale=scale
-    )
-    return out[:4]
-
-
-def _backward(
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    of_query: _Lengths,
-    of_key: _Lengths,
-    causal: bool,
-    state: Sequence[torch.Tensor],
-    scale: float,
-) -> tuple[torch.Tensor, ...]:
-    lengths = (of_query.ends, of_key.ends, of_query.longest, of_key.longest)
-    found: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_backward(
-        grad, query, key, value, out, lse, *lengths, 0.0, causal, *state, scale=scale
-    )
-    return found

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlsys.errors import WeightMismatchError
-from rlsys.weights.probe import NUM_TOKENS, Probe, probe_text
+from rlsys.probe import NUM_TOKENS, Probe, probe_text
 
 TEXT = np.array([5, 6, 7], dtype=np.int32)
 
