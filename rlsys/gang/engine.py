@@ -80,6 +80,14 @@ def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_
     return engine
 
 
+def forget_gradients(engine: Any) -> None:
+    """After a step that was refused. DeepSpeed does so itself, but with an offloaded optimizer of ZeRO 1 or 2 it adds
+    the next gradients to those that were not finite."""
+    optimizer = engine.optimizer
+    if getattr(optimizer, "cpu_offload", False) and isinstance(getattr(optimizer, "averaged_gradients", None), dict):
+        optimizer.averaged_gradients = dict.fromkeys(optimizer.averaged_gradients)
+
+
 def _record_norm(engine: Any, max_norm: float) -> None:
     """DeepSpeed clips without ZeRO too, but throws the norm away and steps whatever it was: clip the same way, keep it,
     and leave nothing to step with when it is not finite (as ZeRO does)."""

@@ -16,7 +16,7 @@ from torch import nn
 from rlsys.chunks import Place, picked
 from rlsys.config import LearnerConfig
 from rlsys.errors import RlsysError
-from rlsys.gang.engine import build_engine
+from rlsys.gang.engine import build_engine, forget_gradients
 from rlsys.models.packing import TokenBatch, TokenRow, microbatches, token_batch
 from rlsys.runtime.garbage import freeze_started
 from rlsys.spans import Span, Spans
@@ -216,7 +216,10 @@ class GangWorker:
         norm = self._engine.get_global_grad_norm()
         # DeepSpeed's own sign of a norm that is not finite is -1 or infinity.
         found = float("nan") if norm is None else float(norm)
-        return StepResult(lr, found, is_applied=0.0 <= found < float("inf"))
+        is_applied = 0.0 <= found < float("inf")
+        if not is_applied:
+            forget_gradients(self._engine)
+        return StepResult(lr, found, is_applied)
 
     def _reduced(self, values: Mapping[str, float], op: Any = dist.ReduceOp.SUM) -> dict[str, float]:
         """`values` reduced over all ranks, which must have the same keys."""

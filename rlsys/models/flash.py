@@ -125,9 +125,10 @@ class VarlenFlash(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, out, lse, *state = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: under checkpointing a second look is refused
+        query, key, value, out, lse, *state = saved
         layout, grad = _layout(ctx.segments, query.device), grads[0][0].contiguous()
-        found = layout.own.backward(grad, ctx.saved_tensors, ctx.scale)
+        found = layout.own.backward(grad, saved, ctx.scale)
         if layout.shared is not None:
             behind, roots = layout.behind, layout.roots
             taken = (query[behind], key[roots], value[roots], out[behind], lse[:, behind].contiguous(), *state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 
 from rlsys.config import Config
 from rlsys.needs import needs_critic
@@ -17,12 +18,8 @@ QUIET = {
 }
 
 
-KEEP_FREED_MEMORY = {
-    "GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={2**32}:glibc.malloc.trim_threshold={2**40}"
-}
-"""For glibc: activations of one microbatch are freed and wanted again by the next, packed weights of one policy version
-by the next. Given back to the system each time, every page of them would be mapped and cleared anew: a tenth of an
-update, half of a reload. Huge pages, where the system allows them, are mapped 512 at once."""
+ANY_THRESHOLD = (2, 35)
+"""glibc before that refuses thresholds above 32 MiB, and then keeps to the smallest."""
 
 
 def weight_backend(config: Config) -> str:
@@ -46,8 +43,26 @@ def threads_per_worker(config: Config, num_workers: int, wanted: int | None) -> 
     return max(1, len(os.sched_getaffinity(0)) // num_workers)
 
 
+def keep_freed_memory(glibc: str) -> dict[str, str]:
+    """For glibc's malloc (engines that preload another do without): activations of one microbatch are freed and wanted
+    again by the next, packed weights of one policy version by the next. Given back to the system each time, every page
+    of them would be mapped and cleared anew: a tenth of an update, half of a reload. Huge pages, where the system
+    allows them, are mapped 512 at once.
+
+    Args:
+        glibc: its version on the driver's machine, taken for everybody's; empty for another library.
+    """
+    if not glibc:
+        return {}
+    is_free = tuple(map(int, glibc.split(".")[:2])) >= ANY_THRESHOLD
+    given = [os.environ["GLIBC_TUNABLES"]] if os.environ.get("GLIBC_TUNABLES") else []
+    values = {"hugetlb": 1, "mmap_threshold": 2**32 if is_free else 2**25, "trim_threshold": 2**40}
+    ours = [f"glibc.malloc.{name}={value}" for name, value in values.items()]
+    return {"GLIBC_TUNABLES": ":".join([*ours, *given])}
+
+
 def _env(config: Config, threads: int) -> dict[str, str]:
-    env = {**QUIET, **KEEP_FREED_MEMORY, "OMP_NUM_THREADS": str(threads)}
+    env = {**QUIET, **keep_freed_memory(platform.libc_ver()[1]), "OMP_NUM_THREADS": str(threads)}
     if config.cluster.num_gpus == 0:
         return env | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     return env | {"DS_ACCELERATOR": "cuda"}

@@ -75,6 +75,8 @@ class GlooChannel:
         self._store.set("memory", memory.address if memory is not None else "")
         remote = [rank for rank in range(1, world_size) if self._store.get(f"attached/{rank}") == b"no"]
         self._store.set("remote", json.dumps(remote))
+        if memory is not None:
+            memory.close()  # everybody has answered
         return (memory if len(remote) < world_size - 1 else None), remote
 
     def _attached(self, rank: int) -> tuple[SharedMemory | None, list[int]]:

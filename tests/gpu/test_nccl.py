@@ -3,6 +3,7 @@ whether it has run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,15 @@ def test_ipc_on_one_gpu_agrees(tmp_path: Path) -> None:
     _agrees(tmp_path, gpus=1, backend="ipc")
 
 
-def _agrees(tmp_path: Path, *, gpus: int, backend: str) -> None:
-    overrides = [part.format(gpus=gpus, backend=backend) for part in BF16]
+@pytest.mark.gpu
+@pytest.mark.skipif(NUM_GPUS < 1, reason="needs a GPU; none here")
+def test_offloading_and_checkpointing_on_one_gpu(tmp_path: Path) -> None:
+    more = ["learner.offload_optimizer=true", "learner.gradient_checkpointing=true"]
+    _agrees(tmp_path, gpus=1, backend="ipc", more=more)
+
+
+def _agrees(tmp_path: Path, *, gpus: int, backend: str, more: Sequence[str] = ()) -> None:
+    overrides = [*(part.format(gpus=gpus, backend=backend) for part in BF16), *more]
     with small_run(tmp_path, [*overrides, "algorithm.kl.coef=0", "rollout.gpu_memory_utilization=0.3"]) as run:
         train(run)
     rows = read_metrics(tmp_path / "run")

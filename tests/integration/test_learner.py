@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,24 @@ def test_gradient_is_the_same_on_two_ranks_with_several_microbatches(
         assert gradient > 0, name
         difference = (split[name] - whole).norm()
         assert difference < 1e-4 * gradient + rounding(whole), (name, float(difference), float(gradient))
+
+
+def test_a_refused_step_leaves_nothing_behind_with_an_offloaded_optimizer(cluster: Cluster, model: str) -> None:
+    """Of bfloat16 DeepSpeed sums gradients in a buffer that it does not clear when it refuses them."""
+    overrides = ["learner.dtype=bfloat16", "learner.offload_optimizer=true", "learner.microbatch_tokens=20"]
+    group, _ = start_learner(cluster, model, overrides)
+    nan = replace(experience(), minibatches=tuple(map(not_a_number, experience().minibatches)))
+    try:
+        refused = group.update(nan)[0]
+        norm = group.update(experience())[0]["policy/grad_norm"]
+    finally:
+        group.kill()
+    assert not refused["policy/grad_norm"] < np.inf
+    assert 1e-3 < norm < np.inf
+
+
+def not_a_number(rows: tuple[ExperienceRow, ...]) -> tuple[ExperienceRow, ...]:
+    return (replace(rows[0], advantage=float("nan")), *rows[1:])
 
 
 def in_chunks(_: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 from rlsys.models.attention import packed_attention
 from rlsys.models.flash import VarlenFlash, is_usable
@@ -122,6 +123,20 @@ def test_both_parts_make_the_attention_of_the_cpu(segments: Segments, kv_heads: 
         torch.autograd.grad(out, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True
     ):
         assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+def test_it_can_be_checkpointed() -> None:
+    stretches = [Stretch(0, 7, None), Stretch(7, 12, 0), Stretch(12, 13, 0)]
+    segments = segments_of(stretches, 13)
+    inputs = [torch.randn(1, 2, 13, 8).requires_grad_() for _ in range(3)]
+
+    def attend(*rows: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = VarlenFlash.apply(*rows, segments, 0.3)
+        return out
+
+    again = torch.autograd.grad(checkpoint(attend, *inputs, use_reentrant=False).sum(), inputs)
+    for one, other in zip(again, torch.autograd.grad(attend(*inputs).sum(), inputs), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_cpu_has_no_such_kernels() -> None:
