@@ -189,12 +189,15 @@ class RefreshConfig:
 
 @dataclass
 class AlgorithmConfig:
-    """`advantage`, `policy_loss`, `aggregation` and each correction are a name and that function's own options."""
+    """`advantage`, `policy_loss`, `aggregation` and each correction are a name and that function's own options.
+
+    `corrections` null: none, but `truncate` where sampling runs ahead of training.
+    """
 
     advantage: dict[str, Any] = field(default_factory=lambda: {"name": "grpo"})
     policy_loss: dict[str, Any] = field(default_factory=lambda: {"name": "ppo_clip"})
     aggregation: dict[str, Any] = field(default_factory=lambda: {"name": "token_mean"})
-    corrections: list[dict[str, Any]] = field(default_factory=list)
+    corrections: list[dict[str, Any]] | None = None
     kl: KlConfig = field(default_factory=KlConfig)
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
     groups: GroupsConfig = field(default_factory=GroupsConfig)

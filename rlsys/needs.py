@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rlsys.algorithms import advantages
 from rlsys.config import Config
 
@@ -14,3 +16,16 @@ def needs_critic(config: Config) -> bool:
 def needs_greedy(config: Config) -> bool:
     """Whether every prompt also gets a greedy response, as a baseline."""
     return bool(advantages.registry.fact(str(config.algorithm.advantage["name"]), "greedy", False))
+
+
+def corrections_of(config: Config) -> list[dict[str, Any]]:
+    """Those that were named; else, where sampling runs ahead, what allows for the policy that sampled.
+
+    The ratio of the policy loss is to the learner's probabilities before the step. Those of the engine may be
+    `max_staleness` versions older: without a weight for that, four steps ahead learn in a multiple of the steps
+    (benchmarks/results/notes.md).
+    """
+    if config.algorithm.corrections is not None:
+        return config.algorithm.corrections
+    is_ahead = config.train.max_staleness > 0 and config.train.old_logprobs == "learner"
+    return [{"name": "truncate", "level": "token", "high": 2.0}] if is_ahead else []

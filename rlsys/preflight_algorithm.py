@@ -8,7 +8,7 @@ from rlsys.algorithms import advantages, aggregation, corrections, kl, policy_lo
 from rlsys.bounds import one_of
 from rlsys.config import Config
 from rlsys.errors import ConfigError
-from rlsys.needs import needs_critic
+from rlsys.needs import corrections_of, needs_critic
 
 
 def check_algorithm(config: Config) -> None:
@@ -68,7 +68,7 @@ def _check_old_logprobs(config: Config) -> None:
             f"train.old_logprobs=none takes the ratio to be 1, but a step makes {updates} updates "
             "(train.updates_per_step * train.minibatches_per_step) and after the first it is not; use learner or engine"
         )
-    if train.old_logprobs == "none" and train.max_staleness > 0 and not algorithm.corrections:
+    if train.old_logprobs == "none" and train.max_staleness > 0 and not corrections_of(config):
         raise ConfigError(
             f"train.old_logprobs=none takes the ratio to be 1, but with train.max_staleness={train.max_staleness} an "
             "older policy has sampled: use learner or engine, or name algorithm.corrections"
@@ -84,7 +84,7 @@ def _check_old_logprobs(config: Config) -> None:
             f"the policy loss '{algorithm.policy_loss['name']}' holds back what a step has moved already, and a "
             f"step makes {updates} update: raise train.updates_per_step or train.minibatches_per_step"
         )
-    for node in algorithm.corrections:
+    for node in corrections_of(config):
         corrections.registry.component(node)
         if train.old_logprobs == "engine" and corrections.registry.fact(str(node["name"]), "compares_old", False):
             raise ConfigError(
@@ -96,7 +96,7 @@ def _check_old_logprobs(config: Config) -> None:
 
 def _check_weighing(config: Config) -> None:
     fact = corrections.registry.fact
-    nodes = config.algorithm.corrections
+    nodes = corrections_of(config)
     weighing = [str(n["name"]) for n in nodes if fact(str(n["name"]), "weighs", False) and n.get("weigh", True)]
     if len(weighing) > 1:
         raise ConfigError(

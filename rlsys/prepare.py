@@ -11,6 +11,7 @@ from rlsys.data import Row
 from rlsys.data.load import PromptEncoder, check_rows, load_rows
 from rlsys.errors import RlsysError
 from rlsys.models.resolve import context_length, load_tokenizer, resolve_model
+from rlsys.needs import corrections_of
 from rlsys.scoring.call import absolute
 from rlsys.types import Prompt
 
@@ -34,7 +35,11 @@ def prepare(config: Config, say: Say = print, *, training: bool = True) -> Prepa
     `training=False` is for `rlsys eval`, which needs no learner.
     """
     preflight.check_config(config, training=training)
-    config = replace(config, rewards=[absolute(spec) for spec in config.rewards])
+    config = replace(
+        config,
+        rewards=[absolute(spec) for spec in config.rewards],
+        algorithm=replace(config.algorithm, corrections=corrections_of(config)),
+    )
     # A model built on the spot learns its tokenizer and its first steps from the training rows.
     wants_training_rows = training or config.model.path is None
     train_rows = _checked_rows(config, config.data.train, config.data.train_split) if wants_training_rows else []

@@ -32,7 +32,7 @@ class Objective:
 
     def __init__(self, config: AlgorithmConfig) -> None:
         self._policy_loss = policy_losses.registry.component(config.policy_loss)
-        self._corrections = [corrections.registry.component(node) for node in config.corrections]
+        self._corrections = [corrections.registry.component(node) for node in config.corrections or ()]
         self._kl = kl.registry.get(config.kl.name)
         self._config = config
         self.selects = _selection(config)

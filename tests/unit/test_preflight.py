@@ -10,6 +10,7 @@ import pytest
 
 from rlsys.config import Config
 from rlsys.errors import ConfigError
+from rlsys.needs import corrections_of
 from rlsys.preflight import check_config, check_extras, check_lengths, check_resume, check_rewards, check_run_dir
 from rlsys.types import Prompt
 
@@ -304,6 +305,22 @@ def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         check_run_dir(tmp_path, "never")
     assert [part for part in (str(tmp_path), "another run_dir", "resume=auto") if part not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, []),
+        ({"train.max_staleness": 1}, ["truncate"]),
+        ({"train.max_staleness": 1, "train.old_logprobs": "engine"}, []),  # then the ratio itself is to the engine's
+        ({"train.max_staleness": 1, "algorithm.corrections": []}, []),
+        ({"train.max_staleness": 1, "algorithm.corrections": [{"name": "decoupled"}]}, ["decoupled"]),
+    ],
+)
+def test_sampling_ahead_is_corrected_unless_told_otherwise(changes: dict[str, Any], names: list[str]) -> None:
+    config = changed(changes)
+    check_config(config)
+    assert [node["name"] for node in corrections_of(config)] == names
 
 
 def test_without_a_ratio_an_older_policy_needs_a_correction() -> None:
