@@ -84,7 +84,9 @@ def test_a_run_writes_everything_and_resumes_at_the_right_step(tmp_path: Path) -
     assert set(rows[2]) >= METRIC_KEYS
     assert "eval/accuracy" in rows[0]
     assert "eval/accuracy" not in rows[1]
-    assert yaml.safe_load((run_dir / "config.yaml").read_text())["train"]["num_steps"] == 3
+    resolved = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert resolved["train"]["num_steps"] == 3
+    assert resolved["algorithm"]["corrections"] == []  # null by default: what it came to
     assert list(run_dir.glob("events.out.tfevents.*"))
     rollouts = [json.loads(line) for line in (run_dir / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
     assert len(rollouts) == 16
