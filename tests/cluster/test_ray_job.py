@@ -51,9 +51,10 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def _wait_for_head(env: dict[str, str], head_process: subprocess.Popen[str]) -> None:
+    """Until it takes a job: it answers before the agent that starts jobs is there."""
     for _ in range(60):
         answer = subprocess.run(
-            [RAY, "job", "list", "--address", f"http://127.0.0.1:{DASHBOARD_PORT}"],
+            [RAY, "job", "submit", "--no-wait", "--address", f"http://127.0.0.1:{DASHBOARD_PORT}", "--", "true"],
             env=env,
             capture_output=True,
             text=True,
