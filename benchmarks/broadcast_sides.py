@@ -16,7 +16,7 @@ from rlsys.config import Config
 from rlsys.rollout.worker import RolloutWorker
 from rlsys.runtime.calls import fetch
 from rlsys.types import GroupRequest, Sampling
-from rlsys.weights.manifest import buckets, from_update_info, views
+from rlsys.weights.manifest import buckets, from_update_info, total_bytes, views
 from rlsys.weights.sender import WeightSender
 
 SHAPE = {
@@ -143,7 +143,7 @@ def reload_from_memory(worker: Any, update_info: dict[str, Any]) -> float:
     """Seconds from the first parameter to the last; runs inside vLLM's worker."""
     if not hasattr(worker, "held"):  # kept, as the receiver keeps its own: fresh memory is slower
         cut = buckets(from_update_info(update_info), HELD_BYTES)
-        worker.held = [(bucket, torch.ones(sum(e.num_bytes for e in bucket), dtype=torch.uint8)) for bucket in cut]
+        worker.held = [(bucket, torch.ones(total_bytes(bucket), dtype=torch.uint8)) for bucket in cut]
     started = time.perf_counter()
     worker.start_weight_update()
     for bucket, buffer in worker.held:

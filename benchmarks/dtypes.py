@@ -11,16 +11,15 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
 from dataclasses import asdict
 
 import torch
 
 from benchmarks import report
-from benchmarks.packing import ragged_rows
+from benchmarks.packing import forward_backward_s, ragged_rows
 from benchmarks.workload import MODEL
 from rlsys.config import ModelBuild
-from rlsys.models.packing import TokenRow, microbatches, token_batch
+from rlsys.models.packing import microbatches
 from rlsys.models.policy import DTYPES, PolicyModel
 from rlsys.models.tiny import build_model, build_tokenizer
 
@@ -41,15 +40,15 @@ def main() -> None:
     os.sched_setaffinity(0, set(range(options.threads)))
     header = report.header("benchmarks.dtypes")
     rows = ragged_rows()
-    part = [rows[i] for i in microbatches(rows, MAX_TOKENS, "packed")[0]]
+    part = microbatches(rows, MAX_TOKENS, "packed")[0]
     sides = {(name, dtype): _policy(MODELS[name], dtype) for name in MODELS for dtype in DTYPE_NAMES}
     seconds: dict[str, list[float]] = {f"{name}, {dtype}": [] for name, dtype in sides}
     for repeat in range(options.repeats + 1):
         for (name, dtype), policy in sides.items():
-            value = _seconds(policy, part)
+            value = forward_backward_s(policy, rows, [part], "packed")
             if repeat:  # the first round warms up
                 seconds[f"{name}, {dtype}"].append(value)
-    tokens = sum(int(row.loss_mask.sum()) for row in part)
+    tokens = sum(int(rows[i].loss_mask.sum()) for i in part)
     rates = {side: tokens / statistics.median(values) for side, values in seconds.items()}
     ratios = {name: rates[f"{name}, bfloat16"] / rates[f"{name}, float32"] for name in MODELS}
     shown = report.table(f"{options.threads} threads, trained tokens/s", ["", *DTYPE_NAMES, "bfloat16 / float32"])
@@ -65,13 +64,6 @@ def main() -> None:
 
 def _policy(shape: ModelBuild, dtype: str) -> PolicyModel:
     return PolicyModel(build_model(shape, build_tokenizer(shape.tokenizer), seed=0).to(DTYPES[dtype]), "packed").eval()
-
-
-def _seconds(policy: PolicyModel, rows: list[TokenRow]) -> float:
-    start = time.perf_counter()
-    logprobs, _ = policy(token_batch(rows, "packed"), 1.0)
-    logprobs.sum().backward()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def _row(generator: Any, prompt: int, length: int, group: int, begins: np.ndarra
     return TokenRow(ids, np.arange(length) >= prompt, group)
 
 
-def seconds(policy: PolicyModel, rows: list[TokenRow], parts: list[list[int]], layout: str) -> float:
+def forward_backward_s(policy: PolicyModel, rows: list[TokenRow], parts: list[list[int]], layout: str) -> float:
     """Wall time of forward and backward over all microbatches."""
     start = time.perf_counter()
     for part in parts:
@@ -93,7 +93,7 @@ def main() -> None:
     measured: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(options.repeats + 1):
         for name, side in sides.items():
-            value = seconds(*side)
+            value = forward_backward_s(*side)
             if repeat:  # the first round warms up
                 measured[name].append(value)
     rates = {

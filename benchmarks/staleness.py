@@ -1,9 +1,9 @@
 """What sampling ahead costs in learning: steps until the quickstart's bar under `train.max_staleness` of 0, 1 and 4.
 
-python -m benchmarks.staleness [--seeds 0 1 2] [--ahead 0 1 4] [--at-once 1] [--write] [hydra overrides]
+python -m benchmarks.staleness [--seeds 0 1 2] [--ahead 0 1 4] [--write] [hydra overrides]
 
 The quickstart with an evaluation every ten steps; a run ends at the first that has 0.80 of the held-out sums right.
-Steps are counted and not seconds, so that several runs may share the machine (`--at-once`).
+Steps are counted and not seconds.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from rlsys.cli import load_config
-from rlsys.prepare import prepare
 
 BAR = 0.80
 GOAL = 1.25
@@ -36,16 +33,13 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.staleness", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ahead", type=int, nargs="+", default=[0, 1, 4])
-    parser.add_argument("--at-once", type=int, default=1, help="runs that share the machine")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/staleness.json")
     options, overrides = parser.parse_known_args()
     header = report.header("benchmarks.staleness")
-    for seed in options.seeds:  # one after the other: warm-ups at the same time spin on each other's cores
-        prepare(load_config(["experiment=quickstart", f"seed={seed}", *overrides]))
-    cases = list(itertools.product(options.seeds, options.ahead))
-    with ThreadPoolExecutor(options.at_once) as pool:
-        results = pool.map(lambda case: run(case[0], case[1], overrides), cases)
-        found = dict(zip(cases, results, strict=True))
+    found = {}
+    for seed, ahead in itertools.product(options.seeds, options.ahead):
+        found[seed, ahead] = run(seed, ahead, overrides)
+        print(f"seed {seed}, {ahead} ahead: {found[seed, ahead]['steps']} steps", flush=True)
     shown = report.table(
         f"steps to {BAR:.0%}",
         ["seed", "max_staleness", "steps", f"over k = 0 (goal {GOAL})", "staleness, mean and max"],

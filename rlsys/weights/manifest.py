@@ -26,6 +26,11 @@ class Entry:
 Manifest = Sequence[Entry]
 
 
+def total_bytes(entries: Sequence[Entry]) -> int:
+    """Of a bucket, or of a whole broadcast."""
+    return sum(entry.num_bytes for entry in entries)
+
+
 def buckets(manifest: Manifest, max_bytes: int) -> list[list[Entry]]:
     """Consecutive entries packed into buckets of at most `max_bytes`; a larger entry gets a bucket of its own.
 

@@ -16,7 +16,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 from rlsys.orphans import exit_with_parent
 from rlsys.weights.gloo import GlooChannel
 from rlsys.weights.inbox import Inbox
-from rlsys.weights.manifest import buckets, from_update_info, views
+from rlsys.weights.manifest import buckets, from_update_info, total_bytes, views
 
 
 @dataclass(kw_only=True)
@@ -54,8 +54,8 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
         if self._channel is None:
             raise RuntimeError("the weight channel is not open: init_transfer_engine has not run")
         cut = buckets(from_update_info(update_info), self._bucket_bytes)
-        sizes = [sum(entry.num_bytes for entry in bucket) for bucket in cut]
-        self._inbox = Inbox(self._channel, list(zip(cut, self._channel.rooms(sizes), strict=True)))
+        rooms = self._channel.rooms([total_bytes(bucket) for bucket in cut])
+        self._inbox = Inbox(self._channel, list(zip(cut, rooms, strict=True)))
 
     @property
     def inbox(self) -> Inbox:

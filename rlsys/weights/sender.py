@@ -10,13 +10,17 @@ import torch
 from torch import nn
 
 from rlsys.weights.gloo import GlooChannel
-from rlsys.weights.manifest import Entry, Manifest, buckets, pack, to_update_info, unpack
+from rlsys.weights.manifest import Entry, Manifest, buckets, pack, to_update_info, total_bytes, unpack
 
 PackedBuckets = Iterator[tuple[Sequence[Entry], torch.Tensor]]
 
 
 class Channel(Protocol):
     """What rank 0 sends packed buckets through."""
+
+    def rooms(self, sizes: Sequence[int]) -> Sequence[torch.Tensor | None]:
+        """Where each bucket of [size] bytes is to be packed; None for memory of its own."""
+        ...
 
     def send(self, packed: PackedBuckets) -> None: ...
 
@@ -57,7 +61,7 @@ class WeightSender:
         if self._rank != 0 or backend == "ipc":
             return
         if backend == "gloo":
-            shared = sum(entry.num_bytes for entry in self.manifest()) if share_memory else 0
+            shared = total_bytes(self.manifest()) if share_memory else 0
             self._channel = GlooChannel(host, port, 0, world_size, deadline_s, shared)
         else:
             self._channel = NcclChannel(host, port, world_size, self._bucket_bytes)
@@ -93,9 +97,7 @@ class WeightSender:
         """
         parameters = dict(self._module.named_parameters())
         cut = buckets(self.manifest(), max_bytes)
-        rooms: Sequence[torch.Tensor | None] = [None] * len(cut)
-        if isinstance(channel, GlooChannel):
-            rooms = channel.rooms([sum(entry.num_bytes for entry in bucket) for bucket in cut])
+        rooms = [None] * len(cut) if channel is None else channel.rooms([total_bytes(bucket) for bucket in cut])
         for bucket, room in zip(cut, rooms, strict=True):
             chosen = [parameters[entry.name] for entry in bucket]
             with _gathered(chosen):
@@ -122,6 +124,10 @@ class NcclChannel:
                 "the NCCL communicator is disabled (libnccl missing, or VLLM_DISABLE_PYNCCL set): broadcasts would do "
                 "nothing, silently"
             )
+
+    def rooms(self, sizes: Sequence[int]) -> list[None]:
+        """Its own buffers come between; what it is given need not stay."""
+        return [None] * len(sizes)
 
     def send(self, packed: PackedBuckets) -> None:
         """Broadcast every packed bucket; returns when the GPU has sent the last one."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rlsys.weights.gloo import GlooChannel
-from rlsys.weights.manifest import buckets, unpack
+from rlsys.weights.manifest import buckets, total_bytes, unpack
 from rlsys.weights.sender import WeightSender
 from rlsys.weights.shared import SharedMemory
 
@@ -44,7 +44,7 @@ def receive(port: int, rank: int, world_size: int, is_remote: bool, pipe: Connec
     cut = buckets(manifest, BUCKET_BYTES)
     for _ in range(2):
         received = {}
-        rooms = channel.rooms([sum(entry.num_bytes for entry in bucket) for bucket in cut])
+        rooms = channel.rooms([total_bytes(bucket) for bucket in cut])
         for bucket, room in zip(cut, rooms, strict=True):
             channel.broadcast(room)
             received |= {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in unpack(room, bucket)}

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from rlsys.weights.inbox import Inbox
-from rlsys.weights.manifest import Entry
+from rlsys.weights.manifest import Entry, total_bytes
 
 CUT = [[Entry("a", torch.uint8, (4,))], [Entry("b", torch.uint8, (2,)), Entry("c", torch.uint8, (1,))]]
 
 
 def buckets() -> list[tuple[list[Entry], torch.Tensor]]:
-    return [(bucket, torch.empty(sum(entry.num_bytes for entry in bucket), dtype=torch.uint8)) for bucket in CUT]
+    return [(bucket, torch.empty(total_bytes(bucket), dtype=torch.uint8)) for bucket in CUT]
 
 
 class Sender:
