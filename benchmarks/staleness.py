@@ -1,6 +1,6 @@
 """What sampling ahead costs in learning: steps until the quickstart's bar under `train.max_staleness` of 0, 1 and 4.
 
-python -m benchmarks.staleness [--seeds 0 1 2] [--ahead 0 1 4] [--write] [hydra overrides]
+python -m benchmarks.staleness [hydra overrides] [--seeds 0 1 2] [--ahead 0 1 4] [--write]
 
 The quickstart with an evaluation every ten steps; a run ends at the first that has 0.80 of the held-out sums right.
 Steps are counted and not seconds.
