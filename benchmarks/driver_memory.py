@@ -82,7 +82,7 @@ def _megabytes(workload: Workload, num_tokens: int, num_steps: int) -> list[floa
     from rlsys.runtime.placement import demands
 
     config = rlsys_config(workload, 64, num_steps=num_steps)
-    config.logging.tensorboard = False
+    config.logging.trackers = []
     prepared = prepare(config)
     wanted = {role: demand for role, demand in demands(config).items() if role in ("rollout", "reward")}
     with connected(config, wanted) as cluster:

@@ -90,7 +90,7 @@ def _config(workload: Workload, options: argparse.Namespace) -> Config:
     config.rollout.seeded = True
     config.rollout.num_threads = config.learner.num_threads = 1
     config.train.updates_per_step = options.passes
-    config.logging.tensorboard = False
+    config.logging.trackers = []
     config.logging.rollouts_every = 0
     return config
 

@@ -83,7 +83,7 @@ def _run(workload: Workload, folder: Path, workers: int, staleness: int, num_ste
     config.rollout.num_workers = workers
     config.rollout.num_threads = config.learner.num_threads = 1
     config.train.max_staleness = staleness
-    config.logging.tensorboard = False
+    config.logging.trackers = []
     config.logging.rollouts_every = 1
     display = ClockedDisplay(num_steps)
     with open_run(prepare(config), folder, display) as run:

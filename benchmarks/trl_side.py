@@ -21,7 +21,7 @@ from benchmarks.workload import (
     Workload,
     read_prompts,
 )
-from rlsys.rewards.length import length
+from rlsys.rewards.target_length import target_length
 
 
 class StepClock(TrainerCallback):
@@ -77,7 +77,7 @@ def measure(workload: Workload, case: Case, num_steps: int, kl: float) -> dict[s
     clock = StepClock()
     trainer = TimedTrainer(
         model=str(workload.model),
-        reward_funcs=length,
+        reward_funcs=target_length,
         args=_config(workload, case, num_steps, kl),
         train_dataset=Dataset.from_list(read_prompts(workload)),
         callbacks=[clock],

@@ -131,7 +131,7 @@ def rlsys_config(workload: Workload, tokens: int, *, num_steps: int = 1, kl: flo
     return load_config(
         [
             "~experiment",  # the defaults of rlsys/config.py, no recipe
-            "reward=length",
+            "reward=target_length",
             f"model.path={workload.model}",
             f"data.train={workload.prompts}",
             "data.eval=null",

@@ -53,18 +53,27 @@ class ModelConfig:
     build: ModelBuild = field(default_factory=ModelBuild)
     cache_dir: str = "~/.cache/rlsys/models"
     trust_remote_code: bool = False
+    chat_template: str | None = None  # a jinja file, or the template itself, in place of the tokenizer's own
 
 
 @dataclass
 class DataConfig:
-    train: str = "addition"  # a jsonl/json/csv/parquet file, a datasets name, or a registered source
-    eval: str | None = "addition"
+    """`train` and `eval` are a source or a list of them. A source is a name (a jsonl, json, csv or parquet file, a
+    `datasets` name, a registered source), or a mapping with the keys of `rlsys.data.sources.Source`."""
+
+    train: Any = "addition"
+    eval: Any = "addition"
     train_split: str = "train"
     eval_split: str = "test"
-    eval_limit: int | None = 200  # held-out prompts used; null is all
+    eval_limit: int | None = 200  # held-out prompts used of each source; null is all
     prompt_column: str = "prompt"
+    columns: dict[str, str] = field(default_factory=dict)  # renames: the name that rewards ask for, to the data's own
+    prompt_template: str | None = None  # a jinja file or text around a plain prompt, which it calls `content`
     chat_template: bool = False  # a plain prompt becomes a user message; chat messages always use the template
+    chat_template_options: dict[str, Any] = field(default_factory=dict)  # variables of the template
     system_prompt: str | None = None
+    max_prompt_tokens: int | None = None  # null: what the context leaves beside the response
+    overlong: str = "refuse"  # refuse | filter: prompts of more tokens
     shuffle: bool = True
     options: dict[str, Any] = field(default_factory=dict)  # of the registered source, or of datasets.load_dataset
 
@@ -104,6 +113,20 @@ class RolloutConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters (arXiv:2106.09685) by peft: they alone are trained."""
+
+    rank: int = 0  # 0: no adapters, every parameter is trained
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: Any = "all-linear"  # a list of module names, or a regular expression over whole names
+    modules_to_save: list[str] = field(default_factory=list)  # trained whole
+    use_rslora: bool = False  # scaled by alpha / sqrt(rank), arXiv:2312.03732
+    use_dora: bool = False  # magnitude and direction, arXiv:2402.09353
+    quantize_base: str | None = None  # nf4 | fp4 | int8: the frozen weights, by bitsandbytes on GPUs (QLoRA)
+
+
+@dataclass
 class LearnerConfig:
     num_workers: int = 1
     zero_stage: int = 1
@@ -119,6 +142,7 @@ class LearnerConfig:
     microbatch_tokens: int = 8192  # input tokens of one forward; at least one whole trajectory
     packing: str = "auto"  # shared_prompt | packed | padded; auto: the first that the model allows, or padded
     gradient_checkpointing: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
     num_cpus: float = 1.0
     num_threads: int | None = None
     deadline_s: float = 1800.0  # for one update
@@ -149,6 +173,7 @@ class ScoringConfig:
     num_workers: int = 1
     function_deadline_s: float = 30.0  # one call of one reward function; past it the process is killed
     row_deadline_s: float = 5.0  # one row, when a failed call is retried row by row
+    on_error: str = "mask"  # mask | drop_group | raise: what becomes of a trajectory whose reward failed
     whole_groups: bool = False  # a function sees a prompt's responses together, not each as it finishes
     num_cpus: float = 1.0
     deadline_s: float = 600.0
@@ -218,6 +243,9 @@ class WeightsConfig:
 class EvalConfig:
     every: int = 0  # steps; 0: never. With every > 0 also before training and after the last step
     correct_at: float = 1.0  # a response counts as accurate when its total reward reaches this
+    num_samples: int = 0  # responses drawn of each prompt beside the greedy one, for mean@k and pass@k
+    temperature: float = 1.0  # of those
+    confidence: float = 0.95  # of the intervals
     max_response_tokens: int | None = None  # null: as rollout.max_response_tokens
 
 
@@ -237,8 +265,9 @@ class ClusterConfig:
 
 @dataclass
 class LoggingConfig:
-    tensorboard: bool = True
+    trackers: list[Any] = field(default_factory=lambda: ["tensorboard"])  # names, or {name: ..., options ...}
     rollouts_every: int = 1  # steps between files under rollouts/; 0: none
+    token_groups: int = 8  # groups in such a file that are written with their tokens and log-probabilities
     timeline: bool = False  # timeline.json: who did what when; it opens in Perfetto
 
 

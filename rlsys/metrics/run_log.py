@@ -28,7 +28,7 @@ class RunLog:
         _drop_after(path, resume_step)
         self._metrics = path.open("a", encoding="utf-8")
         self._writer: Any = None
-        if config.tensorboard:
+        if "tensorboard" in config.trackers:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(run_dir), purge_step=resume_step + 1 if resume_step else None)

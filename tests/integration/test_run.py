@@ -56,7 +56,7 @@ def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("experiment", ["gsm8k_length", pytest.param("gsm8k_math", marks=pytest.mark.long)])
 def test_real_prompts_run_with_every_row_s_outcome(tmp_path: Path, gsm8k: Path, experiment: str) -> None:
     """Main job 2, five steps of it: chat template, BPE tokenizer, reward functions in processes of their own."""
-    few = ["train.num_steps=5", "data.eval_limit=8", "logging.tensorboard=false", "rollout.kv_cache_gib=0.25"]
+    few = ["train.num_steps=5", "data.eval_limit=8", "logging.trackers=[]", "rollout.kv_cache_gib=0.25"]
     folders = [f"model.cache_dir={tmp_path}/models", f"run_dir={tmp_path}/run"]
     result = rlsys("train", f"experiment={experiment}", *few, *folders, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -73,7 +73,7 @@ def test_real_prompts_run_with_every_row_s_outcome(tmp_path: Path, gsm8k: Path, 
 @pytest.mark.timeout(1200)
 def test_a_run_writes_everything_and_resumes_at_the_right_step(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    common = ["checkpoint.every=2", "eval.every=2", "data.eval_limit=8", "logging.tensorboard=true"]
+    common = ["checkpoint.every=2", "eval.every=2", "data.eval_limit=8", "logging.trackers=[tensorboard]"]
     first = train(tmp_path, *common, "train.num_steps=3")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "step 3/3" in first.stdout
@@ -137,7 +137,7 @@ def test_it_learns(tmp_path: Path) -> None:
         "train.num_steps=30",
         "train.prompts_per_step=32",
         "eval.every=30",
-        "logging.tensorboard=false",
+        "logging.trackers=[]",
         "rollout.kv_cache_gib=0.25",
         cwd=tmp_path,
     )

@@ -65,7 +65,7 @@ def test_no_command_or_an_unknown_one(
     [
         (["train.num_step=3"], "rlsys: unknown configuration key 'train.num_step': did you mean 'train.num_steps'?"),
         (["experiment=quik"], "rlsys: experiment=quik: "),
-        (["learner.zero_stage=7", "logging.tensorboard=false"], "rlsys: learner.zero_stage=7: "),
+        (["learner.zero_stage=7", "logging.trackers=[]"], "rlsys: learner.zero_stage=7: "),
         (["train.num_steps=many"], "'many'"),
         (["train.num_steps=[1"], "'[1'"),
     ],

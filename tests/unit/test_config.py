@@ -45,7 +45,7 @@ CONTRACT: dict[str, Any] = {
     "algorithm.advantage.name": "grpo",
     "algorithm.policy_loss.name": "ppo_clip",
     "algorithm.kl.coef": 0.05,
-    "rewards": [{"name": "length", "target": 20, "weight": 0.5}],
+    "rewards": [{"name": "target_length", "target": 20, "weight": 0.5}],
     "weights.backend": "gloo",
     "weights.verify": False,
     "eval.every": 5,

@@ -18,7 +18,7 @@ from rlsys.overrides import flags_first, known_keys, normalise
         ("experimet=quickstart", "did you mean 'experiment'?"),
         ("experiment=quikstart", "experiment=quikstart: did you mean 'quickstart'? (known: "),
         ("data=gsm9k", "data=gsm9k: did you mean 'gsm8k'? (known: addition, gsm8k)"),
-        ("reward=length,exact", "reward=exact: "),
+        ("reward=target_length,exact", "reward=exact: "),
         ("experiment=null", "~experiment"),  # Hydra takes a group away so, and fails on null
     ],
 )
@@ -35,10 +35,10 @@ def test_what_is_unknown_is_refused_with_the_nearest_match(override: str, said: 
         "train.num_steps=1,2,3",
         "++rollout.temperature=0.5",
         "learner.betas=[0.9,0.95]",
-        "rewards=[{name: length, target: 9}]",
+        "rewards=[{name: target_length, target: 9}]",
         "algorithm.policy_loss={name: ppo_clip, clip_low: 0.1}",
         "data=addition,gsm8k",
-        "reward@_global_=length",
+        "reward@_global_=target_length",
         "hydra.verbose=true",
         "hydra/job_logging=none",
         "--cfg",

@@ -184,8 +184,11 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
             ["zero_variance=drop", "'reinforce_pp'", "keep it"],
         ),
         ({"data.train": "mine.jsonl"}, ["data.eval is still", "'addition'", "data.eval=null"]),
-        ({"rewards": [{"name": "length", "weight": "much"}]}, ["weight of 'length'", "'much'", "number"]),
-        ({"rewards": [{"name": "length", "weight": float("nan")}]}, ["weight of 'length'", "nan", "finite"]),
+        ({"rewards": [{"name": "target_length", "weight": "much"}]}, ["weight of 'target_length'", "'much'", "number"]),
+        (
+            {"rewards": [{"name": "target_length", "weight": float("nan")}]},
+            ["weight of 'target_length'", "nan", "finite"],
+        ),
         ({"algorithm.policy_loss": {"name": "ppo_clip", "clip_low": "x"}}, ["'clip_low' is 'x'", "must be a number"]),
         ({"algorithm.kl.name": "k4"}, ["KL estimator 'k4'", "k3"]),
         ({"algorithm.advantage": {"name": "gppo"}}, ["advantage estimator 'gppo'", "did you mean 'grpo'?"]),
@@ -239,7 +242,7 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: list[str
         {"algorithm.policy_loss": {"name": "ppo_clip", "clip_low": 0.1}},
         {"reference.num_workers": 0, "reference.microbatch_tokens": 1},  # no KL: no reference is started
         {"data.train": "mine.jsonl", "data.eval": None},
-        {"rewards": [{"name": "length", "weight": -1}]},
+        {"rewards": [{"name": "target_length", "weight": -1}]},
     ],
 )
 def test_values_that_fit(changes: dict[str, Any]) -> None:
@@ -272,15 +275,17 @@ def test_a_microbatch_holds_the_longest_trajectory(role: str) -> None:
 
 
 def test_rewards_are_checked_against_the_columns_of_the_data() -> None:
-    check_rewards([{"name": "exact_match"}, {"name": "length", "target": 3}], [prompt(), prompt(answer="2")], "rows")
+    check_rewards(
+        [{"name": "exact_match"}, {"name": "target_length", "target": 3}], [prompt(), prompt(answer="2")], "rows"
+    )
     with pytest.raises(
         ConfigError, match=r"rows: reward 'exact_match' needs the column 'answer'.*its columns: solution"
     ):
         check_rewards([{"name": "exact_match"}], [prompt(solution="2")], "rows")
-    with pytest.raises(ConfigError, match=r"unknown reward 'lenght': did you mean 'length'\?"):
-        check_rewards([{"name": "lenght"}], [prompt()], "rows")
-    with pytest.raises(ConfigError, match=r"reward 'length' has no option 'goal'; accepted options: target"):
-        check_rewards([{"name": "length", "goal": 3}], [prompt()], "rows")
+    with pytest.raises(ConfigError, match=r"unknown reward 'targt_length': did you mean 'target_length'\?"):
+        check_rewards([{"name": "targt_length"}], [prompt()], "rows")
+    with pytest.raises(ConfigError, match=r"reward 'target_length' has no option 'goal'; accepted options: target"):
+        check_rewards([{"name": "target_length", "goal": 3}], [prompt()], "rows")
 
 
 def test_an_evaluation_needs_no_room_for_a_learner() -> None:

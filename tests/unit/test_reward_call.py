@@ -141,7 +141,7 @@ def test_options_come_from_the_list_of_rewards(mine: str) -> None:
 
 def test_an_option_beats_a_column_of_the_same_name() -> None:
     request = RewardRequest(["1+1="], ["x" * 7], [[1]], {"target": [99]}, step=1)
-    assert call_reward(bind_reward({"name": "length", "target": 5}), request, RewardLog()) == [-2.0]  # -|5 - 7|
+    assert call_reward(bind_reward({"name": "target_length", "target": 5}), request, RewardLog()) == [-2.0]  # -|5 - 7|
 
 
 @pytest.mark.parametrize(
@@ -164,4 +164,4 @@ def test_a_missing_column_is_named(mine: str, spec: Mapping[str, Any], columns: 
 def test_a_reward_with_all_it_needs_passes(mine: str) -> None:
     check_reward({"name": f"{mine}:needy"}, ["solution", "level"])
     check_reward({"name": f"{mine}:needy", "level": 3}, ["solution"])  # an option stands in for a column
-    check_reward({"name": "length"}, [])
+    check_reward({"name": "target_length"}, [])

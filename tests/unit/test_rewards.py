@@ -6,14 +6,14 @@ import pytest
 
 from rlsys.rewards import content, registry
 from rlsys.rewards.exact_match import exact_match
-from rlsys.rewards.length import length
 from rlsys.rewards.soft_overlong_punishment import soft_overlong_punishment
+from rlsys.rewards.target_length import target_length
 
 CHAT = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": " 2\n"}]
 
 
 def test_the_built_in_rewards() -> None:
-    assert registry.names() == ["exact_match", "length", "math_answer", "soft_overlong_punishment"]
+    assert registry.names() == ["exact_match", "math_answer", "soft_overlong_punishment", "target_length"]
 
 
 def test_content_is_the_last_message_s() -> None:
@@ -45,13 +45,13 @@ def test_exact_match_refuses_lists_of_unequal_length() -> None:
 
 def test_length_by_hand() -> None:
     # -|50 - 0|, -|50 - 50|, -|50 - 53|; and -|4 - 3| for " 2\n"
-    assert length(["", "x" * 50, "x" * 53]) == [-50.0, 0.0, -3.0]
-    assert length([CHAT], target=4) == [-1.0]
+    assert target_length(["", "x" * 50, "x" * 53]) == [-50.0, 0.0, -3.0]
+    assert target_length([CHAT], target=4) == [-1.0]
 
 
 def test_both_ignore_what_they_do_not_use() -> None:
     assert exact_match(["2"], ["2"], prompts=["1+1="], trainer_state=None) == [1.0]
-    assert length(["2"], target=1, prompts=["1+1="], completion_ids=[[5]]) == [0.0]
+    assert target_length(["2"], target=1, prompts=["1+1="], completion_ids=[[5]]) == [0.0]
 
 
 def test_soft_overlong_punishment_by_hand() -> None:

@@ -17,7 +17,11 @@ from .records import group, reward, summary, text_of
 
 
 def open_log(run_dir: Path, *, resume_step: int = 0, every: int = 1, tensorboard: bool = False) -> RunLog:
-    return RunLog(run_dir, LoggingConfig(tensorboard=tensorboard, rollouts_every=every), resume_step=resume_step)
+    return RunLog(
+        run_dir,
+        LoggingConfig(trackers=["tensorboard"] if tensorboard else [], rollouts_every=every),
+        resume_step=resume_step,
+    )
 
 
 def lines(path: Path) -> list[Any]:

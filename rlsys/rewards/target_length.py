@@ -7,7 +7,7 @@ from typing import Any
 from rlsys.rewards import Scores, content, register
 
 
-@register("length")
-def length(completions: list[Any], *, target: int = 50, **_: Any) -> Scores:
+@register("target_length")
+def target_length(completions: list[Any], *, target: int = 50, **_: Any) -> Scores:
     """`-abs(target - characters)`."""
     return [-float(abs(target - len(content(completion)))) for completion in completions]
