@@ -37,7 +37,7 @@ NUM_REQUESTS, RESPONSE_TOKENS, MAX_TOKENS = 2, 1500, 1600
 
 def broadcast_config(folder: Path, bucket_mib: int) -> Config:
     """A run with this model, as far as its rollout worker is concerned."""
-    from rlsys.cli import load_config
+    from rlsys.compose import load_config
 
     rollout = ["rollout.dtype=bfloat16", "rollout.max_num_seqs=8", f"rollout.max_response_tokens={RESPONSE_TOKENS}"]
     return load_config(["~experiment", f"model.path={folder}", f"weights.bucket_mib={bucket_mib}", *rollout])

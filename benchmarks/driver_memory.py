@@ -74,7 +74,8 @@ def driver() -> Iterator[Callable[..., list[float]]]:
 def _megabytes(workload: Workload, num_tokens: int, num_steps: int) -> list[float]:
     """Resident memory after every step, less what of it is the object store's shared memory."""
     from rlsys.build import build_pipeline, build_sampler, connected, start_scoring
-    from rlsys.data.load import PromptStream
+    from rlsys.data.order import EpochOrder
+    from rlsys.data.stream import PromptStream
     from rlsys.metrics.run_log import RunLog
     from rlsys.metrics.step import StageClock
     from rlsys.prepare import prepare
@@ -92,7 +93,7 @@ def _megabytes(workload: Workload, num_tokens: int, num_steps: int) -> list[floa
         scoring = start_scoring(cluster, prepared, wanted["reward"])
         scoring.start(120.0)
         sampler = build_sampler(cluster.calls, config, pool, scoring)
-        prompts = PromptStream(prepared.train_prompts, seed=0, shuffle=False)
+        prompts = PromptStream(prepared.train_prompts, EpochOrder(len(prepared.train_prompts), [0], shuffle=False))
         pipeline = build_pipeline(config, 0, cluster.calls, sampler, None, prompts)
         log = RunLog(workload.folder / f"run-{num_tokens}", config.logging)
         resident = []

@@ -83,6 +83,7 @@ def _worker(workload: Workload, dtype: str) -> LearnerWorker:
         algorithm=config.algorithm,
         weights=config.weights,
         model_path=str(workload.model),
+        chat_template=None,
         trust_remote_code=False,
         engine_dtype=dtype,
         temperature=1.0,

@@ -34,7 +34,8 @@ from benchmarks.sampling import sample
 from benchmarks.workload import Workload, build_workload, rlsys_config, side_env
 from rlsys.build import Run, build_pipeline, open_run, sampling_plan
 from rlsys.config import Config
-from rlsys.data.load import PromptStream
+from rlsys.data.order import EpochOrder
+from rlsys.data.stream import PromptStream
 from rlsys.metrics.run_log import RunLog
 from rlsys.metrics.step import StageClock
 from rlsys.prepare import prepare
@@ -145,7 +146,7 @@ def _alone(run: Run, num_steps: int) -> dict[str, list[float]]:
 
 def _first_prompts(run: Run) -> PromptStream:
     """Every stretch has the same prompts; weights that come in between keep prefixes from being found again."""
-    return PromptStream(run.prepared.train_prompts, seed=0, shuffle=False)
+    return PromptStream(run.prepared.train_prompts, EpochOrder(len(run.prepared.train_prompts), [0], shuffle=False))
 
 
 def _score(run: Run, items: Sequence[tuple[Prompt, TrajectoryRef]]) -> None:

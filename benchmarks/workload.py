@@ -126,7 +126,7 @@ def rlsys_config(workload: Workload, tokens: int, *, num_steps: int = 1, kl: flo
         tokens: forced length of every response.
         kl: coefficient of the KL penalty; above 0 a reference worker is started.
     """
-    from rlsys.cli import load_config
+    from rlsys.compose import load_config
 
     return load_config(
         [

@@ -19,6 +19,7 @@ AT_LEAST: dict[str, float] = {
     "train.max_nonfinite_steps": 1,
     "train.max_staleness": 0,
     "data.eval_limit": 1,
+    "data.max_prompt_tokens": 1,
     "model.build.warmup.max_steps": 0,
     "rollout.num_workers": 1,
     "rollout.tensor_parallel_size": 1,
@@ -48,6 +49,7 @@ AT_LEAST: dict[str, float] = {
     "weights.bucket_mib": 1,
     "eval.every": 0,
     "eval.max_response_tokens": 1,
+    "eval.num_samples": 0,
     "checkpoint.every": 0,
     "checkpoint.keep": 1,
     "cluster.num_gpus": 0,
@@ -85,11 +87,17 @@ ABOVE_ZERO = (
     "algorithm.refresh.alpha",
     "weights.max_logprob_diff",
     "weights.deadline_s",
+    "eval.temperature",
+    "eval.confidence",
     "cluster.startup_deadline_s",
 )
 
 
-AT_MOST: dict[str, float] = {"algorithm.entropy.top_quantile": 1, "algorithm.refresh.alpha": 1}
+AT_MOST: dict[str, float] = {
+    "eval.confidence": 0.9999,
+    "algorithm.entropy.top_quantile": 1,
+    "algorithm.refresh.alpha": 1,
+}
 
 
 def check_bounds(config: Config, *, with_critic: bool) -> None:

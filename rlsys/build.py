@@ -13,7 +13,7 @@ from rlsys.algorithms.coefficients import initial
 from rlsys.config import Config
 from rlsys.critic.group import CriticGroup
 from rlsys.critic.worker import CriticSetup
-from rlsys.data.load import PromptStream
+from rlsys.data.stream import PromptStream
 from rlsys.errors import DeadlineError, WorkerError
 from rlsys.experience import CreditAssignment
 from rlsys.gang.group import GangGroup
@@ -227,6 +227,7 @@ def learner_setup(prepared: Prepared) -> LearnerSetup:
         weights=config.weights,
         model_path=prepared.model_path,
         trust_remote_code=config.model.trust_remote_code,
+        chat_template=config.model.chat_template,
         engine_dtype=config.rollout.dtype or config.learner.dtype,
         temperature=config.rollout.temperature,
         num_updates=num_updates(config, config.critic.head_start_steps if needs_critic(config) else 0),
@@ -257,11 +258,9 @@ def num_updates(config: Config, steps_without: int = 0) -> int:
 
 
 def _prompt_stream(prepared: Prepared, state: checkpoint.RunState) -> PromptStream:
-    config = prepared.config
     return PromptStream(
         prepared.train_prompts,
-        seed=config.seed,
-        shuffle=config.data.shuffle,
+        prepared.train_order,
         cursor=state.prompt_cursor,
         pending=state.prompts_pending,
     )

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlsys.compose import register_schema, to_config
 from rlsys.config import Config, ModelBuild, TokenizerBuild
 from rlsys.errors import ConfigError, RlsysError
 
@@ -26,7 +25,7 @@ STARTED = time.strftime("%Y%m%d-%H%M%S")
 USAGE = """usage: rlsys COMMAND ...
 
   rlsys train [overrides]       train; overrides as in Hydra: experiment=quickstart train.num_steps=10
-  rlsys eval [overrides]        greedy accuracy of model.path on data.eval
+  rlsys eval MODEL_OR_RUN [overrides]   accuracy, mean@k and pass@k on held-out data
   rlsys simulate --help         a finished run's step time on other numbers of workers
   rlsys make-model --help       write a tiny model and tokenizer
 
@@ -38,7 +37,7 @@ def main() -> None:
     """Entry point of the console command."""
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": lambda rest: _hydra(_train, rest),
-        "eval": lambda rest: _hydra(_eval, rest),
+        "eval": _eval,
         "simulate": _simulate,
         "make-model": _make_model,
     }
@@ -62,28 +61,6 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def load_config(overrides: Sequence[str]) -> Config:
-    """The run that `overrides` describe, without running it."""
-    from hydra import compose, initialize_config_dir
-
-    from rlsys.overrides import config_dir, normalise
-
-    _register_schema()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return to_config(compose("config", overrides=normalise(overrides)))
-
-
-def to_config(composed: DictConfig) -> Config:
-    """Composed configuration to dataclasses."""
-    return cast(Config, OmegaConf.to_object(composed))
-
-
-def _register_schema() -> None:
-    from hydra.core.config_store import ConfigStore
-
-    ConfigStore.instance().store(name="schema", node=Config)
-
-
 def _hydra(task: Callable[[Config, str], None], arguments: list[str]) -> None:
     """Run `task` once, or once a combination with --multirun."""
     import hydra
@@ -92,7 +69,7 @@ def _hydra(task: Callable[[Config, str], None], arguments: list[str]) -> None:
 
     from rlsys.overrides import config_dir, flags_first, normalise
 
-    _register_schema()
+    register_schema()
     # Hydra prints and exits on an exception of the task; ours are carried past it.
     failures: list[BaseException] = []
 
@@ -145,14 +122,11 @@ def _train(config: Config, name: str) -> None:
     display.say(f"done: metrics, rollouts and checkpoints in {run_dir}")
 
 
-def _eval(config: Config, name: str) -> None:
-    from rlsys.evaluation_run import evaluation_run
-    from rlsys.prepare import prepare
-
+def _eval(arguments: list[str]) -> None:
     quiet_libraries()
-    prepared = prepare(config, training=False)
-    result = evaluation_run(prepared)
-    print(json.dumps({"model": prepared.model_path, "data": config.data.eval, **result}, indent=2))
+    from rlsys.evaluation_command import evaluation
+
+    evaluation(arguments)
 
 
 def _make_model(arguments: list[str]) -> None:

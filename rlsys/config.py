@@ -293,5 +293,12 @@ class Config:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
-OPEN_NODES = ("algorithm.advantage", "algorithm.policy_loss", "algorithm.aggregation", "data.options")
+OPEN_NODES = (
+    "algorithm.advantage",
+    "algorithm.policy_loss",
+    "algorithm.aggregation",
+    "data.options",
+    "data.columns",
+    "data.chat_template_options",
+)
 """Nodes whose keys are a function's own options, checked against its signature instead of this file."""

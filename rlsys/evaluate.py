@@ -1,37 +1,128 @@
-"""Greedy answers to held-out prompts."""
+"""Answers to held-out prompts: greedy, and drawn. The same in training and in `rlsys eval`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from rlsys import intervals
 from rlsys.config import Config
 from rlsys.errors import RlsysError
+from rlsys.intervals import Estimate
+from rlsys.metrics.step import Metrics
 from rlsys.pipeline.sampler import Sampler
+from rlsys.prepare import EvalSet
 from rlsys.scoring.combine import first_failure
-from rlsys.types import Prompt, Sampling
+from rlsys.types import Reward, Sampling
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`accuracy` is the share of prompts whose total reward reached `eval.correct_at`, over those with a valid one."""
+    """Of one data set. A response is correct when its total reward reaches `eval.correct_at`; prompts and responses
+    without a valid reward are left out and counted."""
 
-    accuracy: float
-    reward_mean: float
+    label: str
+    accuracy: Estimate  # share of prompts whose greedy response is correct
+    reward_mean: float  # of the greedy responses
     num_prompts: int
-    num_failed: int  # prompts without a valid reward
+    num_failed: int  # prompts without a valid reward for the greedy response
+    num_samples: int = 0  # drawn of each prompt
+    num_failed_samples: int = 0
+    mean_at: Estimate | None = None  # share of drawn responses that are correct
+    pass_at: dict[int, Estimate] = field(default_factory=dict)  # by k
 
 
-def evaluate(sampler: Sampler, prompts: Sequence[Prompt], config: Config, policy_version: int) -> Evaluation:
-    """One greedy response a prompt, scored like any other trajectory. Raises RlsysError when no reward is valid."""
+def evaluate(sampler: Sampler, eval_sets: Sequence[EvalSet], config: Config, policy_version: int) -> list[Evaluation]:
+    """One greedy response a prompt, and `eval.num_samples` drawn ones, scored like any other trajectory.
+
+    Raises RlsysError when a data set has no valid reward.
+    """
+    greedy = _rewards(sampler, eval_sets, config, policy_version, temperature=0.0, count=1)
+    drawn: list[list[list[Reward]]] = [[] for _ in eval_sets]
+    if config.eval.num_samples:
+        drawn = _rewards(
+            sampler,
+            eval_sets,
+            config,
+            policy_version,
+            temperature=config.eval.temperature,
+            count=config.eval.num_samples,
+        )
+    return [_evaluation(*parts, config) for parts in zip(eval_sets, greedy, drawn, strict=True)]
+
+
+def eval_metrics(results: Sequence[Evaluation]) -> Metrics:
+    """`eval/*` keys: of the only data set, or the mean over data sets and each one's own under its label."""
+    metrics: Metrics = {}
+    rows = [_numbers(result) for result in results]
+    for name in rows[0]:
+        values = [row[name] for row in rows if name in row]
+        metrics[f"eval/{name}"] = float(np.sum(values) if name == "failed" else np.mean(values))
+    if len(results) > 1:
+        for result, row in zip(results, rows, strict=True):
+            metrics |= {f"eval/{result.label}/{name}": value for name, value in row.items()}
+    return metrics
+
+
+def _rewards(
+    sampler: Sampler,
+    eval_sets: Sequence[EvalSet],
+    config: Config,
+    policy_version: int,
+    *,
+    temperature: float,
+    count: int,
+) -> list[list[list[Reward]]]:
+    """Of every prompt of every set; the sets are sampled together."""
     limit = config.eval.max_response_tokens or config.rollout.max_response_tokens
-    sampling = Sampling(temperature=0.0, max_response_tokens=limit, samples_per_prompt=1)
+    sampling = Sampling(temperature=temperature, max_response_tokens=limit, samples_per_prompt=count)
+    prompts = [prompt for eval_set in eval_sets for prompt in eval_set.prompts]
     _, rewards = sampler.complete(prompts, sampling, policy_version)
-    totals = [group[0].total for group in rewards]
-    valid = [total for total in totals if total is not None]
+    ends = np.cumsum([len(eval_set.prompts) for eval_set in eval_sets])
+    return [rewards[end - len(part.prompts) : end] for end, part in zip(ends, eval_sets, strict=True)]
+
+
+def _evaluation(
+    eval_set: EvalSet, greedy: Sequence[Sequence[Reward]], drawn: Sequence[Sequence[Reward]], config: Config
+) -> Evaluation:
+    level, bar = config.eval.confidence, config.eval.correct_at
+    valid = [group[0].total for group in greedy if group[0].total is not None]
     if not valid:
-        raise RlsysError(f"no response of the evaluation has a valid reward. First failure: {first_failure(rewards)}")
-    accuracy = float(np.mean([total >= config.eval.correct_at for total in valid]))
-    return Evaluation(accuracy, float(np.mean(valid)), len(totals), len(totals) - len(valid))
+        raise RlsysError(
+            f"no response of the evaluation on {eval_set.label} has a valid reward. First failure: "
+            f"{first_failure(greedy)}"
+        )
+    samples = [[reward.total >= bar for reward in group if reward.total is not None] for group in drawn]
+    answered = [hits for hits in samples if hits]
+    pass_at = {}
+    for k in intervals.powers(config.eval.num_samples) if answered else ():
+        values = [intervals.pass_at(len(hits), sum(hits), k) for hits in answered if len(hits) >= k]
+        if values:
+            pass_at[k] = intervals.mean(values, level)
+    return Evaluation(
+        label=eval_set.label,
+        accuracy=intervals.share([total >= bar for total in valid], level),
+        reward_mean=float(np.mean(valid)),
+        num_prompts=len(greedy),
+        num_failed=len(greedy) - len(valid),
+        num_samples=config.eval.num_samples,
+        num_failed_samples=sum(map(len, drawn)) - sum(map(len, samples)),
+        mean_at=intervals.mean([float(np.mean(hits)) for hits in answered], level) if answered else None,
+        pass_at=pass_at,
+    )
+
+
+def _numbers(result: Evaluation) -> dict[str, float]:
+    numbers = {
+        "accuracy": result.accuracy.value,
+        "accuracy/low": result.accuracy.low,
+        "accuracy/high": result.accuracy.high,
+        "reward/mean": result.reward_mean,
+        "failed": float(result.num_failed + result.num_failed_samples),
+    }
+    if result.mean_at is not None:
+        numbers[f"mean_at_{result.num_samples}"] = result.mean_at.value
+    numbers |= {f"pass_at_{k}": estimate.value for k, estimate in result.pass_at.items()}
+    return numbers

@@ -45,6 +45,8 @@ def check_config(config: Config, *, training: bool = True) -> None:
         if gang.offload_optimizer and gang.zero_stage == 0:
             raise ConfigError(f"{role}.offload_optimizer=true: DeepSpeed offloads with {role}.zero_stage 1, 2 or 3")
     one_of("reference.packing", config.reference.packing, ("auto", *LAYOUTS))
+    one_of("data.overlong", config.data.overlong, ("refuse", "filter"))
+    one_of("scoring.on_error", config.scoring.on_error, ("mask", "drop_group", "raise"))
     if training:
         _check_data(config)
         _check_batch(config)

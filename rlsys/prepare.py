@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from rlsys import preflight
 from rlsys.config import Config
 from rlsys.data import Row
-from rlsys.data.load import PromptEncoder, check_rows, load_rows
+from rlsys.data.encode import PromptEncoder, check_rows
+from rlsys.data.order import EpochOrder, MixtureOrder, Order
+from rlsys.data.sources import LoadedRows, load, read, sources_of
+from rlsys.data.text import text_or_file
 from rlsys.errors import RlsysError
 from rlsys.models.resolve import context_length, load_tokenizer, resolve_model
 from rlsys.needs import corrections_of
@@ -19,6 +22,14 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class EvalSet:
+    """Held-out prompts of one source."""
+
+    label: str
+    prompts: list[Prompt]
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A run that has passed every check."""
 
@@ -26,7 +37,8 @@ class Prepared:
     model_path: str
     max_tokens: int  # of the longest trajectory that this run can make
     train_prompts: list[Prompt]
-    eval_prompts: list[Prompt]
+    train_order: Order
+    eval_sets: list[EvalSet]
 
 
 def prepare(config: Config, say: Say = print, *, training: bool = True) -> Prepared:
@@ -35,17 +47,12 @@ def prepare(config: Config, say: Say = print, *, training: bool = True) -> Prepa
     `training=False` is for `rlsys eval`, which needs no learner.
     """
     preflight.check_config(config, training=training)
-    config = replace(
-        config,
-        rewards=[absolute(spec) for spec in config.rewards],
-        algorithm=replace(config.algorithm, corrections=corrections_of(config)),
-    )
+    config = _self_contained(config)
     # A model built on the spot learns its tokenizer and its first steps from the training rows.
     wants_training_rows = training or config.model.path is None
-    train_rows = _checked_rows(config, config.data.train, config.data.train_split) if wants_training_rows else []
-    eval_rows: list[Row] = []
-    if config.data.eval is not None:
-        eval_rows = _checked_rows(config, config.data.eval, config.data.eval_split, limit=config.data.eval_limit)
+    train = _load(config, "data.train") if wants_training_rows else []
+    held_out = _load(config, "data.eval")
+    train_rows, eval_rows = _rows(train), _rows(held_out)
     model_path = resolve_model(
         config.model,
         seed=config.seed,
@@ -55,26 +62,84 @@ def prepare(config: Config, say: Say = print, *, training: bool = True) -> Prepa
         corpus=_corpus(config, train_rows),
         say=say,
     )
-    trust = config.model.trust_remote_code
-    context = context_length(model_path, trust_remote_code=trust)
-    encoder = PromptEncoder(load_tokenizer(model_path, trust_remote_code=trust), config.data)
     longest_response = max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0)
-    room = context - longest_response
-    train_prompts = encoder.encode(train_rows, config.data.train, room) if training else []
-    eval_prompts = encoder.encode(eval_rows, str(config.data.eval), room) if eval_rows else []
+    encoder = _encoder(config, model_path, longest_response)
+    encoded = _encoded(encoder, train, say) if training else []
+    eval_sets = [
+        EvalSet(loaded.source.title, prompts)
+        for loaded, prompts in zip(held_out, _encoded(encoder, held_out, say), strict=True)
+    ]
+    train_prompts = [prompt for part in encoded for prompt in part]
     if train_prompts:
-        preflight.check_rewards(config.rewards, train_prompts, config.data.train)
+        preflight.check_rewards(config.rewards, train_prompts, _titles(train))
         preflight.check_lengths(config, train_prompts)
-    if eval_prompts:
-        preflight.check_rewards(config.rewards, eval_prompts, str(config.data.eval))
-    longest_prompt = max((len(prompt.token_ids) for prompt in train_prompts + eval_prompts), default=0)
-    return Prepared(config, model_path, longest_prompt + longest_response, train_prompts, eval_prompts)
+    for eval_set, loaded in zip(eval_sets, held_out, strict=True):
+        preflight.check_rewards(config.rewards, eval_set.prompts, loaded.source.name)
+    every = train_prompts + [prompt for eval_set in eval_sets for prompt in eval_set.prompts]
+    longest_prompt = max((len(prompt.token_ids) for prompt in every), default=0)
+    order = _order(config, train, [len(part) for part in encoded])
+    return Prepared(config, model_path, longest_prompt + longest_response, train_prompts, order, eval_sets)
 
 
-def _checked_rows(config: Config, name: str, split: str, limit: int | None = None) -> list[Row]:
-    rows = load_rows(name, split, config.data)[:limit]
-    check_rows(rows, name, config.data.prompt_column)
-    return rows
+def _self_contained(config: Config) -> Config:
+    """Without anything that depends on a working directory, or that is null for "it depends"."""
+    template = config.model.chat_template
+    return replace(
+        config,
+        model=replace(
+            config.model, chat_template=None if template is None else text_or_file(template, "model.chat_template")
+        ),
+        rewards=[absolute(spec) for spec in config.rewards],
+        algorithm=replace(config.algorithm, corrections=corrections_of(config)),
+    )
+
+
+def _load(config: Config, key: str) -> list[LoadedRows]:
+    """Every source of `data.train` or `data.eval`, with a prompt in every row."""
+    data = config.data
+    found = []
+    for source in sources_of(data.eval if key == "data.eval" else data.train, key, data):
+        if key == "data.eval" and source.limit is None:
+            source = replace(source, limit=data.eval_limit)
+        loaded = load(source, data, seed=config.seed)
+        check_rows(loaded, data.prompt_column)
+        found.append(loaded)
+    return found
+
+
+def _rows(parts: Sequence[LoadedRows]) -> list[Row]:
+    return [row for part in parts for row in part.rows]
+
+
+def _titles(parts: Sequence[LoadedRows]) -> str:
+    return ", ".join(part.source.name for part in parts)
+
+
+def _encoder(config: Config, model_path: str, longest_response: int) -> PromptEncoder:
+    trust = config.model.trust_remote_code
+    tokenizer = load_tokenizer(model_path, trust_remote_code=trust, chat_template=config.model.chat_template)
+    room = context_length(model_path, trust_remote_code=trust) - longest_response
+    wanted = config.data.max_prompt_tokens
+    return PromptEncoder(tokenizer, config.data, room if wanted is None else min(wanted, room))
+
+
+def _encoded(encoder: PromptEncoder, parts: Sequence[LoadedRows], say: Say) -> list[list[Prompt]]:
+    """Prompts of each source, numbered through."""
+    encoded: list[list[Prompt]] = []
+    for loaded in parts:
+        prompts, num_left_out = encoder.encode(loaded, first_index=sum(map(len, encoded)))
+        if num_left_out:
+            say(f"{loaded.source.name}: {num_left_out} of {len(loaded.rows)} prompts are too long and left out")
+        encoded.append(prompts)
+    return encoded
+
+
+def _order(config: Config, parts: Sequence[LoadedRows], sizes: Sequence[int]) -> Order:
+    """Of the training prompts; sources without weights are one data set."""
+    weights = [part.source.weight for part in parts if part.source.weight is not None]
+    if weights and len(sizes) > 1:
+        return MixtureOrder(sizes, weights, config.seed, shuffle=config.data.shuffle)
+    return EpochOrder(sum(sizes), [config.seed], shuffle=config.data.shuffle)
 
 
 def _corpus(config: Config, train_rows: list[Row]) -> list[Row]:
@@ -84,6 +149,6 @@ def _corpus(config: Config, train_rows: list[Row]) -> list[Row]:
     if build.corpus is None:
         return train_rows
     try:
-        return load_rows(build.corpus, config.data.train_split, config.data)
+        return read(sources_of(build.corpus, "data.train", config.data)[0])
     except RlsysError as error:
         raise type(error)(f"model.build.tokenizer.corpus: {error}") from error

@@ -9,7 +9,7 @@ from typing import TypeVar
 from rlsys import checkpoint
 from rlsys.algorithms.coefficients import adapted
 from rlsys.build import Run
-from rlsys.evaluate import evaluate
+from rlsys.evaluate import eval_metrics, evaluate
 from rlsys.experience import Scored
 from rlsys.metrics.step import Metrics, StageClock, reward_metrics, rollout_metrics
 from rlsys.pipeline.batch import Collected
@@ -116,17 +116,12 @@ def _refresh_reference(run: Run, step: int) -> None:
 
 def _evaluation(run: Run, step: int) -> Metrics:
     every, last = run.config.eval.every, step == run.config.train.num_steps
-    if every == 0 or not run.prepared.eval_prompts or (step % every and not last):
+    if every == 0 or not run.prepared.eval_sets or (step % every and not last):
         return {}
     clock = StageClock()
     with clock.stage("eval"):
-        result = evaluate(run.sampler, run.prepared.eval_prompts, run.config, step)
-    return {
-        "eval/accuracy": result.accuracy,
-        "eval/reward/mean": result.reward_mean,
-        "eval/failed": result.num_failed,
-        "time/eval_s": clock.seconds["eval"],
-    }
+        results = evaluate(run.sampler, run.prepared.eval_sets, run.config, step)
+    return eval_metrics(results) | {"time/eval_s": clock.seconds["eval"]}
 
 
 def _finish_step(run: Run, metrics: Metrics, *, evaluated: Metrics) -> None:

@@ -37,6 +37,7 @@ class LearnerSetup:
     weights: WeightsConfig
     model_path: str
     trust_remote_code: bool
+    chat_template: str | None
     engine_dtype: str
     temperature: float
     num_updates: int  # of the whole run, for the schedule
@@ -134,7 +135,10 @@ class LearnerWorker(GangWorker):
         if self._rank == 0:
             target = Path(folder) / "policy"
             self._engine.module.hf.save_pretrained(target, state_dict=weights)
-            tokenizer = load_tokenizer(self._setup.model_path, trust_remote_code=self._setup.trust_remote_code)
+            setup = self._setup
+            tokenizer = load_tokenizer(
+                setup.model_path, trust_remote_code=setup.trust_remote_code, chat_template=setup.chat_template
+            )
             tokenizer.save_pretrained(target)
 
     def _module(self) -> nn.Module:

@@ -52,8 +52,9 @@ def resolve_model(
     return str(folder)
 
 
-def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model folder or hub id; ConfigError when it has none."""
+def load_tokenizer(path: str, *, trust_remote_code: bool = False, chat_template: str | None = None) -> Any:
+    """The tokenizer of a model folder or hub id, with another chat template if one is given; ConfigError when it has
+    none."""
     from transformers import AutoTokenizer
 
     try:
@@ -62,6 +63,8 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
         raise ConfigError(f"model.path '{path}' has no usable tokenizer: {error}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one up where there is none
         raise ConfigError(f"model.path '{path}' has no usable tokenizer: it knows no tokens but special ones")
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
     return tokenizer
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlsys.algorithms import advantages
 from rlsys.config import Config
-from rlsys.data.load import PromptStream
+from rlsys.data.stream import PromptStream
 from rlsys.errors import RlsysError
 from rlsys.metrics.step import Metrics, StageClock
 from rlsys.pipeline.batch import Collected, has_variance

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.build import Run, open_run, sampling_plan
-from rlsys.cli import load_config
+from rlsys.compose import load_config
 from rlsys.metrics.display import Display
 from rlsys.prepare import prepare
 from rlsys.types import Reward, RolloutGroup

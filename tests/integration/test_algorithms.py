@@ -17,7 +17,7 @@ import torch
 
 from rlsys import checkpoint
 from rlsys.build import Run, build_pipeline, learner_setup, start_coefficients
-from rlsys.cli import load_config
+from rlsys.compose import load_config
 from rlsys.errors import RlsysError
 from rlsys.experience import CreditAssignment
 from rlsys.metrics.run_log import RunLog

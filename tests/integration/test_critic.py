@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlsys.build import num_updates
-from rlsys.cli import load_config
+from rlsys.compose import load_config
 from rlsys.critic.group import CriticGroup
 from rlsys.critic.worker import CriticSetup
 from rlsys.runtime.cluster import Cluster

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rlsys.build import connected, start_rollout
-from rlsys.cli import load_config
+from rlsys.compose import load_config
 from rlsys.errors import WorkerError
 from rlsys.models.packing import TokenRow, token_batch
 from rlsys.models.policy import load_policy

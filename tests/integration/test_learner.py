@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rlsys.build import num_updates
-from rlsys.cli import load_config
+from rlsys.compose import load_config
 from rlsys.config import Config
 from rlsys.learner.group import LearnerGroup
 from rlsys.learner.worker import LearnerSetup
@@ -71,6 +71,7 @@ def start_learner(cluster: Cluster, model: str, overrides: list[str]) -> tuple[L
         algorithm=config.algorithm,
         weights=config.weights,
         model_path=model,
+        chat_template=None,
         trust_remote_code=False,
         engine_dtype=config.learner.dtype,
         temperature=0.7,

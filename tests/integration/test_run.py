@@ -185,4 +185,4 @@ def test_a_row_without_the_prompt_column_names_file_and_row(tmp_path: Path) -> N
     data.write_text('{"prompt": "1+1=", "answer": "2"}\n{"question": "1+2=", "answer": "3"}\n')
     result = rlsys("train", f"data.train={data}", "data.eval=null", f"model.cache_dir={tmp_path}/m", cwd=tmp_path)
     assert result.returncode == 1
-    assert "rows.jsonl, row 2: no prompt column 'prompt'" in result.stderr
+    assert "rows.jsonl, line 2: no prompt column 'prompt'" in result.stderr

@@ -6,7 +6,7 @@ import pytest
 
 from rlsys.build import num_updates, sampling_plan, start_coefficients
 from rlsys.checkpoint import RunState
-from rlsys.cli import load_config
+from rlsys.compose import load_config
 from rlsys.types import Coefficients
 
 ADAPTIVE = ["algorithm.kl.coef=0.1", "algorithm.kl.target=0.05", "algorithm.entropy.target=0.3"]

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from rlsys.algorithms import advantages, aggregation, policy_losses
-from rlsys.cli import load_config
+from rlsys.compose import load_config
 from rlsys.config import Config
 from rlsys.overrides import config_dir, groups
 from rlsys.preflight import check_config

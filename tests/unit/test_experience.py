@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlsys.cli import load_config
+from rlsys.compose import load_config
 from rlsys.errors import RlsysError
 from rlsys.experience import CreditAssignment, Scored
 from rlsys.types import Coefficients, Experience, Reward

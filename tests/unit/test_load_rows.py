@@ -12,10 +12,17 @@ import pytest
 
 from rlsys.config import DataConfig
 from rlsys.data.addition import addition
-from rlsys.data.load import load_rows
+from rlsys.data.sources import load, sources_of
 from rlsys.errors import ConfigError, DataError
 
+Rows = list[dict[str, Any]]
 ROWS = [{"prompt": "1+1=", "answer": "two"}, {"prompt": 'a, "b"', "answer": "né"}]
+
+
+def load_rows(value: Any, split: str, config: DataConfig) -> Rows:
+    config.train_split = split
+    (source,) = sources_of(value, "data.train", config)
+    return load(source, config, seed=0).rows
 
 
 def write_jsonl(path: Path, rows: Sequence[dict[str, str]]) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from rlsys import build
 from rlsys.config import AlgorithmConfig, Config, GroupsConfig
-from rlsys.data.load import PromptStream
+from rlsys.data.order import EpochOrder
+from rlsys.data.stream import PromptStream
 from rlsys.errors import RlsysError, WorkerError
 from rlsys.metrics.step import StageClock
 from rlsys.pipeline.batch import has_variance
@@ -81,7 +82,7 @@ class Source:
         self.reward_of = lambda number, sample: reward([1.0, float(not self.useful[number]), 1.0][sample])
         self.scored_together: list[list[int]] = []  # prompts of each call
         prompts = [Prompt(number, "", np.array([1], dtype=np.int32)) for number in range(len(useful))]
-        self.prompts = PromptStream(prompts, seed=0, shuffle=False)
+        self.prompts = PromptStream(prompts, EpochOrder(len(prompts), [0], shuffle=False))
         calls: Any = FakeCalls(seed)
         workers: Any = self
         self.sampler = build.build_sampler(calls, self.config, workers, workers)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from rlsys.cli import load_config
+from rlsys.compose import load_config
 from rlsys.runtime.placement import demands
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.cli import load_config
+from rlsys.compose import load_config
 from rlsys.runtime import placement
 from rlsys.runtime.preload import KMP, engine_preload
 

@@ -41,19 +41,19 @@ def test_a_good_run(config: Config, model_folder: Path) -> None:
     assert prepared.model_path == str(model_folder)
     assert [prompt.text for prompt in prepared.train_prompts] == ["1+1=", "2+2="]
     assert prepared.train_prompts[1].columns == {"answer": "4"}
-    assert prepared.eval_prompts == []
+    assert prepared.eval_sets == []
 
 
 def test_the_held_out_prompts_are_limited(config: Config) -> None:
     write(config, [GOOD] * 5)
     config.data.eval, config.data.eval_limit = config.data.train, 3
-    assert len(prepare(config).eval_prompts) == 3
+    assert [len(part.prompts) for part in prepare(config).eval_sets] == [3]
 
 
 def test_a_row_without_the_prompt_column(config: Config) -> None:
     write(config, [GOOD, {"promt": "2+2=", "answer": "4"}])
     message = refused(config, DataError)
-    said = ["rows.jsonl, row 2", "no prompt column 'prompt'", "promt", "data.prompt_column", "did you mean 'promt'?"]
+    said = ["rows.jsonl, line 2", "no prompt column 'prompt'", "promt", "data.prompt_column", "did you mean 'promt'?"]
     assert [part for part in said if part not in message] == []
 
 
@@ -62,13 +62,13 @@ def test_a_prompt_longer_than_the_context(config: Config) -> None:
     prepare(config)  # 64 - 44 leaves room for exactly 20 tokens
     write(config, [GOOD, GOOD, {"prompt": "1" * 21, "answer": "2"}])
     message = refused(config, DataError)
-    said = ["rows.jsonl, row 3", "21 tokens", "1 to 20", "rollout.max_response_tokens"]
+    said = ["rows.jsonl, line 3", "21 tokens", "1 to 20", "rollout.max_response_tokens"]
     assert [part for part in said if part not in message] == []
 
 
 def test_an_empty_prompt(config: Config) -> None:
     write(config, [{"prompt": "", "answer": "2"}])
-    assert "row 1: the prompt has 0 tokens" in refused(config, DataError)
+    assert "line 1: the prompt has 0 tokens" in refused(config, DataError)
 
 
 def test_a_file_that_is_not_there(config: Config) -> None:
@@ -79,7 +79,7 @@ def test_a_file_that_is_not_there(config: Config) -> None:
 def test_a_file_that_is_no_data(config: Config) -> None:
     Path(config.data.train).write_text("{this is not json\n")
     message = refused(config, DataError)
-    assert f"data '{config.data.train}' cannot be read" in message
+    assert f"{config.data.train}, line 1: not JSON" in message
 
 
 def test_a_model_that_is_not_there(config: Config) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsys.data.load import PromptStream
+from rlsys.data.order import EpochOrder
+from rlsys.data.stream import PromptStream
 from rlsys.types import Prompt
 
 
@@ -16,7 +17,7 @@ def stream(
     size: int, seed: int = 0, *, shuffle: bool = True, cursor: int = 0, pending: Sequence[int] = ()
 ) -> PromptStream:
     prompts = [Prompt(index, f"{index}", np.array([index], dtype=np.int32)) for index in range(size)]
-    return PromptStream(prompts, seed=seed, shuffle=shuffle, cursor=cursor, pending=pending)
+    return PromptStream(prompts, EpochOrder(size, [seed], shuffle=shuffle), cursor=cursor, pending=pending)
 
 
 def take(source: PromptStream, count: int) -> list[int]:

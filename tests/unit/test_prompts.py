@@ -8,7 +8,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from rlsys.config import DataConfig, TokenizerBuild
-from rlsys.data.load import PromptEncoder, check_rows
+from rlsys.data.encode import PromptEncoder, check_rows
+from rlsys.data.sources import LoadedRows, Source
 from rlsys.errors import ConfigError, DataError
 from rlsys.models.tiny import build_tokenizer
 from rlsys.types import Prompt
@@ -18,7 +19,11 @@ QUESTION = [{"role": "user", "content": "1+1"}]
 
 def encode(tokenizer: Any, value: Any, **options: Any) -> Prompt:
     row = {"prompt": value, "answer": "2"}
-    return PromptEncoder(tokenizer, DataConfig(**options)).encode([row], "rows", max_prompt_tokens=50)[0]
+    return PromptEncoder(tokenizer, DataConfig(**options), max_prompt_tokens=50).encode(loaded([row]))[0][0]
+
+
+def loaded(rows: list[dict[str, Any]]) -> LoadedRows:
+    return LoadedRows(Source("rows"), rows, range(len(rows)))
 
 
 def test_a_plain_prompt_is_taken_as_it_is(tokenizer: Any) -> None:
@@ -69,7 +74,7 @@ def test_a_system_prompt_is_never_dropped_silently(tokenizer: Any) -> None:
 
 def test_another_prompt_column(tokenizer: Any) -> None:
     rows = [{"question": "1+1=", "prompt": "not this"}]
-    prompt = PromptEncoder(tokenizer, DataConfig(prompt_column="question")).encode(rows, "rows", 50)[0]
+    prompt = PromptEncoder(tokenizer, DataConfig(prompt_column="question"), 50).encode(loaded(rows))[0][0]
     assert prompt.text == "1+1="
     assert prompt.columns == {"prompt": "not this"}
 
@@ -89,8 +94,6 @@ def test_what_is_neither_text_nor_messages_names_the_row(tokenizer: Any, value: 
 
 
 def test_rows_are_there_and_have_a_prompt() -> None:
-    check_rows([{"prompt": "1+1="}, {"prompt": ""}], "rows", "prompt")
-    with pytest.raises(DataError, match="data 'rows' has no rows"):
-        check_rows([], "rows", "prompt")
+    check_rows(loaded([{"prompt": "1+1="}, {"prompt": ""}]), "prompt")
     with pytest.raises(DataError, match=r"rows, row 2: no prompt column 'prompt'; the row has: answer"):
-        check_rows([{"prompt": "1+1="}, {"answer": "2", "prompt": None}], "rows", "prompt")
+        check_rows(loaded([{"prompt": "1+1="}, {"answer": "2", "prompt": None}]), "prompt")

@@ -1,0 +1,122 @@
+"""From rows to prompts: messages, templates, token ids, lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, TemplateError
+
+from rlsys.config import DataConfig
+from rlsys.data import Row
+from rlsys.data.sources import LoadedRows
+from rlsys.data.text import text_or_file
+from rlsys.errors import ConfigError, DataError, nearest
+from rlsys.types import Messages, Prompt
+
+
+def check_rows(loaded: LoadedRows, prompt_column: str) -> None:
+    """Raise DataError naming the first row without a prompt."""
+    for index, row in enumerate(loaded.rows):
+        if row.get(prompt_column) is None:
+            available = [key for key, value in row.items() if value is not None]
+            wanted = loaded.source.prompt_column or prompt_column
+            raise DataError(
+                f"{loaded.where(index)}: no prompt column '{wanted}'; the row has: {', '.join(available)}. "
+                f"Set data.prompt_column ({nearest(wanted, available)})"
+            )
+
+
+class PromptEncoder:
+    """Turns checked rows into prompts, in order.
+
+    Args:
+        max_prompt_tokens: the longest prompt that is taken.
+    """
+
+    def __init__(self, tokenizer: Any, config: DataConfig, max_prompt_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._config = config
+        self._max_prompt_tokens = max_prompt_tokens
+        self._around = None
+        if config.prompt_template is not None:
+            text = text_or_file(config.prompt_template, "data.prompt_template")
+            self._around = Environment().from_string(text)
+
+    def encode(self, loaded: LoadedRows, first_index: int = 0) -> tuple[list[Prompt], int]:
+        """Prompts numbered from `first_index`, and how many rows were left out as too long (`data.overlong=filter`).
+
+        Raises DataError naming the row whose prompt is no text, or too long where that is refused.
+        """
+        prompts: list[Prompt] = []
+        for index, row in enumerate(loaded.rows):
+            prompt = self._prompt(row, loaded, index, first_index + len(prompts))
+            if self._fits(prompt, loaded, index):
+                prompts.append(prompt)
+        if not prompts:
+            raise DataError(
+                f"data '{loaded.source.name}': every prompt is longer than {self._max_prompt_tokens} tokens: raise "
+                "data.max_prompt_tokens or lower rollout.max_response_tokens"
+            )
+        return prompts, len(loaded.rows) - len(prompts)
+
+    def _prompt(self, row: Row, loaded: LoadedRows, index: int, number: int) -> Prompt:
+        column = self._config.prompt_column
+        text = self._text(row[column], loaded, index)
+        columns = {key: value for key, value in row.items() if key != column}
+        return Prompt(number, text, np.array(self._token_ids(text), dtype=np.int32), columns)
+
+    def _fits(self, prompt: Prompt, loaded: LoadedRows, index: int) -> bool:
+        size = len(prompt.token_ids)
+        if 0 < size <= self._max_prompt_tokens:
+            return True
+        if size and self._config.overlong == "filter":
+            return False
+        raise DataError(
+            f"{loaded.where(index)}: the prompt has {size} tokens, 1 to {self._max_prompt_tokens} are possible "
+            "(data.max_prompt_tokens, or what the context leaves beside rollout.max_response_tokens). Leave such rows "
+            "out with data.overlong=filter, lower rollout.max_response_tokens or use a model with a longer context"
+        )
+
+    def _text(self, value: Any, loaded: LoadedRows, index: int) -> str | Messages:
+        config = self._config
+        if isinstance(value, str):
+            if self._around is not None:
+                value = self._around.render(content=value)
+            if not config.chat_template:
+                if config.system_prompt is not None:
+                    raise ConfigError("data.system_prompt needs chat messages: set data.chat_template=true")
+                return value
+            messages = [{"role": "user", "content": value}]
+        elif isinstance(value, list) and value and all(_is_message(message) for message in value):
+            messages = [{"role": message["role"], "content": message["content"]} for message in value]
+        else:
+            raise DataError(
+                f"{loaded.where(index)}: column '{config.prompt_column}' is neither a string nor a list of "
+                f"{{role, content}} messages but {type(value).__name__}"
+            )
+        if config.system_prompt is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": config.system_prompt}, *messages]
+        return messages
+
+    def _token_ids(self, text: str | Messages) -> Sequence[int]:
+        if isinstance(text, str):
+            return list(self._tokenizer(text)["input_ids"])
+        if self._tokenizer.chat_template is None:
+            raise ConfigError(
+                "the prompts are chat messages but the model's tokenizer has no chat template: set model.chat_template"
+            )
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                text, tokenize=False, add_generation_prompt=True, **self._config.chat_template_options
+            )
+        except TemplateError as error:
+            roles = [message["role"] for message in text]
+            raise ConfigError(f"the model's chat template refuses messages of the roles {roles}: {error}") from error
+        # The template already holds every special token: adding them again would double the BOS.
+        return list(self._tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)

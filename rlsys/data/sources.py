@@ -1,0 +1,167 @@
+"""Where rows come from: one source or several, each a file, a `datasets` name or a registered function."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlsys.config import DataConfig
+from rlsys.data import Row, registry
+from rlsys.data.files import READERS, place_in_file, what_is_wrong
+from rlsys.errors import ConfigError, DataError, nearest
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of `data.train` or `data.eval`."""
+
+    name: str  # a file, a `datasets` name, or a registered source
+    split: str | None = None  # null: data.train_split or data.eval_split; a file has one split only
+    subset: str | None = None  # the name of a `datasets` configuration
+    weight: float | None = None  # relative share of the prompts drawn; null in all: as many as each has rows
+    share: float = 1.0  # of its rows that are used, drawn by the run's seed
+    limit: int | None = None  # the first rows of those
+    prompt_column: str | None = None  # null: data.prompt_column
+    columns: Mapping[str, str] | None = None  # null: data.columns
+    label: str | None = None  # for messages and metrics; null: the file's or data set's name
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The label, or what the name comes to."""
+        return self.label or Path(self.name.rpartition(":")[2] or self.name).stem
+
+
+@dataclass(frozen=True)
+class LoadedRows:
+    """Rows of one source under the names that the run uses."""
+
+    source: Source
+    rows: list[Row]
+    numbers: Sequence[int]  # of each row in its source, from 0
+
+    def where(self, index: int) -> str:
+        """Which row that is, for people: file and line, or the row's number."""
+        return place_in_file(self.source.name, self.numbers[index])
+
+
+def sources_of(value: Any, key: str, config: DataConfig) -> list[Source]:
+    """The sources that `data.train` or `data.eval` names; none for null. Raises ConfigError for what is no source."""
+    if value is None:
+        return []
+    entries = value if isinstance(value, list) else [value]
+    if not entries:
+        raise ConfigError(f"{key} is an empty list: name a source" + (", or null" if key == "data.eval" else ""))
+    split = config.train_split if key == "data.train" else config.eval_split
+    found = [_source(entry, key, split, config, alone=not isinstance(value, list)) for entry in entries]
+    weighted = [source.title for source in found if source.weight is not None]
+    if weighted and len(weighted) < len(found):
+        raise ConfigError(f"{key}: {', '.join(weighted)} has a weight and others have none; give all of them one")
+    return _labelled(found)
+
+
+def load(source: Source, config: DataConfig, *, seed: int) -> LoadedRows:
+    """Its rows, renamed. Raises ConfigError when there is no such source, DataError for one that cannot be used."""
+    every = read(source)
+    numbers = list(range(len(every)))
+    if source.share < 1:
+        order = np.random.default_rng([seed, len(every)]).permutation(len(every))
+        numbers = sorted(int(number) for number in order[: math.floor(len(every) * source.share)])
+    numbers = numbers[: source.limit]
+    loaded = LoadedRows(source, [every[number] for number in numbers], numbers)
+    if not loaded.rows:
+        raise DataError(f"data '{source.name}' has no rows")
+    return _renamed(loaded, config)
+
+
+def read(source: Source) -> list[Row]:
+    """All rows of a source as it has them."""
+    if source.name in registry.names() or ":" in source.name:
+        return registry.bind(source.name, dict(source.options))(source.split)
+    import datasets
+
+    path = Path(source.name).expanduser()
+    kind = READERS.get(path.suffix.lower())
+    if kind is not None and not path.is_file():
+        raise ConfigError(f"data: no such file: {path.resolve()}")
+    try:
+        if kind is not None:
+            rows = datasets.load_dataset(kind, data_files=str(path), split="train", **source.options)
+        else:
+            rows = datasets.load_dataset(source.name, source.subset, split=source.split, **source.options)
+        return list(rows)
+    except Exception as error:
+        raise DataError(_unreadable(source.name, kind, error)) from error
+
+
+def _unreadable(name: str, kind: str | None, error: Exception) -> str:
+    found = what_is_wrong(name) if kind is not None else None
+    if found is not None:
+        return found
+    known = registry.names()
+    return (
+        f"data '{name}' cannot be read as a registered source ({nearest(name, known)}), a "
+        f"{'/'.join(sorted(READERS))} file or a datasets name: {type(error).__name__}: {error}"
+    )
+
+
+def _source(entry: Any, key: str, split: str, config: DataConfig, *, alone: bool) -> Source:
+    if isinstance(entry, str):
+        return Source(name=entry, split=split, options=config.options if alone else {})
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+        raise ConfigError(f"{key}: {entry!r} is neither a source's name nor a mapping with a `name`")
+    known = [option.name for option in dataclasses.fields(Source)]
+    for option in entry:
+        if option not in known:
+            raise ConfigError(f"{key}: '{entry['name']}' has no key '{option}': {nearest(str(option), known)}")
+    made = Source(**{"split": split, **dict(entry)})
+    for option, value in {"weight": made.weight, "share": made.share}.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{key}: '{made.name}' has {option}={value}: it must be positive")
+    if made.share > 1:
+        raise ConfigError(f"{key}: '{made.name}' has share={made.share}: it is a part of its rows, at most 1")
+    return made
+
+
+def _labelled(sources: Sequence[Source]) -> list[Source]:
+    """Every one with a label of its own."""
+    taken: set[str] = set()
+    labelled = []
+    for source in sources:
+        label, number = source.title, 1
+        while label in taken:
+            number += 1
+            label = f"{source.title}_{number}"
+        taken.add(label)
+        labelled.append(dataclasses.replace(source, label=label))
+    return labelled
+
+
+def _renamed(loaded: LoadedRows, config: DataConfig) -> LoadedRows:
+    """Rows with the prompt in `data.prompt_column` and the columns that `columns` renames."""
+    source, ours = loaded.source, config.prompt_column
+    theirs = source.prompt_column or ours
+    renames = dict(config.columns if source.columns is None else source.columns)
+    if theirs != ours:
+        renames[ours] = theirs
+    if not renames:
+        return loaded
+    for index, row in enumerate(loaded.rows):
+        for new, old in renames.items():
+            if old not in row and new != ours:
+                raise DataError(
+                    f"{loaded.where(index)}: no column '{old}' to rename to '{new}'; the row has: "
+                    f"{', '.join(row)} ({nearest(old, row)})"
+                )
+    return dataclasses.replace(loaded, rows=[_renamed_row(row, renames) for row in loaded.rows])
+
+
+def _renamed_row(row: Row, renames: Mapping[str, str]) -> Row:
+    kept = {key: value for key, value in row.items() if key not in renames.values()}
+    return kept | {new: row.get(old) for new, old in renames.items()}

@@ -1,0 +1,118 @@
+"""`rlsys eval MODEL_OR_RUN`: engines and reward workers, no learner."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rlsys.build import open_evaluation
+from rlsys.compose import composed, to_config
+from rlsys.config import Config
+from rlsys.errors import ConfigError
+from rlsys.evaluate import Evaluation, evaluate
+from rlsys.finished import FinishedRun, overridden
+from rlsys.intervals import Estimate
+from rlsys.prepare import Prepared, prepare
+from rlsys.rollout.pool import RolloutPool
+
+
+def evaluation(arguments: Sequence[str]) -> None:
+    """Parse, evaluate, print the table (stderr) and the JSON (stdout, and `--output`)."""
+    parser = argparse.ArgumentParser(
+        "rlsys eval",
+        description="Greedy and sampled answers of a model, or of a run's newest checkpoint, to held-out prompts.",
+        epilog="A run brings its own configuration, a model takes the defaults. Overrides as for "
+        "rlsys train: data=gsm8k eval.num_samples=8 'data.eval=[a.jsonl, b.jsonl]' reward=math_answer",
+    )
+    parser.add_argument(
+        "target", nargs="?", metavar="MODEL_OR_RUN", help="a model's folder or hub id, or a run's folder"
+    )
+    parser.add_argument("--step", type=int, help="of the run's checkpoint; the newest without")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there too")
+    options, overrides = parser.parse_known_args(arguments)
+    if options.target is not None and "=" in options.target:
+        overrides, options.target = [options.target, *overrides], None
+    prepared = prepare(_config(options.target, options.step, overrides), _say, training=False)
+    results = evaluation_run(prepared)
+    answer = json.dumps(as_json(prepared, results), indent=2)
+    _show(results, prepared.config)
+    print(answer)
+    if options.output is not None:
+        options.output.write_text(answer + "\n", encoding="utf-8")
+
+
+def evaluation_run(prepared: Prepared) -> list[Evaluation]:
+    """Evaluate the model on every held-out data set."""
+    if not prepared.eval_sets:
+        raise ConfigError("data.eval is null: there is nothing to evaluate on")
+    with open_evaluation(prepared) as sampler:
+        return evaluate(sampler, prepared.eval_sets, prepared.config, policy_version=RolloutPool.LOADED_VERSION)
+
+
+def as_json(prepared: Prepared, results: Sequence[Evaluation]) -> dict[str, Any]:
+    """The results with what they are of."""
+    config = prepared.config
+    return {
+        "model": prepared.model_path,
+        "rewards": [dict(spec) for spec in config.rewards],
+        "correct_at": config.eval.correct_at,
+        "confidence": config.eval.confidence,
+        "temperature": config.eval.temperature if config.eval.num_samples else None,
+        "data": [dataclasses.asdict(result) for result in results],
+    }
+
+
+def _config(target: str | None, step: int | None, overrides: Sequence[str]) -> Config:
+    """What is evaluated: a run as it was configured, or a model without an experiment's settings."""
+    if target is None:
+        return _seeded(to_config(composed(overrides)))
+    if not FinishedRun.is_one(target):
+        if step is not None:
+            raise ConfigError(f"--step belongs to a run, and '{target}' is not the folder of one")
+        plain = [] if any(override.startswith("experiment=") for override in overrides) else ["~experiment"]
+        config = to_config(composed([*plain, *overrides]))
+        return _seeded(replace(config, model=replace(config.model, path=target)))
+    run = FinishedRun(Path(target).expanduser().resolve())
+    own = run.composed()
+    config = to_config(overridden(own, composed(overrides), overrides) if overrides else own)
+    policy = run.checkpoint(step) / "policy"
+    return _seeded(replace(config, model=replace(config.model, path=str(policy)), run_dir=None, resume="never"))
+
+
+def _seeded(config: Config) -> Config:
+    """The same command gives the same numbers."""
+    return replace(config, rollout=replace(config.rollout, seeded=True))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _show(results: Sequence[Evaluation], config: Config) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{config.eval.confidence:.0%} intervals", title_justify="left")
+    columns = ["data", "prompts", "failed", "greedy accuracy", "reward"]
+    ks = sorted({k for result in results for k in result.pass_at})
+    if ks:
+        columns += [f"mean@{config.eval.num_samples}", *(f"pass@{k}" for k in ks)]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "data" else "right")
+    for result in results:
+        cells = [result.label, str(result.num_prompts), str(result.num_failed + result.num_failed_samples)]
+        cells += [_interval(result.accuracy), f"{result.reward_mean:.4g}"]
+        if ks:
+            cells += [_interval(result.mean_at), *(_interval(result.pass_at.get(k)) for k in ks)]
+        table.add_row(*cells)
+    Console(stderr=True).print(table)
+
+
+def _interval(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

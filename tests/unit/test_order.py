@@ -1,0 +1,73 @@
+"""Which prompt comes at which place."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlsys.data.order import BLOCK, EpochOrder, MixtureOrder, quotas
+
+SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [([1, 1], [500, 500]), ([3, 1], [750, 250]), ([1], [1000]), ([1, 1e-9], [999, 1]), ([1, 1, 1], [334, 333, 333])],
+)
+def test_quotas_by_hand(weights: list[float], expected: list[int]) -> None:
+    assert quotas(weights, 1000) == expected
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=9))
+def test_quotas_add_up_and_leave_nobody_out(weights: list[float]) -> None:
+    counts = quotas(weights, BLOCK)
+    assert sum(counts) == BLOCK
+    assert min(counts) >= 1
+    for count, weight in zip(counts, weights, strict=True):
+        assert abs(count - BLOCK * weight / sum(weights)) <= len(weights)
+
+
+@given(SIZES, st.integers(0, 3), st.booleans())
+def test_in_every_block_each_part_has_its_share_and_its_prompts_come_evenly(
+    sizes: list[int], seed: int, shuffle: bool
+) -> None:
+    weights = [float(1 + part) for part in range(len(sizes))]
+    order = MixtureOrder(sizes, weights, seed, shuffle=shuffle)
+    firsts = [sum(sizes[:part]) for part in range(len(sizes))]
+    for block in range(2):
+        drawn = [order.at(block * BLOCK + offset) for offset in range(BLOCK)]
+        counts = [sum(first <= n < first + size for n in drawn) for first, size in zip(firsts, sizes, strict=True)]
+        assert counts == quotas(weights, BLOCK)
+    every = Counter(order.at(place) for place in range(2 * BLOCK))
+    for first, size in zip(firsts, sizes, strict=True):
+        seen = [every[first + index] for index in range(size)]
+        assert max(seen) - min(seen) <= 1  # no prompt a second time before all of its part have come
+
+
+@given(SIZES, st.permutations(range(30)))
+def test_a_place_gives_the_same_prompt_whenever_it_is_asked(sizes: list[int], places: list[int]) -> None:
+    places = [place * 97 for place in places]  # over several blocks, back and forth
+    weights = [1.0] * len(sizes)
+    asked = MixtureOrder(sizes, weights, 1, shuffle=True)
+    fresh = {place: MixtureOrder(sizes, weights, 1, shuffle=True).at(place) for place in places}
+    assert {place: asked.at(place) for place in places} == fresh
+
+
+def test_without_shuffling_the_parts_alternate_evenly() -> None:
+    order = MixtureOrder([5, 5], [3.0, 1.0], 0, shuffle=False)
+    first_places = [order.at(place) for place in range(8)]
+    assert [number >= 5 for number in first_places].count(True) == 2
+    assert [number for number in first_places if number < 5] == [0, 1, 2, 3, 4, 0]
+
+
+def test_an_epoch_order_is_what_it_was_before_mixtures() -> None:
+    """The order of runs that began under earlier versions: they resume where they were."""
+    import numpy as np
+
+    order = EpochOrder(7, [3], shuffle=True)
+    for epoch in range(3):
+        expected = np.random.default_rng([3, epoch]).permutation(7).tolist()
+        assert [order.at(epoch * 7 + position) for position in range(7)] == expected

@@ -1,0 +1,100 @@
+"""Sources of rows: what names them, mixtures, renames, and which line is to blame."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsys.config import DataConfig
+from rlsys.data.sources import Source, load, sources_of
+from rlsys.errors import ConfigError, DataError
+
+
+def titles(value: Any, key: str = "data.train") -> list[str]:
+    return [source.title for source in sources_of(value, key, DataConfig())]
+
+
+def jsonl(path: Path, *rows: Any) -> str:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DataConfig:
+    return DataConfig(options={"cache_dir": str(tmp_path / "cache")})
+
+
+def test_a_name_is_one_source_and_a_list_several() -> None:
+    assert titles("addition") == ["addition"]
+    assert titles(["some/where/train.jsonl", {"name": "org/maths"}, "my.data:rows"]) == ["train", "maths", "rows"]
+    assert titles(["a/test.jsonl", "b/test.jsonl", {"name": "c", "label": "mine"}]) == ["test", "test_2", "mine"]
+    assert titles(None, "data.eval") == []
+
+
+def test_splits_and_options_are_the_source_s_or_the_run_s() -> None:
+    config = DataConfig(train_split="train[:10]", options={"held_out": 3})
+    (alone,) = sources_of("addition", "data.train", config)
+    assert (alone.split, alone.options) == ("train[:10]", {"held_out": 3})
+    first, second = sources_of(["addition", {"name": "x", "split": "dev"}], "data.train", config)
+    assert (first.options, second.split) == ({}, "dev")  # options of one among several are its own
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([], "empty list"),
+        ([{"path": "x"}], "neither a source's name nor a mapping with a `name`"),
+        (7, "neither a source's name"),
+        ([{"name": "x", "wieght": 2}], "'x' has no key 'wieght': did you mean 'weight'?"),
+        ([{"name": "x", "weight": 2}, {"name": "y"}], "x has a weight and others have none"),
+        ([{"name": "x", "weight": 0}], "weight=0: it must be positive"),
+        ([{"name": "x", "share": 1.5}], "share=1.5"),
+    ],
+)
+def test_what_is_no_source_is_refused(value: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        sources_of(value, "data.train", DataConfig())
+    assert said in str(caught.value)
+
+
+def test_a_share_is_drawn_by_the_seed_and_keeps_the_order(tmp_path: Path, config: DataConfig) -> None:
+    name = jsonl(tmp_path / "rows.jsonl", *({"prompt": str(number)} for number in range(20)))
+    source = Source(name, share=0.35, options=config.options)
+    first, again, other = (load(source, config, seed=seed) for seed in (1, 1, 2))
+    assert first.rows == again.rows != other.rows
+    assert len(first.rows) == 7
+    numbers = [int(row["prompt"]) for row in first.rows]
+    assert numbers == sorted(set(numbers)) == list(first.numbers)
+
+
+def test_columns_are_renamed(tmp_path: Path, config: DataConfig) -> None:
+    name = jsonl(tmp_path / "rows.jsonl", {"problem": "1+1", "gold": "2", "level": 1})
+    source = Source(name, prompt_column="problem", columns={"answer": "gold"}, options=config.options)
+    assert load(source, config, seed=0).rows == [{"level": 1, "answer": "2", "prompt": "1+1"}]
+    config.columns = {"answer": "golt"}
+    with pytest.raises(DataError, match=r"rows.jsonl, line 1: no column 'golt'.*did you mean 'gold'\?"):
+        load(Source(name, options=config.options), config, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (["{'prompt': 1}"], "line 1: not JSON: Expecting property name"),
+        ([{"prompt": "a"}, "", '{"prompt": "b"'], "line 3: not JSON"),
+        ([{"prompt": "a"}, [1]], "line 2: a row must be an object with named columns, this is a list"),
+    ],
+)
+def test_a_malformed_row_names_file_and_line(tmp_path: Path, config: DataConfig, rows: list[Any], said: str) -> None:
+    name = jsonl(tmp_path / "rows.jsonl", *rows)
+    with pytest.raises(DataError) as caught:
+        load(Source(name, options=config.options), config, seed=0)
+    assert f"{name}, {said}" in str(caught.value)
+
+
+def test_the_line_counts_blank_ones_and_rows_left_out(tmp_path: Path, config: DataConfig) -> None:
+    name = jsonl(tmp_path / "rows.jsonl", {"prompt": "a"}, "", {"prompt": "b"}, {"prompt": "c"})
+    loaded = load(Source(name, options=config.options), config, seed=0)
+    assert [loaded.where(index) for index in range(3)] == [f"{name}, line {line}" for line in (1, 3, 4)]
