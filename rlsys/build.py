@@ -22,7 +22,7 @@ from rlsys.learner.worker import LearnerSetup
 from rlsys.metrics.display import Display
 from rlsys.metrics.run_log import RunLog, set_aside
 from rlsys.metrics.timeline import Timeline, timeline_path
-from rlsys.needs import needs_critic, needs_greedy
+from rlsys.needs import needs_critic, needs_greedy, wants_whole_groups
 from rlsys.nonfinite import NonFiniteGuard
 from rlsys.pipeline.pipeline import Pipeline
 from rlsys.pipeline.sampler import Sampler
@@ -273,7 +273,7 @@ def build_sampler(calls: Calls, config: Config, rollout: RolloutPool, scoring: R
         rollout,
         scoring,
         linger_s=config.rollout.linger_s,
-        whole_groups=config.scoring.whole_groups,
+        whole_groups=wants_whole_groups(config),
         deadline_s=config.rollout.deadline_s,
     )
 

@@ -98,21 +98,21 @@ def _show(results: Sequence[Evaluation], config: Config) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{config.eval.confidence:.0%} intervals", title_justify="left")
-    columns = ["data", "prompts", "failed", "greedy accuracy", "reward"]
-    ks = sorted({k for result in results for k in result.pass_at})
-    if ks:
-        columns += [f"mean@{config.eval.num_samples}", *(f"pass@{k}" for k in ks)]
-    for column in columns:
-        table.add_column(column, justify="left" if column == "data" else "right")
+    table = Table()
+    for column in ("data", "measure", "value", f"{config.eval.confidence:.0%} interval"):
+        table.add_column(column, justify="right" if column == "value" else "left")
     for result in results:
-        cells = [result.label, str(result.num_prompts), str(result.num_failed + result.num_failed_samples)]
-        cells += [_interval(result.accuracy), f"{result.reward_mean:.4g}"]
-        if ks:
-            cells += [_interval(result.mean_at), *(_interval(result.pass_at.get(k)) for k in ks)]
-        table.add_row(*cells)
+        table.add_section()
+        table.add_row(result.label, "prompts", str(result.num_prompts), "")
+        table.add_row("", "without a valid reward", str(result.num_failed), "")
+        table.add_row("", "greedy accuracy", *_interval(result.accuracy))
+        table.add_row("", "greedy reward", f"{result.reward_mean:.4g}", "")
+        if result.mean_at is not None:
+            table.add_row("", f"mean@{result.num_samples}", *_interval(result.mean_at))
+        for k, estimate in result.pass_at.items():
+            table.add_row("", f"pass@{k}", *_interval(estimate))
     Console(stderr=True).print(table)
 
 
-def _interval(estimate: Estimate | None) -> str:
-    return "-" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+def _interval(estimate: Estimate) -> tuple[str, str]:
+    return f"{estimate.value:.3f}", f"{estimate.low:.3f} to {estimate.high:.3f}"

@@ -1,9 +1,10 @@
-"""What an algorithm asks of a run: which roles and which extra rollouts."""
+"""What algorithm and rewards ask of a run: which roles, which extra rollouts, which batches."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from rlsys import rewards
 from rlsys.algorithms import advantages
 from rlsys.config import Config
 
@@ -16,6 +17,12 @@ def needs_critic(config: Config) -> bool:
 def needs_greedy(config: Config) -> bool:
     """Whether every prompt also gets a greedy response, as a baseline."""
     return bool(advantages.registry.fact(str(config.algorithm.advantage["name"]), "greedy", False))
+
+
+def wants_whole_groups(config: Config) -> bool:
+    """Whether a prompt's responses go to the reward functions together."""
+    named = (rewards.registry.fact(str(spec["name"]), "whole_groups", False) for spec in config.rewards)
+    return config.scoring.whole_groups or any(named)
 
 
 def corrections_of(config: Config) -> list[dict[str, Any]]:

@@ -142,6 +142,9 @@ def _check_reward_list(config: Config) -> None:
         weight = spec.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             raise ConfigError(f"rewards: the weight of '{spec['name']}' is {weight!r}, not a finite number")
+        deadline = spec.get("deadline_s", 1.0)
+        if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0:
+            raise ConfigError(f"rewards: the deadline_s of '{spec['name']}' is {deadline!r}, not a number of seconds")
 
 
 def _check_devices(config: Config, *, training: bool) -> None:

@@ -19,8 +19,8 @@ from rlsys.reference.pool import ReferencePool
 from rlsys.runtime.calls import Calls
 from rlsys.schedule.ledger import Taken
 from rlsys.schedule.scheduler import Scheduler
-from rlsys.scoring.combine import first_failure
-from rlsys.types import Sampling
+from rlsys.scoring.combine import FAILURES, first_failure
+from rlsys.types import Reward, Sampling
 
 
 class Pipeline:
@@ -46,6 +46,7 @@ class Pipeline:
         self._plan = plan
         self._train = config.train
         self._keeps_all = config.algorithm.groups.zero_variance == "keep"
+        self._on_error = config.scoring.on_error
         self._by_parts = bool(
             advantages.registry.fact(str(config.algorithm.advantage["name"]), "by_parts", default=False)
         )
@@ -113,8 +114,8 @@ class Pipeline:
         self._admit()
 
     def on_scored(self, group: PendingGroup) -> None:
-        """Rejected where its rewards teach nothing, and otherwise on to the reference."""
-        if not self._keeps_all and not has_variance(group.rewards_of_first(), self._by_parts):
+        """Rejected where its rewards teach nothing, or failed and that is not accepted; else on to the reference."""
+        if self._is_rejected(group.rewards_of_first(), group.prompt.index):
             self._rejected.append(self._open.pop(group.group_id))
             self._scheduler.on_scored(group.group_id, group.attempt, keep=False)
             self._admit()
@@ -122,6 +123,17 @@ class Pipeline:
             self._references.put([group])
         else:
             self._scheduler.on_scored(group.group_id, group.attempt, keep=True)
+
+    def _is_rejected(self, rewards: Sequence[Reward], prompt_index: int) -> bool:
+        """Raises RlsysError for a reward that failed, where that ends the run."""
+        if self._on_error != "mask" and any(reward.outcome in FAILURES for reward in rewards):
+            if self._on_error == "raise":
+                raise RlsysError(
+                    f"prompt {prompt_index}: {first_failure([rewards], FAILURES)} (scoring.on_error=raise; mask leaves "
+                    "the trajectory out, drop_group its whole group)"
+                )
+            return True
+        return not self._keeps_all and not has_variance(rewards, self._by_parts)
 
     def _admit(self) -> None:
         by_engine: dict[int, list[PendingGroup]] = {}

@@ -6,16 +6,33 @@ A function takes the arguments it names (all of them with `**kwargs`); `None` me
 completions are strings, or chat messages for conversational data. Keyword-only parameters with a default are options
 that the run's `rewards` list may set. A function that imports something slow registers with `imports=("module",)`:
 its process then imports it before the first deadline runs.
+
+A class does for a reward that must load something: its keyword-only arguments are the options, it is made before the
+first deadline runs, and called like a function. Registered with `check=f`, `f()` is asked before Ray starts whether the
+machine has what it needs; with `whole_groups=True` a call holds all of a prompt's responses, behind one another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from rlsys.registry import Registry
+from rlsys.types import Outcome
 
-Scores = list[float | None]
-RewardFn = Callable[..., Scores | Awaitable[Scores]]
+
+@dataclass(frozen=True)
+class Failed:
+    """In place of a score: this row could not be judged, through no fault of the response."""
+
+    detail: str
+    outcome: Outcome = "error"
+
+
+Scores = list[float | Failed | None]
+RewardFn = Callable[..., Any]
+"""Gives Scores, or an awaitable of them; or a class whose objects do."""
 registry: Registry[RewardFn] = Registry("reward", __name__)
 register = registry.register
 

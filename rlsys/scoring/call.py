@@ -12,9 +12,11 @@ from typing import Any
 from rlsys import rewards
 from rlsys.errors import ConfigError
 from rlsys.registry import option_names
+from rlsys.rewards import Failed
 from rlsys.types import Messages
 
-RESERVED = ("name", "weight")
+RESERVED = ("name", "weight", "deadline_s")
+"""Keys of an entry of `rewards` that are not the function's options."""
 PROVIDED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
@@ -76,16 +78,39 @@ def absolute(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bind_reward(spec: Mapping[str, Any]) -> Callable[..., Any]:
-    """The function that one entry of `rewards` names, with its options. Raises ConfigError when either is unknown."""
-    options = {key: value for key, value in spec.items() if key not in RESERVED}
-    return rewards.registry.bind(str(spec["name"]), options)
+    """The function that one entry of `rewards` names, with its options; of a class an object, made now. Raises
+    ConfigError when name or option is unknown, and what making an object raises."""
+    bound = rewards.registry.bind(str(spec["name"]), _options(spec))
+    made: Callable[..., Any] = bound() if _is_class(spec) else bound
+    return made
+
+
+def _options(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in spec.items() if key not in RESERVED}
+
+
+def _is_class(spec: Mapping[str, Any]) -> bool:
+    return inspect.isclass(rewards.registry.get(str(spec["name"])))
+
+
+def _call_of(spec: Mapping[str, Any]) -> Callable[..., Any]:
+    """What an object of a class takes when it is called, `self` first."""
+    made: Any = rewards.registry.get(str(spec["name"]))
+    call: Callable[..., Any] = made.__call__
+    return call
 
 
 def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
     """Raise ConfigError when the function needs an argument that neither TRL's contract nor the data set provides."""
     columns = set(columns)
     known = {*PROVIDED, *columns}
-    function = bind_reward(spec)
+    function = rewards.registry.bind(str(spec["name"]), _options(spec))
+    check = rewards.registry.fact(str(spec["name"]), "check", None)
+    if check is not None:
+        check()
+    if _is_class(spec):
+        _check_made(spec, function)
+        function = _call_of(spec)
     parameters = _parameters(function)
     for name in set(option_names(function)) & columns - set(spec):
         if parameters[name].default is inspect.Parameter.empty:
@@ -95,6 +120,8 @@ def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
             "in `rewards`, or rename the column"
         )
     for name, parameter in parameters.items():
+        if name == "self":
+            continue
         if parameter.default is inspect.Parameter.empty and name not in known:
             raise ConfigError(
                 f"reward '{spec['name']}' needs the column '{name}', which the data set does not have; its columns: "
@@ -102,9 +129,16 @@ def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
             )
 
 
-def call_reward(function: Callable[..., Any], request: RewardRequest, log: RewardLog) -> list[float | None]:
+def _check_made(spec: Mapping[str, Any], factory: Callable[..., Any]) -> None:
+    """Raise ConfigError when a class is not given an option that it needs."""
+    for name, parameter in inspect.signature(factory).parameters.items():
+        if parameter.default is inspect.Parameter.empty and parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            raise ConfigError(f"reward '{spec['name']}' needs the option '{name}'")
+
+
+def call_reward(function: Callable[..., Any], request: RewardRequest, log: RewardLog) -> list[float | Failed | None]:
     """Call `function` with the arguments it accepts; awaits a coroutine. Returns one float (NaN and infinity too: the
-    loop counts those) or None a row.
+    loop counts those), None or Failed a row.
 
     Raises ValueError when the result has the wrong length, and whatever the function raises.
     """
@@ -120,7 +154,7 @@ def call_reward(function: Callable[..., Any], request: RewardRequest, log: Rewar
     result = function(**_accepted(function, arguments))
     if inspect.isawaitable(result):
         result = asyncio.run(_await(result))
-    scores = [None if value is None else float(value) for value in result]
+    scores = [value if value is None or isinstance(value, Failed) else float(value) for value in result]
     if len(scores) != len(request):
         raise ValueError(f"returned {len(scores)} rewards for {len(request)} completions")
     return scores

@@ -7,6 +7,8 @@ from typing import Any
 
 from rlsys.types import Outcome, Reward, RewardPart
 
+NOT_OK = ("error", "timeout", "not_finite", "not_applicable")
+
 
 def combine(
     parts: Mapping[str, RewardPart],
@@ -26,10 +28,14 @@ def combine(
     return Reward(total=total, parts=dict(parts), outcome=outcome, extra=dict(extra or {}))
 
 
-def first_failure(rewards: Sequence[Sequence[Reward]]) -> str:
-    """What the first part that is not ok said, for a message about rewards of which none is valid."""
+FAILURES = ("error", "timeout")
+"""Outcomes of a call that went wrong; `not_applicable` and `not_finite` are answers."""
+
+
+def first_failure(rewards: Sequence[Sequence[Reward]], outcomes: Sequence[str] = NOT_OK) -> str:
+    """What the first part with one of `outcomes` said, for a message."""
     parts = (item for group in rewards for reward in group for item in reward.parts.items())
     for label, part in parts:
-        if part.outcome != "ok":
+        if part.outcome in outcomes:
             return f"{label}: {part.outcome}: {part.detail or 'the function returned None'}"
     return "no rewards at all"

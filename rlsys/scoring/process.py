@@ -22,7 +22,7 @@ from typing import Any
 
 from rlsys.errors import WorkerError
 from rlsys.orphans import exit_with_parent
-from rlsys.rewards import registry
+from rlsys.rewards import Failed, registry
 from rlsys.runtime.garbage import freeze_started
 from rlsys.scoring.call import RewardLog, RewardRequest, bind_reward, call_reward
 from rlsys.types import Outcome, RewardPart
@@ -100,9 +100,11 @@ class RewardProcess:
             return self._failed("error", payload)
         return Answer([self._part(value) for value in payload], log)
 
-    def _part(self, value: float | None) -> RewardPart:
+    def _part(self, value: float | Failed | None) -> RewardPart:
         if value is None:
             return RewardPart(None, "not_applicable")
+        if isinstance(value, Failed):
+            return RewardPart(None, value.outcome, f"reward '{self._spec['name']}': {value.detail}")
         if not math.isfinite(value):
             return RewardPart(None, "not_finite", f"reward '{self._spec['name']}': returned {value}")
         return RewardPart(value, "ok")
@@ -148,9 +150,9 @@ def serve(pipe: Connection) -> None:
     """The child's life: load the function, answer calls, stop at the end of the pipe."""
     try:
         spec = pipe.recv()
-        function = bind_reward(spec)
         for module in registry.fact(str(spec["name"]), "imports", ()):
             importlib.import_module(module)
+        function = bind_reward(spec)
     except Exception:
         pipe.send(traceback.format_exc(limit=5))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rlsys.chunks import Place, picked
@@ -26,9 +27,14 @@ class RewardWorker:
         self._tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
         self._weights = {label: float(spec.get("weight", 1.0)) for label, spec in labelled(rewards)}
         self._processes = {
-            label: RewardProcess(spec, call_deadline_s=config.function_deadline_s, row_deadline_s=config.row_deadline_s)
+            label: RewardProcess(
+                spec,
+                call_deadline_s=float(spec.get("deadline_s", config.function_deadline_s)),
+                row_deadline_s=float(spec.get("deadline_s", config.row_deadline_s)),
+            )
             for label, spec in labelled(rewards)
         }
+        self._callers = ThreadPoolExecutor(len(self._processes))  # a function that is late keeps no other waiting
         self._spans = Spans()
         freeze_started()
 
@@ -51,7 +57,8 @@ class RewardWorker:
         return self._spans.take()
 
     def _score(self, request: RewardRequest) -> tuple[list[Reward], dict[str, float]]:
-        answers = {label: process.score(request) for label, process in self._processes.items()}
+        calls = {label: self._callers.submit(process.score, request) for label, process in self._processes.items()}
+        answers = {label: call.result() for label, call in calls.items()}
         rewards = []
         for row in range(len(request)):
             parts = {label: parts[row] for label, (parts, _) in answers.items()}

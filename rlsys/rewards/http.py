@@ -1,0 +1,189 @@
+"""A reward service somewhere else, asked over HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+from circuitbreaker import CircuitBreaker, CircuitBreakerError
+
+from rlsys.errors import ConfigError
+from rlsys.rewards import Failed, Scores, register
+
+RETRIED = (408, 425, 429, 500, 502, 503, 504)
+"""Answers that may be another the next time; any other error is the same however often one asks."""
+
+
+class RefusedError(Exception):
+    """The service's answer is final."""
+
+
+class UnavailableError(Exception):
+    """No answer, or one that may be better the next time."""
+
+
+@register("http", imports=("httpx", "tenacity"))
+class Http:
+    """Scores of a service: `rlsys serve-reward` on another machine, or one of OpenRLHF's `remote_rm_url` kind.
+
+    Rows travel in batches. A batch that gets no answer is tried again a bounded number of times, after waits that double
+    and are drawn at random; then its rows are errors. After several such failures in a row nothing is sent for a while
+    (circuit breaker): a service that is down costs its rows, not minutes of the run.
+
+    Args:
+        url: where to post; with `rlsys serve-reward` it ends in `/score`.
+        token_env: name of the environment variable with the bearer token; empty for none.
+        protocol: `rlsys` sends prompts, completions, completion_ids and columns; `openrlhf` sends queries (prompt and
+            completion as one text), prompts and labels (the `answer` column).
+        timeout_s: of one try; max_tries of them, at most total_s with the waits.
+        breaker_failures: tries in a row that failed until it opens, for breaker_s seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        token_env: str = "",
+        protocol: Literal["rlsys", "openrlhf"] = "rlsys",
+        batch_size: int = 64,
+        num_parallel: int = 4,
+        timeout_s: float = 10.0,
+        total_s: float = 25.0,
+        max_tries: int = 4,
+        wait_s: float = 0.5,
+        breaker_failures: int = 5,
+        breaker_s: float = 30.0,
+    ) -> None:
+        import httpx
+
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"reward 'http': url={url}: it must begin with http:// or https://")
+        self._url, self._protocol = url, protocol
+        self._batch_size, self._total_s = batch_size, total_s
+        self._max_tries, self._wait_s = max_tries, wait_s
+        self._client = httpx.Client(headers=_authorization(token_env), timeout=timeout_s)
+        self._executor = ThreadPoolExecutor(num_parallel)
+        breaker = CircuitBreaker(breaker_failures, breaker_s, UnavailableError, name=f"reward service {url}")
+        self._post_once = breaker.decorate(self._post)
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[list[int]],
+        trainer_state: Any,
+        log_metric: Any,
+        **columns: Sequence[Any],
+    ) -> Scores:
+        """One score a completion."""
+        columns.pop("log_extra", None)
+        parts = [slice(start, start + self._batch_size) for start in range(0, len(completions), self._batch_size)]
+        bodies = [
+            self._body(
+                prompts[part],
+                completions[part],
+                completion_ids[part],
+                {name: column[part] for name, column in columns.items()},
+                trainer_state.global_step,
+            )
+            for part in parts
+        ]
+        answers = list(self._executor.map(self._asked, bodies))
+        sizes = [len(completions[part]) for part in parts]
+        log_metric("http/failed_batches", sum(isinstance(answer, Failed) for answer in answers) / len(answers))
+        return [score for answer, size in zip(answers, sizes, strict=True) for score in _scores(answer, size)]
+
+    def _body(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[list[int]],
+        columns: Mapping[str, Sequence[Any]],
+        step: int,
+    ) -> dict[str, Any]:
+        if self._protocol == "openrlhf":
+            texts = [_text(prompt) for prompt in prompts]
+            queries = [prompt + _text(completion) for prompt, completion in zip(texts, completions, strict=True)]
+            return {"query": queries, "prompts": texts, "labels": list(columns.get("answer", [None] * len(texts)))}
+        return {
+            "prompts": list(prompts),
+            "completions": list(completions),
+            "completion_ids": list(completion_ids),
+            "columns": {name: list(column) for name, column in columns.items()},
+            "step": step,
+        }
+
+    def _asked(self, body: dict[str, Any]) -> list[Any] | Failed:
+        """The service's answer to one batch, with all its tries."""
+        import tenacity
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(UnavailableError),
+            stop=tenacity.stop_any(
+                tenacity.stop_after_attempt(self._max_tries), tenacity.stop_before_delay(self._total_s)
+            ),
+            wait=tenacity.wait_random_exponential(multiplier=self._wait_s, max=self._total_s),
+            reraise=True,
+        )
+        try:
+            answer = retrying(self._post_once, body)
+        except CircuitBreakerError:
+            return Failed(f"{self._url} failed too often just now: nothing is sent for a while (circuit breaker open)")
+        except UnavailableError as error:
+            return Failed(f"{self._url}: {error}, in {retrying.statistics['attempt_number']} tries")
+        except RefusedError as error:
+            return Failed(f"{self._url}: {error}")
+        return answer
+
+    def _post(self, body: dict[str, Any]) -> list[Any]:
+        """One try."""
+        import httpx
+
+        try:
+            response = self._client.post(self._url, json=body)
+        except httpx.TransportError as error:
+            raise UnavailableError(f"no answer ({type(error).__name__}: {error})") from error
+        if response.status_code in RETRIED:
+            raise UnavailableError(f"status {response.status_code}")
+        if response.is_error:
+            raise RefusedError(f"status {response.status_code}: {response.text[:200]}")
+        try:
+            rewards = response.json()["rewards"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RefusedError(f"the answer is not an object with 'rewards': {response.text[:200]!r}") from error
+        size = len(body["prompts"])
+        if not isinstance(rewards, list) or len(rewards) != size:
+            raise RefusedError(f"the answer has not one reward for each of {size} completions")
+        return rewards
+
+
+def _scores(answer: list[Any] | Failed, size: int) -> Scores:
+    if isinstance(answer, Failed):
+        return [answer] * size
+    return [_score(entry) for entry in answer]
+
+
+def _score(entry: Any) -> float | Failed | None:
+    """A number, null, or `{value, outcome, detail}` as `rlsys serve-reward` answers."""
+    if isinstance(entry, dict):
+        if entry.get("outcome") in ("error", "timeout"):
+            return Failed(str(entry.get("detail") or "the service gave no reason"), entry["outcome"])
+        entry = entry.get("value")
+    if entry is None or (isinstance(entry, int | float) and not isinstance(entry, bool)):
+        return None if entry is None else float(entry)
+    return Failed(f"the service answered {entry!r}, which is no number")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "\n".join(str(message["content"]) for message in value)
+
+
+def _authorization(token_env: str) -> dict[str, str]:
+    if not token_env:
+        return {}
+    token = os.environ.get(token_env)
+    if not token:
+        raise ConfigError(f"reward 'http': token_env={token_env}, but the environment has no such variable")
+    return {"Authorization": f"Bearer {token}"}

@@ -1,0 +1,142 @@
+"""A language model behind an OpenAI-compatible endpoint, asked for a grade."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from rlsys.data.text import text_or_file
+from rlsys.errors import ConfigError
+from rlsys.rewards import Failed, Scores, content, register
+
+INSTRUCTION = """Grade an answer from 0 (useless) to {{ max_score }} (perfect).
+
+Question:
+{{ prompt }}
+
+{% if answer is defined and answer %}Reference answer:
+{{ answer }}
+
+{% endif %}Answer to grade:
+{{ completion }}
+
+Reply with a JSON object whose key "score" holds the grade, a whole number."""
+
+
+@register("llm_judge", imports=("openai", "jinja2"))
+class LlmJudge:
+    """The judge's grade over the highest one, in [0, 1]; a reply without a grade is an error, not a 0.
+
+    Args:
+        url: of the endpoint, ending in `/v1`.
+        model: the judge, as the endpoint calls it.
+        api_key_env: name of the environment variable with the key; empty for none.
+        instruction: what the judge is told, jinja text or a file of it; it sees `prompt`, `completion`, `max_score` and
+            the data's columns.
+        max_score: the highest grade.
+        is_constrained: the endpoint keeps the reply to a JSON object with a grade (`response_format`).
+        timeout_s: of one try; max_tries of them.
+        num_parallel: questions at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        model: str,
+        api_key_env: str = "",
+        instruction: str = INSTRUCTION,
+        max_score: int = 10,
+        is_constrained: bool = True,
+        temperature: float = 0.0,
+        max_tokens: int = 256,
+        timeout_s: float = 20.0,
+        max_tries: int = 3,
+        num_parallel: int = 16,
+    ) -> None:
+        from jinja2 import Environment, StrictUndefined
+
+        self._template = Environment(undefined=StrictUndefined).from_string(
+            text_or_file(instruction, "reward 'llm_judge', instruction")
+        )
+        self._url, self._key = url, _key(api_key_env)
+        self._request: dict[str, Any] = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
+        if is_constrained:
+            self._request["response_format"] = _format(max_score)
+        self._max_score = max_score
+        self._timeout_s, self._max_tries = timeout_s, max_tries
+        self._num_parallel = num_parallel
+
+    async def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], log_metric: Any, **columns: Any
+    ) -> Scores:
+        """One grade a completion."""
+        from openai import AsyncOpenAI
+
+        rows = [
+            {name: column[index] for name, column in columns.items() if isinstance(column, list)}
+            for index in range(len(completions))
+        ]
+        questions = [
+            self._template.render(
+                **{**row, "prompt": _text(prompt), "completion": content(completion), "max_score": self._max_score}
+            )
+            for row, prompt, completion in zip(rows, prompts, completions, strict=True)
+        ]
+        places = asyncio.Semaphore(self._num_parallel)
+        # Its own retries wait twice as long each time, at random; connection errors, 408, 409, 429 and 5xx.
+        async with AsyncOpenAI(
+            base_url=self._url, api_key=self._key, timeout=self._timeout_s, max_retries=self._max_tries - 1
+        ) as client:
+            scores = await asyncio.gather(*(self._grade(client, places, question) for question in questions))
+        log_metric("llm_judge/failed", sum(isinstance(score, Failed) for score in scores) / len(scores))
+        return list(scores)
+
+    async def _grade(self, client: Any, places: asyncio.Semaphore, question: str) -> float | Failed:
+        from openai import OpenAIError
+
+        async with places:
+            try:
+                answer = await client.chat.completions.create(
+                    messages=[{"role": "user", "content": question}], **self._request
+                )
+            except OpenAIError as error:
+                return Failed(f"{self._url}: {type(error).__name__}: {error}")
+        return self._score(answer.choices[0].message.content or "")
+
+    def _score(self, reply: str) -> float | Failed:
+        start, end = reply.find("{"), reply.rfind("}")
+        try:
+            score = json.loads(reply[start : end + 1])["score"]
+        except (ValueError, KeyError, TypeError):
+            return Failed(f"no grade in the judge's reply: {reply[:200]!r}")
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= self._max_score:
+            return Failed(f"the judge's grade is {score!r}, not a number from 0 to {self._max_score}")
+        return float(score) / self._max_score
+
+
+def _format(max_score: int) -> dict[str, Any]:
+    score = {"type": "integer", "enum": list(range(max_score + 1))}
+    schema = {
+        "type": "object",
+        "properties": {"score": score},
+        "required": ["score"],
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": "grade", "schema": schema}}
+
+
+def _text(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else "\n\n".join(str(message["content"]) for message in prompt)
+
+
+def _key(api_key_env: str) -> str:
+    if not api_key_env:
+        return "none"  # the client insists on one
+    key = os.environ.get(api_key_env)
+    if not key:
+        raise ConfigError(f"reward 'llm_judge': api_key_env={api_key_env}, but the environment has no such variable")
+    return key

@@ -1,0 +1,96 @@
+"""A trained classifier as the reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from rlsys.rewards import Scores, content, register
+
+
+@register("reward_model", imports=("torch", "transformers"))
+class RewardModel:
+    """A transformers sequence classifier's score of prompt and response.
+
+    Conversations go through the classifier's own chat template, plain text is put behind the prompt.
+
+    Args:
+        model: folder or hub id.
+        label: which of the classifier's outputs, by number.
+        score: the output itself, or its probability: a sigmoid for a single output, a softmax over several.
+        batch_size: texts of one forward, of similar length.
+        max_tokens: longer texts lose their beginning, so that the end of the response is judged; 0: the model's limit.
+        device: `auto` is a GPU where this process sees one.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        label: int = 0,
+        score: Literal["logit", "probability"] = "logit",
+        batch_size: int = 16,
+        max_tokens: int = 0,
+        device: str = "auto",
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        num_threads: int = 1,
+        trust_remote_code: bool = False,
+    ) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        torch.set_num_threads(num_threads)
+        where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        loaded = AutoModelForSequenceClassification.from_pretrained(
+            model, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+        )
+        self._model = loaded.to(where).eval()
+        if not 0 <= label < self._model.config.num_labels:
+            raise ValueError(f"reward 'reward_model': label={label}, the model has {self._model.config.num_labels}")
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        if self._model.config.pad_token_id is None:  # decoders find the last token by it
+            self._model.config.pad_token_id = self._tokenizer.pad_token_id
+        self._tokenizer.padding_side, self._tokenizer.truncation_side = "right", "left"
+        self._label, self._score, self._batch_size = label, score, batch_size
+        limit = getattr(self._model.config, "max_position_embeddings", None)
+        self._max_tokens = max_tokens or limit or None
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> Scores:
+        """One score a completion."""
+        texts = [self._text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index][0]))
+        scores: list[Any] = [None] * len(texts)
+        for start in range(0, len(order), self._batch_size):
+            chosen = order[start : start + self._batch_size]
+            for index, value in zip(chosen, self._forward([texts[index] for index in chosen]), strict=True):
+                scores[index] = value
+        return scores
+
+    def _text(self, prompt: Any, completion: Any) -> tuple[str, bool]:
+        """The text, and whether the tokenizer is to add its special tokens: a template holds them already."""
+        if isinstance(prompt, str):
+            return prompt + content(completion), True
+        if self._tokenizer.chat_template is None:
+            joined = [str(message["content"]) for message in [*prompt, *completion]]
+            return "\n\n".join(joined), True
+        return self._tokenizer.apply_chat_template([*prompt, *completion], tokenize=False), False
+
+    def _forward(self, texts: Sequence[tuple[str, bool]]) -> list[float]:
+        import torch
+
+        batch = self._tokenizer(
+            [text for text, _ in texts],
+            add_special_tokens=texts[0][1],
+            padding=True,
+            truncation=self._max_tokens is not None,
+            max_length=self._max_tokens,
+            return_tensors="pt",
+        ).to(self._model.device)
+        with torch.inference_mode():
+            logits = self._model(**batch).logits.float()
+        if self._score == "probability":
+            logits = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+        chosen: list[float] = logits[:, self._label].tolist()
+        return chosen

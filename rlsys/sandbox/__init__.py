@@ -1,0 +1,1 @@
+"""Programs of unknown origin, each in a sandbox of its own."""

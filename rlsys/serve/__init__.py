@@ -1,0 +1,1 @@
+"""`rlsys serve-reward`: a reward function behind HTTP."""

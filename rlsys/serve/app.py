@@ -1,0 +1,102 @@
+"""The service: one reward, scored in processes that are killed at their deadline."""
+
+from __future__ import annotations
+
+import hmac
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel
+
+from rlsys.scoring.call import RewardRequest
+from rlsys.scoring.process import RewardProcess
+from rlsys.types import RewardPart
+
+MAX_ROWS = 10_000
+
+
+class ScoreRequest(BaseModel):
+    """Parallel lists, one entry a completion, as reward functions take them."""
+
+    prompts: list[Any]
+    completions: list[Any]
+    completion_ids: list[list[int]] = []
+    columns: dict[str, list[Any]] = {}
+    step: int = 0
+
+
+class Processes:
+    """A reward function in several processes; a call gets one to itself."""
+
+    def __init__(self, spec: dict[str, Any], count: int, deadline_s: float) -> None:
+        self._free: queue.SimpleQueue[RewardProcess] = queue.SimpleQueue()
+        self._all = [
+            RewardProcess(spec, call_deadline_s=deadline_s, row_deadline_s=deadline_s / 4) for _ in range(count)
+        ]
+        for process in self._all:
+            process.start()
+            self._free.put(process)
+
+    @contextmanager
+    def one(self, wait_s: float) -> Iterator[RewardProcess]:
+        """A process for one call. Raises queue.Empty when all are busy for that long."""
+        process = self._free.get(timeout=wait_s)
+        try:
+            yield process
+        finally:
+            self._free.put(process)
+
+    def close(self) -> None:
+        """Kill every process."""
+        for process in self._all:
+            process.close()
+
+
+def build_app(processes: Processes, token: str | None, wait_s: float) -> FastAPI:
+    """`POST /score` with a bearer token, where there is one; `GET /health` without."""
+    app = FastAPI(title="rlsys reward service", docs_url=None, redoc_url=None, openapi_url=None)
+    bearer = HTTPBearer(auto_error=False)
+
+    def authorised(credentials: HTTPAuthorizationCredentials | None = Depends(bearer)) -> None:  # noqa: B008
+        given = credentials.credentials if credentials is not None else ""
+        if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
+            raise HTTPException(401, "no valid bearer token")
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.post("/score", dependencies=[Depends(authorised)])
+    def score(request: ScoreRequest) -> dict[str, Any]:
+        call = _checked(request)
+        try:
+            with processes.one(wait_s) as process:
+                parts, log = process.score(call)
+        except queue.Empty:
+            raise HTTPException(503, f"every process was busy for {wait_s:g} s") from None
+        metrics = {name: sum(values) / len(values) for name, values in log.metrics.items()}
+        return {"rewards": [_entry(part) for part in parts], "metrics": metrics, "extra": log.extra}
+
+    return app
+
+
+def _checked(request: ScoreRequest) -> RewardRequest:
+    size = len(request.completions)
+    ids = request.completion_ids or [[] for _ in range(size)]
+    lengths = {"prompts": len(request.prompts), "completion_ids": len(ids)}
+    lengths |= {f"columns.{name}": len(column) for name, column in request.columns.items()}
+    for name, length in lengths.items():
+        if length != size:
+            raise HTTPException(422, f"{name} has {length} entries, completions has {size}")
+    if not 0 < size <= MAX_ROWS:
+        raise HTTPException(422, f"{size} completions: 1 to {MAX_ROWS} are taken at once")
+    return RewardRequest(request.prompts, request.completions, ids, request.columns, request.step)
+
+
+def _entry(part: RewardPart) -> dict[str, Any]:
+    outcome = "error" if part.outcome == "not_finite" else part.outcome
+    return {"value": part.value, "outcome": outcome, "detail": part.detail}

@@ -1,0 +1,82 @@
+"""The command line of the reward service."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from rlsys.errors import ConfigError
+from rlsys.rewards import registry
+from rlsys.scoring.call import absolute
+
+
+def serve_reward(arguments: Sequence[str]) -> None:
+    """Serve until interrupted."""
+    parser = argparse.ArgumentParser(
+        "rlsys serve-reward", description="Serve a reward function over HTTP: POST /score, GET /health."
+    )
+    parser.add_argument("reward", help="a registered name, module:function or path.py:function")
+    parser.add_argument("options", nargs="*", metavar="option=value", help="the function's options")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8300)
+    parser.add_argument(
+        "--token-env", metavar="NAME", help="environment variable that holds the bearer token to ask for"
+    )
+    parser.add_argument("--processes", type=int, default=2, help="calls that are scored at once")
+    parser.add_argument(
+        "--deadline", type=float, default=30.0, metavar="SECONDS", help="of one call, then it is killed"
+    )
+    given = parser.parse_args(arguments)
+    token = checked_token(given.host, given.token_env)
+    spec = absolute({"name": given.reward, **_options(given.options)})
+    registry.get(spec["name"])
+
+    import uvicorn
+
+    from rlsys.serve.app import Processes, build_app
+
+    processes = Processes(spec, given.processes, given.deadline)
+    try:
+        print(f"rlsys: serving {given.reward} on http://{given.host}:{given.port}/score", flush=True)
+        uvicorn.run(build_app(processes, token, given.deadline), host=given.host, port=given.port, log_level="warning")
+    finally:
+        processes.close()
+
+
+def checked_token(host: str, token_env: str | None) -> str | None:
+    """The token to ask for; None where only this machine is served. Raises ConfigError rather than serve others
+    without one."""
+    token = os.environ.get(token_env, "") if token_env else None
+    if token_env and not token:
+        raise ConfigError(f"--token-env {token_env}: the environment has no such variable")
+    if token is None and not is_loopback(host):
+        raise ConfigError(
+            f"--host {host} serves other machines, which takes a token: put one in an environment variable and name it "
+            "with --token-env NAME"
+        )
+    return token
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"'{pair}' is not of the form option=value")
+        options[name] = yaml.safe_load(value)
+    return options
