@@ -11,11 +11,11 @@ from rlsys.data import Row
 from rlsys.data.encode import PromptEncoder, check_rows
 from rlsys.data.order import EpochOrder, MixtureOrder, Order
 from rlsys.data.sources import LoadedRows, load, read, sources_of
-from rlsys.data.text import text_or_file
 from rlsys.errors import RlsysError
 from rlsys.models.resolve import context_length, load_tokenizer, resolve_model
 from rlsys.needs import corrections_of
 from rlsys.scoring.call import absolute
+from rlsys.templates import text_or_file
 from rlsys.types import Prompt
 
 Say = Callable[[str], None]

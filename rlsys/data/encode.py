@@ -11,8 +11,8 @@ from jinja2 import Environment, TemplateError
 from rlsys.config import DataConfig
 from rlsys.data import Row
 from rlsys.data.sources import LoadedRows
-from rlsys.data.text import text_or_file
 from rlsys.errors import ConfigError, DataError, nearest
+from rlsys.templates import text_or_file
 from rlsys.types import Messages, Prompt
 
 

@@ -28,8 +28,9 @@ class UnavailableError(Exception):
 class Http:
     """Scores of a service: `rlsys serve-reward` on another machine, or one of OpenRLHF's `remote_rm_url` kind.
 
-    Rows travel in batches. A batch that gets no answer is tried again a bounded number of times, after waits that double
-    and are drawn at random; then its rows are errors. After several such failures in a row nothing is sent for a while
+    Rows travel in batches. A batch that gets no answer is tried again a bounded number of times, after waits that
+    double and are drawn at random; then its rows are errors. After several such failures in a row nothing is sent for a
+    while
     (circuit breaker): a service that is down costs its rows, not minutes of the run.
 
     Args:

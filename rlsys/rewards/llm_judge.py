@@ -8,9 +8,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from rlsys.data.text import text_or_file
 from rlsys.errors import ConfigError
 from rlsys.rewards import Failed, Scores, content, register
+from rlsys.templates import text_or_file
 
 INSTRUCTION = """Grade an answer from 0 (useless) to {{ max_score }} (perfect).
 

@@ -6,9 +6,9 @@ import argparse
 import ipaddress
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
-import yaml
+from omegaconf import OmegaConf
 
 from rlsys.errors import ConfigError
 from rlsys.rewards import registry
@@ -24,13 +24,9 @@ def serve_reward(arguments: Sequence[str]) -> None:
     parser.add_argument("options", nargs="*", metavar="option=value", help="the function's options")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8300)
-    parser.add_argument(
-        "--token-env", metavar="NAME", help="environment variable that holds the bearer token to ask for"
-    )
+    parser.add_argument("--token-env", metavar="NAME", help="environment variable with the bearer token to ask for")
     parser.add_argument("--processes", type=int, default=2, help="calls that are scored at once")
-    parser.add_argument(
-        "--deadline", type=float, default=30.0, metavar="SECONDS", help="of one call, then it is killed"
-    )
+    parser.add_argument("--deadline", type=float, default=30.0, metavar="S", help="seconds that one call may take")
     given = parser.parse_args(arguments)
     token = checked_token(given.host, given.token_env)
     spec = absolute({"name": given.reward, **_options(given.options)})
@@ -73,10 +69,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    options = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
+        if "=" not in pair:
             raise ConfigError(f"'{pair}' is not of the form option=value")
-        options[name] = yaml.safe_load(value)
-    return options
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs))))

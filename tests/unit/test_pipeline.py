@@ -58,6 +58,7 @@ class Source:
         failing: int = 0,
         failing_share: float = 0.0,
         whole_groups: bool = False,
+        on_error: str = "mask",
         **rule: Any,
     ) -> None:
         self.useful = useful
@@ -67,6 +68,7 @@ class Source:
         self.config.train.samples_per_prompt = 2
         self.config.train.num_steps = 10_000
         self.config.scoring.whole_groups = whole_groups
+        self.config.scoring.on_error = on_error
         self.config.rollout.num_workers = self.num_workers = engines
         if greedy:
             self.config.algorithm.advantage = {"name": "remax"}
@@ -185,6 +187,41 @@ def test_a_step_without_one_valid_reward_names_the_failure(rule: str) -> None:
     source = Source([True] * 99, zero_variance=rule, max_tries=2)
     source.reward_of = lambda number, sample: reward(None, "error", detail="no such key")
     with pytest.raises(RlsysError, match=r"no trajectory of this step has a valid reward.*no such key"):
+        source.collect()
+
+
+def failing(number: int, sample: int) -> Reward:
+    """Of prompt 1 the second response's function failed."""
+    return reward(None, "timeout", detail="too slow") if (number, sample) == (1, 1) else reward(float(sample))
+
+
+def test_a_failed_reward_leaves_its_trajectory_out() -> None:
+    source = Source([True] * 9)
+    source.reward_of = failing
+    collected = source.collect()
+    assert ids(collected) == [0, 1]
+    assert [[r.total for r in rewards] for rewards in collected.rewards] == [[0.0, 1.0], [0.0, None]]
+
+
+def test_a_failed_reward_may_drop_its_group() -> None:
+    source = Source([True] * 9, on_error="drop_group")
+    source.reward_of = failing
+    collected = source.collect()
+    assert ids(collected) == [0]
+    assert collected.metrics()["groups/discarded"] == 1.0
+    assert ids(source.collect(1)) == [2, 3]
+
+
+def test_a_dropped_group_is_replaced_where_groups_are_resampled() -> None:
+    source = Source([True] * 9, on_error="drop_group", zero_variance="resample")
+    source.reward_of = failing
+    assert ids(source.collect()) == [0, 2]
+
+
+def test_a_failed_reward_may_end_the_run() -> None:
+    source = Source([True] * 9, on_error="raise")
+    source.reward_of = failing
+    with pytest.raises(RlsysError, match=r"prompt 1: .*too slow.*scoring.on_error=raise"):
         source.collect()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from rlsys.config import ScoringConfig
+from rlsys.errors import ConfigError
+from rlsys.scoring.call import check_reward
 from rlsys.scoring.worker import RewardWorker, labelled
 from rlsys.types import Messages, Prompt, Trajectory
 
@@ -70,3 +73,51 @@ def test_a_call_of_two_groups(tmp_path: Path, tokenizer: Any, model_folder: Path
     assert scored[2].parts["seen"].outcome == "not_applicable"
     assert [reward.extra for reward in scored] == [{"doubled": 2 * len(each.response_ids)} for each in three]
     assert logged == {"rows": 1.5}  # (3 + 0) / 2
+
+
+SLOW = """
+import time
+
+def slow(completions, **_):
+    time.sleep(0.8)
+    return [1.0] * len(completions)
+"""
+
+
+def test_a_slow_function_keeps_no_other_waiting(tmp_path: Path, tokenizer: Any, model_folder: Path) -> None:
+    """Four functions that take 0.8 s each are done in much less than 3.2 s; a hung one ends at its own deadline."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    name = f"{tmp_path}/slow.py:slow"
+    specs = [{"name": name}, {"name": name}, {"name": name}, {"name": name, "deadline_s": 0.2}]
+    worker = RewardWorker(ScoringConfig(function_deadline_s=60.0), specs, str(model_folder))
+    worker.start()
+    started = time.monotonic()
+    (rewards, _), _ = worker.score([prompt("1+1=")], 1, [(0, 0)], [trajectory(tokenizer, "2")])
+    assert time.monotonic() - started < 2.4
+    assert [part.outcome for part in rewards[0].parts.values()] == ["ok", "ok", "ok", "timeout"]
+    assert rewards[0].total is None
+
+
+MADE = """
+class Longer:
+    def __init__(self, *, than=3):
+        self.than = than
+
+    def __call__(self, completions, level, **_):
+        return [float(len(text) > self.than) for text in completions]
+"""
+
+
+def test_a_class_is_made_once_with_its_options(tmp_path: Path, tokenizer: Any, model_folder: Path) -> None:
+    (tmp_path / "made.py").write_text(MADE)
+    spec = {"name": f"{tmp_path}/made.py:Longer", "than": 1}
+    worker = RewardWorker(ScoringConfig(function_deadline_s=60.0), [spec], str(model_folder))
+    worker.start()
+    owners = [prompt("1+1=", level=1), prompt("1+1=", level=1)]
+    (rewards, _), _ = worker.score(owners, 1, [(0, 0), (0, 1)], [trajectory(tokenizer, text) for text in ("2", "22")])
+    assert [reward.total for reward in rewards] == [0.0, 1.0]
+    check_reward(spec, ["level"])
+    with pytest.raises(ConfigError, match=r"reward '.*Longer' needs the column 'level'"):
+        check_reward(spec, ["answer"])
+    with pytest.raises(ConfigError, match="has no option 'then'; accepted options: than"):
+        check_reward({**spec, "then": 1}, ["level"])

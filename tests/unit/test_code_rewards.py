@@ -1,0 +1,106 @@
+"""Programs judged by their test cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from rlsys.errors import ConfigError
+from rlsys.rewards import Failed
+from rlsys.sandbox.cases import fenced
+from rlsys.sandbox.run import obstacle
+from rlsys.scoring.call import RewardLog, RewardRequest, bind_reward, call_reward, check_reward
+
+pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"no sandbox on this machine: {obstacle()}")
+
+DOUBLE = {"language": "python", "test_cases": [{"input": f"{n}\n", "output": f"{2 * n}\n"} for n in (1, 2, 3, 4)]}
+
+
+def score(name: str, *rows: tuple[str, Mapping[str, Any] | None], **options: Any) -> list[Any]:
+    function = bind_reward({"name": name, **options})
+    texts, infos = [text for text, _ in rows], [info for _, info in rows]
+    count = len(rows)
+    request = RewardRequest(["p"] * count, texts, [[1]] * count, {"verification_info": infos}, 1)
+    return call_reward(function, request, RewardLog())
+
+
+def block(code: str, language: str = "python") -> str:
+    return f"First I think.\n```{language}\n{code}\n```\nThat is it."
+
+
+RIGHT = block("print(int(input()) * 2)")
+HALF = block("n = int(input())\nprint(n * 2 if n < 3 else n)")
+
+
+def test_the_share_of_cases_that_pass() -> None:
+    rows = [(RIGHT, DOUBLE), (HALF, DOUBLE), ("no code", DOUBLE), (block("syntax error("), DOUBLE), (RIGHT, None)]
+    assert score("code", *rows) == [1.0, 0.5, 0.0, 0.0, None]
+    assert score("binary_code", *rows) == [1.0, 0.0, 0.0, 0.0, None]
+
+
+def test_the_last_block_counts_and_other_languages_do_not() -> None:
+    text = block("print(0)") + block("print(int(input()) * 2)") + block("rm -rf /", "bash")
+    assert score("code", (text, DOUBLE)) == [1.0]
+    assert fenced("```python\na\n```", "py") is None
+    assert fenced("```python", "python") is None
+
+
+def test_white_space_at_the_ends_of_lines_does_not_count_and_missing_lines_do() -> None:
+    info = {"test_cases": [{"input": "", "output": "a\nb\n"}]}
+    assert score("code", (block("print('a  \\nb\\n\\n')"), info)) == [1.0]
+    assert score("code", (block("print('a')"), info)) == [0.0]
+    assert score("code", (block("pass"), info)) == [0.0]
+
+
+def test_a_function_is_called() -> None:
+    cases = [{"fn_name": "add", "input": [1, 2], "output": 3}, {"fn_name": "add", "input": "[2, 2]", "output": "4"}]
+    info = {"language": "python", "test_cases": cases}
+    assert score("code", (block("def add(a, b):\n    return a + b"), info)) == [1.0]
+    assert score("code", (block("def add(a, b):\n    return 4"), info)) == [0.5]
+    assert score("code", (block("def add(a, b):\n    print('no json')\n    exit()"), info)) == [0.0]
+
+
+def test_other_languages() -> None:
+    info = {"language": "bash", "test_cases": [{"input": "3\n", "output": "6"}]}
+    assert score("code", (block("read n\necho $((n * 2))", "bash"), info)) == [1.0]
+
+
+def test_a_program_that_takes_too_much_fails_its_case_and_is_counted() -> None:
+    function = bind_reward({"name": "code", "wall_s": 0.5, "memory_mib": 128})
+    info = {"test_cases": [{"input": "", "output": "done"}]}
+    texts = [block("while True: pass"), block("x = bytearray(10**9)"), block("print('done')")]
+    log = RewardLog()
+    request = RewardRequest(["p"] * 3, texts, [[1]] * 3, {"verification_info": [info] * 3}, 1)
+    assert call_reward(function, request, log) == [0.0, 0.0, 1.0]
+    assert log.metrics["code/timeout"] == [1.0, 0.0, 0.0]
+    assert log.metrics["code/memory"] == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [
+        (
+            {"language": "pyton", "test_cases": [{"input": "", "output": ""}]},
+            "no way to run 'pyton': did you mean",
+        ),
+        ({"test_cases": [{"input": ""}]}, "a test case has no 'output'"),
+        ({"language": "bash", "test_cases": [{"fn_name": "f", "input": [], "output": 1}]}, "in python only"),
+    ],
+)
+def test_cases_that_cannot_be_run_are_errors_and_not_the_response_s_fault(info: Mapping[str, Any], said: str) -> None:
+    language = info.get("language", "python")
+    (failed,) = score("code", (block("pass", language), info))
+    assert isinstance(failed, Failed)
+    assert said in failed.detail
+
+
+def test_before_ray_starts() -> None:
+    check_reward({"name": "code"}, ["verification_info"])
+    with pytest.raises(ConfigError, match="reward 'code' needs the column 'verification_info'"):
+        check_reward({"name": "code"}, ["answer"])
+    with pytest.raises(ConfigError, match=r"has no option 'wal_s'.*did you mean 'wall_s'"):
+        check_reward({"name": "code", "wal_s": 1}, ["verification_info"])
+    with pytest.raises(ConfigError, match="reward 'reward_model' needs the option 'model'"):
+        check_reward({"name": "reward_model"}, [])
