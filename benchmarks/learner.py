@@ -84,6 +84,7 @@ def _worker(workload: Workload, dtype: str) -> LearnerWorker:
         weights=config.weights,
         model_path=str(workload.model),
         chat_template=None,
+        adapter=None,
         trust_remote_code=False,
         engine_dtype=dtype,
         temperature=1.0,

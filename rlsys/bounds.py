@@ -34,6 +34,8 @@ AT_LEAST: dict[str, float] = {
     "learner.warmup_steps": 0,
     "learner.weight_decay": 0,
     "learner.max_grad_norm": 0,
+    "learner.lora.rank": 0,
+    "learner.lora.alpha": 1,
     "learner.num_cpus": 0,
     "learner.num_threads": 1,
     "scoring.num_workers": 1,
@@ -102,7 +104,7 @@ AT_MOST: dict[str, float] = {
 
 def check_bounds(config: Config, *, with_critic: bool) -> None:
     """Raise ConfigError naming the first value out of bounds or not a number; null passes where it is allowed."""
-    least = AT_LEAST | (REFERENCE_AT_LEAST if config.algorithm.kl.coef > 0 else {})
+    least = AT_LEAST | (REFERENCE_AT_LEAST if config.algorithm.kl.coef > 0 and config.learner.lora.rank == 0 else {})
     least |= CRITIC_AT_LEAST if with_critic else {}
     for key, bound in least.items():
         value = _value(config, key)

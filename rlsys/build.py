@@ -22,13 +22,14 @@ from rlsys.learner.worker import LearnerSetup
 from rlsys.metrics.display import Display
 from rlsys.metrics.run_log import RunLog, set_aside
 from rlsys.metrics.timeline import Timeline, timeline_path
-from rlsys.needs import needs_critic, needs_greedy, wants_whole_groups
+from rlsys.needs import needs_critic, needs_greedy, sends_adapter, wants_whole_groups
 from rlsys.nonfinite import NonFiniteGuard
 from rlsys.pipeline.pipeline import Pipeline
 from rlsys.pipeline.sampler import Sampler
 from rlsys.prepare import Prepared
 from rlsys.probe import Probe, probe_text
 from rlsys.reference.pool import REFERENCE_FILE, ReferencePool
+from rlsys.rollout.adapters import AdapterSlots
 from rlsys.rollout.pool import RolloutPool
 from rlsys.runtime.calls import Calls
 from rlsys.runtime.cluster import Cluster, Demand
@@ -38,7 +39,7 @@ from rlsys.schedule.ledger import Ledger
 from rlsys.schedule.scheduler import Scheduler
 from rlsys.scoring.pool import RewardPool
 from rlsys.types import Coefficients, Sampling
-from rlsys.weights.broadcaster import WeightBroadcaster
+from rlsys.weights.broadcaster import AdapterBroadcaster, WeightBroadcaster
 from rlsys.weights.verify import bound_of
 
 STOP_S = 30.0
@@ -64,8 +65,8 @@ class Run:
     reference: ReferencePool | None
     learner: LearnerGroup
     critic: CriticGroup | None
-    weights: WeightBroadcaster
-    probe: Probe | None  # where sampling runs ahead
+    weights: WeightBroadcaster | AdapterBroadcaster
+    probe: Probe | None  # where sampling runs ahead, or adapters travel
     log: RunLog
     lanes: Lanes | None  # of the timeline, where one is written
     display: Display
@@ -94,9 +95,10 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
         reference = _start_reference(cluster, prepared, wanted["reference"])
         roles = [rollout, learner, scoring, *(role for role in (critic, reference) if role is not None)]
         _start(cluster, config, *roles)
-        weights = WeightBroadcaster(learner, rollout, cluster.calls.gather, config.weights, weight_backend(config))
+        weights = build_broadcaster(cluster.calls, config, learner, rollout)
         weights.open()
-        probe = build_probe(cluster.calls, prepared, learner, rollout) if config.train.max_staleness else None
+        probed = config.train.max_staleness > 0 or config.learner.lora.rank > 0
+        probe = build_probe(cluster.calls, prepared, learner, rollout) if probed else None
         state, folder = _newest(config, run_dir, display)
         if folder is not None:
             _restore(folder, learner, critic, reference)
@@ -191,7 +193,17 @@ def start_rollout(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) ->
         weight_backend(config),
         config.seed,
         config.model.trust_remote_code,
+        adapter_slots(config),
     )
+
+
+def adapter_slots(config: Config) -> AdapterSlots | None:
+    """What engines keep ready for adapters; None where they serve none."""
+    if not sends_adapter(config):
+        return None
+    lora = config.learner.lora
+    quantization = None if lora.quantize_base is None else "bitsandbytes"
+    return AdapterSlots(lora.rank, 1 + config.train.max_staleness, config.model.adapter, quantization)
 
 
 def start_scoring(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> RewardPool:
@@ -228,6 +240,7 @@ def learner_setup(prepared: Prepared) -> LearnerSetup:
         model_path=prepared.model_path,
         trust_remote_code=config.model.trust_remote_code,
         chat_template=config.model.chat_template,
+        adapter=config.model.adapter,
         engine_dtype=config.rollout.dtype or config.learner.dtype,
         temperature=config.rollout.temperature,
         num_updates=num_updates(config, config.critic.head_start_steps if needs_critic(config) else 0),
@@ -276,6 +289,15 @@ def build_sampler(calls: Calls, config: Config, rollout: RolloutPool, scoring: R
         whole_groups=wants_whole_groups(config),
         deadline_s=config.rollout.deadline_s,
     )
+
+
+def build_broadcaster(
+    calls: Calls, config: Config, learner: LearnerGroup, rollout: RolloutPool
+) -> WeightBroadcaster | AdapterBroadcaster:
+    """What brings every new version to the engines."""
+    if sends_adapter(config):
+        return AdapterBroadcaster(learner, rollout, calls.gather, config.weights)
+    return WeightBroadcaster(learner, rollout, calls.gather, config.weights, weight_backend(config))
 
 
 def build_probe(calls: Calls, prepared: Prepared, learner: LearnerGroup, rollout: RolloutPool) -> Probe:

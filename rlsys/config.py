@@ -54,6 +54,7 @@ class ModelConfig:
     cache_dir: str = "~/.cache/rlsys/models"
     trust_remote_code: bool = False
     chat_template: str | None = None  # a jinja file, or the template itself, in place of the tokenizer's own
+    adapter: str | None = None  # a peft folder of low-rank adapters on top of `path`, to start from or to evaluate
 
 
 @dataclass
@@ -117,7 +118,7 @@ class LoraConfig:
     """Low-rank adapters (arXiv:2106.09685) by peft: they alone are trained."""
 
     rank: int = 0  # 0: no adapters, every parameter is trained
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
     target_modules: Any = "all-linear"  # a list of module names, or a regular expression over whole names
     modules_to_save: list[str] = field(default_factory=list)  # trained whole

@@ -7,6 +7,7 @@ from typing import Any
 from rlsys import rewards
 from rlsys.algorithms import advantages
 from rlsys.config import Config
+from rlsys.models.adapters import travels_alone
 
 
 def needs_critic(config: Config) -> bool:
@@ -17,6 +18,21 @@ def needs_critic(config: Config) -> bool:
 def needs_greedy(config: Config) -> bool:
     """Whether every prompt also gets a greedy response, as a baseline."""
     return bool(advantages.registry.fact(str(config.algorithm.advantage["name"]), "greedy", False))
+
+
+def sends_adapter(config: Config) -> bool:
+    """Whether engines get the policy's adapter alone; otherwise whole weights."""
+    return travels_alone(config.learner.lora)
+
+
+def reference_workers(config: Config) -> int:
+    """How many there are; a policy with adapters is its own reference without them."""
+    return config.reference.num_workers if config.algorithm.kl.coef > 0 and config.learner.lora.rank == 0 else 0
+
+
+def learner_is_reference(config: Config) -> bool:
+    """Whether the reference is the policy without its adapter."""
+    return config.algorithm.kl.coef > 0 and config.learner.lora.rank > 0
 
 
 def wants_whole_groups(config: Config) -> bool:

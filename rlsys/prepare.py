@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rlsys import preflight
 from rlsys.config import Config
@@ -12,6 +13,7 @@ from rlsys.data.encode import PromptEncoder, check_rows
 from rlsys.data.order import EpochOrder, MixtureOrder, Order
 from rlsys.data.sources import LoadedRows, load, read, sources_of
 from rlsys.errors import RlsysError
+from rlsys.models.adapters import check_adapters
 from rlsys.models.resolve import context_length, load_tokenizer, resolve_model
 from rlsys.needs import corrections_of
 from rlsys.scoring.call import absolute
@@ -62,6 +64,8 @@ def prepare(config: Config, say: Say = print, *, training: bool = True) -> Prepa
         corpus=_corpus(config, train_rows),
         say=say,
     )
+    if training and config.learner.lora.rank > 0:
+        check_adapters(model_path, config.learner.lora, trust_remote_code=config.model.trust_remote_code)
     longest_response = max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0)
     encoder = _encoder(config, model_path, longest_response)
     encoded = _encoded(encoder, train, say) if training else []
@@ -83,11 +87,13 @@ def prepare(config: Config, say: Say = print, *, training: bool = True) -> Prepa
 
 def _self_contained(config: Config) -> Config:
     """Without anything that depends on a working directory, or that is null for "it depends"."""
-    template = config.model.chat_template
+    template, adapter = config.model.chat_template, config.model.adapter
     return replace(
         config,
         model=replace(
-            config.model, chat_template=None if template is None else text_or_file(template, "model.chat_template")
+            config.model,
+            chat_template=None if template is None else text_or_file(template, "model.chat_template"),
+            adapter=None if adapter is None else str(Path(adapter).expanduser().resolve()),
         ),
         rewards=[absolute(spec) for spec in config.rewards],
         algorithm=replace(config.algorithm, corrections=corrections_of(config)),

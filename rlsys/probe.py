@@ -1,7 +1,8 @@
-"""Engines against learner while sampling runs ahead: both say how probable the same given tokens are.
+"""Engines against learner after every broadcast: both say how probable the tokens of one fixed text are.
 
-What a step trains is then of earlier versions, whose weights the learner no longer has. So after every broadcast each
-side is given one fixed text. Nobody waits for the answers; they are compared as they come.
+Where sampling runs ahead, what a step trains is of earlier versions, whose weights the learner no longer has. And an
+adapter that has not taken effect changes so little at first that trained tokens would not show it. Nobody waits for the
+answers; they are compared as they come.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rlsys.errors import WeightMismatchError
 from rlsys.metrics.step import Metrics
 from rlsys.runtime.calls import Calls
 from rlsys.weights.verify import LogprobDiff, check, diff_of
 
 NUM_TOKENS = 64
 """Of the text: enough to go through every layer many times, little enough to cost nothing."""
+NEARER = 0.5
+"""Distance to the model without its adapter, over the distance to the policy, below which the adapter is missing."""
 OLDEST = 2
 """Versions behind the newest that an answer may still be about; an engine that was busy answers late."""
 
@@ -34,6 +38,7 @@ class _Version:
     """What has been answered about one version."""
 
     learned: np.ndarray | None = None  # [L - 1] float32
+    bare: np.ndarray | None = None  # the same without the policy's adapter, where it has one
     engines: dict[int, np.ndarray] = field(default_factory=dict)
 
 
@@ -60,6 +65,7 @@ class Probe:
         self._versions: dict[int, _Version] = {}
         self._num_open = 0
         self._found = LogprobDiff()
+        self._effect = LogprobDiff()
 
     def begin(self, policy_version: int) -> None:
         """Ask everybody; engines and learner have just got this version.
@@ -76,9 +82,13 @@ class Probe:
     def take(self) -> Metrics:
         """Differences since the last call; empty when nothing was compared."""
         found, self._found = self._found, LogprobDiff()
-        if not found.num_tokens:
-            return {}
-        return {"sync/logprob_abs_diff/mean": found.mean, "sync/logprob_abs_diff/max": found.largest}
+        effect, self._effect = self._effect, LogprobDiff()
+        metrics: Metrics = {}
+        if found.num_tokens:
+            metrics |= {"sync/logprob_abs_diff/mean": found.mean, "sync/logprob_abs_diff/max": found.largest}
+        if effect.num_tokens:
+            metrics |= {"sync/adapter_effect/mean": effect.mean, "sync/adapter_effect/max": effect.largest}
+        return metrics
 
     def finish(self) -> None:
         """Wait for every answer. Raises what `begin` names."""
@@ -98,10 +108,12 @@ class Probe:
             call, who=name, what="comparing weights", deadline_s=self._deadline_s, done=end, is_work=False
         )
 
-    def _learned(self, rank: int, policy_version: int, logprobs: np.ndarray) -> None:
+    def _learned(self, rank: int, policy_version: int, answer: tuple[np.ndarray, np.ndarray | None]) -> None:
         known = self._versions.get(policy_version)
         if rank == 0 and known is not None:
-            known.learned = logprobs
+            known.learned, known.bare = answer
+            if known.bare is not None:
+                self._effect += diff_of(known.bare, known.learned)
             self._compare(policy_version, known, known.engines)
 
     def _told(self, engine: int, answer: tuple[int, np.ndarray] | None) -> None:
@@ -118,6 +130,8 @@ class Probe:
             return
         diffs = {engine: diff_of(logprobs, known.learned) for engine, logprobs in engines.items()}
         self._found = sum(diffs.values(), self._found)
+        if known.bare is not None:
+            check_effect({engine: diff_of(logprobs, known.bare) for engine, logprobs in engines.items()}, diffs)
         if self._bound is not None:
             check(
                 diffs,
@@ -126,6 +140,19 @@ class Probe:
                 num_engines=len(known.engines),
                 tokens="a given text",
                 consequence="Steps since then may have been trained on its samples",
+            )
+
+
+def check_effect(to_bare: Mapping[int, LogprobDiff], to_policy: Mapping[int, LogprobDiff]) -> None:
+    """Raise WeightMismatchError for an engine that is clearly nearer to the model without its adapter.
+
+    While an adapter changes less than the two sides round differently, an engine is as near to the one as to the other.
+    """
+    for engine, bare in to_bare.items():
+        if bare.mean < NEARER * to_policy[engine].mean:
+            raise WeightMismatchError(
+                f"the adapter has not taken effect: rollout/{engine} gives a fixed text log-probabilities that are "
+                f"{bare.mean:.3g} from those of the model without it and {to_policy[engine].mean:.3g} from the policy's"
             )
 
 

@@ -12,6 +12,7 @@ from rlsys.build import Run
 from rlsys.evaluate import eval_metrics, evaluate
 from rlsys.experience import Scored
 from rlsys.metrics.step import Metrics, StageClock, reward_metrics, rollout_metrics
+from rlsys.needs import learner_is_reference
 from rlsys.pipeline.batch import Collected
 from rlsys.types import Experience, Offender
 
@@ -37,7 +38,7 @@ def train(run: Run) -> None:
             offenders = [replace(offender, group=collected.kept[offender.group]) for offender in offenders]
             update |= estimated
         with clock.stage("broadcast"):
-            update |= _broadcast(run, step)
+            update = _broadcast(run, step) | update  # of trained tokens and a fixed text the former say more
         _refresh_reference(run, step)
 
         metrics: Metrics = dict.fromkeys(("policy/kl_ref", "sync/logprob_abs_diff/mean", "sync/logprob_abs_diff/max"))
@@ -72,16 +73,17 @@ def _experience(run: Run, collected: Collected, version: int, clock: StageClock)
         return None if column is None else [column[i] for i in collected.kept]
 
     groups, rewards = kept(collected.groups) or [], kept(collected.rewards) or []
-    references = kept(collected.ref_logprobs)
-    ref_logprobs = None if references is None else tuple(references)
+    references, kl_sums = kept(collected.ref_logprobs), kept(collected.kl_sums)
     estimates, metrics = None, Metrics()
+    if groups and learner_is_reference(run.config):
+        with clock.stage("reference"):
+            references, kl_sums = run.learner.reference(groups)
+    ref_logprobs = None if references is None else tuple(references)
     with clock.stage("advantages"):
         if run.critic is not None and groups:
             estimates, measured = run.critic.estimate(groups, rewards, ref_logprobs, run.coefficients)
             metrics |= measured
-        scored = Scored(
-            groups, rewards, kept(collected.greedy_rewards), ref_logprobs, kept(collected.kl_sums), estimates
-        )
+        scored = Scored(groups, rewards, kept(collected.greedy_rewards), ref_logprobs, kl_sums, estimates)
         return run.credit(scored, version, run.coefficients), metrics
 
 

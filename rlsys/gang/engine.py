@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from rlsys.config import LearnerConfig
+from rlsys.models.adapters import set_dropout
 
 NO_CLIPPING = 1e30
 
@@ -55,6 +56,7 @@ def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_
         model: Any = next(child for child in module.children() if hasattr(child, "gradient_checkpointing_enable"))
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         module.train()  # transformers checkpoints in train mode only; dropout is refused below
+        set_dropout(module, is_active=False)
         _refuse_dropout(module)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -105,7 +107,7 @@ def _record_norm(engine: Any, max_norm: float) -> None:
 
 def _refuse_dropout(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Dropout) and module.p > 0:
+        if isinstance(module, torch.nn.Dropout) and module.p > 0 and ".lora_dropout." not in name:
             raise ValueError(
                 f"'{name}' has dropout {module.p}: the ratio of two forwards would be noise. Set the model's dropout "
                 "to 0 or turn learner.gradient_checkpointing off"

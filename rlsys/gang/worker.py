@@ -160,11 +160,12 @@ class GangWorker:
 
     def save(self, folder: str) -> None:
         """Write the DeepSpeed state."""
-        self._engine.save_checkpoint(folder, tag=self.TAG, save_latest=False)
+        has_adapters = self._config.lora.rank > 0
+        self._engine.save_checkpoint(folder, tag=self.TAG, save_latest=False, exclude_frozen_parameters=has_adapters)
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote."""
-        path, _ = self._engine.load_checkpoint(folder, tag=self.TAG)
+        path, _ = self._engine.load_checkpoint(folder, tag=self.TAG, load_module_strict=self._config.lora.rank == 0)
         if path is None:
             raise RlsysError(f"{folder} holds no {self.TAG} checkpoint that {self._world_size} rank(s) can load")
 

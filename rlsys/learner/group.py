@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from rlsys.batch import balance
+from rlsys.chunks import chunks_of
 from rlsys.gang.group import GangGroup
 from rlsys.learner.worker import LearnerSetup, LearnerWorker
 from rlsys.runtime.cluster import Cluster, Demand
+from rlsys.types import RolloutGroup
 
 
 class LearnerGroup(GangGroup):
@@ -41,8 +44,33 @@ class LearnerGroup(GangGroup):
         """The whole policy, as a reference to what rank 0 returns first, and the other ranks' empty answers."""
         return {name: worker.read_weights.remote() for name, worker in self._workers.items()}
 
+    def begin_read_adapter(self) -> dict[str, Any]:
+        """The policy's adapter and its description, as a reference to what rank 0 returns first."""
+        return {name: worker.read_adapter.remote() for name, worker in self._workers.items()}
+
+    def reference(self, groups: Sequence[RolloutGroup]) -> tuple[list[Any], list[list[float]]]:
+        """The policy without its adapter on whole groups: of each a reference to its trajectories' log-probabilities, a
+        list of [L] float32, and the divergence summed over each response (nothing where it is not in the reward)."""
+        chunks, places = chunks_of(group.trajectories for group in groups)
+        sizes = [sum(summary.num_tokens for summary in group.summaries) for group in groups]
+        shares = [sorted(share) for share in balance(sizes, len(self._workers))]
+        calls: dict[str, Any] = {}
+        refs: list[Any] = [None] * len(groups)
+        for (name, worker), share in zip(self._workers.items(), shares, strict=True):
+            call = worker.reference.options(num_returns=2 + len(share))
+            calls[name], _, *of_groups = call.remote(share, places, *chunks)
+            for number, ref in zip(share, of_groups, strict=True):
+                refs[number] = ref
+        what = "reference log-probabilities"
+        sums = self._cluster.calls.gather(calls, what=what, deadline_s=self._config.deadline_s)
+        kl_sums: list[list[float]] = [[] for _ in groups]
+        for of_rank, share in zip(sums.values(), shares, strict=True):
+            for number, of_group in zip(share if of_rank else [], of_rank, strict=True):
+                kl_sums[number] = of_group
+        return refs, kl_sums
+
     def begin_probe(self, token_ids: np.ndarray) -> dict[str, Any]:
-        """What every rank says of given tokens; each says the same."""
+        """What every rank says of given tokens, with and without its adapter; each says the same."""
         return {name: worker.probe.remote(token_ids) for name, worker in self._workers.items()}
 
     def _on_started(self, info: Any) -> None:

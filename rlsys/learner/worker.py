@@ -5,46 +5,25 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from rlsys.algorithms import aggregation
 from rlsys.algorithms.inputs import LossInputs
 from rlsys.algorithms.loss import Objective
 from rlsys.batch import pad
-from rlsys.config import AlgorithmConfig, LearnerConfig, WeightsConfig
-from rlsys.gang.worker import GangWorker, Share, StepResult, TrainItem, items_of, mean_metrics
+from rlsys.gang.worker import Share, StepResult, TrainItem, items_of, mean_metrics
+from rlsys.learner.policy import LearnerSetup, PolicyWorker
 from rlsys.learner.tokens import TokenRecord, choose, records_of
-from rlsys.models.packing import TokenBatch, TokenRow, token_batch
-from rlsys.models.policy import DTYPES, load_policy
-from rlsys.models.resolve import load_tokenizer
+from rlsys.models.adapters import (
+    set_dropout,
+)
+from rlsys.models.packing import TokenBatch
 from rlsys.types import Offender
-from rlsys.weights.sender import WeightSender, full_state
 from rlsys.weights.verify import LogprobDiff, bound_of, check, comparable, diff_of, merge
-
-
-@dataclass(frozen=True)
-class LearnerSetup:
-    """What a learner rank needs of the run's configuration."""
-
-    learner: LearnerConfig
-    algorithm: AlgorithmConfig
-    weights: WeightsConfig
-    model_path: str
-    trust_remote_code: bool
-    chat_template: str | None
-    engine_dtype: str
-    temperature: float
-    num_updates: int  # of the whole run, for the schedule
-    passes: int  # over a step's minibatches
-    old_logprobs: str
-    kv_is_kept: bool  # of responses that run across a weight update
-    seed: int
 
 
 @dataclass
@@ -56,11 +35,11 @@ class UpdateSums:
     offenders: list[Offender] = field(default_factory=list)
 
 
-class LearnerWorker(GangWorker):
+class LearnerWorker(PolicyWorker):
     """Trains the policy, and rank 0 sends it to the engines."""
 
     def __init__(self, rank: int, setup: LearnerSetup) -> None:
-        super().__init__(rank, setup.learner, setup.num_updates, setup.seed)
+        super().__init__(rank, setup)
         self._take(setup)
 
     def _take(self, setup: LearnerSetup) -> None:
@@ -70,34 +49,8 @@ class LearnerWorker(GangWorker):
         node = setup.algorithm.aggregation
         is_local = aggregation.registry.fact(str(node["name"]), "local", False)
         self._local_weights = aggregation.registry.component(node) if is_local else None
+        self._has_dropout = setup.learner.lora.rank > 0 and setup.learner.lora.dropout > 0
         self._bonus = setup.algorithm.entropy.coef > 0 or setup.algorithm.entropy.target is not None
-
-    def open_weights(self, backend: str, host: str, port: int, world_size: int) -> None:
-        """Join the weight group (rank 0)."""
-        weights = self._setup.weights
-        self._sender.open(backend, host, port, world_size, weights.deadline_s, weights.share_memory)
-
-    def send_weights(self) -> None:
-        """Gather and broadcast the policy."""
-        with self._spans.span("broadcast"):
-            self._sender.send()
-
-    def export_weights(self) -> dict[str, Any]:
-        """CUDA IPC handles of the policy, for engines on the same GPU."""
-        return self._sender.export_ipc()
-
-    def read_weights(self) -> dict[str, torch.Tensor]:
-        """The whole policy on the CPU, from rank 0; the other ranks take part in the gathering."""
-        return full_state(self._engine.module.hf, self._rank)
-
-    def probe(self, token_ids: np.ndarray) -> np.ndarray:
-        """Log-probabilities of given tokens [L] under the policy as it is, without temperature: [L - 1] float32, from
-        the second token on."""
-        batch = token_batch([TokenRow(token_ids, np.arange(len(token_ids)) > 0)], self._engine.module.layout)
-        with torch.no_grad():
-            logprobs, _ = self._engine(batch.to(self._engine.device), 1.0, False)
-        answer: np.ndarray = logprobs[0, 1:].float().cpu().numpy()
-        return answer
 
     def update(self, share: Share, *arrays: Any) -> tuple[dict[str, float], list[Offender]]:
         """One step's optimizer updates; `arrays` as `items_of` takes them.
@@ -128,40 +81,14 @@ class LearnerWorker(GangWorker):
         last_pass = mean_metrics(done[-len(minibatches) :], share.num_tokens)
         return metrics | last_pass | {"policy/not_applied": 0.0, "policy/updates_applied": float(len(done))}, []
 
-    def save(self, folder: str) -> None:
-        """Write the DeepSpeed state and, from rank 0, the policy as a Hugging Face folder `policy/`."""
-        super().save(folder)
-        weights = full_state(self._engine.module.hf, self._rank)
-        if self._rank == 0:
-            target = Path(folder) / "policy"
-            self._engine.module.hf.save_pretrained(target, state_dict=weights)
-            setup = self._setup
-            tokenizer = load_tokenizer(
-                setup.model_path, trust_remote_code=setup.trust_remote_code, chat_template=setup.chat_template
-            )
-            tokenizer.save_pretrained(target)
-
-    def _module(self) -> nn.Module:
-        setup = self._setup
-        return load_policy(
-            setup.model_path,
-            DTYPES[setup.learner.dtype],
-            packing=setup.learner.packing,
-            trust_remote_code=setup.trust_remote_code,
-        )
-
-    def _started(self) -> dict[str, Any]:
-        """What rank 0 will send in a broadcast."""
-        dtype, bucket_bytes = DTYPES[self._setup.engine_dtype], self._setup.weights.bucket_mib * 2**20
-        self._sender = WeightSender(self._engine.module.hf, dtype, self._rank, bucket_bytes)
-        return self._sender.update_info()
-
     def _needs_first_look(self, num_minibatches: int) -> bool:
         """Whether the policy must go over the whole step before it changes.
 
         With one minibatch the first update's own forward tells what the policy was before it: no pass of its own.
         """
         if self._objective.selects is not None or self._setup.algorithm.entropy.top_quantile < 1:
+            return True
+        if self._has_dropout:  # what the engines sampled with, and the ratio is taken to, drops nothing
             return True
         return num_minibatches > 1 and (self._setup.old_logprobs == "learner" or self._setup.weights.verify)
 
@@ -190,8 +117,12 @@ class LearnerWorker(GangWorker):
         """Forward and backward of every microbatch; `known` gains what the first pass over a token sees."""
         sums = UpdateSums()
         microbatches = self._microbatches(items)
+        if self._has_dropout:
+            set_dropout(self._engine.module, is_active=True)
         for chosen, weights in zip(microbatches, self._weights(microbatches), strict=True):
             self._microbatch(chosen, weights, share, number, known, sums)
+        if self._has_dropout:
+            set_dropout(self._engine.module, is_active=False)
         return sums
 
     def _weights(self, microbatches: Sequence[Sequence[TrainItem]]) -> list[torch.Tensor]:

@@ -117,7 +117,7 @@ class _Chunked(torch.autograd.Function):
         states, weight, bias, targets, log_z, entropy = ctx.saved_tensors
         by_logprob, by_entropy = grads
         grad_states = torch.zeros_like(states, dtype=torch.float32)
-        grad_weight = torch.empty_like(weight)
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None  # not of a frozen policy
         grad_bias = None if bias is None else torch.empty_like(bias)
         for start, logits in _chunks(states, weight, bias, ctx.temperature):
             logs = logits.sub_(log_z[:, None])
@@ -130,7 +130,8 @@ class _Chunked(torch.autograd.Function):
             grad = grad.div_(ctx.temperature).to(weight.dtype)
             part = weight[start : start + grad.shape[1]]
             grad_states += multiply(grad, part.t())
-            grad_weight[start : start + grad.shape[1]] = multiply(grad.t(), states.t())
+            if grad_weight is not None:
+                grad_weight[start : start + grad.shape[1]] = multiply(grad.t(), states.t())
             if grad_bias is not None:
                 grad_bias[start : start + grad.shape[1]] = grad.sum(0)
         return grad_states.to(states.dtype), grad_weight, grad_bias, None, None

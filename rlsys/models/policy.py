@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlsys.config import LoraConfig
+from rlsys.models.adapters import add_adapters
 from rlsys.models.head import use_token_head
 from rlsys.models.layout import prefix_states, use_layout
 from rlsys.models.linear import use_onednn
@@ -22,11 +24,13 @@ class PolicyModel(nn.Module):
     that is most of the work and of the memory saved.
     """
 
-    def __init__(self, hf: Any, packing: str = "auto") -> None:
+    def __init__(self, hf: Any, packing: str = "auto", lora: LoraConfig | None = None) -> None:
         super().__init__()
         self.layout = use_layout(hf, packing)
-        use_onednn(hf)
         use_token_head(hf)
+        if lora is not None and lora.rank > 0:
+            add_adapters(hf, lora)
+        use_onednn(hf)
         self.hf = hf
 
     def forward(
@@ -47,10 +51,30 @@ class PolicyModel(nn.Module):
 
 
 def load_policy(
-    path: str, dtype: torch.dtype, *, packing: str = "auto", trust_remote_code: bool = False
+    path: str,
+    dtype: torch.dtype,
+    *,
+    packing: str = "auto",
+    lora: LoraConfig | None = None,
+    trust_remote_code: bool = False,
 ) -> PolicyModel:
     """Load a causal model from a folder or hub id in `dtype`, in eval mode (no dropout: ratios must be exact)."""
     from transformers import AutoModelForCausalLM
 
-    hf = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
-    return PolicyModel(hf, packing).eval()
+    extra = {} if lora is None or lora.quantize_base is None else {"quantization_config": _quantization(lora, dtype)}
+    hf = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, **extra)
+    return PolicyModel(hf, packing, lora).eval()
+
+
+def _quantization(lora: LoraConfig, dtype: torch.dtype) -> Any:
+    """The frozen weights in 4 or 8 bits, products in `dtype` (QLoRA, arXiv:2305.14314)."""
+    from transformers import BitsAndBytesConfig
+
+    if lora.quantize_base == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=lora.quantize_base,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from rlsys.algorithms import kl
 from rlsys.chunks import Place, picked
 from rlsys.config import ReferenceConfig
+from rlsys.models.divergence import kl_sums
 from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.runtime.garbage import freeze_started
@@ -74,14 +75,11 @@ class ReferenceWorker:
             found = scores.cpu().numpy()
             for row, index in enumerate(indices):
                 rows[index] = found[row, : trajectories[index].num_tokens]
-        sums: list[list[float]] = []
         nested: list[list[np.ndarray]] = []
         for group in groups:
             start = sum(map(len, nested))
             nested.append(rows[start : start + len(group)])
-            if self._divergence is not None:
-                sums.append([self._kl_sum(self._divergence, *pair) for pair in zip(group, nested[-1], strict=True)])
-        return [sums, *nested]
+        return [kl_sums(self._divergence, groups, nested) if self._divergence is not None else [], *nested]
 
     def blend(self, weights: Mapping[str, torch.Tensor], alpha: float) -> None:
         """Move every parameter towards `weights` by the share `alpha`."""
@@ -102,8 +100,3 @@ class ReferenceWorker:
     def load(self, folder: str) -> None:
         """Restore what `save` wrote."""
         self.blend(load_file(Path(folder) / REFERENCE_FILE), 1.0)
-
-    def _kl_sum(self, divergence: kl.KlFn, trajectory: Trajectory, ref_logprobs: np.ndarray) -> float:
-        mask = trajectory.loss_mask
-        sampled = torch.from_numpy(trajectory.behavior_logprobs[mask].copy())
-        return float(divergence(sampled, torch.from_numpy(ref_logprobs[mask].copy())).sum())

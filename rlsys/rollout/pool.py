@@ -69,6 +69,10 @@ class RolloutPool:
     def begin_receive_weights(self, update_info: Mapping[str, Any], policy_version: int) -> dict[str, Any]:
         return self._each("receive_weights", dict(update_info), policy_version)
 
+    def begin_receive_adapter(self, adapter: Any, policy_version: int) -> dict[str, Any]:
+        """`adapter` is a reference to what the learner's rank 0 reads."""
+        return self._each("receive_adapter", adapter, policy_version)
+
     def begin_probe(self, token_ids: np.ndarray) -> dict[str, Any]:
         """What every engine says of given tokens."""
         return self._each("probe", token_ids)

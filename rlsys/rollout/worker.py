@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import time
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlsys.config import RolloutConfig
 from rlsys.errors import WorkerError
+from rlsys.rollout.adapters import Adapters, AdapterSlots
 from rlsys.rollout.outbox import Outbox
 from rlsys.rollout.trajectory import prompt_logprobs, summary_of, trajectory_of
 from rlsys.runtime.garbage import freeze_started
@@ -43,6 +45,7 @@ class RolloutWorker:
         backend: str,
         seed: int,
         trust_remote_code: bool = False,
+        slots: AdapterSlots | None = None,
     ) -> None:
         self._index = index
         self._config = config
@@ -51,6 +54,8 @@ class RolloutWorker:
         self._backend = backend
         self._seed = seed
         self._trust_remote_code = trust_remote_code
+        self._slots = slots
+        self._adapters: Adapters | None = None
         self._versions = [LOADED_VERSION]  # of every epoch, as the scheduler counts them; the last is served now
         self._probes = itertools.count()
         self._tasks: dict[int, set[asyncio.Task[None]]] = {}  # by group
@@ -91,8 +96,13 @@ class RolloutWorker:
             async_scheduling=not on_cpu,
             scheduler_cls=f"rlsys.rollout.scheduler.WholeResponse{'' if on_cpu else 'Async'}Scheduler",
             **memory,
+            **(self._slots.arguments() if self._slots is not None else {}),
         )
         self._engine = AsyncLLM.from_engine_args(arguments)
+        if self._slots is not None:
+            self._adapters = Adapters(self._engine, f"rollout-{self._index}")
+            if self._slots.loaded is not None:
+                await self._adapters.load(Path(self._slots.loaded), LOADED_VERSION)
         model_config = self._engine.vllm_config.model_config.hf_config
         eos = getattr(model_config, "eos_token_id", None)
         self._eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
@@ -132,6 +142,20 @@ class RolloutWorker:
         await engine.resume_generation()
         return {"stalled_s": time.perf_counter() - paused, **times}
 
+    async def receive_adapter(
+        self, adapter: tuple[Mapping[str, Any], Mapping[str, Any]], policy_version: int
+    ) -> dict[str, float]:
+        """Serve the policy of an adapter (its matrices, and peft's description) from the next request on.
+
+        Returns: seconds until it is loaded; generation goes on meanwhile.
+        """
+        assert self._adapters is not None
+        started = time.perf_counter()
+        with self._spans.span("reload"):
+            await self._adapters.add(*adapter, policy_version)
+        self._versions.append(policy_version)
+        return {"stalled_s": 0.0, "transfer_s": 0.0, "reload_s": time.perf_counter() - started}
+
     async def submit(self, requests: Sequence[GroupRequest], policy_version: int) -> None:
         """Start sampling every request; answers come through `finished`."""
         who, version = f"rollout/{self._index}", self._versions[-1]
@@ -167,7 +191,7 @@ class RolloutWorker:
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
         for _ in range(PROBE_TRIES):
             epoch = len(self._versions) - 1
-            answer = await self._sampled(token_ids, params, f"{self._index}-probe-{next(self._probes)}")
+            answer, _ = await self._sampled(token_ids, params, f"{self._index}-probe-{next(self._probes)}")
             if epoch == len(self._versions) - 1:
                 return self._versions[-1], prompt_logprobs(answer)
         return None
@@ -192,6 +216,8 @@ class RolloutWorker:
         engine = getattr(self, "_engine", None)
         if engine is not None:
             await asyncio.to_thread(engine.shutdown)
+        if self._adapters is not None:
+            self._adapters.close()
 
     async def _begin_transfer(self, update_info: Mapping[str, Any]) -> None:
         """Returns when the bytes are there, or earlier when nothing is left to generate meanwhile."""
@@ -222,21 +248,33 @@ class RolloutWorker:
         """Sample one response and leave it in the outbox; whatever goes wrong is the answer then."""
         key, started = (request.group_id, request.attempt, sample), time.time()
         try:
-            answer = await self._sampled(request.token_ids, params, f"{self._index}-{'-'.join(map(str, key))}")
-            trajectory = trajectory_of(request.token_ids, answer, self._versions, self._index)
+            name = f"{self._index}-{'-'.join(map(str, key))}"
+            answer, versions = await self._sampled(request.token_ids, params, name)
+            trajectory = trajectory_of(request.token_ids, answer, versions, self._index)
         except Exception as error:
             cause = error.__cause__ or error  # vLLM's own wrapper says nothing
             self._outbox.put(Finished(*key, summary=None, error=f"{type(cause).__name__}: {cause}"), None)
         else:
             self._outbox.put(Finished(*key, summary_of(trajectory, started, time.time())), trajectory)
 
-    async def _sampled(self, token_ids: np.ndarray, params: Any, name: str) -> Any:
+    async def _sampled(self, token_ids: np.ndarray, params: Any, name: str) -> tuple[Any, Sequence[int]]:
+        """The engine's last word on a request, and the policy version of every epoch: with adapters a request has one
+        version from its beginning to its end, and there is one epoch."""
+        if self._adapters is None:
+            return await self._generated(token_ids, params, name, None), self._versions
+        version, adapter = self._adapters.begin()
+        try:
+            return await self._generated(token_ids, params, name, adapter), [version]
+        finally:
+            await self._adapters.end(version)
+
+    async def _generated(self, token_ids: np.ndarray, params: Any, name: str, adapter: Any) -> Any:
         from vllm.inputs import tokens_input
 
         # The salt keeps prefixes of other weights away; the scheduler knows better when an update comes in between.
-        prompt = tokens_input(token_ids.tolist(), cache_salt=str(len(self._versions) - 1))
+        prompt = tokens_input(token_ids.tolist(), cache_salt=str(len(self._versions) - 1 if adapter is None else 0))
         final = None
-        async for output in self._engine.generate(prompt, params, request_id=name):
+        async for output in self._engine.generate(prompt, params, request_id=name, lora_request=adapter):
             final = output
         if final is None:
             raise WorkerError("the engine gave no output")

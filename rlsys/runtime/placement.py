@@ -6,7 +6,7 @@ import os
 import platform
 
 from rlsys.config import Config
-from rlsys.needs import needs_critic
+from rlsys.needs import needs_critic, reference_workers
 from rlsys.runtime.cluster import Demand
 from rlsys.runtime.preload import engine_preload
 
@@ -102,7 +102,6 @@ def demands(config: Config) -> dict[str, list[Demand]]:
         critic_env = _env(config, threads_per_worker(config, critic.num_workers, critic.num_threads))
     reference_threads = threads_per_worker(config, reference.num_workers, reference.num_threads)
     reference_env = _env(config, reference_threads)
-    with_reference = config.algorithm.kl.coef > 0
     return {
         "rollout": [
             Demand(f"rollout/{i}", rollout.num_cpus, gpu * rollout.tensor_parallel_size, _rollout_env(config, i))
@@ -117,7 +116,6 @@ def demands(config: Config) -> dict[str, list[Demand]]:
             for i in range(config.scoring.num_workers)
         ],
         "reference": [
-            Demand(f"reference/{i}", reference.num_cpus, gpu, reference_env)
-            for i in range(reference.num_workers if with_reference else 0)
+            Demand(f"reference/{i}", reference.num_cpus, gpu, reference_env) for i in range(reference_workers(config))
         ],
     }

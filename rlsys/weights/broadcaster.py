@@ -82,3 +82,38 @@ class WeightBroadcaster:
         if self._backend == "gloo":
             return {**info, "bucket_bytes": bucket_bytes, "deadline_s": self._config.deadline_s}
         return {**info, "packed": True, "packed_buffer_size_bytes": bucket_bytes, "packed_num_buffers": 2}
+
+
+class AdapterSender(Protocol):
+    """The learner group of a policy with adapters."""
+
+    def begin_read_adapter(self) -> Calls: ...
+
+
+class AdapterReceiver(Protocol):
+    """The rollout pool of a policy with adapters."""
+
+    def begin_receive_adapter(self, adapter: Any, policy_version: int) -> Calls: ...
+
+
+class AdapterBroadcaster:
+    """The same for a policy with adapters: the adapter alone travels, through Ray's object store."""
+
+    def __init__(self, sender: AdapterSender, receiver: AdapterReceiver, wait: Wait, config: WeightsConfig) -> None:
+        self._sender = sender
+        self._receiver = receiver
+        self._wait = wait
+        self._config = config
+
+    def open(self) -> None:
+        """Nothing to open: engines have the model that adapters belong to."""
+
+    def broadcast(self, policy_version: int) -> dict[str, float]:
+        """Every engine serves `policy_version` when this returns; metrics as `WeightBroadcaster.broadcast`."""
+        read = self._sender.begin_read_adapter()
+        calls = self._receiver.begin_receive_adapter(next(iter(read.values())), policy_version)
+        engines = list(calls)
+        what = f"broadcast of policy version {policy_version} (adapter)"
+        answers = self._wait({**read, **calls}, what=what, deadline_s=self._config.deadline_s)
+        times = [answers[engine] for engine in engines]
+        return {f"weights/{name}": max(each[name] for each in times) for name in times[0]}

@@ -5,6 +5,8 @@ vLLM imports this module in each of its worker processes (`worker_extension_cls`
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +101,7 @@ class WeightReceiver:
     """
 
     weight_transfer_engine: GlooWeightTransferEngine
+    model_runner: Any
 
     def begin_transfer(self, update_info: dict[str, Any]) -> None:
         """Start to receive a broadcast; returns at once."""
@@ -108,10 +111,26 @@ class WeightReceiver:
         """Whether all of it is here. Raises what the transfer failed of."""
         return self.weight_transfer_engine.inbox.is_done()
 
+    def adapter_sums(self, adapter_id: int) -> dict[str, tuple[int, float]]:
+        """Of an adapter as this process holds it, what `rlsys.rollout.adapters.tensor_sums` gives of its file."""
+        manager = self.model_runner.lora_manager._adapter_manager
+        held = manager.get_adapter(adapter_id)
+        if held is None or adapter_id not in manager.lora_index_to_id:
+            raise RuntimeError(f"adapter {adapter_id} is not active; active are {manager.lora_index_to_id}")
+        layers = held.loras.values()
+        return {"A": _sums(layer.lora_a for layer in layers), "B": _sums(layer.lora_b for layer in layers)}
+
     def transfer_times(self) -> tuple[float, float]:
         """Seconds that the last transfer took, and that loading waited for it."""
         inbox = self.weight_transfer_engine.inbox
         return inbox.transfer_s, inbox.waited_s
+
+
+def _sums(matrices: Iterable[Any]) -> tuple[int, float]:
+    """Number and sum of absolute values; of a layer that vLLM packs of several there is a list, with gaps."""
+    several = [packed if isinstance(packed, list | tuple) else [packed] for packed in matrices]
+    present = [matrix for packed in several for matrix in packed if matrix is not None]
+    return len(present), math.fsum(float(matrix.double().abs().sum()) for matrix in present)
 
 
 if "gloo" not in WeightTransferEngineFactory._registry:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from rlsys.models.adapters import adapter_parameters, wires
 from rlsys.weights.gloo import GlooChannel
 from rlsys.weights.manifest import Entry, Manifest, buckets, pack, to_update_info, total_bytes, unpack
 
@@ -26,10 +27,10 @@ class Channel(Protocol):
 
 
 class WeightSender:
-    """Sends a module's parameters, in order, cast to the engines' dtype.
+    """Sends a module's parameters, in order, cast to the engines' dtype; adapters as part of what they adapt.
 
     Args:
-        module: the Hugging Face model inside the learner's engine; its parameter names are the wire names.
+        module: the Hugging Face model inside the learner's engine; the wire names are its parameters'.
         dtype: what the engines hold.
         rank: this learner rank; only rank 0 sends, all ranks gather (ZeRO-3 shards live everywhere).
         bucket_bytes: size of one packed transfer.
@@ -44,11 +45,8 @@ class WeightSender:
         self._exported: list[torch.Tensor] = []
 
     def manifest(self) -> Manifest:
-        """Every parameter that travels. ZeRO-3 hides shapes: `ds_shape` has the full one."""
-        return [
-            Entry(name, self._dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
-            for name, parameter in self._module.named_parameters()
-        ]
+        """Every parameter that travels."""
+        return [Entry(wire.name, self._dtype, wire.shape) for wire in wires(self._module)]
 
     def update_info(self) -> dict[str, Any]:
         """The manifest in the form the engines take."""
@@ -95,14 +93,14 @@ class WeightSender:
         The copy is made inside the gathering context: what it yields is a view whose storage is given back (and soon
         holds something else) when the context closes.
         """
-        parameters = dict(self._module.named_parameters())
+        by_name = {wire.name: wire for wire in wires(self._module)}
         cut = buckets(self.manifest(), max_bytes)
         rooms = [None] * len(cut) if channel is None else channel.rooms([total_bytes(bucket) for bucket in cut])
         for bucket, room in zip(cut, rooms, strict=True):
-            chosen = [parameters[entry.name] for entry in bucket]
-            with _gathered(chosen):
+            chosen = [by_name[entry.name] for entry in bucket]
+            with gathered([source for wire in chosen for source in wire.sources]):
                 device = None if room is None else room.device
-                sent = [p.detach().to(device, self._dtype) for p in chosen] if self._rank == 0 else []
+                sent = [wire.read().to(device, self._dtype) for wire in chosen] if self._rank == 0 else []
                 packed = pack(sent, room) if sent else None
             if packed is not None:
                 yield bucket, packed
@@ -143,7 +141,7 @@ class NcclChannel:
         )
 
 
-def _gathered(parameters: list[nn.Parameter]) -> Any:
+def gathered(parameters: Sequence[nn.Parameter]) -> Any:
     """ZeRO-3 parameters gathered for reading; nothing to do for whole ones."""
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not sharded:
@@ -154,12 +152,21 @@ def _gathered(parameters: list[nn.Parameter]) -> Any:
 
 
 def full_state(module: nn.Module, rank: int) -> dict[str, torch.Tensor]:
-    """Whole parameters on the CPU at rank 0, for saving; every rank must call."""
+    """Whole parameters on the CPU at rank 0, with their adapters' part; every rank must call."""
     return dict(_full_parameters(module, rank))
 
 
 def _full_parameters(module: nn.Module, rank: int) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, parameter in module.named_parameters():
-        with _gathered([parameter]):
+    for wire in wires(module):
+        with gathered(wire.sources):
             if rank == 0:
-                yield name, parameter.detach().cpu().clone()
+                yield wire.name, wire.read().cpu().clone()
+
+
+def adapter_state(module: nn.Module, rank: int, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """The adapter's tensors on the CPU at rank 0, in `dtype` where one is given; every rank must call."""
+    parameters = adapter_parameters(module)
+    with gathered(list(parameters.values())):
+        if rank != 0:
+            return {}
+        return {name: p.detach().to("cpu", dtype or p.dtype, copy=True) for name, p in parameters.items()}

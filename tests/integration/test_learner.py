@@ -72,6 +72,7 @@ def start_learner(cluster: Cluster, model: str, overrides: list[str]) -> tuple[L
         weights=config.weights,
         model_path=model,
         chat_template=None,
+        adapter=None,
         trust_remote_code=False,
         engine_dtype=config.learner.dtype,
         temperature=0.7,

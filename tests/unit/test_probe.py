@@ -18,6 +18,10 @@ def says(value: float) -> np.ndarray:
     return np.array([value, -1.0], dtype=np.float32)
 
 
+def learned(value: float, bare: float | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    return says(value), None if bare is None else says(bare)
+
+
 class Calls:
     """Calls that the test answers."""
 
@@ -53,8 +57,8 @@ def make(bound: float | None = 1e-3) -> tuple[Probe, Calls]:
 
 
 ANSWERS = [
-    (("learner/0", 0), says(-2.0)),
-    (("learner/1", 0), says(-2.0)),
+    (("learner/0", 0), learned(-2.0)),
+    (("learner/1", 0), learned(-2.0)),
     (("rollout/0", 0), (4, says(-2.0))),
     (("rollout/1", 0), (4, says(-2.0 + 1e-4))),
 ]
@@ -92,9 +96,9 @@ def test_an_answer_counts_for_the_version_that_it_is_of() -> None:
     """An engine that was busy answers under the next weights, or not at all."""
     probe, calls = make()
     probe.begin(4)
-    calls.answer(("learner/0", 0), says(-2.0))
+    calls.answer(("learner/0", 0), learned(-2.0))
     probe.begin(5)
-    calls.answer(("learner/0", 1), says(-3.0))
+    calls.answer(("learner/0", 1), learned(-3.0))
     calls.answer(("rollout/0", 0), (5, says(-3.0)))
     calls.answer(("rollout/1", 0), None)
     assert probe.take() == {"sync/logprob_abs_diff/mean": 0.0, "sync/logprob_abs_diff/max": 0.0}
@@ -102,6 +106,26 @@ def test_an_answer_counts_for_the_version_that_it_is_of() -> None:
         probe.begin(version)
     calls.answer(("rollout/1", 1), (5, says(0.0)))  # long ago: the learner's answer is forgotten
     assert probe.take() == {}
+
+
+def test_an_engine_without_the_adapter_is_found_however_little_it_changes() -> None:
+    """The adapter moves a token by 1e-5, far below the bound; the sides round 1e-7 apart."""
+    probe, calls = make(bound=1e-3)
+    probe.begin(4)
+    calls.answer(("learner/0", 0), learned(-2.0, bare=-2.0 + 1e-5))
+    calls.answer(("rollout/0", 0), (4, says(-2.0 + 1e-7)))
+    assert probe.take()["sync/adapter_effect/max"] == pytest.approx(1e-5, rel=0.05)
+    with pytest.raises(WeightMismatchError, match="the adapter has not taken effect: rollout/1"):
+        calls.answer(("rollout/1", 0), (4, says(-2.0 + 1e-5)))
+
+
+def test_an_adapter_that_changes_less_than_rounding_is_not_judged() -> None:
+    probe, calls = make()
+    probe.begin(4)
+    calls.answer(("learner/0", 0), learned(-2.0, bare=-2.0))  # before the first update it changes nothing at all
+    calls.answer(("rollout/0", 0), (4, says(-2.0 + 1e-6)))
+    calls.answer(("rollout/1", 0), (4, says(-2.0)))
+    assert probe.take()["sync/adapter_effect/max"] == 0.0
 
 
 def test_a_text_of_short_prompts_and_of_one_long_one() -> None:

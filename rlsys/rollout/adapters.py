@@ -1,0 +1,144 @@
+"""A rollout worker's low-rank adapters: one a policy version, kept until the last request under it has ended."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlsys.errors import WorkerError
+from rlsys.models.adapters import FILE
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM reserves room for."""
+MEMORY = Path("/dev/shm")
+TOLERANCE = 1e-3
+"""Relative, of sums over the same numbers: bfloat16 rounds what is multiplied with a scale."""
+
+
+@dataclass(frozen=True)
+class AdapterSlots:
+    """Room for adapters in an engine."""
+
+    rank: int
+    count: int  # versions that requests may run under at once
+    loaded: str | None = None  # an adapter's folder that belongs to the weights of `model.path`
+    quantization: str | None = None  # of the engine's own weights
+
+    def arguments(self) -> dict[str, Any]:
+        """The engine's options."""
+        rank = next((rank for rank in RANKS if rank >= self.rank), self.rank)
+        arguments = {
+            "enable_lora": True,
+            "max_loras": self.count,
+            "max_cpu_loras": self.count + 1,
+            "max_lora_rank": rank,
+        }
+        return arguments if self.quantization is None else arguments | {"quantization": self.quantization}
+
+
+def tensor_sums(tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> dict[str, tuple[int, float]]:
+    """Number and sum of absolute values of both kinds of matrices, as an engine holds them: it multiplies the second
+    kind with the adapter's scale."""
+    rank = description["r"]
+    scale = description["lora_alpha"] / (math.sqrt(rank) if description["use_rslora"] else rank)
+    sums = {}
+    for kind, factor in (("A", 1.0), ("B", scale)):
+        chosen = [tensor for name, tensor in tensors.items() if f".lora_{kind}." in name]
+        sums[kind] = (len(chosen), factor * math.fsum(float(tensor.double().abs().sum()) for tensor in chosen))
+    return sums
+
+
+class Adapters:
+    """What an engine of this worker serves, version by version.
+
+    vLLM reads adapters from files: they lie in memory, and are gone with their version.
+    """
+
+    def __init__(self, engine: Any, who: str) -> None:
+        self._engine = engine
+        self._who = who
+        base = MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else None
+        self._folder = Path(tempfile.mkdtemp(prefix="rlsys-adapter-", dir=base))
+        self._requests: dict[int, Any] = {}  # by version; vLLM's ids count from 1
+        self._num_running: Counter[int] = Counter()
+        self._num_added = 0
+        self.version: int | None = None
+
+    async def add(self, state: Mapping[str, torch.Tensor], description: Mapping[str, Any], policy_version: int) -> None:
+        """Serve a version from now on; requests that run go on under the one they began with.
+
+        Raises WorkerError unless the engine holds every matrix as it was sent.
+        """
+        from safetensors.torch import save_file
+
+        folder = self._folder / f"version-{policy_version}"
+        folder.mkdir()
+        save_file(dict(state), folder / FILE)
+        (folder / "adapter_config.json").write_text(json.dumps(description, default=_plain))
+        await self.load(folder, policy_version, tensor_sums(state, description))
+
+    async def load(
+        self, folder: Path, policy_version: int, expected: Mapping[str, tuple[int, float]] | None = None
+    ) -> None:
+        """The same from a folder."""
+        from vllm.lora.request import LoRARequest
+
+        self._num_added += 1
+        # A name of its own: prefixes in the cache belong to it.
+        request = LoRARequest(f"{self._who}-version-{policy_version}", self._num_added, str(folder))
+        await self._engine.add_lora(request)
+        if expected is not None:
+            for found in await self._engine.collective_rpc("adapter_sums", args=(request.lora_int_id,)):
+                check_sums(expected, found, f"{self._who}, policy version {policy_version}")
+        self._requests[policy_version] = request
+        before, self.version = self.version, policy_version
+        if before is not None:
+            await self._retire(before)
+
+    def begin(self) -> tuple[int, Any]:
+        """A request starts: its version, and what vLLM is to be told."""
+        assert self.version is not None
+        self._num_running[self.version] += 1
+        return self.version, self._requests[self.version]
+
+    async def end(self, policy_version: int) -> None:
+        """It has ended, however."""
+        self._num_running[policy_version] -= 1
+        if policy_version != self.version:
+            await self._retire(policy_version)
+
+    def close(self) -> None:
+        """Remove the files."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _retire(self, policy_version: int) -> None:
+        if self._num_running[policy_version] or policy_version not in self._requests:
+            return
+        request = self._requests.pop(policy_version)
+        del self._num_running[policy_version]
+        await self._engine.remove_lora(request.lora_int_id)
+        shutil.rmtree(self._folder / f"version-{policy_version}", ignore_errors=True)
+
+
+def check_sums(expected: Mapping[str, tuple[int, float]], found: Mapping[str, tuple[int, float]], where: str) -> None:
+    """Raise WorkerError when an engine holds other matrices than it was sent."""
+    for kind, (count, total) in expected.items():
+        if found[kind][0] != count or not math.isclose(found[kind][1], total, rel_tol=TOLERANCE, abs_tol=1e-9):
+            raise WorkerError(
+                f"{where}: the engine holds {found[kind][0]} matrices {kind} with absolute values of "
+                f"{found[kind][1]:.6g} in all; the learner sent {count} with {total:.6g}"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else str(value)
