@@ -26,6 +26,7 @@ USAGE = """usage: rlsys COMMAND ...
 
   rlsys train [overrides]       train; overrides as in Hydra: experiment=quickstart train.num_steps=10
   rlsys eval MODEL_OR_RUN [overrides]   accuracy, mean@k and pass@k on held-out data
+  rlsys export RUN [--merge]    a checkpoint as a Hugging Face folder with a model card
   rlsys serve-reward --help     a reward function over HTTP
   rlsys simulate --help         a finished run's step time on other numbers of workers
   rlsys make-model --help       write a tiny model and tokenizer
@@ -40,6 +41,7 @@ def main() -> None:
         "train": lambda rest: _hydra(_train, rest),
         "eval": _eval,
         "simulate": _simulate,
+        "export": _export,
         "serve-reward": _serve_reward,
         "make-model": _make_model,
     }
@@ -166,6 +168,13 @@ def _simulate(arguments: list[str]) -> None:
     from rlsys.simulate.command import simulate
 
     simulate(arguments)
+
+
+def _export(arguments: list[str]) -> None:
+    quiet_libraries()
+    from rlsys.export.command import export
+
+    export(arguments)
 
 
 def _serve_reward(arguments: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,8 +34,16 @@ class Evaluation:
     pass_at: dict[int, Estimate] = field(default_factory=dict)  # by k
 
 
-def evaluate(sampler: Sampler, eval_sets: Sequence[EvalSet], config: Config, policy_version: int) -> list[Evaluation]:
+def evaluate(
+    sampler: Sampler,
+    eval_sets: Sequence[EvalSet],
+    config: Config,
+    policy_version: int,
+    tell: Callable[[EvalSet, str, Sequence[Sequence[Reward]]], None] | None = None,
+) -> list[Evaluation]:
     """One greedy response a prompt, and `eval.num_samples` drawn ones, scored like any other trajectory.
+
+    `tell` hears every data set's rewards, those of "greedy" and of "drawn" responses, a list a prompt.
 
     Raises RlsysError when a data set has no valid reward.
     """
@@ -50,6 +58,11 @@ def evaluate(sampler: Sampler, eval_sets: Sequence[EvalSet], config: Config, pol
             temperature=config.eval.temperature,
             count=config.eval.num_samples,
         )
+    if tell is not None:
+        for eval_set, of_greedy, of_drawn in zip(eval_sets, greedy, drawn, strict=True):
+            tell(eval_set, "greedy", of_greedy)
+            if of_drawn:
+                tell(eval_set, "drawn", of_drawn)
     return [_evaluation(*parts, config) for parts in zip(eval_sets, greedy, drawn, strict=True)]
 
 

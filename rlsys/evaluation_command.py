@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -18,8 +19,9 @@ from rlsys.errors import ConfigError
 from rlsys.evaluate import Evaluation, evaluate
 from rlsys.finished import FinishedRun, overridden
 from rlsys.intervals import Estimate
-from rlsys.prepare import Prepared, prepare
+from rlsys.prepare import EvalSet, Prepared, prepare
 from rlsys.rollout.pool import RolloutPool
+from rlsys.types import Reward
 
 
 def evaluation(arguments: Sequence[str]) -> None:
@@ -35,11 +37,12 @@ def evaluation(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--step", type=int, help="of the run's checkpoint; the newest without")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there too")
+    parser.add_argument("--responses", type=Path, metavar="FILE", help="write every response there, one a line")
     options, overrides = parser.parse_known_args(arguments)
     if options.target is not None and "=" in options.target:
         overrides, options.target = [options.target, *overrides], None
     prepared = prepare(_config(options.target, options.step, overrides), _say, training=False)
-    results = evaluation_run(prepared)
+    results = evaluation_run(prepared, options.responses)
     answer = json.dumps(as_json(prepared, results), indent=2)
     _show(results, prepared.config)
     print(answer)
@@ -47,12 +50,29 @@ def evaluation(arguments: Sequence[str]) -> None:
         options.output.write_text(answer + "\n", encoding="utf-8")
 
 
-def evaluation_run(prepared: Prepared) -> list[Evaluation]:
-    """Evaluate the model on every held-out data set."""
+def evaluation_run(prepared: Prepared, responses: Path | None = None) -> list[Evaluation]:
+    """Evaluate the model on every held-out data set; `responses` is a file for what it answered."""
     if not prepared.eval_sets:
         raise ConfigError("data.eval is null: there is nothing to evaluate on")
-    with open_evaluation(prepared) as sampler:
-        return evaluate(sampler, prepared.eval_sets, prepared.config, policy_version=RolloutPool.LOADED_VERSION)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(responses.open("w", encoding="utf-8")) if responses is not None else None
+        sampler = stack.enter_context(open_evaluation(prepared))
+
+        def tell(eval_set: EvalSet, kind: str, rewards: Sequence[Sequence[Reward]]) -> None:
+            assert file is not None
+            for prompt, group in zip(eval_set.prompts, rewards, strict=True):
+                for reward in group:
+                    row = {"data": eval_set.label, "prompt_index": prompt.index, "prompt": prompt.text, "kind": kind}
+                    row |= {"response": sampler.text(reward.response), "reward": reward.total}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+        return evaluate(
+            sampler,
+            prepared.eval_sets,
+            prepared.config,
+            policy_version=RolloutPool.LOADED_VERSION,
+            tell=tell if file is not None else None,
+        )
 
 
 def as_json(prepared: Prepared, results: Sequence[Evaluation]) -> dict[str, Any]:
@@ -76,13 +96,26 @@ def _config(target: str | None, step: int | None, overrides: Sequence[str]) -> C
         if step is not None:
             raise ConfigError(f"--step belongs to a run, and '{target}' is not the folder of one")
         plain = [] if any(override.startswith("experiment=") for override in overrides) else ["~experiment"]
-        config = to_config(composed([*plain, *overrides]))
-        return _seeded(replace(config, model=replace(config.model, path=target)))
+        return _seeded(_of(target, to_config(composed([*plain, *overrides]))))
     run = FinishedRun(Path(target).expanduser().resolve())
     own = run.composed()
     config = to_config(overridden(own, composed(overrides), overrides) if overrides else own)
-    policy = run.checkpoint(step) / "policy"
-    return _seeded(replace(config, model=replace(config.model, path=str(policy)), run_dir=None, resume="never"))
+    checkpoint = run.checkpoint(step)
+    policy = checkpoint / "policy" if (checkpoint / "policy").is_dir() else checkpoint / "adapter"
+    return _seeded(_of(str(policy), replace(config, run_dir=None, resume="never")))
+
+
+def _of(model: str, config: Config) -> Config:
+    """The configuration with `model`: whole weights, or an adapter's folder, which says what it belongs to."""
+    description = Path(model).expanduser() / "adapter_config.json"
+    if not description.is_file():
+        lora = replace(config.learner.lora, rank=0)
+        chosen = replace(config.model, path=model, adapter=None)
+    else:
+        adapter = json.loads(description.read_text())
+        lora = replace(config.learner.lora, rank=int(adapter["r"]), use_dora=False, modules_to_save=[])
+        chosen = replace(config.model, path=str(adapter["base_model_name_or_path"]), adapter=model)
+    return replace(config, model=chosen, learner=replace(config.learner, lora=lora))
 
 
 def _seeded(config: Config) -> Config:

@@ -104,6 +104,10 @@ class Sampler:
         """Serve until `ready()`. Raises DeadlineError that says who is late."""
         self._calls.until(ready, deadline_s=self._deadline_s, late=lambda: self._late(what))
 
+    def text(self, ref: TextRef | None) -> str:
+        """A response's text, on the driver."""
+        return self._pool.text(ref)
+
     def take_logged(self) -> dict[str, float]:
         """Means of what reward functions noted since the last call."""
         logged, self._logged = self._logged, {}

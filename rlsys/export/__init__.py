@@ -1,0 +1,1 @@
+"""`rlsys export`: a checkpoint as a folder that transformers, peft and vLLM load."""
