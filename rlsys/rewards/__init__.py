@@ -4,8 +4,13 @@
 
 A function takes the arguments it names (all of them with `**kwargs`); `None` means not applicable. Prompts and
 completions are strings, or chat messages for conversational data. Keyword-only parameters with a default are options
-that the run's `rewards` list may set. A function that imports something slow registers with `imports=("module",)`:
-its process then imports it before the first deadline runs.
+that the run's `rewards` list may set; one without a default is an option that it must set (in outside code: a column).
+
+A function may register with facts:
+    imports=("module",)     what is slow to import: its process imports it before the first deadline runs
+    check=function          takes every option and raises ValueError for values that cannot work, before Ray starts
+    paths=("option",)       options that name files, resolved where the run is started
+    whole_groups=True       compares a prompt's responses: one call must hold all of them
 """
 
 from __future__ import annotations

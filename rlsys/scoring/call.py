@@ -68,11 +68,18 @@ class TrainerState:
 
 
 def absolute(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The same entry of `rewards` with a `path.py:function` that does not depend on a worker's working directory."""
-    path, colon, function = str(spec.get("name", "")).rpartition(":")
-    if not path.endswith(".py"):
-        return dict(spec)
-    return {**spec, "name": f"{Path(path).expanduser().resolve()}{colon}{function}"}
+    """The same entry of `rewards` with files that do not depend on a worker's working directory: a `path.py:function`,
+    and the options that the function registered as `paths`."""
+    name = str(spec.get("name", ""))
+    path, colon, function = name.rpartition(":")
+    if path.endswith(".py"):
+        return {**spec, "name": f"{_resolved(path)}{colon}{function}"}
+    files = [option for option in rewards.registry.fact(name, "paths", ()) if isinstance(spec.get(option), str)]
+    return {**spec, **{option: _resolved(spec[option]) for option in files}}
+
+
+def _resolved(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def bind_reward(spec: Mapping[str, Any]) -> Callable[..., Any]:
@@ -82,11 +89,13 @@ def bind_reward(spec: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
-    """Raise ConfigError when the function needs an argument that neither TRL's contract nor the data set provides."""
+    """Raise ConfigError when the function's options do not fit it, or when it needs an argument that neither TRL's
+    contract nor the data set provides."""
     columns = set(columns)
     known = {*PROVIDED, *columns}
     function = bind_reward(spec)
     parameters = _parameters(function)
+    _check_options(spec, function)
     for name in set(option_names(function)) & columns - set(spec):
         if parameters[name].default is inspect.Parameter.empty:
             continue
@@ -100,6 +109,26 @@ def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
                 f"reward '{spec['name']}' needs the column '{name}', which the data set does not have; its columns: "
                 f"{', '.join(sorted(columns)) or 'none'}"
             )
+
+
+def _check_options(spec: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """What a registered function says of its own options. In outside code a keyword-only parameter without a default
+    may be a column, as with TRL."""
+    name = str(spec["name"])
+    if ":" in name:
+        return
+    parameters = inspect.signature(function).parameters
+    settings = {option: parameters[option].default for option in option_names(function)}
+    for option, value in settings.items():
+        if value is inspect.Parameter.empty:
+            raise ConfigError(f"reward '{name}' needs the option '{option}'")
+    check = rewards.registry.fact(name, "check", None)
+    if check is None:
+        return
+    try:
+        check(**settings)
+    except ValueError as error:
+        raise ConfigError(f"reward '{name}': {error}") from error
 
 
 def call_reward(function: Callable[..., Any], request: RewardRequest, log: RewardLog) -> list[float | None]:
