@@ -31,8 +31,8 @@ def padded(answer: str, characters: int) -> str:
         ("\\boxed{0.1575}", "\\frac{63}{400}", 1.0),
         ("The final answer is $\\frac{63}{400}$. I hope it is correct.", "$\\frac{63}{400}$", 1.0),
         ("First $3$, at last \\boxed{4}.", "We get $x=4$, so \\boxed{4}.", 1.0),
-        ("The final answer is $3$. Rather \\boxed{4}.", "4", 1.0),
-        ("The final answer is $4$. Rather \\boxed{3}.", "4", 0.0),  # what is boxed comes first
+        ("The final answer is $3$. I hope it is correct. Rather \\boxed{4}.", "4", 1.0),
+        ("The final answer is $4$. I hope it is correct. Rather \\boxed{3}.", "4", 0.0),  # what is boxed comes first
         ("\\boxed{\\frac{64}{400}}", "\\frac{63}{400}", 0.0),
         ("\\boxed{\\frac63{400}}", "\\frac{63}{400}", 0.0),  # a malformed operator is no answer
         ("It is $\\frac{63}{400}$.", "\\frac{63}{400}", 0.0),  # nor is a formula that nothing announces

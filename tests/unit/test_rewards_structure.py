@@ -170,7 +170,7 @@ class Schemas(BaseHTTPRequestHandler):
 
     served = 0
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         type(self).served += 1
         self.send_response(200)
         self.end_headers()
