@@ -17,7 +17,7 @@ def _compiled(*, pattern: str, flags: str, **_: Any) -> re.Pattern[str]:
         raise ValueError(f"flags={flags!r}: '{unknown[0]}' is not one of the letters {', '.join(FLAGS)}")
     try:
         return re.compile(pattern, sum(FLAGS[letter] for letter in set(flags)))
-    except re.error as error:
+    except (re.error, TypeError) as error:  # a number in YAML is no text
         raise ValueError(f"pattern={pattern!r} is no regular expression: {error}") from error
 
 

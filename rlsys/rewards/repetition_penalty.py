@@ -9,8 +9,8 @@ from rlsys.rewards import Scores, content, register
 
 def _check(*, n_grams: int, max_penalty: float, **_: Any) -> None:
     """Raises ValueError for options that would not penalise."""
-    if n_grams < 1:
-        raise ValueError(f"n_grams={n_grams} must be at least 1")
+    if n_grams < 1 or n_grams != int(n_grams):
+        raise ValueError(f"n_grams={n_grams} must be a whole number, at least 1")
     if max_penalty > 0:
         raise ValueError(f"max_penalty={max_penalty} must not be positive: it is what full repetition costs")
 

@@ -152,7 +152,8 @@ def test_repetition_penalty_against_counting(words: list[str], n: int, penalty: 
     ("options", "said"),
     [
         ({"max_penalty": 0.5}, "max_penalty=0.5 must not be positive"),
-        ({"n_grams": 0}, "n_grams=0 must be at least 1"),
+        ({"n_grams": 0}, "n_grams=0 must be a whole number, at least 1"),
+        ({"n_grams": 2.5}, "n_grams=2.5 must be a whole number"),
     ],
 )
 def test_a_penalty_that_would_not_penalise_is_refused(options: dict[str, Any], said: str) -> None:

@@ -74,6 +74,7 @@ def called(function: Any, completions: list[str], columns: dict[str, list[Any]])
     [
         ({}, "reward 'regex' needs the option 'pattern'"),
         ({"pattern": "(a"}, "is no regular expression: missing \\)"),
+        ({"pattern": 42}, "pattern=42 is no regular expression"),
         ({"pattern": "a", "flags": "iq"}, "'q' is not one of the letters a, i, m, s, x"),
         ({"pattern": "a", "full_match": "yes"}, "it must be true or false"),
         ({"patern": "a"}, "did you mean 'pattern'"),
