@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rlsys import checkpoint
@@ -102,7 +102,7 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
         state, folder = _newest(config, run_dir, display)
         if folder is not None:
             _restore(folder, learner, critic, reference)
-        log = RunLog(run_dir, config.logging, resume_step=state.step)
+        log = RunLog(run_dir, config.logging, resume_step=state.step, settings=asdict(config), say=display.say)
         stack.callback(log.close)
         lanes = None
         if config.logging.timeline:

@@ -14,6 +14,7 @@ from rlsys.algorithms import advantages
 from rlsys.bounds import check_bounds, one_of
 from rlsys.config import Config, DataConfig
 from rlsys.errors import ConfigError
+from rlsys.metrics.trackers.choice import chosen
 from rlsys.models.packing import LAYOUTS
 from rlsys.needs import needs_critic, reference_workers, sends_adapter
 from rlsys.preflight_algorithm import check_algorithm
@@ -54,6 +55,7 @@ def check_config(config: Config, *, training: bool = True) -> None:
         _check_batch(config)
         check_algorithm(config)
         _check_adapters(config)
+        chosen(config.logging.trackers)
     _check_devices(config, training=training)
     _check_reward_list(config)
     check_extras(_installed())

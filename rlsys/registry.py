@@ -132,7 +132,8 @@ def _check_type(owner: str, option: str, value: Any, function: Callable[..., Any
 def _named_values(function: Callable[..., Any], option: str) -> tuple[Any, ...]:
     """What a `Literal` annotation allows; nothing for any other."""
     try:
-        hint = get_type_hints(function.__init__ if inspect.isclass(function) else function).get(option)
+        target = cast(Any, function).__init__ if isinstance(function, type) else function
+        hint = get_type_hints(target).get(option)
     except (NameError, AttributeError, TypeError):  # a callable without annotations, or with some only a checker reads
         return ()
     return get_args(hint) if get_origin(hint) is Literal else ()

@@ -1,48 +1,51 @@
-"""A run's folder: `config.yaml`, `metrics.jsonl`, TensorBoard events, `rollouts/`, `checkpoints/`."""
+"""A run's folder: `config.yaml`, `metrics.jsonl`, `rollouts/`, `checkpoints/`, and what its trackers put there."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlsys.config import LoggingConfig
+from rlsys.metrics.row import as_json
 from rlsys.metrics.step import Metrics
+from rlsys.metrics.trackers import Start
+from rlsys.metrics.trackers.threads import Trackers
 from rlsys.types import Reward, RolloutGroup, TextRef
 
-WRITTEN = ("metrics.jsonl", "rollouts", "nonfinite", "timeline", "events.out.")
+WRITTEN = ("metrics.jsonl", "rollouts", "nonfinite", "timeline", "events.out.", "wandb", "tracker_id")
 """How the names begin of what a run writes besides its checkpoints and configuration."""
 
 
 class RunLog:
-    """Writes as the run goes; every line is on disk when the call returns."""
+    """Writes as the run goes; every line is on disk when the call returns. Trackers follow in the background."""
 
-    def __init__(self, run_dir: Path, config: LoggingConfig, *, resume_step: int = 0) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        config: LoggingConfig,
+        *,
+        resume_step: int = 0,
+        settings: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """`settings` is the run's configuration, for trackers to keep; `say` is told when one of them fails."""
         self._run_dir = run_dir
         self._config = config
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / "metrics.jsonl"
         _drop_after(path, resume_step)
         self._metrics = path.open("a", encoding="utf-8")
-        self._writer: Any = None
-        if "tensorboard" in config.trackers:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(run_dir), purge_step=resume_step + 1 if resume_step else None)
+        self._trackers = Trackers(config.trackers, Start(run_dir, settings or {}, resume_step, say))
 
     def write(self, metrics: Metrics) -> None:
-        """One object for one step, in `metrics.jsonl` and as TensorBoard scalars."""
-        self._metrics.write(json.dumps({key: _finite(value) for key, value in metrics.items()}) + "\n")
+        """One object for one step, in `metrics.jsonl` and to the trackers."""
+        row = {**metrics, **self._trackers.dropped()}
+        self._metrics.write(as_json(row) + "\n")
         self._metrics.flush()
-        if self._writer is not None:
-            step = int(metrics["step"] or 0)
-            for key, value in metrics.items():
-                if value is not None and math.isfinite(value):
-                    self._writer.add_scalar(key, value, step)
-            self._writer.flush()
+        self._trackers.write(int(metrics["step"] or 0), row)
 
     def rollouts(
         self,
@@ -82,15 +85,9 @@ class RunLog:
                     file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
     def close(self) -> None:
-        """Flush and close every file."""
+        """Close every file and tracker; a tracker that hangs is left behind after a few seconds."""
         self._metrics.close()
-        if self._writer is not None:
-            self._writer.close()
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no NaN: null stands for a number that is not one."""
-    return value if value is None or math.isfinite(value) else None
+        self._trackers.close()
 
 
 def _detail(detail: str) -> dict[str, str]:

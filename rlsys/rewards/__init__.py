@@ -4,12 +4,17 @@
 
 A function takes the arguments it names (all of them with `**kwargs`); `None` means not applicable. Prompts and
 completions are strings, or chat messages for conversational data. Keyword-only parameters with a default are options
-that the run's `rewards` list may set. A function that imports something slow registers with `imports=("module",)`:
-its process then imports it before the first deadline runs.
+that the run's `rewards` list may set; one without a default is an option that it must set (in outside code: a column).
 
 A class does for a reward that must load something: its keyword-only arguments are the options, it is made before the
-first deadline runs, and called like a function. Registered with `check=f`, `f()` is asked before Ray starts whether the
-machine has what it needs; with `whole_groups=True` a call holds all of a prompt's responses, behind one another.
+first deadline runs, and its objects are called like functions.
+
+A reward may register with facts:
+    imports=("module",)     what is slow to import: its process imports it before the first deadline runs
+    check=function          takes every option and raises ValueError, before Ray starts, for values that cannot work or
+                            a machine that lacks what they need
+    paths=("option",)       options that name files, resolved where the run is started
+    whole_groups=True       compares a prompt's responses: one call must hold all of them
 """
 
 from __future__ import annotations

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from rlsys.rewards import Failed, Scores, register
-from rlsys.rewards.code import Code
-from rlsys.sandbox.run import check
+from rlsys.rewards.code import Code, check_code
 
 THRESHOLD = 0.99
 
 
-@register("binary_code", check=check)
+@register("binary_code", check=check_code)
 class BinaryCode(Code):
     """1 where `code` would give more than 0.99, else 0; the same options and columns."""
 

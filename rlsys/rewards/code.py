@@ -6,14 +6,21 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from rlsys.errors import ConfigError
+from rlsys.errors import nearest
 from rlsys.rewards import Failed, Scores, content, register
 from rlsys.sandbox.cases import LANGUAGES, fenced, judge
 from rlsys.sandbox.program import Limits
 from rlsys.sandbox.run import check
 
 
-@register("code", check=check)
+def check_code(*, language: str, **_: Any) -> None:
+    """Raise ValueError for a language that nothing here runs, ConfigError where there can be no sandbox."""
+    if language not in LANGUAGES:
+        raise ValueError(f"language={language}: {nearest(language, LANGUAGES)}")
+    check()
+
+
+@register("code", check=check_code)
 class Code:
     """The share of test cases that the last fenced block of a response passes; 0 without a block.
 
@@ -35,8 +42,6 @@ class Code:
         memory_mib: int = 512,
         processes: int = 16,
     ) -> None:
-        if language not in LANGUAGES:
-            raise ConfigError(f"reward 'code': language={language}: known are {', '.join(LANGUAGES)}")
         self._language = language
         self._limits = Limits(wall_s=wall_s, cpu_s=int(wall_s) + 1, memory_mib=memory_mib, processes=processes)
         self._executor = ThreadPoolExecutor(num_parallel)

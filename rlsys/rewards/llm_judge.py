@@ -26,7 +26,7 @@ Question:
 Reply with a JSON object whose key "score" holds the grade, a whole number."""
 
 
-@register("llm_judge", imports=("openai", "jinja2"))
+@register("llm_judge", imports=("openai", "jinja2"), paths=("instruction",))
 class LlmJudge:
     """The judge's grade over the highest one, in [0, 1]; a reply without a grade is an error, not a 0.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlsys.rewards import Scores, content, register
+from rlsys.rewards._math_verify import equal, parse
 
 
 @register("math_answer", imports=("math_verify",))
@@ -12,20 +13,17 @@ def math_answer(completions: list[Any], answer: list[Any], *, marker: str = "###
     """1 where the response's final answer equals the gold one, 0 where it differs or the response has none.
 
     The gold answer is what follows `marker` (GSM8K's `#### 18`), or the whole `answer` column without it. A gold
-    answer that cannot be parsed is not applicable. Runaway expressions are the caller's deadline's business: the
-    library's own alarm is off, because it works in main threads only and fails silently elsewhere.
+    answer that cannot be parsed is not applicable.
     """
-    from math_verify import parse, verify
-
     scores: Scores = []
     for completion, expected in zip(completions, answer, strict=True):
         wanted = "" if expected is None else str(expected).rpartition(marker)[2].strip()
-        gold = _expressions(parse(f"${wanted}$", parsing_timeout=None))
+        gold = _expressions(parse(f"${wanted}$"))
         if not gold:
             scores.append(None)
             continue
-        guess = parse(content(completion).rpartition(marker)[2], parsing_timeout=None)
-        scores.append(float(bool(guess) and verify(gold, guess, timeout_seconds=None)))
+        guess = parse(content(completion).rpartition(marker)[2])
+        scores.append(float(equal(gold, guess)))
     return scores
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from rlsys.rewards import Scores, content, register
 
 
-@register("reward_model", imports=("torch", "transformers"))
+@register("reward_model", imports=("torch", "transformers"), paths=("model",))
 class RewardModel:
     """A transformers sequence classifier's score of prompt and response.
 

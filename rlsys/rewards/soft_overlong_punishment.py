@@ -7,7 +7,14 @@ from typing import Any
 from rlsys.rewards import Scores, register
 
 
-@register("soft_overlong_punishment")
+def _check(*, max_response_tokens: int, buffer_tokens: int) -> None:
+    if not 0 < buffer_tokens <= max_response_tokens:
+        raise ValueError(
+            f"buffer_tokens={buffer_tokens} must lie between 1 and max_response_tokens={max_response_tokens}"
+        )
+
+
+@register("soft_overlong_punishment", check=_check)
 def soft_overlong_punishment(
     completion_ids: list[list[int]], *, max_response_tokens: int = 20480, buffer_tokens: int = 4096, **_: Any
 ) -> Scores:
@@ -18,10 +25,6 @@ def soft_overlong_punishment(
             reaches it.
         buffer_tokens: where the slope is.
     """
-    if not 0 < buffer_tokens <= max_response_tokens:
-        raise ValueError(
-            f"soft_overlong_punishment: buffer_tokens={buffer_tokens} must lie between 1 and "
-            f"max_response_tokens={max_response_tokens}"
-        )
+    _check(max_response_tokens=max_response_tokens, buffer_tokens=buffer_tokens)
     start = max_response_tokens - buffer_tokens
     return [-min(max(len(ids) - start, 0) / buffer_tokens, 1.0) for ids in completion_ids]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +34,17 @@ class RewardRequest:
     def __len__(self) -> int:
         return len(self.completions)
 
-    def row(self, index: int) -> RewardRequest:
-        """The request for one trajectory alone."""
-        columns = {key: [values[index]] for key, values in self.columns.items()}
+    def part(self, start: int, end: int) -> RewardRequest:
+        """The request for the trajectories [start, end) alone."""
+        chosen = slice(start, end)
+        columns = {key: values[chosen] for key, values in self.columns.items()}
         return RewardRequest(
-            [self.prompts[index]], [self.completions[index]], [self.completion_ids[index]], columns, self.step
+            self.prompts[chosen], self.completions[chosen], self.completion_ids[chosen], columns, self.step
         )
+
+    def runs_of_prompts(self) -> list[int]:
+        """How many trajectories in a row have the same prompt."""
+        return [len(list(same)) for _, same in itertools.groupby(self.prompts)]
 
 
 @dataclass
@@ -70,11 +76,19 @@ class TrainerState:
 
 
 def absolute(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The same entry of `rewards` with a `path.py:function` that does not depend on a worker's working directory."""
-    path, colon, function = str(spec.get("name", "")).rpartition(":")
-    if not path.endswith(".py"):
-        return dict(spec)
-    return {**spec, "name": f"{Path(path).expanduser().resolve()}{colon}{function}"}
+    """The same entry of `rewards` with files that do not depend on a worker's working directory: a `path.py:function`,
+    and the options that the function registered as `paths`."""
+    name = str(spec.get("name", ""))
+    path, colon, function = name.rpartition(":")
+    if path.endswith(".py"):
+        return {**spec, "name": f"{_resolved(path)}{colon}{function}"}
+    files = [option for option in rewards.registry.fact(name, "paths", ()) if isinstance(spec.get(option), str)]
+    there = [option for option in files if len(spec[option]) < 4096 and Path(spec[option]).expanduser().exists()]
+    return {**spec, **{option: _resolved(spec[option]) for option in there}}
+
+
+def _resolved(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def bind_reward(spec: Mapping[str, Any]) -> Callable[..., Any]:
@@ -101,15 +115,13 @@ def _call_of(spec: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
-    """Raise ConfigError when the function needs an argument that neither TRL's contract nor the data set provides."""
+    """Raise ConfigError when the function's options do not fit it, or when it needs an argument that neither TRL's
+    contract nor the data set provides."""
     columns = set(columns)
     known = {*PROVIDED, *columns}
     function = rewards.registry.bind(str(spec["name"]), _options(spec))
-    check = rewards.registry.fact(str(spec["name"]), "check", None)
-    if check is not None:
-        check()
+    _check_options(spec, function)
     if _is_class(spec):
-        _check_made(spec, function)
         function = _call_of(spec)
     parameters = _parameters(function)
     for name in set(option_names(function)) & columns - set(spec):
@@ -129,11 +141,24 @@ def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
             )
 
 
-def _check_made(spec: Mapping[str, Any], factory: Callable[..., Any]) -> None:
-    """Raise ConfigError when a class is not given an option that it needs."""
-    for name, parameter in inspect.signature(factory).parameters.items():
-        if parameter.default is inspect.Parameter.empty and parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            raise ConfigError(f"reward '{spec['name']}' needs the option '{name}'")
+def _check_options(spec: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """What a registered function says of its own options. In outside code a keyword-only parameter without a default
+    may be a column, as with TRL."""
+    name = str(spec["name"])
+    if ":" in name and not _is_class(spec):
+        return
+    parameters = inspect.signature(function).parameters
+    settings = {option: parameters[option].default for option in option_names(function)}
+    for option, value in settings.items():
+        if value is inspect.Parameter.empty:
+            raise ConfigError(f"reward '{name}' needs the option '{option}'")
+    check = rewards.registry.fact(name, "check", None)
+    if check is None:
+        return
+    try:
+        check(**settings)
+    except ValueError as error:
+        raise ConfigError(f"reward '{name}': {error}") from error
 
 
 def call_reward(function: Callable[..., Any], request: RewardRequest, log: RewardLog) -> list[float | Failed | None]:

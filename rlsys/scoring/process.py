@@ -50,7 +50,8 @@ class RewardProcess:
         self._pipe: Connection | None = None
 
     def score(self, request: RewardRequest) -> tuple[list[RewardPart], RewardLog]:
-        """One part a row. A call that fails as a whole is retried row by row, so that each row gets its own outcome.
+        """One part a row. A call that fails as a whole is retried row by row, so that each row gets its own outcome; of
+        a function that compares a prompt's responses prompt by prompt.
 
         Rows that come after `call_deadline_s` of retries are counted as timeouts: one bad batch must not hold up the
         step for rows * deadline.
@@ -61,13 +62,14 @@ class RewardProcess:
         rows: list[RewardPart] = []
         log = RewardLog()
         end = time.monotonic() + max(self._call_deadline_s, self._row_deadline_s)
-        for index in range(len(request)):
+        whole = registry.fact(str(self._spec["name"]), "whole_groups", False)
+        for size in request.runs_of_prompts() if whole else [1] * len(request):
             if time.monotonic() >= end:
-                rows.append(RewardPart(None, "timeout", "not tried: earlier rows used up the deadline"))
+                rows += [RewardPart(None, "timeout", "not tried: earlier rows used up the deadline")] * size
                 continue
-            single = self._call(request.row(index), self._row_deadline_s)
-            rows.append(single.failure or single.parts[0])
-            log.merge(single.log)
+            part = self._call(request.part(len(rows), len(rows) + size), self._row_deadline_s)
+            rows += part.parts if part.failure is None else [part.failure] * size
+            log.merge(part.log)
         return rows, log
 
     def start(self) -> None:

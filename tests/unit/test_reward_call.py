@@ -113,7 +113,7 @@ def test_what_the_function_raises_comes_through() -> None:
 
 
 def test_one_row_of_a_request() -> None:
-    row = REQUEST.row(1)
+    row = REQUEST.part(1, 2)
     assert len(row) == 1
     assert (row.prompts, row.completions, row.completion_ids) == (["2+2="], ["five"], [[8, 9]])
     assert (row.columns, row.step) == ({"answer": ["4"], "level": [None]}, 12)

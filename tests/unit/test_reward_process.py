@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlsys.errors import WorkerError
+from rlsys.rewards import registry
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.process import RewardProcess
 from rlsys.types import RewardPart
@@ -43,6 +44,11 @@ def dies(completions, **_):
 
 def overflows(completions, **_):
     return [float("nan") if c == "bad" else float("-inf") if c == "worse" else 1.0 for c in completions]
+
+def longest(completions, **_):
+    if "bad" in completions:
+        raise ValueError("no")
+    return [float(len(c) == max(map(len, completions))) for c in completions]
 
 def identity(completions, **_):
     return [float(os.getpid()) for _ in completions]
@@ -156,3 +162,14 @@ def test_closing_ends_the_process(start: Start) -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
     process.close()  # twice is as good as once
+
+
+def test_a_function_that_compares_responses_is_tried_again_prompt_by_prompt(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row by row each response would be the longest and the shortest of its prompt."""
+    facts = {"whole_groups": True}
+    monkeypatch.setattr(registry, "fact", lambda name, key, default: facts.get(key, default))
+    process = start("longest")
+    parts, _ = process.score(RewardRequest(["a", "a", "b", "b"], ["x", "xx", "bad", "x"], [[1]] * 4, {}, step=1))
+    assert outcomes(parts) == [(0.0, "ok"), (1.0, "ok"), (None, "error"), (None, "error")]

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import pytest
 
+from rlsys.errors import ConfigError
 from rlsys.rewards import content, registry
 from rlsys.rewards.exact_match import exact_match
 from rlsys.rewards.soft_overlong_punishment import soft_overlong_punishment
 from rlsys.rewards.target_length import target_length
+from rlsys.scoring.call import check_reward
 
 CHAT = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": " 2\n"}]
 
 
 def test_the_built_in_rewards() -> None:
-    assert registry.names() == ["exact_match", "math_answer", "soft_overlong_punishment", "target_length"]
+    assert registry.names() == [
+        "accuracy",
+        "binary_code",
+        "code",
+        "code_format",
+        "cosine",
+        "exact_match",
+        "format",
+        "http",
+        "json_schema",
+        "length",
+        "llm_judge",
+        "math_answer",
+        "reasoning_steps",
+        "regex",
+        "repetition_penalty",
+        "reward_model",
+        "soft_overlong_punishment",
+        "tag_count",
+        "target_length",
+    ]
 
 
 def test_content_is_the_last_message_s() -> None:
@@ -61,3 +83,5 @@ def test_soft_overlong_punishment_by_hand() -> None:
     assert found == pytest.approx([0.0, 0.0, -0.25, -0.75, -1.0, -1.0])
     with pytest.raises(ValueError, match="buffer_tokens=11 must lie between 1 and max_response_tokens=10"):
         soft_overlong_punishment(ids, max_response_tokens=10, buffer_tokens=11)
+    with pytest.raises(ConfigError, match="reward 'soft_overlong_punishment': buffer_tokens=9 must lie between 1 and"):
+        check_reward({"name": "soft_overlong_punishment", "max_response_tokens": 8, "buffer_tokens": 9}, ["answer"])

@@ -1,0 +1,66 @@
+"""A response in JSON that fits a schema."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlsys.rewards import Scores, content, register
+
+BLOCK = re.compile(r"^```[^\S\n]*(?:json)?[^\S\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+
+
+def _validator(*, schema: Any, **_: Any) -> Any:
+    """Raises ValueError for what is no schema, or a file that holds none."""
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import Draft202012Validator, validator_for
+    from jsonschema_specifications import REGISTRY
+
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(Path(schema).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"schema: cannot read '{schema}' as JSON: {error}") from error
+    if not isinstance(schema, Mapping | bool):
+        raise ValueError(f"schema is {schema!r}, it must be a mapping or the path of a JSON file")
+    kind = validator_for(schema, default=Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+    except SchemaError as error:
+        raise ValueError(f"schema is no JSON schema: {error.json_path}: {error.message}") from error
+    # A registry of the specifications alone: a reference elsewhere is an error, never a request over the network.
+    return kind(schema, registry=REGISTRY)
+
+
+@register("json_schema", imports=("jsonschema",), check=_validator, paths=("schema",))
+def json_schema(completions: list[Any], *, schema: Any, fenced: bool = False, **_: Any) -> Scores:
+    """1 where the response is JSON that fits `schema`, else 0. NaN and Infinity are no JSON.
+
+    Args:
+        schema: a JSON schema (draft 2020-12 unless its `$schema` says otherwise), or the path of a file that holds one
+            and that every machine can read. `format` is not enforced, as the specification has it.
+        fenced: the JSON is in the last block between lines of three backquotes, bare or marked `json`; a response
+            without one gets 0.
+    """
+    validator = _validator(schema=schema)
+    return [float(_fits(content(completion), validator, fenced)) for completion in completions]
+
+
+def _fits(text: str, validator: Any, fenced: bool) -> bool:
+    if fenced:
+        blocks = BLOCK.findall(text)
+        if not blocks:
+            return False
+        text = blocks[-1]
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):  # not JSON, or nested deeper than the parser goes
+        return False
+    return bool(validator.is_valid(value))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
