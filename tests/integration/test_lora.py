@@ -1,0 +1,158 @@
+"""Adapters through the whole system: engines that serve them, runs that end in a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlsys.build import Run, build_probe
+from rlsys.errors import WeightMismatchError, WorkerError
+from tests.integration.runs import call_worker, read_metrics, sampled, small_run
+from tests.integration.test_run import rlsys, train
+
+LORA = ["learner.lora.rank=4", "learner.lora.alpha=8"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run one step ahead, with an adapter that one update has changed."""
+    overrides = [*LORA, "train.max_staleness=1", "algorithm.kl.coef=0.01", "learner.lr=1e-2"]
+    with small_run(tmp_path_factory.mktemp("lora"), overrides) as opened:
+        yield opened
+
+
+def probed(run: Run, version: int) -> dict[str, Any]:
+    probe = build_probe(run.calls, run.prepared, run.learner, run.rollout)
+    probe.begin(version)
+    probe.finish()
+    return dict(probe.take())
+
+
+def test_an_engine_serves_each_version_and_says_so_when_it_does_not(run: Run) -> None:
+    from rlsys.experience import Scored
+
+    run.weights.broadcast(1)
+    groups, rewards = sampled(run, 4, 1)
+    assert {summary.policy_version for group in groups for summary in group.summaries} == {1}
+    assert run.reference is None
+    refs, _ = run.learner.reference(groups)
+    made = run.credit(Scored(groups, rewards, None, tuple(refs), None), 1, run.coefficients)
+    metrics, _ = run.learner.update(made)
+    assert metrics["policy/kl_ref"] == pytest.approx(0.0, abs=1e-6)  # before the update policy and reference are one
+    assert metrics["sync/logprob_abs_diff/max"] < 1e-4
+    times = run.weights.broadcast(2)
+    assert times["weights/stalled_s"] == 0.0
+    found = probed(run, 2)
+    assert found["sync/logprob_abs_diff/max"] < 1e-4 < found["sync/adapter_effect/max"]
+
+    worker = run.rollout._workers[0]
+    call_worker(worker, _ignore_adapters)
+    with pytest.raises(WeightMismatchError, match="the adapter has not taken effect: rollout/0"):
+        probed(run, 2)
+    call_worker(worker, _heed_adapters)
+    call_worker(worker, _lose_a_matrix)
+    with pytest.raises(WorkerError, match=r"rollout-0, policy version 3: the engine holds \d+ matrices B"):
+        run.weights.broadcast(3)
+    call_worker(worker, _lose_none)
+    run.weights.broadcast(4)
+    assert probed(run, 4)["sync/logprob_abs_diff/max"] < 1e-4
+    assert call_worker(worker, lambda w: len(w._adapters._requests)) == 1  # the versions before are gone
+    assert call_worker(worker, lambda w: [p.name for p in w._adapters._folder.iterdir()][-1:]) == ["version-4"]
+
+
+def _ignore_adapters(worker: Any) -> None:
+    worker._begin = worker._adapters.begin
+    worker._adapters.begin = lambda: (worker._begin()[0], None)
+
+
+def _heed_adapters(worker: Any) -> None:
+    worker._adapters.begin = worker._begin
+
+
+def _lose_a_matrix(worker: Any) -> None:
+    """What is written has one matrix of zeros; what was promised has not."""
+    import safetensors.torch
+
+    whole = safetensors.torch.save_file
+    worker._whole = whole
+
+    def save(tensors: dict[str, Any], path: Any) -> None:
+        lost = next(name for name in tensors if ".lora_B." in name)
+        whole({**tensors, lost: torch.zeros_like(tensors[lost])}, path)
+
+    safetensors.torch.save_file = save
+
+
+def _lose_none(worker: Any) -> None:
+    import safetensors.torch
+
+    safetensors.torch.save_file = worker._whole
+
+
+def greedy_responses(folder: Path, prompts: list[str]) -> list[str]:
+    """transformers' own, of an exported folder: a model, or an adapter on its base."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt")
+        out = model.generate(**ids, do_sample=False, max_new_tokens=8)
+        texts.append(tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+    return texts
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        pytest.param(["learner.lora.use_dora=true", "learner.lora.modules_to_save=[norm]"], marks=pytest.mark.long),
+    ],
+    ids=["lora", "dora"],
+)
+def test_a_run_its_evaluation_and_its_exports_agree(tmp_path: Path, options: list[str]) -> None:
+    """Greedy responses of the run, of `rlsys eval` (vLLM) on the exported folders, and of transformers."""
+    common = [*LORA, *options, "learner.lr=1e-2", "eval.every=2", "data.eval_limit=12", "checkpoint.every=2"]
+    trained = train(tmp_path, *common, "train.num_steps=2")
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    last = read_metrics(tmp_path / "run")[-1]
+    assert last["sync/adapter_effect/max"] > 1e-3
+
+    small = ["rollout.kv_cache_gib=0.25", "rollout.max_num_seqs=64"]
+    of_run = rlsys("eval", "run", *small, "--responses", "run.jsonl", cwd=tmp_path)
+    assert of_run.returncode == 0, of_run.stdout + of_run.stderr
+    (result,) = json.loads(of_run.stdout[of_run.stdout.index("{") :])["data"]
+    assert result["reward_mean"] == pytest.approx(last["eval/reward/mean"])
+    assert result["num_prompts"] == 12
+
+    exported = rlsys("export", "run", "--output", "plain", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stdout + exported.stderr
+    card = (tmp_path / "plain" / "README.md").read_text()
+    assert "| 2 |" in card
+    assert "rank: 4" in card
+    assert "curve.svg" in card
+    folders = ["plain"]
+    if not options:
+        merged = rlsys("export", "run", "--merge", "--output", "merged", cwd=tmp_path)
+        assert merged.returncode == 0, merged.stdout + merged.stderr
+        folders.append("merged")
+    else:
+        assert rlsys("export", "run", "--merge", "--output", "m", cwd=tmp_path).returncode == 0
+
+    rows = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    expected = [row["response"] for row in rows]
+    prompts = [row["prompt"] for row in rows]
+    for folder in folders:
+        assert greedy_responses(tmp_path / folder, prompts) == expected
+    rewards = "rewards=[{name:target_length,weight:1.0,target:4}]"
+    limits = [rewards, "rollout.max_response_tokens=8", "data.eval_limit=12"]
+    served = rlsys("eval", folders[-1], *small, *limits, "--responses", "served.jsonl", cwd=tmp_path)
+    assert served.returncode == 0, served.stdout + served.stderr
+    again = [json.loads(line)["response"] for line in (tmp_path / "served.jsonl").read_text().splitlines()]
+    assert again == expected

@@ -1,0 +1,83 @@
+"""Adapters in the learner: every ZeRO stage gives the same gradient, checkpoints hold the adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlsys.runtime.cluster import Cluster
+from tests.integration.test_learner import cluster, experience, start_learner
+
+__all__ = ["cluster"]
+LORA = ["learner.lora.rank=4", "learner.lora.alpha=8"]
+
+
+def adapter_after(cluster: Cluster, model: str, overrides: list[str], folder: Path) -> dict[str, torch.Tensor]:
+    """What one update makes of a fresh adapter."""
+    group, _ = start_learner(cluster, model, [*LORA, *overrides])
+    try:
+        metrics, _ = group.update(experience())
+        assert metrics["policy/grad_norm"] > 1e-3
+        group.save(str(folder))
+    finally:
+        group.kill()
+    assert not (folder / "policy").exists()
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one_rank(cluster: Cluster, model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return adapter_after(cluster, model, [], tmp_path_factory.mktemp("one"))
+
+
+@pytest.mark.parametrize(
+    "stage", [pytest.param(0, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.long), 2, 3]
+)
+def test_the_gradient_is_the_same_in_every_stage_on_two_ranks(
+    cluster: Cluster, model: str, tmp_path: Path, one_rank: dict[str, torch.Tensor], stage: int
+) -> None:
+    overrides = ["learner.num_workers=2", f"learner.zero_stage={stage}", "learner.microbatch_tokens=40"]
+    found = adapter_after(cluster, model, overrides, tmp_path)
+    assert set(found) == set(one_rank)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, one_rank[name], rtol=0, atol=2e-5)
+    assert any(tensor.abs().max() > 0 for name, tensor in found.items() if ".lora_B." in name)
+
+
+def test_a_restored_learner_has_its_adapter_and_its_reference_is_the_base(
+    cluster: Cluster, model: str, tmp_path: Path
+) -> None:
+    """ZeRO-3 on two ranks: parts of adapter and optimizer on each."""
+    overrides = [*LORA, "learner.num_workers=2", "learner.zero_stage=3", "learner.lora.dropout=0.1"]
+    first, _ = start_learner(cluster, model, overrides)
+    try:
+        first.update(experience())
+        first.save(str(tmp_path))
+        learned, bare = call_lead(first, "probe")
+        saved = first._all("read_adapter", what="reading")[0]
+    finally:
+        first.kill()
+    second, _ = start_learner(cluster, model, overrides)
+    try:
+        fresh, also_bare = call_lead(second, "probe")
+        assert fresh == pytest.approx(also_bare, abs=1e-6)  # a new adapter changes nothing
+        assert bare == pytest.approx(fresh, abs=1e-5)  # without the trained one the model is what it was
+        second.load(str(tmp_path))
+        again, _ = call_lead(second, "probe")
+        assert again == pytest.approx(learned, abs=1e-5)
+        assert abs(learned - bare).max() > 1e-3
+        restored = second._all("read_adapter", what="reading")[0]
+    finally:
+        second.kill()
+    assert set(saved) == set(restored)
+    assert all(torch.equal(saved[name], restored[name]) for name in saved)
+
+
+def call_lead(group: Any, method: str) -> Any:
+    """Ask every rank about one text; the first one's answer."""
+    return group._all(method, np.arange(5, 15), what=method)
