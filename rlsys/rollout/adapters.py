@@ -85,7 +85,11 @@ class Adapters:
         folder.mkdir()
         save_file(dict(state), folder / FILE)
         (folder / "adapter_config.json").write_text(json.dumps(description, default=_plain))
-        await self.load(folder, policy_version, tensor_sums(state, description))
+        try:
+            await self.load(folder, policy_version, tensor_sums(state, description))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     async def load(
         self, folder: Path, policy_version: int, expected: Mapping[str, tuple[int, float]] | None = None
