@@ -1,4 +1,4 @@
-"""The commands: `rlsys train`, `rlsys eval`, `rlsys simulate`, `rlsys make-model`."""
+"""The commands: `rlsys train`, `rlsys eval`, `rlsys import`, `rlsys simulate`, `rlsys make-model`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ STARTED = time.strftime("%Y%m%d-%H%M%S")
 USAGE = """usage: rlsys COMMAND ...
 
   rlsys train [overrides]       train; overrides as in Hydra: experiment=quickstart train.num_steps=10
+                                (experiment=path/to/file.yaml takes a file of your own)
   rlsys eval [overrides]        greedy accuracy of model.path on data.eval
+  rlsys import FILE             a recipe of TRL, open-r1, axolotl, EasyR1 or OpenRLHF as an experiment of ours
   rlsys simulate --help         a finished run's step time on other numbers of workers
   rlsys make-model --help       write a tiny model and tokenizer
 
@@ -39,6 +41,7 @@ def main() -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": lambda rest: _hydra(_train, rest),
         "eval": lambda rest: _hydra(_eval, rest),
+        "import": _import,
         "simulate": _simulate,
         "make-model": _make_model,
     }
@@ -184,6 +187,12 @@ def _make_model(arguments: list[str]) -> None:
     save_model(model, tokenizer, options.output)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{options.output}: {options.architecture}, {parameters:,} parameters, vocabulary {len(tokenizer)}")
+
+
+def _import(arguments: list[str]) -> None:
+    from rlsys.importers.command import import_recipe
+
+    import_recipe(arguments)
 
 
 def _simulate(arguments: list[str]) -> None:
