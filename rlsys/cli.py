@@ -10,15 +10,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlsys.compose import load_config, register_schema, to_config
 from rlsys.config import Config, ModelBuild, TokenizerBuild
 from rlsys.errors import ConfigError, RlsysError
+
+__all__ = ["load_config", "main", "quiet_libraries"]
 
 STARTED = time.strftime("%Y%m%d-%H%M%S")
 """Names the default run folder; one for all jobs of a sweep."""
@@ -65,28 +67,6 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def load_config(overrides: Sequence[str]) -> Config:
-    """The run that `overrides` describe, without running it."""
-    from hydra import compose, initialize_config_dir
-
-    from rlsys.overrides import config_dir, normalise
-
-    _register_schema()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return to_config(compose("config", overrides=normalise(overrides)))
-
-
-def to_config(composed: DictConfig) -> Config:
-    """Composed configuration to dataclasses."""
-    return cast(Config, OmegaConf.to_object(composed))
-
-
-def _register_schema() -> None:
-    from hydra.core.config_store import ConfigStore
-
-    ConfigStore.instance().store(name="schema", node=Config)
-
-
 def _hydra(task: Callable[[Config, str], None], arguments: list[str]) -> None:
     """Run `task` once, or once a combination with --multirun."""
     import hydra
@@ -95,7 +75,7 @@ def _hydra(task: Callable[[Config, str], None], arguments: list[str]) -> None:
 
     from rlsys.overrides import config_dir, flags_first, normalise
 
-    _register_schema()
+    register_schema()
     # Hydra prints and exits on an exception of the task; ours are carried past it.
     failures: list[BaseException] = []
 

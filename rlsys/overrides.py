@@ -68,8 +68,7 @@ def _normalise_one(argument: str, known: set[str], folder: Path) -> str:
     if bare.partition(".")[0].partition("/")[0] == HYDRA_PREFIX:
         return argument
     if bare == "experiment" and any(part.endswith(FILE_SUFFIXES) for part in value.split(",")):
-        names = [_registered(part) if part.endswith(FILE_SUFFIXES) else part for part in value.split(",")]
-        return f"{key}={','.join(names)}"
+        return f"{key}={','.join(_experiment(part, folder) for part in value.split(','))}"
     if bare in groups(folder):
         _check_choice(bare, value, folder)
         return argument
@@ -79,6 +78,13 @@ def _normalise_one(argument: str, known: set[str], folder: Path) -> str:
     if bare not in known:
         raise ConfigError(f"unknown configuration key '{bare}': {nearest(bare, [*known, *groups(folder)])}")
     return argument
+
+
+def _experiment(choice: str, folder: Path) -> str:
+    if choice.endswith(FILE_SUFFIXES):
+        return _registered(choice)
+    _check_choice("experiment", choice, folder)
+    return choice
 
 
 def _registered(file: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlsys.importers.options import Mark, Option, default_at
+from rlsys.importers.options import ABSENT, Mark, Option, default_at, latest_default
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Draft:
         self.remarks: list[str] = []
         self._given = given
         self._settled: dict[str, Any] = {}
+        self._options = options
         self._defaults = {name: default_at(option, version) for name, option in options.items()}
 
     def value(self, name: str) -> Any:
@@ -43,6 +44,15 @@ class Draft:
         if found is None:
             found = self._defaults.get(name)
         return None if isinstance(found, Mark) else found
+
+    def detail(self, name: str) -> Any:
+        """The same; where the version does not have the option yet, the default that it came to have.
+
+        For the details of an option that a file sets, which then was written for a later version.
+        """
+        value = self.value(name)
+        newest = latest_default(self._options[name])
+        return newest if value is None and self._defaults[name] is ABSENT and not isinstance(newest, Mark) else value
 
     def given(self, name: str) -> bool:
         """Whether the file sets the option to something."""

@@ -1,6 +1,6 @@
 """EasyR1: `examples/config.yaml` and the overrides of its scripts (verl/trainer/config.py, verl/workers/*/config.py).
 
-Defaults are those of the dataclasses, not of the example.
+Defaults are those of the dataclasses, not of the example, as they stood in July 2026.
 """
 
 from __future__ import annotations
@@ -169,8 +169,8 @@ DIALECT = Dialect(
     name="easyr1",
     options=OPTIONS,
     rules=rules.RULES,
-    versions=("0.3",),
-    default_version="0.3",
+    versions=("2026.07",),
+    default_version="2026.07",
     versions_of="EasyR1",
     marks=tuple(OPTIONS),
     aliases=ALIASES,

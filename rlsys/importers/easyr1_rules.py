@@ -225,6 +225,7 @@ def data(draft: Draft) -> None:
     if draft.value("data.answer_key") != "answer":
         draft.write("data.columns", {"answer": str(draft.value("data.answer_key"))})
     draft.write("seed", int(draft.value("data.seed")))
+    draft.note("data.format_prompt", "a path is looked up from the folder where the run starts")
 
 
 def rewards(draft: Draft) -> None:

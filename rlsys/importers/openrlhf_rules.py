@@ -352,6 +352,8 @@ def run(draft: Draft) -> None:
     else:
         draft.moot("train.async_queue_size", "train.async_enable is false")
     trackers: list[Any] = ["tensorboard"] if draft.value("logger.tensorboard_dir") else []
+    if not trackers:
+        draft.note("logger.tensorboard_dir", "unset, nothing is written for TensorBoard")
     if draft.value("logger.wandb.key"):
         pairs = (("project", "logger.wandb.project"), ("entity", "logger.wandb.org"))
         options = {ours: draft.value(theirs) for ours, theirs in pairs if draft.value(theirs)}

@@ -101,6 +101,13 @@ def version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
+def latest_default(option: Option) -> Any:
+    """The newest default of an option, ABSENT only where no version has it."""
+    if not isinstance(option.default, Drift):
+        return option.default
+    return next((value for value in reversed(list(option.default.since.values())) if value is not ABSENT), ABSENT)
+
+
 def default_at(option: Option, version: str) -> Any:
     """The option's default in `version`."""
     if not isinstance(option.default, Drift):

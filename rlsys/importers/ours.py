@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rlsys.algorithms import advantages, aggregation, policy_losses
-from rlsys.cli import load_config
+from rlsys.compose import load_config
 from rlsys.registry import Registry
 
 FUNCTIONS: dict[str, Registry[Any]] = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ from rlsys.errors import ConfigError
 ASSIGNMENT = re.compile(r"^(?:export\s+|local\s+|readonly\s+)?([A-Za-z_]\w*)=(.*)$", re.DOTALL)
 VARIABLE = re.compile(r"\$(?:\{(\w+)(\[@\]|:?-([^}]*))?\}|(\w+))")
 HEREDOC = re.compile(r"^read\s.*?(\w+)\s*<<-?\s*['\"]?(\w+)['\"]?\s*$")
+COMMENT = re.compile(r"(?<=\S)\s+#[^\"']*$")
+"""After a command; one with quotes in it may be within them, and is left to shlex."""
 ENDS = (";", "&&", "||", "|", "&", ">", ">>", "2>&1")
 NUMBER = re.compile(r"^-\.?\d")
 
@@ -70,30 +73,30 @@ def scalar(text: str) -> Any:
 
 def _statements(text: str) -> list[str]:
     """Logical lines: continued ones joined, comments left out, arrays and here-documents in one piece."""
-    lines = iter(text.splitlines())
-    statements: list[str] = []
+    lines = iter([COMMENT.sub("", line).strip() for line in text.splitlines()])
+    statements = []
     for line in lines:
-        statement = line.strip()
-        if heredoc := HEREDOC.match(statement):
-            body: list[str] = []
-            for inner in lines:
-                if inner.strip() == heredoc[2]:
-                    break
-                body.append(inner.strip().removesuffix("\\"))
-            statements.append(f"{heredoc[1]}=({' '.join(body)})")
-            continue
-        while _is_open(statement):
-            following = next(lines, None)
-            if following is None:
-                break
-            following = following.strip()
-            if not following.startswith("#"):
-                statement = f"{statement.removesuffix(chr(92))} {following}"
-            elif statement.endswith("\\"):
-                continue
+        heredoc = HEREDOC.match(line)
+        statement = _here_document(heredoc, lines) if heredoc else _whole(line, lines)
         if statement and not statement.startswith("#"):
             statements.append(statement)
     return statements
+
+
+def _here_document(start: re.Match[str], lines: Iterator[str]) -> str:
+    """`read ... NAME <<END` as if it were an array of words."""
+    body = itertools.takewhile(lambda line: line != start[2], lines)
+    return f"{start[1]}=({' '.join(line.removesuffix(chr(92)) for line in body)})"
+
+
+def _whole(statement: str, lines: Iterator[str]) -> str:
+    """A line with those that continue it. A comment between them is passed over, where bash would end the command."""
+    while _is_open(statement):
+        following = next((line for line in lines if not line.startswith("#")), None)
+        if following is None:
+            break
+        statement = f"{statement.removesuffix(chr(92))} {following}"
+    return statement
 
 
 def _is_open(statement: str) -> bool:

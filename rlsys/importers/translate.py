@@ -83,6 +83,12 @@ def translate(given: Mapping[str, Any], dialect: Dialect, version: str, setting:
         _apply(draft, name, option)
     for rule in dialect.rules:
         _obey(draft, rule)
+    foreign = [spelling[name] for name in options if draft.given(name) and draft.default(name) is ABSENT]
+    if foreign:
+        draft.remark(
+            f"{dialect.versions_of} {version} does not have {', '.join(foreign)}: --version says for which version the "
+            "recipe was written"
+        )
     result.written, result.remarks = draft.written, draft.remarks
     tree = ours.nested(draft.written)
     for name in options:

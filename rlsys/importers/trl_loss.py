@@ -59,7 +59,7 @@ def policy_loss(draft: Draft) -> None:
             draft.moot_because.pop("epsilon", None)
     elif loss == "sapo":
         tau = {"temperature_pos": "sapo_temperature_pos", "temperature_neg": "sapo_temperature_neg"}
-        options = {ours: float(draft.value(theirs)) for ours, theirs in tau.items()}
+        options = {ours: float(draft.detail(theirs)) for ours, theirs in tau.items()}
         draft.write("algorithm.policy_loss", {"name": "sapo", **options})
         _no_bounds(draft, "epsilon", "epsilon_high", "delta", because="loss_type=sapo does not clip")
     elif loss in CLIPPED and level == "sequence":
@@ -126,8 +126,8 @@ def corrections(draft: Draft) -> None:
 
 
 def _importance(draft: Draft) -> dict[str, Any]:
-    level, _, kind = str(draft.value("vllm_importance_sampling_mode")).partition("_")
-    high, low = draft.value("vllm_importance_sampling_clip_max"), draft.value("vllm_importance_sampling_clip_min")
+    level, _, kind = str(draft.detail("vllm_importance_sampling_mode")).partition("_")
+    high, low = draft.detail("vllm_importance_sampling_clip_max"), draft.value("vllm_importance_sampling_clip_min")
     if kind not in ("mask", "truncate") or level not in LEVELS:
         draft.refuse("vllm_importance_sampling_mode", "there is no such mode here; wrote mask by sequence")
         level, kind = "sequence", "mask"
@@ -146,6 +146,6 @@ def entropy(draft: Draft) -> None:
             draft.moot(name, "use_adaptive_entropy is false")
         return
     for ours, theirs in zip(("target", "delta", "max_coef"), details[:3], strict=True):
-        draft.write(f"algorithm.entropy.{ours}", float(draft.value(theirs)))
+        draft.write(f"algorithm.entropy.{ours}", float(draft.detail(theirs)))
     if float(draft.value("entropy_coef_min") or 0) != 0:
         draft.refuse("entropy_coef_min", "the adaptive coefficient's lower bound is 0 here")

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from omegaconf import OmegaConf
 
-from rlsys.cli import load_config
+from rlsys.compose import load_config
 from rlsys.errors import ConfigError
 from rlsys.importers.translate import Translation
 from rlsys.preflight import check_config
