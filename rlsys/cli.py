@@ -1,4 +1,4 @@
-"""The commands: `rlsys train`, `rlsys eval`, `rlsys simulate`, `rlsys make-model`."""
+"""The commands: `rlsys train`, `rlsys eval`, `rlsys import`, `rlsys simulate`, `rlsys make-model`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ STARTED = time.strftime("%Y%m%d-%H%M%S")
 USAGE = """usage: rlsys COMMAND ...
 
   rlsys train [overrides]       train; overrides as in Hydra: experiment=quickstart train.num_steps=10
+                                (experiment=path/to/file.yaml takes a file of your own)
   rlsys eval MODEL_OR_RUN [overrides]   accuracy, mean@k and pass@k on held-out data
   rlsys export RUN [--merge]    a checkpoint as a Hugging Face folder with a model card
   rlsys serve-reward --help     a reward function over HTTP
+  rlsys import FILE             a recipe of TRL, open-r1, axolotl, EasyR1 or OpenRLHF as an experiment of ours
   rlsys simulate --help         a finished run's step time on other numbers of workers
   rlsys make-model --help       write a tiny model and tokenizer
 
@@ -40,6 +42,7 @@ def main() -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": lambda rest: _hydra(_train, rest),
         "eval": _eval,
+        "import": _import,
         "simulate": _simulate,
         "export": _export,
         "serve-reward": _serve_reward,
@@ -162,6 +165,12 @@ def _make_model(arguments: list[str]) -> None:
     save_model(model, tokenizer, options.output)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{options.output}: {options.architecture}, {parameters:,} parameters, vocabulary {len(tokenizer)}")
+
+
+def _import(arguments: list[str]) -> None:
+    from rlsys.importers.command import import_recipe
+
+    import_recipe(arguments)
 
 
 def _simulate(arguments: list[str]) -> None:

@@ -118,7 +118,7 @@ class LoraConfig:
     """Low-rank adapters (arXiv:2106.09685) by peft: they alone are trained."""
 
     rank: int = 0  # 0: no adapters, every parameter is trained
-    alpha: int = 32
+    alpha: float = 32.0
     dropout: float = 0.0
     target_modules: Any = "all-linear"  # a list of module names, or a regular expression over whole names
     modules_to_save: list[str] = field(default_factory=list)  # trained whole

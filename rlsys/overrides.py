@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from rlsys.config import OPEN_NODES, Config
 from rlsys.errors import ConfigError, nearest
 
 HYDRA_PREFIX = "hydra"
+FILE_SUFFIXES = (".yaml", ".yml")
 
 
 def config_dir() -> Path:
@@ -43,6 +47,7 @@ def known_keys() -> list[str]:
 def normalise(arguments: Sequence[str]) -> list[str]:
     """Check every override; `algorithm.policy_loss.clip_low=0.1` and the like become additions, as Hydra wants.
 
+    `experiment=path/to/file.yaml` takes a file outside `configs/`: it is registered with Hydra under its name.
     Raises ConfigError with the nearest match for an unknown key, group or experiment.
     """
     known, folder = set(known_keys()), config_dir()
@@ -62,6 +67,8 @@ def _normalise_one(argument: str, known: set[str], folder: Path) -> str:
     bare = key.lstrip("+~").partition("@")[0]
     if bare.partition(".")[0].partition("/")[0] == HYDRA_PREFIX:
         return argument
+    if bare == "experiment" and any(part.endswith(FILE_SUFFIXES) for part in value.split(",")):
+        return f"{key}={','.join(_experiment(part, folder) for part in value.split(','))}"
     if bare in groups(folder):
         _check_choice(bare, value, folder)
         return argument
@@ -71,6 +78,33 @@ def _normalise_one(argument: str, known: set[str], folder: Path) -> str:
     if bare not in known:
         raise ConfigError(f"unknown configuration key '{bare}': {nearest(bare, [*known, *groups(folder)])}")
     return argument
+
+
+def _experiment(choice: str, folder: Path) -> str:
+    if choice.endswith(FILE_SUFFIXES):
+        return _registered(choice)
+    _check_choice("experiment", choice, folder)
+    return choice
+
+
+def _registered(file: str) -> str:
+    """Make an experiment file known to Hydra; returns the name it has there."""
+    from hydra.core.config_store import ConfigStore
+
+    path = Path(file.strip("\"'")).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"experiment={file}: no such file: {path.resolve()}")
+    try:
+        content = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"experiment={file} is not YAML that can be read: {error}") from error
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"experiment={file} holds {type(content).__name__}, not a mapping from keys to values")
+    name = re.sub(r"\W+", "_", path.name.partition(".")[0]) or "experiment"
+    if (config_dir() / "experiment" / f"{name}.yaml").is_file():
+        name = f"{name}_file"  # Hydra would take its namesake of ours
+    ConfigStore.instance().store(name=name, group="experiment", node=content, package="_global_", provider=str(path))
+    return name
 
 
 def _check_choice(group: str, value: str, folder: Path) -> None:

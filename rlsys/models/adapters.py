@@ -65,9 +65,10 @@ def peft_config(lora: LoraConfig, base: str) -> Any:
     from peft import LoraConfig as PeftConfig
     from peft import TaskType
 
+    alpha: Any = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha  # peft says int, and scales by any number
     return PeftConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         modules_to_save=list(lora.modules_to_save) or None,

@@ -34,11 +34,11 @@ from rlsys.rollout.adapters import check_sums, tensor_sums
 from tests.unit.conftest import TINY
 
 CASES = {
-    "plain": LoraConfig(rank=4, alpha=8),
-    "rslora": LoraConfig(rank=4, alpha=8, use_rslora=True),
-    "dora": LoraConfig(rank=4, alpha=8, use_dora=True),
-    "some": LoraConfig(rank=2, alpha=8, target_modules=["q_proj", "down_proj"]),
-    "saved": LoraConfig(rank=2, alpha=8, modules_to_save=["lm_head", "norm"]),
+    "plain": LoraConfig(rank=4, alpha=8.0),
+    "rslora": LoraConfig(rank=4, alpha=8.0, use_rslora=True),
+    "dora": LoraConfig(rank=4, alpha=8.0, use_dora=True),
+    "some": LoraConfig(rank=2, alpha=8.0, target_modules=["q_proj", "down_proj"]),
+    "saved": LoraConfig(rank=2, alpha=8.0, modules_to_save=["lm_head", "norm"]),
 }
 
 
@@ -135,7 +135,7 @@ def test_gradients_are_peft_s(untied: str) -> None:
 
 
 def test_dropout_only_where_it_is_asked_for(untied: str) -> None:
-    policy = changed(untied, LoraConfig(rank=4, alpha=8, dropout=0.5))
+    policy = changed(untied, LoraConfig(rank=4, alpha=8.0, dropout=0.5))
     assert torch.equal(logprobs(policy), logprobs(policy))
     torch.manual_seed(0)
     set_dropout(policy, is_active=True)
@@ -166,7 +166,7 @@ def test_an_adapter_of_another_shape_is_refused(untied: str, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"holds no adapter_model.safetensors"):
         load_adapter(policy.hf, str(tmp_path))
     write_adapter(tmp_path, dict(adapter_parameters(policy.hf)), peft_config(CASES["plain"], untied))
-    other = load_policy(untied, torch.float32, lora=LoraConfig(rank=2, alpha=8))
+    other = load_policy(untied, torch.float32, lora=LoraConfig(rank=2, alpha=8.0))
     with pytest.raises(ConfigError, match=r"does not fit learner\.lora"):
         load_adapter(other.hf, str(tmp_path))
     some = load_policy(untied, torch.float32, lora=CASES["some"])

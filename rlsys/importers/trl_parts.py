@@ -1,0 +1,205 @@
+"""What else TRL's recipes hold: precision, LoRA, rewards, data, evaluation, trackers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlsys.errors import ConfigError
+from rlsys.importers.draft import Draft
+from rlsys.importers.options import NotSupportedError
+from rlsys.importers.trl_batch import NEEDS_ROWS, every, steps_an_epoch
+
+PEFT_DEFAULT = ["q_proj", "v_proj"]
+"""What peft adapts in Qwen2, Qwen3, Llama, Mistral and Gemma when it is not told (peft.utils.constants)."""
+LORA = {
+    "lora_r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "lora_modules_to_save": "modules_to_save",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
+QUANTIZED = ("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+
+
+def precision(draft: Draft) -> None:
+    """float32 weights under bfloat16 autocast are what bfloat16 with DeepSpeed's float32 master weights is here."""
+    bf16, fp16, dtype = draft.value("bf16"), draft.value("fp16"), draft.value("dtype")
+    if fp16 or dtype in ("float16", "fp16"):
+        draft.refuse("fp16" if fp16 else "dtype", "no float16 here; wrote learner.dtype=bfloat16")
+        draft.write("learner.dtype", "bfloat16")
+        return
+    if bf16 is None and not draft.given("bf16"):
+        bf16 = draft.default("bf16") is None  # since TRL 0.19 unset means yes
+        if bf16:
+            draft.note("bf16", "unset, TRL takes bfloat16")
+    if dtype == "auto":
+        draft.note("dtype", "auto is what the model was saved in; taken to be bfloat16")
+    is_half = bool(bf16) or dtype in ("bfloat16", "bf16", "auto")
+    draft.write("learner.dtype", "bfloat16" if is_half else "float32")
+
+
+def lora(draft: Draft) -> None:
+    """Adapters, and the frozen weights' quantization."""
+    details = [*LORA, *QUANTIZED, "lora_target_modules", "lora_target_parameters", "lora_task_type"]
+    if not draft.value("use_peft"):
+        for name in details:
+            draft.moot(name, "use_peft is false")
+        return
+    for theirs, ours in LORA.items():
+        if draft.value(theirs) is not None:
+            draft.write(f"learner.lora.{ours}", draft.value(theirs))
+    modules = draft.value("lora_target_modules")
+    if modules is None:
+        draft.note("lora_target_modules", "unset, peft chooses by architecture; this is its choice for Qwen and Llama")
+    if isinstance(modules, Sequence) and list(modules) == ["all-linear"]:
+        modules = "all-linear"
+    draft.write("learner.lora.target_modules", modules or PEFT_DEFAULT)
+    if draft.value("lora_target_parameters"):
+        draft.refuse("lora_target_parameters", "adapters go to modules here: learner.lora.target_modules")
+    if draft.value("load_in_4bit"):
+        draft.write("learner.lora.quantize_base", draft.value("bnb_4bit_quant_type"))
+    elif draft.value("load_in_8bit"):
+        draft.write("learner.lora.quantize_base", "int8")
+    if draft.value("use_bnb_nested_quant"):
+        draft.refuse("use_bnb_nested_quant", "quantization constants are not quantized again here")
+
+
+def outside(name: str) -> str:
+    """`package.module.function` as we name outside code."""
+    module, _, function = name.rpartition(".")
+    return f"{module}:{function}" if module else name
+
+
+def rewards(draft: Draft, known: Mapping[str, dict[str, Any] | None]) -> None:
+    """`reward_funcs` in order with `reward_weights`; `known` are names that their script knows, None: not ours."""
+    names = draft.value("reward_funcs")
+    names = [names] if isinstance(names, str) else list(names or [])
+    model = draft.value("reward_model_name_or_path")
+    found: list[dict[str, Any]] = [{"name": "reward_model", "model": model}] if model else []  # theirs comes first
+    for name in names:
+        node = known[name] if name in known else _unlisted(str(name))
+        if node is None:
+            draft.refuse("reward_funcs", f"there is no reward '{name}' here; write one as TRL's signature has it")
+        else:
+            found.append(dict(node))
+    if not found:
+        draft.refuse("reward_funcs", "none is named; wrote nothing: set rewards=[{name: my_rewards.py:function}]")
+        return
+    weights = draft.value("reward_weights")
+    if weights is not None and len(weights) != len(found):
+        raise ConfigError(f"reward_weights has {len(weights)} values for {len(found)} rewards that are supported")
+    for node, weight in zip(found, weights or [], strict=False):
+        node["weight"] = float(weight)
+    draft.write("rewards", found)
+
+
+def _unlisted(name: str) -> dict[str, Any] | None:
+    if re.fullmatch(r"[A-Za-z_][\w.]*\.\w+", name):
+        return {"name": outside(name)}
+    return {"name": "reward_model", "model": name} if "/" in name else None
+
+
+def source(name: Any, subset: Any, split: Any, default_split: str) -> Any:
+    """A data source, as short as it can be said."""
+    node = {"name": str(name)}
+    if subset is not None:
+        node["subset"] = str(subset[0] if isinstance(subset, list) else subset)
+    if split is not None and split != default_split:
+        node["split"] = str(split)
+    return node["name"] if len(node) == 1 else node
+
+
+def data(draft: Draft) -> None:
+    """One dataset, or a mixture of them (`datasets`)."""
+    name, subset, mixture = draft.value("dataset_name"), draft.value("dataset_config"), draft.value("datasets")
+    splits = (draft.value("dataset_train_split"), draft.value("dataset_test_split"))
+    is_evaluated = str(draft.value("eval_strategy")) != "no"
+    if mixture:
+        draft.write("data.train", [_part(part) for part in mixture])
+        for option in ("dataset_name", "dataset_config", "dataset_train_split"):
+            draft.moot(option, "datasets names the data")
+    elif name is not None:
+        draft.write("data.train", source(name, subset, splits[0], "train"))
+    else:
+        draft.refuse("dataset_name", "none is named; wrote nothing: set data.train and data.eval")
+        return
+    held_out = source(name, subset, splits[1], "test") if is_evaluated and not mixture else None
+    draft.write("data.eval", held_out)
+    if is_evaluated and mixture:
+        draft.refuse("eval_strategy", "a mixture's held-out part is not split off here: set data.eval and eval.every")
+    if not is_evaluated:
+        draft.moot("dataset_test_split", "eval_strategy is 'no'")
+
+
+def _part(part: Any) -> Any:
+    if not isinstance(part, Mapping) or not part.get("path"):
+        raise ConfigError(f"datasets: each entry needs a path; this one is {part!r}")
+    node = {"name": str(part["path"])}
+    node |= {ours: part[theirs] for ours, theirs in (("subset", "name"), ("split", "split")) if part.get(theirs)}
+    files = {key: part[key] for key in ("data_dir", "data_files") if part.get(key)}
+    return node | ({"options": files} if files else {})
+
+
+def evaluation(draft: Draft) -> None:
+    """Theirs samples and reports rewards; ours is greedy, and samples beside that when asked to."""
+    strategy = str(draft.value("eval_strategy"))
+    if strategy == "no" or "eval_strategy" in draft.refusals:
+        for name in ("eval_steps", "eval_on_start", "num_generations_eval"):
+            draft.moot(name, "there is no evaluation during training")
+        draft.write("eval.every", 0)
+        return
+    draft.note("eval_strategy", "evaluation is greedy here, also before and after training; eval.num_samples samples")
+    if strategy == "epoch":
+        count = steps_an_epoch(draft)
+        if count is None:
+            draft.refuse("eval_strategy", NEEDS_ROWS.format(key="eval.every"))
+    else:
+        steps = draft.value("eval_steps") or draft.value("logging_steps") or 10
+        count = every(draft, "eval_steps", float(steps))
+    if count is not None:
+        draft.write("eval.every", count)
+    if draft.value("num_generations_eval") is not None:
+        draft.write("eval.num_samples", int(draft.value("num_generations_eval")))
+
+
+def trackers(draft: Draft) -> None:
+    """`report_to`, with the project and entity that open-r1 adds."""
+    asked = draft.value("report_to")
+    names = [asked] if isinstance(asked, str) else list(asked or [])
+    if "all" in names:
+        draft.refuse("report_to", "'all' is whatever is installed there; wrote nothing: name them in logging.trackers")
+        return
+    found: list[Any] = []
+    for name in [str(name) for name in names if name not in ("none", None)]:
+        if name not in TRACKERS:
+            draft.refuse("report_to", f"there is no tracker '{name}' here; the others were written")
+            continue
+        options = {key: draft.value(f"wandb_{key}") for key in ("project", "entity")} if name == "wandb" else {}
+        options = {key: value for key, value in options.items() if value is not None}
+        found.append({"name": name, **options} if options else name)
+    draft.write("logging.trackers", found)
+
+
+def zero_stage(value: Any) -> int:
+    """The stage that a DeepSpeed configuration, or the name of its file, says. Raises NotSupportedError."""
+    if isinstance(value, Mapping):
+        return int(value.get("zero_optimization", {}).get("stage", 0))
+    if found := re.search(r"(?:zero|stage|z)_?([0-3])", str(value).lower()):
+        return int(found[1])
+    raise NotSupportedError("the file's name does not say the stage: set learner.zero_stage")
+
+
+def room(draft: Draft) -> None:
+    """A microbatch must hold the longest trajectory; theirs are counted in rows."""
+    prompt, response = draft.written.get("data.max_prompt_tokens"), draft.written["rollout.max_response_tokens"]
+    longest = int(response) + int(prompt or 1024)
+    if longest > 8192:
+        has_critic = draft.written["algorithm.advantage"]["name"] == "gae"
+        for role in ("learner", "reference", "critic")[: 3 if has_critic else 2]:
+            draft.write(f"{role}.microbatch_tokens", longest)
+        guess = "" if prompt else " (prompts of at most 1024 tokens assumed)"
+        draft.remark(f"learner.microbatch_tokens={longest}: a forward must hold the longest trajectory{guess}")
