@@ -76,11 +76,11 @@ def _megabytes(workload: Workload, num_tokens: int, num_steps: int) -> list[floa
     from rlsys.build import build_pipeline, build_sampler, connected, start_scoring
     from rlsys.data.order import EpochOrder
     from rlsys.data.stream import PromptStream
-    from rlsys.metrics.run_log import RunLog
     from rlsys.metrics.step import StageClock
     from rlsys.prepare import prepare
     from rlsys.rollout.pool import RolloutPool
     from rlsys.runtime.placement import demands
+    from rlsys.transcript import Transcript
 
     config = rlsys_config(workload, 64, num_steps=num_steps)
     config.logging.trackers = []
@@ -95,17 +95,18 @@ def _megabytes(workload: Workload, num_tokens: int, num_steps: int) -> list[floa
         sampler = build_sampler(cluster.calls, config, pool, scoring)
         prompts = PromptStream(prepared.train_prompts, EpochOrder(len(prepared.train_prompts), [0], shuffle=False))
         pipeline = build_pipeline(config, 0, cluster.calls, sampler, None, prompts)
-        log = RunLog(workload.folder / f"run-{num_tokens}", config.logging)
+        folder = workload.folder / f"run-{num_tokens}"
+        folder.mkdir()
+        transcript = Transcript(folder, config.logging, scoring.text, pool.trajectories, lambda _: [])
         resident = []
         for step in range(num_steps):
             collected = pipeline.collect(step, StageClock())
-            log.rollouts(step + 1, collected.groups, collected.rewards, scoring.text)
+            transcript.write(step + 1, collected.groups, collected.rewards, collected.trained, None)
             del collected
             gc.collect()
             memory = psutil.Process().memory_info()
             resident.append((memory.rss - memory.shared) / 1e6)
             time.sleep(0.1)
-        log.close()
     return resident
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rlsys import checkpoint
 from rlsys.algorithms.coefficients import initial
@@ -20,6 +21,7 @@ from rlsys.gang.group import GangGroup
 from rlsys.learner.group import LearnerGroup
 from rlsys.learner.worker import LearnerSetup
 from rlsys.metrics.display import Display
+from rlsys.metrics.failures import FirstFailures
 from rlsys.metrics.run_log import RunLog, set_aside
 from rlsys.metrics.timeline import Timeline, timeline_path
 from rlsys.needs import needs_critic, needs_greedy, sends_adapter, wants_whole_groups
@@ -31,13 +33,14 @@ from rlsys.probe import Probe, probe_text
 from rlsys.reference.pool import REFERENCE_FILE, ReferencePool
 from rlsys.rollout.adapters import AdapterSlots
 from rlsys.rollout.pool import RolloutPool
-from rlsys.runtime.calls import Calls
+from rlsys.runtime.calls import Calls, fetch
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.runtime.lanes import Lanes
 from rlsys.runtime.placement import demands, weight_backend
 from rlsys.schedule.ledger import Ledger
 from rlsys.schedule.scheduler import Scheduler
 from rlsys.scoring.pool import RewardPool
+from rlsys.transcript import Transcript
 from rlsys.types import Coefficients, Sampling
 from rlsys.weights.broadcaster import AdapterBroadcaster, WeightBroadcaster
 from rlsys.weights.verify import bound_of
@@ -68,6 +71,8 @@ class Run:
     weights: WeightBroadcaster | AdapterBroadcaster
     probe: Probe | None  # where sampling runs ahead, or adapters travel
     log: RunLog
+    transcript: Transcript
+    failures: FirstFailures
     lanes: Lanes | None  # of the timeline, where one is written
     display: Display
     prepared: Prepared
@@ -130,6 +135,8 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
             weights=weights,
             probe=probe,
             log=log,
+            transcript=Transcript(run_dir, config.logging, scoring.text, rollout.trajectories, _fetched_estimates),
+            failures=FirstFailures(display.say),
             lanes=lanes,
             display=display,
             prepared=prepared,
@@ -277,6 +284,10 @@ def _prompt_stream(prepared: Prepared, state: checkpoint.RunState) -> PromptStre
         cursor=state.prompt_cursor,
         pending=state.prompts_pending,
     )
+
+
+def _fetched_estimates(ref: Any) -> Any:
+    return fetch(ref, who="the object store", what="reading value estimates")
 
 
 def build_sampler(calls: Calls, config: Config, rollout: RolloutPool, scoring: RewardPool) -> Sampler:

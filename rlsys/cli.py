@@ -119,6 +119,7 @@ def _train(config: Config, name: str) -> None:
     prepared = prepare(config, display.say)
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.structured(prepared.config), run_dir / "config.yaml")
+    prepared.tokenizer().save_pretrained(run_dir / "tokenizer")
     display.say(f"run {run_dir}: starting Ray, engines and learner (about half a minute)")
 
     from rlsys.build import open_run

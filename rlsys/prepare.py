@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rlsys import preflight
 from rlsys.config import Config
@@ -41,6 +42,10 @@ class Prepared:
     train_prompts: list[Prompt]
     train_order: Order
     eval_sets: list[EvalSet]
+
+    def tokenizer(self) -> Any:
+        """The policy's, with the run's chat template."""
+        return _tokenizer(self.config, self.model_path)
 
 
 def prepare(config: Config, say: Say = print, *, training: bool = True) -> Prepared:
@@ -122,11 +127,14 @@ def _titles(parts: Sequence[LoadedRows]) -> str:
 
 
 def _encoder(config: Config, model_path: str, longest_response: int) -> PromptEncoder:
-    trust = config.model.trust_remote_code
-    tokenizer = load_tokenizer(model_path, trust_remote_code=trust, chat_template=config.model.chat_template)
-    room = context_length(model_path, trust_remote_code=trust) - longest_response
+    room = context_length(model_path, trust_remote_code=config.model.trust_remote_code) - longest_response
     wanted = config.data.max_prompt_tokens
-    return PromptEncoder(tokenizer, config.data, room if wanted is None else min(wanted, room))
+    return PromptEncoder(_tokenizer(config, model_path), config.data, room if wanted is None else min(wanted, room))
+
+
+def _tokenizer(config: Config, model_path: str) -> Any:
+    model = config.model
+    return load_tokenizer(model_path, trust_remote_code=model.trust_remote_code, chat_template=model.chat_template)
 
 
 def _encoded(encoder: PromptEncoder, parts: Sequence[LoadedRows], say: Say) -> list[list[Prompt]]:

@@ -30,7 +30,7 @@ def train(run: Run) -> None:
     for step in range(version + 1, config.train.num_steps + 1):
         clock = StageClock()
         collected = run.pipeline.collect(version, clock)
-        offenders, update = collected.offenders(), Metrics()
+        offenders, update, experience = collected.offenders(), Metrics(), None
         if not offenders:
             experience, estimated = _experience(run, collected, version, clock)
             with clock.stage("update"):
@@ -47,7 +47,8 @@ def train(run: Run) -> None:
         metrics |= collected.metrics() | update | clock.metrics() | run.pipeline.metrics()
         metrics |= run.guard.record(step, offenders, collected.groups, collected.rewards)
         version = step
-        run.log.rollouts(step, collected.groups, collected.rewards, run.scoring.text)
+        run.failures.tell(step, collected.rewards)
+        run.transcript.write(step, collected.groups, collected.rewards, collected.trained, experience)
         _finish_step(run, metrics, evaluated=_evaluation(run, step))
         if run.lanes is not None:
             run.lanes.ask()

@@ -1,10 +1,10 @@
-"""A run's folder: `config.yaml`, `metrics.jsonl`, `rollouts/`, `checkpoints/`, and what its trackers put there."""
+"""The numbers in a run's folder: `metrics.jsonl`, and what its trackers put there."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from rlsys.metrics.row import as_json
 from rlsys.metrics.step import Metrics
 from rlsys.metrics.trackers import Start
 from rlsys.metrics.trackers.threads import Trackers
-from rlsys.types import Reward, RolloutGroup, TextRef
 
 WRITTEN = ("metrics.jsonl", "rollouts", "nonfinite", "timeline", "events.out.", "wandb", "tracker_id")
 """How the names begin of what a run writes besides its checkpoints and configuration."""
@@ -47,51 +46,10 @@ class RunLog:
         self._metrics.flush()
         self._trackers.write(int(metrics["step"] or 0), row)
 
-    def rollouts(
-        self,
-        step: int,
-        groups: Sequence[RolloutGroup],
-        rewards: Sequence[Sequence[Reward]],
-        text_of: Callable[[TextRef | None], str],
-    ) -> None:
-        """`rollouts/step-N.jsonl`: prompt, response, rewards and outcome of every trajectory."""
-        every = self._config.rollouts_every
-        if every == 0 or step % every:
-            return
-        folder = self._run_dir / "rollouts"
-        folder.mkdir(exist_ok=True)
-        with (folder / f"step-{step:06d}.jsonl").open("w", encoding="utf-8") as file:
-            for group, group_rewards in zip(groups, rewards, strict=True):
-                for summary, reward in zip(group.summaries, group_rewards, strict=True):
-                    row = {
-                        "group_id": group.group_id,
-                        "prompt_index": group.prompt.index,
-                        "prompt": group.prompt.text,
-                        "response": text_of(reward.response),
-                        "response_tokens": summary.num_response_tokens,
-                        "finish_reason": summary.finish_reason,
-                        "policy_version": summary.policy_version,
-                        "engine": summary.engine,
-                        "started": summary.started_s,
-                        "finished": summary.finished_s,
-                        "reward": reward.total,
-                        "outcome": reward.outcome,
-                        **({"extra": dict(reward.extra)} if reward.extra else {}),
-                        "parts": {
-                            name: {"value": part.value, "outcome": part.outcome, **_detail(part.detail)}
-                            for name, part in reward.parts.items()
-                        },
-                    }
-                    file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-
     def close(self) -> None:
         """Close every file and tracker; a tracker that hangs is left behind after a few seconds."""
         self._metrics.close()
         self._trackers.close()
-
-
-def _detail(detail: str) -> dict[str, str]:
-    return {"detail": detail} if detail else {}
 
 
 def set_aside(run_dir: Path) -> Path | None:

@@ -65,7 +65,9 @@ def peft_config(lora: LoraConfig, base: str) -> Any:
     from peft import LoraConfig as PeftConfig
     from peft import TaskType
 
-    alpha: Any = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha  # peft says int, and scales by any number
+    alpha: Any = lora.alpha  # peft says int, and scales by any number
+    if float(alpha).is_integer():
+        alpha = int(alpha)
     return PeftConfig(
         r=lora.rank,
         lora_alpha=alpha,

@@ -24,6 +24,11 @@ class Collected:
     tries: float = 0.0  # prompts drawn over prompts asked for
     by_parts: bool = False  # a group's reward functions are compared one by one
 
+    @property
+    def trained(self) -> dict[int, int]:
+        """Which of the groups is the how-many-eth of those that are trained."""
+        return {group: number for number, group in enumerate(self.kept)}
+
     def offenders(self) -> list[Offender]:
         """Trajectories with a reward that is not finite, and of kept groups those with such a log-probability.
 

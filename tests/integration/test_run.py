@@ -90,7 +90,8 @@ def test_a_run_writes_everything_and_resumes_at_the_right_step(tmp_path: Path) -
     assert list(run_dir.glob("events.out.tfevents.*"))
     rollouts = [json.loads(line) for line in (run_dir / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
     assert len(rollouts) == 16
-    assert {"prompt", "response", "reward", "outcome", "parts", "group_id"} <= set(rollouts[0])
+    assert {"prompt", "response", "reward", "outcome", "parts", "group_id", "advantage", "tokens"} <= set(rollouts[0])
+    assert len(rollouts[0]["tokens"]["ids"]) == len(rollouts[0]["tokens"]["logprobs"]) == rollouts[0]["response_tokens"]
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
 
     # Killed after step 3, say, with the checkpoint of step 3 lost: it continues after step 2 with the next prompts.

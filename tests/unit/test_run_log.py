@@ -7,13 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from rlsys.config import LoggingConfig
 from rlsys.metrics.run_log import RunLog, set_aside
-from rlsys.types import Reward, RewardPart
-
-from .records import group, reward, summary, text_of
 
 
 def open_log(run_dir: Path, *, resume_step: int = 0, every: int = 1, tensorboard: bool = False) -> RunLog:
@@ -38,63 +33,6 @@ def test_one_line_a_step_with_null_for_what_is_no_number(tmp_path: Path) -> None
     log.write({"step": 2, "a": 1})
     assert len(lines(tmp_path / "new" / "run" / "metrics.jsonl")) == 2  # on disk though the log is still open
     log.close()
-
-
-def test_the_rollouts_of_a_step(tmp_path: Path) -> None:
-    log = open_log(tmp_path)
-    failed = Reward(
-        None, {"match": RewardPart(None, "error", "ValueError: no"), "length": RewardPart(-1.0, "ok")}, "error"
-    )
-    groups = [group(3, [summary(4, version=6), summary(9, finish="length")], text="naïve?")]
-    log.rollouts(7, groups, [[reward(1.0), failed]], text_of)
-    log.close()
-    path = tmp_path / "rollouts" / "step-000007.jsonl"
-    assert "naïve?" in path.read_text(encoding="utf-8")
-    assert lines(path) == [
-        {
-            "group_id": 3,
-            "prompt_index": 13,
-            "prompt": "naïve?",
-            "response": "2",
-            "response_tokens": 4,
-            "finish_reason": "stop",
-            "policy_version": 6,
-            "engine": 0,
-            "started": 0.0,
-            "finished": 0.0,
-            "reward": 1.0,
-            "outcome": "ok",
-            "parts": {"exact_match": {"value": 1.0, "outcome": "ok"}},
-        },
-        {
-            "group_id": 3,
-            "prompt_index": 13,
-            "prompt": "naïve?",
-            "response": "",
-            "response_tokens": 9,
-            "finish_reason": "length",
-            "policy_version": 0,
-            "engine": 0,
-            "started": 0.0,
-            "finished": 0.0,
-            "reward": None,
-            "outcome": "error",
-            "parts": {
-                "match": {"value": None, "outcome": "error", "detail": "ValueError: no"},
-                "length": {"value": -1.0, "outcome": "ok"},
-            },
-        },
-    ]
-
-
-@pytest.mark.parametrize(("every", "written"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (0, [])])
-def test_how_often_rollouts_are_written(tmp_path: Path, every: int, written: list[int]) -> None:
-    log = open_log(tmp_path, every=every)
-    for step in (1, 2, 3, 4):
-        log.rollouts(step, [group(0, [summary(1)])], [[reward(1.0)]], text_of)
-    log.close()
-    names = [f"step-{step:06d}.jsonl" for step in written]
-    assert sorted(path.name for path in tmp_path.glob("rollouts/*")) == names
 
 
 def test_a_resumed_run_drops_the_steps_that_it_runs_again(tmp_path: Path) -> None:
