@@ -114,7 +114,7 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
             timeline = Timeline(timeline_path(run_dir, state.step))
             stack.callback(timeline.close)
             lanes = Lanes(cluster.calls, roles, timeline.add)
-        prompts = _prompt_stream(prepared, state)
+        prompts = _prompt_stream(prepared, state, display.say)
         sampler = build_sampler(cluster.calls, config, rollout, scoring)
         yield Run(
             config=config,
@@ -277,13 +277,12 @@ def num_updates(config: Config, steps_without: int = 0) -> int:
     return (train.num_steps - steps_without) * train.updates_per_step * train.minibatches_per_step
 
 
-def _prompt_stream(prepared: Prepared, state: checkpoint.RunState) -> PromptStream:
-    return PromptStream(
-        prepared.train_prompts,
-        prepared.train_order,
-        cursor=state.prompt_cursor,
-        pending=state.prompts_pending,
-    )
+def _prompt_stream(prepared: Prepared, state: checkpoint.RunState, say: Callable[[str], None]) -> PromptStream:
+    prompts, order = prepared.train_prompts, prepared.train_order
+    stream = PromptStream(prompts, order, cursor=state.prompt_cursor, pending=state.prompts_pending)
+    if state.prompts_digest and state.prompts_digest != stream.digest:
+        say("the training prompts are others than at the checkpoint: some may come again before all have come once")
+    return stream
 
 
 def _fetched_estimates(ref: Any) -> Any:

@@ -23,6 +23,7 @@ class RunState:
     nonfinite_in_a_row: int = 0
     nonfinite_total: int = 0
     prompts_pending: list[int] = field(default_factory=list)  # places handed out and not trained
+    prompts_digest: str = ""  # of all training prompts: the cursor counts places among these
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

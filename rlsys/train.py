@@ -150,5 +150,6 @@ def _checkpoint(run: Run, step: int) -> None:
         guard.in_a_row,
         guard.total,
         run.pipeline.pending_places,
+        run.prompts.digest,
     )
     checkpoint.save(run.run_dir, state, run.save, keep=run.config.checkpoint.keep)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Sequence
+from functools import cached_property
 
 from rlsys.data.order import Order
 from rlsys.types import Prompt
@@ -31,6 +33,17 @@ class PromptStream:
         else:
             place, self.cursor = self.cursor, self.cursor + 1
         return place, self._prompts[self._order.at(place)]
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells these prompts, in this order, from others."""
+        found = hashlib.sha256()
+        for prompt in self._prompts:
+            found.update(prompt.token_ids.tobytes())
+            found.update(b"|")
+        first = [self._order.at(place) for place in range(min(len(self._prompts), 8))]
+        found.update(repr(first).encode())
+        return found.hexdigest()[:16]
 
     @property
     def pending(self) -> list[int]:

@@ -1,5 +1,5 @@
-"""Every recipe of configs/experiment/ for real: a tiny model in place of the hub's, a few rows in place of its data, steps
-and responses that two cores can take; everything else as the recipe says."""
+"""Every recipe of configs/experiment/ for real: a tiny model in place of the hub's, a few rows in place of its data,
+and steps and responses that two cores can take; everything else as the recipe says."""
 
 from __future__ import annotations
 

@@ -68,3 +68,8 @@ def test_what_was_not_trained_comes_again_first() -> None:
     assert [place for place, _ in again] == [1, 3, 5, 6, 7, 8]
     assert [prompt.index for _, prompt in again] == [handed_out[place][1].index for place, _ in again]
     assert resumed.pending == []
+
+
+def test_the_digest_tells_other_prompts_and_another_order() -> None:
+    assert stream(9).digest == stream(9, cursor=5).digest
+    assert len({stream(9).digest, stream(10).digest, stream(9, seed=1).digest, stream(9, shuffle=False).digest}) == 4

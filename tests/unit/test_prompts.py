@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from rlsys.config import DataConfig, TokenizerBuild
 from rlsys.data.encode import PromptEncoder, check_rows
 from rlsys.data.sources import LoadedRows, Source
 from rlsys.errors import ConfigError, DataError
+from rlsys.models.resolve import load_tokenizer
 from rlsys.models.tiny import build_tokenizer
 from rlsys.types import Prompt
 
@@ -97,3 +99,36 @@ def test_rows_are_there_and_have_a_prompt() -> None:
     check_rows(loaded([{"prompt": "1+1="}, {"prompt": ""}]), "prompt")
     with pytest.raises(DataError, match=r"rows, row 2: no prompt column 'prompt'; the row has: answer"):
         check_rows(loaded([{"prompt": "1+1="}, {"answer": "2", "prompt": None}]), "prompt")
+
+
+def test_a_template_around_a_plain_prompt(tokenizer: Any, tmp_path: Path) -> None:
+    around = "Solve {{ content | trim }} now."
+    assert encode(tokenizer, " 1+1 ", prompt_template=around).text == "Solve 1+1 now."
+    (tmp_path / "around.jinja").write_text(around)
+    prompt = encode(tokenizer, "1+1", prompt_template=str(tmp_path / "around.jinja"), chat_template=True)
+    assert prompt.text == [{"role": "user", "content": "Solve 1+1 now."}]
+    assert encode(tokenizer, QUESTION, prompt_template=around).text == QUESTION  # messages stay what they are
+    with pytest.raises(ConfigError, match=r"data.prompt_template: no such file: .*around.jinja"):
+        encode(tokenizer, "1+1", prompt_template="missing/around.jinja")
+
+
+def test_another_chat_template_with_variables(tokenizer: Any, model_folder: Path) -> None:
+    text = "{{ messages[0].content }}{% if short %}!{% endif %}{% if add_generation_prompt %}>{% endif %}"
+    changed = load_tokenizer(str(model_folder), chat_template=text)
+    prompt = encode(changed, "1+1", chat_template=True, chat_template_options={"short": True})
+    assert changed.decode(prompt.token_ids) == "1+1!>"
+    assert tokenizer.chat_template != text
+
+
+def test_overlong_prompts_are_left_out_and_counted_where_that_is_asked_for(tokenizer: Any) -> None:
+    rows = loaded([{"prompt": "1" * size} for size in (3, 60, 50, 51)])
+    encoder = PromptEncoder(tokenizer, DataConfig(overlong="filter"), max_prompt_tokens=50)
+    prompts, num_left_out = encoder.encode(rows, first_index=10)
+    assert [(prompt.index, len(prompt.token_ids)) for prompt in prompts] == [(10, 3), (11, 50)]
+    assert num_left_out == 2
+    with pytest.raises(DataError, match=r"rows, row 2: the prompt has 60 tokens, 1 to 50 .*data\.overlong=filter"):
+        PromptEncoder(tokenizer, DataConfig(), max_prompt_tokens=50).encode(rows)
+    with pytest.raises(DataError, match="every prompt is longer than 2 tokens"):
+        PromptEncoder(tokenizer, DataConfig(overlong="filter"), max_prompt_tokens=2).encode(rows)
+    with pytest.raises(DataError, match="the prompt has 0 tokens"):  # not too long: nothing to begin with
+        encoder.encode(loaded([{"prompt": ""}]))
