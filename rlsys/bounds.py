@@ -40,6 +40,7 @@ AT_LEAST: dict[str, float] = {
     "learner.num_threads": 1,
     "scoring.num_workers": 1,
     "scoring.num_cpus": 0,
+    "scoring.num_gpus": 0,
     "algorithm.kl.coef": 0,
     "algorithm.entropy.coef": 0,
     "algorithm.entropy.target": 0,

@@ -177,6 +177,7 @@ class ScoringConfig:
     on_error: str = "mask"  # mask | drop_group | raise: what becomes of a trajectory whose reward failed
     whole_groups: bool = False  # a function sees a prompt's responses together, not each as it finishes
     num_cpus: float = 1.0
+    num_gpus: float = 0.0  # of each worker, or a share of one: for reward models
     deadline_s: float = 600.0
 
 

@@ -188,14 +188,17 @@ def _check_devices(config: Config, *, training: bool) -> None:
         raise ConfigError(f"weights.backend={backend} needs GPUs, but cluster.num_gpus=0; use gloo or auto on CPUs")
     if backend == "gloo" and gpus > 0:
         raise ConfigError("weights.backend=gloo serves engines on CPUs; with cluster.num_gpus > 0 use nccl or auto")
+    of_rewards = config.scoring.num_workers * config.scoring.num_gpus
     if gpus == 0:
+        if of_rewards:
+            raise ConfigError("scoring.num_gpus gives reward workers GPUs, but cluster.num_gpus=0")
         return
     engines = config.rollout.num_workers * config.rollout.tensor_parallel_size
     if not training:
-        if engines > gpus:
+        if engines + of_rewards > gpus:
             raise ConfigError(
-                f"the evaluation asks for {engines} GPUs (rollout.num_workers * tensor_parallel_size), "
-                f"cluster.num_gpus={gpus}"
+                f"the evaluation asks for {engines + of_rewards:g} GPUs (rollout.num_workers * tensor_parallel_size + "
+                f"scoring.num_workers * num_gpus), cluster.num_gpus={gpus}"
             )
         return
     if backend == "ipc":
@@ -210,13 +213,14 @@ def _check_devices(config: Config, *, training: bool) -> None:
                 "cluster.num_gpus to 1"
             )
         return
-    needed = engines + config.learner.num_workers
+    needed = engines + config.learner.num_workers + of_rewards
     needed += reference_workers(config)
     needed += config.critic.num_workers if needs_critic(config) else 0
     if needed > gpus:
         raise ConfigError(
-            f"the run asks for {needed} GPUs (rollout.num_workers * tensor_parallel_size + learner.num_workers, + "
-            f"reference.num_workers when algorithm.kl.coef > 0, + critic.num_workers with gae), cluster.num_gpus={gpus}"
+            f"the run asks for {needed:g} GPUs (rollout.num_workers * tensor_parallel_size + learner.num_workers + "
+            "scoring.num_workers * num_gpus, + reference.num_workers when algorithm.kl.coef > 0 without adapters, + "
+            f"critic.num_workers with gae), cluster.num_gpus={gpus}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,20 +23,45 @@ def place_in_file(name: str, number: int) -> str:
 
 
 def what_is_wrong(name: str) -> str | None:
-    """The first line of a jsonl file that no reader takes, and why; None when nothing was found or it is no jsonl.
+    """The first line of a file that no reader takes, and why; None when nothing was found, or in files without lines.
 
     Readers report a whole block of a file.
     """
     path = Path(name).expanduser()
-    if path.suffix.lower() != ".jsonl":
-        return None
+    look = {".jsonl": _wrong_jsonl, ".json": _wrong_json, ".csv": _wrong_csv}.get(path.suffix.lower())
+    found = look(path) if look is not None else None
+    return None if found is None else f"{name}, {found}"
+
+
+def _wrong_jsonl(path: Path) -> str | None:
     for line, text in _lines(path):
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:
-            return f"{name}, line {line}: not JSON: {error.msg} at character {error.pos + 1}: {text.strip()[:80]!r}"
+            return f"line {line}: not JSON: {error.msg} at character {error.pos + 1}: {text.strip()[:80]!r}"
         if not isinstance(row, dict):
-            return f"{name}, line {line}: a row must be an object with named columns, this is {_kind(row)}"
+            return f"line {line}: a row must be an object with named columns, this is {_kind(row)}"
+    return None
+
+
+def _wrong_json(path: Path) -> str | None:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except json.JSONDecodeError as error:
+        return f"line {error.lineno}: not JSON: {error.msg} at character {error.colno}"
+    for number, row in enumerate(rows if isinstance(rows, list) else []):
+        if not isinstance(row, dict):
+            return f"row {number + 1}: a row must be an object with named columns, this is {_kind(row)}"
+    return None
+
+
+def _wrong_csv(path: Path) -> str | None:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        for row in reader:
+            if len(row) > len(header):
+                return f"line {reader.line_num}: {len(row)} fields, but the first line names {len(header)} columns"
     return None
 
 

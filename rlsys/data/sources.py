@@ -105,9 +105,10 @@ def _unreadable(name: str, kind: str | None, error: Exception) -> str:
     if found is not None:
         return found
     known = registry.names()
+    cause = error.__cause__ or error  # datasets' own wrapper says nothing
     return (
         f"data '{name}' cannot be read as a registered source ({nearest(name, known)}), a "
-        f"{'/'.join(sorted(READERS))} file or a datasets name: {type(error).__name__}: {error}"
+        f"{'/'.join(sorted(READERS))} file or a datasets name: {type(cause).__name__}: {cause}"
     )
 
 

@@ -112,7 +112,7 @@ def demands(config: Config) -> dict[str, list[Demand]]:
         if critic is not None
         else [],
         "reward": [
-            Demand(f"reward/{i}", config.scoring.num_cpus, 0.0, {**QUIET, "OMP_NUM_THREADS": "1"})
+            Demand(f"reward/{i}", config.scoring.num_cpus, config.scoring.num_gpus, {**QUIET, "OMP_NUM_THREADS": "1"})
             for i in range(config.scoring.num_workers)
         ],
         "reference": [

@@ -42,3 +42,14 @@ def _agrees(tmp_path: Path, *, gpus: int, backend: str, more: Sequence[str] = ()
     rows = read_metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert all(row["sync/logprob_abs_diff/mean"] < 0.05 for row in rows[1:])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(NUM_GPUS < 1, reason="needs a GPU; none here")
+@pytest.mark.parametrize("quantize", ["null", "nf4"])
+def test_adapters_on_one_gpu(tmp_path: Path, quantize: str) -> None:
+    """The adapter travels through the object store, whatever the backend; with nf4 both sides hold 4-bit weights."""
+    if quantize != "null":
+        pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes")
+    more = ["learner.lora.rank=8", f"learner.lora.quantize_base={quantize}"]
+    _agrees(tmp_path, gpus=1, backend="ipc", more=more)

@@ -94,6 +94,22 @@ def test_a_malformed_row_names_file_and_line(tmp_path: Path, config: DataConfig,
     assert f"{name}, {said}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "text", "said"),
+    [
+        ("csv", 'prompt,answer\n"two\nlines",b\nc,d,e\n', "line 4: 3 fields, but the first line names 2 columns"),
+        ("json", '[{"prompt": "a"},\n {"prompt": ]', "line 2: not JSON: Expecting value at character 13"),
+        ("json", '[{"prompt": "a"}, 7]', "row 2: a row must be an object with named columns, this is a number"),
+    ],
+)
+def test_other_files_name_the_line_too(tmp_path: Path, config: DataConfig, suffix: str, text: str, said: str) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        load(Source(str(path), options=config.options), config, seed=0)
+    assert f"{path}, {said}" in str(caught.value)
+
+
 def test_the_line_counts_blank_ones_and_rows_left_out(tmp_path: Path, config: DataConfig) -> None:
     name = jsonl(tmp_path / "rows.jsonl", {"prompt": "a"}, "", {"prompt": "b"}, {"prompt": "c"})
     loaded = load(Source(name, options=config.options), config, seed=0)
