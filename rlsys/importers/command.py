@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def import_recipe(arguments: Sequence[str]) -> None:
     setting = Setting(num_processes=options.num_processes, num_rows=options.num_rows)
     result = translate(options_of(source, choice.dialect), choice.dialect, choice.version, setting)
     text = experiment(result, options.file.name)
-    console = Console(soft_wrap=False)
+    # Into a file or a pipe rich would write 80 columns, too few for a table of options.
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(f"{', '.join(map(str, source.files))}: {choice.dialect.name} ({choice.because})", highlight=False)
     show(result, console)
     check(text)

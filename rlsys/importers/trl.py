@@ -258,9 +258,11 @@ UNUSED: dict[str, tuple[str, ...]] = {
         "parallelism_config",
         "use_cpu",
         "debug",
+        "ignore_bias_buffers",
+    ),
+    "checkpointed layers are never entered again by autograd (use_reentrant is false)": (
         "gradient_checkpointing_use_reentrant",
         "gradient_checkpointing_kwargs",
-        "ignore_bias_buffers",
     ),
     "speed and memory are the learner's own matter": (
         "tf32",
