@@ -14,6 +14,7 @@ from rlsys.config import OPEN_NODES, Config
 from rlsys.errors import ConfigError, nearest
 
 HYDRA_PREFIX = "hydra"
+SOURCES = ("data.train", "data.eval")
 FILE_SUFFIXES = (".yaml", ".yml")
 
 
@@ -72,6 +73,9 @@ def _normalise_one(argument: str, known: set[str], folder: Path) -> str:
     if bare in groups(folder):
         _check_choice(bare, value, folder)
         return argument
+    if bare in SOURCES and value.startswith("{"):
+        # Hydra would merge one mapping into the other: a source is what was given, and a list replaces a list.
+        return f"{key}=[{value}]"
     node = next((node for node in OPEN_NODES if bare.startswith(f"{node}.")), None)
     if node is not None:
         return f"++{key.lstrip('+')}={value}" if not key.startswith("~") else argument

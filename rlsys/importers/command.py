@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def import_recipe(arguments: Sequence[str]) -> None:
     result = translate(options_of(source, choice.dialect), choice.dialect, choice.version, setting)
     text = experiment(result, options.file.name)
     # Into a file or a pipe rich would write 80 columns, too few for a table of options.
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
     console.print(f"{', '.join(map(str, source.files))}: {choice.dialect.name} ({choice.because})", highlight=False)
     show(result, console)
     check(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rlsys.compose import load_config
 from rlsys.errors import ConfigError
 from rlsys.overrides import flags_first, known_keys, normalise
 
@@ -69,3 +70,14 @@ def test_known_keys_stop_at_a_function_s_own_options() -> None:
 def test_flags_may_stand_anywhere() -> None:
     given = ["seed=0,1", "--multirun", "~experiment", "train.num_steps=1", "--cfg", "job"]
     assert flags_first(given) == ["--multirun", "--cfg", "job", "seed=0,1", "~experiment", "train.num_steps=1"]
+
+
+def test_a_source_replaces_another_wholly(tmp_path: Path) -> None:
+    """Of two mappings Hydra would keep the keys of both, and refuse the second's new ones."""
+    (tmp_path / "own.yaml").write_text(
+        "# @package _global_\ndata:\n  train: {name: org/maths, subset: main}\n  eval: null\n"
+    )
+    given = "data.train={name: mine.jsonl, columns: {answer: gold}}"
+    config = load_config([f"experiment={tmp_path}/own.yaml", given])
+    assert config.data.train == [{"name": "mine.jsonl", "columns": {"answer": "gold"}}]
+    assert load_config([f"experiment={tmp_path}/own.yaml", "data.train=a.jsonl"]).data.train == "a.jsonl"
