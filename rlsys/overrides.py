@@ -52,7 +52,8 @@ def normalise(arguments: Sequence[str]) -> list[str]:
     Raises ConfigError with the nearest match for an unknown key, group or experiment.
     """
     known, folder = set(known_keys()), config_dir()
-    return [_normalise_one(argument, known, folder) for argument in arguments]
+    checked = [_normalise_one(argument, known, folder) for argument in arguments]
+    return [part for argument in checked for part in _whole(argument)]
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
@@ -73,15 +74,30 @@ def _normalise_one(argument: str, known: set[str], folder: Path) -> str:
     if bare in groups(folder):
         _check_choice(bare, value, folder)
         return argument
-    if bare in SOURCES and value.startswith("{"):
-        # Hydra would merge one mapping into the other: a source is what was given, and a list replaces a list.
-        return f"{key}=[{value}]"
     node = next((node for node in OPEN_NODES if bare.startswith(f"{node}.")), None)
     if node is not None:
         return f"++{key.lstrip('+')}={value}" if not key.startswith("~") else argument
     if bare not in known:
         raise ConfigError(f"unknown configuration key '{bare}': {nearest(bare, [*known, *groups(folder)])}")
     return argument
+
+
+def _whole(argument: str) -> list[str]:
+    """A source of data replaces what was there. Hydra would merge two mappings, and not put a list for one."""
+    key, _, value = argument.partition("=")
+    if key in SOURCES and value.startswith(("{", "[")) and not _is_sweep(value):
+        return [f"{key}=null", argument]
+    return [argument]
+
+
+def _is_sweep(value: str) -> bool:
+    """Whether commas outside brackets separate several values."""
+    depth = 0
+    for character in value:
+        depth += (character in "[{(") - (character in "]})")
+        if character == "," and depth == 0:
+            return True
+    return False
 
 
 def _experiment(choice: str, folder: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rlsys.compose import load_config
@@ -79,5 +81,7 @@ def test_a_source_replaces_another_wholly(tmp_path: Path) -> None:
     )
     given = "data.train={name: mine.jsonl, columns: {answer: gold}}"
     config = load_config([f"experiment={tmp_path}/own.yaml", given])
-    assert config.data.train == [{"name": "mine.jsonl", "columns": {"answer": "gold"}}]
+    assert config.data.train == {"name": "mine.jsonl", "columns": {"answer": "gold"}}
+    several = load_config([f"experiment={tmp_path}/own.yaml", "data.train=[a.jsonl, {name: b, weight: 2}]"])
+    assert several.data.train == ["a.jsonl", {"name": "b", "weight": 2}]
     assert load_config([f"experiment={tmp_path}/own.yaml", "data.train=a.jsonl"]).data.train == "a.jsonl"
