@@ -1,4 +1,4 @@
-"""The commands: `rlsys train`, `rlsys eval`, `rlsys simulate`, `rlsys make-model`."""
+"""The commands: `rlsys train`, `rlsys eval`, `rlsys report`, `rlsys watch`, `rlsys simulate`, `rlsys make-model`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ USAGE = """usage: rlsys COMMAND ...
 
   rlsys train [overrides]       train; overrides as in Hydra: experiment=quickstart train.num_steps=10
   rlsys eval [overrides]        greedy accuracy of model.path on data.eval
+  rlsys report RUN [RUN_B]      one HTML file of a run, or of two side by side; --help says more
+  rlsys watch RUN               the display of a run started elsewhere; --help says more
   rlsys simulate --help         a finished run's step time on other numbers of workers
   rlsys make-model --help       write a tiny model and tokenizer
 
@@ -39,6 +41,8 @@ def main() -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": lambda rest: _hydra(_train, rest),
         "eval": lambda rest: _hydra(_eval, rest),
+        "report": _report,
+        "watch": _watch,
         "simulate": _simulate,
         "make-model": _make_model,
     }
@@ -184,6 +188,18 @@ def _make_model(arguments: list[str]) -> None:
     save_model(model, tokenizer, options.output)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{options.output}: {options.architecture}, {parameters:,} parameters, vocabulary {len(tokenizer)}")
+
+
+def _report(arguments: list[str]) -> None:
+    from rlsys.report.command import report
+
+    report(arguments)
+
+
+def _watch(arguments: list[str]) -> None:
+    from rlsys.report.watch import watch
+
+    watch(arguments)
 
 
 def _simulate(arguments: list[str]) -> None:
