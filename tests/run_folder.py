@@ -106,7 +106,7 @@ def metrics(recipe: Recipe, step: int) -> dict[str, Any]:
         "time/reward_s": 0.2,
         "time/update_s": 1.5,
         "time/broadcast_s": 0.1,
-        "time/step_s": 4.0 + wave,
+        "time/step_s": 4.1,
         "idle/rollout": 0.4,
         "idle/learner": 0.5,
         "my/own_number": 7.0 * step,

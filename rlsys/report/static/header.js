@@ -22,7 +22,7 @@ function noteLine(note, name) {
 }
 
 function tiles(figures) {
-  const tile = ([label, value, detail]) => el("div", { class: "tile" }, el("dt", {}, label), el("dd", {}, value), el("dd", { class: "detail" }, detail));
+  const tile = ([label, value, detail]) => el("div", { class: "tile" }, el("dt", {}, label), el("dd", {}, value), el("dd", { class: "qualifier" }, detail));
   return el("dl", { class: "tiles" }, ...figures.map(tile));
 }
 

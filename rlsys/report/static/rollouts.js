@@ -16,6 +16,7 @@ class RolloutBrowser {
     this.runs = runs;
     this.run = runs.find((run) => run.count) ?? runs[0];
     this.page = 0;
+    this.changes = 0; // of the form
     this.turn = 0; // counts what is drawn: what comes too late is dropped
     this.form = this.makeForm();
     this.count = el("p", { class: "count", "aria-live": "polite" });
@@ -54,13 +55,18 @@ class RolloutBrowser {
   }
 
   async changed(name) {
+    const change = ++this.changes;
+    this.table.setAttribute("aria-busy", "true");
     if (name === "run") {
       this.run = this.runs[this.form.elements.run?.value ?? 0];
       this.fillNames();
     }
-    if (name === "mode") return this.recolour();
-    this.page = 0;
-    return this.show();
+    if (name === "mode") await this.recolour();
+    else {
+      this.page = 0;
+      await this.show();
+    }
+    if (change === this.changes) this.table.setAttribute("aria-busy", "false");
   }
 
   /** The filter that the form describes. The prompts are unpacked for the first search. */
