@@ -123,7 +123,11 @@ def _matching(patterns: Sequence[str], keys: Iterable[str]) -> list[tuple[str, s
     for pattern in patterns:
         expression = re.compile("(.+)".join(map(re.escape, pattern.split("*"))))
         matches = [(key, expression.fullmatch(key)) for key in keys]
-        found += [(key, match[1] if "*" in pattern else key.split("/")[-1]) for key, match in matches if match]
+        found += [
+            (key, match[1] if "*" in pattern else key.split("/")[-1].removesuffix("_s"))
+            for key, match in matches
+            if match
+        ]
     return found
 
 

@@ -27,6 +27,7 @@ from rlsys.report.rollouts import Rollouts
 from rlsys.report.run_folder import RunFolder
 from rlsys.report.timeline import Window, windows
 
+STYLES = ("style", "rollouts")
 SCRIPTS = ("data", "dom", "plots", "header", "curves", "timeline", "filter", "tokens", "cards", "rollouts", "main")
 """In the order of the page: each uses only what stands before it."""
 
@@ -65,7 +66,7 @@ def render(runs: Sequence[RunFolder], rollouts: Sequence[Rollouts], notes: Seque
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(_static("page.html")).render(
         title=" and ".join(names),
-        style=_static("style.css"),
+        style="\n".join(_static(f"{name}.css") for name in STYLES),
         script=script,
         sums=[_sum(script), _sum(plotly)],
         chunks=chunks,

@@ -112,7 +112,7 @@ def test_panels_hold_what_a_run_has_and_nothing_is_lost() -> None:
         "Total reward, mean": ["mean"],
         "Reward parts, mean": ["format", "math"],
         "Rewards that failed": ["format"],  # the other counts nothing
-        "Time of a step": ["step_s"],
+        "Time of a step": ["step"],
         "Time per stage": ["update"],
         "my/number": ["my/number"],
     }

@@ -50,14 +50,21 @@ async function rolloutCard(run, row, mode, showGroup) {
 async function groupCard(run, group, mode, chosen) {
   const { start, end } = run.groups[group];
   const rows = Array.from({ length: end - start }, (_, i) => start + i);
-  const [prompt, ...bodies] = await Promise.all([run.prompt(start), ...rows.map((row) => responseBlock(run, row, mode))]);
+  const [prompt, ...bodies] = await Promise.all([
+    run.prompt(start),
+    ...rows.map((row) => responseBlock(run, row, mode)),
+  ]);
   bodies.forEach((body, i) => body.classList.toggle("outside", !chosen.has(rows[i])));
   return el("div", { class: "card" }, promptBlock(prompt), ...bodies);
 }
 
 function promptBlock(prompt) {
   if (typeof prompt === "string") return labelled("Prompt", el("div", { class: "text" }, prompt));
-  return el("div", {}, ...prompt.map(([role, text]) => labelled(`Prompt, ${role}`, el("div", { class: "text" }, text))));
+  return el(
+    "div",
+    {},
+    ...prompt.map(([role, text]) => labelled(`Prompt, ${role}`, el("div", { class: "text" }, text))),
+  );
 }
 
 function labelled(label, element) {
@@ -77,10 +84,22 @@ async function responseBlock(run, row, mode) {
     ["policy version", number(index.version[row])],
     ["seconds", number(text.seconds)],
   ];
-  const chips = facts.map(([label, value, kind]) => el("span", { class: `chip ${kind ?? ""}` }, `${label} `, el("b", {}, value)));
+  const chips = facts.map(([label, value, kind]) =>
+    el("span", { class: `chip ${kind ?? ""}` }, `${label} `, el("b", {}, value)),
+  );
   const response = responseElement(text.response, text.tokens, mode, index.advantage[row], run.scale);
-  const uncoloured = mode !== "none" && !text.tokens ? el("p", { class: "told" }, "This response was written without its tokens.") : null;
-  return el("div", { class: "block answer", "data-row": row }, el("div", { class: "chips" }, ...chips), response, uncoloured, partsTable(text));
+  const uncoloured =
+    mode !== "none" && !text.tokens
+      ? el("p", { class: "told" }, "This response was written without its tokens.")
+      : null;
+  return el(
+    "div",
+    { class: "block answer", "data-row": row },
+    el("div", { class: "chips" }, ...chips),
+    response,
+    uncoloured,
+    partsTable(text),
+  );
 }
 
 function rewardClass(reward) {
@@ -89,7 +108,14 @@ function rewardClass(reward) {
 
 function partsTable(text) {
   const rows = (text.parts ?? []).map(([name, value, outcome, detail]) =>
-    el("tr", {}, el("td", {}, name), el("td", { class: "num" }, number(value)), el("td", {}, outcome), el("td", {}, detail)),
+    el(
+      "tr",
+      {},
+      el("td", {}, name),
+      el("td", { class: "num" }, number(value)),
+      el("td", {}, outcome),
+      el("td", {}, detail),
+    ),
   );
   const extra = text.extra ? el("tr", {}, el("td", {}, "noted"), el("td", { colspan: 3 }, text.extra)) : null;
   if (!rows.length && !extra) return null;

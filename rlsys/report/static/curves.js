@@ -22,14 +22,15 @@ function showCurves(head, curves) {
 }
 
 const MISMATCH_TEXT =
-  "Engine and learner compute the log-probabilities of the same tokens by different programs. The difference is taken " +
-  "on tokens that the newest weights sampled, before they are trained on; the ratio, and the weight that a correction " +
-  "makes of it, on every trained token.";
+  "Engine and learner compute the log-probabilities of the same tokens by different programs. The difference is " +
+  "taken on tokens that the newest weights sampled, before they are trained on; the ratio, and the weight that a " +
+  "correction makes of it, on every trained token.";
 
 function sectionFor(section) {
   const grid = el("div", { class: "panels" });
   if (section === MISMATCH) document.getElementById("mismatch").append(grid);
-  else if (section === REST) document.getElementById("curves").append(el("details", {}, el("summary", {}, section), grid));
+  else if (section === REST)
+    document.getElementById("curves").append(el("details", {}, el("summary", {}, section), grid));
   else document.getElementById("curves").append(el("h3", {}, section), grid);
   return grid;
 }
@@ -50,15 +51,27 @@ function panelPlot(panel, runs, curves, which) {
   const traces = [];
   panel.series.forEach((series, s) =>
     which.forEach((r) => {
-      const values = curves[r].values[series.key];
-      if (!values) return;
+      if (!curves[r].values[series.key]) return;
+      const rows = panel.stacked ? stackedRows(panel, curves[r]) : [...curves[r].steps.keys()];
+      const [steps, values] = [curves[r].steps, curves[r].values[series.key]].map((column) =>
+        Array.from(rows, (i) => column[i]),
+      );
       const style = lineStyle(panel, which.length, s, r);
-      const name = which.length === 1 ? series.label : panel.series.length === 1 ? runs[r].name : `${series.label}, ${runs[r].name}`;
-      traces.push(...lines(curves[r].steps, values, plain(name), style, panel.stacked));
+      const name =
+        which.length === 1
+          ? series.label
+          : panel.series.length === 1
+            ? runs[r].name
+            : `${series.label}, ${runs[r].name}`;
+      traces.push(...lines(steps, values, plain(name), style, panel.stacked));
     }),
   );
   const showlegend = which.length > 1 || panel.legend;
-  const y = axis({ type: panel.log ? "log" : "linear", automargin: true, rangemode: panel.stacked ? "tozero" : "normal" });
+  const y = axis({
+    type: panel.log ? "log" : "linear",
+    automargin: true,
+    rangemode: panel.stacked ? "tozero" : "normal",
+  });
   if (panel.log) Object.assign(y, { exponentformat: "power", dtick: logTick(traces) });
   return {
     traces,
@@ -71,6 +84,12 @@ function panelPlot(panel, runs, curves, which) {
   };
 }
 
+/** Rows with a number in any curve: a stack takes what is missing for 0, and no number at all is not 0. */
+function stackedRows(panel, { steps, values }) {
+  const columns = panel.series.map((series) => values[series.key]).filter(Boolean);
+  return [...steps.keys()].filter((i) => columns.some((column) => column[i] !== null));
+}
+
 /** Colours tell the curves of one run apart, and two runs where each has one curve; else the second run is dotted. */
 function lineStyle(panel, numRuns, s, r) {
   const colors = palette();
@@ -81,8 +100,24 @@ function lineStyle(panel, numRuns, s, r) {
 function lines(x, y, name, style, stacked) {
   const count = y.reduce((sum, value) => sum + (value !== null), 0);
   const few = count <= FEW_POINTS;
-  const base = { x, name, type: "scatter", connectgaps: true, mode: few ? "lines+markers" : "lines", marker: { size: 4, color: style.color } };
-  if (stacked) return [{ ...base, y: y.map((value) => value ?? 0), mode: "lines", stackgroup: "one", line: { width: 0.5, color: style.color } }];
+  const base = {
+    x,
+    name,
+    type: "scatter",
+    connectgaps: true,
+    mode: few ? "lines+markers" : "lines",
+    marker: { size: 4, color: style.color },
+  };
+  if (stacked)
+    return [
+      {
+        ...base,
+        y: y.map((value) => value ?? 0),
+        mode: "lines",
+        stackgroup: "one",
+        line: { width: 0.5, color: style.color },
+      },
+    ];
   const smooth = smoothing > 0 && count > 2;
   const raw = { ...base, y, line: { width: 1.6, ...style } };
   if (!smooth) return [raw];
@@ -98,7 +133,7 @@ function smoothed(values, decay) {
     if (value === null) return null;
     sum = decay * sum + value;
     weight = decay * weight + 1;
-    return sum / weight;
+    return Number((sum / weight).toPrecision(6)); // without the noise of the last bits a constant stays one
   });
 }
 

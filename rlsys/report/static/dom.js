@@ -23,7 +23,11 @@ function number(value) {
 
 /** The start of a text without its line breaks. */
 function oneLine(text, limit = 160) {
-  return text.slice(0, 4 * limit).replace(/\s+/g, " ").trim().slice(0, limit);
+  return text
+    .slice(0, 4 * limit)
+    .replace(/\s+/g, " ")
+    .trim()
+    .slice(0, limit);
 }
 
 /** A prompt as text: what is searched, and shown in one line. */

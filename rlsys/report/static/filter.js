@@ -17,7 +17,9 @@ const ORDERS = {
  * number is in no range.
  */
 function matching(index, filter) {
-  const ranges = RANGES.map((name) => [index[name], filter[name]]).filter(([, [from, to]]) => from !== null || to !== null);
+  const ranges = RANGES.map((name) => [index[name], filter[name]]).filter(
+    ([, [from, to]]) => from !== null || to !== null,
+  );
   const names = ["outcome", "ended"].filter((name) => filter[name] !== null);
   const rows = [];
   for (let i = 0; i < index.step.length; i++) {
@@ -48,7 +50,11 @@ function groupsOf(index) {
   const groups = [];
   const of = new Int32Array(index.step.length);
   for (let i = 0; i < of.length; i++) {
-    const starts = i === 0 || index.step[i] !== index.step[i - 1] || index.group[i] !== index.group[i - 1] || index.group[i] === null;
+    const starts =
+      i === 0 ||
+      index.step[i] !== index.step[i - 1] ||
+      index.group[i] !== index.group[i - 1] ||
+      index.group[i] === null;
     if (starts) groups.push({ start: i, end: i });
     groups.at(-1).end = i + 1;
     of[i] = groups.length - 1;

@@ -1,7 +1,33 @@
 // Plots by Plotly, which is unpacked for the first of them. A plot is drawn when it comes near the window.
 
-const LIGHT = ["#1f6fb2", "#cf5f17", "#2a8a5b", "#a8478f", "#a87d00", "#3a93b5", "#7a5ac2", "#77772f", "#c23b4b", "#5f6b78", "#1f9e9e", "#8c5a3c"];
-const DARK = ["#5aa9e6", "#f28c4a", "#57c08d", "#d981c2", "#e3bd4a", "#7fd0ea", "#a993ee", "#b9b96a", "#f07f8c", "#a5b1bd", "#52cfc9", "#c99a78"];
+const LIGHT = [
+  "#1f6fb2",
+  "#cf5f17",
+  "#2a8a5b",
+  "#a8478f",
+  "#a87d00",
+  "#3a93b5",
+  "#7a5ac2",
+  "#77772f",
+  "#c23b4b",
+  "#5f6b78",
+  "#1f9e9e",
+  "#8c5a3c",
+];
+const DARK = [
+  "#5aa9e6",
+  "#f28c4a",
+  "#57c08d",
+  "#d981c2",
+  "#e3bd4a",
+  "#7fd0ea",
+  "#a993ee",
+  "#b9b96a",
+  "#f07f8c",
+  "#a5b1bd",
+  "#52cfc9",
+  "#c99a78",
+];
 const prefersDark = window.matchMedia("(prefers-color-scheme: dark)");
 const isTouch = window.matchMedia("(pointer: coarse)").matches;
 const figures = new Map(); // element -> function that gives its traces and layout
@@ -68,7 +94,12 @@ function drawVisible() {
 }
 
 function axis(changes = {}) {
-  return { gridcolor: cssColor("--grid"), linecolor: cssColor("--grid"), zerolinecolor: cssColor("--grid"), ...changes };
+  return {
+    gridcolor: cssColor("--grid"),
+    linecolor: cssColor("--grid"),
+    zerolinecolor: cssColor("--grid"),
+    ...changes,
+  };
 }
 
 function baseLayout() {
@@ -79,7 +110,7 @@ function baseLayout() {
     font: { family: "system-ui, sans-serif", size: 11, color: text },
     margin: { l: 50, r: 12, t: 8, b: 34 },
     hoverlabel: { bgcolor: cssColor("--card"), bordercolor: cssColor("--line"), font: { color: cssColor("--text") } },
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 } },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { size: 11 } },
     dragmode: isTouch ? false : "zoom",
   };
 }

@@ -27,9 +27,15 @@ class RolloutBrowser {
   }
 
   makeForm() {
-    const fields = this.runs.length > 1 ? [field("Run", el("select", { name: "run" }, ...this.runs.map((run, r) => option(r, run.name))))] : [];
+    const fields =
+      this.runs.length > 1
+        ? [field("Run", el("select", { name: "run" }, ...this.runs.map((run, r) => option(r, run.name))))]
+        : [];
     fields.push(range("Step", "step"), range("Reward", "reward"), range("Tokens", "length"));
-    fields.push(field("Outcome", el("select", { name: "outcome" })), field("Ended by", el("select", { name: "ended" })));
+    fields.push(
+      field("Outcome", el("select", { name: "outcome" })),
+      field("Ended by", el("select", { name: "ended" })),
+    );
     const orders = Object.entries(ORDER_LABELS).map(([value, label]) => option(value, label));
     const modes = Object.entries(MODES).map(([value, label]) => option(value, label));
     fields.push(field("Colour tokens", el("select", { name: "mode" }, ...modes)));
@@ -78,7 +84,9 @@ class RolloutBrowser {
     for (const name of RANGES) filter[name] = [limit(`${name}-from`), limit(`${name}-to`)];
     const sought = value("search").toLowerCase();
     if (sought) {
-      const found = (await this.run.prompts()).map((prompt, p) => (promptText(prompt).toLowerCase().includes(sought) ? p : -1));
+      const found = (await this.run.prompts()).map((prompt, p) =>
+        promptText(prompt).toLowerCase().includes(sought) ? p : -1,
+      );
       filter.prompts = new Set(found.filter((p) => p >= 0));
     }
     return filter;
@@ -168,7 +176,9 @@ class RolloutBrowser {
       event.preventDefault();
       open();
     });
-    line.append(...cells.map(([name, text]) => el("td", { class: `${name} ${name === "outcome" ? "" : "num"}` }, text)));
+    line.append(
+      ...cells.map(([name, text]) => el("td", { class: `${name} ${name === "outcome" ? "" : "num"}` }, text)),
+    );
     line.append(...texts.map((name) => el("td", { class: `long ${name}` }, el("div"))));
     return line;
   }
@@ -192,9 +202,16 @@ class RolloutBrowser {
   async open(line, kind, item) {
     const mode = this.form.elements.mode.value;
     const showGroup = (group) => this.open(line, "group", group);
-    const card = kind === "group" ? await groupCard(this.run, item, mode, this.chosen) : await rolloutCard(this.run, item, mode, showGroup);
+    const card =
+      kind === "group"
+        ? await groupCard(this.run, item, mode, this.chosen)
+        : await rolloutCard(this.run, item, mode, showGroup);
     if (line.getAttribute("aria-expanded") !== "true" || !line.isConnected) return;
-    const detail = el("tr", { class: "detail", "data-kind": kind, "data-item": item }, el("td", { colspan: 8 }, card));
+    const detail = el(
+      "tr",
+      { class: "detail", "data-kind": kind, "data-item": item },
+      el("td", { colspan: line.cells.length }, card),
+    );
     if (line.nextElementSibling?.classList.contains("detail")) line.nextElementSibling.replaceWith(detail);
     else line.after(detail);
   }
@@ -203,7 +220,11 @@ class RolloutBrowser {
   async recolour() {
     this.legend.replaceWith((this.legend = legend(this.form.elements.mode.value, this.run.scale)));
     const details = [...this.table.querySelectorAll("tr.detail")];
-    await Promise.all(details.map((detail) => this.open(detail.previousElementSibling, detail.dataset.kind, Number(detail.dataset.item))));
+    await Promise.all(
+      details.map((detail) =>
+        this.open(detail.previousElementSibling, detail.dataset.kind, Number(detail.dataset.item)),
+      ),
+    );
   }
 
   showPager(start) {
@@ -226,13 +247,44 @@ function field(label, input, kind = "") {
 }
 
 function range(label, name) {
-  const end = (which, hint) => el("input", { type: "number", step: "any", name: `${name}-${which}`, placeholder: hint, "aria-label": `${label} ${hint}` });
-  return el("div", { class: "field range" }, el("span", {}, label), el("div", {}, end("from", "from"), end("to", "to")));
+  const end = (which, hint) =>
+    el("input", {
+      type: "number",
+      step: "any",
+      name: `${name}-${which}`,
+      placeholder: hint,
+      "aria-label": `${label} ${hint}`,
+    });
+  return el(
+    "div",
+    { class: "field range" },
+    el("span", {}, label),
+    el("div", {}, end("from", "from"), end("to", "to")),
+  );
 }
 
 function tableHead(names) {
   return el("thead", {}, el("tr", {}, ...names.map(([name, kind]) => el("th", { scope: "col", class: kind }, name))));
 }
 
-const ROW_HEAD = () => tableHead([["Step", "num"], ["Group", "num"], ["Reward", "num"], ["Advantage", "num"], ["Tokens", "num"], ["Outcome", ""], ["Prompt", "long"], ["Response", "long"]]);
-const GROUP_HEAD = () => tableHead([["Step", "num"], ["Group", "num"], ["Mean reward", "num"], ["Std. dev.", "num"], ["Mean tokens", "num"], ["Matching", ""], ["Prompt", "long"]]);
+const ROW_HEAD = () =>
+  tableHead([
+    ["Step", "num"],
+    ["Group", "num"],
+    ["Reward", "num"],
+    ["Advantage", "num"],
+    ["Tokens", "num"],
+    ["Outcome", ""],
+    ["Prompt", "long"],
+    ["Response", "long"],
+  ]);
+const GROUP_HEAD = () =>
+  tableHead([
+    ["Step", "num"],
+    ["Group", "num"],
+    ["Mean reward", "num"],
+    ["Std. dev.", "num"],
+    ["Mean tokens", "num"],
+    ["Matching", ""],
+    ["Prompt", "long"],
+  ]);

@@ -55,8 +55,12 @@ function whenNear(element, call) {
 function timelineText(one) {
   const { steps } = one;
   const which = steps.length ? `up to the end of step ${steps.at(-1)}` : "its end";
-  const part = one.shown < one.spans ? `The last ${number(one.shown)} of ${number(one.spans)} spans` : `All ${number(one.spans)} spans`;
-  return `${part} of ${one.file}, ${which}. A dotted line is the end of the step above it. ${ZOOM}The whole file opens in ui.perfetto.dev.`;
+  const part =
+    one.shown < one.spans
+      ? `The last ${number(one.shown)} of ${number(one.spans)} spans`
+      : `All ${number(one.spans)} spans`;
+  const how = `A dotted line is the end of the step above it. ${ZOOM}`;
+  return `${part} of ${one.file}, ${which}. ${how}The whole file opens in ui.perfetto.dev.`;
 }
 
 function timelinePlot(data, width) {
@@ -91,10 +95,32 @@ function timelineLayout(data, width) {
     margin: { l: 10, r: 12, t: 8, b: 36 },
     legend: { orientation: "h", x: 0, y: 1.06, yanchor: "bottom", font: { size: 11 } },
     xaxis: axis({ title: { text: `seconds from ${began}`, standoff: 4 }, zeroline: false }),
-    yaxis: axis({ automargin: true, categoryorder: "array", categoryarray: data.lanes.map(plain), autorange: "reversed", fixedrange: true }),
-    shapes: data.steps.map(([, end]) => ({ type: "line", x0: end, x1: end, y0: 0, y1: 1, yref: "paper", line: { color, width: 1, dash: "dot" } })),
+    yaxis: axis({
+      automargin: true,
+      categoryorder: "array",
+      categoryarray: data.lanes.map(plain),
+      autorange: "reversed",
+      fixedrange: true,
+    }),
+    shapes: data.steps.map(([, end]) => ({
+      type: "line",
+      x0: end,
+      x1: end,
+      y0: 0,
+      y1: 1,
+      yref: "paper",
+      line: { color, width: 1, dash: "dot" },
+    })),
     annotations: data.steps
       .filter((_, place) => place % every === 0)
-      .map(([step, end]) => ({ x: end, y: 1, yref: "paper", yanchor: "bottom", text: String(step), showarrow: false, font: { size: 10, color } })),
+      .map(([step, end]) => ({
+        x: end,
+        y: 1,
+        yref: "paper",
+        yanchor: "bottom",
+        text: String(step),
+        showarrow: false,
+        font: { size: 10, color },
+      })),
   };
 }

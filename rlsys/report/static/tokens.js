@@ -12,7 +12,13 @@ function responseElement(text, tokens, mode, advantage, scale) {
   const body = el("div", { class: "text response tokens" });
   tokens.pieces.forEach((piece, i) => {
     if (piece === "") return; // a part of a character, which a later token shows
-    body.append(el("span", { "data-token": i, style: tokenStyle(mode, tokens.logprobs[i], advantageOf(tokens, i, advantage), scale) }, piece));
+    body.append(
+      el(
+        "span",
+        { "data-token": i, style: tokenStyle(mode, tokens.logprobs[i], advantageOf(tokens, i, advantage), scale) },
+        piece,
+      ),
+    );
   });
   const tell = (event) => {
     const i = event.target.dataset?.token;
@@ -31,7 +37,13 @@ function tokenText(tokens, i, advantage) {
   const logprob = tokens.logprobs[i];
   const probability = logprob === null ? null : Math.exp(logprob);
   const piece = JSON.stringify(tokens.pieces[i]);
-  return `Token ${i} ${piece}: probability ${number(probability)}, log-probability ${number(logprob)}, advantage ${number(advantageOf(tokens, i, advantage))}`;
+  const own = advantageOf(tokens, i, advantage);
+  const numbers = [
+    `probability ${number(probability)}`,
+    `log-probability ${number(logprob)}`,
+    `advantage ${number(own)}`,
+  ];
+  return `Token ${i} ${piece}: ${numbers.join(", ")}`;
 }
 
 /** The stronger the colour, the less probable the token, or the further its advantage is from 0. */
