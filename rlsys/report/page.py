@@ -18,7 +18,7 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
-from plotly.offline import get_plotlyjs
+from bokeh.resources import Resources
 
 import rlsys
 from rlsys.report.curves import choose_panels, columns
@@ -61,16 +61,23 @@ def render(runs: Sequence[RunFolder], rollouts: Sequence[Rollouts], notes: Seque
         }
     )
     script = '"use strict";\n(() => {\n' + "\n".join(_static(f"{name}.js") for name in SCRIPTS) + "\n})();\n"
-    plotly = get_plotlyjs()
-    chunks["plotly"] = pack_text(plotly)
+    bokeh = plotting_script()
+    chunks["bokeh"] = pack_text(bokeh)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(_static("page.html")).render(
         title=" and ".join(names),
         style="\n".join(_static(f"{name}.css") for name in STYLES),
         script=script,
-        sums=[_sum(script), _sum(plotly)],
+        sums=[_sum(script), _sum(bokeh)],
         chunks=chunks,
     )
+
+
+def plotting_script() -> str:
+    """BokehJS and its interface for scripts, as the package ships them."""
+    components = ["bokeh", "bokeh-api"]
+    # Behind them stands a line that sets the level of its log, which it would tell the console.
+    return "\n".join(Resources(mode="inline", components=components).js_raw[: len(components)])
 
 
 def _names(runs: Sequence[RunFolder]) -> list[str]:

@@ -88,6 +88,7 @@ class Browser:
         """Load a file and wait for `data-<mark>` on its root. Milliseconds from navigation to then, by its clock."""
         self.complaints.clear()
         self._call("Page.navigate", url="about:blank")
+        self.wait("location.href === 'about:blank' && document.readyState === 'complete'")
         self._call("Page.navigate", url=page.as_uri())
         self.wait(f"document.documentElement?.dataset.{mark} !== undefined", deadline_s)
         return float(self.run(f"document.documentElement.dataset.{mark}"))

@@ -79,6 +79,18 @@ def shown(browser: Browser) -> list[list[str]]:
     return rows
 
 
+def figure(name: str) -> str:
+    """An expression for the plot of that name."""
+    return f"Bokeh.documents.flatMap((one) => one.roots()).findLast((one) => one.name === {json.dumps(name)})"
+
+
+def curve(browser: Browser, panel: str, name: str, column: str) -> list[float]:
+    """What a plot draws under a name."""
+    renderer = f"{figure(panel)}.renderers.find((one) => one.name === {json.dumps(name)})"
+    found: list[float] = browser.run(f"Array.from({renderer}.data_source.data.{column})")
+    return found
+
+
 def draw_all(browser: Browser) -> int:
     """Scroll to every plot and wait for it; how many there are."""
     browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
@@ -98,22 +110,25 @@ def is_blank(picture: np.ndarray) -> bool:
 
 def test_every_plot_is_drawn_without_complaint(opened: Browser) -> None:
     assert draw_all(opened) == 19
-    assert opened.run("document.querySelectorAll('[data-timeline] .bars .point').length") == 21
+    lengths = f"{figure('timeline')}.renderers.map((one) => one.data_source.data.left?.length ?? 0)"
+    assert sum(opened.run(lengths)) == 21  # four spans a step, and the first broadcast
     assert opened.complaints == []
     assert opened.run("document.getElementById('failure').hidden")
 
 
 def test_curves_hold_the_runs_numbers_and_are_smoothed(opened: Browser) -> None:
     draw_all(opened)
-    own = "document.querySelector('[data-panel=\"my/own_number\"]').data.at(-1)"
-    stack = "document.querySelector('[data-panel=\"Time per stage\"]').data"
-    assert opened.run(f"{own}.y") == [None, 7, 14, 21, 28, 35]
-    assert opened.run(f"{stack}.map((one) => one.x)") == [[1, 2, 3, 4, 5]] * 4  # step 0 has no stages
+    own, stages = "my/own_number", "Time per stage"
+    assert curve(opened, own, own, "x") == [1, 2, 3, 4, 5]  # the evaluation before the first step has none
+    assert curve(opened, own, own, "y") == [7, 14, 21, 28, 35]
+    assert curve(opened, stages, "reward", "x") == [1, 2, 3, 4, 5]
+    below, above = curve(opened, stages, "reward", "y1"), curve(opened, stages, "reward", "y2")
+    assert [high - low for low, high in zip(below, above, strict=True)] == pytest.approx([0.2] * 5)
+    assert below == curve(opened, stages, "rollout", "y2")
     slider = "document.querySelector('input[name=smooth]')"
     opened.run(f"(() => {{ {slider}.value = 0.5; {slider}.dispatchEvent(new Event('input')); }})()")
-    opened.wait(f"{own}.y[2] !== 14")
     # (7 / 2 + 14) / (3 / 2), and (7 / 4 + 14 / 2 + 21) / (7 / 4)
-    assert opened.run(f"{own}.y.slice(0, 4)") == [None, 7, pytest.approx(11.6667), 17]
+    assert curve(opened, own, f"{own}, smoothed", "y")[:3] == [7, pytest.approx(11.6667), 17]
     assert opened.complaints == []
 
 
@@ -273,12 +288,8 @@ def test_two_runs_are_overlaid_and_changed_over(browser: Browser, tmp_path: Path
     assert browser.run("document.querySelector('h1').textContent") == "first against second"
     browser.run("document.querySelector('[data-panel=Entropy]').scrollIntoView()")
     browser.wait("document.querySelector('[data-panel=Entropy]').dataset.drawn !== undefined")
-    assert browser.run(
-        "document.querySelector('[data-panel=Entropy]').data.map((one) => [one.name, one.y.length])"
-    ) == [
-        ["first", 6],
-        ["second", 4],
-    ]
+    assert curve(browser, "Entropy", "first", "x") == [1, 2, 3, 4, 5]
+    assert curve(browser, "Entropy", "second", "x") == [1, 2, 3]
     assert browser.run("document.querySelectorAll('[data-timeline]').length") == 2
     assert counted(browser) == "80 of 80 rollouts"
     choose(browser, "run", "1")

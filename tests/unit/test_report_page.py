@@ -27,7 +27,7 @@ def unpacked(page: str, name: str) -> Any:
     found = re.search(rf'<script type="text/plain" id="data-{name}">([A-Za-z0-9+/=]*)</script>', page)
     assert found is not None, name
     text = gzip.decompress(base64.b64decode(found[1])).decode()
-    return text if name == "plotly" else json.loads(text)
+    return text if name == "bokeh" else json.loads(text)
 
 
 @given(
@@ -70,14 +70,14 @@ def test_nothing_in_the_page_asks_a_network(tmp_path: Path) -> None:
 
 
 def test_only_the_pages_own_scripts_may_run(tmp_path: Path) -> None:
-    """The policy names the sums of exactly two scripts: the page's and Plotly's."""
+    """The policy names the sums of exactly two scripts: the page's and Bokeh's."""
     report([str(write_run(tmp_path / "run", Recipe(num_steps=1)))])
     page = (tmp_path / "run" / "report.html").read_text()
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
     allowed = re.search(r"script-src ([^;]*);", policy[1])
     assert allowed is not None
-    scripts = [*re.findall(r"<script>(.*?)</script>", page, re.S), unpacked(page, "plotly")]
+    scripts = [*re.findall(r"<script>(.*?)</script>", page, re.S), unpacked(page, "bokeh")]
     sums = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     assert allowed[1].split() == [f"'sha256-{one}'" for one in sums]
     assert len(scripts) == 2

@@ -17,7 +17,7 @@ function showCurves(head, curves) {
   if (!places.has(MISMATCH)) mismatch.append(el("p", { class: "note" }, "Nothing of this kind was measured."));
   document.querySelector("input[name=smooth]").addEventListener("input", (event) => {
     smoothing = Number(event.target.value);
-    redraw();
+    for (const { smooth } of drawn.values()) smooth?.();
   });
 }
 
@@ -28,17 +28,17 @@ const MISMATCH_TEXT =
 
 function sectionFor(section) {
   const grid = el("div", { class: "panels" });
+  const curves = document.getElementById("curves");
   if (section === MISMATCH) document.getElementById("mismatch").append(grid);
-  else if (section === REST)
-    document.getElementById("curves").append(el("details", {}, el("summary", {}, section), grid));
-  else document.getElementById("curves").append(el("h3", {}, section), grid);
+  else if (section === REST) curves.append(el("details", {}, el("summary", {}, section), grid));
+  else curves.append(el("h3", {}, section), grid);
   return grid;
 }
 
 function panelFigures(panel, runs, curves) {
   const figure = (title, which) => {
     const element = el("div", { class: "plot", "data-panel": title });
-    plot(element, () => panelPlot(panel, runs, curves, which));
+    plot(element, () => panelPlot(panel, title, curvesOf(panel, runs, curves, which)));
     const unit = panel.unit ? el("span", { class: "unit" }, panel.unit) : null;
     return el("figure", {}, el("figcaption", {}, title, unit), element);
   };
@@ -47,41 +47,28 @@ function panelFigures(panel, runs, curves) {
   return all.map((r) => figure(`${panel.title}: ${runs[r].name}`, [r]));
 }
 
-function panelPlot(panel, runs, curves, which) {
-  const traces = [];
+/** The curves of a panel, without the steps that have no number: names, styles, x and y. */
+function curvesOf(panel, runs, curves, which) {
+  const found = [];
   panel.series.forEach((series, s) =>
     which.forEach((r) => {
-      if (!curves[r].values[series.key]) return;
-      const rows = panel.stacked ? stackedRows(panel, curves[r]) : [...curves[r].steps.keys()];
-      const [steps, values] = [curves[r].steps, curves[r].values[series.key]].map((column) =>
-        Array.from(rows, (i) => column[i]),
-      );
-      const style = lineStyle(panel, which.length, s, r);
-      const name =
-        which.length === 1
-          ? series.label
-          : panel.series.length === 1
-            ? runs[r].name
-            : `${series.label}, ${runs[r].name}`;
-      traces.push(...lines(steps, values, plain(name), style, panel.stacked));
+      const values = curves[r].values[series.key];
+      if (!values) return;
+      const rows = panel.stacked ? stackedRows(panel, curves[r]) : [...values.keys()].filter((i) => values[i] !== null);
+      const [x, y] = [[], []];
+      for (const i of rows) {
+        x.push(curves[r].steps[i]);
+        y.push(values[i] ?? 0);
+      }
+      found.push({ name: curveName(panel, series, runs, which, r), style: lineStyle(panel, which.length, s, r), x, y });
     }),
   );
-  const showlegend = which.length > 1 || panel.legend;
-  const y = axis({
-    type: panel.log ? "log" : "linear",
-    automargin: true,
-    rangemode: panel.stacked ? "tozero" : "normal",
-  });
-  if (panel.log) Object.assign(y, { exponentformat: "power", dtick: logTick(traces) });
-  return {
-    traces,
-    layout: {
-      showlegend,
-      hovermode: "x unified",
-      xaxis: axis({ title: { text: "step", standoff: 4 }, zeroline: false }),
-      yaxis: y,
-    },
-  };
+  return found;
+}
+
+function curveName(panel, series, runs, which, r) {
+  if (which.length === 1) return series.label;
+  return panel.series.length === 1 ? runs[r].name : `${series.label}, ${runs[r].name}`;
 }
 
 /** Rows with a number in any curve: a stack takes what is missing for 0, and no number at all is not 0. */
@@ -94,52 +81,77 @@ function stackedRows(panel, { steps, values }) {
 function lineStyle(panel, numRuns, s, r) {
   const colors = palette();
   const byRun = numRuns > 1 && panel.series.length === 1;
-  return { color: colors[(byRun ? r : s) % colors.length], dash: !byRun && numRuns > 1 && r > 0 ? "dot" : "solid" };
+  const dotted = !byRun && numRuns > 1 && r > 0;
+  const kind = panel.stacked ? "area" : dotted ? "dotted" : "solid";
+  return { color: colors[(byRun ? r : s) % colors.length], kind };
 }
 
-function lines(x, y, name, style, stacked) {
-  const count = y.reduce((sum, value) => sum + (value !== null), 0);
-  const few = count <= FEW_POINTS;
-  const base = {
-    x,
-    name,
-    type: "scatter",
-    connectgaps: true,
-    mode: few ? "lines+markers" : "lines",
-    marker: { size: 4, color: style.color },
+function panelPlot(panel, title, curves) {
+  const figure = emptyFigure({ name: title, x_axis_label: "step", y_axis_type: panel.log ? "log" : "linear" });
+  figure.xaxes.forEach((axis) => (axis.ticker.min_interval = 1));
+  if (panel.log) {
+    figure.yaxes.forEach((axis) => axis.setv({ formatter: new Bokeh.PrintfTickFormatter({ format: "%g" }) }));
+  }
+  const smoothers = panel.stacked ? stack(figure, curves) : curves.map((curve) => line(figure, curve));
+  addReading(figure, panel, curves);
+  const keys = panel.legend || curves.length > 1 ? curves.map(({ name, style }) => [name, style]) : [];
+  return { figure, keys, smooth: () => smoothers.forEach((smooth) => smooth()) };
+}
+
+/** A curve, and above it the smoothed one. Returns what to call when the smoothing changes. */
+function line(figure, { name, style, x, y }) {
+  const pen = { line_color: style.color, line_dash: style.kind, name };
+  const raw = figure.line({ field: "x" }, { field: "y" }, { ...pen, source: source({ x, y }), line_width: 1.6 });
+  const marks = { source: source({ x, y }), size: 4, fill_color: style.color, line_color: null };
+  if (y.length <= FEW_POINTS) figure.scatter({ field: "x" }, { field: "y" }, marks);
+  const above = source({ x: [], y: [] });
+  figure.line({ field: "x" }, { field: "y" }, { ...pen, source: above, line_width: 2, name: `${name}, smoothed` });
+  const smooth = () => {
+    raw.glyph.line_alpha = smoothing > 0 ? 0.25 : 1;
+    above.data = smoothing > 0 ? { x, y: smoothed(y, smoothing) } : { x: [], y: [] };
   };
-  if (stacked)
-    return [
-      {
-        ...base,
-        y: y.map((value) => value ?? 0),
-        mode: "lines",
-        stackgroup: "one",
-        line: { width: 0.5, color: style.color },
-      },
-    ];
-  const smooth = smoothing > 0 && count > 2;
-  const raw = { ...base, y, line: { width: 1.6, ...style } };
-  if (!smooth) return [raw];
-  const faint = { ...raw, opacity: 0.25, showlegend: false, hoverinfo: "skip", mode: "lines" };
-  return [faint, { ...raw, y: smoothed(y, smoothing), mode: "lines", line: { width: 2, ...style } }];
+  smooth();
+  return smooth;
 }
 
-/** Exponential moving average that starts unbiased (each value's weight over the sum of weights). */
+/** Areas on top of one another, the first lowest. They are not smoothed. */
+function stack(figure, curves) {
+  let below = (curves[0]?.x ?? []).map(() => 0);
+  for (const { name, style, x, y } of curves) {
+    const above = y.map((value, i) => below[i] + value);
+    const area = { source: source({ x, y1: below, y2: above }), fill_color: style.color, fill_alpha: 0.65, name };
+    figure.varea({ field: "x" }, { field: "y1" }, { field: "y2" }, area);
+    below = above;
+  }
+  return [];
+}
+
+/** Under the pointer, every curve's number at the nearest step. */
+function addReading(figure, panel, curves) {
+  const steps = [...new Set(curves.flatMap(({ x }) => x))].sort((a, b) => a - b);
+  if (!steps.length) return;
+  const columns = { step: steps };
+  curves.forEach(({ x, y }, c) => {
+    const at = new Map(x.map((step, i) => [step, y[i]]));
+    columns[`curve${c}`] = steps.map((step) => number(at.get(step)));
+  });
+  const height = panel.stacked ? 0 : (curves.flatMap(({ y }) => y).find((value) => !panel.log || value > 0) ?? 1);
+  const unseen = figure.line({ field: "step" }, { value: height }, { source: source(columns), line_alpha: 0 });
+  const tooltips = [["step", "@step"], ...curves.map(({ name }, c) => [name, `@curve${c}`])];
+  figure.add_tools(new Bokeh.HoverTool({ mode: "vline", line_policy: "nearest", renderers: [unseen], tooltips }));
+}
+
+function source(data) {
+  return new Bokeh.ColumnDataSource({ data });
+}
+
+/** Exponential moving average that starts unbiased: each value's weight is taken over the sum of weights. */
 function smoothed(values, decay) {
   let sum = 0;
   let weight = 0;
   return values.map((value) => {
-    if (value === null) return null;
     sum = decay * sum + value;
     weight = decay * weight + 1;
     return Number((sum / weight).toPrecision(6)); // without the noise of the last bits a constant stays one
   });
-}
-
-/** Ticks at whole powers where the values span more than one, else Plotly's own. */
-function logTick(traces) {
-  const positive = traces.flatMap((trace) => trace.y.filter((value) => value > 0));
-  const span = positive.length ? Math.log10(Math.max(...positive) / Math.min(...positive)) : 0;
-  return span > 1 ? Math.ceil(span / 6) : undefined;
 }

@@ -28,8 +28,7 @@ function timelineOf(run, r) {
     const place = Number(choice.value);
     said.textContent = timelineText(run.timelines[place]);
     data = await load(`${r}-timeline-${place}`);
-    const legend = element.clientWidth < 600 ? 130 : 70;
-    element.style.height = `${legend + 40 + 38 * data.lanes.length}px`;
+    element.style.height = `${110 + 36 * data.lanes.length}px`;
     if (started.has(element)) await draw(element);
     else plot(element, () => timelinePlot(data, element.clientWidth));
   };
@@ -55,72 +54,65 @@ function whenNear(element, call) {
 function timelineText(one) {
   const { steps } = one;
   const which = steps.length ? `up to the end of step ${steps.at(-1)}` : "its end";
-  const part =
-    one.shown < one.spans
-      ? `The last ${number(one.shown)} of ${number(one.spans)} spans`
-      : `All ${number(one.spans)} spans`;
+  const all = number(one.spans);
+  const part = one.shown < one.spans ? `The last ${number(one.shown)} of ${all} spans` : `All ${all} spans`;
   const how = `A dotted line is the end of the step above it. ${ZOOM}`;
   return `${part} of ${one.file}, ${which}. ${how}The whole file opens in ui.perfetto.dev.`;
 }
 
 function timelinePlot(data, width) {
+  const began = new Date(1000 * data.epoch_s).toLocaleTimeString("en-GB");
+  const lanes = new Bokeh.FactorRange({ factors: [...data.lanes].reverse(), range_padding: 0.15 });
+  const figure = emptyFigure({ name: "timeline", y_range: lanes, x_axis_label: `seconds from ${began}` });
+  figure.ygrids.forEach((grid) => (grid.grid_line_color = null));
+  addStepEnds(figure, data.steps, width);
   const colors = palette();
-  const byName = data.names.map((name, n) => ({ name, spans: [], color: colors[n % colors.length] }));
-  data.name.forEach((n, i) => byName[n].spans.push(i));
-  const mean = (spans) => spans.reduce((sum, i) => sum + data.duration[i], 0) / spans.length;
-  byName.sort((a, b) => mean(b.spans) - mean(a.spans)); // the short ones lie above those that contain them
-  const traces = byName.map(({ name, spans, color }) => ({
-    type: "bar",
-    orientation: "h",
-    name: plain(name),
-    y: spans.map((i) => plain(data.lanes[data.lane[i]])),
-    base: spans.map((i) => data.start[i]),
-    x: spans.map((i) => data.duration[i]),
-    customdata: spans.map((i) => [data.duration[i], data.start[i]]),
-    hovertemplate: "%{y}: %{customdata[0]:.4~g} s, from %{customdata[1]:.3f} s<extra>%{fullData.name}</extra>",
-    marker: { color, line: { width: 0 } },
-  }));
-  return { traces, layout: timelineLayout(data, width) };
+  const styles = new Map(data.names.map((name, n) => [name, { color: colors[n % colors.length], kind: "area" }]));
+  const bars = byDuration(data).map(([name, spans]) => addSpans(figure, data, name, spans, styles.get(name)));
+  const tooltips = [["", "@told"]];
+  figure.add_tools(new Bokeh.HoverTool({ renderers: bars, tooltips, point_policy: "follow_mouse" }));
+  return { figure, keys: [...styles] };
 }
 
-function timelineLayout(data, width) {
-  const color = cssColor("--muted");
-  const every = Math.ceil((data.steps.length * LABEL_WIDTH) / width);
-  const began = new Date(1000 * data.epoch_s).toLocaleTimeString("en-GB");
-  return {
-    barmode: "overlay",
-    bargap: 0.25,
-    hovermode: "closest",
-    showlegend: true,
-    margin: { l: 10, r: 12, t: 8, b: 36 },
-    legend: { orientation: "h", x: 0, y: 1.06, yanchor: "bottom", font: { size: 11 } },
-    xaxis: axis({ title: { text: `seconds from ${began}`, standoff: 4 }, zeroline: false }),
-    yaxis: axis({
-      automargin: true,
-      categoryorder: "array",
-      categoryarray: data.lanes.map(plain),
-      autorange: "reversed",
-      fixedrange: true,
-    }),
-    shapes: data.steps.map(([, end]) => ({
-      type: "line",
-      x0: end,
-      x1: end,
-      y0: 0,
-      y1: 1,
-      yref: "paper",
-      line: { color, width: 1, dash: "dot" },
-    })),
-    annotations: data.steps
-      .filter((_, place) => place % every === 0)
-      .map(([step, end]) => ({
-        x: end,
-        y: 1,
-        yref: "paper",
-        yanchor: "bottom",
-        text: String(step),
-        showarrow: false,
-        font: { size: 10, color },
-      })),
+/** Names with their spans, the longer first: the short ones lie above those that contain them. */
+function byDuration(data) {
+  const spans = data.names.map((name) => [name, []]);
+  data.name.forEach((n, i) => spans[n][1].push(i));
+  const mean = (rows) => rows.reduce((sum, i) => sum + data.duration[i], 0) / rows.length;
+  return spans.sort((a, b) => mean(b[1]) - mean(a[1]));
+}
+
+function addSpans(figure, data, name, spans, style) {
+  const columns = {
+    lane: spans.map((i) => data.lanes[data.lane[i]]),
+    left: spans.map((i) => data.start[i]),
+    right: spans.map((i) => data.start[i] + data.duration[i]),
+    told: spans.map((i) => `${name}, ${number(data.duration[i])} s from ${data.start[i].toFixed(3)} s`),
   };
+  const pen = {
+    source: source(columns),
+    height: 0.72,
+    fill_color: style.color,
+    line_color: style.color,
+    line_width: 0.5,
+  };
+  return figure.hbar({ y: { field: "lane" }, left: { field: "left" }, right: { field: "right" }, ...pen, name });
+}
+
+/** A line where a step ends, and the step's number above as many as have room. */
+function addStepEnds(figure, steps, width) {
+  const ends = source({ x: steps.map(([, end]) => end) });
+  const color = cssColor("--muted");
+  figure.vspan({ field: "x" }, { source: ends, line_color: color, line_dash: "dotted", line_alpha: 0.7 });
+  const every = Math.ceil((steps.length * LABEL_WIDTH) / width);
+  const labelled = steps.filter((_, place) => place % every === 0);
+  const axis = new Bokeh.LinearAxis({
+    ticker: new Bokeh.FixedTicker({ ticks: labelled.map(([, end]) => end), minor_ticks: [] }),
+    major_label_overrides: new Map(labelled.map(([step, end]) => [end, String(step)])),
+    major_label_text_color: color,
+    major_label_text_font_size: "10px",
+    axis_line_color: null,
+    major_tick_line_color: null,
+  });
+  figure.add_layout(axis, "above");
 }
