@@ -112,6 +112,25 @@ class Browser:
         png = base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"])
         return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
+    def point(self, x: float, y: float) -> None:
+        """Move the pointer, in CSS pixels of the window."""
+        self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float], num_moves: int = 5) -> None:
+        """Press the left button at `start` and let go at `end`."""
+        held = {"button": "left", "clickCount": 1}
+        self.point(*start)
+        self._call("Input.dispatchMouseEvent", type="mousePressed", x=start[0], y=start[1], **held)
+        for move in range(1, num_moves + 1):
+            x, y = (a + (b - a) * move / num_moves for a, b in zip(start, end, strict=True))
+            self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, button="left", buttons=1)
+        self._call("Input.dispatchMouseEvent", type="mouseReleased", x=end[0], y=end[1], **held)
+
+    def double_click(self, x: float, y: float) -> None:
+        for count in (1, 2):
+            for kind in ("mousePressed", "mouseReleased"):
+                self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=count)
+
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         number = self._send(method, **parameters)
         deadline = time.monotonic() + ANSWER_S

@@ -15,7 +15,7 @@ from rlsys.config import TokenizerBuild
 from rlsys.models.tiny import build_tokenizer
 from rlsys.report.command import report
 from tests.integration.browser import Browser, find_chromium
-from tests.run_folder import CONFIG, WORDS, Recipe, length_of, reward_of, write_lines, write_run
+from tests.run_folder import CONFIG, WORDS, Recipe, length_of, metrics, reward_of, write_lines, write_run
 from tests.unit.test_report_page import HOSTILE
 
 WIDE, PHONE = (1280, 900), (390, 844)
@@ -129,6 +129,32 @@ def test_curves_hold_the_runs_numbers_and_are_smoothed(opened: Browser) -> None:
     opened.run(f"(() => {{ {slider}.value = 0.5; {slider}.dispatchEvent(new Event('input')); }})()")
     # (7 / 2 + 14) / (3 / 2), and (7 / 4 + 14 / 2 + 21) / (7 / 4)
     assert curve(opened, own, f"{own}, smoothed", "y")[:3] == [7, pytest.approx(11.6667), 17]
+    assert opened.complaints == []
+
+
+def test_a_plot_is_read_and_zoomed_by_pointer(opened: Browser) -> None:
+    entropy = "document.querySelector('[data-panel=Entropy]')"
+    opened.run(f"{entropy}.scrollIntoView({{ block: 'center' }})")
+    opened.wait(f"{entropy}.dataset.drawn !== undefined")
+    opened.run("new Promise((resolve) => setTimeout(resolve, 200))")  # until the canvas has its size
+    left, top, width, height = opened.run(
+        f"(() => {{ const box = {entropy}.getBoundingClientRect(); return [box.x, box.y, box.width, box.height]; }})()"
+    )
+
+    def at(share: float) -> tuple[float, float]:
+        return left + share * width, top + 0.5 * height
+
+    opened.point(*at(0.9))
+    tooltip = "document.querySelector('.bk-Tooltip')?.shadowRoot.textContent ?? ''"
+    opened.wait(f"({tooltip}).includes('step')")
+    told = opened.run(tooltip)
+    assert f"{metrics(RECIPE, 5)['policy/entropy']:.4g}" in told
+    steps = f"(() => {{ const range = {figure('Entropy')}.x_range; return [range.start, range.end]; }})()"
+    start, end = opened.run(steps)
+    opened.drag(at(0.4), at(0.6))
+    opened.wait(f"{steps}[1] - {steps}[0] < {0.5 * (end - start)}")
+    opened.double_click(*at(0.5))
+    opened.wait(f"Math.abs({steps}[0] - {start}) < 1e-6 && Math.abs({steps}[1] - {end}) < 1e-6")
     assert opened.complaints == []
 
 

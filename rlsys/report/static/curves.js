@@ -3,6 +3,7 @@
 const MISMATCH = "Engine against learner";
 const REST = "All other numbers";
 const FEW_POINTS = 40; // up to here each is marked
+const SMALL = 1e-3; // numbers below are written with an exponent
 let smoothing = 0;
 
 /** Panels into their sections; `curves` holds each run's steps and values. */
@@ -89,8 +90,9 @@ function lineStyle(panel, numRuns, s, r) {
 function panelPlot(panel, title, curves) {
   const figure = emptyFigure({ name: title, x_axis_label: "step", y_axis_type: panel.log ? "log" : "linear" });
   figure.xaxes.forEach((axis) => (axis.ticker.min_interval = 1));
-  if (panel.log) {
-    figure.yaxes.forEach((axis) => axis.setv({ formatter: new Bokeh.PrintfTickFormatter({ format: "%g" }) }));
+  const largest = Math.max(...curves.flatMap(({ y }) => y));
+  if (panel.log && largest < SMALL) {
+    figure.yaxes.forEach((axis) => (axis.formatter = new Bokeh.PrintfTickFormatter({ format: "%.1e" })));
   }
   const smoothers = panel.stacked ? stack(figure, curves) : curves.map((curve) => line(figure, curve));
   addReading(figure, panel, curves);
