@@ -90,7 +90,8 @@ function lineStyle(panel, numRuns, s, r) {
 function panelPlot(panel, title, curves) {
   const figure = emptyFigure({ name: title, x_axis_label: "step", y_axis_type: panel.log ? "log" : "linear" });
   figure.xaxes.forEach((axis) => (axis.ticker.min_interval = 1));
-  const largest = Math.max(...curves.flatMap(({ y }) => y));
+  const largest = curves.flatMap(({ y }) => y).reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  if (!panel.log) figure.y_range.default_span = largest || 1; // of a curve that never changes
   if (panel.log && largest < SMALL) {
     figure.yaxes.forEach((axis) => (axis.formatter = new Bokeh.PrintfTickFormatter({ format: "%.1e" })));
   }
@@ -104,12 +105,13 @@ function panelPlot(panel, title, curves) {
 function line(figure, { name, style, x, y }) {
   const pen = { line_color: style.color, line_dash: style.kind, name };
   const raw = figure.line({ field: "x" }, { field: "y" }, { ...pen, source: source({ x, y }), line_width: 1.6 });
-  const marks = { source: source({ x, y }), size: 4, fill_color: style.color, line_color: null };
-  if (y.length <= FEW_POINTS) figure.scatter({ field: "x" }, { field: "y" }, marks);
+  const marks = { source: raw.data_source, size: 4, fill_color: style.color, line_color: null };
+  const points = y.length <= FEW_POINTS ? figure.scatter({ field: "x" }, { field: "y" }, marks) : null;
   const above = source({ x: [], y: [] });
   figure.line({ field: "x" }, { field: "y" }, { ...pen, source: above, line_width: 2, name: `${name}, smoothed` });
   const smooth = () => {
     raw.glyph.line_alpha = smoothing > 0 ? 0.25 : 1;
+    if (points) points.glyph.fill_alpha = smoothing > 0 ? 0.25 : 1;
     above.data = smoothing > 0 ? { x, y: smoothed(y, smoothing) } : { x: [], y: [] };
   };
   smooth();
