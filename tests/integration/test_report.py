@@ -366,7 +366,7 @@ def cold_ms(chromium: str, page: Path, profile: Path) -> float:
 def test_ten_thousand_rollouts_open_within_two_seconds(
     chromium: str, browser: Browser, tmp_path: Path, tokenizer: Any
 ) -> None:
-    recipe = Recipe(num_steps=50, num_groups=25, num_samples=8, num_words=120, token_groups=4)
+    recipe = Recipe(num_steps=50, num_groups=25, num_samples=8, num_words=80, token_groups=4)
     assert recipe.num_rollouts == 10_000
     run = write_run(tmp_path / "run", recipe, tokenizer=tokenizer)
     report([str(run)])
