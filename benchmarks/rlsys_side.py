@@ -20,8 +20,8 @@ class ClockedDisplay(Display):
         super().__init__(num_steps, live=False)
         self.done_at: list[float] = []
 
-    def step(self, metrics: Metrics) -> None:
-        super().step(metrics)
+    def step(self, metrics: Metrics, *, at: float | None = None) -> None:
+        super().step(metrics, at=at)
         self.done_at.append(time.perf_counter())
 
 

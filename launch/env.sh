@@ -74,6 +74,26 @@ remove_broken_torchvision() {
     fi
 }
 
+# ensure_debian_packages NAMES: installs those that are missing where that takes no questions, and says where it cannot.
+# The tests that need one are skipped without it.
+ensure_debian_packages() {
+    local name missing=()
+    command -v dpkg-query >/dev/null || { say "not Debian: tests that need $* run only where they are installed"; return; }
+    for name in "$@"; do
+        dpkg-query --show --showformat='${db:Status-Status}' "$name" 2>/dev/null | grep -qx installed || missing+=("$name")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        say "missing: ${missing[*]}. Tests that need them are skipped (as root: apt-get install ${missing[*]})"
+        return
+    fi
+    say "installing ${missing[*]} for the tests"
+    apt_install "${missing[@]}" || { apt-get update -qq && apt_install "${missing[@]}"; } \
+        || say "could not install ${missing[*]}: tests that need them are skipped"
+}
+
+apt_install() { DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null 2>&1; }
+
 # ensure_env EXTRAS: the environment exists, matches pyproject.toml and holds at least EXTRAS (as "cpu" or "cpu,dev").
 ensure_env() {
     local extras="$1" python other

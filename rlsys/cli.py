@@ -1,9 +1,9 @@
-"""The commands: `rlsys train`, `rlsys eval`, `rlsys import`, `rlsys simulate`, `rlsys make-model`."""
+"""The console command: training itself, and where the work of the other commands is done."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import importlib
 import logging
 import os
 import signal
@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsys.compose import register_schema, to_config
-from rlsys.config import Config, ModelBuild, TokenizerBuild
+from rlsys.config import Config
 from rlsys.errors import ConfigError, RlsysError
 
 STARTED = time.strftime("%Y%m%d-%H%M%S")
@@ -27,35 +27,47 @@ USAGE = """usage: rlsys COMMAND ...
   rlsys train [overrides]       train; overrides as in Hydra: experiment=quickstart train.num_steps=10
                                 (experiment=path/to/file.yaml takes a file of your own)
   rlsys eval MODEL_OR_RUN [overrides]   accuracy, mean@k and pass@k on held-out data
+  rlsys watch RUN               the display of a run started elsewhere
+  rlsys report RUN [RUN_B]      one HTML file of a run, or of two side by side
   rlsys export RUN [--merge]    a checkpoint as a Hugging Face folder with a model card
-  rlsys serve-reward --help     a reward function over HTTP
   rlsys import FILE             a recipe of TRL, open-r1, axolotl, EasyR1 or OpenRLHF as an experiment of ours
-  rlsys simulate --help         a finished run's step time on other numbers of workers
-  rlsys make-model --help       write a tiny model and tokenizer
+  rlsys serve-reward NAME       a reward function over HTTP
+  rlsys simulate RUN            a finished run's step time on other numbers of workers
+  rlsys make-model FOLDER       write a tiny model and tokenizer
 
-Hydra's own flags work: --cfg job prints the configuration, --multirun runs a sweep.
+Each but train says more with --help. Hydra's own flags work with train: --cfg job prints the configuration, --multirun
+runs a sweep.
 """
+COMMANDS = {
+    "eval": "rlsys.evaluation_command:evaluation",
+    "watch": "rlsys.report.watch:watch",
+    "report": "rlsys.report.command:report",
+    "export": "rlsys.export.command:export",
+    "import": "rlsys.importers.command:import_recipe",
+    "serve-reward": "rlsys.serve.command:serve_reward",
+    "simulate": "rlsys.simulate.command:simulate",
+    "make-model": "rlsys.models.command:make_model",
+}
+"""Where each command's work is done; imported when it is asked for."""
+LOADS_MODELS = ("eval", "export", "make-model")
 
 
 def main() -> None:
     """Entry point of the console command."""
-    commands: dict[str, Callable[[list[str]], None]] = {
-        "train": lambda rest: _hydra(_train, rest),
-        "eval": _eval,
-        "import": _import,
-        "simulate": _simulate,
-        "export": _export,
-        "serve-reward": _serve_reward,
-        "make-model": _make_model,
-    }
     arguments = sys.argv[1:]
-    if not arguments or arguments[0] not in commands:
+    if not arguments or arguments[0] not in ("train", *COMMANDS):
         print(USAGE, file=sys.stderr if arguments[:1] not in (["-h"], ["--help"]) else sys.stdout)
         sys.exit(0 if arguments[:1] in (["-h"], ["--help"]) else 2)
     signal.signal(signal.SIGTERM, _interrupt)
     sys.path.insert(0, os.getcwd())  # `my_module:my_reward` beside the user is found, as with `python -m`
     try:
-        commands[arguments[0]](arguments[1:])
+        if arguments[0] == "train":
+            _hydra(_train, arguments[1:])
+        else:
+            if arguments[0] in LOADS_MODELS:
+                quiet_libraries()
+            module, _, function = COMMANDS[arguments[0]].partition(":")
+            getattr(importlib.import_module(module), function)(arguments[1:])
     except RlsysError as error:
         print(f"rlsys: {error}", file=sys.stderr)
         sys.exit(1)
@@ -135,62 +147,6 @@ def _eval(arguments: list[str]) -> None:
     from rlsys.evaluation_command import evaluation
 
     evaluation(arguments)
-
-
-def _make_model(arguments: list[str]) -> None:
-    from rlsys.models.tiny import ARCHITECTURES, build_model, build_tokenizer, save_model
-
-    defaults = ModelBuild()
-    parser = argparse.ArgumentParser("rlsys make-model", description="Write a tiny model and its tokenizer.")
-    parser.add_argument("output", type=Path, help="folder to write")
-    parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), default=defaults.architecture)
-    parser.add_argument("--tied", action=argparse.BooleanOptionalAction, default=defaults.tie_word_embeddings)
-    parser.add_argument("--corpus", type=Path, help="text file: a byte-level BPE tokenizer is trained on its lines")
-    parser.add_argument("--vocab-size", type=int, default=TokenizerBuild().vocab_size, help="of the BPE tokenizer")
-    parser.add_argument("--seed", type=int, default=0)
-    sizes = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size", "max_context")
-    for size in sizes:
-        parser.add_argument(f"--{size.replace('_', '-')}", type=int, default=getattr(defaults, size))
-    options = parser.parse_args(arguments)
-    quiet_libraries()
-    tokenizer_config = TokenizerBuild(kind="bpe" if options.corpus else "chars", vocab_size=options.vocab_size)
-    lines = options.corpus.read_text(encoding="utf-8").splitlines() if options.corpus else []
-    build = ModelBuild(
-        architecture=options.architecture,
-        tie_word_embeddings=options.tied,
-        tokenizer=tokenizer_config,
-        **{size: getattr(options, size) for size in sizes},
-    )
-    tokenizer = build_tokenizer(tokenizer_config, lines)
-    model = build_model(build, tokenizer, options.seed)
-    save_model(model, tokenizer, options.output)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{options.output}: {options.architecture}, {parameters:,} parameters, vocabulary {len(tokenizer)}")
-
-
-def _import(arguments: list[str]) -> None:
-    from rlsys.importers.command import import_recipe
-
-    import_recipe(arguments)
-
-
-def _simulate(arguments: list[str]) -> None:
-    from rlsys.simulate.command import simulate
-
-    simulate(arguments)
-
-
-def _export(arguments: list[str]) -> None:
-    quiet_libraries()
-    from rlsys.export.command import export
-
-    export(arguments)
-
-
-def _serve_reward(arguments: list[str]) -> None:
-    from rlsys.serve.command import serve_reward
-
-    serve_reward(arguments)
 
 
 def quiet_libraries() -> None:

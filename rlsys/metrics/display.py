@@ -25,7 +25,7 @@ class Display:
     def __init__(self, num_steps: int, *, live: bool | None = None) -> None:
         self._num_steps = num_steps
         self._first_step: int | None = None
-        self._started = time.monotonic()
+        self._started = 0.0
         self._live: Any = None
         if sys.stdout.isatty() if live is None else live:
             from rich.live import Live
@@ -48,27 +48,25 @@ class Display:
         else:
             print(text, flush=True)
 
-    def step(self, metrics: Metrics) -> None:
-        """Show one finished step."""
-        step = int(metrics["step"] or 0)
-        if self._first_step is None:
-            self._first_step, self._started = step, time.monotonic()
+    def step(self, metrics: Metrics, *, at: float | None = None) -> None:
+        """Show one finished step; it ended `at`, in seconds of any one clock (now)."""
+        step, at = int(metrics["step"] or 0), time.monotonic() if at is None else at
+        if self._first_step is None or step < self._first_step:
+            self._first_step, self._started = step, at
+        done = step - self._first_step
+        eta_s = (at - self._started) / done * (self._num_steps - step) if done else None
         if self._live is not None:
-            self._live.update(self._table(metrics))
+            self._live.update(self._table(metrics, eta_s))
         else:
-            print(plain_line(metrics, self._num_steps, self._eta_s(step)), flush=True)
+            print(plain_line(metrics, self._num_steps, eta_s), flush=True)
 
-    def _eta_s(self, step: int) -> float | None:
-        done = step - (self._first_step or 0)
-        return (time.monotonic() - self._started) / done * (self._num_steps - step) if done else None
-
-    def _table(self, metrics: Metrics) -> Any:
+    def _table(self, metrics: Metrics, eta_s: float | None) -> Any:
         from rich.console import Group
         from rich.table import Table
 
         step = int(metrics["step"] or 0)
-        eta = _duration(self._eta_s(step))
-        numbers = Table(title=f"rlsys  step {step}/{self._num_steps}  ETA {eta}", title_justify="left")
+        title = f"rlsys  step {step}/{self._num_steps}  ETA {_duration(eta_s)}"
+        numbers = Table(title=title, title_justify="left")
         for label, _, _ in NUMBERS:
             numbers.add_column(label, justify="right")
         numbers.add_row(*(_number(metrics.get(key), digits) for _, key, digits in NUMBERS))

@@ -43,6 +43,15 @@ def test_without_a_terminal_it_is_a_line_a_step(capsys: pytest.CaptureFixture[st
     assert third.startswith("step 2/3  ETA 0:0")
 
 
+def test_the_rest_is_foretold_from_when_steps_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(10, live=False) as display:
+        for step, at in ((3, 100.0), (4, 160.0), (6, 250.0), (2, 300.0), (3, 310.0)):
+            display.step({"step": step}, at=at)
+    told = [line.split("  ")[1:] for line in capsys.readouterr().out.splitlines()]
+    # 60 s for each of 6 more; 50 s for each of 4 more; then a resumed run is back at step 2 and takes 10 s for one.
+    assert told == [[], ["ETA 6:00"], ["ETA 3:20"], [], ["ETA 1:10"]]
+
+
 @pytest.mark.parametrize("columns", [80, 160])
 def test_a_terminal_shows_a_table_with_every_number_whole(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int

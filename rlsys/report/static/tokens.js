@@ -1,0 +1,71 @@
+// A response with its tokens coloured: by how probable each was, or by its advantage.
+
+const MODES = { none: "not", probability: "by probability", advantage: "by advantage" };
+
+/**
+ * The element of a response. `tokens` are its pieces with log-probabilities and, where they differ, advantages; without
+ * it, and in the mode `none`, the text stands as it is. `scale` is the advantage of the strongest colour.
+ */
+function responseElement(text, tokens, mode, advantage, scale) {
+  if (!tokens || mode === "none") return el("div", { class: "text response" }, text);
+  const told = el("p", { class: "told", "aria-live": "polite" }, "Point at a token to read its numbers.");
+  const body = el("div", { class: "text response tokens" });
+  tokens.pieces.forEach((piece, i) => {
+    if (piece === "") return; // a part of a character, which a later token shows
+    body.append(
+      el(
+        "span",
+        { "data-token": i, style: tokenStyle(mode, tokens.logprobs[i], advantageOf(tokens, i, advantage), scale) },
+        piece,
+      ),
+    );
+  });
+  const tell = (event) => {
+    const i = event.target.dataset?.token;
+    if (i !== undefined) told.textContent = tokenText(tokens, Number(i), advantage);
+  };
+  body.addEventListener("pointerover", tell);
+  body.addEventListener("click", tell);
+  return el("div", {}, body, told);
+}
+
+function advantageOf(tokens, i, advantage) {
+  return tokens.advantages ? tokens.advantages[i] : advantage;
+}
+
+function tokenText(tokens, i, advantage) {
+  const logprob = tokens.logprobs[i];
+  const probability = logprob === null ? null : Math.exp(logprob);
+  const piece = JSON.stringify(tokens.pieces[i]);
+  const own = advantageOf(tokens, i, advantage);
+  const numbers = [
+    `probability ${number(probability)}`,
+    `log-probability ${number(logprob)}`,
+    `advantage ${number(own)}`,
+  ];
+  return `Token ${i} ${piece}: ${numbers.join(", ")}`;
+}
+
+/** The stronger the colour, the less probable the token, or the further its advantage is from 0. */
+function tokenStyle(mode, logprob, advantage, scale) {
+  const value = mode === "probability" ? logprob : advantage;
+  if (value === null || value === undefined) return "outline: 1px dashed var(--muted)";
+  if (mode === "probability") return `background: rgb(var(--rare) / ${strength(1 - Math.exp(value))})`;
+  const color = value < 0 ? "--worse" : "--better";
+  return `background: rgb(var(${color}) / ${strength(scale > 0 ? Math.min(Math.abs(value) / scale, 1) : 0)})`;
+}
+
+function strength(share) {
+  return (0.75 * share).toFixed(3);
+}
+
+/** The largest advantage of a run, by size: its colour is the strongest. */
+function advantageScale(index) {
+  return index.advantage.reduce((most, value) => Math.max(most, Math.abs(value ?? 0)), 0);
+}
+
+function legend(mode, scale) {
+  if (mode === "none") return el("span", { class: "legend" });
+  const ends = mode === "probability" ? ["1", "0"] : [number(-scale), number(scale)];
+  return el("span", { class: "legend" }, `${mode} ${ends[0]}`, el("span", { class: `ramp ${mode}` }), ends[1]);
+}
