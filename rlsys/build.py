@@ -33,6 +33,7 @@ from rlsys.probe import Probe, probe_text
 from rlsys.reference.pool import REFERENCE_FILE, ReferencePool
 from rlsys.rollout.adapters import AdapterSlots
 from rlsys.rollout.pool import RolloutPool
+from rlsys.rollout.worker import EngineModel
 from rlsys.runtime.calls import Calls, fetch
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.runtime.lanes import Lanes
@@ -195,12 +196,9 @@ def start_rollout(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) ->
         cluster,
         rollout,
         wanted,
-        prepared.model_path,
-        prepared.max_tokens,
+        EngineModel(prepared.model_path, prepared.max_tokens, config.model.trust_remote_code, adapter_slots(config)),
         weight_backend(config),
         config.seed,
-        config.model.trust_remote_code,
-        adapter_slots(config),
     )
 
 

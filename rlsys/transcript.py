@@ -60,15 +60,23 @@ class Transcript:
         self._folder.mkdir(exist_ok=True)
         advantages = {(row.group, row.sample): row.advantage for row in experience.rows} if experience else {}
         with (self._folder / f"step-{step:06d}.jsonl").open("w", encoding="utf-8") as file:
-            for number, (group, of_group) in enumerate(zip(groups, rewards, strict=True)):
+            for number, group in enumerate(groups):
                 own = trained.get(number)
-                tokens = self._tokens(group, own, experience) if number < self._config.token_groups else None
-                for sample, (summary, reward) in enumerate(zip(group.summaries, of_group, strict=True)):
-                    row = _row(group, summary, reward, self._text_of(reward.response))
-                    row["advantage"] = None if own is None else _short(advantages.get((own, sample)))
-                    if tokens is not None:
-                        row["tokens"] = tokens[sample]
-                    file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                of_group = [None if own is None else advantages.get((own, s)) for s in range(len(rewards[number]))]
+                rows = self._rows(group, rewards[number], of_group)
+                if number < self._config.token_groups:
+                    tokens = self._tokens(group, own, experience)
+                    rows = [row | {"tokens": of_row} for row, of_row in zip(rows, tokens, strict=True)]
+                file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+    def _rows(
+        self, group: RolloutGroup, rewards: Sequence[Reward], advantages: Sequence[float | None]
+    ) -> list[dict[str, Any]]:
+        columns = zip(group.summaries, rewards, advantages, strict=True)
+        return [
+            _row(group, summary, reward, self._text_of(reward.response)) | {"advantage": _short(advantage)}
+            for summary, reward, advantage in columns
+        ]
 
     def _tokens(self, group: RolloutGroup, own: int | None, experience: Experience | None) -> list[dict[str, Any]]:
         """Of every response: ids, the engine's log-probabilities, and advantages where tokens have their own."""

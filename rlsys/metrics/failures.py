@@ -16,14 +16,12 @@ class FirstFailures:
 
     def tell(self, step: int, rewards: Sequence[Sequence[Reward]]) -> None:
         """Look through a step's rewards."""
-        for group in rewards:
-            for reward in group:
-                if reward.outcome not in ("error", "timeout"):
-                    continue
-                for label, part in reward.parts.items():
-                    if part.outcome in ("error", "timeout") and (label, part.outcome) not in self._known:
-                        self._known.add((label, part.outcome))
-                        self._say(
-                            f"step {step}: first {part.outcome} of reward {label}, counted in "
-                            f"reward/{label}/{part.outcome} from here on: {part.detail}"
-                        )
+        failed = (reward for group in rewards for reward in group if reward.outcome in ("error", "timeout"))
+        for label, part in (item for reward in failed for item in reward.parts.items()):
+            if part.outcome not in ("error", "timeout") or (label, part.outcome) in self._known:
+                continue
+            self._known.add((label, part.outcome))
+            self._say(
+                f"step {step}: first {part.outcome} of reward {label}, counted in reward/{label}/{part.outcome} from "
+                f"here on: {part.detail}"
+            )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from rlsys.algorithms import kl
 from rlsys.types import Trajectory
+
+Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of log-probabilities of the same tokens under two policies, [n] each, to [n]."""
 
 
 def kl_sums(
-    divergence: kl.KlFn, groups: Sequence[Sequence[Trajectory]], ref_logprobs: Sequence[Sequence[np.ndarray]]
+    divergence: Divergence, groups: Sequence[Sequence[Trajectory]], ref_logprobs: Sequence[Sequence[np.ndarray]]
 ) -> list[list[float]]:
     """The divergence of the policy that sampled from the reference, summed over each response.
 
@@ -25,7 +27,7 @@ def kl_sums(
     ]
 
 
-def _kl_sum(divergence: kl.KlFn, trajectory: Trajectory, ref_logprobs: np.ndarray) -> float:
+def _kl_sum(divergence: Divergence, trajectory: Trajectory, ref_logprobs: np.ndarray) -> float:
     mask = trajectory.loss_mask
     sampled = torch.from_numpy(trajectory.behavior_logprobs[mask].copy())
     return float(divergence(sampled, torch.from_numpy(ref_logprobs[mask].copy())).sum())

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ TRANSFER_POLL_S = 0.01
 """Between two looks at a transfer that goes on beside generation; an engine answers between its steps."""
 
 
+@dataclass(frozen=True)
+class EngineModel:
+    """What an engine serves."""
+
+    path: str
+    max_tokens: int  # of the longest trajectory
+    trust_remote_code: bool = False
+    slots: AdapterSlots | None = None  # for adapters, where the policy has them
+
+
 class RolloutWorker:
     """Token ids in, token ids and processed log-probabilities out: `submit`, then `finished` until all is told.
 
@@ -40,21 +51,15 @@ class RolloutWorker:
         self,
         index: int,
         config: RolloutConfig,
-        model_path: str,
-        max_tokens: int,
+        model: EngineModel,
         backend: str,
         seed: int,
-        trust_remote_code: bool = False,
-        slots: AdapterSlots | None = None,
     ) -> None:
         self._index = index
         self._config = config
-        self._model_path = model_path
-        self._max_tokens = max_tokens
+        self._model = model
         self._backend = backend
         self._seed = seed
-        self._trust_remote_code = trust_remote_code
-        self._slots = slots
         self._adapters: Adapters | None = None
         self._versions = [LOADED_VERSION]  # of every epoch, as the scheduler counts them; the last is served now
         self._probes = itertools.count()
@@ -69,19 +74,19 @@ class RolloutWorker:
         from vllm.config.weight_transfer import WeightTransferConfig
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        config = self._config
+        config, slots = self._config, self._model.slots
         on_cpu = self._backend == "gloo"
         memory: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         if on_cpu:
             memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
         arguments = AsyncEngineArgs(
-            model=self._model_path,
+            model=self._model.path,
             skip_tokenizer_init=True,
             dtype=config.dtype,
             tensor_parallel_size=config.tensor_parallel_size,
-            trust_remote_code=self._trust_remote_code,
+            trust_remote_code=self._model.trust_remote_code,
             # This run's longest trajectory: the engine insists on room in its cache for one of full length.
-            max_model_len=self._max_tokens,
+            max_model_len=self._model.max_tokens,
             max_num_seqs=config.max_num_seqs,
             enforce_eager=config.enforce_eager,
             # Where only a part of a prompt is computed vLLM turns the request's generator back: CPUs' cannot be.
@@ -96,13 +101,13 @@ class RolloutWorker:
             async_scheduling=not on_cpu,
             scheduler_cls=f"rlsys.rollout.scheduler.WholeResponse{'' if on_cpu else 'Async'}Scheduler",
             **memory,
-            **(self._slots.arguments() if self._slots is not None else {}),
+            **(slots.arguments() if slots is not None else {}),
         )
         self._engine = AsyncLLM.from_engine_args(arguments)
-        if self._slots is not None:
+        if slots is not None:
             self._adapters = Adapters(self._engine, f"rollout-{self._index}")
-            if self._slots.loaded is not None:
-                await self._adapters.load(Path(self._slots.loaded), LOADED_VERSION)
+            if slots.loaded is not None:
+                await self._adapters.load(Path(slots.loaded), LOADED_VERSION)
         model_config = self._engine.vllm_config.model_config.hf_config
         eos = getattr(model_config, "eos_token_id", None)
         self._eos = eos if isinstance(eos, list) else [] if eos is None else [eos]

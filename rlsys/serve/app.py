@@ -72,6 +72,7 @@ def build_app(processes: Processes, token: str | None, wait_s: float) -> FastAPI
 
     @app.post("/score", dependencies=[Depends(authorised)])
     def score(request: ScoreRequest) -> dict[str, Any]:
+        """One entry a completion, with the means of what the function logged."""
         call = _checked(request)
         try:
             with processes.one(wait_s) as process:

@@ -84,7 +84,7 @@ def test_a_recipe_runs(tmp_path: Path, tiny: str, name: str) -> None:
     metrics = read_metrics(tmp_path / "run")
     assert all(row["nonfinite/steps"] == 0 for row in metrics[1:])
     assert all(row["reward/masked_trajectories"] < row["rollout/tokens"] for row in metrics[1:])
-    assert metrics[-1]["policy/updates_applied"] > 0 or metrics[-1]["groups/zero_variance"] > 0
+    assert metrics[-1].get("policy/updates_applied", 0) > 0 or metrics[-1]["groups/zero_variance"] > 0
     assert "eval/accuracy" in metrics[-1]
 
     exported = rlsys("export", "run", "--output", "out", *(["--merge"] if "lora" in name else []), cwd=tmp_path)
