@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rlsys.config import Config
-from rlsys.rollout.worker import RolloutWorker
+from rlsys.rollout.worker import EngineModel, RolloutWorker
 from rlsys.runtime.calls import fetch
 from rlsys.types import GroupRequest, Sampling
 from rlsys.weights.manifest import buckets, from_update_info, total_bytes, views
@@ -71,7 +71,7 @@ def engine_side(folder: Path, bucket_mib: int) -> Iterator[Callable[..., dict[st
     config = broadcast_config(folder, bucket_mib)
     wanted = demands(config)["rollout"]
     with connected(config, {"rollout": wanted}) as cluster:
-        arguments = (0, config.rollout, str(folder), MAX_TOKENS, "gloo", 0)
+        arguments = (0, config.rollout, EngineModel(str(folder), MAX_TOKENS), "gloo", 0)
         worker = cluster.start(MeasuredWorker, wanted[0], *arguments, max_concurrency=8)
         fetch(worker.start.remote(), who="rollout/0", what="starting")
         model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)

@@ -196,7 +196,9 @@ class RolloutWorker:
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
         for _ in range(PROBE_TRIES):
             epoch = len(self._versions) - 1
-            answer, _ = await self._sampled(token_ids, params, f"{self._index}-probe-{next(self._probes)}")
+            answer, versions = await self._sampled(token_ids, params, f"{self._index}-probe-{next(self._probes)}")
+            if self._adapters is not None:  # one version from beginning to end, whatever came meanwhile
+                return versions[0], prompt_logprobs(answer)
             if epoch == len(self._versions) - 1:
                 return self._versions[-1], prompt_logprobs(answer)
         return None
