@@ -124,7 +124,7 @@ class LoraConfig:
     modules_to_save: list[str] = field(default_factory=list)  # trained whole
     use_rslora: bool = False  # scaled by alpha / sqrt(rank), arXiv:2312.03732
     use_dora: bool = False  # magnitude and direction, arXiv:2402.09353
-    quantize_base: str | None = None  # nf4 | fp4 | int8: the frozen weights, by bitsandbytes on GPUs (QLoRA)
+    quantize_base: str | None = None  # nf4: the frozen weights in 4 bits, by bitsandbytes on GPUs (QLoRA)
 
 
 @dataclass

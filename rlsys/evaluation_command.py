@@ -80,6 +80,7 @@ def as_json(prepared: Prepared, results: Sequence[Evaluation]) -> dict[str, Any]
     config = prepared.config
     return {
         "model": prepared.model_path,
+        "adapter": config.model.adapter,
         "rewards": [dict(spec) for spec in config.rewards],
         "correct_at": config.eval.correct_at,
         "confidence": config.eval.confidence,
@@ -90,32 +91,36 @@ def as_json(prepared: Prepared, results: Sequence[Evaluation]) -> dict[str, Any]
 
 def _config(target: str | None, step: int | None, overrides: Sequence[str]) -> Config:
     """What is evaluated: a run as it was configured, or a model without an experiment's settings."""
-    if target is None:
-        return _seeded(to_config(composed(overrides)))
-    if not FinishedRun.is_one(target):
-        if step is not None:
-            raise ConfigError(f"--step belongs to a run, and '{target}' is not the folder of one")
-        plain = [] if any(override.startswith("experiment=") for override in overrides) else ["~experiment"]
-        return _seeded(_of(target, to_config(composed([*plain, *overrides]))))
-    run = FinishedRun(Path(target).expanduser().resolve())
-    own = run.composed()
-    config = to_config(overridden(own, composed(overrides), overrides) if overrides else own)
-    checkpoint = run.checkpoint(step)
-    policy = checkpoint / "policy" if (checkpoint / "policy").is_dir() else checkpoint / "adapter"
-    return _seeded(_of(str(policy), replace(config, run_dir=None, resume="never")))
+    if target is not None and FinishedRun.is_one(target):
+        run = FinishedRun(Path(target).expanduser().resolve())
+        own = run.composed()
+        config = to_config(overridden(own, composed(overrides), overrides) if overrides else own)
+        checkpoint = run.checkpoint(step)
+        policy = checkpoint / "policy" if (checkpoint / "policy").is_dir() else checkpoint / "adapter"
+        return _seeded(_of(str(policy), replace(config, run_dir=None, resume="never")))
+    if step is not None:
+        raise ConfigError("--step belongs to a run" + (f", and '{target}' is not the folder of one" if target else ""))
+    has_experiment = target is None or any(override.startswith("experiment=") for override in overrides)
+    config = to_config(composed([*([] if has_experiment else ["~experiment"]), *overrides]))
+    if config.model.adapter is not None:
+        return _seeded(_of(config.model.adapter, config, base=target or config.model.path))
+    return _seeded(_of(target, config) if target is not None else _without_adapter(config))
 
 
-def _of(model: str, config: Config) -> Config:
+def _of(model: str, config: Config, base: str | None = None) -> Config:
     """The configuration with `model`: whole weights, or an adapter's folder, which says what it belongs to."""
     description = Path(model).expanduser() / "adapter_config.json"
     if not description.is_file():
-        lora = replace(config.learner.lora, rank=0)
-        chosen = replace(config.model, path=model, adapter=None)
-    else:
-        adapter = json.loads(description.read_text())
-        lora = replace(config.learner.lora, rank=int(adapter["r"]), use_dora=False, modules_to_save=[])
-        chosen = replace(config.model, path=str(adapter["base_model_name_or_path"]), adapter=model)
+        return _without_adapter(replace(config, model=replace(config.model, path=model, adapter=None)))
+    given = json.loads(description.read_text(encoding="utf-8"))
+    lora = replace(config.learner.lora, rank=int(given["r"]), use_dora=False, modules_to_save=[])
+    chosen = replace(config.model, path=base or str(given["base_model_name_or_path"]), adapter=model)
     return replace(config, model=chosen, learner=replace(config.learner, lora=lora))
+
+
+def _without_adapter(config: Config) -> Config:
+    """Nothing is trained here: an adapter is served when there is one."""
+    return replace(config, learner=replace(config.learner, lora=replace(config.learner.lora, rank=0)))
 
 
 def _seeded(config: Config) -> Config:
@@ -138,6 +143,8 @@ def _show(results: Sequence[Evaluation], config: Config) -> None:
         table.add_section()
         table.add_row(result.label, "prompts", str(result.num_prompts), "")
         table.add_row("", "without a valid reward", str(result.num_failed), "")
+        if result.num_failed_samples:
+            table.add_row("", "drawn responses without one", str(result.num_failed_samples), "")
         table.add_row("", "greedy accuracy", *_interval(result.accuracy))
         table.add_row("", "greedy reward", f"{result.reward_mean:.4g}", "")
         if result.mean_at is not None:

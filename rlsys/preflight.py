@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from rlsys.config import Config, DataConfig
 from rlsys.errors import ConfigError
 from rlsys.metrics.trackers.choice import chosen
 from rlsys.models.packing import LAYOUTS
-from rlsys.needs import needs_critic, reference_workers, sends_adapter
+from rlsys.needs import needs_critic, reference_workers
+from rlsys.preflight_adapters import check_adapter, check_lora
 from rlsys.preflight_algorithm import check_algorithm
 from rlsys.scoring.call import check_reward
 from rlsys.types import Prompt
 from rlsys.weights.verify import DEFAULT_BOUNDS
 
-MAX_RANK = 512
 LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 
@@ -54,8 +53,9 @@ def check_config(config: Config, *, training: bool = True) -> None:
         _check_data(config)
         _check_batch(config)
         check_algorithm(config)
-        _check_adapters(config)
+        check_lora(config)
         chosen(config.logging.trackers)
+    check_adapter(config, training=training)
     _check_devices(config, training=training)
     _check_reward_list(config)
     check_extras(_installed())
@@ -88,7 +88,7 @@ def check_lengths(config: Config, prompts: Sequence[Prompt]) -> None:
     limits = {"learner.microbatch_tokens": config.learner.microbatch_tokens}
     if needs_critic(config):
         limits["critic.microbatch_tokens"] = config.critic.microbatch_tokens
-    if config.algorithm.kl.coef > 0:
+    if reference_workers(config):
         limits["reference.microbatch_tokens"] = config.reference.microbatch_tokens
     for key, limit in limits.items():
         if limit < longest:
@@ -133,36 +133,6 @@ def _check_batch(config: Config) -> None:
         raise ConfigError(
             f"rollout.num_workers={config.rollout.num_workers} is more than train.prompts_per_step="
             f"{train.prompts_per_step}: some engines would never get a prompt"
-        )
-
-
-def _check_adapters(config: Config) -> None:
-    lora, gpus = config.learner.lora, config.cluster.num_gpus
-    if config.critic.lora.rank > 0 and needs_critic(config):
-        raise ConfigError("critic.lora.rank: a critic has no adapters; it is trained whole")
-    if lora.rank == 0:
-        if config.model.adapter is not None:
-            raise ConfigError("model.adapter needs learner.lora.rank > 0: give that adapter's own options")
-        return
-    if not 0 <= lora.dropout < 1:
-        raise ConfigError(f"learner.lora.dropout={lora.dropout}: a share of the input, at least 0 and below 1")
-    if config.algorithm.refresh.every > 0:
-        raise ConfigError(
-            "algorithm.refresh.every > 0 needs a reference of its own: with learner.lora.rank > 0 the reference is the "
-            "policy without its adapter"
-        )
-    if sends_adapter(config) and lora.rank > MAX_RANK:
-        raise ConfigError(f"learner.lora.rank={lora.rank}: engines serve adapters of at most rank {MAX_RANK}")
-    if lora.quantize_base is None:
-        return
-    one_of("learner.lora.quantize_base", lora.quantize_base, ("nf4", "fp4", "int8"))
-    if gpus == 0 or find_spec("bitsandbytes") is None:
-        why = "cluster.num_gpus is 0" if gpus == 0 else "bitsandbytes is not installed (pip install bitsandbytes)"
-        raise ConfigError(f"learner.lora.quantize_base={lora.quantize_base} works on GPUs through bitsandbytes: {why}")
-    if config.learner.zero_stage == 3 or not sends_adapter(config):
-        raise ConfigError(
-            "learner.lora.quantize_base goes with learner.zero_stage 0 to 2, without use_dora and modules_to_save: "
-            "quantised weights can neither be divided nor merged"
         )
 
 

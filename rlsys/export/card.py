@@ -19,7 +19,7 @@ MAX_ROWS = 12
 
 
 def write_card(target: Path, run_dir: Path, checkpoint: Path, config: Config, *, is_adapter: bool) -> None:
-    """`README.md` with Hugging Face's metadata, `curve.svg` and the run's `config.yaml`."""
+    """`README.md` with Hugging Face's metadata, `curve.svg` and the run's configuration as `rlsys_config.yaml`."""
     from huggingface_hub import ModelCard, ModelCardData
 
     step = int(checkpoint.name.removeprefix("step-"))
@@ -30,7 +30,7 @@ def write_card(target: Path, run_dir: Path, checkpoint: Path, config: Config, *,
         pipeline_tag="text-generation",
         tags=["reinforcement-learning", "rlsys", *(["lora"] if config.learner.lora.rank else [])],
     )
-    shutil.copy(run_dir / "config.yaml", target / "config.yaml" if is_adapter else target / "rlsys_config.yaml")
+    shutil.copy(run_dir / "config.yaml", target / "rlsys_config.yaml")
     has_curve = write_curve(target / "curve.svg", rows)
     content = f"---\n{data.to_yaml()}\n---\n\n{_text(run_dir.name, step, rows, config, has_curve=has_curve)}"
     ModelCard(content).save(target / "README.md")

@@ -35,6 +35,8 @@ def export(arguments: Sequence[str]) -> None:
     kind = _write(checkpoint, target, config, merge=options.merge)
     write_card(target, run.folder, checkpoint, config, is_adapter=kind == "adapter")
     print(f"{target}: the {kind} after {checkpoint.name.removeprefix('step-').lstrip('0')} steps")
+    if kind == "adapter" and Path(base_of(target)).is_dir():
+        print(f"note: it belongs to the model in {base_of(target)}, on this machine alone; --merge writes both as one")
 
 
 def _write(checkpoint: Path, target: Path, config: Config, *, merge: bool) -> str:
@@ -43,18 +45,21 @@ def _write(checkpoint: Path, target: Path, config: Config, *, merge: bool) -> st
     if merge and not adapter.is_dir():
         raise ConfigError(f"{checkpoint} holds no adapter: there is nothing to merge; export it without --merge")
     if policy.is_dir():  # whole weights, whether they were trained so or had to travel so
-        shutil.copytree(policy, target)
+        shutil.copytree(policy, target, dirs_exist_ok=True)
         return "policy"
     if not merge:
-        shutil.copytree(adapter, target)
+        shutil.copytree(adapter, target, dirs_exist_ok=True)
         return "adapter"
     merge_adapter(base_of(adapter), adapter, target, trust_remote_code=config.model.trust_remote_code)
     return "policy"
 
 
 def base_of(adapter: Path) -> str:
-    """The model that an adapter belongs to."""
-    return str(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
+    """The model that an adapter belongs to. Raises ConfigError for a folder that is gone."""
+    base = str(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise ConfigError(f"{adapter} belongs to the model in {base}, which is not there any more")
+    return base
 
 
 def merge_adapter(base: str, adapter: Path, target: Path, *, trust_remote_code: bool) -> None:

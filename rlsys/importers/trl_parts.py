@@ -60,12 +60,15 @@ def lora(draft: Draft) -> None:
     draft.write("learner.lora.target_modules", modules or PEFT_DEFAULT)
     if draft.value("lora_target_parameters"):
         draft.refuse("lora_target_parameters", "adapters go to modules here: learner.lora.target_modules")
-    if draft.value("load_in_4bit"):
-        draft.write("learner.lora.quantize_base", draft.value("bnb_4bit_quant_type"))
+    kind = draft.value("bnb_4bit_quant_type")
+    if draft.value("load_in_4bit") and kind == "nf4":
+        draft.write("learner.lora.quantize_base", "nf4")
+    elif draft.value("load_in_4bit"):
+        draft.refuse("bnb_4bit_quant_type", f"engines hold frozen weights as nf4, not as {kind}")
     elif draft.value("load_in_8bit"):
-        draft.write("learner.lora.quantize_base", "int8")
-    if draft.value("use_bnb_nested_quant"):
-        draft.refuse("use_bnb_nested_quant", "quantization constants are not quantized again here")
+        draft.refuse("load_in_8bit", "frozen weights are held in 4 bits (nf4) or whole")
+    if draft.value("load_in_4bit") and not draft.value("use_bnb_nested_quant"):
+        draft.note("use_bnb_nested_quant", "quantization constants are always quantized again here, as the engines do")
 
 
 def outside(name: str) -> str:

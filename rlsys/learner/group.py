@@ -44,9 +44,10 @@ class LearnerGroup(GangGroup):
         """The whole policy, as a reference to what rank 0 returns first, and the other ranks' empty answers."""
         return {name: worker.read_weights.remote() for name, worker in self._workers.items()}
 
-    def begin_read_adapter(self) -> dict[str, Any]:
-        """The policy's adapter and its description, as a reference to what rank 0 returns first."""
-        return {name: worker.read_adapter.remote() for name, worker in self._workers.items()}
+    def begin_read_adapter(self) -> tuple[dict[str, Any], Any]:
+        """The ranks' unfinished calls, and a reference to the policy's adapter with its description."""
+        calls = {name: worker.read_adapter.options(num_returns=2).remote() for name, worker in self._workers.items()}
+        return {name: done for name, (done, _) in calls.items()}, next(iter(calls.values()))[1]
 
     def reference(self, groups: Sequence[RolloutGroup]) -> tuple[list[Any], list[list[float]]]:
         """The policy without its adapter on whole groups: of each a reference to its trajectories' log-probabilities, a

@@ -14,7 +14,7 @@ from torch import nn
 from rlsys.algorithms import kl
 from rlsys.chunks import Place, picked
 from rlsys.config import AlgorithmConfig, LearnerConfig, WeightsConfig
-from rlsys.gang.worker import GangWorker, TrainItem
+from rlsys.gang.worker import NOTHING, GangWorker, TrainItem
 from rlsys.models.adapters import load_adapter, peft_config, travels_alone, without_adapters, write_adapter
 from rlsys.models.divergence import kl_sums
 from rlsys.models.packing import TokenRow, token_batch
@@ -69,11 +69,12 @@ class PolicyWorker(GangWorker):
         """The whole policy on the CPU, from rank 0; the other ranks take part in the gathering."""
         return full_state(self._engine.module.hf, self._rank)
 
-    def read_adapter(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The policy's adapter in the engines' dtype, and peft's description of it, from rank 0."""
+    def read_adapter(self) -> tuple[None, tuple[dict[str, torch.Tensor], dict[str, Any]]]:
+        """The policy's adapter in the engines' dtype, and peft's description of it, from rank 0: to be called for two
+        objects, the first to wait for and the second to hand on."""
         setup = self._setup
         state = adapter_state(self._engine.module.hf, self._rank, DTYPES[setup.engine_dtype])
-        return state, peft_config(setup.learner.lora, setup.model_path).to_dict()
+        return None, (state, peft_config(setup.learner.lora, setup.model_path).to_dict())
 
     def probe(self, token_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Log-probabilities of given tokens [L] under the policy as it is, without temperature: [L - 1] float32, from
@@ -111,6 +112,8 @@ class PolicyWorker(GangWorker):
                 with torch.no_grad():
                     logprobs, _ = self._engine(self._batch(chosen), self._setup.temperature, False)
                 for item, row in zip(chosen, logprobs.float().cpu().numpy(), strict=True):
+                    if item is NOTHING:  # of a rank that has fewer microbatches than others
+                        continue
                     found[item.row.group, item.row.sample] = row[: item.trajectory.num_tokens]
         answers = [[found[number, sample] for sample in range(len(groups[number]))] for number in numbers]
         penalty = self._setup.algorithm.kl

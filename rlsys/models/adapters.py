@@ -57,6 +57,10 @@ def add_adapters(hf: Any, lora: LoraConfig) -> None:
         ) from error
     if hf.get_output_embeddings() in set(layers(hf)):
         raise ConfigError("learner.lora.target_modules: the output layer cannot have an adapter; use modules_to_save")
+    for layer in layers(hf):
+        if not isinstance(layer.get_base_layer(), nn.Linear):
+            kind = type(layer.get_base_layer()).__name__
+            raise ConfigError(f"learner.lora.target_modules: adapters belong to linear layers, not to a {kind}")
     set_dropout(hf, is_active=False)
 
 
@@ -112,6 +116,7 @@ def without_adapters(hf: nn.Module) -> Iterator[None]:
 def set_dropout(hf: nn.Module, *, is_active: bool) -> None:
     """Whether adapters drop parts of their input: only in passes that train."""
     for layer in layers(hf):
+        layer.training = is_active  # what DoRA goes by
         layer.lora_dropout.train(is_active)
 
 

@@ -67,11 +67,9 @@ def load_policy(
 
 
 def _quantization(lora: LoraConfig, dtype: torch.dtype) -> Any:
-    """The frozen weights in 4 or 8 bits, products in `dtype` (QLoRA, arXiv:2305.14314)."""
+    """The frozen weights in 4 bits as the engines have them, products in `dtype` (QLoRA, arXiv:2305.14314)."""
     from transformers import BitsAndBytesConfig
 
-    if lora.quantize_base == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=lora.quantize_base,

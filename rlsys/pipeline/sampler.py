@@ -97,7 +97,8 @@ class Sampler:
         size = self._rollout.num_workers
         for engine in range(size):
             self.start(engine, groups[engine::size], policy_version)
-        self.wait(lambda: owner.num_scored == len(groups), "rollout")
+        while owner.num_scored < len(groups):  # the deadline is for one group, however many there are
+            self.wait(partial(owner.is_past, owner.num_scored), "rollout")
         return [group.rollout() for group in groups], [group.rewards_of_first() for group in groups]
 
     def wait(self, ready: Callable[[], bool], what: str) -> None:
@@ -186,6 +187,9 @@ class _Caller:
 
     def __init__(self) -> None:
         self.num_scored = 0
+
+    def is_past(self, count: int) -> bool:
+        return self.num_scored > count
 
     def on_sampled(self, group: PendingGroup, sample: int) -> None:
         pass

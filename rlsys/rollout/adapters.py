@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from rlsys.errors import WorkerError
@@ -21,8 +22,11 @@ from rlsys.models.adapters import FILE
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM reserves room for."""
 MEMORY = Path("/dev/shm")
-TOLERANCE = 1e-3
-"""Relative, of sums over the same numbers: bfloat16 rounds what is multiplied with a scale."""
+FOLDER = "rlsys-adapter-"
+ROOM = 8
+"""Adapters of which size must fit: those of running versions, and what others put there."""
+TOLERANCE = 1e-6
+"""Relative, of sums over the same numbers."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,13 @@ class AdapterSlots:
 
 def tensor_sums(tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> dict[str, tuple[int, float]]:
     """Number and sum of absolute values of both kinds of matrices, as an engine holds them: it multiplies the second
-    kind with the adapter's scale."""
+    kind with the adapter's scale, and rounds to their dtype."""
     rank = description["r"]
     scale = description["lora_alpha"] / (math.sqrt(rank) if description["use_rslora"] else rank)
     sums = {}
     for kind, factor in (("A", 1.0), ("B", scale)):
-        chosen = [tensor for name, tensor in tensors.items() if f".lora_{kind}." in name]
-        sums[kind] = (len(chosen), factor * math.fsum(float(tensor.double().abs().sum()) for tensor in chosen))
+        chosen = [tensor * factor for name, tensor in tensors.items() if f".lora_{kind}." in name]
+        sums[kind] = (len(chosen), math.fsum(float(tensor.double().abs().sum()) for tensor in chosen))
     return sums
 
 
@@ -67,8 +71,8 @@ class Adapters:
     def __init__(self, engine: Any, who: str) -> None:
         self._engine = engine
         self._who = who
-        base = MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else None
-        self._folder = Path(tempfile.mkdtemp(prefix="rlsys-adapter-", dir=base))
+        remove_orphans()
+        self._folder: Path | None = None  # made when it is known how much it must hold
         self._requests: dict[int, Any] = {}  # by version; vLLM's ids count from 1
         self._num_running: Counter[int] = Counter()
         self._num_added = 0
@@ -81,6 +85,8 @@ class Adapters:
         """
         from safetensors.torch import save_file
 
+        if self._folder is None:
+            self._folder = make_folder(sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
         folder = self._folder / f"version-{policy_version}"
         folder.mkdir()
         save_file(dict(state), folder / FILE)
@@ -123,7 +129,8 @@ class Adapters:
 
     def close(self) -> None:
         """Remove the files."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _retire(self, policy_version: int) -> None:
         if self._num_running[policy_version] or policy_version not in self._requests:
@@ -131,7 +138,22 @@ class Adapters:
         request = self._requests.pop(policy_version)
         del self._num_running[policy_version]
         await self._engine.remove_lora(request.lora_int_id)
-        shutil.rmtree(self._folder / f"version-{policy_version}", ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder / f"version-{policy_version}", ignore_errors=True)
+
+
+def make_folder(num_bytes: int) -> Path:
+    """For adapters of that size: in memory where there is ample room, else where temporary files go."""
+    roomy = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM * num_bytes
+    return Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=MEMORY if roomy else None))
+
+
+def remove_orphans() -> None:
+    """Adapters of workers that were killed: nobody else would remove them."""
+    for folder in [*MEMORY.glob(f"{FOLDER}*"), *Path(tempfile.gettempdir()).glob(f"{FOLDER}*")]:
+        owner = folder.name.removeprefix(FOLDER).partition("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_sums(expected: Mapping[str, tuple[int, float]], found: Mapping[str, tuple[int, float]], where: str) -> None:

@@ -87,7 +87,7 @@ class WeightBroadcaster:
 class AdapterSender(Protocol):
     """The learner group of a policy with adapters."""
 
-    def begin_read_adapter(self) -> Calls: ...
+    def begin_read_adapter(self) -> tuple[Calls, Any]: ...
 
 
 class AdapterReceiver(Protocol):
@@ -110,8 +110,8 @@ class AdapterBroadcaster:
 
     def broadcast(self, policy_version: int) -> dict[str, float]:
         """Every engine serves `policy_version` when this returns; metrics as `WeightBroadcaster.broadcast`."""
-        read = self._sender.begin_read_adapter()
-        calls = self._receiver.begin_receive_adapter(next(iter(read.values())), policy_version)
+        read, adapter = self._sender.begin_read_adapter()
+        calls = self._receiver.begin_receive_adapter(adapter, policy_version)
         engines = list(calls)
         what = f"broadcast of policy version {policy_version} (adapter)"
         answers = self._wait({**read, **calls}, what=what, deadline_s=self._config.deadline_s)

@@ -152,7 +152,8 @@ def test_a_run_its_evaluation_and_its_exports_agree(tmp_path: Path, options: lis
         assert greedy_responses(tmp_path / folder, prompts) == expected
     rewards = "rewards=[{name:target_length,weight:1.0,target:4}]"
     limits = [rewards, "rollout.max_response_tokens=8", "data.eval_limit=12"]
-    served = rlsys("eval", folders[-1], *small, *limits, "--responses", "served.jsonl", cwd=tmp_path)
-    assert served.returncode == 0, served.stdout + served.stderr
-    again = [json.loads(line)["response"] for line in (tmp_path / "served.jsonl").read_text().splitlines()]
-    assert again == expected
+    for folder in folders:
+        served = rlsys("eval", folder, *small, *limits, "--responses", f"{folder}.jsonl", cwd=tmp_path)
+        assert served.returncode == 0, served.stdout + served.stderr
+        again = [json.loads(line)["response"] for line in (tmp_path / f"{folder}.jsonl").read_text().splitlines()]
+        assert again == expected

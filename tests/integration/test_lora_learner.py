@@ -10,8 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlsys.models.packing import TokenRow, token_batch
+from rlsys.models.policy import load_policy
+from rlsys.rollout.trajectory import summary_of
 from rlsys.runtime.cluster import Cluster
-from tests.integration.test_learner import cluster, experience, start_learner
+from rlsys.types import Prompt, RolloutGroup, TrajectoryRef
+from tests.integration.test_learner import cluster, experience, start_learner, trajectories
 
 __all__ = ["cluster"]
 LORA = ["learner.lora.rank=4", "learner.lora.alpha=8"]
@@ -59,7 +63,7 @@ def test_a_restored_learner_has_its_adapter_and_its_reference_is_the_base(
         first.update(experience())
         first.save(str(tmp_path))
         learned, bare = call_lead(first, "probe")
-        saved = first._all("read_adapter", what="reading")[0]
+        saved = first._all("read_adapter", what="reading")[1][0]
     finally:
         first.kill()
     second, _ = start_learner(cluster, model, overrides)
@@ -71,7 +75,7 @@ def test_a_restored_learner_has_its_adapter_and_its_reference_is_the_base(
         again, _ = call_lead(second, "probe")
         assert again == pytest.approx(learned, abs=1e-5)
         assert abs(learned - bare).max() > 1e-3
-        restored = second._all("read_adapter", what="reading")[0]
+        restored = second._all("read_adapter", what="reading")[1][0]
     finally:
         second.kill()
     assert set(saved) == set(restored)
@@ -81,3 +85,37 @@ def test_a_restored_learner_has_its_adapter_and_its_reference_is_the_base(
 def call_lead(group: Any, method: str) -> Any:
     """Ask every rank about one text; the first one's answer."""
     return group._all(method, np.arange(5, 15), what=method)
+
+
+@pytest.mark.parametrize("gang", [(1, 1), (2, 3)], ids=["one rank", "two ranks, ZeRO-3"])
+def test_the_reference_of_every_trajectory_is_the_base_s(cluster: Cluster, model: str, gang: tuple[int, int]) -> None:
+    """Groups of very different size: one rank runs out of microbatches before the other."""
+    import ray
+
+    ranks, stage = gang
+    small = [f"learner.num_workers={ranks}", f"learner.zero_stage={stage}", "learner.microbatch_tokens=24"]
+    given = trajectories()
+    chunk = ray.put(given)
+    sizes = [1, 4, 3]
+    groups, first = [], 0
+    for number, size in enumerate(sizes):
+        members = range(first, first + size)
+        places = tuple(TrajectoryRef(chunk, index) for index in members)
+        summaries = tuple(summary_of(given[index], 0.0, 0.0) for index in members)
+        prompt = Prompt(number, "", given[first].token_ids[:4])
+        groups.append(RolloutGroup(number, prompt, places, summaries))
+        first += size
+    learner, _ = start_learner(cluster, model, [*LORA, *small, "algorithm.kl.place=reward"])
+    try:
+        learner.update(experience())
+        refs, sums = learner.reference(groups)
+        found = [row for ref in refs for row in ray.get(ref, timeout=60)]
+    finally:
+        learner.kill()
+    plain = load_policy(model, torch.float32)
+    for trajectory, row in zip(given, found, strict=True):
+        batch = token_batch([TokenRow(trajectory.token_ids, trajectory.loss_mask)], plain.layout)
+        with torch.no_grad():
+            expected, _ = plain(batch, 0.7)
+        assert row == pytest.approx(expected[0].numpy(), abs=2e-5)
+    assert [len(of_group) for of_group in sums] == sizes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from rlsys.models.adapters import (
 from rlsys.models.packing import TokenRow, token_batch
 from rlsys.models.policy import PolicyModel, load_policy
 from rlsys.models.tiny import build_model, save_model
-from rlsys.rollout.adapters import check_sums, tensor_sums
+from rlsys.rollout.adapters import MEMORY, check_sums, make_folder, remove_orphans, tensor_sums
 from tests.unit.conftest import TINY
 
 CASES = {
@@ -134,8 +135,9 @@ def test_gradients_are_peft_s(untied: str) -> None:
     assert policy.hf.get_output_embeddings().weight.grad is None
 
 
-def test_dropout_only_where_it_is_asked_for(untied: str) -> None:
-    policy = changed(untied, LoraConfig(rank=4, alpha=8.0, dropout=0.5))
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_dropout_only_where_it_is_asked_for(untied: str, use_dora: bool) -> None:
+    policy = changed(untied, LoraConfig(rank=4, alpha=8.0, dropout=0.5, use_dora=use_dora))
     assert torch.equal(logprobs(policy), logprobs(policy))
     torch.manual_seed(0)
     set_dropout(policy, is_active=True)
@@ -154,6 +156,7 @@ def test_what_cannot_be_adapted_is_refused_before_a_weight_is_read(untied: str, 
     for lora, said in [
         (LoraConfig(rank=2, target_modules=["wq"]), r"names nothing.*linear layers: down_proj, gate_proj.*q_proj"),
         (LoraConfig(rank=2, target_modules=["lm_head"]), "the output layer cannot have an adapter"),
+        (LoraConfig(rank=2, target_modules=["embed_tokens", "q_proj"]), "belong to linear layers, not to a Embedding"),
     ]:
         with pytest.raises(ConfigError, match=said):
             check_adapters(untied, lora, trust_remote_code=False)
@@ -183,8 +186,33 @@ def test_sums_tell_adapters_apart(untied: str) -> None:
     halved = tensor_sums(state, {**description, "lora_alpha": 4})
     assert halved["B"][1] == pytest.approx(sums["B"][1] / 2)
     check_sums(sums, sums, "rollout/0")
+    with pytest.raises(WorkerError):  # a thousandth of one kind's sum is missing
+        check_sums({"A": sums["A"], "B": (sums["B"][0], sums["B"][1] * 1.001)}, sums, "rollout/0")
     missing = copy.copy(state)
     missing.pop(next(name for name in state if ".lora_B." in name))
     for wrong in (tensor_sums(missing, description), halved):
         with pytest.raises(WorkerError, match=r"rollout/0: the engine holds .* matrices B"):
             check_sums(sums, wrong, "rollout/0")
+
+
+def test_sums_are_of_what_an_engine_holds_in_half_precision() -> None:
+    """After Adam's first step all entries of B are alike: what rounds one of them rounds all the same way."""
+    state = {"a.lora_B.weight": torch.full((64, 8), 1e-5).bfloat16(), "a.lora_A.weight": torch.ones(8, 64).bfloat16()}
+    description = {"r": 8, "lora_alpha": 32, "use_rslora": True}
+    in_engine = state["a.lora_B.weight"].clone()
+    in_engine *= 32 / 8**0.5  # as vLLM does, in place
+    held = {"A": (1, 512.0), "B": (1, float(in_engine.double().abs().sum()))}
+    check_sums(tensor_sums(state, description), held, "rollout/0")
+
+
+def test_adapters_of_killed_workers_are_removed() -> None:
+    alive = make_folder(1000)
+    gone = alive.with_name(alive.name.replace(str(os.getpid()), str(2**22 + 1)))
+    gone.mkdir()
+    remove_orphans()
+    assert alive.is_dir()
+    assert not gone.exists()
+    alive.rmdir()
+    other = make_folder(2**60)  # more than there is room for
+    assert MEMORY not in other.parents
+    other.rmdir()
