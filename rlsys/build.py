@@ -41,6 +41,7 @@ from rlsys.runtime.placement import demands, weight_backend
 from rlsys.schedule.ledger import Ledger
 from rlsys.schedule.scheduler import Scheduler
 from rlsys.scoring.pool import RewardPool
+from rlsys.scoring.worker import Extent
 from rlsys.transcript import Transcript
 from rlsys.types import Coefficients, Sampling
 from rlsys.weights.broadcaster import AdapterBroadcaster, WeightBroadcaster
@@ -214,9 +215,9 @@ def adapter_slots(config: Config) -> AdapterSlots | None:
 def start_scoring(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> RewardPool:
     """The reward workers."""
     config = prepared.config
-    return RewardPool(
-        cluster, config.scoring, wanted, config.rewards, prepared.model_path, config.model.trust_remote_code
-    )
+    extent = Extent(config.train.num_steps, len(prepared.train_prompts) / config.train.prompts_per_step or 1.0)
+    model = (prepared.model_path, config.model.trust_remote_code)
+    return RewardPool(cluster, config.scoring, wanted, config.rewards, *model, extent)
 
 
 def _start_reference(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> ReferencePool | None:

@@ -15,6 +15,8 @@ A reward may register with facts:
                             a machine that lacks what they need
     paths=("option",)       options that name files, resolved where the run is started
     whole_groups=True       compares a prompt's responses: one call must hold all of them
+    deadline_s=60.0         of a call, unless its entry in `rewards` says otherwise; a function that takes `deadline_s`
+                            is told how many seconds it has before its process is killed
 """
 
 from __future__ import annotations

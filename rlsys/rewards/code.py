@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from rlsys.errors import nearest
 from rlsys.rewards import Failed, Scores, content, register
-from rlsys.sandbox.cases import LANGUAGES, fenced, judge
+from rlsys.sandbox.cases import OutOfTimeError, Verdict, check_language, fenced, judge
 from rlsys.sandbox.program import Limits
-from rlsys.sandbox.run import check
+from rlsys.sandbox.run import adopt_orphans, check
+
+MARGIN_S = 5.0
+"""Before the process is killed."""
 
 
 def check_code(*, language: str, **_: Any) -> None:
-    """Raise ValueError for a language that nothing here runs, ConfigError where there can be no sandbox."""
-    if language not in LANGUAGES:
-        raise ValueError(f"language={language}: {nearest(language, LANGUAGES)}")
+    """Raise ValueError for a language that cannot be run here, ConfigError where there can be no sandbox."""
     check()
+    check_language(language)
 
 
-@register("code", check=check_code)
+@register("code", check=check_code, deadline_s=300.0)
 class Code:
     """The share of test cases that the last fenced block of a response passes; 0 without a block.
 
@@ -29,33 +31,38 @@ class Code:
 
     Args:
         language: of rows that do not name one.
-        num_parallel: programs that run at once.
-        wall_s, memory_mib, processes: limits of one program; reaching one fails the case.
+        num_parallel: responses that are judged at once.
+        wall_s, memory_mib: limits of one program; reaching one fails the case.
     """
 
     def __init__(
-        self,
-        *,
-        language: str = "python",
-        num_parallel: int = 2,
-        wall_s: float = 5.0,
-        memory_mib: int = 512,
-        processes: int = 16,
+        self, *, language: str = "python", num_parallel: int = 2, wall_s: float = 5.0, memory_mib: int = 512
     ) -> None:
         self._language = language
-        self._limits = Limits(wall_s=wall_s, cpu_s=int(wall_s) + 1, memory_mib=memory_mib, processes=processes)
+        self._limits = Limits(wall_s=wall_s, cpu_s=int(wall_s) + 1, memory_mib=memory_mib)
         self._executor = ThreadPoolExecutor(num_parallel)
+        adopt_orphans()
 
     def __call__(
-        self, completions: list[Any], verification_info: list[Mapping[str, Any] | None], log_metric: Any, **_: Any
+        self,
+        completions: list[Any],
+        verification_info: list[Mapping[str, Any] | None],
+        deadline_s: float,
+        log_metric: Any,
+        **_: Any,
     ) -> Scores:
-        """One share a completion."""
-        return [
-            self._score(content(completion), info, log_metric)
-            for completion, info in zip(completions, verification_info, strict=True)
-        ]
+        """One share a completion. What the deadline leaves no time for is a timeout of its own row."""
+        end = time.monotonic() + deadline_s - MARGIN_S
+        texts = [content(completion) for completion in completions]
+        calls = [self._executor.submit(self._judged, *row, end) for row in zip(texts, verification_info, strict=True)]
+        found = [call.result() for call in calls]
+        results = [result for verdict in found if isinstance(verdict, Verdict) for result in verdict.results]
+        for outcome in ("timeout", "memory", "processes", "output"):
+            if results:
+                log_metric(f"code/{outcome}", sum(result.outcome == outcome for result in results) / len(results))
+        return [verdict.share if isinstance(verdict, Verdict) else verdict for verdict in found]
 
-    def _score(self, text: str, info: Mapping[str, Any] | None, log_metric: Any) -> float | Failed | None:
+    def _judged(self, text: str, info: Mapping[str, Any] | None, end: float) -> float | Verdict | Failed | None:
         if not info or not info.get("test_cases"):
             return None
         language = str(info.get("language") or self._language)
@@ -63,9 +70,8 @@ class Code:
         if code is None:
             return 0.0
         try:
-            verdict = judge(code, language, info["test_cases"], self._limits, self._executor)
+            return judge(code, language, info["test_cases"], self._limits, end)
+        except OutOfTimeError:
+            return Failed("no time was left to run its test cases", "timeout")
         except (ValueError, RuntimeError) as error:
             return Failed(str(error))
-        for outcome in ("timeout", "memory", "processes", "output"):
-            log_metric(f"code/{outcome}", sum(r.outcome == outcome for r in verdict.results) / len(verdict.results))
-        return verdict.share

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from rlsys.errors import nearest
+from rlsys.sandbox.command import python
 from rlsys.sandbox.program import Limits, Program, Result
-from rlsys.sandbox.run import python, run
+from rlsys.sandbox.run import run
 
-LANGUAGES = {"python": "main.py", "javascript": "main.js", "bash": "main.sh"}
+LANGUAGES = {"python": "main.py", "javascript": "main.js"}
 """Name of the file that a program of each is put in."""
+HELLO = {"python": "print('hello')", "javascript": "console.log('hello')"}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one program: the share of its cases that passed, and how each run ended."""
+    """Of one program: the share of its cases that passed, and how each run ended. Cases after one that timed out are
+    not run, and have not passed."""
 
     share: float
     results: Sequence[Result]
+
+
+class OutOfTimeError(Exception):
+    """The deadline came before every case was run."""
 
 
 def fenced(text: str, language: str) -> str | None:
@@ -32,33 +41,46 @@ def fenced(text: str, language: str) -> str | None:
     return blocks[-1] if blocks else None
 
 
-def judge(code: str, language: str, cases: Sequence[Mapping[str, Any]], limits: Limits, executor: Executor) -> Verdict:
+def judge(code: str, language: str, cases: Sequence[Mapping[str, Any]], limits: Limits, end: float) -> Verdict:
     """Run `code` once a case, with the case's `input`; it passes when it ends well and prints the case's `output`.
 
     Lines are compared without white space at their ends. A case with `fn_name` calls that function instead and
     compares what it returns.
 
-    Raises ValueError for a language or case that cannot be run, RuntimeError where the sandbox cannot be made.
+    Args:
+        end: of the time there is, on `time.monotonic()`'s clock.
+
+    Raises ValueError for a language or case that cannot be run, RuntimeError where the sandbox cannot be made,
+    OutOfTimeError.
     """
-    command = _command(language)
-    programs = [_program(code, language, command, case) for case in cases]
-    results = list(executor.map(lambda program: run(program, limits), programs))
-    refused = next((result for result in results if result.outcome == "refused"), None)
-    if refused is not None:
-        raise RuntimeError(f"the sandbox could not be made: {refused.stderr.strip()[-300:]}")
-    passed = [_passes(result, case) for result, case in zip(results, cases, strict=True)]
-    return Verdict(sum(passed) / len(passed), results)
+    check_language(language)
+    programs = [_program(code, language, case) for case in cases]
+    results: list[Result] = []
+    num_passed = 0
+    for program, case in zip(programs, cases, strict=True):
+        left = end - time.monotonic()
+        if left < limits.wall_s:
+            raise OutOfTimeError
+        result = run(program, limits)
+        if result.outcome == "refused":
+            raise RuntimeError(f"the sandbox could not be made: {result.stderr.strip()[-300:]}")
+        results.append(result)
+        num_passed += _passes(result, case)
+        if result.outcome == "timeout":  # the others would take as long
+            break
+    return Verdict(num_passed / len(cases), results)
 
 
-def _command(language: str) -> list[str]:
+@cache
+def check_language(language: str) -> None:
+    """Raise ValueError unless a first program in `language` runs in a sandbox here."""
     if language not in LANGUAGES:
         raise ValueError(f"no way to run '{language}': {nearest(language, LANGUAGES)}")
-    if language == "python":
-        return [python(), "-I", LANGUAGES[language]]
-    tool = {"javascript": "node", "bash": "bash"}[language]
-    if shutil.which(tool) is None:
-        raise ValueError(f"'{tool}' is not installed: {language} programs cannot be run")
-    return [tool, LANGUAGES[language]]
+    if language == "javascript" and shutil.which("node") is None:
+        raise ValueError("'node' is not installed: javascript programs cannot be run")
+    result = run(_program(HELLO[language], language, {"input": "", "output": ""}), Limits())
+    if result.stdout.strip() != "hello":
+        raise ValueError(f"a first {language} program fails in the sandbox: {result.outcome}: {result.stderr[-300:]}")
 
 
 CALL = """
@@ -68,31 +90,36 @@ if __name__ == "__main__":
 """
 
 
-def _program(code: str, language: str, command: Sequence[str], case: Mapping[str, Any]) -> Program:
+def _program(code: str, language: str, case: Mapping[str, Any]) -> Program:
     missing = [key for key in ("input", "output") if key not in case]
     if missing:
         raise ValueError(f"a test case has no '{missing[0]}': its keys are {', '.join(case)}")
-    name, given = case.get("fn_name"), case["input"]
+    name, given, file = case.get("fn_name"), case["input"], LANGUAGES[language]
+    if language == "javascript":
+        node = os.path.realpath(shutil.which("node") or "node")
+        made = Program([node, file], {file: code}, str(given), reserves_memory=True)
+    else:
+        made = Program([python(), "-I", file], {file: code}, str(given))
     if not name:
-        return Program(command, {LANGUAGES[language]: code}, str(given))
+        return made
     if language != "python" or not str(name).isidentifier():
         raise ValueError(f"a test case calls '{name}': functions can be called in python only")
     arguments = given if isinstance(given, list) else json.loads(given)
-    return Program(command, {LANGUAGES[language]: code + CALL.format(name=name)}, json.dumps(arguments))
+    return replace(made, files={file: code + CALL.format(name=name)}, stdin=json.dumps(arguments))
 
 
 def _passes(result: Result, case: Mapping[str, Any]) -> bool:
     if result.outcome != "ok":
         return False
-    if case.get("fn_name"):
-        wanted = case["output"]
-        wanted = json.loads(wanted) if isinstance(wanted, str) else wanted
-        try:
-            returned = json.loads(result.stdout.strip().rpartition("\n")[2])
-        except ValueError:  # whatever it was, not what a function returned
-            return False
-        return bool(returned == wanted)
-    return _lines(result.stdout) == _lines(str(case["output"]))
+    if not case.get("fn_name"):
+        return _lines(result.stdout) == _lines(str(case["output"]))
+    wanted = case["output"]
+    wanted = json.loads(wanted) if isinstance(wanted, str) else wanted
+    try:
+        returned = json.loads(result.stdout.strip().rpartition("\n")[2])
+    except (ValueError, RecursionError):  # whatever it was, not what a function returned
+        return False
+    return bool(returned == wanted)
 
 
 def _lines(text: str) -> list[str]:

@@ -18,6 +18,7 @@ class Program:
     command: Sequence[str]
     files: Mapping[str, str] = field(default_factory=dict)
     stdin: str = ""
+    reserves_memory: bool = False  # address space far beyond what it uses, as JavaScript engines do
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Limits:
     cpu_s: int = 5  # each process
     memory_mib: int = 512  # address space of each process, and resident memory of all
     disk_mib: int = 16  # of its directory, which is memory too
-    processes: int = 16
+    processes: int = 1  # more only where we are not root, whom the kernel counts no processes of
+    threads: int = 64  # of all of them
     output_kib: int = 256  # of each of the two streams
 
 

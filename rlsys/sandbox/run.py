@@ -2,49 +2,79 @@
 
 It sees read-only system directories, an empty directory in memory, no network, no other process, no variable of ours.
 Limits that the kernel keeps for each process are set inside; what all of its processes use together is watched from
-outside. Killing bubblewrap ends the process namespace, and with it everything that runs in there, at once.
+outside. The end of the namespace's first process ends everything in it, at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import json
 import os
 import selectors
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import psutil
 
 from rlsys.errors import ConfigError
+from rlsys.sandbox.command import filter_bytes, sandbox_command
 from rlsys.sandbox.program import Limits, Program, ProgramOutcome, Result
 
 WATCH_S = 0.05
 """Between two looks at what a program uses: a fork bomb gets a few hundred processes far, not further."""
-HOME = "/work"
-SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/alternatives", "/etc/ld.so.cache")
+TOOLS = ("bwrap", "timeout", "prlimit")
+OWN_PROCESSES = 3
+"""bubblewrap's, and the shell's between two commands."""
+PR_SET_CHILD_SUBREAPER = 36
+KEPT = ("PATH", "RLSYS_RUN_TAG")
+"""Of our environment, for bubblewrap alone: where it is, and what the run's guardian knows its processes by."""
 
 
 def run(program: Program, limits: Limits) -> Result:
-    """Run to the end, or to the first limit reached. Never raises for what a program does."""
+    """Run to the end, or to the first limit reached. Never raises for what a program does.
+
+    Raises ValueError for several processes where nothing would keep them from becoming many.
+    """
+    if limits.processes > 1 and os.geteuid() == 0:
+        raise ValueError("a sandbox of several processes is not for root: the kernel does not limit root's processes")
     with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context(_memory_file(text)) for name, text in program.files.items()}
+
+        def held(content: bytes) -> int:
+            return stack.enter_context(_memory_file(content))
+
+        files = {name: held(text.encode()) for name, text in program.files.items()}
+        filter_fd = held(filter_bytes(may_fork=limits.processes > 1))
+        status_fd, stdin_fd = held(b""), held(program.stdin.encode())
         process = subprocess.Popen(
-            _command(program, limits, files),
-            stdin=stack.enter_context(open(stack.enter_context(_memory_file(program.stdin)), closefd=False)),
+            sandbox_command(program, limits, files, filter_fd, status_fd),
+            stdin=stdin_fd,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={},  # the sandbox's first process shows it to the others
-            pass_fds=list(files.values()),
+            env={name: os.environ[name] for name in KEPT if name in os.environ},
+            pass_fds=[*files.values(), filter_fd, status_fd],
             start_new_session=True,
         )
         stack.callback(_end, process)
-        return _watched(process, limits)
+        result = _watched(process, limits)
+        first = _first_process(os.pread(status_fd, 4096, 0))
+        if first is None:
+            return Result("refused", None, result.stdout, result.stderr, result.seconds)
+        with contextlib.suppress(ChildProcessError):  # ours to wait for only where orphans are adopted
+            os.waitpid(first, 0)
+        return result
+
+
+def adopt_orphans() -> None:
+    """Let this process wait for what its sandboxes leave behind: bubblewrap ends before the namespace's first process,
+    which otherwise stays in the process table where nobody else waits for orphans (as in many containers)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
 def check() -> None:
@@ -52,56 +82,32 @@ def check() -> None:
     problem = obstacle()
     if problem is not None:
         raise ConfigError(
-            f"programs cannot be run safely here: {problem}. Sandboxes need bubblewrap (Debian: apt-get install "
-            "bubblewrap) and user namespaces (in a container they must be allowed)"
+            f"programs cannot be run safely here: {problem}. Sandboxes need bubblewrap and libseccomp (Debian: apt-get "
+            "install bubblewrap libseccomp2) and user namespaces (in a container they must be allowed)"
         )
 
 
 @cache
 def obstacle() -> str | None:
     """Why there can be no sandbox on this machine; None where there can."""
-    for tool in ("bwrap", "prlimit"):
+    for tool in TOOLS:
         if shutil.which(tool) is None:
             return f"'{tool}' is not installed"
+    try:
+        filter_bytes(may_fork=False)
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"no filter of system calls: {error}"
     result = run(Program(["true"]), Limits())
     return None if result.outcome == "ok" else f"{result.outcome}: {result.stderr.strip()[-300:]}"
 
 
-def python() -> str:
-    """This interpreter, outside any virtual environment."""
-    return str(Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}"))
-
-
-def _command(program: Program, limits: Limits, files: Mapping[str, int]) -> list[str]:
-    command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
-    for path in (*SYSTEM, sys.base_prefix):
-        command += _bound(path)
-    command += ["--dev", "/dev", "--size", str(limits.disk_mib * 2**20), "--tmpfs", HOME, "--chdir", HOME]
-    command += ["--size", str(2**20), "--tmpfs", "/dev/shm", "--remount-ro", "/dev", "--remount-ro", "/"]
-    command += ["--uid", "65534", "--gid", "65534", "--hostname", "sandbox"]
-    command += ["--setenv", "HOME", HOME, "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "LANG", "C.UTF-8"]
-    for name, descriptor in files.items():
-        command += ["--file", str(descriptor), f"{HOME}/{name}"]
-    size = limits.memory_mib * 2**20
-    command += ["--", "prlimit", f"--as={size}", f"--cpu={limits.cpu_s}:{limits.cpu_s + 1}", "--core=0"]
-    command += [f"--fsize={limits.disk_mib * 2**20}", f"--nproc={limits.processes}", "--nofile=256", "--"]
-    return [*command, *program.command]
-
-
-def _bound(path: str) -> list[str]:
-    """Read-only in the sandbox; a link stays a link."""
-    if os.path.islink(path):
-        return ["--symlink", os.readlink(path), path]
-    return ["--ro-bind", path, path] if os.path.exists(path) and path not in ("/", "/usr/local") else []
-
-
 @contextlib.contextmanager
-def _memory_file(text: str) -> Iterator[int]:
-    """A descriptor of a file that holds `text` and has no name."""
+def _memory_file(content: bytes) -> Iterator[int]:
+    """A descriptor of a file that holds `content` and has no name."""
     descriptor = os.memfd_create("sandbox")
     try:
         with open(descriptor, "wb", closefd=False) as file:
-            file.write(text.encode())
+            file.write(content)
         os.lseek(descriptor, 0, os.SEEK_SET)
         yield descriptor
     finally:
@@ -174,33 +180,39 @@ def _watched(process: subprocess.Popen[bytes], limits: Limits) -> Result:
 
 
 def _over(pid: int, limits: Limits) -> ProgramOutcome | None:
-    """What all processes of the sandbox use too much of together."""
+    """What all processes of the sandbox use too much of together. The kernel bounds their number already: looking at
+    them would be no match for a program that may start them without end."""
     resident, count = 0, 0
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(pid).children(recursive=True):
-            count += 1
             with contextlib.suppress(psutil.NoSuchProcess):
                 resident += child.memory_info().rss
-    if count > limits.processes + 1:  # bubblewrap's own first process
+                count += child.num_threads()
+    if count > limits.processes + limits.threads + OWN_PROCESSES:
         return "processes"
     return "memory" if resident > limits.memory_mib * 2**20 else None
 
 
 def _outcome(status: int, stderr: str, *, had_time: bool) -> ProgramOutcome:
-    """Of a program that ended by itself; bubblewrap reports a signal as 128 and its number. At the limit of CPU time
-    the kernel sends SIGXCPU, and SIGKILL to one that does not mind."""
+    """Of a program that ended by itself; a signal is reported as 128 and its number. At the limit of CPU time the
+    kernel sends SIGXCPU, and SIGKILL to one that does not mind."""
     if status == 0:
         return "ok"
-    if stderr.startswith("bwrap: "):
-        return "refused"
     last = stderr.rstrip().rpartition("\n")[2]
     if last.startswith("MemoryError"):
         return "memory"
     if status - 128 == signal.SIGXCPU or (status - 128 == signal.SIGKILL and not had_time):
         return "timeout"
-    if status > 128:
-        return "signal"
-    return "exit"
+    return "signal" if status > 128 else "exit"
+
+
+def _first_process(report: bytes) -> int | None:
+    """The namespace's first, as bubblewrap reports it; None of a sandbox that was not made."""
+    for line in report.splitlines():
+        found = json.loads(line).get("child-pid")
+        if found is not None:
+            return int(found)
+    return None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

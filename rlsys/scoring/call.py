@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rlsys.types import Messages
 
 RESERVED = ("name", "weight", "deadline_s")
 """Keys of an entry of `rewards` that are not the function's options."""
-PROVIDED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+PROVIDED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "deadline_s")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class RewardRequest:
     completion_ids: Sequence[list[int]]
     columns: Mapping[str, Sequence[Any]]
     step: int
+    deadline_s: float = 30.0  # until the process that scores it is killed
+    num_steps: int = 0  # of the whole run
+    epoch: float = 0.0
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -38,8 +42,12 @@ class RewardRequest:
         """The request for the trajectories [start, end) alone."""
         chosen = slice(start, end)
         columns = {key: values[chosen] for key, values in self.columns.items()}
-        return RewardRequest(
-            self.prompts[chosen], self.completions[chosen], self.completion_ids[chosen], columns, self.step
+        return replace(
+            self,
+            prompts=self.prompts[chosen],
+            completions=self.completions[chosen],
+            completion_ids=self.completion_ids[chosen],
+            columns=columns,
         )
 
     def runs_of_prompts(self) -> list[int]:
@@ -60,6 +68,10 @@ class RewardLog:
     def column(self, name: str, values: list[Any]) -> None:
         self.extra.setdefault(name, []).extend(values)
 
+    def plain(self) -> RewardLog:
+        """With nothing that only the function's own process knows: its classes, arrays, numbers of other libraries."""
+        return RewardLog(self.metrics, json.loads(json.dumps(self.extra, default=str)))
+
     def merge(self, other: RewardLog) -> None:
         """Add what another call logged."""
         for name, values in other.metrics.items():
@@ -73,6 +85,8 @@ class TrainerState:
     """The part of TRL's `trainer_state` that reward functions read."""
 
     global_step: int
+    max_steps: int = 0
+    epoch: float = 0.0
 
 
 def absolute(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,8 +97,14 @@ def absolute(spec: Mapping[str, Any]) -> dict[str, Any]:
     if path.endswith(".py"):
         return {**spec, "name": f"{_resolved(path)}{colon}{function}"}
     files = [option for option in rewards.registry.fact(name, "paths", ()) if isinstance(spec.get(option), str)]
-    there = [option for option in files if len(spec[option]) < 4096 and Path(spec[option]).expanduser().exists()]
-    return {**spec, **{option: _resolved(spec[option]) for option in there}}
+    return {**spec, **{option: _resolved(spec[option]) for option in files if _is_there(spec[option])}}
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except OSError:  # too long for a name: a text, not a path
+        return False
 
 
 def _resolved(path: str) -> str:
@@ -172,7 +192,8 @@ def call_reward(function: Callable[..., Any], request: RewardRequest, log: Rewar
         "prompts": list(request.prompts),
         "completions": list(request.completions),
         "completion_ids": list(request.completion_ids),
-        "trainer_state": TrainerState(request.step),
+        "trainer_state": TrainerState(request.step, request.num_steps, request.epoch),
+        "deadline_s": request.deadline_s,
         "log_extra": log.column,
         "log_metric": log.metric,
     }

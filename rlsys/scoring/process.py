@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
@@ -27,7 +27,7 @@ from rlsys.runtime.garbage import freeze_started
 from rlsys.scoring.call import RewardLog, RewardRequest, bind_reward, call_reward
 from rlsys.types import Outcome, RewardPart
 
-START_DEADLINE_S = 120.0
+START_DEADLINE_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,12 @@ class RewardProcess:
             self._pipe = None
 
     def _call(self, request: RewardRequest, deadline_s: float) -> Answer:
-        pipe = self._ensure_started()
         try:
-            pipe.send(request)
+            pipe = self._ensure_started()
+        except WorkerError as error:  # it could be loaded once: `start` raises, a restart is a failed call
+            return self._failed("error", str(error))
+        try:
+            pipe.send(replace(request, deadline_s=deadline_s))
             if not pipe.poll(deadline_s):
                 self.close()
                 return self._failed("timeout", f"no answer within {deadline_s:g} s; its process was killed")
@@ -140,7 +143,7 @@ class RewardProcess:
         if ours.poll(START_DEADLINE_S):
             try:
                 problem = ours.recv()
-            except EOFError:
+            except (EOFError, OSError):
                 problem = f"its process ended while it was imported (exit code {self._exit_code()})"
         if problem is not None:
             self.close()
@@ -167,7 +170,8 @@ def serve(pipe: Connection) -> None:
             return
         log = RewardLog()
         try:
-            pipe.send(("ok", call_reward(function, request, log), log))
+            scores = call_reward(function, request, log)
+            pipe.send(("ok", scores, log.plain()))
         except Exception:
             pipe.send(("error", traceback.format_exc(limit=5), RewardLog()))
 

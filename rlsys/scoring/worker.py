@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from rlsys.chunks import Place, picked
 from rlsys.config import ScoringConfig
 from rlsys.models.resolve import load_tokenizer
+from rlsys.rewards import registry
 from rlsys.runtime.garbage import freeze_started
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.combine import combine
@@ -18,19 +20,33 @@ from rlsys.spans import Span, Spans
 from rlsys.types import Prompt, Reward, Trajectory
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How long the run is, for functions that follow a schedule."""
+
+    num_steps: int = 0
+    steps_per_epoch: float = 1.0
+
+
 class RewardWorker:
     """Lives in a Ray process; `rewards` is the run's list of `{name, weight, ...options}`."""
 
     def __init__(
-        self, config: ScoringConfig, rewards: Sequence[dict[str, Any]], model_path: str, trust_remote_code: bool = False
+        self,
+        config: ScoringConfig,
+        rewards: Sequence[dict[str, Any]],
+        model_path: str,
+        trust_remote_code: bool = False,
+        extent: Extent | None = None,
     ) -> None:
         self._tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
+        self._extent = extent or Extent()
         self._weights = {label: float(spec.get("weight", 1.0)) for label, spec in labelled(rewards)}
         self._processes = {
             label: RewardProcess(
                 spec,
-                call_deadline_s=float(spec.get("deadline_s", config.function_deadline_s)),
-                row_deadline_s=float(spec.get("deadline_s", config.row_deadline_s)),
+                call_deadline_s=deadline_of(spec, config.function_deadline_s),
+                row_deadline_s=deadline_of(spec, config.row_deadline_s),
             )
             for label, spec in labelled(rewards)
         }
@@ -88,7 +104,14 @@ class RewardWorker:
             completion_ids=ids,
             columns={name: [owner.columns.get(name) for owner in owners] for name in names},
             step=step,
+            num_steps=self._extent.num_steps,
+            epoch=step / self._extent.steps_per_epoch,
         )
+
+
+def deadline_of(spec: Mapping[str, Any], default: float) -> float:
+    """Seconds that a call may take: as its entry says, as it was registered with, or `default`."""
+    return float(spec.get("deadline_s") or registry.fact(str(spec["name"]), "deadline_s", default))
 
 
 def labelled(rewards: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,11 +62,31 @@ def test_a_function_is_called() -> None:
     assert score("code", (block("def add(a, b):\n    return a + b"), info)) == [1.0]
     assert score("code", (block("def add(a, b):\n    return 4"), info)) == [0.5]
     assert score("code", (block("def add(a, b):\n    print('no json')\n    exit()"), info)) == [0.0]
+    assert score("code", (block("def add(a, b):\n    print('[' * 10**5)\n    exit()"), info)) == [0.0]
 
 
-def test_other_languages() -> None:
-    info = {"language": "bash", "test_cases": [{"input": "3\n", "output": "6"}]}
-    assert score("code", (block("read n\necho $((n * 2))", "bash"), info)) == [1.0]
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_javascript() -> None:
+    info = {"language": "javascript", "test_cases": [{"input": "3\n", "output": "6"}]}
+    code = "console.log(2 * Number(require('fs').readFileSync(0, 'utf8')))"
+    assert score("code", (block(code, "javascript"), info)) == [1.0]
+
+
+def test_after_a_case_that_never_ends_the_others_are_not_run() -> None:
+    started = time.monotonic()
+    cases = {"test_cases": [{"input": str(n), "output": str(n)} for n in range(20)]}
+    assert score("code", (block("n = int(input())\nwhile n: pass\nprint(n)"), cases), wall_s=0.5) == [0.05]
+    assert time.monotonic() - started < 4
+
+
+def test_without_time_a_row_is_a_timeout_and_the_others_have_their_scores() -> None:
+    function = bind_reward({"name": "code", "wall_s": 1.0, "num_parallel": 1})
+    forever = {"test_cases": [{"input": "", "output": ""}]}
+    texts = [block("print()"), *[block("while True: pass")] * 6]
+    request = RewardRequest(["p"] * 7, texts, [[1]] * 7, {"verification_info": [forever] * 7}, 1, deadline_s=9.0)
+    scores = call_reward(function, request, RewardLog())
+    assert scores[:2] == [1.0, 0.0]
+    assert scores[-1] == Failed("no time was left to run its test cases", "timeout")
 
 
 def test_a_program_that_takes_too_much_fails_its_case_and_is_counted() -> None:
@@ -74,8 +96,8 @@ def test_a_program_that_takes_too_much_fails_its_case_and_is_counted() -> None:
     log = RewardLog()
     request = RewardRequest(["p"] * 3, texts, [[1]] * 3, {"verification_info": [info] * 3}, 1)
     assert call_reward(function, request, log) == [0.0, 0.0, 1.0]
-    assert log.metrics["code/timeout"] == [1.0, 0.0, 0.0]
-    assert log.metrics["code/memory"] == [0.0, 1.0, 0.0]
+    assert log.metrics["code/timeout"] == [pytest.approx(1 / 3)]
+    assert log.metrics["code/memory"] == [pytest.approx(1 / 3)]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +108,7 @@ def test_a_program_that_takes_too_much_fails_its_case_and_is_counted() -> None:
             "no way to run 'pyton': did you mean",
         ),
         ({"test_cases": [{"input": ""}]}, "a test case has no 'output'"),
-        ({"language": "bash", "test_cases": [{"fn_name": "f", "input": [], "output": 1}]}, "in python only"),
+        ({"language": "javascript", "test_cases": [{"fn_name": "f", "input": [], "output": 1}]}, "in python only"),
     ],
 )
 def test_cases_that_cannot_be_run_are_errors_and_not_the_response_s_fault(info: Mapping[str, Any], said: str) -> None:
