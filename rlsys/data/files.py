@@ -8,8 +8,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlsys.errors import DataError
+
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
 """What `datasets` calls the reader of a file's kind."""
+
+
+def json_rows(name: str) -> list[dict[str, Any]]:
+    """Rows of a jsonl file, or of a json file with a list of them, with the values as they are written. Raises
+    DataError naming the line."""
+    wrong = what_is_wrong(name)
+    if wrong is not None:
+        raise DataError(wrong)
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".jsonl":
+        return [json.loads(text) for _, text in _lines(path)]
+    rows = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    if not isinstance(rows, list):
+        raise DataError(f"{name}: a json file holds a list of rows, this is {_kind(rows)}")
+    return rows
+
+
+def csv_options(name: str) -> dict[str, Any]:
+    """For the reader of a csv file, so that texts stay what they are: an answer `007` is no number, `null` is a word;
+    an empty field is missing."""
+    import datasets
+
+    with Path(name).expanduser().open(encoding="utf-8", errors="replace", newline="") as file:
+        header = next(csv.reader(file), [])
+    features = datasets.Features({column: datasets.Value("string") for column in header})
+    return {"features": features, "keep_default_na": False, "na_values": [""]}
 
 
 def place_in_file(name: str, number: int) -> str:

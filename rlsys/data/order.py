@@ -67,9 +67,12 @@ class MixtureOrder:
 
 
 def quotas(weights: Sequence[float], total: int) -> list[int]:
-    """Whole numbers in proportion to `weights` that add up to `total` (largest remainders), none of them 0."""
-    exact = np.asarray(weights, dtype=np.float64) / float(np.sum(weights)) * (total - len(weights))
+    """Whole numbers in proportion to `weights` that add up to `total` (largest remainders). One that would get none
+    gets 1, from the one that has most."""
+    exact = np.asarray(weights, dtype=np.float64) / float(np.sum(weights)) * total
     counts = np.floor(exact).astype(int)
-    for index in np.argsort(counts - exact, kind="stable")[: total - len(weights) - int(counts.sum())]:
+    for index in np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]:
         counts[index] += 1
-    return [int(count) + 1 for count in counts]
+    for index in np.flatnonzero(counts == 0):
+        counts[index], counts[np.argmax(counts)] = 1, counts.max() - 1
+    return [int(count) for count in counts]

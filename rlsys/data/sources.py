@@ -13,7 +13,7 @@ import numpy as np
 
 from rlsys.config import DataConfig
 from rlsys.data import Row, registry
-from rlsys.data.files import READERS, place_in_file, what_is_wrong
+from rlsys.data.files import READERS, csv_options, json_rows, place_in_file, what_is_wrong
 from rlsys.errors import ConfigError, DataError, nearest
 
 
@@ -90,9 +90,14 @@ def read(source: Source) -> list[Row]:
     kind = READERS.get(path.suffix.lower())
     if kind is not None and not path.is_file():
         raise ConfigError(f"data: no such file: {path.resolve()}")
+    if kind == "json":
+        if source.options:
+            raise ConfigError(f"data '{source.name}': a json file takes no options, given: {', '.join(source.options)}")
+        return json_rows(source.name)
     try:
         if kind is not None:
-            rows = datasets.load_dataset(kind, data_files=str(path), split="train", **source.options)
+            options = {**(csv_options(source.name) if kind == "csv" else {}), **source.options}
+            rows = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
         else:
             rows = datasets.load_dataset(source.name, source.subset, split=source.split, **source.options)
         return list(rows)
@@ -113,15 +118,26 @@ def _unreadable(name: str, kind: str | None, error: Exception) -> str:
 
 
 def _source(entry: Any, key: str, split: str, config: DataConfig, *, alone: bool) -> Source:
+    if isinstance(entry, str) and alone:
+        return Source(name=entry, split=split, options=config.options)
+    if config.options:
+        raise ConfigError(
+            f"data.options={dict(config.options)} goes with sources that are a name alone; in {key} put them into the "
+            "source: {name: ..., options: {...}}"
+        )
     if isinstance(entry, str):
-        return Source(name=entry, split=split, options=config.options if alone else {})
+        return Source(name=entry, split=split)
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
         raise ConfigError(f"{key}: {entry!r} is neither a source's name nor a mapping with a `name`")
     known = [option.name for option in dataclasses.fields(Source)]
     for option in entry:
         if option not in known:
             raise ConfigError(f"{key}: '{entry['name']}' has no key '{option}': {nearest(str(option), known)}")
-    made = Source(**{"split": split, **dict(entry)})
+    made = Source(**{"split": split, **{option: value for option, value in entry.items() if value is not None}})
+    is_file = Path(made.name).suffix.lower() in READERS
+    for option in ("split", "subset"):
+        if entry.get(option) is not None and (is_file or (option == "subset" and ":" in made.name)):
+            raise ConfigError(f"{key}: '{made.name}' has no {option}: that is for `datasets` names")
     for option, value in {"weight": made.weight, "share": made.share}.items():
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"{key}: '{made.name}' has {option}={value}: it must be positive")

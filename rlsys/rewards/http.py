@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -12,6 +13,10 @@ from circuitbreaker import CircuitBreaker, CircuitBreakerError
 from rlsys.errors import ConfigError
 from rlsys.rewards import Failed, Scores, register
 
+MARGIN_S = 2.0
+"""Before the process is killed."""
+MAX_WAIT_S = 10.0
+"""Between two tries."""
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 """Answers that may be another the next time; any other error is the same however often one asks."""
 
@@ -24,7 +29,7 @@ class UnavailableError(Exception):
     """No answer, or one that may be better the next time."""
 
 
-@register("http", imports=("httpx", "tenacity"))
+@register("http", imports=("httpx", "tenacity"), deadline_s=60.0)
 class Http:
     """Scores of a service: `rlsys serve-reward` on another machine, or one of OpenRLHF's `remote_rm_url` kind.
 
@@ -38,7 +43,7 @@ class Http:
         token_env: name of the environment variable with the bearer token; empty for none.
         protocol: `rlsys` sends prompts, completions, completion_ids and columns; `openrlhf` sends queries (prompt and
             completion as one text), prompts and labels (the `answer` column).
-        timeout_s: of one try; max_tries of them, at most total_s with the waits.
+        timeout_s: of one try; max_tries of them. What the call's deadline leaves no time for is an error of its rows.
         breaker_failures: tries in a row that failed until it opens, for breaker_s seconds.
     """
 
@@ -50,8 +55,7 @@ class Http:
         protocol: Literal["rlsys", "openrlhf"] = "rlsys",
         batch_size: int = 64,
         num_parallel: int = 4,
-        timeout_s: float = 10.0,
-        total_s: float = 25.0,
+        timeout_s: float = 20.0,
         max_tries: int = 4,
         wait_s: float = 0.5,
         breaker_failures: int = 5,
@@ -62,9 +66,9 @@ class Http:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"reward 'http': url={url}: it must begin with http:// or https://")
         self._url, self._protocol = url, protocol
-        self._batch_size, self._total_s = batch_size, total_s
+        self._batch_size, self._timeout_s = batch_size, timeout_s
         self._max_tries, self._wait_s = max_tries, wait_s
-        self._client = httpx.Client(headers=_authorization(token_env), timeout=timeout_s)
+        self._client = httpx.Client(headers=_authorization(token_env))
         self._executor = ThreadPoolExecutor(num_parallel)
         breaker = CircuitBreaker(breaker_failures, breaker_s, UnavailableError, name=f"reward service {url}")
         self._post_once = breaker.decorate(self._post)
@@ -75,11 +79,13 @@ class Http:
         completions: Sequence[Any],
         completion_ids: Sequence[list[int]],
         trainer_state: Any,
+        deadline_s: float,
         log_metric: Any,
+        log_extra: Any,
         **columns: Sequence[Any],
     ) -> Scores:
-        """One score a completion."""
-        columns.pop("log_extra", None)
+        """One score a completion; what a function behind `rlsys serve-reward` notes is noted here."""
+        end = time.monotonic() + deadline_s - MARGIN_S
         parts = [slice(start, start + self._batch_size) for start in range(0, len(completions), self._batch_size)]
         bodies = [
             self._body(
@@ -91,9 +97,10 @@ class Http:
             )
             for part in parts
         ]
-        answers = list(self._executor.map(self._asked, bodies))
+        answers = list(self._executor.map(lambda body: self._asked(body, end), bodies))
         sizes = [len(completions[part]) for part in parts]
         log_metric("http/failed_batches", sum(isinstance(answer, Failed) for answer in answers) / len(answers))
+        _note(answers, sizes, log_metric, log_extra)
         return [score for answer, size in zip(answers, sizes, strict=True) for score in _scores(answer, size)]
 
     def _body(
@@ -116,20 +123,21 @@ class Http:
             "step": step,
         }
 
-    def _asked(self, body: dict[str, Any]) -> list[Any] | Failed:
-        """The service's answer to one batch, with all its tries."""
+    def _asked(self, body: dict[str, Any], end: float) -> dict[str, Any] | Failed:
+        """The service's answer to one batch, with all its tries, until `end` on the monotonic clock."""
         import tenacity
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(UnavailableError),
             stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(self._max_tries), tenacity.stop_before_delay(self._total_s)
+                tenacity.stop_after_attempt(self._max_tries),
+                tenacity.stop_before_delay(max(end - time.monotonic(), 0.0)),
             ),
-            wait=tenacity.wait_random_exponential(multiplier=self._wait_s, max=self._total_s),
+            wait=tenacity.wait_random_exponential(multiplier=self._wait_s, max=MAX_WAIT_S),
             reraise=True,
         )
         try:
-            answer = retrying(self._post_once, body)
+            answer: dict[str, Any] = retrying(self._post_once, body, end)
         except CircuitBreakerError:
             return Failed(f"{self._url} failed too often just now: nothing is sent for a while (circuit breaker open)")
         except UnavailableError as error:
@@ -138,12 +146,15 @@ class Http:
             return Failed(f"{self._url}: {error}")
         return answer
 
-    def _post(self, body: dict[str, Any]) -> list[Any]:
+    def _post(self, body: dict[str, Any], end: float) -> dict[str, Any]:
         """One try."""
         import httpx
 
+        left = end - time.monotonic()
+        if left <= 0:
+            raise UnavailableError("no time was left to ask")
         try:
-            response = self._client.post(self._url, json=body)
+            response = self._client.post(self._url, json=body, timeout=min(self._timeout_s, left))
         except httpx.TransportError as error:
             raise UnavailableError(f"no answer ({type(error).__name__}: {error})") from error
         if response.status_code in RETRIED:
@@ -151,19 +162,33 @@ class Http:
         if response.is_error:
             raise RefusedError(f"status {response.status_code}: {response.text[:200]}")
         try:
-            rewards = response.json()["rewards"]
+            answer: dict[str, Any] = response.json()
+            rewards = answer["rewards"]
         except (ValueError, KeyError, TypeError) as error:
             raise RefusedError(f"the answer is not an object with 'rewards': {response.text[:200]!r}") from error
         size = len(body["prompts"])
         if not isinstance(rewards, list) or len(rewards) != size:
             raise RefusedError(f"the answer has not one reward for each of {size} completions")
-        return rewards
+        return answer
 
 
-def _scores(answer: list[Any] | Failed, size: int) -> Scores:
+def _scores(answer: dict[str, Any] | Failed, size: int) -> Scores:
     if isinstance(answer, Failed):
         return [answer] * size
-    return [_score(entry) for entry in answer]
+    return [_score(entry) for entry in answer["rewards"]]
+
+
+def _note(answers: Sequence[dict[str, Any] | Failed], sizes: Sequence[int], log_metric: Any, log_extra: Any) -> None:
+    """What the service says beside the scores: means, and columns with an entry a row."""
+    whole = [answer if isinstance(answer, dict) else {} for answer in answers]
+    for answer in whole:
+        for name, value in (answer.get("metrics") or {}).items():
+            log_metric(name, float(value))
+    names = {name for answer in whole for name in (answer.get("extra") or {})}
+    for name in sorted(names):
+        columns = [(answer.get("extra") or {}).get(name) for answer in whole]
+        rows = [c if c and len(c) == size else [None] * size for c, size in zip(columns, sizes, strict=True)]
+        log_extra(name, [value for column in rows for value in column])
 
 
 def _score(entry: Any) -> float | Failed | None:

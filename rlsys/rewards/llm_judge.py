@@ -26,7 +26,11 @@ Question:
 Reply with a JSON object whose key "score" holds the grade, a whole number."""
 
 
-@register("llm_judge", imports=("openai", "jinja2"), paths=("instruction",))
+MARGIN_S = 2.0
+"""Before the process is killed."""
+
+
+@register("llm_judge", imports=("openai", "jinja2"), paths=("instruction",), deadline_s=120.0)
 class LlmJudge:
     """The judge's grade over the highest one, in [0, 1]; a reply without a grade is an error, not a 0.
 
@@ -71,9 +75,9 @@ class LlmJudge:
         self._num_parallel = num_parallel
 
     async def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], log_metric: Any, **columns: Any
+        self, prompts: Sequence[Any], completions: Sequence[Any], deadline_s: float, log_metric: Any, **columns: Any
     ) -> Scores:
-        """One grade a completion."""
+        """One grade a completion; a question without an answer by the deadline costs its own row."""
         from openai import AsyncOpenAI
 
         rows = [
@@ -91,7 +95,9 @@ class LlmJudge:
         async with AsyncOpenAI(
             base_url=self._url, api_key=self._key, timeout=self._timeout_s, max_retries=self._max_tries - 1
         ) as client:
-            scores = await asyncio.gather(*(self._grade(client, places, question) for question in questions))
+            asked = [asyncio.create_task(self._grade(client, places, question)) for question in questions]
+            await asyncio.wait(asked, timeout=max(deadline_s - MARGIN_S, 0.0))
+            scores = [_answer(task, deadline_s) for task in asked]
         log_metric("llm_judge/failed", sum(isinstance(score, Failed) for score in scores) / len(scores))
         return list(scores)
 
@@ -105,6 +111,8 @@ class LlmJudge:
                 )
             except OpenAIError as error:
                 return Failed(f"{self._url}: {type(error).__name__}: {error}")
+        if not answer.choices:
+            return Failed(f"{self._url}: a reply without a choice")
         return self._score(answer.choices[0].message.content or "")
 
     def _score(self, reply: str) -> float | Failed:
@@ -116,6 +124,13 @@ class LlmJudge:
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= self._max_score:
             return Failed(f"the judge's grade is {score!r}, not a number from 0 to {self._max_score}")
         return float(score) / self._max_score
+
+
+def _answer(task: asyncio.Task[float | Failed], deadline_s: float) -> float | Failed:
+    if not task.done():
+        task.cancel()
+        return Failed(f"no grade within the {deadline_s:g} s of the call", "timeout")
+    return task.result()
 
 
 def _format(max_score: int) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from rlsys.rewards import Scores, content, register
 
+NO_LIMIT = 10**9
+
 
 @register("reward_model", imports=("torch", "transformers"), paths=("model",))
 class RewardModel:
@@ -50,12 +52,12 @@ class RewardModel:
             raise ValueError(f"reward 'reward_model': label={label}, the model has {self._model.config.num_labels}")
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        if self._model.config.pad_token_id is None:  # decoders find the last token by it
-            self._model.config.pad_token_id = self._tokenizer.pad_token_id
+        # Decoders find the last token by it: another one's place would be scored in a batch, and only there.
+        self._model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
+        self._model.config.pad_token_id = self._tokenizer.pad_token_id
         self._tokenizer.padding_side, self._tokenizer.truncation_side = "right", "left"
         self._label, self._score, self._batch_size = label, score, batch_size
-        limit = getattr(self._model.config, "max_position_embeddings", None)
-        self._max_tokens = max_tokens or limit or None
+        self._max_tokens = max_tokens or longest_text(self._model.config, self._tokenizer)
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> Scores:
         """One score a completion."""
@@ -94,3 +96,14 @@ class RewardModel:
             logits = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
         chosen: list[float] = logits[:, self._label].tolist()
         return chosen
+
+
+def longest_text(config: Any, tokenizer: Any) -> int | None:
+    """Tokens that a classifier takes; None where nothing bounds them."""
+    limits = [tokenizer.model_max_length]  # a huge number where the tokenizer knows none
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None:
+        # RoBERTa and its kin count positions from behind the padding token's number.
+        limits.append(positions - config.pad_token_id - 1 if "roberta" in config.model_type else positions)
+    longest = min(limits)
+    return int(longest) if longest < NO_LIMIT else None

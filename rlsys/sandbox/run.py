@@ -64,8 +64,9 @@ def run(program: Program, limits: Limits) -> Result:
         first = _first_process(os.pread(status_fd, 4096, 0))
         if first is None:
             return Result("refused", None, result.stdout, result.stderr, result.seconds)
-        with contextlib.suppress(ChildProcessError):  # ours to wait for only where orphans are adopted
-            os.waitpid(first, 0)
+        for left in (-process.pid, first):  # its group, and the namespace's: ours only where orphans are adopted
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(left, 0)
         return result
 
 

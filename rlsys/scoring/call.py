@@ -139,8 +139,7 @@ def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
     contract nor the data set provides."""
     columns = set(columns)
     known = {*PROVIDED, *columns}
-    function = rewards.registry.bind(str(spec["name"]), _options(spec))
-    _check_options(spec, function)
+    function = check_options(spec)
     if _is_class(spec):
         function = _call_of(spec)
     parameters = _parameters(function)
@@ -161,24 +160,25 @@ def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
             )
 
 
-def _check_options(spec: Mapping[str, Any], function: Callable[..., Any]) -> None:
-    """What a registered function says of its own options. In outside code a keyword-only parameter without a default
-    may be a column, as with TRL."""
+def check_options(spec: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function with its options; raises ConfigError for options that it cannot work with. In outside code a
+    keyword-only parameter without a default may be a column, as with TRL."""
     name = str(spec["name"])
+    function = rewards.registry.bind(name, _options(spec))
     if ":" in name and not _is_class(spec):
-        return
+        return function
     parameters = inspect.signature(function).parameters
     settings = {option: parameters[option].default for option in option_names(function)}
     for option, value in settings.items():
         if value is inspect.Parameter.empty:
             raise ConfigError(f"reward '{name}' needs the option '{option}'")
     check = rewards.registry.fact(name, "check", None)
-    if check is None:
-        return
-    try:
-        check(**settings)
-    except ValueError as error:
-        raise ConfigError(f"reward '{name}': {error}") from error
+    if check is not None:
+        try:
+            check(**settings)
+        except ValueError as error:
+            raise ConfigError(f"reward '{name}': {error}") from error
+    return function
 
 
 def call_reward(function: Callable[..., Any], request: RewardRequest, log: RewardLog) -> list[float | Failed | None]:
@@ -208,6 +208,8 @@ def call_reward(function: Callable[..., Any], request: RewardRequest, log: Rewar
 
 def _accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     signature = inspect.signature(function)
+    if "deadline_s" not in signature.parameters:  # not TRL's: for those alone that ask for it by name
+        arguments = {name: value for name, value in arguments.items() if name != "deadline_s"}
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
         options = getattr(function, "keywords", {})
         return {name: value for name, value in arguments.items() if name not in options}

@@ -48,6 +48,7 @@ class RewardProcess:
         self._row_deadline_s = row_deadline_s
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
+        self._was_loaded = False
 
     def score(self, request: RewardRequest) -> tuple[list[RewardPart], RewardLog]:
         """One part a row. A call that fails as a whole is retried row by row, so that each row gets its own outcome; of
@@ -91,8 +92,10 @@ class RewardProcess:
     def _call(self, request: RewardRequest, deadline_s: float) -> Answer:
         try:
             pipe = self._ensure_started()
-        except WorkerError as error:  # it could be loaded once: `start` raises, a restart is a failed call
-            return self._failed("error", str(error))
+        except WorkerError as error:
+            if not self._was_loaded:
+                raise
+            return self._failed("error", str(error))  # a restart that fails is a failed call, not the run's end
         try:
             pipe.send(replace(request, deadline_s=deadline_s))
             if not pipe.poll(deadline_s):
@@ -148,6 +151,7 @@ class RewardProcess:
         if problem is not None:
             self.close()
             raise WorkerError(f"reward '{self._spec['name']}' cannot be loaded: {problem}")
+        self._was_loaded = True
         return ours
 
 

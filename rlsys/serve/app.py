@@ -67,7 +67,7 @@ def build_app(processes: Processes, token: str | None, wait_s: float) -> FastAPI
             raise HTTPException(401, "no valid bearer token")
 
     @app.get("/health")
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:  # not among the threads that wait for scores
         return {"status": "ok"}
 
     @app.post("/score", dependencies=[Depends(authorised)])

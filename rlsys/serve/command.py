@@ -11,8 +11,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from rlsys.errors import ConfigError
-from rlsys.rewards import registry
-from rlsys.scoring.call import absolute
+from rlsys.scoring.call import absolute, check_options
 
 
 def serve_reward(arguments: Sequence[str]) -> None:
@@ -26,11 +25,11 @@ def serve_reward(arguments: Sequence[str]) -> None:
     parser.add_argument("--port", type=int, default=8300)
     parser.add_argument("--token-env", metavar="NAME", help="environment variable with the bearer token to ask for")
     parser.add_argument("--processes", type=int, default=2, help="calls that are scored at once")
-    parser.add_argument("--deadline", type=float, default=30.0, metavar="S", help="seconds that one call may take")
+    parser.add_argument("--deadline", type=float, default=15.0, metavar="S", help="seconds that one call may take")
     given = parser.parse_args(arguments)
     token = checked_token(given.host, given.token_env)
     spec = absolute({"name": given.reward, **_options(given.options)})
-    registry.get(spec["name"])
+    check_options(spec)
 
     import uvicorn
 

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -157,6 +158,33 @@ def test_a_slow_service_is_given_up_at_the_deadline(service: Any) -> None:
     assert time.monotonic() - started < 1.2
     assert isinstance(failed, Failed)
     assert "no answer (ReadTimeout" in failed.detail
+
+
+def test_all_tries_together_end_before_the_call_s_deadline(service: Any) -> None:
+    """A service that takes the request and never answers: the rows are errors, and the process lives."""
+
+    def silent(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        time.sleep(6)
+        return good(number, body)
+
+    server = service(silent)
+    started = time.monotonic()
+    asked = replace(request("a", "b"), deadline_s=4.0)
+    scores = call_reward(client(server.url, timeout_s=1.0, max_tries=99), asked, RewardLog())
+    assert time.monotonic() - started < 4.0
+    assert all(isinstance(score, Failed) for score in scores)
+
+
+def test_what_the_service_notes_is_noted_here(service: Any) -> None:
+    def answer(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        count = len(body["completions"])
+        extra = {"length": [len(text) for text in body["completions"]]} if number == 0 else {}
+        return 200, {"rewards": [1.0] * count, "metrics": {"seen": count}, "extra": extra}
+
+    server, log = service(answer), RewardLog()
+    call_reward(client(server.url, batch_size=2, num_parallel=1), request("a", "bb", "ccc"), log)
+    assert log.metrics["seen"] == [2.0, 1.0]
+    assert log.extra == {"length": [1, 2, None]}
 
 
 def test_after_several_failures_nothing_is_sent_for_a_while(service: Any) -> None:

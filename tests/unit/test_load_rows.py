@@ -54,15 +54,33 @@ def write_parquet(path: Path, rows: Sequence[dict[str, str]]) -> None:
 def test_a_file_gives_its_rows_in_order(tmp_path: Path, suffix: str, write: Callable[[Path, Any], None]) -> None:
     path = tmp_path / f"rows.{suffix}"
     write(path, ROWS)
-    config = DataConfig(options={"cache_dir": str(tmp_path / "cache")})
-    assert load_rows(str(path), "train", config) == ROWS
-    assert (tmp_path / "cache").is_dir()  # options go to datasets.load_dataset
+    assert load_rows(str(path), "train", DataConfig()) == ROWS
+
+
+def test_options_go_to_the_reader_or_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "rows.parquet", ROWS)
+    options = {"cache_dir": str(tmp_path / "cache")}
+    assert load_rows(str(tmp_path / "rows.parquet"), "train", DataConfig(options=options)) == ROWS
+    assert (tmp_path / "cache").is_dir()
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    with pytest.raises(ConfigError, match="a json file takes no options, given: cache_dir"):
+        load_rows(str(tmp_path / "rows.jsonl"), "train", DataConfig(options=options))
+
+
+def test_texts_stay_what_they_are(tmp_path: Path) -> None:
+    """No reader's guess makes a number, a date or nothing of an answer."""
+    (tmp_path / "rows.csv").write_text("prompt,answer\na,007\nb,null\nc,\nd,2.0\n")
+    answers = [row["answer"] for row in load_rows(str(tmp_path / "rows.csv"), "train", DataConfig())]
+    assert answers == ["007", "null", None, "2.0"]
+    rows = [{"prompt": "a", "answer": "2020-01-01"}, {"prompt": "b", "answer": 7}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load_rows(str(tmp_path / "rows.jsonl"), "train", DataConfig()) == rows
 
 
 def test_chat_messages_survive(tmp_path: Path) -> None:
     rows = [{"prompt": [{"role": "user", "content": "1+1"}], "answer": "2"}]
     (tmp_path / "chat.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    config = DataConfig(options={"cache_dir": str(tmp_path / "cache")})
+    config = DataConfig()
     assert load_rows(str(tmp_path / "chat.jsonl"), "train", config) == rows
 
 
@@ -102,7 +120,7 @@ def test_a_source_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_named_with_the_nearest_source(tmp_path: Path) -> None:
-    config = DataConfig(options={"cache_dir": str(tmp_path / "cache")})
+    config = DataConfig()
     with pytest.raises(DataError, match=r"data './aditoin' cannot be read"):
         load_rows("./aditoin", "train", config)
     with pytest.raises(ConfigError, match=r"data: no such file: .*rows\.csv"):

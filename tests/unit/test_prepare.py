@@ -19,7 +19,7 @@ GOOD = {"prompt": "1+1=", "answer": "2"}
 @pytest.fixture
 def config(tmp_path: Path, model_folder: Path) -> Config:
     """A run on `tmp_path/rows.jsonl` with a model whose context is 64 tokens."""
-    data = DataConfig(train=str(tmp_path / "rows.jsonl"), eval=None, options={"cache_dir": str(tmp_path / "cache")})
+    data = DataConfig(train=str(tmp_path / "rows.jsonl"), eval=None)
     rollout = RolloutConfig(max_response_tokens=44)
     return Config(model=ModelConfig(path=str(model_folder)), data=data, rollout=rollout)
 

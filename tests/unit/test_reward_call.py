@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rlsys.errors import ConfigError
-from rlsys.scoring.call import RewardLog, RewardRequest, bind_reward, call_reward, check_reward
+from rlsys.scoring.call import RewardLog, RewardRequest, absolute, bind_reward, call_reward, check_reward
 
 REQUEST = RewardRequest(
     prompts=["1+1=", "2+2="],
@@ -165,3 +165,10 @@ def test_a_reward_with_all_it_needs_passes(mine: str) -> None:
     check_reward({"name": f"{mine}:needy"}, ["solution", "level"])
     check_reward({"name": f"{mine}:needy", "level": 3}, ["solution"])  # an option stands in for a column
     check_reward({"name": "target_length"}, [])
+
+
+def test_a_text_where_a_file_may_be_named_stays_a_text() -> None:
+    text = "Grade the answer strictly. " * 15
+    spec = {"name": "llm_judge", "url": "http://x/v1", "model": "m", "instruction": text}
+    assert absolute(spec)["instruction"] == text
+    assert absolute({"name": "reward_model", "model": "org/model"})["model"] == "org/model"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForSequenceClassification
+from transformers import Qwen2Config, Qwen2ForSequenceClassification, RobertaConfig
 
 from rlsys.config import ScoringConfig
+from rlsys.rewards.reward_model import longest_text
 from rlsys.scoring.call import RewardLog, RewardRequest, bind_reward, call_reward
 from rlsys.scoring.worker import RewardWorker
 
@@ -64,6 +68,22 @@ def test_it_tells_good_from_bad(classifier: Path) -> None:
 def test_the_batch_changes_nothing(classifier: Path, batch_size: int) -> None:
     alone = [score([text], classifier)[0] for text in GOOD + BAD]
     assert score(GOOD + BAD, classifier, batch_size=batch_size) == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_configuration_with_another_padding_token_changes_nothing(classifier: Path, tmp_path: Path) -> None:
+    shutil.copytree(classifier, tmp_path / "other")
+    config = json.loads((classifier / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "pad_token_id": 9}))
+    assert score(GOOD + BAD, tmp_path / "other") == pytest.approx(score(GOOD + BAD, classifier), abs=1e-5)
+
+
+def test_the_longest_text_that_a_classifier_takes(tokenizer: Any) -> None:
+    qwen, roberta = Qwen2Config(max_position_embeddings=64), RobertaConfig(max_position_embeddings=514)
+    unknown = SimpleNamespace(model_max_length=10**30)
+    qwen.pad_token_id = 0
+    assert longest_text(qwen, unknown) == 64
+    assert longest_text(qwen, SimpleNamespace(model_max_length=50)) == 50
+    assert longest_text(roberta, unknown) == 512
 
 
 def test_conversations_go_through_the_template(classifier: Path, tokenizer: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,21 @@ def longest(completions, **_):
     if "bad" in completions:
         raise ValueError("no")
     return [float(len(c) == max(map(len, completions))) for c in completions]
+
+class Grade:
+    def __str__(self):
+        return "good"
+
+def notes(completions, log_extra, **_):
+    log_extra("grade", [Grade() for _ in completions])
+    return [1.0 for _ in completions]
+
+def asked(completions, trainer_state, **rest):
+    assert "deadline_s" not in rest
+    return [trainer_state.global_step / trainer_state.max_steps + trainer_state.epoch for _ in completions]
+
+def timed(completions, deadline_s, **_):
+    return [deadline_s for _ in completions]
 
 def identity(completions, **_):
     return [float(os.getpid()) for _ in completions]
@@ -173,3 +189,23 @@ def test_a_function_that_compares_responses_is_tried_again_prompt_by_prompt(
     process = start("longest")
     parts, _ = process.score(RewardRequest(["a", "a", "b", "b"], ["x", "xx", "bad", "x"], [[1]] * 4, {}, step=1))
     assert outcomes(parts) == [(0.0, "ok"), (1.0, "ok"), (None, "error"), (None, "error")]
+
+
+def test_what_is_noted_needs_no_class_of_the_function_s(start: Start) -> None:
+    parts, log = start("notes").score(request("a", "b"))
+    assert outcomes(parts) == [(1.0, "ok")] * 2
+    assert log.extra == {"grade": ["good", "good"]}
+
+
+def test_a_function_is_told_where_the_run_stands_and_on_request_how_long_it_has(start: Start) -> None:
+    asked = replace(request("a"), step=3, num_steps=12, epoch=0.5)
+    assert outcomes(start("asked").score(asked)[0]) == [(0.75, "ok")]
+    assert outcomes(start("timed", call_s=7.0).score(request("a"))[0]) == [(7.0, "ok")]
+
+
+def test_a_restart_that_fails_is_a_failed_call(start: Start, tmp_path: Path) -> None:
+    process = start("dies")
+    assert outcomes(process.score(request("a"))[0]) == [(1.0, "ok")]
+    (tmp_path / "functions.py").write_text("import os\nos._exit(9)\n")
+    parts, _ = process.score(request("bad"))
+    assert [part.outcome for part in parts] == ["error"]

@@ -111,7 +111,7 @@ GREEDY = [
     ("kept = []\nwhile True: kept.append(bytearray(10**7))", {"memory_mib": 128}, {"memory"}),
     ("import mmap\nkept = []\nwhile True:\n    kept.append(mmap.mmap(-1, 10**7))\n    kept[-1].write(bytes(10**7))",
      {"memory_mib": 128}, {"exit", "memory"}),
-    ("import os\nwhile True:\n    d = os.memfd_create('x')\n    os.write(d, bytes(10**7))", {"memory_mib": 128}, {"exit"}),
+    ("import os\nwhile True: os.write(os.memfd_create('x'), bytes(10**7))", {"memory_mib": 128}, {"exit"}),
     ("import ctypes\nlibc = ctypes.CDLL(None)\nwhile True:\n    if libc.shmget(0, 10**7, 0o1600) < 0: raise OSError",
      {"memory_mib": 128}, {"exit"}),
     ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,)).start()",

@@ -24,7 +24,7 @@ def jsonl(path: Path, *rows: Any) -> str:
 
 @pytest.fixture
 def config(tmp_path: Path) -> DataConfig:
-    return DataConfig(options={"cache_dir": str(tmp_path / "cache")})
+    return DataConfig()
 
 
 def test_a_name_is_one_source_and_a_list_several() -> None:
@@ -38,8 +38,15 @@ def test_splits_and_options_are_the_source_s_or_the_run_s() -> None:
     config = DataConfig(train_split="train[:10]", options={"held_out": 3})
     (alone,) = sources_of("addition", "data.train", config)
     assert (alone.split, alone.options) == ("train[:10]", {"held_out": 3})
-    first, second = sources_of(["addition", {"name": "x", "split": "dev"}], "data.train", config)
-    assert (first.options, second.split) == ({}, "dev")  # options of one among several are its own
+    config.options = {}
+    first, second = sources_of(["addition", {"name": "x", "split": "dev", "subset": None}], "data.train", config)
+    assert (first.split, second.split, second.subset) == ("train[:10]", "dev", None)
+
+
+@pytest.mark.parametrize("value", [["addition"], {"name": "addition", "limit": 5}])
+def test_options_of_one_among_several_are_its_own(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"data\.options=\{'held_out': 3\} goes with sources that are a name alone"):
+        sources_of(value, "data.train", DataConfig(options={"held_out": 3}))
 
 
 @pytest.mark.parametrize(
@@ -52,6 +59,8 @@ def test_splits_and_options_are_the_source_s_or_the_run_s() -> None:
         ([{"name": "x", "weight": 2}, {"name": "y"}], "x has a weight and others have none"),
         ([{"name": "x", "weight": 0}], "weight=0: it must be positive"),
         ([{"name": "x", "share": 1.5}], "share=1.5"),
+        ([{"name": "x.jsonl", "split": "train[:9]"}], "'x.jsonl' has no split: that is for `datasets` names"),
+        ([{"name": "my.data:rows", "subset": "a"}], "'my.data:rows' has no subset"),
     ],
 )
 def test_what_is_no_source_is_refused(value: Any, said: str) -> None:
