@@ -113,8 +113,8 @@ def test_a_run_writes_everything_and_resumes_at_the_right_step(tmp_path: Path) -
     policy = run_dir / "checkpoints" / "step-000004" / "policy"
     evaluated = rlsys("eval", *SMALL, f"model.path={policy}", "data.eval_limit=8", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
-    report = json.loads(evaluated.stdout[evaluated.stdout.index("{") :])
-    assert report["prompts"] == 8
+    (report,) = json.loads(evaluated.stdout[evaluated.stdout.index("{") :])["data"]
+    assert report["num_prompts"] == 8
     assert report["reward_mean"] == pytest.approx(resumed[4]["eval/reward/mean"])
 
 
