@@ -63,6 +63,7 @@ PANELS = (
     Panel("Throughput and time", "Idle", ("idle/*",), "share of the step"),
     Panel("Throughput and time", "New weights", ("weights/*_s",), "s"),
     Panel("Engine against learner", "Difference of log-probabilities", ("sync/logprob_abs_diff/*",), "nats", log=True),
+    Panel("Engine against learner", "What the adapter changes of a text", ("sync/adapter_effect/*",), "nats", log=True),
     Panel("Engine against learner", "Ratio, learner over engine", ("correction/ratio/*",), log=True),
     Panel("Engine against learner", "Weight after correction, mean", ("correction/weight/mean",)),
     Panel(

@@ -128,5 +128,8 @@ def _batch(train: Mapping[str, Any]) -> str:
 
 
 def _workers(config: Mapping[str, Any]) -> str:
-    roles = [(role, _node(config, role).get("num_workers")) for role in ("rollout", "scoring", "reference", "learner")]
-    return ", ".join(f"{role} {count}" for role, count in roles if count)
+    has_reference = _node(_node(config, "algorithm"), "kl").get("coef")
+    has_reference = has_reference and not _node(_node(config, "learner"), "lora").get("rank")
+    roles = ["rollout", "scoring", *(["reference"] if has_reference else []), "learner"]
+    counts = [(role, _node(config, role).get("num_workers")) for role in roles]
+    return ", ".join(f"{role} {count}" for role, count in counts if count)
