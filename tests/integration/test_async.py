@@ -29,6 +29,7 @@ AHEAD = (
 )
 
 
+@pytest.mark.long
 def test_the_synchronous_losses_are_those_from_before(tmp_path: Path) -> None:
     """Step for step, with a fixed seed: measured before there was a scheduler, with padded batches."""
     with small_run(tmp_path, LIKE_BEFORE) as run:

@@ -59,8 +59,8 @@ def read_until(process: subprocess.Popen[str], text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "delay_s", "how"),
     [
-        ("starting Ray", 2.0, signal.SIGINT),
-        ("starting Ray", 14.0, signal.SIGINT),
+        pytest.param("starting Ray", 2.0, signal.SIGINT, marks=pytest.mark.long),
+        pytest.param("starting Ray", 14.0, signal.SIGINT, marks=pytest.mark.long),
         ("step 2/", 0.1, signal.SIGINT),
         ("step 2/", 0.1, signal.SIGKILL),
     ],
@@ -86,7 +86,10 @@ def test_nothing_is_left_running(tmp_path: Path, text: str, delay_s: float, how:
 
 @pytest.mark.parametrize(
     ("text", "delay_s", "more"),
-    [("building a", 4.0, ("model.build.warmup.max_steps=100000",)), ("step 2/", 0.1, ())],
+    [
+        ("building a", 4.0, ("model.build.warmup.max_steps=100000",)),
+        pytest.param("step 2/", 0.1, (), marks=pytest.mark.long),
+    ],
     ids=["while warming up", "while training"],
 )
 def test_a_polite_signal_to_the_driver_alone_ends_the_run_in_order(

@@ -25,6 +25,7 @@ LENGTHS = [5, 9, 14, 7, 11, 6, 16, 8]
 """Response lengths of eight trajectories; the prompt has four tokens."""
 ADVANTAGES = [1.0, -0.5, 2.0, -1.5, 0.3, -0.2, 0.9, -2.0]
 
+LONG = pytest.mark.long
 # Adam with eps far above any gradient is linear: the step is lr / eps * gradient = the gradient itself.
 LINEAR = [
     "learner.lr=1e6",
@@ -144,7 +145,8 @@ def one_rank_one_microbatch(
 
 
 @pytest.mark.parametrize(
-    ("stage", "offload"), [(0, False), (1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
+    ("stage", "offload"),
+    [(0, False), (1, False), (2, False), (3, False), pytest.param(1, True, marks=LONG), (2, True), (3, True)],
 )
 def test_gradient_is_the_same_on_two_ranks_with_several_microbatches(
     cluster: Cluster,
@@ -339,7 +341,7 @@ def _initial(model: str) -> dict[str, torch.Tensor]:
     return load_file(Path(model) / "model.safetensors")
 
 
-@pytest.mark.parametrize(("stage", "offload"), [(1, False), (2, False), (3, False), (2, True)])
+@pytest.mark.parametrize(("stage", "offload"), [pytest.param(1, False, marks=LONG), (2, False), (3, False), (2, True)])
 def test_bfloat16_warmup_schedule_checkpointing_and_two_updates(
     cluster: Cluster, model: str, stage: int, offload: bool
 ) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from rlsys.build import Run, build_probe
 from rlsys.errors import WeightMismatchError, WorkerError
+from rlsys.export.command import export
 from tests.integration.runs import call_worker, read_metrics, sampled, small_run
 from tests.integration.test_run import rlsys, train
 
@@ -107,22 +108,35 @@ def greedy_responses(folder: Path, prompts: list[str]) -> list[str]:
     return texts
 
 
+DORA = ["learner.lora.use_dora=true", "learner.lora.modules_to_save=[norm]"]
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "options",
+    ("options", "served_too"),
     [
-        [],
-        pytest.param(["learner.lora.use_dora=true", "learner.lora.modules_to_save=[norm]"], marks=pytest.mark.long),
+        ([], False),
+        pytest.param([], True, marks=pytest.mark.long),
+        pytest.param(DORA, True, marks=pytest.mark.long),
     ],
-    ids=["lora", "dora"],
+    ids=["lora", "lora, exports served", "dora"],
 )
-def test_a_run_its_evaluation_and_its_exports_agree(tmp_path: Path, options: list[str]) -> None:
-    """Greedy responses of the run, of `rlsys eval` (vLLM) on the exported folders, and of transformers."""
+def test_a_run_its_evaluation_and_its_exports_agree(tmp_path: Path, options: list[str], served_too: bool) -> None:
+    """Greedy responses of the run's checkpoint by vLLM, which loads adapter or policy as it was saved, of transformers
+    with the exported folders, and of vLLM with those."""
     common = [*LORA, *options, "learner.lr=1e-2", "eval.every=2", "data.eval_limit=12", "checkpoint.every=2"]
     trained = train(tmp_path, *common, "train.num_steps=2")
     assert trained.returncode == 0, trained.stdout + trained.stderr
     last = read_metrics(tmp_path / "run")[-1]
     assert last["sync/adapter_effect/max"] > 1e-3
+
+    # The exports in this process: what the command line adds is a parser.
+    export([str(tmp_path / "run"), "--output", str(tmp_path / "plain")])
+    export([str(tmp_path / "run"), "--output", str(tmp_path / "merged"), *([] if options else ["--merge"])])
+    card = (tmp_path / "plain" / "README.md").read_text()
+    assert "| 2 |" in card
+    assert "rank: 4" in card
+    assert "curve.svg" in card
 
     small = ["rollout.kv_cache_gib=0.25", "rollout.max_num_seqs=64"]
     of_run = rlsys("eval", "run", *small, "--responses", "run.jsonl", cwd=tmp_path)
@@ -130,30 +144,18 @@ def test_a_run_its_evaluation_and_its_exports_agree(tmp_path: Path, options: lis
     (result,) = json.loads(of_run.stdout[of_run.stdout.index("{") :])["data"]
     assert result["reward_mean"] == pytest.approx(last["eval/reward/mean"])
     assert result["num_prompts"] == 12
-
-    exported = rlsys("export", "run", "--output", "plain", cwd=tmp_path)
-    assert exported.returncode == 0, exported.stdout + exported.stderr
-    card = (tmp_path / "plain" / "README.md").read_text()
-    assert "| 2 |" in card
-    assert "rank: 4" in card
-    assert "curve.svg" in card
-    folders = ["plain"]
-    if not options:
-        merged = rlsys("export", "run", "--merge", "--output", "merged", cwd=tmp_path)
-        assert merged.returncode == 0, merged.stdout + merged.stderr
-        folders.append("merged")
-    else:
-        assert rlsys("export", "run", "--merge", "--output", "m", cwd=tmp_path).returncode == 0
-
     rows = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
-    expected = [row["response"] for row in rows]
-    prompts = [row["prompt"] for row in rows]
-    for folder in folders:
+    expected, prompts = [row["response"] for row in rows], [row["prompt"] for row in rows]
+    for folder in ("plain", "merged"):
         assert greedy_responses(tmp_path / folder, prompts) == expected
+        if served_too:
+            assert served(tmp_path, folder, small) == expected
+
+
+def served(tmp_path: Path, folder: str, small: list[str]) -> list[str]:
+    """Greedy responses of an exported folder, by vLLM."""
     rewards = "rewards=[{name:target_length,weight:1.0,target:4}]"
     limits = [rewards, "rollout.max_response_tokens=8", "data.eval_limit=12"]
-    for folder in folders:
-        served = rlsys("eval", folder, *small, *limits, "--responses", f"{folder}.jsonl", cwd=tmp_path)
-        assert served.returncode == 0, served.stdout + served.stderr
-        again = [json.loads(line)["response"] for line in (tmp_path / f"{folder}.jsonl").read_text().splitlines()]
-        assert again == expected
+    result = rlsys("eval", folder, *small, *limits, "--responses", f"{folder}.jsonl", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return [json.loads(line)["response"] for line in (tmp_path / f"{folder}.jsonl").read_text().splitlines()]

@@ -175,7 +175,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-@pytest.mark.parametrize("delay_s", [0.001, 0.003, 0.006, 0.012, 0.025, 0.05, 0.3])
+@pytest.mark.parametrize("delay_s", [0.003, 0.006, 0.012, 0.3])
 def test_a_sandbox_ends_though_whoever_started_it_is_killed(delay_s: float) -> None:
     """At any moment, also before bubblewrap has asked to end with its parent: nobody is left to clean up."""
     child = os.fork()
