@@ -211,7 +211,9 @@ def test_gradient_is_the_same_with_the_vocabulary_in_chunks(
         assert difference < 1e-4 * (whole - initial[name]).norm() + rounding(whole), (name, float(difference))
 
 
-@pytest.mark.parametrize("gang", [(1, 1), (2, 3)], ids=["one rank, ZeRO-1", "two ranks, ZeRO-3"])
+@pytest.mark.parametrize(
+    "gang", [pytest.param((1, 1), marks=LONG), (2, 3)], ids=["one rank, ZeRO-1", "two ranks, ZeRO-3"]
+)
 def test_a_restored_learner_continues_as_the_saved_one(
     cluster: Cluster, model: str, gang: tuple[int, int], tmp_path: Path
 ) -> None:
