@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 Outcome = Literal["ok", "timeout", "error", "not_finite", "not_applicable"]
+FAILURES = ("error", "timeout")
+"""Outcomes of a call that went wrong; `not_applicable` and `not_finite` are answers."""
 FinishReason = Literal["stop", "length"]
 Messages = list[dict[str, str]]
 

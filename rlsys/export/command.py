@@ -50,16 +50,16 @@ def _write(checkpoint: Path, target: Path, config: Config, *, merge: bool) -> st
     if not merge:
         shutil.copytree(adapter, target, dirs_exist_ok=True)
         return "adapter"
-    merge_adapter(base_of(adapter), adapter, target, trust_remote_code=config.model.trust_remote_code)
+    base = base_of(adapter)
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise ConfigError(f"{adapter} belongs to the model in {base}, which is not there any more")
+    merge_adapter(base, adapter, target, trust_remote_code=config.model.trust_remote_code)
     return "policy"
 
 
 def base_of(adapter: Path) -> str:
-    """The model that an adapter belongs to. Raises ConfigError for a folder that is gone."""
-    base = str(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
-    if Path(base).is_absolute() and not Path(base).is_dir():
-        raise ConfigError(f"{adapter} belongs to the model in {base}, which is not there any more")
-    return base
+    """The model that an adapter belongs to."""
+    return str(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
 
 
 def merge_adapter(base: str, adapter: Path, target: Path, *, trust_remote_code: bool) -> None:

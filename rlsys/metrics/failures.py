@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rlsys.types import Reward
+from rlsys.types import FAILURES, Reward
 
 
 class FirstFailures:
@@ -16,9 +16,9 @@ class FirstFailures:
 
     def tell(self, step: int, rewards: Sequence[Sequence[Reward]]) -> None:
         """Look through a step's rewards."""
-        failed = (reward for group in rewards for reward in group if reward.outcome in ("error", "timeout"))
+        failed = (reward for group in rewards for reward in group if reward.outcome in FAILURES)
         for label, part in (item for reward in failed for item in reward.parts.items()):
-            if part.outcome not in ("error", "timeout") or (label, part.outcome) in self._known:
+            if part.outcome not in FAILURES or (label, part.outcome) in self._known:
                 continue
             self._known.add((label, part.outcome))
             self._say(

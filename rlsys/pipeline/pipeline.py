@@ -19,8 +19,8 @@ from rlsys.reference.pool import ReferencePool
 from rlsys.runtime.calls import Calls
 from rlsys.schedule.ledger import Taken
 from rlsys.schedule.scheduler import Scheduler
-from rlsys.scoring.combine import FAILURES, first_failure
-from rlsys.types import Reward, Sampling
+from rlsys.scoring.combine import first_failure
+from rlsys.types import FAILURES, Reward, Sampling
 
 
 class Pipeline:

@@ -47,3 +47,8 @@ register = registry.register
 def content(completion: str | list[dict[str, str]]) -> str:
     """The text of a completion, plain or conversational."""
     return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def plain(messages: str | list[dict[str, str]]) -> str:
+    """A text as it is; of messages the contents, a blank line between them."""
+    return messages if isinstance(messages, str) else "\n\n".join(str(message["content"]) for message in messages)

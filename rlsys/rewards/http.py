@@ -11,7 +11,8 @@ from typing import Any, Literal
 from circuitbreaker import CircuitBreaker, CircuitBreakerError
 
 from rlsys.errors import ConfigError
-from rlsys.rewards import Failed, Scores, register
+from rlsys.rewards import Failed, Scores, plain, register
+from rlsys.types import FAILURES
 
 MARGIN_S = 2.0
 """Before the process is killed."""
@@ -112,8 +113,8 @@ class Http:
         step: int,
     ) -> dict[str, Any]:
         if self._protocol == "openrlhf":
-            texts = [_text(prompt) for prompt in prompts]
-            queries = [prompt + _text(completion) for prompt, completion in zip(texts, completions, strict=True)]
+            texts = [plain(prompt) for prompt in prompts]
+            queries = [prompt + plain(completion) for prompt, completion in zip(texts, completions, strict=True)]
             return {"query": queries, "prompts": texts, "labels": list(columns.get("answer", [None] * len(texts)))}
         return {
             "prompts": list(prompts),
@@ -194,16 +195,12 @@ def _note(answers: Sequence[dict[str, Any] | Failed], sizes: Sequence[int], log_
 def _score(entry: Any) -> float | Failed | None:
     """A number, null, or `{value, outcome, detail}` as `rlsys serve-reward` answers."""
     if isinstance(entry, dict):
-        if entry.get("outcome") in ("error", "timeout"):
+        if entry.get("outcome") in FAILURES:
             return Failed(str(entry.get("detail") or "the service gave no reason"), entry["outcome"])
         entry = entry.get("value")
     if entry is None or (isinstance(entry, int | float) and not isinstance(entry, bool)):
         return None if entry is None else float(entry)
     return Failed(f"the service answered {entry!r}, which is no number")
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else "\n".join(str(message["content"]) for message in value)
 
 
 def _authorization(token_env: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlsys.errors import ConfigError
-from rlsys.rewards import Failed, Scores, content, register
+from rlsys.rewards import Failed, Scores, content, plain, register
 from rlsys.templates import text_or_file
 
 INSTRUCTION = """Grade an answer from 0 (useless) to {{ max_score }} (perfect).
@@ -86,7 +86,7 @@ class LlmJudge:
         ]
         questions = [
             self._template.render(
-                **{**row, "prompt": _text(prompt), "completion": content(completion), "max_score": self._max_score}
+                **{**row, "prompt": plain(prompt), "completion": content(completion), "max_score": self._max_score}
             )
             for row, prompt, completion in zip(rows, prompts, completions, strict=True)
         ]
@@ -142,10 +142,6 @@ def _format(max_score: int) -> dict[str, Any]:
         "additionalProperties": False,
     }
     return {"type": "json_schema", "json_schema": {"name": "grade", "schema": schema}}
-
-
-def _text(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else "\n\n".join(str(message["content"]) for message in prompt)
 
 
 def _key(api_key_env: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from rlsys.rewards import Scores, content, register
+from rlsys.rewards import Scores, content, plain, register
 
 NO_LIMIT = 10**9
 
@@ -75,8 +75,7 @@ class RewardModel:
         if isinstance(prompt, str):
             return prompt + content(completion), True
         if self._tokenizer.chat_template is None:
-            joined = [str(message["content"]) for message in [*prompt, *completion]]
-            return "\n\n".join(joined), True
+            return plain([*prompt, *completion]), True
         return self._tokenizer.apply_chat_template([*prompt, *completion], tokenize=False), False
 
     def _forward(self, texts: Sequence[tuple[str, bool]]) -> list[float]:

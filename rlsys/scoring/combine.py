@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlsys.types import Outcome, Reward, RewardPart
+from rlsys.types import FAILURES, Outcome, Reward, RewardPart
 
-NOT_OK = ("error", "timeout", "not_finite", "not_applicable")
+NOT_OK = (*FAILURES, "not_finite", "not_applicable")
 
 
 def combine(
@@ -26,10 +26,6 @@ def combine(
     if outcome == "ok":
         total = sum(weights[name] * part.value for name, part in parts.items() if part.value is not None)
     return Reward(total=total, parts=dict(parts), outcome=outcome, extra=dict(extra or {}))
-
-
-FAILURES = ("error", "timeout")
-"""Outcomes of a call that went wrong; `not_applicable` and `not_finite` are answers."""
 
 
 def first_failure(rewards: Sequence[Sequence[Reward]], outcomes: Sequence[str] = NOT_OK) -> str:

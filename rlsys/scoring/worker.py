@@ -11,7 +11,7 @@ from typing import Any
 from rlsys.chunks import Place, picked
 from rlsys.config import ScoringConfig
 from rlsys.models.resolve import load_tokenizer
-from rlsys.rewards import registry
+from rlsys.rewards import content, registry
 from rlsys.runtime.garbage import freeze_started
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.combine import combine
@@ -66,7 +66,7 @@ class RewardWorker:
         texts that were scored, to be called for as an object of its own: the driver does not read it."""
         with self._spans.span("score"):
             request = self._request(prompts, step, picked(chunks, [places])[0])
-            return self._score(request), [_text(completion) for completion in request.completions]
+            return self._score(request), [content(completion) for completion in request.completions]
 
     def take_spans(self) -> list[Span]:
         """What this worker did since the last call."""
@@ -122,7 +122,3 @@ def labelled(rewards: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any
         candidates = (base if number == 1 else f"{base}_{number}" for number in itertools.count(1))
         labels.append(next(label for label in candidates if label not in labels))
     return list(zip(labels, [dict(spec) for spec in rewards], strict=True))
-
-
-def _text(completion: Any) -> str:
-    return completion if isinstance(completion, str) else completion[-1]["content"]
