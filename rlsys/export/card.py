@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from rlsys.config import Config
 from rlsys.data.sources import sources_of
 from rlsys.export.curve import write_curve
 from rlsys.export.difference import changed_options
+from rlsys.report.run_folder import read_metrics
 
 MAX_ROWS = 12
 """Of the table of evaluations."""
@@ -23,7 +23,7 @@ def write_card(target: Path, run_dir: Path, checkpoint: Path, config: Config, *,
     from huggingface_hub import ModelCard, ModelCardData
 
     step = int(checkpoint.name.removeprefix("step-"))
-    rows = [row for row in _metrics(run_dir) if row["step"] <= step]
+    rows = [row for row in read_metrics(run_dir / "metrics.jsonl") if (row["step"] or 0) <= step]
     data = ModelCardData(
         library_name="peft" if is_adapter else "transformers",
         base_model=config.model.path,
@@ -68,11 +68,6 @@ def _evaluations(rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"| {row['step']} | {row['eval/accuracy']:.3f} | {row['eval/reward/mean']:.4g} |" for row in chosen]
     head = "## Held-out evaluation (greedy)\n\n| step | accuracy | mean reward |\n|---:|---:|---:|\n"
     return head + "\n".join(lines)
-
-
-def _metrics(run_dir: Path) -> list[dict[str, Any]]:
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def _vllm() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from circuitbreaker import CircuitBreaker, CircuitBreakerError
 
+from rlsys.credentials import secret
 from rlsys.errors import ConfigError
 from rlsys.rewards import Failed, Scores, plain, register
 from rlsys.types import FAILURES
@@ -69,7 +69,8 @@ class Http:
         self._url, self._protocol = url, protocol
         self._batch_size, self._timeout_s = batch_size, timeout_s
         self._max_tries, self._wait_s = max_tries, wait_s
-        self._client = httpx.Client(headers=_authorization(token_env))
+        token = secret(token_env, "reward 'http': token_env")
+        self._client = httpx.Client(headers={"Authorization": f"Bearer {token}"} if token else {})
         self._executor = ThreadPoolExecutor(num_parallel)
         breaker = CircuitBreaker(breaker_failures, breaker_s, UnavailableError, name=f"reward service {url}")
         self._post_once = breaker.decorate(self._post)
@@ -201,12 +202,3 @@ def _score(entry: Any) -> float | Failed | None:
     if entry is None or (isinstance(entry, int | float) and not isinstance(entry, bool)):
         return None if entry is None else float(entry)
     return Failed(f"the service answered {entry!r}, which is no number")
-
-
-def _authorization(token_env: str) -> dict[str, str]:
-    if not token_env:
-        return {}
-    token = os.environ.get(token_env)
-    if not token:
-        raise ConfigError(f"reward 'http': token_env={token_env}, but the environment has no such variable")
-    return {"Authorization": f"Bearer {token}"}

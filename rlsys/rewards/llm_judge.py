@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
-from rlsys.errors import ConfigError
+from rlsys.credentials import secret
 from rlsys.rewards import Failed, Scores, content, plain, register
 from rlsys.templates import text_or_file
 
@@ -66,7 +65,8 @@ class LlmJudge:
         self._template = Environment(undefined=StrictUndefined).from_string(
             text_or_file(instruction, "reward 'llm_judge', instruction")
         )
-        self._url, self._key = url, _key(api_key_env)
+        self._url = url
+        self._key = secret(api_key_env, "reward 'llm_judge': api_key_env") or "none"  # the client insists on one
         self._request: dict[str, Any] = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
         if is_constrained:
             self._request["response_format"] = _format(max_score)
@@ -142,12 +142,3 @@ def _format(max_score: int) -> dict[str, Any]:
         "additionalProperties": False,
     }
     return {"type": "json_schema", "json_schema": {"name": "grade", "schema": schema}}
-
-
-def _key(api_key_env: str) -> str:
-    if not api_key_env:
-        return "none"  # the client insists on one
-    key = os.environ.get(api_key_env)
-    if not key:
-        raise ConfigError(f"reward 'llm_judge': api_key_env={api_key_env}, but the environment has no such variable")
-    return key

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import os
 from collections.abc import Sequence
 from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from rlsys.credentials import secret
 from rlsys.errors import ConfigError
 from rlsys.scoring.call import absolute, check_options
 
@@ -46,9 +46,7 @@ def serve_reward(arguments: Sequence[str]) -> None:
 def checked_token(host: str, token_env: str | None) -> str | None:
     """The token to ask for; None where only this machine is served. Raises ConfigError rather than serve others
     without one."""
-    token = os.environ.get(token_env, "") if token_env else None
-    if token_env and not token:
-        raise ConfigError(f"--token-env {token_env}: the environment has no such variable")
+    token = secret(token_env or "", "--token-env") or None
     if token is None and not is_loopback(host):
         raise ConfigError(
             f"--host {host} serves other machines, which takes a token: put one in an environment variable and name it "
