@@ -111,10 +111,12 @@ class PolicyWorker(GangWorker):
             for chosen in self._microbatches(items):
                 with torch.no_grad():
                     logprobs, _ = self._engine(self._batch(chosen), self._setup.temperature, False)
-                for item, row in zip(chosen, logprobs.float().cpu().numpy(), strict=True):
-                    if item is NOTHING:  # of a rank that has fewer microbatches than others
-                        continue
-                    found[item.row.group, item.row.sample] = row[: item.trajectory.num_tokens]
+                rows = zip(chosen, logprobs.float().cpu().numpy(), strict=True)
+                found |= {
+                    (item.row.group, item.row.sample): row[: item.trajectory.num_tokens]
+                    for item, row in rows
+                    if item is not NOTHING  # of a rank that has fewer microbatches than others
+                }
         answers = [[found[number, sample] for sample in range(len(groups[number]))] for number in numbers]
         penalty = self._setup.algorithm.kl
         if penalty.place != "reward":
