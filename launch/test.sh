@@ -2,7 +2,7 @@
 # bash launch/test.sh [pytest args]: the environment with dev tools, then lint, types and tests.
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 ensure_env "${RLSYS_EXTRA:-cpu},dev"
-ensure_debian_packages chromium bubblewrap
+ensure_debian_packages chromium bubblewrap libseccomp2
 export HF_HUB_OFFLINE=1 RLSYS_DATA="${RLSYS_DATA:-$ROOT/../shared/data}"
 say "lint"
 "$VENV/bin/ruff" check .
