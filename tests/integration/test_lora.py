@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rlsys.build import Run, build_probe
 from rlsys.errors import WeightMismatchError, WorkerError
 from rlsys.export.command import export
+from rlsys.train import train as train_loop
 from tests.integration.runs import call_worker, read_metrics, sampled, small_run
 from tests.integration.test_run import rlsys, train
 
@@ -92,6 +95,51 @@ def _lose_none(worker: Any) -> None:
     import safetensors.torch
 
     safetensors.torch.save_file = worker._whole
+
+
+@pytest.mark.long
+def test_an_engine_on_two_ranks_serves_each_version(tmp_path: Path) -> None:
+    """Each rank applies its slice of the adapter; a wrong slice would show between engine and learner."""
+    overrides = [*LORA, "rollout.tensor_parallel_size=2", "learner.lr=1e-2", "algorithm.kl.coef=0.01"]
+    with small_run(tmp_path, overrides) as opened:
+        train_loop(opened)
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert all(row["sync/logprob_abs_diff/max"] < 1e-4 for row in rows[1:])
+    assert rows[-1]["sync/adapter_effect/max"] > 1e-3
+    assert rows[-1]["policy/kl_ref"] > 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_run_starts_from_a_given_adapter_and_resumes_from_its_own(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    common = [*LORA, "checkpoint.every=1", "algorithm.kl.coef=0.01"]
+    for folder in (first, second):
+        folder.mkdir()
+    before = train(first, *common, "learner.lr=2e-2", "train.num_steps=2")
+    assert before.returncode == 0, before.stdout + before.stderr
+    given = first / "run" / "checkpoints" / "step-000002" / "adapter"
+
+    # The same base, which `first` built.
+    models = f"model.cache_dir={first}/models"
+    slow = [*common, f"model.adapter={given}", models, "learner.lr=1e-6"]
+    after = train(second, *slow, "train.num_steps=1")
+    assert after.returncode == 0, after.stdout + after.stderr
+    # The reference is the base without any adapter: a fresh one differs by nothing from it, the given one does.
+    assert read_metrics(first / "run")[1]["policy/kl_ref"] == pytest.approx(0.0, abs=1e-6)
+    assert read_metrics(second / "run")[1]["policy/kl_ref"] > 1e-4
+
+    # Another adapter in the place of the given one: a resumed run does not read it again.
+    weights = given / "adapter_model.safetensors"
+    own = second / "run" / "checkpoints" / "step-000001" / "adapter" / weights.name
+    shutil.copy(first / "run" / "checkpoints" / "step-000001" / "adapter" / weights.name, weights)
+    resumed = train(second, *slow, "train.num_steps=2", "resume=auto")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    found = load_file(second / "run" / "checkpoints" / "step-000002" / "adapter" / weights.name)
+    for name, tensor in load_file(own).items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5)
+    assert any((found[name] - tensor).abs().max() > 1e-3 for name, tensor in load_file(weights).items())
 
 
 def greedy_responses(folder: Path, prompts: list[str]) -> list[str]:
