@@ -1,4 +1,5 @@
-"""An adapter of a 0.5B-parameter policy into a vLLM engine: from the learner's tensors until the engine serves it.
+"""An adapter of a 0.5B-parameter policy into a vLLM engine, over a broadcast of the whole policy into another: both from
+the learner's tensors until the engine serves them, in turns.
 
 python -m benchmarks.adapter [--rank 16] [--repeats 7] [--write]
 """
@@ -12,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,6 +22,7 @@ from benchmarks.side import Side, end_on_sigterm
 from benchmarks.workload import side_env
 
 WARMUP = 1
+BUCKET_MIB = 256
 
 
 @contextlib.contextmanager
@@ -38,7 +39,7 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
     from rlsys.runtime.calls import fetch
     from rlsys.runtime.placement import demands
 
-    config, lora = broadcast_config(folder, 256), LoraConfig(rank=rank)
+    config, lora = broadcast_config(folder, BUCKET_MIB), LoraConfig(rank=rank)
     wanted = demands(config)["rollout"]
     with connected(config, {"rollout": wanted}) as cluster:
         model = EngineModel(str(folder), MAX_TOKENS, slots=AdapterSlots(rank, 1))
@@ -62,33 +63,60 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
 def main() -> None:
     """Measure, show, write."""
     end_on_sigterm()
-    parser = argparse.ArgumentParser("python -m benchmarks.adapter", description=__doc__)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/adapter.json")
-    options = parser.parse_args()
+    options = _options()
     header = report.header("benchmarks.adapter")
     with tempfile.TemporaryDirectory(prefix="rlsys-bench-") as name:
         folder = Path(name)
         env = side_env(folder)
         with Side("benchmarks.broadcast_sides:builder", log=folder / "build.log", env=env) as build:
             model_bytes = build(folder=folder)
-        side = Side(
-            "benchmarks.adapter:engine_side", log=folder / "engine.log", env=env, folder=folder, rank=options.rank
-        )
-        with side as engine:
-            runs: list[dict[str, Any]] = [engine() for _ in range(WARMUP + options.repeats)]
-    seconds = statistics.median(run["seconds"] for run in runs[WARMUP:])
-    num_bytes = int(runs[0]["num_bytes"])
-    shown = report.table(f"rank {options.rank}", ["what", "number"])
-    shown.add_row("adapter, MB", report.number(num_bytes / 1e6, 1))
-    shown.add_row("model, MB", report.number(model_bytes / 1e6, 1))
-    shown.add_row("until the engine serves it, s (median)", report.number(seconds, 3))
-    report.show(shown)
+        runs = _measure(folder, options)
+    medians = {what: statistics.median(run["seconds"] for run in runs[what][WARMUP:]) for what in runs}
+    ratio = medians["adapter"] / medians["weights"]
+    num_bytes = int(runs["adapter"][0]["num_bytes"])
+    _show(options.rank, {"adapter": num_bytes, "weights": model_bytes}, medians)
+    print(f"adapter over whole policy: {ratio:.2f} of the time, {num_bytes / model_bytes:.3f} of the bytes")
     if options.write:
-        workload = {"model": SHAPE, "dtype": "bfloat16", "rank": options.rank, "model_bytes": model_bytes}
-        content = {**header, "workload": workload, "adapter_bytes": num_bytes, "median_s": seconds, "runs": runs}
-        print(f"written: {report.write('adapter', content)}")
+        workload = {"model": SHAPE, "dtype": "bfloat16", "rank": options.rank, "repeats": options.repeats}
+        sizes = {"adapter_bytes": num_bytes, "model_bytes": model_bytes}
+        found = {"median_s": medians, "adapter_over_weights": ratio, "runs": runs}
+        print(f"written: {report.write('adapter', {**header, 'workload': workload, **sizes, **found})}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks.adapter", description=__doc__)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=7, help="measured repeats")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/adapter.json")
+    return parser.parse_args()
+
+
+def _measure(folder: Path, options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """Both engines are there throughout, and take turns."""
+    env = side_env(folder)
+    weights = Side(
+        "benchmarks.broadcast_sides:engine_side",
+        log=folder / "weights.log",
+        env=env,
+        folder=folder,
+        bucket_mib=BUCKET_MIB,
+    )
+    adapter = Side(
+        "benchmarks.adapter:engine_side", log=folder / "adapter.log", env=env, folder=folder, rank=options.rank
+    )
+    runs: dict[str, list[dict[str, float]]] = {"weights": [], "adapter": []}
+    with weights as whole, adapter as low_rank:
+        for _ in range(WARMUP + options.repeats):
+            runs["weights"].append(whole(what="update"))
+            runs["adapter"].append(low_rank())
+    return runs
+
+
+def _show(rank: int, num_bytes: dict[str, int], medians: dict[str, float]) -> None:
+    shown = report.table(f"rank {rank}", ["what", "MB", "until the engine serves it, s (median)"])
+    for what, label in {"weights": "whole policy, by gloo", "adapter": "adapter, through Ray"}.items():
+        shown.add_row(label, report.number(num_bytes[what] / 1e6, 1), report.number(medians[what], 3))
+    report.show(shown)
 
 
 if __name__ == "__main__":
