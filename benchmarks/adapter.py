@@ -1,5 +1,6 @@
-"""An adapter of a 0.5B-parameter policy into a vLLM engine, over a broadcast of the whole policy into another: both from
-the learner's tensors until the engine serves them, in turns.
+"""An adapter of a 0.5B-parameter policy into a vLLM engine, over a broadcast of the whole policy into another.
+
+Both from the learner's tensors until the engine serves them, in turns.
 
 python -m benchmarks.adapter [--rank 16] [--repeats 7] [--write]
 """
@@ -38,6 +39,7 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
     from rlsys.rollout.worker import EngineModel, RolloutWorker
     from rlsys.runtime.calls import fetch
     from rlsys.runtime.placement import demands
+    from rlsys.weights.adapter import pack
 
     config, lora = broadcast_config(folder, BUCKET_MIB), LoraConfig(rank=rank)
     wanted = demands(config)["rollout"]
@@ -52,7 +54,7 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
 
         def measure() -> dict[str, float]:
             started = time.perf_counter()
-            sent = ray.put((state, peft_config(lora, str(folder)).to_dict()))
+            sent = ray.put(pack(state, peft_config(lora, str(folder)).to_dict()))
             times = fetch(worker.receive_adapter.remote(sent, next(versions)), who="rollout/0", what="measuring")
             return {**times, "seconds": time.perf_counter() - started, "num_bytes": num_bytes}
 

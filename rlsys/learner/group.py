@@ -45,7 +45,7 @@ class LearnerGroup(GangGroup):
         return {name: worker.read_weights.remote() for name, worker in self._workers.items()}
 
     def begin_read_adapter(self) -> tuple[dict[str, Any], Any]:
-        """The ranks' unfinished calls, and a reference to the policy's adapter with its description."""
+        """The ranks' unfinished calls, and a reference to the policy's `PackedAdapter`."""
         calls = {name: worker.read_adapter.options(num_returns=2).remote() for name, worker in self._workers.items()}
         return {name: done for name, (done, _) in calls.items()}, next(iter(calls.values()))[1]
 

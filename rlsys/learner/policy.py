@@ -21,6 +21,7 @@ from rlsys.models.packing import TokenRow, token_batch
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.models.resolve import load_tokenizer
 from rlsys.types import ExperienceRow
+from rlsys.weights.adapter import PackedAdapter, pack
 from rlsys.weights.sender import WeightSender, adapter_state, full_state
 
 
@@ -69,12 +70,12 @@ class PolicyWorker(GangWorker):
         """The whole policy on the CPU, from rank 0; the other ranks take part in the gathering."""
         return full_state(self._engine.module.hf, self._rank)
 
-    def read_adapter(self) -> tuple[None, tuple[dict[str, torch.Tensor], dict[str, Any]]]:
-        """The policy's adapter in the engines' dtype, and peft's description of it, from rank 0: to be called for two
+    def read_adapter(self) -> tuple[None, PackedAdapter]:
+        """The policy's adapter in the engines' dtype, from rank 0 (of others one without tensors): to be called for two
         objects, the first to wait for and the second to hand on."""
         setup = self._setup
         state = adapter_state(self._engine.module.hf, self._rank, DTYPES[setup.engine_dtype])
-        return None, (state, peft_config(setup.learner.lora, setup.model_path).to_dict())
+        return None, pack(state, peft_config(setup.learner.lora, setup.model_path).to_dict())
 
     def probe(self, token_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Log-probabilities of given tokens [L] under the policy as it is, without temperature: [L - 1] float32, from

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
-from rlsys.errors import WorkerError
-from rlsys.models.adapters import FILE
+from rlsys.weights.adapter import PackedAdapter, Sums, check_sums
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM reserves room for."""
@@ -25,8 +20,6 @@ MEMORY = Path("/dev/shm")
 FOLDER = "rlsys-adapter-"
 ROOM = 8
 """Adapters of which size must fit: those of running versions, and what others put there."""
-TOLERANCE = 1e-6
-"""Relative, of sums over the same numbers."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +43,6 @@ class AdapterSlots:
         return arguments if self.quantization is None else arguments | {"quantization": self.quantization}
 
 
-def tensor_sums(tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> dict[str, tuple[int, float]]:
-    """Number and sum of absolute values of both kinds of matrices, as an engine holds them: it multiplies the second
-    kind with the adapter's scale, and rounds to their dtype."""
-    rank = description["r"]
-    scale = description["lora_alpha"] / (math.sqrt(rank) if description["use_rslora"] else rank)
-    sums = {}
-    for kind, factor in (("A", 1.0), ("B", scale)):
-        chosen = [tensor * factor for name, tensor in tensors.items() if f".lora_{kind}." in name]
-        sums[kind] = (len(chosen), math.fsum(float(tensor.double().abs().sum()) for tensor in chosen))
-    return sums
-
-
 class Adapters:
     """What an engine of this worker serves, version by version.
 
@@ -78,28 +59,22 @@ class Adapters:
         self._num_added = 0
         self.version: int | None = None
 
-    async def add(self, state: Mapping[str, torch.Tensor], description: Mapping[str, Any], policy_version: int) -> None:
+    async def add(self, adapter: PackedAdapter, policy_version: int) -> None:
         """Serve a version from now on; requests that run go on under the one they began with.
 
         Raises WorkerError unless the engine holds every matrix as it was sent.
         """
-        from safetensors.torch import save_file
-
         if self._folder is None:
-            self._folder = make_folder(sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
+            self._folder = make_folder(adapter.file.nbytes)
         folder = self._folder / f"version-{policy_version}"
-        folder.mkdir()
-        save_file(dict(state), folder / FILE)
-        (folder / "adapter_config.json").write_text(json.dumps(description, default=_plain))
         try:
-            await self.load(folder, policy_version, tensor_sums(state, description))
+            adapter.write(folder)
+            await self.load(folder, policy_version, adapter.sums)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    async def load(
-        self, folder: Path, policy_version: int, expected: Mapping[str, tuple[int, float]] | None = None
-    ) -> None:
+    async def load(self, folder: Path, policy_version: int, expected: Sums | None = None) -> None:
         """The same from a folder."""
         from vllm.lora.request import LoRARequest
 
@@ -154,17 +129,3 @@ def remove_orphans() -> None:
         owner = folder.name.removeprefix(FOLDER).partition("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def check_sums(expected: Mapping[str, tuple[int, float]], found: Mapping[str, tuple[int, float]], where: str) -> None:
-    """Raise WorkerError when an engine holds other matrices than it was sent."""
-    for kind, (count, total) in expected.items():
-        if found[kind][0] != count or not math.isclose(found[kind][1], total, rel_tol=TOLERANCE, abs_tol=1e-9):
-            raise WorkerError(
-                f"{where}: the engine holds {found[kind][0]} matrices {kind} with absolute values of "
-                f"{found[kind][1]:.6g} in all; the learner sent {count} with {total:.6g}"
-            )
-
-
-def _plain(value: Any) -> Any:
-    return sorted(value) if isinstance(value, set) else str(value)

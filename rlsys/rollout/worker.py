@@ -20,6 +20,7 @@ from rlsys.rollout.trajectory import prompt_logprobs, summary_of, trajectory_of
 from rlsys.runtime.garbage import freeze_started
 from rlsys.spans import Span, Spans
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
+from rlsys.weights.adapter import PackedAdapter
 
 LOADED_VERSION = -1
 """Policy version of weights read from `model.path`, before any broadcast."""
@@ -147,17 +148,15 @@ class RolloutWorker:
         await engine.resume_generation()
         return {"stalled_s": time.perf_counter() - paused, **times}
 
-    async def receive_adapter(
-        self, adapter: tuple[Mapping[str, Any], Mapping[str, Any]], policy_version: int
-    ) -> dict[str, float]:
-        """Serve the policy of an adapter (its matrices, and peft's description) from the next request on.
+    async def receive_adapter(self, adapter: PackedAdapter, policy_version: int) -> dict[str, float]:
+        """Serve the policy of an adapter from the next request on.
 
         Returns: seconds until it is loaded; generation goes on meanwhile.
         """
         assert self._adapters is not None
         started = time.perf_counter()
         with self._spans.span("reload"):
-            await self._adapters.add(*adapter, policy_version)
+            await self._adapters.add(adapter, policy_version)
         self._versions.append(policy_version)
         return {"stalled_s": 0.0, "transfer_s": 0.0, "reload_s": time.perf_counter() - started}
 

@@ -5,8 +5,7 @@ vLLM imports this module in each of its worker processes (`worker_extension_cls`
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
 
 from rlsys.orphans import exit_with_parent
+from rlsys.weights.adapter import Sums, sums
 from rlsys.weights.gloo import GlooChannel
 from rlsys.weights.inbox import Inbox
 from rlsys.weights.manifest import buckets, from_update_info, total_bytes, views
@@ -111,14 +111,17 @@ class WeightReceiver:
         """Whether all of it is here. Raises what the transfer failed of."""
         return self.weight_transfer_engine.inbox.is_done()
 
-    def adapter_sums(self, adapter_id: int) -> dict[str, tuple[int, float]]:
-        """Of an adapter as this process holds it, what `rlsys.rollout.adapters.tensor_sums` gives of its file."""
+    def adapter_sums(self, adapter_id: int) -> Sums:
+        """Of an adapter as this process holds it, what `rlsys.weights.adapter.tensor_sums` gives of its file."""
         manager = self.model_runner.lora_manager._adapter_manager
         held = manager.get_adapter(adapter_id)
         if held is None or adapter_id not in manager.lora_index_to_id:
             raise RuntimeError(f"adapter {adapter_id} is not active; active are {manager.lora_index_to_id}")
         layers = held.loras.values()
-        return {"A": _sums(layer.lora_a for layer in layers), "B": _sums(layer.lora_b for layer in layers)}
+        return {
+            "A": sums(_present(layer.lora_a for layer in layers)),
+            "B": sums(_present(layer.lora_b for layer in layers)),
+        }
 
     def transfer_times(self) -> tuple[float, float]:
         """Seconds that the last transfer took, and that loading waited for it."""
@@ -126,11 +129,11 @@ class WeightReceiver:
         return inbox.transfer_s, inbox.waited_s
 
 
-def _sums(matrices: Iterable[Any]) -> tuple[int, float]:
-    """Number and sum of absolute values; of a layer that vLLM packs of several there is a list, with gaps."""
-    several = [packed if isinstance(packed, list | tuple) else [packed] for packed in matrices]
-    present = [matrix for packed in several for matrix in packed if matrix is not None]
-    return len(present), math.fsum(float(matrix.double().abs().sum()) for matrix in present)
+def _present(matrices: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Of a layer that vLLM packs of several there is a list, with gaps."""
+    for packed in matrices:
+        several = packed if isinstance(packed, list | tuple) else [packed]
+        yield from (matrix for matrix in several if matrix is not None)
 
 
 if "gloo" not in WeightTransferEngineFactory._registry:

@@ -79,22 +79,25 @@ def _heed_adapters(worker: Any) -> None:
 
 def _lose_a_matrix(worker: Any) -> None:
     """What is written has one matrix of zeros; what was promised has not."""
-    import safetensors.torch
+    from safetensors.torch import load_file, save_file
 
-    whole = safetensors.torch.save_file
-    worker._whole = whole
+    from rlsys.weights.adapter import PackedAdapter
 
-    def save(tensors: dict[str, Any], path: Any) -> None:
+    worker._whole = PackedAdapter.write
+
+    def write(packed: PackedAdapter, folder: Path) -> None:
+        worker._whole(packed, folder)
+        tensors = load_file(folder / "adapter_model.safetensors")
         lost = next(name for name in tensors if ".lora_B." in name)
-        whole({**tensors, lost: torch.zeros_like(tensors[lost])}, path)
+        save_file({**tensors, lost: torch.zeros_like(tensors[lost])}, folder / "adapter_model.safetensors")
 
-    safetensors.torch.save_file = save
+    PackedAdapter.write = write  # type: ignore[method-assign]
 
 
 def _lose_none(worker: Any) -> None:
-    import safetensors.torch
+    from rlsys.weights.adapter import PackedAdapter
 
-    safetensors.torch.save_file = worker._whole
+    PackedAdapter.write = worker._whole  # type: ignore[method-assign]
 
 
 @pytest.mark.long

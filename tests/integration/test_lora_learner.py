@@ -78,8 +78,8 @@ def test_a_restored_learner_has_its_adapter_and_its_reference_is_the_base(
         restored = second._all("read_adapter", what="reading")[1][0]
     finally:
         second.kill()
-    assert set(saved) == set(restored)
-    assert all(torch.equal(saved[name], restored[name]) for name in saved)
+    assert saved.sums == restored.sums
+    assert bytes(saved.file) == bytes(restored.file)
 
 
 def call_lead(group: Any, method: str) -> Any:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rlsys.config import LoraConfig, ModelBuild
@@ -31,7 +33,8 @@ from rlsys.models.adapters import (
 from rlsys.models.packing import TokenRow, token_batch
 from rlsys.models.policy import PolicyModel, load_policy
 from rlsys.models.tiny import build_model, save_model
-from rlsys.rollout.adapters import MEMORY, check_sums, make_folder, remove_orphans, tensor_sums
+from rlsys.rollout.adapters import MEMORY, make_folder, remove_orphans
+from rlsys.weights.adapter import check_sums, pack, tensor_sums
 from tests.unit.conftest import TINY
 
 CASES = {
@@ -203,6 +206,21 @@ def test_sums_are_of_what_an_engine_holds_in_half_precision() -> None:
     in_engine *= 32 / 8**0.5  # as vLLM does, in place
     held = {"A": (1, 512.0), "B": (1, float(in_engine.double().abs().sum()))}
     check_sums(tensor_sums(state, description), held, "rollout/0")
+
+
+def test_what_travels_is_the_folder_that_peft_writes(untied: str, tmp_path: Path) -> None:
+    policy = changed(untied, CASES["rslora"])
+    state = {name: parameter.detach().bfloat16() for name, parameter in adapter_parameters(policy.hf).items()}
+    config = peft_config(CASES["rslora"], untied)
+    sent = pickle.loads(pickle.dumps(pack(state, config.to_dict())))
+    sent.write(tmp_path / "sent")
+    write_adapter(tmp_path / "saved", state, config)
+    sent_file, saved_file = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("sent", "saved"))
+    assert set(sent_file) == set(saved_file)
+    assert all(torch.equal(sent_file[name], saved_file[name]) for name in saved_file)
+    ours, peft_s = (PeftConfig.from_pretrained(str(tmp_path / name)) for name in ("sent", "saved"))
+    for key in ("r", "lora_alpha", "use_rslora", "target_modules", "base_model_name_or_path", "task_type"):
+        assert getattr(ours, key) == getattr(peft_s, key)
 
 
 def test_adapters_of_killed_workers_are_removed() -> None:

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from rlsys.errors import WorkerError
-from rlsys.rollout.adapters import Adapters, AdapterSlots, tensor_sums
+from rlsys.rollout.adapters import Adapters, AdapterSlots
+from rlsys.weights.adapter import PackedAdapter, pack, tensor_sums
 
 DESCRIPTION = {"r": 2, "lora_alpha": 4, "use_rslora": False}
 
 
-def state(value: float) -> dict[str, torch.Tensor]:
-    return {"a.lora_A.weight": torch.full((2, 3), value), "a.lora_B.weight": torch.full((3, 2), value)}
+def packed(value: float) -> PackedAdapter:
+    tensors = {"a.lora_A.weight": torch.full((2, 3), value), "a.lora_B.weight": torch.full((3, 2), value)}
+    return pack(tensors, DESCRIPTION)
 
 
 class Engine:
@@ -62,9 +64,9 @@ def files(adapters: Adapters) -> list[str]:
 
 def test_a_version_stays_until_its_last_request_has_ended(engine: Engine, adapters: Adapters) -> None:
     async def scenario() -> None:
-        await adapters.add(state(1.0), DESCRIPTION, 0)
+        await adapters.add(packed(1.0), 0)
         requests = [adapters.begin() for _ in range(2)]
-        await adapters.add(state(2.0), DESCRIPTION, 1)
+        await adapters.add(packed(2.0), 1)
         newer = adapters.begin()
         assert [version for version, _ in requests] == [0, 0]
         assert newer[0] == 1
@@ -82,9 +84,9 @@ def test_a_version_stays_until_its_last_request_has_ended(engine: Engine, adapte
 
 def test_while_a_version_loads_requests_begin_under_the_one_before(engine: Engine, adapters: Adapters) -> None:
     async def scenario() -> None:
-        await adapters.add(state(1.0), DESCRIPTION, 0)
+        await adapters.add(packed(1.0), 0)
         engine.loading.clear()
-        loading = asyncio.create_task(adapters.add(state(2.0), DESCRIPTION, 1))
+        loading = asyncio.create_task(adapters.add(packed(2.0), 1))
         await asyncio.sleep(0)
         version, _ = adapters.begin()
         assert version == 0
@@ -100,7 +102,7 @@ def test_while_a_version_loads_requests_begin_under_the_one_before(engine: Engin
 
 def test_what_does_not_arrive_whole_is_never_served(engine: Engine, adapters: Adapters) -> None:
     async def scenario() -> None:
-        await adapters.add(state(1.0), DESCRIPTION, 0)
+        await adapters.add(packed(1.0), 0)
         real = engine.collective_rpc
 
         async def less(method: str, args: tuple[int]) -> list[Any]:
@@ -109,7 +111,7 @@ def test_what_does_not_arrive_whole_is_never_served(engine: Engine, adapters: Ad
 
         engine.collective_rpc = less  # type: ignore[method-assign]
         with pytest.raises(WorkerError, match="rollout-0, policy version 1: the engine holds 0 matrices B"):
-            await adapters.add(state(2.0), DESCRIPTION, 1)
+            await adapters.add(packed(2.0), 1)
         assert adapters.begin()[0] == 0
         assert files(adapters) == ["version-0"]
 
