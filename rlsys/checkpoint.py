@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from rlsys.config import CheckpointConfig
+
 STATE_FILE = "state.json"
 
 
@@ -31,6 +33,11 @@ def checkpoints(run_dir: Path) -> list[Path]:
     found = (run_dir / "checkpoints").glob("step-*")
     complete = [folder for folder in found if (folder / STATE_FILE).is_file()]
     return sorted(complete, key=lambda folder: int(folder.name.removeprefix("step-")))
+
+
+def is_due(config: CheckpointConfig, step: int, num_steps: int) -> bool:
+    """Whether a checkpoint follows this step."""
+    return (config.every > 0 and step % config.every == 0) or (config.last and step == num_steps)
 
 
 def save(run_dir: Path, state: RunState, write: Callable[[str], None], *, keep: int) -> Path:

@@ -253,7 +253,8 @@ class EvalConfig:
 
 @dataclass
 class CheckpointConfig:
-    every: int = 0  # steps; 0: only none
+    every: int = 0  # steps; 0: none on the way
+    last: bool = True  # one after the last step
     keep: int = 2
 
 

@@ -43,7 +43,9 @@ class FinishedRun:
         """The newest checkpoint, or that of `step`. Raises ConfigError with those that there are."""
         found = {int(folder.name.removeprefix("step-")): folder for folder in checkpoints(self.folder)}
         if not found:
-            raise ConfigError(f"{self.folder} has no checkpoint: train with checkpoint.every=N")
+            raise ConfigError(
+                f"{self.folder} has no checkpoint: one comes after the last step, and every N with checkpoint.every=N"
+            )
         if step is None:
             return found[max(found)]
         if step not in found:

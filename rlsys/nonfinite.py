@@ -9,6 +9,7 @@ from pathlib import Path
 from rlsys.checkpoint import RunState
 from rlsys.errors import RlsysError
 from rlsys.metrics.step import Metrics
+from rlsys.transcript import SURROGATES
 from rlsys.types import Offender, Reward, RolloutGroup, TextRef, Trajectory
 
 MAX_DUMPED = 64
@@ -67,7 +68,8 @@ class NonFiniteGuard:
         rewards: Sequence[Sequence[Reward]],
     ) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"step-{step:06d}.jsonl").open("w", encoding="utf-8") as file:
+        path = self._folder / f"step-{step:06d}.jsonl"
+        with path.open("w", encoding="utf-8", errors=SURROGATES) as file:
             for offender in offenders[:MAX_DUMPED]:
                 group, reward = groups[offender.group], rewards[offender.group][offender.sample]
                 trajectory = self._fetch(group)[offender.sample]

@@ -137,8 +137,7 @@ def _finish_step(run: Run, metrics: Metrics, *, evaluated: Metrics) -> None:
 
 
 def _checkpoint(run: Run, step: int) -> None:
-    every, last = run.config.checkpoint.every, step == run.config.train.num_steps
-    if every == 0 or (step % every and not last):
+    if not checkpoint.is_due(run.config.checkpoint, step, run.config.train.num_steps):
         return
     now, guard = run.coefficients, run.guard
     state = checkpoint.RunState(

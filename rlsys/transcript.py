@@ -12,6 +12,8 @@ import numpy as np
 from rlsys.config import LoggingConfig
 from rlsys.types import Experience, Reward, RolloutGroup, TextRef, Trajectory, TrajectorySummary
 
+SURROGATES = "backslashreplace"
+"""Half a character, as a model's JSON may hold one, is no UTF-8; its escape is what JSON has for it."""
 DIGITS = 4
 """Of log-probabilities and advantages: a file for people, not for training."""
 
@@ -58,8 +60,11 @@ class Transcript:
         if every == 0 or step % every:
             return
         self._folder.mkdir(exist_ok=True)
-        advantages = {(row.group, row.sample): row.advantage for row in experience.rows} if experience else {}
-        with (self._folder / f"step-{step:06d}.jsonl").open("w", encoding="utf-8") as file:
+        advantages: dict[tuple[int, int], float] = {}
+        if experience is not None and experience.estimates is None:  # else every token has its own
+            advantages = {(row.group, row.sample): row.advantage for row in experience.rows}
+        path = self._folder / f"step-{step:06d}.jsonl"
+        with path.open("w", encoding="utf-8", errors=SURROGATES) as file:
             for number, group in enumerate(groups):
                 own = trained.get(number)
                 of_group = [None if own is None else advantages.get((own, s)) for s in range(len(rewards[number]))]

@@ -145,13 +145,13 @@ def rollout(
         "finished": started + 1.25 + 0.01 * sample,
         "reward": reward,
         "outcome": outcome,
-        "advantage": None if reward is None else reward - 0.5,
+        "advantage": None if reward is None or group == 1 else reward - 0.5,
         "parts": {"math_answer": {"value": reward, "outcome": outcome}, "format": {"value": 1.0, "outcome": "ok"}},
     }
     if tokenizer is not None and group < recipe.token_groups:
         ids = [int(token) for token in tokenizer(response)["input_ids"]]
         tokens: dict[str, Any] = {"ids": ids, "logprobs": [round(-chance.expovariate(1.5), 4) for _ in ids]}
-        if group == 1:  # as with a critic
+        if group == 1:  # as with a critic: only tokens have advantages
             tokens["advantages"] = [round(chance.gauss(0.0, 0.4), 4) for _ in ids]
         row["tokens"] = tokens
     return row

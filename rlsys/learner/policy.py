@@ -64,7 +64,8 @@ class PolicyWorker(GangWorker):
 
     def export_weights(self) -> dict[str, Any]:
         """CUDA IPC handles of the policy, for engines on the same GPU."""
-        return self._sender.export_ipc()
+        with self._spans.span("broadcast"):
+            return self._sender.export_ipc()
 
     def read_weights(self) -> dict[str, torch.Tensor]:
         """The whole policy on the CPU, from rank 0; the other ranks take part in the gathering."""
@@ -74,8 +75,9 @@ class PolicyWorker(GangWorker):
         """The policy's adapter in the engines' dtype, from rank 0 (of others one without tensors): to be called for two
         objects, the first to wait for and the second to hand on."""
         setup = self._setup
-        state = adapter_state(self._engine.module.hf, self._rank, DTYPES[setup.engine_dtype])
-        return None, pack(state, peft_config(setup.learner.lora, setup.model_path).to_dict())
+        with self._spans.span("broadcast"):
+            state = adapter_state(self._engine.module.hf, self._rank, DTYPES[setup.engine_dtype])
+            return None, pack(state, peft_config(setup.learner.lora, setup.model_path).to_dict())
 
     def probe(self, token_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Log-probabilities of given tokens [L] under the policy as it is, without temperature: [L - 1] float32, from

@@ -36,6 +36,7 @@ class RunLog:
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / "metrics.jsonl"
         _drop_after(path, resume_step)
+        _drop_rollouts_after(run_dir, resume_step)
         self._metrics = path.open("a", encoding="utf-8")
         self._trackers = Trackers(config.trackers, Start(run_dir, settings or {}, resume_step, say))
 
@@ -72,3 +73,10 @@ def _drop_after(path: Path, step: int) -> None:
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
     kept = [line for line in lines if json.loads(line)["step"] <= step]
     path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _drop_rollouts_after(run_dir: Path, step: int) -> None:
+    """The same of rollouts, which would stand beside other metrics, for good where fewer are written now."""
+    for path in (run_dir / "rollouts").glob("step-*.jsonl"):
+        if int(path.stem.removeprefix("step-")) > step:
+            path.unlink()

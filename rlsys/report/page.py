@@ -102,6 +102,7 @@ def _described(
             "shown": len(kept.index.get("step", ())),
             "names": kept.names,
             "starts": kept.starts,
+            "largest_advantage": kept.largest_advantage,
         },
         "timelines": [
             {"file": one.file, "shown": len(one.start), "spans": one.num_spans, "steps": [n for n, _ in one.steps]}

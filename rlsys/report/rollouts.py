@@ -32,6 +32,7 @@ class Rollouts:
     chunks: list[str] = field(default_factory=list)  # packed
     starts: list[int] = field(default_factory=list)  # number of each chunk's first rollout
     num_undecoded: int = 0  # with tokens that nothing could read
+    largest_advantage: float = 0.0  # by size, of rollouts and of tokens
 
 
 class Collector:
@@ -62,6 +63,7 @@ class Collector:
         }
         for name, value in line.items():
             self.rollouts.index.setdefault(name, []).append(value)
+        self._measure(line["advantage"], *text.get("tokens", {}).get("advantages", ()))
         self._texts.append(text)
         self._size += len(text["response"]) + 12 * len(text.get("tokens", {}).get("pieces", ())) + 100
         self._count += 1
@@ -73,6 +75,10 @@ class Collector:
         if self._texts:
             self.rollouts.chunks.append(self._pack(self._texts))
         self._texts, self._size = [], 0
+
+    def _measure(self, *advantages: float | None) -> None:
+        sizes = [abs(value) for value in advantages if value is not None]
+        self.rollouts.largest_advantage = max(self.rollouts.largest_advantage, *sizes, 0.0)
 
     def _named(self, column: str, name: Any) -> int:
         return self._place(column, "unknown" if name is None else str(name), self.rollouts.names.setdefault(column, []))

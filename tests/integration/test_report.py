@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -249,6 +250,15 @@ def alpha(colour: str) -> float:
     return float(parts[3]) if len(parts) == 4 else 1.0
 
 
+def largest_advantage(page: Path) -> float:
+    """By size, of every rollout and every token."""
+    found = [0.0]
+    for path in (page.parent / "rollouts").glob("step-*.jsonl"):
+        for row in map(json.loads, path.read_text().splitlines()):
+            found += [row["advantage"] or 0.0, *row.get("tokens", {}).get("advantages", ())]
+    return max(abs(value) for value in found)
+
+
 def test_tokens_are_coloured_by_probability_and_by_advantage(opened: Browser, page: Path) -> None:
     row = 4  # the first of the first step's second group, whose tokens have advantages of their own
     opened.run(f"document.querySelectorAll('tr[data-row]')[{row}].click()")
@@ -261,7 +271,7 @@ def test_tokens_are_coloured_by_probability_and_by_advantage(opened: Browser, pa
     expected = [0.75 * (1 - np.exp(tokens["logprobs"][i])) for i in visible]
     assert [alpha(colour) for colour in colours(opened)] == pytest.approx(expected, abs=0.005)
     choose(opened, "mode", "advantage")
-    scale = 0.5  # the run's largest advantage
+    scale = largest_advantage(page)
     expected = [0.75 * min(abs(tokens["advantages"][i]) / scale, 1) for i in visible]
     found = colours(opened)
     assert [alpha(colour) for colour in found] == pytest.approx(expected, abs=0.005)
@@ -322,6 +332,20 @@ def test_two_runs_are_overlaid_and_changed_over(browser: Browser, tmp_path: Path
     assert counted(browser) == "12 of 12 rollouts"
     choose(browser, "groups", "on")
     assert counted(browser) == "12 of 12 rollouts in 6 groups"
+    assert browser.complaints == []
+
+
+def test_the_first_run_with_rollouts_is_shown_under_its_name(browser: Browser, tmp_path: Path) -> None:
+    bare = write_run(tmp_path / "bare", RECIPE)
+    shutil.rmtree(bare / "rollouts")
+    second = write_run(tmp_path / "second", Recipe(num_steps=3, num_groups=2, num_samples=2))
+    report([str(bare), str(second), "--output", str(tmp_path / "both.html")])
+    browser.open(tmp_path / "both.html")
+    shown = "document.querySelector('select[name=run]').selectedOptions[0].textContent"
+    assert (counted(browser), browser.run(shown)) == ("12 of 12 rollouts", "second")
+    browser.run("document.querySelector('button[type=reset]').click()")
+    browser.run("new Promise((resolve) => setTimeout(resolve, 200))")
+    assert (counted(browser), browser.run(shown)) == ("12 of 12 rollouts", "second")
     assert browser.complaints == []
 
 

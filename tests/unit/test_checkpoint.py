@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.checkpoint import RunState, checkpoints, load_state, save
+from rlsys.checkpoint import RunState, checkpoints, is_due, load_state, save
+from rlsys.config import CheckpointConfig
 
 
 def write(folder: str) -> None:
@@ -23,6 +24,15 @@ def saved(run_dir: Path, *steps: int, keep: int = 10) -> list[str]:
 def test_a_run_without_checkpoints(tmp_path: Path) -> None:
     assert checkpoints(tmp_path) == []
     assert checkpoints(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("every", "last", "steps"),
+    [(0, True, [5]), (2, True, [2, 4, 5]), (2, False, [2, 4]), (0, False, []), (5, True, [5])],
+)
+def test_they_follow_every_so_many_steps_and_the_last(every: int, last: bool, steps: list[int]) -> None:
+    config = CheckpointConfig(every=every, last=last)
+    assert [step for step in range(1, 6) if is_due(config, step, 5)] == steps
 
 
 def test_what_is_saved_is_read_back(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_the_page_holds_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "shown": 80,
         "names": {"outcome": ["ok", "timeout"], "ended": ["stop", "length"]},
         "starts": [0],
+        "largest_advantage": 0.5,
     }
     assert unpacked(page, "0-curves")["values"]["my/own_number"] == [None, 7.0, 14.0, 21.0, 28.0, 35.0]
     assert len(unpacked(page, "0-texts-0")) == 80

@@ -117,6 +117,7 @@ def test_tokens_are_decoded_and_rounded(tmp_path: Path) -> None:
     assert text["tokens"] == {"pieces": ["a", "c"], "logprobs": [-0.1235, None], "advantages": [0.5, -1.0]}
     assert rollouts.index["tokens"] == [1]
     assert rollouts.num_undecoded == 0
+    assert rollouts.largest_advantage == 1.0  # a token's, by size
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,14 @@ def test_a_resumed_run_drops_the_steps_that_it_runs_again(tmp_path: Path) -> Non
     assert [(row["step"], row["a"]) for row in lines(path)] == [(0, 0.5), (1, 1.5), (2, 2.5), (3, -1)]
 
 
+def test_a_resumed_run_drops_the_rollouts_of_these_steps(tmp_path: Path) -> None:
+    (tmp_path / "rollouts").mkdir()
+    for step in (1, 2, 3, 1000000):
+        (tmp_path / "rollouts" / f"step-{step:06d}.jsonl").write_text("{}\n")
+    open_log(tmp_path, resume_step=2).close()
+    assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == ["step-000001.jsonl", "step-000002.jsonl"]
+
+
 def test_what_an_earlier_start_wrote_is_kept_aside(tmp_path: Path) -> None:
     assert set_aside(tmp_path) is None
     for start in (1, 2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,15 @@ def test_advantages_of_tokens_where_they_have_their_own(tmp_path: Path) -> None:
     make(tmp_path).write(1, [group(0, [summary(3)])], [[reward(1.0)]], {0: 0}, made)
     (row,) = lines(tmp_path / "rollouts" / "step-000001.jsonl")
     assert row["tokens"]["advantages"] == [2.0, 3.0, 4.0]
+    assert row["advantage"] is None
+
+
+def test_half_a_character_is_written_as_its_escape(tmp_path: Path) -> None:
+    """As `json.loads` makes one of a model's JSON."""
+    odd = replace(reward(1.0), extra={"parsed": "\ud83d!"})
+    make(tmp_path).write(1, [group(0, [summary(3)], text="naïve")], [[odd]], {}, None)
+    (row,) = lines(tmp_path / "rollouts" / "step-000001.jsonl")
+    assert (row["prompt"], row["extra"]) == ("naïve", {"parsed": "\ud83d!"})
 
 
 def test_token_arrays_are_fetched_of_few_groups(tmp_path: Path) -> None:

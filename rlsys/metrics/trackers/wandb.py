@@ -9,7 +9,7 @@ from typing import Literal
 from rlsys.metrics.row import numbers
 from rlsys.metrics.trackers import Start, register
 
-UPLOAD_S = 60.0
+UPLOAD_S = 5.0
 """How long the library may go on uploading when the process ends; what is left stays in the run's folder."""
 
 

@@ -12,7 +12,7 @@ class RunRollouts {
     const { groups, of } = this.count ? groupsOf(index) : { groups: [], of: [] };
     this.groups = groups;
     this.groupOf = of;
-    this.scale = this.count ? advantageScale(index) : 0;
+    this.scale = run.rollouts.largest_advantage; // its colour is the strongest
   }
 
   prompts() {

@@ -46,6 +46,10 @@ class RolloutBrowser {
     const form = el("form", { class: "filters" }, ...fields, el("button", { type: "reset" }, "Reset"), this.legend);
     form.elements.mode.value = "probability";
     form.elements.mode.querySelector("[value=probability]").defaultSelected = true;
+    if (this.runs.length > 1) {
+      const first = form.elements.run.options[this.runs.indexOf(this.run)];
+      first.selected = first.defaultSelected = true; // what a reset comes back to
+    }
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("input", (event) => this.changed(event.target.name));
     form.addEventListener("reset", () => setTimeout(() => this.changed("run")));

@@ -59,11 +59,6 @@ function strength(share) {
   return (0.75 * share).toFixed(3);
 }
 
-/** The largest advantage of a run, by size: its colour is the strongest. */
-function advantageScale(index) {
-  return index.advantage.reduce((most, value) => Math.max(most, Math.abs(value ?? 0)), 0);
-}
-
 function legend(mode, scale) {
   if (mode === "none") return el("span", { class: "legend" });
   const ends = mode === "probability" ? ["1", "0"] : [number(-scale), number(scale)];
