@@ -178,7 +178,7 @@ class ScoringConfig:
     whole_groups: bool = False  # a function sees a prompt's responses together, not each as it finishes
     num_cpus: float = 1.0
     num_gpus: float = 0.0  # of each worker, or a share of one: for reward models
-    deadline_s: float = 600.0
+    deadline_s: float = 900.0  # of one call of a worker, with every retry in it
 
 
 @dataclass

@@ -11,14 +11,15 @@ from typing import Any
 from rlsys import rewards
 from rlsys.algorithms import advantages
 from rlsys.bounds import check_bounds, one_of
-from rlsys.config import Config, DataConfig
+from rlsys.config import Config, DataConfig, ScoringConfig
 from rlsys.errors import ConfigError
 from rlsys.metrics.trackers.choice import chosen
 from rlsys.models.packing import LAYOUTS
 from rlsys.needs import needs_critic, reference_workers
 from rlsys.preflight_adapters import check_adapter, check_lora
 from rlsys.preflight_algorithm import check_algorithm
-from rlsys.scoring.call import check_reward
+from rlsys.scoring.call import check_reward, deadline_of
+from rlsys.scoring.process import longest_s
 from rlsys.types import Prompt
 from rlsys.weights.verify import DEFAULT_BOUNDS
 
@@ -150,6 +151,17 @@ def _check_reward_list(config: Config) -> None:
         deadline = spec.get("deadline_s", 1.0)
         if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0:
             raise ConfigError(f"rewards: the deadline_s of '{spec['name']}' is {deadline!r}, not a number of seconds")
+        _check_deadline(config.scoring, spec)
+
+
+def _check_deadline(scoring: ScoringConfig, spec: Mapping[str, Any]) -> None:
+    """A function that hangs must be killed before its worker counts as lost."""
+    call, row = (deadline_of(spec, default) for default in (scoring.function_deadline_s, scoring.row_deadline_s))
+    if longest_s(call, row) >= scoring.deadline_s:
+        raise ConfigError(
+            f"rewards: '{spec['name']}' may take {call:g} s for a call and as long for its retries, which "
+            f"scoring.deadline_s={scoring.deadline_s:g} does not leave: set it to more than {longest_s(call, row):g}"
+        )
 
 
 def _check_devices(config: Config, *, training: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,17 +36,18 @@ class UnavailableError(Exception):
 class Http:
     """Scores of a service: `rlsys serve-reward` on another machine, or one of OpenRLHF's `remote_rm_url` kind.
 
-    Rows travel in batches. A batch that gets no answer is tried again a bounded number of times, after waits that
-    double and are drawn at random; then its rows are errors. After several such failures in a row nothing is sent for a
-    while
-    (circuit breaker): a service that is down costs its rows, not minutes of the run.
+    Rows travel in batches, a prompt's responses together. A batch that gets no answer is tried again a bounded number
+    of times, after waits that double and are drawn at random; then its rows are errors. After several such failures in
+    a row nothing is sent for a while (circuit breaker): a service that is down costs its rows, not minutes of the run.
 
     Args:
         url: where to post; with `rlsys serve-reward` it ends in `/score`.
         token_env: name of the environment variable with the bearer token; empty for none.
         protocol: `rlsys` sends prompts, completions, completion_ids and columns; `openrlhf` sends queries (prompt and
             completion as one text), prompts and labels (the `answer` column).
-        timeout_s: of one try; max_tries of them. What the call's deadline leaves no time for is an error of its rows.
+        timeout_s: of one try, longer than the service's own deadline; max_tries of them. What the call's deadline
+            leaves no time for is an error of its rows.
+        columns: of the data set, that are sent; null for all.
         breaker_failures: tries in a row that failed until it opens, for breaker_s seconds.
     """
 
@@ -56,17 +59,19 @@ class Http:
         protocol: Literal["rlsys", "openrlhf"] = "rlsys",
         batch_size: int = 64,
         num_parallel: int = 4,
-        timeout_s: float = 20.0,
+        timeout_s: float = 40.0,
         max_tries: int = 4,
         wait_s: float = 0.5,
         breaker_failures: int = 5,
         breaker_s: float = 30.0,
+        columns: Sequence[str] | None = None,
     ) -> None:
         import httpx
 
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"reward 'http': url={url}: it must begin with http:// or https://")
         self._url, self._protocol = url, protocol
+        self._columns = columns
         self._batch_size, self._timeout_s = batch_size, timeout_s
         self._max_tries, self._wait_s = max_tries, wait_s
         token = secret(token_env, "reward 'http': token_env")
@@ -88,13 +93,14 @@ class Http:
     ) -> Scores:
         """One score a completion; what a function behind `rlsys serve-reward` notes is noted here."""
         end = time.monotonic() + deadline_s - MARGIN_S
-        parts = [slice(start, start + self._batch_size) for start in range(0, len(completions), self._batch_size)]
+        parts = batches(prompts, self._batch_size)
+        sent = self._sendable(columns)
         bodies = [
             self._body(
                 prompts[part],
                 completions[part],
                 completion_ids[part],
-                {name: column[part] for name, column in columns.items()},
+                {name: column[part] for name, column in sent.items()},
                 trainer_state.global_step,
             )
             for part in parts
@@ -105,12 +111,26 @@ class Http:
         _note(answers, sizes, log_metric, log_extra)
         return [score for answer, size in zip(answers, sizes, strict=True) for score in _scores(answer, size)]
 
+    def _sendable(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """The columns that are to be sent. Raises ValueError for one that is no JSON."""
+        names = columns if self._columns is None else [name for name in columns if name in self._columns]
+        chosen = {name: list(columns[name]) for name in names}
+        for name, column in chosen.items():
+            try:
+                json.dumps(column, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"the column '{name}' cannot be sent ({error}): name those that the service needs in the option "
+                    "'columns'"
+                ) from error
+        return chosen
+
     def _body(
         self,
         prompts: Sequence[Any],
         completions: Sequence[Any],
         completion_ids: Sequence[list[int]],
-        columns: Mapping[str, Sequence[Any]],
+        columns: Mapping[str, list[Any]],
         step: int,
     ) -> dict[str, Any]:
         if self._protocol == "openrlhf":
@@ -121,7 +141,7 @@ class Http:
             "prompts": list(prompts),
             "completions": list(completions),
             "completion_ids": list(completion_ids),
-            "columns": {name: list(column) for name, column in columns.items()},
+            "columns": dict(columns),
             "step": step,
         }
 
@@ -174,6 +194,20 @@ class Http:
         return answer
 
 
+def batches(prompts: Sequence[Any], size: int) -> list[slice]:
+    """Rows in order, `size` of them or one prompt's whole group, whichever is more: a service may compare these."""
+    found: list[slice] = []
+    start = 0
+    for _, same in itertools.groupby(prompts):
+        end = start + len(list(same))
+        if found and end - found[-1].start <= size:
+            found[-1] = slice(found[-1].start, end)
+        else:
+            found.append(slice(start, end))
+        start = end
+    return found
+
+
 def _scores(answer: dict[str, Any] | Failed, size: int) -> Scores:
     if isinstance(answer, Failed):
         return [answer] * size
@@ -185,7 +219,8 @@ def _note(answers: Sequence[dict[str, Any] | Failed], sizes: Sequence[int], log_
     whole = [answer if isinstance(answer, dict) else {} for answer in answers]
     for answer in whole:
         for name, value in (answer.get("metrics") or {}).items():
-            log_metric(name, float(value))
+            if isinstance(value, int | float):  # NaN arrives as null
+                log_metric(name, value)
     names = {name for answer in whole for name in (answer.get("extra") or {})}
     for name in sorted(names):
         columns = [(answer.get("extra") or {}).get(name) for answer in whole]

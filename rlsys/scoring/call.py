@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ class RewardLog:
     def metric(self, name: str, value: float) -> None:
         self.metrics.setdefault(name, []).append(float(value))
 
-    def column(self, name: str, values: list[Any]) -> None:
-        self.extra.setdefault(name, []).extend(values)
+    def column(self, column: str, values: list[Any]) -> None:  # TRL's names: functions may give them as keywords
+        self.extra.setdefault(column, []).extend(values)
 
     def plain(self) -> RewardLog:
         """With nothing that only the function's own process knows: its classes, arrays, numbers of other libraries."""
@@ -87,6 +88,9 @@ class TrainerState:
     global_step: int
     max_steps: int = 0
     epoch: float = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"trainer_state has no '{name}' here: it has {', '.join(self.__dataclass_fields__)}")
 
 
 def absolute(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,6 +113,11 @@ def _is_there(path: str) -> bool:
 
 def _resolved(path: str) -> str:
     return str(Path(path).expanduser().resolve())
+
+
+def deadline_of(spec: Mapping[str, Any], default: float) -> float:
+    """Seconds that a call may take: as its entry says, as it was registered with, or `default`."""
+    return float(spec.get("deadline_s") or rewards.registry.fact(str(spec["name"]), "deadline_s", default))
 
 
 def bind_reward(spec: Mapping[str, Any]) -> Callable[..., Any]:
@@ -199,7 +208,7 @@ def call_reward(function: Callable[..., Any], request: RewardRequest, log: Rewar
     }
     result = function(**_accepted(function, arguments))
     if inspect.isawaitable(result):
-        result = asyncio.run(_await(result))
+        result = _event_loop().run(_await(result))
     scores = [value if value is None or isinstance(value, Failed) else float(value) for value in result]
     if len(scores) != len(request):
         raise ValueError(f"returned {len(scores)} rewards for {len(request)} completions")
@@ -221,6 +230,12 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     options = getattr(function, "keywords", {})
     parameters = inspect.signature(function).parameters
     return {name: p for name, p in parameters.items() if p.kind in named and name not in options}
+
+
+@cache
+def _event_loop() -> asyncio.Runner:
+    """One for every call: clients and locks that a function keeps belong to the loop they were made in."""
+    return asyncio.Runner()
 
 
 async def _await(result: Any) -> Any:

@@ -30,6 +30,11 @@ from rlsys.types import Outcome, RewardPart
 START_DEADLINE_S = 300.0
 
 
+def longest_s(call_deadline_s: float, row_deadline_s: float) -> float:
+    """Seconds of `RewardProcess.score` with a call that fails and every retry."""
+    return call_deadline_s + max(call_deadline_s, row_deadline_s)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What one call gave: a part a row, or the failure of the call as a whole."""
@@ -40,10 +45,17 @@ class Answer:
 
 
 class RewardProcess:
-    """One reward function (an entry of `rewards`) behind a pipe, restarted after every kill."""
+    """One reward function (an entry of `rewards`) behind a pipe, restarted after every kill.
 
-    def __init__(self, spec: Mapping[str, Any], *, call_deadline_s: float, row_deadline_s: float) -> None:
+    Args:
+        whole_groups: it sees a prompt's responses together, in a retry as well.
+    """
+
+    def __init__(
+        self, spec: Mapping[str, Any], *, call_deadline_s: float, row_deadline_s: float, whole_groups: bool = False
+    ) -> None:
         self._spec = dict(spec)
+        self._whole_groups = whole_groups or registry.fact(str(spec["name"]), "whole_groups", False)
         self._call_deadline_s = call_deadline_s
         self._row_deadline_s = row_deadline_s
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,7 +67,7 @@ class RewardProcess:
         a function that compares a prompt's responses prompt by prompt.
 
         Rows that come after `call_deadline_s` of retries are counted as timeouts: one bad batch must not hold up the
-        step for rows * deadline.
+        step for rows * deadline. It takes `longest_s` of these deadlines, and the restarts of what was killed.
         """
         answer = self._call(request, self._call_deadline_s)
         if answer.failure is None:
@@ -63,12 +75,12 @@ class RewardProcess:
         rows: list[RewardPart] = []
         log = RewardLog()
         end = time.monotonic() + max(self._call_deadline_s, self._row_deadline_s)
-        whole = registry.fact(str(self._spec["name"]), "whole_groups", False)
-        for size in request.runs_of_prompts() if whole else [1] * len(request):
-            if time.monotonic() >= end:
+        for size in request.runs_of_prompts() if self._whole_groups else [1] * len(request):
+            left = end - time.monotonic()
+            if left <= 0:
                 rows += [RewardPart(None, "timeout", "not tried: earlier rows used up the deadline")] * size
                 continue
-            part = self._call(request.part(len(rows), len(rows) + size), self._row_deadline_s)
+            part = self._call(request.part(len(rows), len(rows) + size), min(self._row_deadline_s, left))
             rows += part.parts if part.failure is None else [part.failure] * size
             log.merge(part.log)
         return rows, log

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 from rlsys.chunks import Place, picked
 from rlsys.config import ScoringConfig
 from rlsys.models.resolve import load_tokenizer
-from rlsys.rewards import content, registry
+from rlsys.rewards import content
 from rlsys.runtime.garbage import freeze_started
-from rlsys.scoring.call import RewardRequest
+from rlsys.scoring.call import RewardRequest, deadline_of
 from rlsys.scoring.combine import combine
 from rlsys.scoring.process import RewardProcess
 from rlsys.spans import Span, Spans
@@ -47,6 +47,7 @@ class RewardWorker:
                 spec,
                 call_deadline_s=deadline_of(spec, config.function_deadline_s),
                 row_deadline_s=deadline_of(spec, config.row_deadline_s),
+                whole_groups=config.whole_groups,
             )
             for label, spec in labelled(rewards)
         }
@@ -107,11 +108,6 @@ class RewardWorker:
             num_steps=self._extent.num_steps,
             epoch=step / self._extent.steps_per_epoch,
         )
-
-
-def deadline_of(spec: Mapping[str, Any], default: float) -> float:
-    """Seconds that a call may take: as its entry says, as it was registered with, or `default`."""
-    return float(spec.get("deadline_s") or registry.fact(str(spec["name"]), "deadline_s", default))
 
 
 def labelled(rewards: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

@@ -30,12 +30,16 @@ class ScoreRequest(BaseModel):
 
 
 class Processes:
-    """A reward function in several processes; a call gets one to itself."""
+    """A reward function in several processes; a request gets one to itself, for at most `deadline_s`."""
 
-    def __init__(self, spec: dict[str, Any], count: int, deadline_s: float) -> None:
+    def __init__(self, spec: dict[str, Any], count: int, deadline_s: float, *, whole_groups: bool = False) -> None:
         self._free: queue.SimpleQueue[RewardProcess] = queue.SimpleQueue()
         self._all = [
-            RewardProcess(spec, call_deadline_s=deadline_s, row_deadline_s=deadline_s / 4) for _ in range(count)
+            # Half for the call, and half for the retries of one that failed.
+            RewardProcess(
+                spec, call_deadline_s=deadline_s / 2, row_deadline_s=deadline_s / 8, whole_groups=whole_groups
+            )
+            for _ in range(count)
         ]
         for process in self._all:
             process.start()

@@ -11,7 +11,10 @@ from omegaconf import OmegaConf
 
 from rlsys.credentials import secret
 from rlsys.errors import ConfigError
-from rlsys.scoring.call import absolute, check_options
+from rlsys.scoring.call import absolute, check_options, deadline_of
+
+CALL_S = 15.0
+"""Of a call, where neither the command line nor the reward says otherwise."""
 
 
 def serve_reward(arguments: Sequence[str]) -> None:
@@ -25,7 +28,15 @@ def serve_reward(arguments: Sequence[str]) -> None:
     parser.add_argument("--port", type=int, default=8300)
     parser.add_argument("--token-env", metavar="NAME", help="environment variable with the bearer token to ask for")
     parser.add_argument("--processes", type=int, default=2, help="calls that are scored at once")
-    parser.add_argument("--deadline", type=float, default=15.0, metavar="S", help="seconds that one call may take")
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        metavar="S",
+        help="seconds that one request may take, with retries of its rows (default: 30, or what the reward needs)",
+    )
+    parser.add_argument(
+        "--whole-groups", action="store_true", help="the function compares a prompt's completions: never part them"
+    )
     given = parser.parse_args(arguments)
     token = checked_token(given.host, given.token_env)
     spec = absolute({"name": given.reward, **_options(given.options)})
@@ -35,10 +46,15 @@ def serve_reward(arguments: Sequence[str]) -> None:
 
     from rlsys.serve.app import Processes, build_app
 
-    processes = Processes(spec, given.processes, given.deadline)
+    deadline_s = given.deadline or 2 * deadline_of(spec, CALL_S)
+    processes = Processes(spec, given.processes, deadline_s, whole_groups=given.whole_groups)
     try:
-        print(f"rlsys: serving {given.reward} on http://{given.host}:{given.port}/score", flush=True)
-        uvicorn.run(build_app(processes, token, given.deadline), host=given.host, port=given.port, log_level="warning")
+        print(
+            f"rlsys: serving {given.reward} on http://{given.host}:{given.port}/score, {deadline_s:g} s a request at "
+            "most: the timeout_s of its clients is to be longer",
+            flush=True,
+        )
+        uvicorn.run(build_app(processes, token, deadline_s), host=given.host, port=given.port, log_level="warning")
     finally:
         processes.close()
 

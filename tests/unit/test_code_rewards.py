@@ -65,6 +65,17 @@ def test_a_function_is_called() -> None:
     assert score("code", (block("def add(a, b):\n    print('[' * 10**5)\n    exit()"), info)) == [0.0]
 
 
+def test_a_function_s_text_is_expected_as_itself_or_as_json() -> None:
+    shout = block("def shout(text):\n    return text.upper()")
+    for wanted in ("ABC", '"ABC"'):
+        cases = [{"fn_name": "shout", "input": ["abc"], "output": wanted}]
+        assert score("code", (shout, {"language": "python", "test_cases": cases})) == [1.0]
+    cases = [{"fn_name": "shout", "input": ["12"], "output": "12"}]
+    assert score("code", (shout, {"language": "python", "test_cases": cases})) == [1.0]
+    cases = [{"fn_name": "shout", "input": ["abc"], "output": "abc"}]
+    assert score("code", (shout, {"language": "python", "test_cases": cases})) == [0.0]
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_javascript() -> None:
     info = {"language": "javascript", "test_cases": [{"input": "3\n", "output": "6"}]}

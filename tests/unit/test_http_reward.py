@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -70,7 +72,8 @@ def good(_: int, body: dict[str, Any]) -> tuple[int, Any]:
 
 def request(*completions: str) -> RewardRequest:
     count = len(completions)
-    return RewardRequest(["p"] * count, completions, [[1]] * count, {"answer": [c[:1] for c in completions]}, 7)
+    prompts = [f"p{number}" for number in range(count)]
+    return RewardRequest(prompts, completions, [[1]] * count, {"answer": [c[:1] for c in completions]}, 7)
 
 
 def client(url: str, **options: Any) -> Callable[..., Any]:
@@ -85,16 +88,45 @@ def test_rows_travel_in_batches_and_come_back_in_order(service: Any, monkeypatch
     monkeypatch.setenv("MY_TOKEN", "secret")
     server = service(good)
     function = client(server.url, batch_size=2, num_parallel=1, token_env="MY_TOKEN")
-    assert score(function, "a", "bb", "ccc", "dddd", "eeeee") == [1, 2, 3, 4, 5]
+    given = replace(request("a", "bb", "ccc", "dddd", "eeeee"), prompts=["p", "p", "q", "q", "p"])
+    assert call_reward(function, given, RewardLog()) == [1, 2, 3, 4, 5]
     assert [body["completions"] for body in server.bodies] == [["a", "bb"], ["ccc", "dddd"], ["eeeee"]]
     assert server.bodies[1] == {
-        "prompts": ["p", "p"],
+        "prompts": ["q", "q"],
         "completions": ["ccc", "dddd"],
         "completion_ids": [[1], [1]],
         "columns": {"answer": ["c", "d"]},
         "step": 7,
     }
     assert server.tokens == ["Bearer secret"] * 3
+
+
+def test_a_prompt_s_responses_travel_together(service: Any) -> None:
+    server = service(good)
+    function = client(server.url, batch_size=3, num_parallel=1)
+    given = replace(request("a", "b", "c", "d", "e", "f", "g"), prompts=["p", "p", "q", "r", "r", "r", "r"])
+    assert call_reward(function, given, RewardLog()) == [1.0] * 7
+    assert [body["prompts"] for body in server.bodies] == [["p", "p", "q"], ["r"] * 4]
+
+
+def test_columns_that_cannot_be_sent_are_named_and_can_be_left_out(service: Any) -> None:
+    server = service(good)
+    odd = {"answer": ["a"], "when": [datetime(2026, 1, 1)], "share": [math.nan]}
+    given = replace(request("a"), columns=odd)
+    with pytest.raises(ValueError, match=r"the column 'when' cannot be sent .*datetime.*option 'columns'"):
+        call_reward(client(server.url), given, RewardLog())
+    with pytest.raises(ValueError, match="the column 'share' cannot be sent"):
+        call_reward(client(server.url, columns=["answer", "share"]), given, RewardLog())
+    assert server.bodies == []
+    assert call_reward(client(server.url, columns=["answer"]), given, RewardLog()) == [1.0]
+    assert server.bodies[0]["columns"] == {"answer": ["a"]}
+
+
+def test_a_metric_that_is_no_number_costs_no_score(service: Any) -> None:
+    server = service(lambda _, body: (200, {"rewards": [1.0], "metrics": {"bad": None, "good": 0.5}}))
+    log = RewardLog()
+    assert call_reward(client(server.url), request("a"), log) == [1.0]
+    assert log.metrics == {"http/failed_batches": [0.0], "good": [0.5]}
 
 
 def test_what_may_be_better_the_next_time_is_tried_again(service: Any) -> None:
@@ -203,8 +235,8 @@ def test_after_several_failures_nothing_is_sent_for_a_while(service: Any) -> Non
 
 def test_openrlhf_s_protocol(service: Any) -> None:
     server = service(lambda _, body: (200, {"rewards": [float(len(query)) for query in body["query"]]}))
-    assert score(client(server.url, protocol="openrlhf"), "abc") == [4.0]
-    assert server.bodies == [{"query": ["pabc"], "prompts": ["p"], "labels": ["a"]}]
+    assert score(client(server.url, protocol="openrlhf"), "abc") == [5.0]
+    assert server.bodies == [{"query": ["p0abc"], "prompts": ["p0"], "labels": ["a"]}]
 
 
 def test_what_cannot_work_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

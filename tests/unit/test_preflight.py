@@ -103,6 +103,10 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
             ["learner.num_workers=2", "9 trajectories", "train.prompts_per_step=3", "train.samples_per_prompt=3"],
         ),
         (
+            {"rewards": [{"name": "exact_match", "deadline_s": 500}]},
+            ["'exact_match' may take 500 s for a call", "scoring.deadline_s=900", "more than 1000"],
+        ),
+        (
             {"rollout.num_workers": 5, "train.prompts_per_step": 4},
             ["rollout.num_workers=5", "train.prompts_per_step=4", "never get a prompt"],
         ),

@@ -82,13 +82,18 @@ def test_what_the_function_logs() -> None:
     def score(completions: Any, log_metric: Any, log_extra: Any, **_: Any) -> list[float]:
         log_metric("accuracy", 1)
         log_metric("accuracy", 0.5)
-        log_extra("parsed", ["2", None])
+        log_extra(column="parsed", values=["2", None])  # by TRL's names
         return [0.0, 0.0]
 
     log = RewardLog()
     call(score, log)
     assert log.metrics == {"accuracy": [1.0, 0.5]}
     assert log.extra == {"parsed": ["2", None]}
+
+
+def test_what_trainer_state_lacks_is_named() -> None:
+    with pytest.raises(AttributeError, match="no 'num_train_epochs' here: it has global_step, max_steps, epoch"):
+        call(lambda completions, trainer_state: [trainer_state.num_train_epochs])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from rlsys.errors import WorkerError
-from rlsys.rewards import registry
 from rlsys.scoring.call import RewardRequest
-from rlsys.scoring.process import RewardProcess
+from rlsys.scoring.process import RewardProcess, longest_s
 from rlsys.types import RewardPart
 
 FUNCTIONS = """
+import asyncio
 import os
 import sys
 import time
@@ -66,6 +67,22 @@ def asked(completions, trainer_state, **rest):
 def timed(completions, deadline_s, **_):
     return [deadline_s for _ in completions]
 
+kept = []
+
+async def pooled(completions, **_):
+    if not kept:  # as a client that is made once and keeps its connections
+        kept.append((asyncio.get_running_loop(), asyncio.Lock()))
+    loop, lock = kept[0]
+    waiting = asyncio.ensure_future(held(lock))
+    await asyncio.sleep(0)
+    async with lock:
+        await waiting
+    return [float(loop is asyncio.get_running_loop()) for _ in completions]
+
+async def held(lock):
+    async with lock:
+        await asyncio.sleep(0.01)
+
 def identity(completions, **_):
     return [float(os.getpid()) for _ in completions]
 """
@@ -78,9 +95,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
     (tmp_path / "functions.py").write_text(FUNCTIONS)
     started: list[RewardProcess] = []
 
-    def starter(name: str, *, call_s: float = 60.0, row_s: float = 60.0, **options: float) -> RewardProcess:
+    def starter(
+        name: str, *, call_s: float = 60.0, row_s: float = 60.0, whole_groups: bool = False, **options: float
+    ) -> RewardProcess:
         spec = {"name": f"{tmp_path}/functions.py:{name}", "weight": 1.0, **options}
-        started.append(RewardProcess(spec, call_deadline_s=call_s, row_deadline_s=row_s))
+        started.append(RewardProcess(spec, call_deadline_s=call_s, row_deadline_s=row_s, whole_groups=whole_groups))
         return started[-1]
 
     yield starter
@@ -180,13 +199,9 @@ def test_closing_ends_the_process(start: Start) -> None:
     process.close()  # twice is as good as once
 
 
-def test_a_function_that_compares_responses_is_tried_again_prompt_by_prompt(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_function_that_compares_responses_is_tried_again_prompt_by_prompt(start: Start) -> None:
     """Row by row each response would be the longest and the shortest of its prompt."""
-    facts = {"whole_groups": True}
-    monkeypatch.setattr(registry, "fact", lambda name, key, default: facts.get(key, default))
-    process = start("longest")
+    process = start("longest", whole_groups=True)
     parts, _ = process.score(RewardRequest(["a", "a", "b", "b"], ["x", "xx", "bad", "x"], [[1]] * 4, {}, step=1))
     assert outcomes(parts) == [(0.0, "ok"), (1.0, "ok"), (None, "error"), (None, "error")]
 
@@ -201,6 +216,21 @@ def test_a_function_is_told_where_the_run_stands_and_on_request_how_long_it_has(
     asked = replace(request("a"), step=3, num_steps=12, epoch=0.5)
     assert outcomes(start("asked").score(asked)[0]) == [(0.75, "ok")]
     assert outcomes(start("timed", call_s=7.0).score(request("a"))[0]) == [(7.0, "ok")]
+
+
+def test_coroutines_of_every_call_share_a_loop(start: Start) -> None:
+    process = start("pooled")
+    assert [outcomes(process.score(request("a"))[0]) for _ in range(3)] == [[(1.0, "ok")]] * 3
+
+
+def test_a_hang_takes_no_longer_than_preflight_reckons_with(start: Start) -> None:
+    process = start("hangs", call_s=1.0, row_s=0.7)
+    process.score(request("fine"))  # it is running
+    started = time.monotonic()
+    parts, _ = process.score(request("bad", "bad", "bad"))
+    restarts_s = 3 * 2.0
+    assert time.monotonic() - started < longest_s(1.0, 0.7) + restarts_s
+    assert [part.outcome for part in parts] == ["timeout"] * 3
 
 
 def test_a_restart_that_fails_is_a_failed_call(start: Start, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "rlsys.cli", "serve-reward", "functions.py:picky", "scale=2.0"]
-    command += ["--port", str(port), "--token-env", "SERVICE_TOKEN", "--deadline", "1", "--processes", "2"]
+    command += ["--port", str(port), "--token-env", "SERVICE_TOKEN", "--deadline", "4", "--processes", "2"]
     process = subprocess.Popen(command, cwd=folder, env={**os.environ, "SERVICE_TOKEN": "secret"})
     base = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 60
@@ -81,7 +81,7 @@ def test_a_call_past_its_deadline_is_killed_and_the_service_lives(url: str) -> N
     body = {"prompts": ["p", "p"], "completions": ["hang", "ab"], "columns": {"answer": ["x", "x"]}}
     started = time.monotonic()
     answer = httpx.post(f"{url}/score", json=body, headers=headers, timeout=20).json()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 10
     assert [entry["outcome"] for entry in answer["rewards"]] == ["timeout", "ok"]
     body = {"prompts": ["p"], "completions": ["abcd"], "columns": {"answer": ["x"]}}
     answer = httpx.post(f"{url}/score", json=body, headers=headers, timeout=20).json()
