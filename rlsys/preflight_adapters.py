@@ -36,6 +36,10 @@ def check_lora(config: Config) -> None:
         _check_quantized(config)
 
 
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+"""peft's ways of beginning an adapter that take a part out of the model's own weights."""
+
+
 def check_adapter(config: Config, *, training: bool) -> None:
     """Raise ConfigError for an adapter that engines cannot serve, or that is another than `learner.lora` describes."""
     lora = config.learner.lora
@@ -83,6 +87,19 @@ def _check_given(config: Config, adapter: str, *, training: bool) -> None:
                 f"model.adapter '{adapter}' was trained with {name}={value}, learner.lora.{name} is {ours}: give the "
                 "same"
             )
+    patterns = [key for key in ("alpha_pattern", "rank_pattern") if given.get(key)]
+    if training and patterns:
+        raise ConfigError(
+            f"model.adapter '{adapter}' has {' and '.join(patterns)}, layers with a scale or rank of their own, which "
+            "learner.lora cannot train: merge it into its model first (peft's merge_and_unload) and give that as "
+            "model.path"
+        )
+    how = str(given.get("init_lora_weights", ""))
+    if how.startswith(CHANGE_THE_BASE):
+        raise ConfigError(
+            f"model.adapter '{adapter}' was begun with init_lora_weights={how}, which changes the model under it: "
+            "convert it to a plain adapter (peft's save_pretrained with path_initial_model_for_weight_conversion)"
+        )
     if not training and (given.get("use_dora") or given.get("modules_to_save")):
         raise ConfigError(
             f"model.adapter '{adapter}' has DoRA or whole modules, which vLLM does not serve: merge it into its model "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from rlsys.weights.adapter import PackedAdapter, Sums, check_sums
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM reserves room for."""
 MEMORY = Path("/dev/shm")
-FOLDER = "rlsys-adapter-"
+FOLDER = "rlsys-adapter"
 ROOM = 8
 """Adapters of which size must fit: those of running versions, and what others put there."""
 
@@ -120,12 +121,20 @@ class Adapters:
 def make_folder(num_bytes: int) -> Path:
     """For adapters of that size: in memory where there is ample room, else where temporary files go."""
     roomy = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM * num_bytes
-    return Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=MEMORY if roomy else None))
+    return Path(tempfile.mkdtemp(prefix=f"{_prefix()}{os.getpid()}-", dir=MEMORY if roomy else None))
+
+
+def _prefix() -> str:
+    """Of machine and container: another one's process ids say nothing here, though it may share the folder."""
+    namespace = Path("/proc/self/ns/pid")
+    container = namespace.stat().st_ino if namespace.exists() else 0
+    return f"{FOLDER}-{socket.gethostname()}-{container}-"
 
 
 def remove_orphans() -> None:
     """Adapters of workers that were killed: nobody else would remove them."""
-    for folder in [*MEMORY.glob(f"{FOLDER}*"), *Path(tempfile.gettempdir()).glob(f"{FOLDER}*")]:
-        owner = folder.name.removeprefix(FOLDER).partition("-")[0]
+    prefix = _prefix()
+    for folder in [*MEMORY.glob(f"{prefix}*"), *Path(tempfile.gettempdir()).glob(f"{prefix}*")]:
+        owner = folder.name.removeprefix(prefix).partition("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)

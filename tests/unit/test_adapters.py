@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -226,11 +227,16 @@ def test_what_travels_is_the_folder_that_peft_writes(untied: str, tmp_path: Path
 def test_adapters_of_killed_workers_are_removed() -> None:
     alive = make_folder(1000)
     gone = alive.with_name(alive.name.replace(str(os.getpid()), str(2**22 + 1)))
-    gone.mkdir()
+    elsewhere = gone.with_name(gone.name.replace(socket.gethostname(), "another-host"))
+    assert len({alive, gone, elsewhere}) == 3
+    for folder in (gone, elsewhere):
+        folder.mkdir()
     remove_orphans()
     assert alive.is_dir()
     assert not gone.exists()
-    alive.rmdir()
+    assert elsewhere.is_dir()  # nobody here knows whether that process lives
+    for folder in (alive, elsewhere):
+        folder.rmdir()
     other = make_folder(2**60)  # more than there is room for
     assert MEMORY not in other.parents
     other.rmdir()

@@ -74,6 +74,21 @@ def test_an_adapter_to_start_from_must_be_the_one_that_is_described(adapter: Pat
         check_config(load_config([LORA, "model.adapter=/no/such/folder"]))
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"alpha_pattern": {"q_proj": 64}}, "has alpha_pattern, layers with a scale or rank of their own"),
+        ({"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 64}}, "has alpha_pattern and rank_pattern"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa_niter_4, which changes the model under it"),
+    ],
+)
+def test_an_adapter_that_is_more_than_its_matrices(adapter: Path, changed: dict[str, Any], said: str) -> None:
+    plain = {"alpha_pattern": {}, "rank_pattern": {}, "init_lora_weights": True}
+    check(adapter, LORA, "learner.lora.alpha=16", **plain)
+    with pytest.raises(ConfigError, match=said):
+        check(adapter, LORA, "learner.lora.alpha=16", **changed)
+
+
 def test_what_vllm_does_not_serve_is_refused_before_an_evaluation(adapter: Path) -> None:
     check(adapter, LORA, training=False)  # its own scale is in its own description
     with pytest.raises(ConfigError, match="DoRA or whole modules"):
