@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlsys.compose import load_config
 from rlsys.models.packing import TokenRow, token_batch
 from rlsys.models.policy import load_policy
+from rlsys.models.tiny import build_model, build_tokenizer, save_model
 from rlsys.rollout.trajectory import summary_of
 from rlsys.runtime.cluster import Cluster
 from rlsys.types import Prompt, RolloutGroup, TrajectoryRef
@@ -21,7 +23,9 @@ __all__ = ["cluster"]
 LORA = ["learner.lora.rank=4", "learner.lora.alpha=8"]
 
 
-def adapter_after(cluster: Cluster, model: str, overrides: list[str], folder: Path) -> dict[str, torch.Tensor]:
+def adapter_after(
+    cluster: Cluster, model: str, overrides: list[str], folder: Path, *, merged: bool = False
+) -> dict[str, torch.Tensor]:
     """What one update makes of a fresh adapter."""
     group, _ = start_learner(cluster, model, [*LORA, *overrides])
     try:
@@ -30,7 +34,7 @@ def adapter_after(cluster: Cluster, model: str, overrides: list[str], folder: Pa
         group.save(str(folder))
     finally:
         group.kill()
-    assert not (folder / "policy").exists()
+    assert (folder / "policy").exists() == merged
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
@@ -51,6 +55,28 @@ def test_the_gradient_is_the_same_in_every_stage_on_two_ranks(
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, one_rank[name], rtol=0, atol=2e-5)
     assert any(tensor.abs().max() > 0 for name, tensor in found.items() if ".lora_B." in name)
+
+
+@pytest.mark.long
+def test_dora_and_whole_modules_are_the_same_where_matrices_are_divided(cluster: Cluster, tmp_path: Path) -> None:
+    """DoRA reads a matrix outside the layer that owns it. DeepSpeed leaves small ones whole on every rank: here every
+    projection has more than its 100,000 elements."""
+    build = load_config(["model.build.num_layers=1", "model.build.hidden_size=384"]).model.build
+    tokenizer = build_tokenizer(build.tokenizer)
+    save_model(build_model(build, tokenizer, seed=0), tokenizer, tmp_path / "model")
+    options = ["learner.lora.use_dora=true", "learner.lora.modules_to_save=[norm]"]
+    options += ["learner.lora.target_modules=[q_proj,o_proj]"]
+    model = str(tmp_path / "model")
+    alone = adapter_after(cluster, model, options, tmp_path / "one", merged=True)
+    divided = ["learner.num_workers=2", "learner.zero_stage=3", "learner.microbatch_tokens=40"]
+    found = adapter_after(cluster, model, [*options, *divided], tmp_path / "two", merged=True)
+    assert set(found) == set(alone)
+    assert any(".lora_magnitude_vector" in name for name in found)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, alone[name], rtol=0, atol=2e-5)
+    policies = [load_file(tmp_path / which / "policy" / "model.safetensors") for which in ("one", "two")]
+    for name, tensor in policies[0].items():
+        torch.testing.assert_close(policies[1][name], tensor, rtol=0, atol=2e-5)
 
 
 def test_a_restored_learner_has_its_adapter_and_its_reference_is_the_base(
