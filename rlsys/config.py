@@ -183,7 +183,7 @@ class ScoringConfig:
 
 @dataclass
 class KlConfig:
-    coef: float = 0.0  # 0: no reference worker is started
+    coef: float = 0.0  # 0: no reference worker is started; the preset `grpo` of configs/algorithm has 0.04
     name: str = "k3"
     place: str = "loss"  # loss | reward: there summed over the response, of the policy that sampled
     unbiased: bool = False  # in the loss: weighed by the ratio, so that k3's gradient is the KL's
