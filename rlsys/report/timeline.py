@@ -106,15 +106,22 @@ def _read(file: Path) -> _Events:
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Events of a file with one a line; brackets and a last line that is not whole are passed over."""
+    """Events of a file with one a line; an empty one for a bracket."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            text = line.strip().removeprefix(b"[").removesuffix(b"]").strip().removesuffix(b",")
-            if not text:
-                continue
-            try:
-                yield json.loads(text)
-            except ValueError as error:
-                if not line.endswith(b"\n"):
-                    return
-                raise DataError(f"{file}, line {number}: not an event a line as runs write it ({error})") from error
+            event = _event(line, f"{file}, line {number}")
+            if event is None:
+                return
+            yield event
+
+
+def _event(line: bytes, where: str) -> dict[str, Any] | None:
+    """None for a last line that is not whole."""
+    text = line.strip().removeprefix(b"[").removesuffix(b"]").strip().removesuffix(b",")
+    try:
+        event: dict[str, Any] = json.loads(text or b"{}")
+    except ValueError as error:
+        if not line.endswith(b"\n"):
+            return None
+        raise DataError(f"{where}: not an event a line as runs write it ({error})") from error
+    return event
