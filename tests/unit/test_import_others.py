@@ -274,7 +274,8 @@ def test_openrlhf_s_flat_flags_are_the_dotted_ones() -> None:
     assert written["algorithm.advantage"] == {"name": "gae", "gamma": 1.0, "lam": 1.0}
     assert (written["learner.lr"], written["critic.lr"]) == (5e-7, 9e-6)
     assert (written["critic.zero_stage"], written["critic.offload_optimizer"]) == (3, True)
-    assert written["rewards"] == [{"name": "http", "url": "http://localhost:5000/get_reward"}]
+    served = {"name": "http", "url": "http://localhost:5000/get_reward", "protocol": "openrlhf"}
+    assert written["rewards"] == [served]
     assert {taken.option for taken in result.taken} >= {"pretrain", "train_batch_size"}  # as the file spells them
 
 
