@@ -32,9 +32,6 @@ ALIASES = {
     "peft_use_dora": "use_dora",
     "vllm.tensor_parallel_size": "vllm_tensor_parallel_size",
     "vllm.gpu_memory_utilization": "vllm_gpu_memory_utilization",
-    "vllm.max_model_len": "vllm_max_model_length",
-    "vllm.host": "vllm_server_host",
-    "vllm.port": "vllm_server_port",
     "vllm.dtype": "vllm_dtype",
     "vllm.device": "vllm_device",
     "vllm.enable_prefix_caching": "vllm_enable_prefix_caching",
@@ -126,8 +123,10 @@ UNUSED = {
               "gc_steps", "activation_offloading", "load_in_8bit_fp32_cpu_offload", "low_cpu_mem_usage", "device_map"),
     SUPERVISED: ("train_on_inputs", "sample_packing", "eval_sample_packing", "pad_to_sequence_len", "group_by_length",
                  "sample_packing_group_size", "sample_packing_bin_size", "val_sample_packing"),
-    trl.OWN_ENGINES: ("vllm.data_parallel_size", "vllm.enable_reasoning", "vllm.reasoning_parser", "vllm.serve_module",
-                      "vllm.worker_extension_cls"),
+    # The server's side: `trl.vllm_server_host` and the like are the trainer's, and a recipe sets both.
+    trl.OWN_ENGINES: ("vllm.host", "vllm.port", "vllm.data_parallel_size", "vllm.enable_reasoning",
+                      "vllm.reasoning_parser", "vllm.serve_module", "vllm.worker_extension_cls"),
+    "an engine's context is the longest prompt and response": ("vllm.max_model_len",),
     "the tokenizer and the model are loaded by what their folder says": (
         "tokenizer_type", "model_type", "type_of_model", "tokenizer_use_fast", "is_qwen_derived_model", "plugins",
         "is_llama_derived_model", "special_tokens", "tokenizer_config", "base_model_config",
