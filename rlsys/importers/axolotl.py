@@ -7,8 +7,10 @@ Its trainer is TRL's, so options and rules are TRL's too; what axolotl sets by i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
+from rlsys.data.files import READERS
 from rlsys.errors import ConfigError
 from rlsys.importers import trl, trl_batch, trl_parts
 from rlsys.importers.draft import Draft
@@ -175,9 +177,9 @@ def data(draft: Draft) -> None:
     if not datasets:
         draft.refuse("datasets", "none is named; wrote nothing: set data.train and data.eval")
         return
-    sources = [_source(part) for part in datasets]
+    sources = [_source(part, "datasets", "train") for part in datasets]
     draft.write("data.train", sources[0] if len(sources) == 1 else sources)
-    draft.write("data.eval", [_source(part) for part in held_out] if held_out else None)
+    draft.write("data.eval", [_source(part, "test_datasets", "test") for part in held_out] if held_out else None)
     kinds = sorted({str(part["type"]) for part in datasets if part.get("type")})
     if kinds:
         draft.note(
@@ -187,12 +189,17 @@ def data(draft: Draft) -> None:
         )
 
 
-def _source(part: Any) -> Any:
+def _source(part: Any, option: str, our_split: str) -> Any:
+    """An entry of `option` as ours; without a split axolotl reads `train`, of held-out data too."""
     if not isinstance(part, Mapping) or not part.get("path"):
-        raise ConfigError(f"datasets: each entry needs a path; this one is {part!r}")
-    node = trl_parts.source(part["path"], part.get("name"), part.get("split"), "train")
-    files = part.get("data_files")
-    return node if not files else {"name": str(part["path"]), "options": {"data_files": files}}
+        raise ConfigError(f"{option}: each entry needs a path; this one is {part!r}")
+    split, files = part.get("split") or "train", part.get("data_files")
+    if split == "train" and PurePath(str(part["path"])).suffix.lower() in READERS:
+        split = None  # a file has this one alone, and takes no other here
+    node = trl_parts.source(part["path"], part.get("name"), split, our_split)
+    if not files:
+        return node
+    return ({"name": node} if isinstance(node, str) else node) | {"options": {"data_files": files}}
 
 
 def saves(draft: Draft) -> None:
