@@ -242,6 +242,10 @@ EASY = {"worker.rollout.n": 4}
             {"worker.actor.optim.lr_warmup_ratio": 0.1, "trainer.max_steps": 50},
             {"learner.warmup_steps": 10, "train.num_steps": 50},  # 50 steps of 2 updates
         ),
+        (
+            {"worker.actor.optim.lr_warmup_steps": 10, "worker.actor.ppo_epochs": 3},
+            {"learner.warmup_steps": 60},  # 10 steps of 2 updates, gone through 3 times
+        ),
         ({"data.train_files": "org/data@dev", "data.answer_key": "label"}, {"data.columns": {"answer": "label"}}),
     ],
 )
