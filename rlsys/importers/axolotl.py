@@ -7,8 +7,10 @@ Its trainer is TRL's, so options and rules are TRL's too; what axolotl sets by i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
+from rlsys.data.files import READERS
 from rlsys.errors import ConfigError
 from rlsys.importers import trl, trl_batch, trl_parts
 from rlsys.importers.draft import Draft
@@ -32,9 +34,6 @@ ALIASES = {
     "peft_use_dora": "use_dora",
     "vllm.tensor_parallel_size": "vllm_tensor_parallel_size",
     "vllm.gpu_memory_utilization": "vllm_gpu_memory_utilization",
-    "vllm.max_model_len": "vllm_max_model_length",
-    "vllm.host": "vllm_server_host",
-    "vllm.port": "vllm_server_port",
     "vllm.dtype": "vllm_dtype",
     "vllm.device": "vllm_device",
     "vllm.enable_prefix_caching": "vllm_enable_prefix_caching",
@@ -126,8 +125,10 @@ UNUSED = {
               "gc_steps", "activation_offloading", "load_in_8bit_fp32_cpu_offload", "low_cpu_mem_usage", "device_map"),
     SUPERVISED: ("train_on_inputs", "sample_packing", "eval_sample_packing", "pad_to_sequence_len", "group_by_length",
                  "sample_packing_group_size", "sample_packing_bin_size", "val_sample_packing"),
-    trl.OWN_ENGINES: ("vllm.data_parallel_size", "vllm.enable_reasoning", "vllm.reasoning_parser", "vllm.serve_module",
-                      "vllm.worker_extension_cls"),
+    # The server's side: `trl.vllm_server_host` and the like are the trainer's, and a recipe sets both.
+    trl.OWN_ENGINES: ("vllm.host", "vllm.port", "vllm.data_parallel_size", "vllm.enable_reasoning",
+                      "vllm.reasoning_parser", "vllm.serve_module", "vllm.worker_extension_cls"),
+    "an engine's context is the longest prompt and response": ("vllm.max_model_len",),
     "the tokenizer and the model are loaded by what their folder says": (
         "tokenizer_type", "model_type", "type_of_model", "tokenizer_use_fast", "is_qwen_derived_model", "plugins",
         "is_llama_derived_model", "special_tokens", "tokenizer_config", "base_model_config",
@@ -176,9 +177,9 @@ def data(draft: Draft) -> None:
     if not datasets:
         draft.refuse("datasets", "none is named; wrote nothing: set data.train and data.eval")
         return
-    sources = [_source(part) for part in datasets]
+    sources = [_source(part, "datasets", "train") for part in datasets]
     draft.write("data.train", sources[0] if len(sources) == 1 else sources)
-    draft.write("data.eval", [_source(part) for part in held_out] if held_out else None)
+    draft.write("data.eval", [_source(part, "test_datasets", "test") for part in held_out] if held_out else None)
     kinds = sorted({str(part["type"]) for part in datasets if part.get("type")})
     if kinds:
         draft.note(
@@ -188,12 +189,17 @@ def data(draft: Draft) -> None:
         )
 
 
-def _source(part: Any) -> Any:
+def _source(part: Any, option: str, our_split: str) -> Any:
+    """An entry of `option` as ours; without a split axolotl reads `train`, of held-out data too."""
     if not isinstance(part, Mapping) or not part.get("path"):
-        raise ConfigError(f"datasets: each entry needs a path; this one is {part!r}")
-    node = trl_parts.source(part["path"], part.get("name"), part.get("split"), "train")
-    files = part.get("data_files")
-    return node if not files else {"name": str(part["path"]), "options": {"data_files": files}}
+        raise ConfigError(f"{option}: each entry needs a path; this one is {part!r}")
+    split, files = part.get("split") or "train", part.get("data_files")
+    if split == "train" and PurePath(str(part["path"])).suffix.lower() in READERS:
+        split = None  # a file has this one alone, and takes no other here
+    node = trl_parts.source(part["path"], part.get("name"), split, our_split)
+    if not files:
+        return node
+    return ({"name": node} if isinstance(node, str) else node) | {"options": {"data_files": files}}
 
 
 def saves(draft: Draft) -> None:

@@ -48,7 +48,7 @@ def steps(draft: Draft) -> None:
 
 
 def schedule(draft: Draft) -> None:
-    """Warm-up counts optimizer updates; a ratio is of all of them."""
+    """Warm-up counts steps there, each of which moves the learning rate once, and optimizer updates here."""
     name, floor = (
         str(draft.value("worker.actor.optim.lr_scheduler_type")),
         draft.value("worker.actor.optim.min_lr_ratio"),
@@ -62,16 +62,16 @@ def schedule(draft: Draft) -> None:
     elif floor is not None:
         draft.moot("worker.actor.optim.min_lr_ratio", "it asks for nothing that the schedule does not do")
     fixed, ratio = draft.value("worker.actor.optim.lr_warmup_steps"), draft.value("worker.actor.optim.lr_warmup_ratio")
+    a_step = int(draft.written["train.minibatches_per_step"]) * int(draft.value("worker.actor.ppo_epochs"))
     if fixed is not None:
-        draft.write("learner.warmup_steps", int(fixed))
+        draft.write("learner.warmup_steps", int(fixed) * a_step)
         draft.moot("worker.actor.optim.lr_warmup_ratio", "lr_warmup_steps decides")
     elif not ratio:
         draft.write("learner.warmup_steps", 0)
     elif "train.num_steps" not in draft.written:
         draft.refuse("worker.actor.optim.lr_warmup_ratio", NEEDS_ROWS.format(key="learner.warmup_steps"))
     else:
-        updates = int(draft.written["train.num_steps"]) * int(draft.written["train.minibatches_per_step"])
-        draft.write("learner.warmup_steps", int(float(ratio) * updates * int(draft.value("worker.actor.ppo_epochs"))))
+        draft.write("learner.warmup_steps", int(float(ratio) * (int(draft.written["train.num_steps"]) * a_step)))
 
 
 def advantage(draft: Draft) -> None:

@@ -64,7 +64,7 @@ MISSING = ("ioi_code", "cf_code")
 def rewards(draft: Draft) -> None:
     """Their registry has our names; their options for all rewards become options of the one that they are for."""
     known: dict[str, dict[str, Any] | None] = {name: {"name": name} for name in PLAIN} | dict.fromkeys(MISSING)
-    asked = list(draft.value("reward_funcs") or [])
+    asked = trl_parts.listed(draft.value("reward_funcs"))
     for name, options in PER_REWARD.items():
         known[name] = {"name": name} | {ours: draft.value(theirs) for ours, theirs in options.items()}
         for option in options.values() if name not in asked else ():

@@ -274,8 +274,12 @@ def rewards(draft: Draft) -> None:
                 "label, **kwargs) -> list of numbers",
             )
         else:
-            found.append({"name": "http", "url": url})
-            draft.note("reward.remote_url", "the server must answer as the reward 'http' asks")
+            found.append({"name": "http", "url": url, "protocol": "openrlhf"})
+            draft.note(
+                "reward.remote_url",
+                "asked in OpenRLHF's words: query, prompts and labels, here without the chat template's tokens; of the "
+                "answer its rewards are read alone",
+            )
     for path in str(model).split(",") if model and not remote else []:
         found.append({"name": "reward_model", "model": path})
     if model and remote:

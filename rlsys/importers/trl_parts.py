@@ -77,27 +77,48 @@ def outside(name: str) -> str:
     return f"{module}:{function}" if module else name
 
 
+def listed(value: Any) -> list[Any]:
+    """A list as it is, a single value, as a flag gives it, as a list of it; null is none."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def rewards(draft: Draft, known: Mapping[str, dict[str, Any] | None]) -> None:
     """`reward_funcs` in order with `reward_weights`; `known` are names that their script knows, None: not ours."""
-    names = draft.value("reward_funcs")
-    names = [names] if isinstance(names, str) else list(names or [])
+    names = [str(name) for name in listed(draft.value("reward_funcs"))]
+    nodes = [known[name] if name in known else _unlisted(name) for name in names]
     model = draft.value("reward_model_name_or_path")
-    found: list[dict[str, Any]] = [{"name": "reward_model", "model": model}] if model else []  # theirs comes first
-    for name in names:
-        node = known[name] if name in known else _unlisted(str(name))
-        if node is None:
-            draft.refuse("reward_funcs", f"there is no reward '{name}' here; write one as TRL's signature has it")
-        else:
-            found.append(dict(node))
-    if not found:
-        draft.refuse("reward_funcs", "none is named; wrote nothing: set rewards=[{name: my_rewards.py:function}]")
+    if model:  # theirs comes first
+        names, nodes = [str(model), *names], [{"name": "reward_model", "model": model}, *nodes]
+    weighed = list(zip(names, nodes, _weights(draft, names), strict=True))
+    _leave_out(draft, [(name, weight) for name, node, weight in weighed if node is None])
+    found = [node | ({} if weight is None else {"weight": weight}) for _, node, weight in weighed if node is not None]
+    if found:
+        draft.write("rewards", found)
         return
-    weights = draft.value("reward_weights")
-    if weights is not None and len(weights) != len(found):
-        raise ConfigError(f"reward_weights has {len(weights)} values for {len(found)} rewards that are supported")
-    for node, weight in zip(found, weights or [], strict=False):
-        node["weight"] = float(weight)
-    draft.write("rewards", found)
+    draft.refuse("reward_funcs", "none is named; wrote nothing: set rewards=[{name: my_rewards.py:function}]")
+    draft.moot("reward_weights", "no reward was written")
+
+
+def _weights(draft: Draft, names: Sequence[str]) -> Sequence[float | None]:
+    """One for each of their rewards, those that are not ours among them; None where the file sets none."""
+    asked = draft.value("reward_weights")
+    if asked is None or not names:
+        return [None] * len(names)
+    weights = [float(weight) for weight in listed(asked)]
+    if len(weights) != len(names):
+        raise ConfigError(f"reward_weights has {len(weights)} values for {len(names)} rewards: {', '.join(names)}")
+    return weights
+
+
+def _leave_out(draft: Draft, missing: Sequence[tuple[str, float | None]]) -> None:
+    if missing:
+        names = ", ".join(f"'{name}'" for name, _ in missing)
+        draft.refuse("reward_funcs", f"there is no reward {names} here; write one as TRL's signature has it")
+    for name, weight in missing:
+        if weight is not None:
+            draft.note("reward_weights", f"{weight} of '{name}' is left out with it")
 
 
 def _unlisted(name: str) -> dict[str, Any] | None:

@@ -136,7 +136,8 @@ class Http:
         if self._protocol == "openrlhf":
             texts = [plain(prompt) for prompt in prompts]
             queries = [prompt + plain(completion) for prompt, completion in zip(texts, completions, strict=True)]
-            return {"query": queries, "prompts": texts, "labels": list(columns.get("answer", [None] * len(texts)))}
+            labels = columns.get("label", columns.get("answer", [None] * len(texts)))
+            return {"query": queries, "prompts": texts, "labels": list(labels)}
         return {
             "prompts": list(prompts),
             "completions": list(completions),

@@ -239,6 +239,19 @@ def test_openrlhf_s_protocol(service: Any) -> None:
     assert server.bodies == [{"query": ["p0abc"], "prompts": ["p0"], "labels": ["a"]}]
 
 
+@pytest.mark.parametrize(
+    ("columns", "labels"),
+    [({"label": ["x"]}, ["x"]), ({"label": ["x"], "answer": ["y"]}, ["x"]), ({"answer": ["y"]}, ["y"]), ({}, [None])],
+)
+def test_openrlhf_s_labels_are_its_own_column_else_the_answer(
+    service: Any, columns: dict[str, list[Any]], labels: list[Any]
+) -> None:
+    server = service(lambda _, body: (200, {"rewards": [0.0]}))
+    asked = RewardRequest(["p"], ("c",), [[1]], columns, 7)
+    assert call_reward(client(server.url, protocol="openrlhf"), asked, RewardLog()) == [0.0]
+    assert server.bodies[0]["labels"] == labels
+
+
 def test_what_cannot_work_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MY_TOKEN", raising=False)
     with pytest.raises(ConfigError, match="must begin with http"):

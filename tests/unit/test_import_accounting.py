@@ -99,6 +99,38 @@ def test_every_option_alone_is_accounted_for(name: str) -> None:
         assert accounted(result) == [option]
 
 
+def test_axolotl_s_server_and_its_client_are_options_of_their_own() -> None:
+    """The example of axolotl's GRPO documentation: where the server listens, and where the trainer asks."""
+    tree = {
+        "base_model": "Qwen/Qwen2.5-1.5B-Instruct",
+        "vllm": {
+            "host": "0.0.0.0",
+            "port": 8000,
+            "tensor_parallel_size": 2,
+            "gpu_memory_utilization": 0.85,
+            "dtype": "auto",
+            "max_model_len": 2048,
+        },
+        "rl": "grpo",
+        "trl": {
+            "use_vllm": True,
+            "vllm_server_host": "0.0.0.0",
+            "vllm_server_port": 8000,
+            "vllm_server_timeout": 300,
+            "vllm_max_model_len": 2048,
+        },
+        "micro_batch_size": 4,
+    }
+    dialect = DIALECTS["axolotl"]
+    options = options_of(Source(tree), dialect)
+    result = translate(options, dialect, dialect.default_version, Setting(num_processes=2))
+    assert Counter(accounted(result)) == Counter(list(options))
+    ends = ("host", "port", "timeout", "dtype", "model_len")
+    assert {left.option for left in result.moot} >= {name for name in options if name.endswith(ends)}
+    assert result.written["rollout.tensor_parallel_size"] == 2
+    assert result.written["rollout.gpu_memory_utilization"] == 0.85
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_recipes_are_accounted_for(path: Path) -> None:
     source = read(path)

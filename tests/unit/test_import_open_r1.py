@@ -87,6 +87,35 @@ def test_open_r1_s_options_go_to_the_rewards_that_they_are_for() -> None:
     assert [left.option for left in unused.moot] == ["cosine_max_len"]
 
 
+def test_a_reward_that_is_not_ours_takes_its_weight_along() -> None:
+    """The rewards of open-r1's recipe for Codeforces, the first of them not ours."""
+    options = {"reward_funcs": ["cf_code", "code_format"], "reward_weights": [1.0, 0.1], "code_language": "cpp"}
+    result = translate(options | {"dataset_name": "d"}, OPEN_R1, "0.18", ROWS)
+    assert result.written["rewards"] == [{"name": "code_format", "language": "cpp", "weight": 0.1}]
+    reasons = {left.option: left.reason for left in result.unsupported}
+    assert list(reasons) == ["reward_funcs"]
+    assert "'cf_code'" in reasons["reward_funcs"]
+    (weights,) = [taken for taken in result.taken if taken.option == "reward_weights"]
+    assert "1.0 of 'cf_code'" in weights.note
+
+
+def test_weights_without_rewards_are_not_taken_over() -> None:
+    options = {"reward_funcs": ["cf_code", "ioi_code"], "reward_weights": [1.0, 0.1], "dataset_name": "d"}
+    result = translate(options, OPEN_R1, "0.18", ROWS)
+    assert "rewards" not in result.written
+    (left,) = result.unsupported
+    assert "'cf_code', 'ioi_code'" in left.reason
+    assert [left.option for left in result.moot] == ["reward_weights"]
+
+
+def test_one_reward_and_one_weight_need_no_list() -> None:
+    options = {"reward_funcs": "cosine", "reward_weights": 0.5, "cosine_max_len": 500, "dataset_name": "d"}
+    result = translate(options, OPEN_R1, "0.18", ROWS)
+    (reward,) = result.written["rewards"]
+    assert (reward["name"], reward["max_len"], reward["weight"]) == ("cosine", 500, 0.5)
+    assert not result.moot
+
+
 def test_open_r1_s_mixture_draws_shares_of_rows() -> None:
     parts = [{"id": "a", "config": "default", "split": "train", "weight": 0.5, "columns": ["x"]}, {"id": "b"}]
     result = translate({"dataset_mixture": {"datasets": parts, "seed": 0}}, OPEN_R1, "0.18", ROWS)

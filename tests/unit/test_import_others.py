@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from rlsys.config import DataConfig
+from rlsys.data.sources import sources_of
 from rlsys.errors import ConfigError
 from rlsys.importers.axolotl import DIALECT as AXOLOTL
 from rlsys.importers.dialects import options_of
@@ -93,6 +95,41 @@ def test_trl_s_names_are_not_axolotl_s() -> None:
     assert [left.option for left in result.unknown] == ["per_device_train_batch_size", "beta"]
     with pytest.raises(ConfigError, match="rl=dpo"):
         run(AXOLOTL, {"rl": "dpo", "micro_batch_size": 8})
+
+
+@pytest.mark.parametrize(
+    ("part", "train", "held_out"),
+    [
+        ({"path": "org/x"}, "org/x", {"name": "org/x", "split": "train"}),  # theirs is `train` for either
+        ({"path": "org/x", "split": "train"}, "org/x", {"name": "org/x", "split": "train"}),
+        ({"path": "org/x", "split": "test"}, {"name": "org/x", "split": "test"}, "org/x"),
+        (
+            {"path": "org/x", "name": "main", "split": "validation", "data_files": ["a.json"]},
+            {"name": "org/x", "subset": "main", "split": "validation", "options": {"data_files": ["a.json"]}},
+            {"name": "org/x", "subset": "main", "split": "validation", "options": {"data_files": ["a.json"]}},
+        ),
+        (
+            {"path": "json", "data_files": "a.json"},
+            {"name": "json", "options": {"data_files": "a.json"}},
+            {"name": "json", "split": "train", "options": {"data_files": "a.json"}},
+        ),
+        ({"path": "folder/rows.jsonl", "ds_type": "json", "split": "train"}, "folder/rows.jsonl", "folder/rows.jsonl"),
+    ],
+)
+def test_axolotl_s_data_keeps_its_subset_and_split(part: dict[str, Any], train: Any, held_out: Any) -> None:
+    tree = {"rl": "grpo", "micro_batch_size": 8, "datasets": [part], "test_datasets": [part]}
+    written = run(AXOLOTL, tree).written
+    assert (written["data.train"], written["data.eval"]) == (train, [held_out])
+    config = DataConfig(train=written["data.train"], eval=written["data.eval"])
+    for key in ("data.train", "data.eval"):
+        (source,) = sources_of(written[key], key, config)
+        assert source.split == part.get("split", "train") or source.name.endswith(".jsonl")  # a file has one split
+
+
+def test_axolotl_s_held_out_entries_need_a_path_too() -> None:
+    tree = {"rl": "grpo", "micro_batch_size": 8, "datasets": [{"path": "org/x"}], "test_datasets": [{"name": "main"}]}
+    with pytest.raises(ConfigError, match="test_datasets: each entry needs a path"):
+        run(AXOLOTL, tree)
 
 
 def test_easyr1_s_example() -> None:
@@ -205,6 +242,10 @@ EASY = {"worker.rollout.n": 4}
             {"worker.actor.optim.lr_warmup_ratio": 0.1, "trainer.max_steps": 50},
             {"learner.warmup_steps": 10, "train.num_steps": 50},  # 50 steps of 2 updates
         ),
+        (
+            {"worker.actor.optim.lr_warmup_steps": 10, "worker.actor.ppo_epochs": 3},
+            {"learner.warmup_steps": 60},  # 10 steps of 2 updates, gone through 3 times
+        ),
         ({"data.train_files": "org/data@dev", "data.answer_key": "label"}, {"data.columns": {"answer": "label"}}),
     ],
 )
@@ -274,7 +315,8 @@ def test_openrlhf_s_flat_flags_are_the_dotted_ones() -> None:
     assert written["algorithm.advantage"] == {"name": "gae", "gamma": 1.0, "lam": 1.0}
     assert (written["learner.lr"], written["critic.lr"]) == (5e-7, 9e-6)
     assert (written["critic.zero_stage"], written["critic.offload_optimizer"]) == (3, True)
-    assert written["rewards"] == [{"name": "http", "url": "http://localhost:5000/get_reward"}]
+    served = {"name": "http", "url": "http://localhost:5000/get_reward", "protocol": "openrlhf"}
+    assert written["rewards"] == [served]
     assert {taken.option for taken in result.taken} >= {"pretrain", "train_batch_size"}  # as the file spells them
 
 
