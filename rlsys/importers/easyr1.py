@@ -130,7 +130,8 @@ REWARD = {
     "reward_function": read("rewards", default=None),
     "reward_function_kwargs": read("rewards", default=None),
     "score_function": read("rewards", default=None),  # its name until 2025-05
-    **dict.fromkeys(("reward_type", "reward_function_name"), moot("a reward is a function over a list of responses")),
+    "reward_function_name": read("rewards", default=None),  # now behind the path
+    "reward_type": read("rewards", default="batch"),
     "skip_special_tokens": moot("rewards see text without special tokens"),
     "num_cpus": same("scoring.num_cpus", 1),
 }

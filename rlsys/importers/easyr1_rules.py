@@ -229,7 +229,7 @@ def data(draft: Draft) -> None:
 
 
 def rewards(draft: Draft) -> None:
-    """Their functions take other arguments than TRL's; of the published ones we know what they compute."""
+    """Their functions are called as they call them; of the published example we know what it computes."""
     name = "worker.reward.reward_function"
     name = (
         "worker.reward.score_function"
@@ -247,12 +247,11 @@ def rewards(draft: Draft) -> None:
         draft.write("rewards", [accuracy, {"name": "regex", "weight": weight, "pattern": BOXED}])
         draft.note(name, "the example's accuracy and format; answers are compared by math-verify here, mathruler there")
         return
-    draft.write("rewards", [{"name": f"{path}:{attribute or 'compute_score'}", **kwargs}])
-    draft.refuse(
-        name,
-        "written as it is, but refused at the start until it has TRL's signature: def f(prompts, completions, answer, "
-        "**kwargs) -> list of numbers, with its options keyword-only",
-    )
+    function = f"{path}:{attribute or draft.value('worker.reward.reward_function_name') or 'compute_score'}"
+    entry = {"name": "easyr1_function", "function": function, "options": dict(kwargs)}
+    one_by_one = draft.value("worker.reward.reward_type") == "sequential"
+    draft.write("rewards", [entry | {"reward_type": "sequential"} if one_by_one else entry])
+    draft.note(name, "called as EasyR1 calls it; the file is looked up from the folder where the run starts")
 
 
 def lora(draft: Draft) -> None:

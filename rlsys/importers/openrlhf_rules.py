@@ -267,11 +267,11 @@ def rewards(draft: Draft) -> None:
     found: list[dict[str, Any]] = []
     for url in str(remote).split(",") if remote else []:
         if url.endswith(".py"):
-            found.append({"name": f"{url}:reward_func"})
-            draft.refuse(
+            found.append({"name": "openrlhf_function", "function": f"{url}:reward_func"})
+            draft.note(
                 "reward.remote_url",
-                "written as it is, but refused at the start until it has TRL's signature: def f(prompts, completions, "
-                "label, **kwargs) -> list of numbers",
+                "called as OpenRLHF calls it, here without the chat template's tokens in queries and prompts; the file "
+                "is looked up from the folder where the run starts",
             )
         else:
             found.append({"name": "http", "url": url, "protocol": "openrlhf"})

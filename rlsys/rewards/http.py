@@ -44,7 +44,7 @@ class Http:
         url: where to post; with `rlsys serve-reward` it ends in `/score`.
         token_env: name of the environment variable with the bearer token; empty for none.
         protocol: `rlsys` sends prompts, completions, completion_ids and columns; `openrlhf` sends queries (prompt and
-            completion as one text), prompts and labels (the `answer` column).
+            completion as one text), prompts and labels (the column `label`, else `answer`).
         timeout_s: of one try, longer than the service's own deadline; max_tries of them. What the call's deadline
             leaves no time for is an error of its rows.
         columns: of the data set, that are sent; null for all.

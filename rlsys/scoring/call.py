@@ -97,11 +97,18 @@ def absolute(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The same entry of `rewards` with files that do not depend on a worker's working directory: a `path.py:function`,
     and the options that the function registered as `paths`."""
     name = str(spec.get("name", ""))
-    path, colon, function = name.rpartition(":")
-    if path.endswith(".py"):
-        return {**spec, "name": f"{_resolved(path)}{colon}{function}"}
     files = [option for option in rewards.registry.fact(name, "paths", ()) if isinstance(spec.get(option), str)]
-    return {**spec, **{option: _resolved(spec[option]) for option in files if _is_there(spec[option])}}
+    return {**spec, "name": _absolute_function(name), **{option: _absolute(spec[option]) for option in files}}
+
+
+def _absolute(text: str) -> str:
+    return _resolved(text) if _is_there(text) else _absolute_function(text)
+
+
+def _absolute_function(name: str) -> str:
+    """Of `path.py:function`; any other name as it is."""
+    path, colon, function = name.rpartition(":")
+    return f"{_resolved(path)}{colon}{function}" if path.endswith(".py") else name
 
 
 def _is_there(path: str) -> bool:

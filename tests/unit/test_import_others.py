@@ -259,9 +259,16 @@ def test_easyr1_s_refusals() -> None:
         run(EASYR1, EASY | {"worker.actor.global_batch_size": 100})
     other = run(EASYR1, EASY | {"algorithm.adv_estimator": "grpo_passk", "worker.rollout.top_p": 0.9})
     assert {left.option for left in other.unsupported} >= {"algorithm.adv_estimator", "worker.rollout.top_p"}
-    own = run(EASYR1, EASY | {"worker.reward.reward_function": "./mine.py:score"})
-    assert own.written["rewards"] == [{"name": "./mine.py:score"}]
-    assert "TRL's signature" in next(left.reason for left in own.unsupported if "reward" in left.option)
+
+
+def test_easyr1_s_own_functions() -> None:
+    mine = {"worker.reward.reward_function": "./mine.py:score", "worker.reward.reward_function_kwargs": {"weight": 0.2}}
+    entry = {"name": "easyr1_function", "function": "./mine.py:score", "options": {"weight": 0.2}}
+    own = run(EASYR1, EASY | mine)
+    assert own.written["rewards"] == [entry]
+    assert not [left for left in own.unsupported if "reward" in left.option]
+    single = run(EASYR1, EASY | mine | {"worker.reward.reward_type": "sequential"})
+    assert single.written["rewards"] == [entry | {"reward_type": "sequential"}]
 
 
 def test_openrlhf_s_prorl_script() -> None:
@@ -297,13 +304,13 @@ def test_openrlhf_s_prorl_script() -> None:
             "kl": {"coef": 1e-4, "name": "k2"},
             "groups": {"zero_variance": "resample"},
         },
-        "rewards": [{"name": "examples/python/math_reward_func.py:reward_func"}],
+        "rewards": [{"name": "openrlhf_function", "function": "examples/python/math_reward_func.py:reward_func"}],
         "eval": {"every": 5, "num_samples": 4},
         "checkpoint": {"every": 5, "keep": 3},
         "logging": {"trackers": []},
     }
     assert not result.unknown
-    assert {left.option for left in result.unsupported} == {"reward.stop_properly_penalty_coef", "reward.remote_url"}
+    assert {left.option for left in result.unsupported} == {"reward.stop_properly_penalty_coef"}
 
 
 def test_openrlhf_s_flat_flags_are_the_dotted_ones() -> None:
