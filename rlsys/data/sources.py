@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 
 from rlsys.config import DataConfig
 from rlsys.data import Row, registry
-from rlsys.data.files import READERS, csv_options, json_rows, place_in_file, what_is_wrong
-from rlsys.errors import ConfigError, DataError, nearest
+from rlsys.data.files import READERS, check_file, csv_options, json_rows, place_in_file, what_is_wrong
+from rlsys.errors import ConfigError, DataError, RlsysError, nearest
 
 
 @dataclass(frozen=True)
@@ -94,19 +95,25 @@ def read(source: Source) -> list[Row]:
         if source.options:
             raise ConfigError(f"data '{source.name}': a json file takes no options, given: {', '.join(source.options)}")
         return json_rows(source.name)
+    if kind == "csv":
+        check_file(source.name, source.options)
     try:
-        if kind is not None:
-            options = {**(csv_options(source.name) if kind == "csv" else {}), **source.options}
-            rows = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
-        else:
-            rows = datasets.load_dataset(source.name, source.subset, split=source.split, **source.options)
-        return list(rows)
+        if kind is None:
+            return list(datasets.load_dataset(source.name, source.subset, split=source.split, **source.options))
+        options = csv_options(source.name, source.options) if kind == "csv" else source.options
+        with warnings.catch_warnings():
+            # What pandas says where it drops the fields that a row has too many.
+            warnings.filterwarnings("error", message="Length of header or names does not match")
+            return list(datasets.load_dataset(kind, data_files=str(path), split="train", **options))
+    except RlsysError:
+        raise
     except Exception as error:
-        raise DataError(_unreadable(source.name, kind, error)) from error
+        raise DataError(_unreadable(source, kind, error)) from error
 
 
-def _unreadable(name: str, kind: str | None, error: Exception) -> str:
-    found = what_is_wrong(name) if kind is not None else None
+def _unreadable(source: Source, kind: str | None, error: Exception) -> str:
+    name = source.name
+    found = what_is_wrong(name, source.options) if kind is not None else None
     if found is not None:
         return found
     known = registry.names()

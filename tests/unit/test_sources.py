@@ -119,6 +119,43 @@ def test_other_files_name_the_line_too(tmp_path: Path, config: DataConfig, suffi
     assert f"{path}, {said}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("prompt,answer\nAdd 1, 2,3\nc,d\n", {}, "line 2: 3 fields, but the first line names 2 columns"),
+        ("prompt;answer\na;1;2\nc;d\n", {"sep": ";"}, "line 2: 3 fields, but the first line names 2 columns"),
+        ("a,1,2\nc,d\n", {"column_names": ["prompt", "answer"]}, "Length of header or names does not match"),
+    ],
+)
+def test_a_first_row_with_too_many_fields_shifts_no_column(
+    tmp_path: Path, text: str, options: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        load(Source(str(path), options=options), DataConfig(), seed=0)
+    assert str(path) in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "line", "advice"),
+    [
+        ("jsonl", '{"prompt": "a"}\n\n{"prompt": "é"}\n', 3, "save the file as UTF-8"),
+        ("json", '[{"prompt": "a"},\n {"prompt": "é"}]', 2, "save the file as UTF-8"),
+        ("csv", "prompt,answer\na,b\né,c\n", 3, "or name its encoding in options.encoding"),
+        ("txt", "a\né\n", 2, "save the file as UTF-8"),
+    ],
+)
+def test_what_is_not_utf8_names_file_and_line(tmp_path: Path, suffix: str, text: str, line: int, advice: str) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError) as caught:
+        load(Source(str(path)), DataConfig(), seed=0)
+    assert f"{path}, line {line}: not UTF-8: byte" in str(caught.value)
+    assert advice in str(caught.value)
+
+
 def test_the_line_counts_blank_ones_and_rows_left_out(tmp_path: Path, config: DataConfig) -> None:
     name = jsonl(tmp_path / "rows.jsonl", {"prompt": "a"}, "", {"prompt": "b"}, {"prompt": "c"})
     loaded = load(Source(name, options=config.options), config, seed=0)
