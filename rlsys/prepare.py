@@ -59,14 +59,13 @@ def prepare(config: Config, say: Say = print, *, training: bool = True) -> Prepa
     wants_training_rows = training or config.model.path is None
     train = _load(config, "data.train") if wants_training_rows else []
     held_out = _load(config, "data.eval")
-    train_rows, eval_rows = _rows(train), _rows(held_out)
     model_path = resolve_model(
         config.model,
         seed=config.seed,
         prompt_column=config.data.prompt_column,
-        train=train_rows,
-        held_out=eval_rows,
-        corpus=_corpus(config, train_rows),
+        train=train,
+        held_out=held_out,
+        corpus=_corpus(config, [row for loaded in train for row in loaded.rows]),
         say=say,
     )
     if training and config.learner.lora.rank > 0:
@@ -116,10 +115,6 @@ def _load(config: Config, key: str) -> list[LoadedRows]:
         check_rows(loaded, data.prompt_column)
         found.append(loaded)
     return found
-
-
-def _rows(parts: Sequence[LoadedRows]) -> list[Row]:
-    return [row for part in parts for row in part.rows]
 
 
 def _titles(parts: Sequence[LoadedRows]) -> str:
