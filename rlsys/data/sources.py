@@ -145,7 +145,11 @@ def _source(entry: Any, key: str, split: str, config: DataConfig, *, alone: bool
     for option in ("split", "subset"):
         if entry.get(option) is not None and (is_file or (option == "subset" and ":" in made.name)):
             raise ConfigError(f"{key}: '{made.name}' has no {option}: that is for `datasets` names")
-    for option, value in {"weight": made.weight, "share": made.share}.items():
+    for option in ("weight", "share", "limit"):
+        value = getattr(made, option)
+        kind, wanted = (int, "a whole number") if option == "limit" else (int | float, "a number")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise ConfigError(f"{key}: '{made.name}' has {option}={value!r}: it must be {wanted}")
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"{key}: '{made.name}' has {option}={value}: it must be positive")
     if made.share > 1:
