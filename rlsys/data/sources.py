@@ -67,6 +67,24 @@ def sources_of(value: Any, key: str, config: DataConfig) -> list[Source]:
     return _labelled(found)
 
 
+def absolute_sources(value: Any) -> Any:
+    """The same `data.train` or `data.eval` with the names of files, folders and `path.py:function` made absolute."""
+    if isinstance(value, list):
+        return [absolute_sources(entry) for entry in value]
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        return {**value, "name": _absolute(value["name"])}
+    return _absolute(value) if isinstance(value, str) else value
+
+
+def _absolute(name: str) -> str:
+    module, colon, function = name.rpartition(":")
+    if module.endswith(".py"):
+        return f"{Path(module).expanduser().resolve()}{colon}{function}"
+    path = Path(name).expanduser()
+    is_there = path.is_file() if path.suffix.lower() in READERS else bool(name) and path.is_dir()
+    return str(path.resolve()) if is_there and name not in registry.names() else name
+
+
 def load(source: Source, config: DataConfig, *, seed: int) -> LoadedRows:
     """Its rows, renamed. Raises ConfigError when there is no such source, DataError for one that cannot be used."""
     every = read(source)

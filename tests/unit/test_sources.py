@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlsys.config import DataConfig
-from rlsys.data.sources import Source, load, sources_of
+from rlsys.data.sources import Source, absolute_sources, load, sources_of
 from rlsys.errors import ConfigError, DataError
 
 
@@ -73,6 +73,21 @@ def test_what_is_no_source_is_refused(value: Any, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         sources_of(value, "data.train", DataConfig())
     assert said in str(caught.value)
+
+
+def test_files_are_made_absolute_and_other_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jsonl(tmp_path / "rows.jsonl", {"prompt": "a"})
+    for folder in ("local", "addition"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    stay = ["addition", "org/maths", "my.data:rows", "missing.jsonl", str(tmp_path / "rows.jsonl"), 7, {"path": "x"}]
+    assert absolute_sources(stay) == stay
+    assert absolute_sources(None) is None
+    assert absolute_sources("rows.jsonl") == str(tmp_path / "rows.jsonl")
+    assert absolute_sources([{"name": "./local", "limit": 3}, "own.py:rows"]) == [
+        {"name": str(tmp_path / "local"), "limit": 3},
+        f"{tmp_path}/own.py:rows",
+    ]
 
 
 def test_a_share_is_drawn_by_the_seed_and_keeps_the_order(tmp_path: Path, config: DataConfig) -> None:
