@@ -67,10 +67,13 @@ def evaluate(
 
 
 def eval_metrics(results: Sequence[Evaluation]) -> Metrics:
-    """`eval/*` keys: of the only data set, or the mean over data sets and each one's own under its label."""
+    """`eval/*` keys: of the only data set, or the mean over data sets and each one's own under its label. The ends of
+    intervals are each data set's own: a mean of ends is the end of none."""
     metrics: Metrics = {}
     rows = [_numbers(result) for result in results]
     for name in rows[0]:
+        if len(results) > 1 and name.endswith(("/low", "/high")):
+            continue
         values = [row[name] for row in rows if name in row]
         metrics[f"eval/{name}"] = float(np.sum(values) if name == "failed" else np.mean(values))
     if len(results) > 1:

@@ -100,11 +100,19 @@ def _config(target: str | None, step: int | None, overrides: Sequence[str]) -> C
         return _seeded(_of(str(policy), replace(config, run_dir=None, resume="never")))
     if step is not None:
         raise ConfigError("--step belongs to a run" + (f", and '{target}' is not the folder of one" if target else ""))
-    has_experiment = target is None or any(override.startswith("experiment=") for override in overrides)
-    config = to_config(composed([*([] if has_experiment else ["~experiment"]), *overrides]))
+    config = to_config(composed([*_without_experiment(target, overrides), *overrides]))
     if config.model.adapter is not None:
         return _seeded(_of(config.model.adapter, config, base=target or config.model.path))
     return _seeded(_of(target, config) if target is not None else _without_adapter(config))
+
+
+def _without_experiment(target: str | None, overrides: Sequence[str]) -> list[str]:
+    """The override that leaves out the default experiment, whose settings suit its own model; none where overrides
+    name an experiment, or no other model."""
+    keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    if "experiment" in keys or (target is None and not keys & {"model.path", "model.adapter"}):
+        return []
+    return ["~experiment"]
 
 
 def _of(model: str, config: Config, base: str | None = None) -> Config:

@@ -32,8 +32,11 @@ def share(hits: Sequence[bool], confidence: float) -> Estimate:
 
 def mean(values: Sequence[float], confidence: float) -> Estimate:
     """The mean of one value a prompt, with a percentile bootstrap over prompts: a prompt's responses are alike, so they
-    are drawn together. Always the same draws."""
+    are drawn together. Always the same draws. Where every value is 0, or every one is 1, all resamples are alike and
+    say nothing: the interval is then Wilson's, of prompts as trials."""
     array = np.asarray(values, dtype=np.float64)
+    if np.all(array == 0) or np.all(array == 1):
+        return share([bool(value) for value in array], confidence)
     rng = np.random.default_rng(0)
     # A resample is how often each prompt comes: one product with the values instead of an index a draw.
     counts = rng.multinomial(len(array), np.full(len(array), 1 / len(array)), size=RESAMPLES)

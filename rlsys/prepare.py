@@ -12,13 +12,13 @@ from rlsys.config import Config
 from rlsys.data import Row
 from rlsys.data.encode import PromptEncoder, check_rows
 from rlsys.data.order import EpochOrder, MixtureOrder, Order
-from rlsys.data.sources import LoadedRows, load, read, sources_of
+from rlsys.data.sources import LoadedRows, absolute_sources, load, read, sources_of
 from rlsys.errors import RlsysError
 from rlsys.models.adapters import check_adapters
 from rlsys.models.resolve import context_length, load_tokenizer, resolve_model
 from rlsys.needs import corrections_of
 from rlsys.scoring.call import absolute
-from rlsys.templates import text_or_file
+from rlsys.templates import absolute_file, text_or_file
 from rlsys.types import Prompt
 
 Say = Callable[[str], None]
@@ -59,14 +59,13 @@ def prepare(config: Config, say: Say = print, *, training: bool = True) -> Prepa
     wants_training_rows = training or config.model.path is None
     train = _load(config, "data.train") if wants_training_rows else []
     held_out = _load(config, "data.eval")
-    train_rows, eval_rows = _rows(train), _rows(held_out)
     model_path = resolve_model(
         config.model,
         seed=config.seed,
         prompt_column=config.data.prompt_column,
-        train=train_rows,
-        held_out=eval_rows,
-        corpus=_corpus(config, train_rows),
+        train=train,
+        held_out=held_out,
+        corpus=_corpus(config, [row for loaded in train for row in loaded.rows]),
         say=say,
     )
     if training and config.learner.lora.rank > 0:
@@ -93,12 +92,19 @@ def prepare(config: Config, say: Say = print, *, training: bool = True) -> Prepa
 def _self_contained(config: Config) -> Config:
     """Without anything that depends on a working directory, or that is null for "it depends"."""
     template, adapter = config.model.chat_template, config.model.adapter
+    around = config.data.prompt_template
     return replace(
         config,
         model=replace(
             config.model,
             chat_template=None if template is None else text_or_file(template, "model.chat_template"),
             adapter=None if adapter is None else str(Path(adapter).expanduser().resolve()),
+        ),
+        data=replace(
+            config.data,
+            train=absolute_sources(config.data.train),
+            eval=absolute_sources(config.data.eval),
+            prompt_template=None if around is None else absolute_file(around),
         ),
         rewards=[absolute(spec) for spec in config.rewards],
         algorithm=replace(config.algorithm, corrections=corrections_of(config)),
@@ -116,10 +122,6 @@ def _load(config: Config, key: str) -> list[LoadedRows]:
         check_rows(loaded, data.prompt_column)
         found.append(loaded)
     return found
-
-
-def _rows(parts: Sequence[LoadedRows]) -> list[Row]:
-    return [row for part in parts for row in part.rows]
 
 
 def _titles(parts: Sequence[LoadedRows]) -> str:

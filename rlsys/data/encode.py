@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, TemplateError
+from jinja2 import Environment, StrictUndefined, Template, TemplateError, TemplateSyntaxError
 
 from rlsys.config import DataConfig
 from rlsys.data import Row
@@ -39,10 +39,7 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._config = config
         self._max_prompt_tokens = max_prompt_tokens
-        self._around = None
-        if config.prompt_template is not None:
-            text = text_or_file(config.prompt_template, "data.prompt_template")
-            self._around = Environment().from_string(text)
+        self._around = None if config.prompt_template is None else _template(config.prompt_template)
 
     def encode(self, loaded: LoadedRows, first_index: int = 0) -> tuple[list[Prompt], int]:
         """Prompts numbered from `first_index`, and how many rows were left out as too long (`data.overlong=filter`).
@@ -65,7 +62,7 @@ class PromptEncoder:
         column = self._config.prompt_column
         text = self._text(row[column], loaded, index)
         columns = {key: value for key, value in row.items() if key != column}
-        return Prompt(number, text, np.array(self._token_ids(text), dtype=np.int32), columns)
+        return Prompt(number, text, np.array(self._token_ids(text, loaded, index), dtype=np.int32), columns)
 
     def _fits(self, prompt: Prompt, loaded: LoadedRows, index: int) -> bool:
         size = len(prompt.token_ids)
@@ -83,7 +80,7 @@ class PromptEncoder:
         config = self._config
         if isinstance(value, str):
             if self._around is not None:
-                value = self._around.render(content=value)
+                value = self._put_around(self._around, value, loaded, index)
             if not config.chat_template:
                 if config.system_prompt is not None:
                     raise ConfigError("data.system_prompt needs chat messages: set data.chat_template=true")
@@ -100,7 +97,16 @@ class PromptEncoder:
             messages = [{"role": "system", "content": config.system_prompt}, *messages]
         return messages
 
-    def _token_ids(self, text: str | Messages) -> Sequence[int]:
+    def _put_around(self, template: Template, value: str, loaded: LoadedRows, index: int) -> str:
+        try:
+            return template.render(content=value)
+        except TemplateError as error:
+            raise ConfigError(
+                f"{loaded.where(index)}: data.prompt_template cannot be filled in: {error.message}; the only variable "
+                "that it may use is `content`, the row's prompt"
+            ) from error
+
+    def _token_ids(self, text: str | Messages, loaded: LoadedRows, index: int) -> Sequence[int]:
         if isinstance(text, str):
             return list(self._tokenizer(text)["input_ids"])
         if self._tokenizer.chat_template is None:
@@ -113,9 +119,23 @@ class PromptEncoder:
             )
         except TemplateError as error:
             roles = [message["role"] for message in text]
-            raise ConfigError(f"the model's chat template refuses messages of the roles {roles}: {error}") from error
+            raise ConfigError(
+                f"{loaded.where(index)}: the model's chat template refuses messages of the roles {roles}: {error}"
+            ) from error
         # The template already holds every special token: adding them again would double the BOS.
         return list(self._tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+def _template(option: str) -> Template:
+    """What `data.prompt_template` holds or names the file of."""
+    text = text_or_file(option, "data.prompt_template")
+    try:
+        return Environment(undefined=StrictUndefined).from_string(text)
+    except TemplateSyntaxError as error:
+        raise ConfigError(
+            f"data.prompt_template, line {error.lineno}: not a jinja template: {error.message}; the only variable that "
+            "it may use is `content`, the row's prompt"
+        ) from error
 
 
 def _is_message(value: Any) -> bool:

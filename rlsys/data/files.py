@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlsys.errors import DataError
+from rlsys.errors import ConfigError, DataError
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
 """What `datasets` calls the reader of a file's kind."""
@@ -17,27 +19,34 @@ READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "cs
 def json_rows(name: str) -> list[dict[str, Any]]:
     """Rows of a jsonl file, or of a json file with a list of them, with the values as they are written. Raises
     DataError naming the line."""
-    wrong = what_is_wrong(name)
-    if wrong is not None:
-        raise DataError(wrong)
+    check_file(name)
     path = Path(name).expanduser()
     if path.suffix.lower() == ".jsonl":
         return [json.loads(text) for _, text in _lines(path)]
-    rows = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    rows = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(rows, list):
         raise DataError(f"{name}: a json file holds a list of rows, this is {_kind(rows)}")
     return rows
 
 
-def csv_options(name: str) -> dict[str, Any]:
-    """For the reader of a csv file, so that texts stay what they are: an answer `007` is no number, `null` is a word;
-    an empty field is missing."""
+def csv_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """For the reader of a csv file beside the options `given`, so that texts stay what they are: an answer `007` is no
+    number, `null` is a word; an empty field is missing. Raises ConfigError when they leave columns without names."""
     import datasets
+    import pandas
+    from datasets.packaged_modules.csv.csv import CsvConfig
 
-    with Path(name).expanduser().open(encoding="utf-8", errors="replace", newline="") as file:
-        header = next(csv.reader(file), [])
-    features = datasets.Features({column: datasets.Value("string") for column in header})
-    return {"features": features, "keep_default_na": False, "na_values": [""]}
+    if given.get("engine", "c") != "c":
+        raise ConfigError(f"data '{name}': options.engine={given['engine']!r} makes numbers of texts: leave engine out")
+    # No column is an index: the reader would take the first one where a row has too many fields, and shift the others.
+    reading = {"keep_default_na": False, "na_values": [""], "index_col": False, "engine": "c"} | dict(given)
+    config = CsvConfig(**{key: value for key, value in reading.items() if key in _reader_options()})
+    header = {**config.pd_read_csv_kwargs, "nrows": 0, "chunksize": None}
+    columns = list(pandas.read_csv(Path(name).expanduser(), **header).columns)
+    if not all(isinstance(column, str) for column in columns):
+        raise ConfigError(f"data '{name}': options {dict(given)} leave its columns without names: add column_names")
+    features = datasets.Features({column: datasets.Value("string") for column in columns})
+    return {"features": features} | reading
 
 
 def place_in_file(name: str, number: int) -> str:
@@ -50,15 +59,37 @@ def place_in_file(name: str, number: int) -> str:
     return f"{name}, row {number + 1}"
 
 
-def what_is_wrong(name: str) -> str | None:
+def check_file(name: str, options: Mapping[str, Any] | None = None) -> None:
+    """Raise DataError naming the first line that no reader takes."""
+    wrong = what_is_wrong(name, options or {})
+    if wrong is not None:
+        raise DataError(wrong)
+
+
+def what_is_wrong(name: str, options: Mapping[str, Any]) -> str | None:
     """The first line of a file that no reader takes, and why; None when nothing was found, or in files without lines.
 
-    Readers report a whole block of a file.
+    Readers report a whole block of a file. `options` are those of its reader.
     """
     path = Path(name).expanduser()
-    look = {".jsonl": _wrong_jsonl, ".json": _wrong_json, ".csv": _wrong_csv}.get(path.suffix.lower())
-    found = look(path) if look is not None else None
+    kind = READERS.get(path.suffix.lower())
+    found = None if kind == "parquet" or "encoding" in options else _not_utf8(path, kind)
+    if found is None and kind == "csv":
+        found = _wrong_csv(path, options)
+    elif found is None and kind == "json":
+        found = _wrong_jsonl(path) if path.suffix.lower() == ".jsonl" else _wrong_json(path)
     return None if found is None else f"{name}, {found}"
+
+
+def _not_utf8(path: Path, kind: str | None) -> str | None:
+    advice = "save the file as UTF-8" + (", or name its encoding in options.encoding" if kind == "csv" else "")
+    with path.open("rb") as file:
+        for line, data in enumerate(file, start=1):
+            try:
+                data.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return f"line {line}: not UTF-8: byte {error.start + 1} is 0x{data[error.start]:02x}; {advice}"
+    return None
 
 
 def _wrong_jsonl(path: Path) -> str | None:
@@ -74,7 +105,7 @@ def _wrong_jsonl(path: Path) -> str | None:
 
 def _wrong_json(path: Path) -> str | None:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        rows = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         return f"line {error.lineno}: not JSON: {error.msg} at character {error.colno}"
     for number, row in enumerate(rows if isinstance(rows, list) else []):
@@ -83,14 +114,25 @@ def _wrong_json(path: Path) -> str | None:
     return None
 
 
-def _wrong_csv(path: Path) -> str | None:
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
+def _wrong_csv(path: Path, options: Mapping[str, Any]) -> str | None:
+    delimiter = str(options.get("delimiter") or options.get("sep") or ",")
+    if len(delimiter) != 1 or (_reader_options() & options.keys()) - {"delimiter", "sep"}:
+        return None  # what a line holds is then the reader's to say
+    csv.field_size_limit(sys.maxsize)  # a long document is a field too
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        header = next(filter(None, reader), [])
         for row in reader:
             if len(row) > len(header):
                 return f"line {reader.line_num}: {len(row)} fields, but the first line names {len(header)} columns"
     return None
+
+
+def _reader_options() -> set[str]:
+    """What the csv reader itself takes, beside the options of `datasets.load_dataset`."""
+    from datasets.packaged_modules.csv.csv import CsvConfig
+
+    return {option.name for option in dataclasses.fields(CsvConfig)}
 
 
 def _kind(value: Any) -> str:
@@ -100,7 +142,7 @@ def _kind(value: Any) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines that are not blank, numbered from 1."""
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8") as file:
         for number, text in enumerate(file, start=1):
             if text.strip():
                 yield number, text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 
 from rlsys.config import DataConfig
 from rlsys.data import Row, registry
-from rlsys.data.files import READERS, csv_options, json_rows, place_in_file, what_is_wrong
-from rlsys.errors import ConfigError, DataError, nearest
+from rlsys.data.files import READERS, check_file, csv_options, json_rows, place_in_file, what_is_wrong
+from rlsys.errors import ConfigError, DataError, RlsysError, nearest
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,24 @@ def sources_of(value: Any, key: str, config: DataConfig) -> list[Source]:
     return _labelled(found)
 
 
+def absolute_sources(value: Any) -> Any:
+    """The same `data.train` or `data.eval` with the names of files, folders and `path.py:function` made absolute."""
+    if isinstance(value, list):
+        return [absolute_sources(entry) for entry in value]
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        return {**value, "name": _absolute(value["name"])}
+    return _absolute(value) if isinstance(value, str) else value
+
+
+def _absolute(name: str) -> str:
+    module, colon, function = name.rpartition(":")
+    if module.endswith(".py"):
+        return f"{Path(module).expanduser().resolve()}{colon}{function}"
+    path = Path(name).expanduser()
+    is_there = path.is_file() if path.suffix.lower() in READERS else bool(name) and path.is_dir()
+    return str(path.resolve()) if is_there and name not in registry.names() else name
+
+
 def load(source: Source, config: DataConfig, *, seed: int) -> LoadedRows:
     """Its rows, renamed. Raises ConfigError when there is no such source, DataError for one that cannot be used."""
     every = read(source)
@@ -94,19 +113,25 @@ def read(source: Source) -> list[Row]:
         if source.options:
             raise ConfigError(f"data '{source.name}': a json file takes no options, given: {', '.join(source.options)}")
         return json_rows(source.name)
+    if kind == "csv":
+        check_file(source.name, source.options)
     try:
-        if kind is not None:
-            options = {**(csv_options(source.name) if kind == "csv" else {}), **source.options}
-            rows = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
-        else:
-            rows = datasets.load_dataset(source.name, source.subset, split=source.split, **source.options)
-        return list(rows)
+        if kind is None:
+            return list(datasets.load_dataset(source.name, source.subset, split=source.split, **source.options))
+        options = csv_options(source.name, source.options) if kind == "csv" else source.options
+        with warnings.catch_warnings():
+            # What pandas says where it drops the fields that a row has too many.
+            warnings.filterwarnings("error", message="Length of header or names does not match")
+            return list(datasets.load_dataset(kind, data_files=str(path), split="train", **options))
+    except RlsysError:
+        raise
     except Exception as error:
-        raise DataError(_unreadable(source.name, kind, error)) from error
+        raise DataError(_unreadable(source, kind, error)) from error
 
 
-def _unreadable(name: str, kind: str | None, error: Exception) -> str:
-    found = what_is_wrong(name) if kind is not None else None
+def _unreadable(source: Source, kind: str | None, error: Exception) -> str:
+    name = source.name
+    found = what_is_wrong(name, source.options) if kind is not None else None
     if found is not None:
         return found
     known = registry.names()
@@ -138,7 +163,11 @@ def _source(entry: Any, key: str, split: str, config: DataConfig, *, alone: bool
     for option in ("split", "subset"):
         if entry.get(option) is not None and (is_file or (option == "subset" and ":" in made.name)):
             raise ConfigError(f"{key}: '{made.name}' has no {option}: that is for `datasets` names")
-    for option, value in {"weight": made.weight, "share": made.share}.items():
+    for option in ("weight", "share", "limit"):
+        value = getattr(made, option)
+        kind, wanted = (int, "a whole number") if option == "limit" else (int | float, "a number")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise ConfigError(f"{key}: '{made.name}' has {option}={value!r}: it must be {wanted}")
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"{key}: '{made.name}' has {option}={value}: it must be positive")
     if made.share > 1:

@@ -38,7 +38,7 @@ def write_card(target: Path, run_dir: Path, checkpoint: Path, config: Config, *,
 
 def _text(name: str, step: int, rows: Sequence[dict[str, Any]], config: Config, *, has_curve: bool) -> str:
     algorithm = config.algorithm
-    train = ", ".join(source.name for source in sources_of(config.data.train, "data.train", config.data))
+    train = ", ".join(_public(source.name) for source in sources_of(config.data.train, "data.train", config.data))
     lora = config.learner.lora
     facts = {
         "base model": config.model.path or "built on the spot by rlsys (see the configuration)",
@@ -68,6 +68,11 @@ def _evaluations(rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"| {row['step']:.0f} | {row['eval/accuracy']:.3f} | {row['eval/reward/mean']:.4g} |" for row in chosen]
     head = "## Held-out evaluation (greedy)\n\n| step | accuracy | mean reward |\n|---:|---:|---:|\n"
     return head + "\n".join(lines)
+
+
+def _public(source: str) -> str:
+    """Of a file its name alone: the folders above it are this machine's."""
+    return Path(source).name if Path(source).is_absolute() else source
 
 
 def _vllm() -> str:

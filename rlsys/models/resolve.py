@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from rlsys.config import ModelBuild, ModelConfig, TokenizerBuild
+from rlsys.data import Row
+from rlsys.data.sources import LoadedRows
 from rlsys.errors import ConfigError, DataError
 from rlsys.models.tiny import PRINTABLE, build_model, build_tokenizer, check_build, save_model
 
-Rows = Sequence[dict[str, Any]]
+Rows = Sequence[Row]
+Parts = Sequence[LoadedRows]
 
 
 def resolve_model(
@@ -26,8 +29,8 @@ def resolve_model(
     *,
     seed: int,
     prompt_column: str,
-    train: Rows,
-    held_out: Rows,
+    train: Parts,
+    held_out: Parts,
     corpus: Rows,
     say: Callable[[str], None],
 ) -> str:
@@ -35,20 +38,22 @@ def resolve_model(
     if config.path is not None:
         return _existing(config.path, config.trust_remote_code)
     check_build(config.build)
-    _check_alphabet(config.build.tokenizer, prompt_column, train, held_out)
+    _check_alphabet(config.build.tokenizer, prompt_column, [*train, *held_out])
     if config.build.warmup.max_steps > 0 and config.build.warmup.target_accuracy < 1 and not held_out:
         raise ConfigError(
             "model.build.warmup.target_accuracy is measured on held-out rows, but data.eval is null: set data.eval, "
             "model.build.warmup.max_steps=0 or model.path"
         )
-    digest = _digest(config.build, seed, prompt_column, train, held_out, corpus)
+    digest = _digest(config.build, seed, prompt_column, _rows(train), _rows(held_out), corpus)
     folder = Path(config.cache_dir).expanduser() / f"{config.build.architecture}-{digest}"
     if (folder / "config.json").exists():
         return str(folder)
     say(f"building a {config.build.architecture} policy on the spot (cached afterwards in {folder})")
     accuracy = _build(config.build, folder, seed, prompt_column, train, held_out, corpus)
     if accuracy is not None:
-        say(f"warmed up by supervised steps: greedy accuracy {accuracy:.3f} on {len(held_out)} held-out problems")
+        say(
+            f"warmed up by supervised steps: greedy accuracy {accuracy:.3f} on {len(_rows(held_out))} held-out problems"
+        )
     return str(folder)
 
 
@@ -106,24 +111,24 @@ def _digest(build: ModelBuild, seed: int, prompt_column: str, *rows: Rows) -> st
     return hashlib.sha256(json.dumps(shaped_by, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _check_alphabet(config: TokenizerBuild, prompt_column: str, *rows: Rows) -> None:
+def _check_alphabet(config: TokenizerBuild, prompt_column: str, parts: Parts) -> None:
     """A character tokenizer drops what it does not know: refuse a prompt that it would change."""
     if config.kind != "chars":
         return
     alphabet = config.alphabet or PRINTABLE
-    for part in rows:
-        for index, row in enumerate(part):
+    for loaded in parts:
+        for index, row in enumerate(loaded.rows):
             unknown = sorted(set(str(row.get(prompt_column))) - set(alphabet))
             if unknown:
                 raise DataError(
-                    f"row {index + 1}: the prompt has {unknown!r}, which the alphabet of the model built on the spot "
-                    f"lacks ({alphabet!r}); extend model.build.tokenizer.alphabet, set its kind to bpe, or give "
+                    f"{loaded.where(index)}: the prompt has {unknown!r}, which the alphabet of the model built on the "
+                    f"spot lacks ({alphabet!r}); extend model.build.tokenizer.alphabet, set its kind to bpe, or give "
                     "model.path"
                 )
 
 
 def _build(
-    build: ModelBuild, folder: Path, seed: int, prompt_column: str, train: Rows, held_out: Rows, corpus: Rows
+    build: ModelBuild, folder: Path, seed: int, prompt_column: str, train: Parts, held_out: Parts, corpus: Rows
 ) -> float | None:
     strings = (value for row in corpus for value in row.values() if isinstance(value, str))
     tokenizer = build_tokenizer(build.tokenizer, strings)
@@ -133,7 +138,7 @@ def _build(
         from rlsys.models.warmup import warm_up
 
         column = build.warmup.answer_column
-        examples = [_examples(rows, tokenizer, prompt_column, column) for rows in (train, held_out)]
+        examples = [_examples(parts, tokenizer, prompt_column, column) for parts in (train, held_out)]
         accuracy = warm_up(model, examples[0], examples[1], build.warmup, seed)
     # Written aside and renamed: a killed build must not leave a folder that looks complete.
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -147,15 +152,20 @@ def _build(
 
 
 def _examples(
-    rows: Rows, tokenizer: Any, prompt_column: str, answer_column: str
+    parts: Parts, tokenizer: Any, prompt_column: str, answer_column: str
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     examples = []
-    for index, row in enumerate(rows):
-        if not isinstance(row.get(answer_column), str) or not isinstance(row.get(prompt_column), str):
-            raise DataError(
-                f"row {index + 1}: a supervised warm-up needs text in '{prompt_column}' and '{answer_column}'"
-            )
-        prompt = tokenizer(row[prompt_column])["input_ids"]
-        answer = [*tokenizer(row[answer_column])["input_ids"], tokenizer.eos_token_id]
-        examples.append((np.array(prompt), np.array(answer)))
+    for loaded in parts:
+        for index, row in enumerate(loaded.rows):
+            if not isinstance(row.get(answer_column), str) or not isinstance(row.get(prompt_column), str):
+                raise DataError(
+                    f"{loaded.where(index)}: a supervised warm-up needs text in '{prompt_column}' and '{answer_column}'"
+                )
+            prompt = tokenizer(row[prompt_column])["input_ids"]
+            answer = [*tokenizer(row[answer_column])["input_ids"], tokenizer.eos_token_id]
+            examples.append((np.array(prompt), np.array(answer)))
     return examples
+
+
+def _rows(parts: Parts) -> list[Row]:
+    return [row for loaded in parts for row in loaded.rows]

@@ -84,6 +84,17 @@ def test_several_data_sets_are_sampled_together_and_told_apart() -> None:
     assert metrics["eval/accuracy"] == pytest.approx((1 + 1 / 3) / 2)  # data sets weigh alike
     assert metrics["eval/set1/accuracy"] == pytest.approx(1 / 3)
     assert metrics["eval/set0/accuracy/low"] < 1.0 == metrics["eval/set0/accuracy/high"]
+    assert not {"eval/accuracy/low", "eval/accuracy/high"} & metrics.keys()  # a mean of ends is the end of none
+    assert {"eval/accuracy/low", "eval/accuracy/high"} <= eval_metrics(found[:1]).keys()
+
+
+def test_prompts_that_are_all_wrong_leave_pass_at_k_an_interval() -> None:
+    answers: Any = Answers([[0.0] * 5] * 12)
+    (found,) = evaluate(answers, sets(12), config(num_samples=4), 0)
+    assert found.mean_at is not None
+    for estimate in (found.mean_at, found.pass_at[4]):
+        assert (estimate.value, estimate.low) == (0.0, 0.0)
+        assert estimate.high > 0.2
 
 
 def test_a_bar_below_one() -> None:

@@ -32,6 +32,16 @@ def test_a_model(adapter: Path) -> None:
         _config("org/model", 3, [])
 
 
+def test_only_a_model_of_no_name_is_that_of_the_default_experiment(adapter: Path) -> None:
+    def limit(*overrides: str) -> int:
+        return _config(None, None, overrides).rollout.max_response_tokens
+
+    assert limit("model.path=org/model") == limit(f"model.adapter={adapter}") == 64
+    assert limit() == limit("eval.num_samples=2") == 6
+    assert limit("experiment=quickstart", "model.path=org/model") == 6
+    assert limit("~experiment") == 64
+
+
 def test_an_adapter_brings_its_base_and_rank(adapter: Path) -> None:
     for config in (
         _config(str(adapter), None, []),

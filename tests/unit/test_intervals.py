@@ -56,3 +56,12 @@ def test_the_bootstrap_is_near_the_normal_interval_of_many_values() -> None:
 def test_the_bootstrap_always_says_the_same() -> None:
     assert mean([0.0, 1.0, 1.0], 0.9) == mean([0.0, 1.0, 1.0], 0.9)
     assert mean([0.5], 0.9).low == 0.5
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_prompts_that_all_end_alike_have_wilson_s_interval(value: float) -> None:
+    """Twelve at 95%: from 0 to z² / (12 + z²) = 0.242494, or what mirrors it."""
+    found = mean([value] * 12, 0.95)
+    assert found == share([value == 1] * 12, 0.95)
+    assert found.value == value
+    assert found.high - found.low == pytest.approx(0.242494, abs=1e-6)

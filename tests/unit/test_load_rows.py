@@ -77,6 +77,53 @@ def test_texts_stay_what_they_are(tmp_path: Path) -> None:
     assert load_rows(str(tmp_path / "rows.jsonl"), "train", DataConfig()) == rows
 
 
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("prompt;answer\na, b;007\n", {"sep": ";"}),
+        ("a, b|007\n", {"delimiter": "|", "column_names": ["prompt", "answer"]}),
+        ("prompt\tid\tanswer\na, b\t1\t007\n", {"sep": "\t", "usecols": ["prompt", "answer"]}),
+        ('\ufeffprompt,answer\n"a, b",007\n', {}),
+        ('\ufeff"prompt",answer\n"a, b",007\n', {}),
+        ('\nprompt,answer\n"a, b",007\n', {}),
+    ],
+)
+def test_a_csv_file_of_another_layout_keeps_its_texts(tmp_path: Path, text: str, options: dict[str, Any]) -> None:
+    (tmp_path / "rows.csv").write_text(text, encoding="utf-8")
+    rows = load_rows(str(tmp_path / "rows.csv"), "train", DataConfig(options=options))
+    assert rows == [{"prompt": "a, b", "answer": "007"}]
+
+
+def test_a_csv_file_of_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,answer\na,é\n", encoding="cp1252")
+    rows = load_rows(str(tmp_path / "rows.csv"), "train", DataConfig(options={"encoding": "cp1252"}))
+    assert rows == [{"prompt": "a", "answer": "é"}]
+
+
+def test_a_long_field_of_a_csv_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(f"prompt,answer\n{'a' * 200_000},b\n")
+    (row,) = load_rows(str(tmp_path / "rows.csv"), "train", DataConfig())
+    assert len(row["prompt"]) == 200_000
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "said"),
+    [
+        ({"header": None}, ConfigError, "leave its columns without names: add column_names"),
+        ({"engine": "python"}, ConfigError, "options.engine='python' makes numbers of texts"),
+        ({"sep": "::"}, DataError, "the 'c' engine does not support"),
+        ({"spe": ";"}, DataError, "spe"),
+    ],
+)
+def test_csv_options_that_cannot_keep_texts_or_names_are_refused(
+    tmp_path: Path, options: dict[str, Any], kind: type[Exception], said: str
+) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,answer\na,007\n")
+    with pytest.raises(kind) as caught:
+        load_rows(str(tmp_path / "rows.csv"), "train", DataConfig(options=options))
+    assert said in str(caught.value)
+
+
 def test_chat_messages_survive(tmp_path: Path) -> None:
     rows = [{"prompt": [{"role": "user", "content": "1+1"}], "answer": "2"}]
     (tmp_path / "chat.jsonl").write_text(json.dumps(rows[0]) + "\n")

@@ -63,3 +63,8 @@ def test_the_metadata_are_hugging_faces_and_options_are_the_changed_ones(run_dir
     assert "rank: 4" in changed
     assert "max_grad_norm" not in changed
     assert (run_dir / "export" / "rlsys_config.yaml").read_text() == "{}\n"
+
+
+def test_training_data_are_named_without_the_folders_of_this_machine(run_dir: Path) -> None:
+    text, _ = written(run_dir, 6, "data.train=[/some/where/rows.jsonl,org/maths]")
+    assert "| training data | rows.jsonl, org/maths |" in text

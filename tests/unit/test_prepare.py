@@ -44,6 +44,19 @@ def test_a_good_run(config: Config, model_folder: Path) -> None:
     assert prepared.eval_sets == []
 
 
+def test_the_run_s_files_do_not_depend_on_the_folder_it_was_started_in(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(config, [GOOD])
+    (tmp_path / "around.jinja").write_text("{{ content }}")
+    config.data.train, config.data.eval = "rows.jsonl", [{"name": "rows.jsonl", "limit": 1}]
+    config.data.prompt_template = "around.jinja"
+    monkeypatch.chdir(tmp_path)
+    data = prepare(config).config.data
+    assert (data.train, data.eval) == (f"{tmp_path}/rows.jsonl", [{"name": f"{tmp_path}/rows.jsonl", "limit": 1}])
+    assert data.prompt_template == f"{tmp_path}/around.jinja"
+
+
 def test_the_held_out_prompts_are_limited(config: Config) -> None:
     write(config, [GOOD] * 5)
     config.data.eval, config.data.eval_limit = config.data.train, 3

@@ -112,6 +112,26 @@ def test_a_template_around_a_plain_prompt(tokenizer: Any, tmp_path: Path) -> Non
         encode(tokenizer, "1+1", prompt_template="missing/around.jinja")
 
 
+@pytest.mark.parametrize(
+    ("around", "said"),
+    [
+        ("Solve {{ contents }}.", r"rows, row 1: data\.prompt_template cannot be filled in: 'contents' is undefined"),
+        ("{% if system %}{% endif %}", r"rows, row 1: data\.prompt_template .*'system' is undefined"),
+        ("Solve\n{{ content", r"data\.prompt_template, line 2: not a jinja template: unexpected end of template"),
+        ("{{ content | trimm }}", r"data\.prompt_template, line 1: .*'trimm'"),
+    ],
+)
+def test_a_template_that_asks_for_what_there_is_not(tokenizer: Any, around: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{said}.*`content`"):
+        encode(tokenizer, "1+1", prompt_template=around)
+
+
+def test_a_chat_template_that_refuses_a_row_names_it(model_folder: Path) -> None:
+    strict = load_tokenizer(str(model_folder), chat_template="{{ raise_exception('no system') }}")
+    with pytest.raises(ConfigError, match=r"rows, row 1: the model's chat template refuses .*'user'.*no system"):
+        encode(strict, QUESTION)
+
+
 def test_another_chat_template_with_variables(tokenizer: Any, model_folder: Path) -> None:
     text = "{{ messages[0].content }}{% if short %}!{% endif %}{% if add_generation_prompt %}>{% endif %}"
     changed = load_tokenizer(str(model_folder), chat_template=text)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rlsys.config import ModelBuild, ModelConfig, TokenizerBuild, Warmup
+from rlsys.data.sources import LoadedRows, Source
 from rlsys.errors import ConfigError, DataError
 from rlsys.models.resolve import context_length, load_tokenizer, resolve_model
 
@@ -19,9 +20,14 @@ ROWS = [{"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(4)]
 
 def resolve(config: ModelConfig, rows: Sequence[dict[str, Any]] = ROWS, said: list[str] | None = None) -> Path:
     say = (said if said is not None else []).append
+    train, held_out = [loaded(rows)], [loaded(rows[:1])]
     return Path(
-        resolve_model(config, seed=0, prompt_column="prompt", train=rows, held_out=rows[:1], corpus=rows, say=say)
+        resolve_model(config, seed=0, prompt_column="prompt", train=train, held_out=held_out, corpus=rows, say=say)
     )
+
+
+def loaded(rows: Sequence[dict[str, Any]], name: str = "rows.csv") -> LoadedRows:
+    return LoadedRows(Source(name), list(rows), range(len(rows)))
 
 
 def built(cache: Path, **changes: Any) -> ModelConfig:
@@ -57,8 +63,16 @@ def test_warm_up_teaches_and_says_how_well(tmp_path: Path) -> None:
 
 def test_warm_up_names_a_row_without_text(tmp_path: Path) -> None:
     rows = [*ROWS, {"prompt": "9+1=", "answer": 10}]
-    with pytest.raises(DataError, match=r"row 5: .*'prompt' and 'answer'"):
+    with pytest.raises(DataError, match=r"rows\.csv, row 5: .*'prompt' and 'answer'"):
         resolve(built(tmp_path, warmup=Warmup(max_steps=1)), rows=rows)
+
+
+def test_a_prompt_outside_the_alphabet_names_its_source_and_row(tmp_path: Path) -> None:
+    parts = [loaded(ROWS, "a.csv"), loaded([*ROWS, {"prompt": "é"}], "b.csv")]
+    with pytest.raises(DataError, match=r"b\.csv, row 5: the prompt has \['é'\]"):
+        resolve_model(
+            built(tmp_path), seed=0, prompt_column="prompt", train=parts, held_out=[], corpus=[], say=lambda _: None
+        )
 
 
 def test_a_folder_is_taken_as_it_is(model_folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlsys.config import DataConfig
-from rlsys.data.sources import Source, load, sources_of
+from rlsys.data.sources import Source, absolute_sources, load, sources_of
 from rlsys.errors import ConfigError, DataError
 
 
@@ -59,6 +59,12 @@ def test_options_of_one_among_several_are_its_own(value: Any) -> None:
         ([{"name": "x", "weight": 2}, {"name": "y"}], "x has a weight and others have none"),
         ([{"name": "x", "weight": 0}], "weight=0: it must be positive"),
         ([{"name": "x", "share": 1.5}], "share=1.5"),
+        ([{"name": "x", "weight": "2"}], "data.train: 'x' has weight='2': it must be a number"),
+        ([{"name": "x", "share": True}], "data.train: 'x' has share=True: it must be a number"),
+        ([{"name": "x", "weight": float("nan")}], "'x' has weight=nan: it must be positive"),
+        ([{"name": "x", "limit": -1}], "data.train: 'x' has limit=-1: it must be positive"),
+        ([{"name": "x", "limit": 0}], "data.train: 'x' has limit=0: it must be positive"),
+        ([{"name": "x", "limit": 2.5}], "data.train: 'x' has limit=2.5: it must be a whole number"),
         ([{"name": "x.jsonl", "split": "train[:9]"}], "'x.jsonl' has no split: that is for `datasets` names"),
         ([{"name": "my.data:rows", "subset": "a"}], "'my.data:rows' has no subset"),
     ],
@@ -67,6 +73,21 @@ def test_what_is_no_source_is_refused(value: Any, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         sources_of(value, "data.train", DataConfig())
     assert said in str(caught.value)
+
+
+def test_files_are_made_absolute_and_other_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jsonl(tmp_path / "rows.jsonl", {"prompt": "a"})
+    for folder in ("local", "addition"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    stay = ["addition", "org/maths", "my.data:rows", "missing.jsonl", str(tmp_path / "rows.jsonl"), 7, {"path": "x"}]
+    assert absolute_sources(stay) == stay
+    assert absolute_sources(None) is None
+    assert absolute_sources("rows.jsonl") == str(tmp_path / "rows.jsonl")
+    assert absolute_sources([{"name": "./local", "limit": 3}, "own.py:rows"]) == [
+        {"name": str(tmp_path / "local"), "limit": 3},
+        f"{tmp_path}/own.py:rows",
+    ]
 
 
 def test_a_share_is_drawn_by_the_seed_and_keeps_the_order(tmp_path: Path, config: DataConfig) -> None:
@@ -117,6 +138,43 @@ def test_other_files_name_the_line_too(tmp_path: Path, config: DataConfig, suffi
     with pytest.raises(DataError) as caught:
         load(Source(str(path), options=config.options), config, seed=0)
     assert f"{path}, {said}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("prompt,answer\nAdd 1, 2,3\nc,d\n", {}, "line 2: 3 fields, but the first line names 2 columns"),
+        ("prompt;answer\na;1;2\nc;d\n", {"sep": ";"}, "line 2: 3 fields, but the first line names 2 columns"),
+        ("a,1,2\nc,d\n", {"column_names": ["prompt", "answer"]}, "Length of header or names does not match"),
+    ],
+)
+def test_a_first_row_with_too_many_fields_shifts_no_column(
+    tmp_path: Path, text: str, options: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        load(Source(str(path), options=options), DataConfig(), seed=0)
+    assert str(path) in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "line", "advice"),
+    [
+        ("jsonl", '{"prompt": "a"}\n\n{"prompt": "é"}\n', 3, "save the file as UTF-8"),
+        ("json", '[{"prompt": "a"},\n {"prompt": "é"}]', 2, "save the file as UTF-8"),
+        ("csv", "prompt,answer\na,b\né,c\n", 3, "or name its encoding in options.encoding"),
+        ("txt", "a\né\n", 2, "save the file as UTF-8"),
+    ],
+)
+def test_what_is_not_utf8_names_file_and_line(tmp_path: Path, suffix: str, text: str, line: int, advice: str) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError) as caught:
+        load(Source(str(path)), DataConfig(), seed=0)
+    assert f"{path}, line {line}: not UTF-8: byte" in str(caught.value)
+    assert advice in str(caught.value)
 
 
 def test_the_line_counts_blank_ones_and_rows_left_out(tmp_path: Path, config: DataConfig) -> None:
