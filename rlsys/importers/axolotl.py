@@ -180,6 +180,8 @@ def data(draft: Draft) -> None:
     sources = [_source(part, "datasets", "train") for part in datasets]
     draft.write("data.train", sources[0] if len(sources) == 1 else sources)
     draft.write("data.eval", [_source(part, "test_datasets", "test") for part in held_out] if held_out else None)
+    for option, parts in (("datasets", datasets), ("test_datasets", held_out or [])):
+        trl_parts.left_out(draft, option, parts, (*READ, "type"))
     kinds = sorted({str(part["type"]) for part in datasets if part.get("type")})
     if kinds:
         draft.note(
@@ -189,17 +191,22 @@ def data(draft: Draft) -> None:
         )
 
 
+READ = ("path", "name", "split", "data_files", "revision")
+"""Of an entry of `datasets`."""
+
+
 def _source(part: Any, option: str, our_split: str) -> Any:
     """An entry of `option` as ours; without a split axolotl reads `train`, of held-out data too."""
     if not isinstance(part, Mapping) or not part.get("path"):
         raise ConfigError(f"{option}: each entry needs a path; this one is {part!r}")
-    split, files = part.get("split") or "train", part.get("data_files")
+    split = part.get("split") or "train"
     if split == "train" and PurePath(str(part["path"])).suffix.lower() in READERS:
         split = None  # a file has this one alone, and takes no other here
     node = trl_parts.source(part["path"], part.get("name"), split, our_split)
-    if not files:
+    options = {key: part[key] for key in ("data_files", "revision") if part.get(key)}
+    if not options:
         return node
-    return ({"name": node} if isinstance(node, str) else node) | {"options": {"data_files": files}}
+    return ({"name": node} if isinstance(node, str) else node) | {"options": options}
 
 
 def saves(draft: Draft) -> None:

@@ -86,6 +86,7 @@ def data(draft: Draft) -> None:
     draft.write("data.train", [_part(part) for part in mixture["datasets"]])
     draft.write("data.eval", None)
     draft.note("dataset_mixture", "rows of a share are drawn by `seed`")
+    trl_parts.left_out(draft, "dataset_mixture", mixture["datasets"], ("id", "config", "split", "weight"))
     if mixture.get("test_split_size"):
         draft.refuse("eval_strategy", "the mixture's held-out part is not split off here: set data.eval and eval.every")
         draft.note("dataset_mixture", "test_split_size is left out: set data.eval to other rows")

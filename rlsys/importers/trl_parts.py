@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from rlsys.errors import ConfigError
@@ -137,6 +137,13 @@ def source(name: Any, subset: Any, split: Any, default_split: str) -> Any:
     return node["name"] if len(node) == 1 else node
 
 
+def left_out(draft: Draft, option: str, parts: Iterable[Any], read: Container[str]) -> None:
+    """Say which keys of a list's entries were not carried over."""
+    keys = sorted({str(key) for part in parts if isinstance(part, Mapping) for key in part if key not in read})
+    if keys:
+        draft.note(option, f"of its entries not carried over: {', '.join(keys)}")
+
+
 def data(draft: Draft) -> None:
     """One dataset, or a mixture of them (`datasets`)."""
     name, subset, mixture = draft.value("dataset_name"), draft.value("dataset_config"), draft.value("datasets")
@@ -144,6 +151,7 @@ def data(draft: Draft) -> None:
     is_evaluated = str(draft.value("eval_strategy")) != "no"
     if mixture:
         draft.write("data.train", [_part(part) for part in mixture])
+        left_out(draft, "datasets", mixture, ("path", "name", "split", "data_dir", "data_files"))
         for option in ("dataset_name", "dataset_config", "dataset_train_split"):
             draft.moot(option, "datasets names the data")
     elif name is not None:

@@ -123,3 +123,5 @@ def test_open_r1_s_mixture_draws_shares_of_rows() -> None:
         {"name": "a", "subset": "default", "split": "train", "share": 0.5},
         {"name": "b"},
     ]
+    note = next(taken.note for taken in result.taken if taken.option == "dataset_mixture")
+    assert "of its entries not carried over: columns" in note

@@ -97,6 +97,15 @@ def test_trl_s_names_are_not_axolotl_s() -> None:
         run(AXOLOTL, {"rl": "dpo", "micro_batch_size": 8})
 
 
+def test_axolotl_s_other_keys_of_a_data_set_are_told() -> None:
+    part = {"path": "org/x", "revision": "v2", "shards": 4, "ds_type": "json", "field_instruction": "question"}
+    result = run(AXOLOTL, {"rl": "grpo", "micro_batch_size": 8, "datasets": [part], "test_datasets": [{"path": "y"}]})
+    assert result.written["data.train"] == {"name": "org/x", "options": {"revision": "v2"}}
+    notes = {taken.option: taken.note for taken in result.taken}
+    assert "not carried over: ds_type, field_instruction, shards" in notes["datasets"]
+    assert "not carried over" not in (notes["test_datasets"] or "")
+
+
 @pytest.mark.parametrize(
     ("part", "train", "held_out"),
     [
