@@ -89,7 +89,7 @@ def test_a_restored_learner_has_its_adapter_and_its_reference_is_the_base(
         first.update(experience())
         first.save(str(tmp_path))
         learned, bare = call_lead(first, "probe")
-        saved = first._all("read_adapter", what="reading")[1][0]
+        saved = first._all("read_adapter", what="reading")[1]
     finally:
         first.kill()
     second, _ = start_learner(cluster, model, overrides)
@@ -101,7 +101,7 @@ def test_a_restored_learner_has_its_adapter_and_its_reference_is_the_base(
         again, _ = call_lead(second, "probe")
         assert again == pytest.approx(learned, abs=1e-5)
         assert abs(learned - bare).max() > 1e-3
-        restored = second._all("read_adapter", what="reading")[1][0]
+        restored = second._all("read_adapter", what="reading")[1]
     finally:
         second.kill()
     assert saved.sums == restored.sums
