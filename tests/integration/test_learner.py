@@ -146,7 +146,12 @@ def one_rank_one_microbatch(
 
 @pytest.mark.parametrize(
     ("stage", "offload"),
-    [(0, False), (1, False), (2, False), (3, False), pytest.param(1, True, marks=LONG), (2, True), (3, True)],
+    [
+        (2, False),
+        (3, False),
+        (3, True),
+        *(pytest.param(*case, marks=LONG) for case in ((0, False), (1, False), (1, True), (2, True))),
+    ],
 )
 def test_gradient_is_the_same_on_two_ranks_with_several_microbatches(
     cluster: Cluster,
@@ -313,7 +318,7 @@ def test_the_engine_s_logprobs_are_what_the_ratio_is_taken_to(cluster: Cluster, 
     assert_moved_alike(model, found, hf)
 
 
-@pytest.mark.parametrize("gang", [(1, 0), (2, 3)], ids=["one rank", "two ranks, ZeRO-3"])
+@pytest.mark.parametrize("gang", [pytest.param((1, 0), marks=LONG), (2, 3)], ids=["one rank", "two ranks, ZeRO-3"])
 def test_two_minibatches_are_two_updates_with_old_logprobs_from_before_the_first(
     cluster: Cluster, model: str, gang: tuple[int, int], tmp_path: Path
 ) -> None:
@@ -343,7 +348,9 @@ def _initial(model: str) -> dict[str, torch.Tensor]:
     return load_file(Path(model) / "model.safetensors")
 
 
-@pytest.mark.parametrize(("stage", "offload"), [pytest.param(1, False, marks=LONG), (2, False), (3, False), (2, True)])
+@pytest.mark.parametrize(
+    ("stage", "offload"), [*(pytest.param(s, False, marks=LONG) for s in (1, 2)), (3, False), (2, True)]
+)
 def test_bfloat16_warmup_schedule_checkpointing_and_two_updates(
     cluster: Cluster, model: str, stage: int, offload: bool
 ) -> None:

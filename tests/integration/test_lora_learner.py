@@ -43,9 +43,7 @@ def one_rank(cluster: Cluster, model: str, tmp_path_factory: pytest.TempPathFact
     return adapter_after(cluster, model, [], tmp_path_factory.mktemp("one"))
 
 
-@pytest.mark.parametrize(
-    "stage", [pytest.param(0, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.long), 2, 3]
-)
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.long) for stage in (0, 1, 2)), 3])
 def test_the_gradient_is_the_same_in_every_stage_on_two_ranks(
     cluster: Cluster, model: str, tmp_path: Path, one_rank: dict[str, torch.Tensor], stage: int
 ) -> None:
