@@ -39,6 +39,7 @@ AT_LEAST: dict[str, float] = {
     "learner.num_cpus": 0,
     "learner.num_threads": 1,
     "scoring.num_workers": 1,
+    "scoring.max_unscored_steps": 1,
     "scoring.num_cpus": 0,
     "scoring.num_gpus": 0,
     "algorithm.kl.coef": 0,

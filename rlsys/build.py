@@ -44,6 +44,7 @@ from rlsys.scoring.pool import RewardPool
 from rlsys.scoring.worker import Extent
 from rlsys.transcript import Transcript
 from rlsys.types import Coefficients, Sampling
+from rlsys.unscored import UnscoredSteps
 from rlsys.weights.broadcaster import AdapterBroadcaster, WeightBroadcaster
 from rlsys.weights.verify import bound_of
 
@@ -67,6 +68,7 @@ class Run:
     credit: CreditAssignment
     coefficients: Coefficients
     guard: NonFiniteGuard
+    unscored: UnscoredSteps
     reference: ReferencePool | None
     learner: LearnerGroup
     critic: CriticGroup | None
@@ -131,6 +133,7 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
             credit=CreditAssignment(config),
             coefficients=start_coefficients(config, state),
             guard=NonFiniteGuard(run_dir, config.train.max_nonfinite_steps, rollout.trajectories, scoring.text, state),
+            unscored=UnscoredSteps(config.scoring.max_unscored_steps, display.say),
             reference=reference,
             learner=learner,
             critic=critic,

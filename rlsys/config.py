@@ -175,6 +175,7 @@ class ScoringConfig:
     function_deadline_s: float = 30.0  # one call of one reward function; past it the process is killed
     row_deadline_s: float = 5.0  # one row, when a failed call is retried row by row
     on_error: str = "mask"  # mask | drop_group | raise: what becomes of a trajectory whose reward failed
+    max_unscored_steps: int = 3  # in a row without one valid reward, which trained nothing, and end the run
     whole_groups: bool = False  # a function sees a prompt's responses together, not each as it finishes
     num_cpus: float = 1.0
     num_gpus: float = 0.0  # of each worker, or a share of one: for reward models

@@ -9,13 +9,13 @@ import numpy as np
 
 from rlsys import intervals
 from rlsys.config import Config
-from rlsys.errors import RlsysError
 from rlsys.intervals import Estimate
 from rlsys.metrics.step import Metrics
 from rlsys.pipeline.sampler import Sampler
 from rlsys.prepare import EvalSet
 from rlsys.scoring.combine import first_failure
 from rlsys.types import Reward, Sampling
+from rlsys.unscored import NoRewardError
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def evaluate(
 
     `tell` hears every data set's rewards, those of "greedy" and of "drawn" responses, a list a prompt.
 
-    Raises RlsysError when a data set has no valid reward.
+    Raises NoRewardError when a data set has no valid reward.
     """
     greedy = _rewards(sampler, eval_sets, config, policy_version, temperature=0.0, count=1)
     drawn: list[list[list[Reward]]] = [[] for _ in eval_sets]
@@ -106,7 +106,7 @@ def _evaluation(
     level, bar = config.eval.confidence, config.eval.correct_at
     valid = [group[0].total for group in greedy if group[0].total is not None]
     if not valid:
-        raise RlsysError(
+        raise NoRewardError(
             f"no response of the evaluation on {eval_set.label} has a valid reward. First failure: "
             f"{first_failure(greedy)}"
         )

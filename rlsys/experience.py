@@ -11,8 +11,6 @@ import torch
 from rlsys.algorithms import advantages, aggregation
 from rlsys.algorithms.advantages import AdvantageInputs
 from rlsys.config import Config
-from rlsys.errors import RlsysError
-from rlsys.scoring.combine import first_failure
 from rlsys.scoring.worker import labelled
 from rlsys.types import Coefficients, Experience, ExperienceRow, Reward, RolloutGroup
 
@@ -44,8 +42,7 @@ class CreditAssignment:
     def __call__(self, scored: Scored, policy_version: int, coefficients: Coefficients) -> Experience:
         """The step's experience; empty where there is no group to train.
 
-        Trajectories without a valid reward are left out (and counted in the metrics). Raises RlsysError, with the first
-        failure's detail, when none has one.
+        Trajectories without a valid reward, or baseline, are left out (and counted in the metrics).
         """
         valid = [
             (g, s)
@@ -53,12 +50,6 @@ class CreditAssignment:
             for s, reward in enumerate(group)
             if reward.total is not None and (scored.greedy_rewards is None or scored.greedy_rewards[g] is not None)
         ]
-        if not valid and scored.groups:
-            if any(reward.total is not None for group in scored.rewards for reward in group):
-                raise RlsysError("no prompt of this step has a valid reward for its greedy response, the baseline")
-            raise RlsysError(
-                f"no trajectory of this step has a valid reward. First failure: {first_failure(scored.rewards)}"
-            )
         values = [0.0] * len(valid)
         if scored.estimates is None and valid:
             values = self._advantage(self._inputs(scored, valid, coefficients)).tolist()

@@ -15,6 +15,7 @@ from rlsys.metrics.step import Metrics, StageClock, reward_metrics, rollout_metr
 from rlsys.needs import learner_is_reference
 from rlsys.pipeline.batch import Collected
 from rlsys.types import Experience, Offender
+from rlsys.unscored import NoRewardError
 
 T = TypeVar("T")
 
@@ -31,7 +32,8 @@ def train(run: Run) -> None:
         clock = StageClock()
         collected = run.pipeline.collect(version, clock)
         offenders, update, experience = collected.offenders(), Metrics(), None
-        if not offenders:
+        lacking = collected.lacks()
+        if not offenders and lacking is None:
             experience, estimated = _experience(run, collected, version, clock)
             with clock.stage("update"):
                 update, offenders = _update(run, experience, step)
@@ -46,6 +48,7 @@ def train(run: Run) -> None:
         metrics |= rollout_metrics(collected.groups, version) | reward_metrics(collected.rewards, collected.logged)
         metrics |= collected.metrics() | update | clock.metrics() | run.pipeline.metrics()
         metrics |= run.guard.record(step, offenders, collected.groups, collected.rewards)
+        metrics |= run.unscored.record(step, lacking)
         version = step
         run.failures.tell(step, collected.rewards)
         run.transcript.write(step, collected.groups, collected.rewards, collected.trained, experience)
@@ -53,6 +56,7 @@ def train(run: Run) -> None:
         if run.lanes is not None:
             run.lanes.ask()
         run.guard.check()
+        run.unscored.check()
         _checkpoint(run, step)
     if run.probe is not None:
         run.probe.finish()
@@ -123,7 +127,10 @@ def _evaluation(run: Run, step: int) -> Metrics:
         return {}
     clock = StageClock()
     with clock.stage("eval"):
-        results = evaluate(run.sampler, run.prepared.eval_sets, run.config, step)
+        try:
+            results = evaluate(run.sampler, run.prepared.eval_sets, run.config, step)
+        except NoRewardError as error:
+            return run.unscored.record(step, str(error))
     return eval_metrics(results) | {"time/eval_s": clock.seconds["eval"]}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlsys.metrics.step import Metrics
+from rlsys.scoring.combine import first_failure
 from rlsys.types import Offender, Reward, RolloutGroup
 
 
@@ -42,6 +43,16 @@ class Collected:
                 elif not summary.is_finite and g in self.kept:
                     found.append(Offender(g, s, "engine log-probability"))
         return found
+
+    def lacks(self) -> str | None:
+        """Why nothing of it can be trained: no valid reward, in any group, or no baseline; None where there is."""
+        every = [reward for rewards in self.rewards for reward in rewards]
+        if every and all(reward.total is None and reward.outcome != "not_finite" for reward in every):
+            return f"no trajectory has a valid reward. First failure: {first_failure(self.rewards)}"
+        baselines = self.greedy_rewards
+        if self.kept and baselines is not None and all(baselines[group] is None for group in self.kept):
+            return "no prompt has a valid reward for its greedy response, the baseline"
+        return None
 
     def metrics(self) -> Metrics:
         """How many groups taught nothing, were left out, and how many prompts were drawn."""

@@ -67,10 +67,7 @@ class Pipeline:
             )
 
     def collect(self, policy_version: int, clock: StageClock) -> Collected:
-        """The groups that the step of `policy_version` trains; waits until they are sampled and scored.
-
-        Raises RlsysError when no trajectory of the step has a valid reward.
-        """
+        """The groups that the step of `policy_version` trains; waits until they are sampled and scored."""
         if policy_version != self._scheduler.policy_version:
             self._scheduler.advance(policy_version)
         self._sampler.step = policy_version + 1
@@ -83,10 +80,6 @@ class Pipeline:
         rejected, self._rejected = self._rejected, []
         collected = self._record(kept, rejected)
         self._num_drawn = 0
-        every = [reward for rewards in collected.rewards for reward in rewards]
-        if every and all(reward.total is None and reward.outcome != "not_finite" for reward in every):
-            failure = first_failure(collected.rewards)
-            raise RlsysError(f"no trajectory of this step has a valid reward. First failure: {failure}")
         return collected
 
     def metrics(self) -> Metrics:

@@ -26,6 +26,7 @@ from rlsys.nonfinite import NonFiniteGuard
 from rlsys.overrides import config_dir
 from rlsys.preflight import check_config
 from rlsys.train import train
+from rlsys.unscored import UnscoredSteps
 from tests.integration.runs import SMALL, call_worker, read_metrics, small_run
 
 PRESETS = sorted(path.stem for path in (config_dir() / "algorithm").glob("*.yaml"))
@@ -40,6 +41,8 @@ SPOILED = Path(__file__).parent / "spoiled.json"
 def even(completions, trainer_state, **_):
     rewards = [float(len(completion) % 2 == 0) for completion in completions]
     steps = json.loads(SPOILED.read_text()) if SPOILED.exists() else {}
+    if steps.get(str(trainer_state.global_step)) == "broken":
+        raise ValueError("the service is down")
     if str(trainer_state.global_step) in steps:  # once in that step
         del steps[str(trainer_state.global_step)]
         SPOILED.write_text(json.dumps(steps))
@@ -96,6 +99,7 @@ def switched(run: Run, folder: Path, overrides: Sequence[str]) -> Run:
         guard=NonFiniteGuard(
             folder, config.train.max_nonfinite_steps, run.rollout.trajectories, run.scoring.text, state
         ),
+        unscored=UnscoredSteps(config.scoring.max_unscored_steps, print),
         reference=reference,
         critic=run.critic if needs_critic(config) else None,
         log=RunLog(folder, config.logging),
@@ -248,6 +252,17 @@ def test_bad_steps_in_a_row_end_the_run(shared: Run, tmp_path: Path) -> None:
     with pytest.raises(RlsysError, match="2 steps in a row met NaN or infinity"):
         train(other)
     assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_a_step_without_rewards_trains_nothing_and_several_end_the_run(shared: Run, tmp_path: Path) -> None:
+    other = switched(shared, tmp_path, ["algorithm=ppo", "train.max_staleness=0", "scoring.max_unscored_steps=2"])
+    (shared.run_dir.parent / "spoiled.json").write_text(json.dumps({"2": "broken", "4": "broken", "5": "broken"}))
+    with pytest.raises(RlsysError, match=r"2 times in a row .*no trajectory has a valid reward(.|\n)*service is down"):
+        train(other)
+    rows = read_metrics(tmp_path)[1:]
+    assert ["policy/loss" in row for row in rows] == [True, False, True, False, False]
+    assert [row["reward/unscored_steps"] for row in rows] == [0, 1, 1, 2, 3]
+    assert [row.get("reward/even/error", 0) for row in rows] == [0, 16, 0, 16, 16]
 
 
 def spoil_logprobs(learner: Any) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from rlsys.compose import load_config
-from rlsys.errors import RlsysError
 from rlsys.experience import CreditAssignment, Scored
 from rlsys.types import Coefficients, Experience, Reward
 
@@ -98,8 +95,7 @@ def test_a_kl_in_the_reward_is_taken_off_before_the_baseline() -> None:
 def test_a_greedy_baseline_and_a_prompt_whose_greedy_reward_failed() -> None:
     experience = make(REWARDS, "algorithm.advantage={name: remax}", greedy_rewards=[None, 3.0])
     assert [(row.group, row.advantage) for row in experience.rows] == [(1, -1.0), (1, 1.0), (1, 3.0)]
-    with pytest.raises(RlsysError, match="greedy response"):
-        make(REWARDS, "algorithm.advantage={name: remax}", greedy_rewards=[None, None])
+    assert make(REWARDS, "algorithm.advantage={name: remax}", greedy_rewards=[None, None]).minibatches == ()
 
 
 def test_with_value_estimates_rows_have_no_advantage_of_their_own() -> None:
@@ -112,16 +108,5 @@ def test_no_group_at_all_is_an_empty_experience() -> None:
     assert make([], groups=[]).minibatches == ()
 
 
-def test_no_valid_reward_at_all_names_the_first_failure() -> None:
-    rewards = [
-        [reward(None, "timeout", label="math", detail="no answer within 5 s"), reward(None, "error", detail="later")],
-        [reward(None, "error")] * 3,
-    ]
-    with pytest.raises(RlsysError, match=r"no trajectory.*valid reward.*math: timeout: no answer within 5 s"):
-        make(rewards)
-
-
-def test_a_function_that_applies_nowhere_is_named() -> None:
-    rewards = [[reward(None, "not_applicable", label="math")] * 2, [reward(None, "not_applicable", label="math")] * 3]
-    with pytest.raises(RlsysError, match=r"math: not_applicable: the function returned None"):
-        make(rewards)
+def test_no_valid_reward_at_all_is_an_empty_experience() -> None:
+    assert make([[reward(None, "timeout"), reward(None, "error")], [reward(None, "error")] * 3]).minibatches == ()
