@@ -44,7 +44,7 @@ from rlsys.scoring.pool import RewardPool
 from rlsys.scoring.worker import Extent
 from rlsys.transcript import Transcript
 from rlsys.types import Coefficients, Sampling
-from rlsys.unscored import UnscoredSteps
+from rlsys.unscored import Unscored
 from rlsys.weights.broadcaster import AdapterBroadcaster, WeightBroadcaster
 from rlsys.weights.verify import bound_of
 
@@ -68,7 +68,8 @@ class Run:
     credit: CreditAssignment
     coefficients: Coefficients
     guard: NonFiniteGuard
-    unscored: UnscoredSteps
+    unscored: Unscored  # steps
+    unscored_evals: Unscored
     reference: ReferencePool | None
     learner: LearnerGroup
     critic: CriticGroup | None
@@ -133,7 +134,8 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
             credit=CreditAssignment(config),
             coefficients=start_coefficients(config, state),
             guard=NonFiniteGuard(run_dir, config.train.max_nonfinite_steps, rollout.trajectories, scoring.text, state),
-            unscored=UnscoredSteps(config.scoring.max_unscored_steps, display.say),
+            unscored=unscored_steps(config, state, display.say),
+            unscored_evals=Unscored("eval/unscored", config.scoring.max_unscored_steps, display.say),
             reference=reference,
             learner=learner,
             critic=critic,
@@ -162,6 +164,12 @@ def open_evaluation(prepared: Prepared) -> Iterator[Sampler]:
         _start(cluster, config, rollout, scoring)
         yield build_sampler(cluster.calls, config, rollout, scoring)
         _stop(print, rollout)
+
+
+def unscored_steps(config: Config, state: checkpoint.RunState, say: Callable[[str], None]) -> Unscored:
+    """The count of a run's steps without a reward, where a checkpoint left it."""
+    counted = {"in_a_row": state.unscored_in_a_row, "total": state.unscored_total}
+    return Unscored("reward/unscored_steps", config.scoring.max_unscored_steps, say, **counted)
 
 
 def _start(cluster: Cluster, config: Config, *roles: RolloutPool | GangGroup | RewardPool | ReferencePool) -> None:

@@ -26,6 +26,8 @@ class RunState:
     nonfinite_total: int = 0
     prompts_pending: list[int] = field(default_factory=list)  # places handed out and not trained
     prompts_digest: str = ""  # of all training prompts: the cursor counts places among these
+    unscored_in_a_row: int = 0
+    unscored_total: int = 0
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

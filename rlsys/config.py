@@ -110,7 +110,7 @@ class RolloutConfig:
     preload: bool = True  # CPUs: start engines with Intel's OpenMP and tcmalloc where they are installed
     max_in_flight: int | None = None  # trajectories that an engine is given at once; null: twice max_num_seqs
     linger_s: float = 0.1  # an engine gathers what finishes for this long before it hands it on
-    deadline_s: float = 600.0  # for one step's groups, sampled and scored
+    deadline_s: float = 900.0  # for one step's groups, sampled and scored
 
 
 @dataclass

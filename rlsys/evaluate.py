@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,18 +34,30 @@ class Evaluation:
     pass_at: dict[int, Estimate] = field(default_factory=dict)  # by k
 
 
+@dataclass(frozen=True)
+class Evaluations:
+    """Of several data sets; `lacking` says of those without one valid reward why."""
+
+    found: list[Evaluation]
+    lacking: list[str] = field(default_factory=list)
+
+    def all(self) -> list[Evaluation]:
+        """Raises NoRewardError when one lacks rewards."""
+        if self.lacking:
+            raise NoRewardError("; ".join(self.lacking))
+        return self.found
+
+
 def evaluate(
     sampler: Sampler,
     eval_sets: Sequence[EvalSet],
     config: Config,
     policy_version: int,
     tell: Callable[[EvalSet, str, Sequence[Sequence[Reward]]], None] | None = None,
-) -> list[Evaluation]:
+) -> Evaluations:
     """One greedy response a prompt, and `eval.num_samples` drawn ones, scored like any other trajectory.
 
     `tell` hears every data set's rewards, those of "greedy" and of "drawn" responses, a list a prompt.
-
-    Raises NoRewardError when a data set has no valid reward.
     """
     greedy = _rewards(sampler, eval_sets, config, policy_version, temperature=0.0, count=1)
     drawn: list[list[list[Reward]]] = [[] for _ in eval_sets]
@@ -63,22 +75,35 @@ def evaluate(
             tell(eval_set, "greedy", of_greedy)
             if of_drawn:
                 tell(eval_set, "drawn", of_drawn)
-    return [_evaluation(*parts, config) for parts in zip(eval_sets, greedy, drawn, strict=True)]
+    results = Evaluations([])
+    for eval_set, of_greedy, of_drawn in zip(eval_sets, greedy, drawn, strict=True):
+        if any(group[0].total is not None for group in of_greedy):
+            results.found.append(_evaluation(eval_set, of_greedy, of_drawn, config))
+        else:
+            failure = first_failure(of_greedy)
+            results.lacking.append(
+                f"no response of the evaluation on {eval_set.label} has a valid reward. First failure: {failure}"
+            )
+    return results
 
 
-def eval_metrics(results: Sequence[Evaluation]) -> Metrics:
-    """`eval/*` keys: of the only data set, or the mean over data sets and each one's own under its label. The ends of
-    intervals are each data set's own: a mean of ends is the end of none."""
+def eval_metrics(results: Evaluations) -> Metrics:
+    """`eval/*` keys: of the only data set, or each one's own under its label and the mean over data sets, unless one
+    lacks. The ends of intervals are each data set's own: a mean of ends is the end of none."""
+    rows = {result.label: _numbers(result) for result in results.found}
+    if len(rows) == 1 and not results.lacking:
+        (row,) = rows.values()
+        return {f"eval/{name}": value for name, value in row.items()}
+    own: Metrics = {f"eval/{label}/{name}": value for label, row in rows.items() for name, value in row.items()}
+    return own if results.lacking else _means(list(rows.values())) | own
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> Metrics:
     metrics: Metrics = {}
-    rows = [_numbers(result) for result in results]
     for name in rows[0]:
-        if len(results) > 1 and name.endswith(("/low", "/high")):
-            continue
-        values = [row[name] for row in rows if name in row]
-        metrics[f"eval/{name}"] = float(np.sum(values) if name == "failed" else np.mean(values))
-    if len(results) > 1:
-        for result, row in zip(results, rows, strict=True):
-            metrics |= {f"eval/{result.label}/{name}": value for name, value in row.items()}
+        if not name.endswith(("/low", "/high")):
+            values = [row[name] for row in rows if name in row]
+            metrics[f"eval/{name}"] = float(np.sum(values) if name == "failed" else np.mean(values))
     return metrics
 
 
@@ -105,11 +130,6 @@ def _evaluation(
 ) -> Evaluation:
     level, bar = config.eval.confidence, config.eval.correct_at
     valid = [group[0].total for group in greedy if group[0].total is not None]
-    if not valid:
-        raise NoRewardError(
-            f"no response of the evaluation on {eval_set.label} has a valid reward. First failure: "
-            f"{first_failure(greedy)}"
-        )
     samples = [[reward.total >= bar for reward in group if reward.total is not None] for group in drawn]
     answered = [hits for hits in samples if hits]
     pass_at = {}

@@ -72,7 +72,7 @@ def evaluation_run(prepared: Prepared, responses: Path | None = None) -> list[Ev
             prepared.config,
             policy_version=RolloutPool.LOADED_VERSION,
             tell=tell if file is not None else None,
-        )
+        ).all()
 
 
 def as_json(prepared: Prepared, results: Sequence[Evaluation]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from rlsys import rewards
 from rlsys.algorithms import advantages
 from rlsys.bounds import check_bounds, one_of
-from rlsys.config import Config, DataConfig, ScoringConfig
+from rlsys.config import Config, DataConfig
 from rlsys.errors import ConfigError
 from rlsys.metrics.trackers.choice import chosen
 from rlsys.models.packing import LAYOUTS
@@ -58,7 +58,7 @@ def check_config(config: Config, *, training: bool = True) -> None:
         chosen(config.logging.trackers)
     check_adapter(config, training=training)
     _check_devices(config, training=training)
-    _check_reward_list(config)
+    _check_reward_list(config, training=training)
     check_extras(_installed())
 
 
@@ -137,7 +137,7 @@ def _check_batch(config: Config) -> None:
         )
 
 
-def _check_reward_list(config: Config) -> None:
+def _check_reward_list(config: Config, *, training: bool) -> None:
     if not config.rewards:
         raise ConfigError("rewards is empty: name at least one, as {name: exact_match, weight: 1.0}")
     for spec in config.rewards:
@@ -151,16 +151,20 @@ def _check_reward_list(config: Config) -> None:
         deadline = spec.get("deadline_s", 1.0)
         if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0:
             raise ConfigError(f"rewards: the deadline_s of '{spec['name']}' is {deadline!r}, not a number of seconds")
-        _check_deadline(config.scoring, spec)
+        if training:
+            _check_deadline(config, spec)
 
 
-def _check_deadline(scoring: ScoringConfig, spec: Mapping[str, Any]) -> None:
+def _check_deadline(config: Config, spec: Mapping[str, Any]) -> None:
     """A function that hangs must be killed before its worker counts as lost."""
+    scoring = config.scoring
     call, row = (deadline_of(spec, default) for default in (scoring.function_deadline_s, scoring.row_deadline_s))
-    if longest_s(call, row) >= scoring.deadline_s:
+    needed, waits = longest_s(call, row), {"scoring": scoring.deadline_s, "rollout": config.rollout.deadline_s}
+    short = [f"{role}.deadline_s={seconds:g}" for role, seconds in waits.items() if seconds <= needed]
+    if short:
         raise ConfigError(
             f"rewards: '{spec['name']}' may take {call:g} s for a call and as long for its retries, which "
-            f"scoring.deadline_s={scoring.deadline_s:g} does not leave: set it to more than {longest_s(call, row):g}"
+            f"{' and '.join(short)} does not leave: set it to more than {needed:g}"
         )
 
 

@@ -15,7 +15,6 @@ from rlsys.metrics.step import Metrics, StageClock, reward_metrics, rollout_metr
 from rlsys.needs import learner_is_reference
 from rlsys.pipeline.batch import Collected
 from rlsys.types import Experience, Offender
-from rlsys.unscored import NoRewardError
 
 T = TypeVar("T")
 
@@ -48,7 +47,7 @@ def train(run: Run) -> None:
         metrics |= rollout_metrics(collected.groups, version) | reward_metrics(collected.rewards, collected.logged)
         metrics |= collected.metrics() | update | clock.metrics() | run.pipeline.metrics()
         metrics |= run.guard.record(step, offenders, collected.groups, collected.rewards)
-        metrics |= run.unscored.record(step, lacking)
+        metrics |= run.unscored.record(step, lacking) if collected.groups else {}
         version = step
         run.failures.tell(step, collected.rewards)
         run.transcript.write(step, collected.groups, collected.rewards, collected.trained, experience)
@@ -57,6 +56,7 @@ def train(run: Run) -> None:
             run.lanes.ask()
         run.guard.check()
         run.unscored.check()
+        run.unscored_evals.check()
         _checkpoint(run, step)
     if run.probe is not None:
         run.probe.finish()
@@ -127,11 +127,11 @@ def _evaluation(run: Run, step: int) -> Metrics:
         return {}
     clock = StageClock()
     with clock.stage("eval"):
-        try:
-            results = evaluate(run.sampler, run.prepared.eval_sets, run.config, step)
-        except NoRewardError as error:
-            return run.unscored.record(step, str(error))
-    return eval_metrics(results) | {"time/eval_s": clock.seconds["eval"]}
+        results = evaluate(run.sampler, run.prepared.eval_sets, run.config, step)
+    if step == 0:
+        results.all()  # what lacks rewards before anything is trained is broken, not down
+    counted = run.unscored_evals.record(step, "; ".join(results.lacking) or None)
+    return counted | eval_metrics(results) | {"time/eval_s": clock.seconds["eval"]}
 
 
 def _finish_step(run: Run, metrics: Metrics, *, evaluated: Metrics) -> None:
@@ -157,5 +157,7 @@ def _checkpoint(run: Run, step: int) -> None:
         guard.total,
         run.pipeline.pending_places,
         run.prompts.digest,
+        run.unscored.in_a_row,
+        run.unscored.total,
     )
     checkpoint.save(run.run_dir, state, run.save, keep=run.config.checkpoint.keep)

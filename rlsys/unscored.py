@@ -1,4 +1,4 @@
-"""What happens to a step without one valid reward: it trains nothing and is counted, and several in a row end the run.
+"""What happens to a step, or an evaluation, without one valid reward: it is counted, and several in a row end the run.
 
 A service that is down for a step costs that step; a function that is broken costs the run, soon.
 """
@@ -15,31 +15,33 @@ class NoRewardError(RlsysError):
     """Of all that was scored nothing has a valid reward; the message has the first failure's detail."""
 
 
-class UnscoredSteps:
-    """Counts them, says each, and ends the run at `limit` in a row."""
+class Unscored:
+    """Counts them under `metric`, says each, and ends the run at `limit` in a row."""
 
-    def __init__(self, limit: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, metric: str, limit: int, say: Callable[[str], None], *, in_a_row: int = 0, total: int = 0
+    ) -> None:
+        self._metric = metric
         self._limit = limit
         self._say = say
-        self._in_a_row = 0
-        self._total = 0
+        self.in_a_row = in_a_row
+        self.total = total
         self._why = ""
 
     def record(self, step: int, why: str | None) -> Metrics:
-        """What a step, or its evaluation, lacked; None for nothing."""
+        """What the step lacked; None for nothing."""
         if why is None:
-            self._in_a_row = 0
+            self.in_a_row = 0
         else:
-            self._in_a_row += 1
-            self._total += 1
+            self.in_a_row += 1
+            self.total += 1
             self._why = why
             self._say(f"step {step}: {why}")
-        return {"reward/unscored_steps": float(self._total)}
+        return {self._metric: float(self.total)}
 
     def check(self) -> None:
-        """Raise NoRewardError when too many steps in a row had no reward."""
-        if self._in_a_row >= self._limit:
+        """Raise NoRewardError when too many in a row had no reward."""
+        if self.in_a_row >= self._limit:
             raise NoRewardError(
-                f"{self._in_a_row} times in a row (scoring.max_unscored_steps={self._limit}) nothing could be trained "
-                f"or evaluated. The last time: {self._why}"
+                f"{self.in_a_row} times in a row (scoring.max_unscored_steps={self._limit}): {self._why}"
             )

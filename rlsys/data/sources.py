@@ -67,13 +67,30 @@ def sources_of(value: Any, key: str, config: DataConfig) -> list[Source]:
     return _labelled(found)
 
 
+FILES = ("data_files", "data_dir")
+"""Options of `datasets.load_dataset` that may name files here."""
+
+
 def absolute_sources(value: Any) -> Any:
     """The same `data.train` or `data.eval` with the names of files, folders and `path.py:function` made absolute."""
     if isinstance(value, list):
         return [absolute_sources(entry) for entry in value]
     if isinstance(value, Mapping) and isinstance(value.get("name"), str):
-        return {**value, "name": _absolute(value["name"])}
+        made = {**value, "name": _absolute(value["name"])}
+        options = value.get("options")
+        if isinstance(options, Mapping):
+            made["options"] = {key: _on_disk(one) if key in FILES else one for key, one in options.items()}
+        return made
     return _absolute(value) if isinstance(value, str) else value
+
+
+def _on_disk(value: Any) -> Any:
+    """Names of local files and folders made absolute, however they are nested: `datasets` takes lists and mappings."""
+    if isinstance(value, Mapping):
+        return {key: _on_disk(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_on_disk(one) for one in value]
+    return str(Path(value).expanduser().resolve()) if value and Path(value).exists() else value
 
 
 def _absolute(name: str) -> str:

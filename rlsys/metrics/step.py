@@ -40,8 +40,10 @@ class StageClock:
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> Metrics:
-    """Lengths, truncation and staleness of a step's trajectories."""
+    """Lengths, truncation and staleness of a step's trajectories; without any, that there were none."""
     summaries = [summary for group in groups for summary in group.summaries]
+    if not summaries:
+        return {"rollout/tokens": 0.0}
     lengths = [summary.num_response_tokens for summary in summaries]
     stale = [policy_version - summary.policy_version for summary in summaries]
     return {
@@ -57,6 +59,8 @@ def rollout_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> Metr
 def reward_metrics(rewards: Sequence[Sequence[Reward]], logged: dict[str, float]) -> Metrics:
     """Totals and parts over trajectories with a valid reward, and how many calls ended otherwise."""
     flat = [reward for group in rewards for reward in group]
+    if not flat:
+        return {}
     totals = [reward.total for reward in flat if reward.total is not None]
     metrics: Metrics = {
         "reward/total/mean": float(np.mean(totals)) if totals else None,

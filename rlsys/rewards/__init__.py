@@ -21,7 +21,7 @@ A reward may register with facts:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,16 @@ RewardFn = Callable[..., Any]
 """Gives Scores, or an awaitable of them; or a class whose objects do."""
 registry: Registry[RewardFn] = Registry("reward", __name__)
 register = registry.register
+
+
+OPENRLHF_LABELS = ("label", "answer")
+"""The columns that OpenRLHF's labels come from: the first that there is."""
+
+
+def openrlhf_labels(columns: Mapping[str, Sequence[Any]], count: int) -> list[Any]:
+    """One a row; None where there is no such column."""
+    column = next((columns[name] for name in OPENRLHF_LABELS if name in columns), [None] * count)
+    return list(column)
 
 
 def content(completion: str | list[dict[str, str]]) -> str:

@@ -13,7 +13,7 @@ from circuitbreaker import CircuitBreaker, CircuitBreakerError
 
 from rlsys.credentials import secret
 from rlsys.errors import ConfigError
-from rlsys.rewards import Failed, Scores, plain, register
+from rlsys.rewards import OPENRLHF_LABELS, Failed, Scores, openrlhf_labels, plain, register
 from rlsys.types import FAILURES
 
 MARGIN_S = 2.0
@@ -113,7 +113,8 @@ class Http:
 
     def _sendable(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """The columns that are to be sent. Raises ValueError for one that is no JSON."""
-        names = columns if self._columns is None else [name for name in columns if name in self._columns]
+        wanted = OPENRLHF_LABELS if self._protocol == "openrlhf" else columns
+        names = [name for name in columns if name in wanted and (self._columns is None or name in self._columns)]
         chosen = {name: list(columns[name]) for name in names}
         for name, column in chosen.items():
             try:
@@ -136,8 +137,7 @@ class Http:
         if self._protocol == "openrlhf":
             texts = [plain(prompt) for prompt in prompts]
             queries = [prompt + plain(completion) for prompt, completion in zip(texts, completions, strict=True)]
-            labels = columns.get("label", columns.get("answer", [None] * len(texts)))
-            return {"query": queries, "prompts": texts, "labels": list(labels)}
+            return {"query": queries, "prompts": texts, "labels": openrlhf_labels(columns, len(texts))}
         return {
             "prompts": list(prompts),
             "completions": list(completions),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlsys.registry import load_external
-from rlsys.rewards import plain, register
+from rlsys.rewards import openrlhf_labels, plain, register
 
 
 def _loaded(*, function: str) -> Any:
@@ -36,8 +36,7 @@ class OpenRLHFFunction:
     ) -> list[float]:
         texts = [plain(prompt) for prompt in prompts]
         queries = [text + plain(completion) for text, completion in zip(texts, completions, strict=True)]
-        labels = columns.get("label", columns.get("answer", [None] * len(texts)))
-        given = self._function(queries, texts, list(labels))
+        given = self._function(queries, texts, openrlhf_labels(columns, len(texts)))
         if not isinstance(given, dict):
             return _numbers(given)
         for name, value in (given.get("extra_logs") or {}).items():

@@ -102,7 +102,10 @@ def absolute(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(text: str) -> str:
-    return _resolved(text) if _is_there(text) else _absolute_function(text)
+    """Of a file, and of a function in one; any other text as it is."""
+    if _is_there(text):
+        return _resolved(text)
+    return _absolute_function(text) if _is_there(text.rpartition(":")[0]) else text
 
 
 def _absolute_function(name: str) -> str:
@@ -215,7 +218,7 @@ def call_reward(function: Callable[..., Any], request: RewardRequest, log: Rewar
     }
     result = function(**_accepted(function, arguments))
     if inspect.isawaitable(result):
-        result = _event_loop().run(_await(result))
+        result = _awaited(result)
     scores = [value if value is None or isinstance(value, Failed) else float(value) for value in result]
     if len(scores) != len(request):
         raise ValueError(f"returned {len(scores)} rewards for {len(request)} completions")
@@ -239,10 +242,28 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in parameters.items() if p.kind in named and name not in options}
 
 
+def _awaited(result: Any) -> Any:
+    """What a coroutine gives. Of one that fails no task stays behind, to go on during its retries."""
+    runner = _event_loop()
+    before = asyncio.all_tasks(runner.get_loop())
+    try:
+        return runner.run(_await(result))
+    except BaseException:
+        runner.run(_end(asyncio.all_tasks(runner.get_loop()) - before))
+        raise
+
+
 @cache
 def _event_loop() -> asyncio.Runner:
     """One for every call: clients and locks that a function keeps belong to the loop they were made in."""
     return asyncio.Runner()
+
+
+async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    left = list(tasks)
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 async def _await(result: Any) -> Any:

@@ -17,6 +17,8 @@ from rlsys.scoring.process import RewardProcess
 from rlsys.types import RewardPart
 
 MAX_ROWS = 10_000
+WAIT, CALL = 1 / 4, 3 / 8
+"""Shares of a request's deadline."""
 
 
 class ScoreRequest(BaseModel):
@@ -30,14 +32,14 @@ class ScoreRequest(BaseModel):
 
 
 class Processes:
-    """A reward function in several processes; a request gets one to itself, for at most `deadline_s`."""
+    """A reward function in several processes; a request gets one to itself. It is answered within `deadline_s`: of
+    four parts one is for waiting for a free process, and three for the call, half of these for its retries."""
 
     def __init__(self, spec: dict[str, Any], count: int, deadline_s: float, *, whole_groups: bool = False) -> None:
         self._free: queue.SimpleQueue[RewardProcess] = queue.SimpleQueue()
         self._all = [
-            # Half for the call, and half for the retries of one that failed.
             RewardProcess(
-                spec, call_deadline_s=deadline_s / 2, row_deadline_s=deadline_s / 8, whole_groups=whole_groups
+                spec, call_deadline_s=CALL * deadline_s, row_deadline_s=CALL * deadline_s / 4, whole_groups=whole_groups
             )
             for _ in range(count)
         ]
@@ -60,8 +62,9 @@ class Processes:
             process.close()
 
 
-def build_app(processes: Processes, token: str | None, wait_s: float) -> FastAPI:
+def build_app(processes: Processes, token: str | None, deadline_s: float) -> FastAPI:
     """`POST /score` with a bearer token, where there is one; `GET /health` without."""
+    wait_s = WAIT * deadline_s
     app = FastAPI(title="rlsys reward service", docs_url=None, redoc_url=None, openapi_url=None)
     bearer = HTTPBearer(auto_error=False)
 

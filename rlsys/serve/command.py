@@ -13,8 +13,8 @@ from rlsys.credentials import secret
 from rlsys.errors import ConfigError
 from rlsys.scoring.call import absolute, check_options, deadline_of
 
-CALL_S = 15.0
-"""Of a call, where neither the command line nor the reward says otherwise."""
+DEADLINE_S = 30.0
+"""Of a request, where neither the command line nor the reward asks for another."""
 
 
 def serve_reward(arguments: Sequence[str]) -> None:
@@ -44,9 +44,9 @@ def serve_reward(arguments: Sequence[str]) -> None:
 
     import uvicorn
 
-    from rlsys.serve.app import Processes, build_app
+    from rlsys.serve.app import CALL, Processes, build_app
 
-    deadline_s = given.deadline or 2 * deadline_of(spec, CALL_S)
+    deadline_s = given.deadline or max(DEADLINE_S, deadline_of(spec, 0.0) / CALL)
     processes = Processes(spec, given.processes, deadline_s, whole_groups=given.whole_groups)
     try:
         print(

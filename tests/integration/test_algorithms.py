@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rlsys import checkpoint
-from rlsys.build import Run, build_pipeline, learner_setup, start_coefficients
+from rlsys.build import Run, build_pipeline, learner_setup, start_coefficients, unscored_steps
 from rlsys.compose import load_config
 from rlsys.errors import RlsysError
 from rlsys.experience import CreditAssignment
@@ -26,7 +26,6 @@ from rlsys.nonfinite import NonFiniteGuard
 from rlsys.overrides import config_dir
 from rlsys.preflight import check_config
 from rlsys.train import train
-from rlsys.unscored import UnscoredSteps
 from tests.integration.runs import SMALL, call_worker, read_metrics, small_run
 
 PRESETS = sorted(path.stem for path in (config_dir() / "algorithm").glob("*.yaml"))
@@ -99,7 +98,7 @@ def switched(run: Run, folder: Path, overrides: Sequence[str]) -> Run:
         guard=NonFiniteGuard(
             folder, config.train.max_nonfinite_steps, run.rollout.trajectories, run.scoring.text, state
         ),
-        unscored=UnscoredSteps(config.scoring.max_unscored_steps, print),
+        unscored=unscored_steps(config, state, print),
         reference=reference,
         critic=run.critic if needs_critic(config) else None,
         log=RunLog(folder, config.logging),

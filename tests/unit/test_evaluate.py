@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from rlsys.config import Config, EvalConfig
-from rlsys.errors import RlsysError
-from rlsys.evaluate import eval_metrics, evaluate
+from rlsys.evaluate import Evaluations, eval_metrics, evaluate
 from rlsys.prepare import EvalSet
 from rlsys.types import Prompt, Reward, Sampling
+from rlsys.unscored import NoRewardError
 from tests.unit.records import reward
 
 
@@ -51,7 +51,8 @@ def test_greedy_and_drawn_by_hand() -> None:
     """Of four drawn responses: prompt 0 has 2 correct, prompt 1 none, prompt 2 all of the 2 that are valid."""
     totals = [[1.0, 1.0, 0.0, 1.0, 0.5], [0.0, 0.0, 0.2, 0.0, 0.9], [None, 1.0, None, 2.0, None]]
     answers: Any = Answers(totals)
-    (found,) = evaluate(answers, sets(3), config(num_samples=4, temperature=0.7), 3)
+    results = evaluate(answers, sets(3), config(num_samples=4, temperature=0.7), 3)
+    (found,) = results.all()
     asked = [(one.temperature, one.samples_per_prompt, one.max_response_tokens) for one in answers.asked]
     assert asked == [(0, 1, 7), (0.7, 4, 7)]
     assert (found.accuracy.value, found.reward_mean) == (0.5, 0.5)
@@ -64,7 +65,7 @@ def test_greedy_and_drawn_by_hand() -> None:
         2: (5 / 6 + 0 + 1) / 3,
         4: (1 + 0) / 2,
     }
-    metrics = eval_metrics([found])
+    metrics = eval_metrics(results)
     assert metrics["eval/accuracy"] == 0.5
     assert metrics["eval/failed"] == 3.0
     assert metrics["eval/mean_at_4"] == pytest.approx(0.5)
@@ -74,23 +75,26 @@ def test_greedy_and_drawn_by_hand() -> None:
 def test_several_data_sets_are_sampled_together_and_told_apart() -> None:
     answers: Any = Answers([[1.0], [1.0], [0.0], [0.0], [1.0]])
     told: list[tuple[str, str, int]] = []
-    found = evaluate(
+    results = evaluate(
         answers, sets(2, 3), config(), 0, tell=lambda part, kind, rewards: told.append((part.label, kind, len(rewards)))
     )
     assert len(answers.asked) == 1
-    assert [(part.label, part.accuracy.value) for part in found] == [("set0", 1.0), ("set1", pytest.approx(1 / 3))]
+    assert [(part.label, part.accuracy.value) for part in results.found] == [
+        ("set0", 1.0),
+        ("set1", pytest.approx(1 / 3)),
+    ]
     assert told == [("set0", "greedy", 2), ("set1", "greedy", 3)]
-    metrics = eval_metrics(found)
+    metrics = eval_metrics(results)
     assert metrics["eval/accuracy"] == pytest.approx((1 + 1 / 3) / 2)  # data sets weigh alike
     assert metrics["eval/set1/accuracy"] == pytest.approx(1 / 3)
     assert metrics["eval/set0/accuracy/low"] < 1.0 == metrics["eval/set0/accuracy/high"]
     assert not {"eval/accuracy/low", "eval/accuracy/high"} & metrics.keys()  # a mean of ends is the end of none
-    assert {"eval/accuracy/low", "eval/accuracy/high"} <= eval_metrics(found[:1]).keys()
+    assert {"eval/accuracy/low", "eval/accuracy/high"} <= eval_metrics(Evaluations(results.found[:1])).keys()
 
 
 def test_prompts_that_are_all_wrong_leave_pass_at_k_an_interval() -> None:
     answers: Any = Answers([[0.0] * 5] * 12)
-    (found,) = evaluate(answers, sets(12), config(num_samples=4), 0)
+    (found,) = evaluate(answers, sets(12), config(num_samples=4), 0).all()
     assert found.mean_at is not None
     for estimate in (found.mean_at, found.pass_at[4]):
         assert (estimate.value, estimate.low) == (0.0, 0.0)
@@ -98,10 +102,15 @@ def test_prompts_that_are_all_wrong_leave_pass_at_k_an_interval() -> None:
 
 
 def test_a_bar_below_one() -> None:
-    (found,) = evaluate(Answers([[-4.0], [-6.0]]), sets(2), config(correct_at=-5.0), 0)  # type: ignore[arg-type]
+    (found,) = evaluate(Answers([[-4.0], [-6.0]]), sets(2), config(correct_at=-5.0), 0).all()  # type: ignore[arg-type]
     assert found.accuracy.value == 0.5
 
 
 def test_a_data_set_without_a_valid_reward_is_named() -> None:
-    with pytest.raises(RlsysError, match=r"evaluation on set1 has a valid reward.*exact_match: error: no"):
-        evaluate(Answers([[1.0], [None]]), sets(1, 1), config(), 0)  # type: ignore[arg-type]
+    results = evaluate(Answers([[1.0], [None]]), sets(1, 1), config(), 0)  # type: ignore[arg-type]
+    with pytest.raises(NoRewardError, match=r"evaluation on set1 has a valid reward.*exact_match: error: no"):
+        results.all()
+    metrics = eval_metrics(results)  # what the other one has is kept, and is not taken for the mean of both
+    assert metrics["eval/set0/accuracy"] == 1.0
+    assert "eval/accuracy" not in metrics
+    assert eval_metrics(Evaluations([], ["all"])) == {}

@@ -28,6 +28,12 @@ def compute_score(reward_inputs, format_weight=0.1):
 def one_score(reward_input):
     return {"overall": float(len(reward_input["response"])), "format": None}
 
+def first_release(predicts, ground_truths, *, bonus=0.0):
+    return [{"overall": float(p == t) + bonus, "accuracy": float(p == t)} for p, t in zip(predicts, ground_truths)]
+
+def first_single(predict, ground_truth, bonus=0.5):
+    return {"overall": float(predict == ground_truth) + bonus}
+
 def reward_func(queries, prompts, labels):
     rewards = torch.tensor([float(q == p + l) for q, p, l in zip(queries, prompts, labels)])
     return {"rewards": rewards, "scores": rewards, "extra_logs": {"share": rewards.mean(), "each": [1, 2]}}
@@ -64,6 +70,14 @@ def test_easyr1_one_by_one(file: str) -> None:
     scores, log = called(spec, "answer")
     assert scores == [1.0, 1.0]
     assert log.metrics == {}
+
+
+def test_easyr1_s_first_releases_gave_responses_and_truths(file: str) -> None:
+    spec = {"name": "easyr1_function", "function": f"{file}:first_release", "options": {"bonus": 1.0}}
+    scores, log = called(spec, "answer")
+    assert (scores, log.metrics) == ([2.0, 1.0], {"accuracy": [1.0, 0.0]})
+    single = {"name": "easyr1_function", "function": f"{file}:first_single", "reward_type": "sequential"}
+    assert called(single, "answer")[0] == [1.5, 0.5]
 
 
 @pytest.mark.parametrize("column", ["label", "answer"])

@@ -118,6 +118,8 @@ def test_columns_that_cannot_be_sent_are_named_and_can_be_left_out(service: Any)
     with pytest.raises(ValueError, match="the column 'share' cannot be sent"):
         call_reward(client(server.url, columns=["answer", "share"]), given, RewardLog())
     assert server.bodies == []
+    theirs = service(lambda _, body: (200, {"rewards": [1.0]}))
+    assert call_reward(client(theirs.url, protocol="openrlhf"), given, RewardLog()) == [1.0]  # labels alone are sent
     assert call_reward(client(server.url, columns=["answer"]), given, RewardLog()) == [1.0]
     assert server.bodies[0]["columns"] == {"answer": ["a"]}
 

@@ -104,7 +104,7 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
         ),
         (
             {"rewards": [{"name": "exact_match", "deadline_s": 500}]},
-            ["'exact_match' may take 500 s for a call", "scoring.deadline_s=900", "more than 1000"],
+            ["may take 500 s for a call", "scoring.deadline_s=900 and rollout.deadline_s=900", "more than 1000"],
         ),
         (
             {"rollout.num_workers": 5, "train.prompts_per_step": 4},

@@ -83,6 +83,18 @@ async def held(lock):
     async with lock:
         await asyncio.sleep(0.01)
 
+answered = []
+
+async def ask(completion):
+    if completion == "bad":
+        raise ValueError("no")
+    await asyncio.sleep(0.05)
+    answered.append(completion)
+    return float(len(answered))
+
+async def asks(completions, **_):
+    return await asyncio.gather(*(ask(c) for c in completions))
+
 def identity(completions, **_):
     return [float(os.getpid()) for _ in completions]
 """
@@ -227,10 +239,16 @@ def test_a_hang_takes_no_longer_than_preflight_reckons_with(start: Start) -> Non
     process = start("hangs", call_s=1.0, row_s=0.7)
     process.score(request("fine"))  # it is running
     started = time.monotonic()
-    parts, _ = process.score(request("bad", "bad", "bad"))
+    parts, _ = process.score(request(*["bad"] * 30))  # a deadline each would be 21 s
     restarts_s = 3 * 2.0
     assert time.monotonic() - started < longest_s(1.0, 0.7) + restarts_s
-    assert [part.outcome for part in parts] == ["timeout"] * 3
+    assert [part.outcome for part in parts] == ["timeout"] * 30
+    assert "not tried" in parts[-1].detail
+
+
+def test_what_a_failed_coroutine_began_does_not_go_on_in_its_retries(start: Start) -> None:
+    parts, _ = start("asks").score(request("bad", "a", "b"))
+    assert outcomes(parts) == [(None, "error"), (1.0, "ok"), (2.0, "ok")]  # asked once each, one after the other
 
 
 def test_a_restart_that_fails_is_a_failed_call(start: Start, tmp_path: Path) -> None:

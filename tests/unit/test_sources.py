@@ -84,6 +84,10 @@ def test_files_are_made_absolute_and_other_names_stay(tmp_path: Path, monkeypatc
     assert absolute_sources(stay) == stay
     assert absolute_sources(None) is None
     assert absolute_sources("rows.jsonl") == str(tmp_path / "rows.jsonl")
+    options = {"data_files": {"train": ["rows.jsonl", "hub.json"]}, "data_dir": "", "revision": "rows.jsonl"}
+    (made,) = absolute_sources([{"name": "json", "options": options}])
+    files = {"train": [str(tmp_path / "rows.jsonl"), "hub.json"]}
+    assert made["options"] == {"data_files": files, "data_dir": "", "revision": "rows.jsonl"}
     assert absolute_sources([{"name": "./local", "limit": 3}, "own.py:rows"]) == [
         {"name": str(tmp_path / "local"), "limit": 3},
         f"{tmp_path}/own.py:rows",

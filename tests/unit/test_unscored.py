@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from rlsys import train
 from rlsys.compose import load_config
+from rlsys.evaluate import Evaluations
+from rlsys.metrics.step import reward_metrics, rollout_metrics
 from rlsys.pipeline.batch import Collected
-from rlsys.unscored import NoRewardError, UnscoredSteps
+from rlsys.unscored import NoRewardError, Unscored
 
 from .records import group, reward, summary
 
@@ -48,25 +51,45 @@ def test_a_baseline_can_be_what_lacks() -> None:
     assert why == "no prompt has a valid reward for its greedy response, the baseline"
 
 
-def test_an_evaluation_without_rewards_is_counted_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def evaluate(*_: object) -> None:
-        raise NoRewardError("no response of the evaluation has a valid reward")
+def run(steps: Unscored, *lacking: str) -> Any:
+    """As far as an evaluation looks at it."""
+    prepared = SimpleNamespace(eval_sets=["one"], lacking=list(lacking))
+    return SimpleNamespace(config=load_config(["eval.every=2"]), unscored_evals=steps, sampler=None, prepared=prepared)
 
-    monkeypatch.setattr(train, "evaluate", evaluate)
-    steps = UnscoredSteps(3, lambda _: None)
-    config = load_config(["eval.every=2"])
-    run = SimpleNamespace(config=config, unscored=steps, sampler=None, prepared=SimpleNamespace(eval_sets=["one"]))
-    assert train._evaluation(run, 2) == {"reward/unscored_steps": 1.0}  # type: ignore[arg-type]
+
+def test_an_evaluation_without_rewards_is_counted_but_the_first_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Unscored("eval/unscored", 2, lambda _: None)
+    asked = run(steps)
+    monkeypatch.setattr(train, "evaluate", lambda *_: Evaluations([], asked.prepared.lacking))
+    asked.prepared.lacking = ["a: it is down", "b: too"]
+    with pytest.raises(NoRewardError, match="a: it is down; b: too"):
+        train._evaluation(asked, 0)
+    counts = []
+    for lacking in (["down"], [], ["down"], ["still down"]):
+        asked.prepared.lacking = lacking
+        steps.check()
+        counts.append(train._evaluation(asked, 2)["eval/unscored"])
+    assert counts == [1.0, 1.0, 2.0, 3.0]
+    with pytest.raises(NoRewardError, match=r"2 times in a row .* still down"):
+        steps.check()
 
 
 def test_several_in_a_row_end_the_run_and_a_good_one_starts_the_count_again() -> None:
     said: list[str] = []
-    steps = UnscoredSteps(2, said.append)
+    steps = Unscored("reward/unscored_steps", 2, said.append, total=5)
     for why in ("it is down", None, "it is down again"):
         counted = steps.record(1, why)
         steps.check()
-    assert counted == {"reward/unscored_steps": 2.0}
+    assert counted == {"reward/unscored_steps": 7.0}
     assert said == ["step 1: it is down", "step 1: it is down again"]
     steps.record(4, "still down")
     with pytest.raises(NoRewardError, match=r"2 times in a row .*max_unscored_steps=2.* still down"):
         steps.check()
+    with pytest.raises(NoRewardError):  # a resumed run goes on counting
+        Unscored("reward/unscored_steps", 2, said.append, in_a_row=2).check()
+
+
+def test_a_step_of_nothing_at_all_has_metrics() -> None:
+    """Ahead of training a step can find that all its groups were rejected with the last one's."""
+    assert rollout_metrics([], 3) == {"rollout/tokens": 0.0}
+    assert reward_metrics([], {}) == {}
