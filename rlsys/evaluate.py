@@ -95,7 +95,7 @@ def eval_metrics(results: Evaluations) -> Metrics:
         (row,) = rows.values()
         return {f"eval/{name}": value for name, value in row.items()}
     own: Metrics = {f"eval/{label}/{name}": value for label, row in rows.items() for name, value in row.items()}
-    return own if results.lacking else _means(list(rows.values())) | own
+    return own if results.lacking or not rows else _means(list(rows.values())) | own
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> Metrics:
