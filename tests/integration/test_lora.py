@@ -162,17 +162,10 @@ def greedy_responses(folder: Path, prompts: list[str]) -> list[str]:
 DORA = ["learner.lora.use_dora=true", "learner.lora.modules_to_save=[norm]"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("options", "served_too"),
-    [
-        ([], False),
-        pytest.param([], True, marks=pytest.mark.long),
-        pytest.param(DORA, True, marks=pytest.mark.long),
-    ],
-    ids=["lora", "lora, exports served", "dora"],
-)
-def test_a_run_its_evaluation_and_its_exports_agree(tmp_path: Path, options: list[str], served_too: bool) -> None:
+@pytest.mark.parametrize("options", [[], DORA], ids=["lora", "dora"])
+def test_a_run_its_evaluation_and_its_exports_agree(tmp_path: Path, options: list[str]) -> None:
     """Greedy responses of the run's checkpoint by vLLM, which loads adapter or policy as it was saved, of transformers
     with the exported folders, and of vLLM with those."""
     common = [*LORA, *options, "learner.lr=1e-2", "eval.every=2", "data.eval_limit=12", "checkpoint.every=2"]
@@ -199,8 +192,7 @@ def test_a_run_its_evaluation_and_its_exports_agree(tmp_path: Path, options: lis
     expected, prompts = [row["response"] for row in rows], [row["prompt"] for row in rows]
     for folder in ("plain", "merged"):
         assert greedy_responses(tmp_path / folder, prompts) == expected
-        if served_too:
-            assert served(tmp_path, folder, small) == expected
+        assert served(tmp_path, folder, small) == expected
 
 
 def served(tmp_path: Path, folder: str, small: list[str]) -> list[str]:
