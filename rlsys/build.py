@@ -44,7 +44,7 @@ from rlsys.scoring.pool import RewardPool
 from rlsys.scoring.worker import Extent
 from rlsys.transcript import Transcript
 from rlsys.types import Coefficients, Sampling
-from rlsys.unscored import Unscored
+from rlsys.unscored import Unscored, unscored_steps
 from rlsys.weights.broadcaster import AdapterBroadcaster, WeightBroadcaster
 from rlsys.weights.verify import bound_of
 
@@ -164,12 +164,6 @@ def open_evaluation(prepared: Prepared) -> Iterator[Sampler]:
         _start(cluster, config, rollout, scoring)
         yield build_sampler(cluster.calls, config, rollout, scoring)
         _stop(print, rollout)
-
-
-def unscored_steps(config: Config, state: checkpoint.RunState, say: Callable[[str], None]) -> Unscored:
-    """The count of a run's steps without a reward, where a checkpoint left it."""
-    counted = {"in_a_row": state.unscored_in_a_row, "total": state.unscored_total}
-    return Unscored("reward/unscored_steps", config.scoring.max_unscored_steps, say, **counted)
 
 
 def _start(cluster: Cluster, config: Config, *roles: RolloutPool | GangGroup | RewardPool | ReferencePool) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rlsys.checkpoint import RunState
+from rlsys.config import Config
 from rlsys.errors import RlsysError
 from rlsys.metrics.step import Metrics
 
@@ -45,3 +47,9 @@ class Unscored:
             raise NoRewardError(
                 f"{self.in_a_row} times in a row (scoring.max_unscored_steps={self._limit}): {self._why}"
             )
+
+
+def unscored_steps(config: Config, state: RunState, say: Callable[[str], None]) -> Unscored:
+    """The count of a run's steps without a reward, where a checkpoint left it."""
+    counted = {"in_a_row": state.unscored_in_a_row, "total": state.unscored_total}
+    return Unscored("reward/unscored_steps", config.scoring.max_unscored_steps, say, **counted)

@@ -10,18 +10,28 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from rlsys.config import ModelBuild, ModelConfig, TokenizerBuild
-from rlsys.data import Row
-from rlsys.data.sources import LoadedRows
 from rlsys.errors import ConfigError, DataError
 from rlsys.models.tiny import PRINTABLE, build_model, build_tokenizer, check_build, save_model
 
+Row = dict[str, Any]
 Rows = Sequence[Row]
-Parts = Sequence[LoadedRows]
+
+
+class Part(Protocol):
+    """Rows of one source of data, which knows where each stands."""
+
+    @property
+    def rows(self) -> Rows: ...
+
+    def where(self, index: int) -> str: ...
+
+
+Parts = Sequence[Part]
 
 
 def resolve_model(

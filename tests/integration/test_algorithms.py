@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rlsys import checkpoint
-from rlsys.build import Run, build_pipeline, learner_setup, start_coefficients, unscored_steps
+from rlsys.build import Run, build_pipeline, learner_setup, start_coefficients
 from rlsys.compose import load_config
 from rlsys.errors import RlsysError
 from rlsys.experience import CreditAssignment
@@ -26,6 +26,7 @@ from rlsys.nonfinite import NonFiniteGuard
 from rlsys.overrides import config_dir
 from rlsys.preflight import check_config
 from rlsys.train import train
+from rlsys.unscored import unscored_steps
 from tests.integration.runs import SMALL, call_worker, read_metrics, small_run
 
 PRESETS = sorted(path.stem for path in (config_dir() / "algorithm").glob("*.yaml"))
