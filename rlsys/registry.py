@@ -107,6 +107,12 @@ class Registry(Generic[F]):
             importlib.import_module(f"{self._package}.{module.name}")
 
 
+def absolute_name(name: str) -> str:
+    """Of `path.py:attr` one that does not depend on a working directory; any other name as it is."""
+    path, colon, attribute = name.rpartition(":")
+    return f"{Path(path).expanduser().resolve()}{colon}{attribute}" if path.endswith(".py") else name
+
+
 def option_names(function: Callable[..., Any]) -> list[str]:
     """Names of a function's keyword-only parameters: its options."""
     parameters = inspect.signature(function).parameters.values()

@@ -16,6 +16,7 @@ from rlsys.config import DataConfig
 from rlsys.data import Row, registry
 from rlsys.data.files import READERS, check_file, csv_options, json_rows, place_in_file, what_is_wrong
 from rlsys.errors import ConfigError, DataError, RlsysError, nearest
+from rlsys.registry import absolute_name
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,9 @@ def _on_disk(value: Any) -> Any:
 
 
 def _absolute(name: str) -> str:
-    module, colon, function = name.rpartition(":")
-    if module.endswith(".py"):
-        return f"{Path(module).expanduser().resolve()}{colon}{function}"
     path = Path(name).expanduser()
     is_there = path.is_file() if path.suffix.lower() in READERS else bool(name) and path.is_dir()
-    return str(path.resolve()) if is_there and name not in registry.names() else name
+    return str(path.resolve()) if is_there and name not in registry.names() else absolute_name(name)
 
 
 def load(source: Source, config: DataConfig, *, seed: int) -> LoadedRows:

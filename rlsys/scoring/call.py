@@ -14,7 +14,7 @@ from typing import Any
 
 from rlsys import rewards
 from rlsys.errors import ConfigError
-from rlsys.registry import option_names
+from rlsys.registry import absolute_name, option_names
 from rlsys.rewards import Failed
 from rlsys.types import Messages
 
@@ -98,20 +98,14 @@ def absolute(spec: Mapping[str, Any]) -> dict[str, Any]:
     and the options that the function registered as `paths`."""
     name = str(spec.get("name", ""))
     files = [option for option in rewards.registry.fact(name, "paths", ()) if isinstance(spec.get(option), str)]
-    return {**spec, "name": _absolute_function(name), **{option: _absolute(spec[option]) for option in files}}
+    return {**spec, "name": absolute_name(name), **{option: _absolute(spec[option]) for option in files}}
 
 
 def _absolute(text: str) -> str:
     """Of a file, and of a function in one; any other text as it is."""
     if _is_there(text):
-        return _resolved(text)
-    return _absolute_function(text) if _is_there(text.rpartition(":")[0]) else text
-
-
-def _absolute_function(name: str) -> str:
-    """Of `path.py:function`; any other name as it is."""
-    path, colon, function = name.rpartition(":")
-    return f"{_resolved(path)}{colon}{function}" if path.endswith(".py") else name
+        return str(Path(text).expanduser().resolve())
+    return absolute_name(text) if _is_there(text.rpartition(":")[0]) else text
 
 
 def _is_there(path: str) -> bool:
@@ -119,10 +113,6 @@ def _is_there(path: str) -> bool:
         return Path(path).expanduser().exists()
     except OSError:  # too long for a name: a text, not a path
         return False
-
-
-def _resolved(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
 
 
 def deadline_of(spec: Mapping[str, Any], default: float) -> float:
