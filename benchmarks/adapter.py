@@ -31,14 +31,14 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
     """One rollout worker through Ray, and a policy of the same shape with adapters in this process."""
     import ray
 
-    from rlsys.build import connected
-    from rlsys.config import LoraConfig
+    from rlsys.build.placement import demands
+    from rlsys.build.run import connected
+    from rlsys.config.schema import LoraConfig
     from rlsys.models.adapters import adapter_parameters, peft_config
     from rlsys.models.policy import load_policy
     from rlsys.rollout.adapters import AdapterSlots
     from rlsys.rollout.worker import EngineModel, RolloutWorker
     from rlsys.runtime.calls import fetch
-    from rlsys.runtime.placement import demands
     from rlsys.weights.adapter import pack
 
     config, lora = broadcast_config(folder, BUCKET_MIB), LoraConfig(rank=rank)

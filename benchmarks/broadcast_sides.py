@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlsys.config import Config
+from rlsys.config.schema import Config
 from rlsys.rollout.worker import EngineModel, RolloutWorker
 from rlsys.runtime.calls import fetch
 from rlsys.types import GroupRequest, Sampling
@@ -37,7 +37,7 @@ NUM_REQUESTS, RESPONSE_TOKENS, MAX_TOKENS = 2, 1500, 1600
 
 def broadcast_config(folder: Path, bucket_mib: int) -> Config:
     """A run with this model, as far as its rollout worker is concerned."""
-    from rlsys.compose import load_config
+    from rlsys.config.compose import load_config
 
     rollout = ["rollout.dtype=bfloat16", "rollout.max_num_seqs=8", f"rollout.max_response_tokens={RESPONSE_TOKENS}"]
     return load_config(["~experiment", f"model.path={folder}", f"weights.bucket_mib={bucket_mib}", *rollout])
@@ -65,8 +65,8 @@ def engine_side(folder: Path, bucket_mib: int) -> Iterator[Callable[..., dict[st
     """One rollout worker through Ray; the weights come from this process, as they do from a learner's rank 0."""
     from transformers import Qwen2ForCausalLM
 
-    from rlsys.build import connected
-    from rlsys.runtime.placement import demands
+    from rlsys.build.placement import demands
+    from rlsys.build.run import connected
 
     config = broadcast_config(folder, bucket_mib)
     wanted = demands(config)["rollout"]

@@ -73,14 +73,14 @@ def driver() -> Iterator[Callable[..., list[float]]]:
 
 def _megabytes(workload: Workload, num_tokens: int, num_steps: int) -> list[float]:
     """Resident memory after every step, less what of it is the object store's shared memory."""
-    from rlsys.build import build_pipeline, build_sampler, connected, start_scoring
+    from rlsys.build.placement import demands
+    from rlsys.build.run import build_pipeline, build_sampler, connected, start_scoring
     from rlsys.data.order import EpochOrder
     from rlsys.data.stream import PromptStream
     from rlsys.metrics.step import StageClock
-    from rlsys.prepare import prepare
+    from rlsys.preflight.prepare import prepare
     from rlsys.rollout.pool import RolloutPool
-    from rlsys.runtime.placement import demands
-    from rlsys.transcript import Transcript
+    from rlsys.run_folder.rollouts import Transcript
 
     config = rlsys_config(workload, 64, num_steps=num_steps)
     config.logging.trackers = []

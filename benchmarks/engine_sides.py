@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.sampling import sample
 from benchmarks.workload import PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, Workload, rlsys_config
-from rlsys.prepare import Prepared, prepare
-from rlsys.runtime.placement import demands
+from rlsys.build.placement import demands
+from rlsys.preflight.prepare import Prepared, prepare
 from rlsys.types import Prompt
 
 Measure = Callable[..., float]
@@ -24,7 +24,7 @@ def engine_env(workload: Workload, tokens: int) -> dict[str, str]:
 @contextlib.contextmanager
 def pool_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
     """One rollout worker through Ray, started as a run starts it."""
-    from rlsys.build import connected, start_rollout
+    from rlsys.build.run import connected, start_rollout
     from rlsys.rollout.pool import RolloutPool
     from rlsys.types import Sampling
 

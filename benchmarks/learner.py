@@ -22,8 +22,8 @@ import torch
 
 from benchmarks import report
 from benchmarks.workload import PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, Workload, build_workload, rlsys_config
-from rlsys.gang.engine import build_engine
-from rlsys.gang.worker import Share, items_of
+from rlsys.learner.engine import build_engine
+from rlsys.learner.rank import Share, items_of
 from rlsys.learner.worker import LearnerSetup, LearnerWorker
 from rlsys.models.packing import TokenBatch
 from rlsys.models.policy import DTYPES

@@ -32,13 +32,13 @@ from benchmarks import report
 from benchmarks.rlsys_side import ClockedDisplay
 from benchmarks.sampling import sample
 from benchmarks.workload import Workload, build_workload, rlsys_config, side_env
-from rlsys.build import Run, build_pipeline, open_run, sampling_plan
-from rlsys.config import Config
+from rlsys.build.run import Run, build_pipeline, open_run, sampling_plan
+from rlsys.config.schema import Config
 from rlsys.data.order import EpochOrder
 from rlsys.data.stream import PromptStream
-from rlsys.metrics.run_log import RunLog
 from rlsys.metrics.step import StageClock
-from rlsys.prepare import prepare
+from rlsys.preflight.prepare import prepare
+from rlsys.run_folder.metrics import RunLog
 from rlsys.train import _experience, train
 from rlsys.types import Prompt, TrajectoryRef
 

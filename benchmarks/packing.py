@@ -21,8 +21,8 @@ import torch
 
 from benchmarks import report
 from benchmarks.workload import MODEL
-from rlsys.batch import split_microbatches
 from rlsys.models.packing import TokenRow, microbatches, token_batch
+from rlsys.models.padding import split_microbatches
 from rlsys.models.policy import PolicyModel
 from rlsys.models.tiny import build_model, build_tokenizer
 

@@ -32,9 +32,9 @@ def rlsys_side() -> Iterator[Callable[..., dict[str, Any]]]:
 
 def measure(workload: Workload, case: Case, num_steps: int, kl: float) -> dict[str, Any]:
     """Train `num_steps` steps; returns seconds, one number a step."""
-    from rlsys.build import open_run
+    from rlsys.build.run import open_run
     from rlsys.cli import quiet_libraries
-    from rlsys.prepare import prepare
+    from rlsys.preflight.prepare import prepare
     from rlsys.train import train
 
     quiet_libraries()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlsys.pipeline.sampler import POLL_S
+from rlsys.orchestrator.sampler import POLL_S
 from rlsys.rollout.pool import RolloutPool
 from rlsys.runtime.calls import Calls
 from rlsys.types import GroupRequest, Prompt, Sampling

@@ -15,8 +15,8 @@ import time
 from dataclasses import asdict, dataclass
 
 from benchmarks import report
-from rlsys.schedule.ledger import Ledger
-from rlsys.schedule.scheduler import Scheduler
+from rlsys.orchestrator.admission import Ledger
+from rlsys.orchestrator.scheduler import Scheduler
 
 GOAL_PER_S = 20_000
 NUM_ENGINES = 4

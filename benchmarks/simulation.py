@@ -19,12 +19,12 @@ from benchmarks import report
 from benchmarks.overlap import pin
 from benchmarks.rlsys_side import ClockedDisplay
 from benchmarks.workload import Workload, build_workload, rlsys_config, side_env
-from rlsys.build import open_run
-from rlsys.config import Config
-from rlsys.prepare import prepare
-from rlsys.simulate.command import shape_of
-from rlsys.simulate.costs import Costs, read_costs
-from rlsys.simulate.run import Simulation
+from rlsys.build.run import open_run
+from rlsys.commands.simulate.command import shape_of
+from rlsys.commands.simulate.costs import Costs, read_costs
+from rlsys.commands.simulate.run import Simulation
+from rlsys.config.schema import Config
+from rlsys.preflight.prepare import prepare
 from rlsys.train import train
 
 GOAL = 0.15

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.side import Side
-from rlsys.config import Config, ModelBuild
+from rlsys.config.schema import Config, ModelBuild
 
 PROMPTS_PER_STEP = 16
 SAMPLES_PER_PROMPT = 8
@@ -126,11 +126,11 @@ def rlsys_config(workload: Workload, tokens: int, *, num_steps: int = 1, kl: flo
         tokens: forced length of every response.
         kl: coefficient of the KL penalty; above 0 a reference worker is started.
     """
-    from rlsys.compose import load_config
+    from rlsys.config.compose import load_config
 
     return load_config(
         [
-            "~experiment",  # the defaults of rlsys/config.py, no recipe
+            "~experiment",  # the defaults of rlsys/config/schema.py, no recipe
             "reward=target_length",
             f"model.path={workload.model}",
             f"data.train={workload.prompts}",

@@ -15,8 +15,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlsys.compose import register_schema, to_config
-from rlsys.config import Config
+from rlsys.config.compose import register_schema, to_config
+from rlsys.config.schema import Config
 from rlsys.errors import ConfigError, RlsysError
 
 STARTED = time.strftime("%Y%m%d-%H%M%S")
@@ -39,14 +39,14 @@ Each but train says more with --help. Hydra's own flags work with train: --cfg j
 runs a sweep.
 """
 COMMANDS = {
-    "eval": "rlsys.evaluation_command:evaluation",
-    "watch": "rlsys.report.watch:watch",
-    "report": "rlsys.report.command:report",
-    "export": "rlsys.export.command:export",
-    "import": "rlsys.importers.command:import_recipe",
-    "serve-reward": "rlsys.serve.command:serve_reward",
-    "simulate": "rlsys.simulate.command:simulate",
-    "make-model": "rlsys.models.command:make_model",
+    "eval": "rlsys.commands.evaluate:evaluation",
+    "watch": "rlsys.commands.watch:watch",
+    "report": "rlsys.commands.report.command:report",
+    "export": "rlsys.commands.export.command:export",
+    "import": "rlsys.commands.importers.command:import_recipe",
+    "serve-reward": "rlsys.commands.serve.command:serve_reward",
+    "simulate": "rlsys.commands.simulate.command:simulate",
+    "make-model": "rlsys.commands.make_model:make_model",
 }
 """Where each command's work is done; imported when it is asked for."""
 LOADS_MODELS = ("eval", "export", "make-model")
@@ -86,7 +86,7 @@ def _hydra(task: Callable[[Config, str], None], arguments: list[str]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
 
-    from rlsys.overrides import config_dir, flags_first, normalise
+    from rlsys.config.overrides import config_dir, flags_first, normalise
 
     register_schema()
     # Hydra prints and exits on an exception of the task; ours are carried past it.
@@ -115,7 +115,7 @@ def _hydra(task: Callable[[Config, str], None], arguments: list[str]) -> None:
 
 def _train(config: Config, name: str) -> None:
     from rlsys.metrics.display import Display
-    from rlsys.preflight import check_resume, check_run_dir
+    from rlsys.preflight.checks import check_resume, check_run_dir
 
     quiet_libraries()
     experiment, _, job = name.partition("/")
@@ -126,7 +126,7 @@ def _train(config: Config, name: str) -> None:
     config = dataclasses.replace(config, run_dir=str(run_dir))
     display = Display(config.train.num_steps)
 
-    from rlsys.prepare import prepare
+    from rlsys.preflight.prepare import prepare
 
     prepared = prepare(config, display.say)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def _train(config: Config, name: str) -> None:
     prepared.tokenizer().save_pretrained(run_dir / "tokenizer")
     display.say(f"run {run_dir}: starting Ray, engines and learner (about half a minute)")
 
-    from rlsys.build import open_run
+    from rlsys.build.run import open_run
     from rlsys.train import train
 
     with display, open_run(prepared, run_dir, display) as run:
@@ -144,7 +144,7 @@ def _train(config: Config, name: str) -> None:
 
 def _eval(arguments: list[str]) -> None:
     quiet_libraries()
-    from rlsys.evaluation_command import evaluation
+    from rlsys.commands.evaluate import evaluation
 
     evaluation(arguments)
 
@@ -154,7 +154,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # The driver computes nothing on a device; workers get their own setting (rlsys/build.py).
+    # The driver computes nothing on a device; workers get their own setting (rlsys/build/run.py).
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("datasets").setLevel(logging.ERROR)
     from transformers.utils.logging import disable_progress_bar

@@ -119,6 +119,13 @@ def option_names(function: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
+def free_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    options = getattr(function, "keywords", {})
+    parameters = inspect.signature(function).parameters
+    return {name: p for name, p in parameters.items() if p.kind in named and name not in options}
+
+
 def _check_type(owner: str, option: str, value: Any, function: Callable[..., Any]) -> None:
     """A `Literal` names the values; else the default tells the type: a number, a truth value or text. Any other
     default accepts anything."""

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from rlsys import checkpoint
 from rlsys.algorithms.coefficients import adapted
-from rlsys.build import Run
-from rlsys.evaluate import eval_metrics, evaluate
-from rlsys.experience import Scored
+from rlsys.algorithms.requirements import learner_is_reference
+from rlsys.build.run import Run
+from rlsys.evaluation.evaluate import eval_metrics, evaluate
 from rlsys.metrics.step import Metrics, StageClock, reward_metrics, rollout_metrics
-from rlsys.needs import learner_is_reference
-from rlsys.pipeline.batch import Collected
+from rlsys.orchestrator.experience import Scored
+from rlsys.orchestrator.step_batch import Collected
+from rlsys.run_folder import checkpoint
 from rlsys.types import Experience, Offender
 
 T = TypeVar("T")

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template, TemplateError, TemplateSyntaxError
 
-from rlsys.config import DataConfig
+from rlsys.config.schema import DataConfig
+from rlsys.config.templates import text_or_file
 from rlsys.data import Row
 from rlsys.data.sources import LoadedRows
 from rlsys.errors import ConfigError, DataError, nearest
-from rlsys.templates import text_or_file
 from rlsys.types import Messages, Prompt
 
 

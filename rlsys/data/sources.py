@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.config import DataConfig
+from rlsys.config.schema import DataConfig
 from rlsys.data import Row, registry
 from rlsys.data.files import READERS, check_file, csv_options, json_rows, place_in_file, what_is_wrong
 from rlsys.errors import ConfigError, DataError, RlsysError, nearest

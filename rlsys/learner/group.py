@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.batch import balance
-from rlsys.chunks import chunks_of
-from rlsys.gang.group import GangGroup
+from rlsys.learner.ranks import GangGroup
 from rlsys.learner.worker import LearnerSetup, LearnerWorker
+from rlsys.runtime.balance import balance
+from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.types import RolloutGroup
 

@@ -11,7 +11,7 @@ import torch
 
 from rlsys.algorithms.loss import Select
 from rlsys.algorithms.selection import UpdateTokens, top_entropy
-from rlsys.gang.worker import TrainItem
+from rlsys.learner.rank import TrainItem
 
 
 @dataclass(frozen=True)

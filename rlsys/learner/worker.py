@@ -14,14 +14,14 @@ import torch.distributed as dist
 from rlsys.algorithms import aggregation
 from rlsys.algorithms.inputs import LossInputs
 from rlsys.algorithms.loss import Objective
-from rlsys.batch import pad
-from rlsys.gang.worker import Share, StepResult, TrainItem, items_of, mean_metrics
-from rlsys.learner.policy import LearnerSetup, PolicyWorker
+from rlsys.learner.policy_worker import LearnerSetup, PolicyWorker
+from rlsys.learner.rank import Share, StepResult, TrainItem, items_of, mean_metrics
 from rlsys.learner.tokens import TokenRecord, choose, records_of
 from rlsys.models.adapters import (
     set_dropout,
 )
 from rlsys.models.packing import TokenBatch
+from rlsys.models.padding import pad
 from rlsys.types import Offender
 from rlsys.weights.verify import LogprobDiff, bound_of, check, comparable, diff_of, merge
 

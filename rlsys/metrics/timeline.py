@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlsys.spans import Span
+from rlsys.runtime.spans import Span
 
 MIN_IDLE_S = 1e-3
 """Shorter gaps are not worth an event."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlsys.config import LoraConfig
+from rlsys.config.schema import LoraConfig
 from rlsys.errors import ConfigError, nearest
 
 NAME = "default"
@@ -30,11 +30,6 @@ class Wire:
     shape: tuple[int, ...]
     sources: Sequence[nn.Parameter]
     read: Callable[[], torch.Tensor]
-
-
-def travels_alone(lora: LoraConfig) -> bool:
-    """Whether engines can be given the adapter without the model: vLLM serves neither DoRA nor whole modules."""
-    return lora.rank > 0 and not lora.use_dora and not lora.modules_to_save
 
 
 def add_adapters(hf: Any, lora: LoraConfig) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from rlsys.errors import ConfigError
-from rlsys.models import attention
+from rlsys.models.kernels import attention
 from rlsys.models.packing import LAYOUTS, TokenBatch, TokenRow, token_batch
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlsys.batch import pad, split_microbatches
-from rlsys.models.segments import Segments, Stretch, segments_of
+from rlsys.models.kernels.segments import Segments, Stretch, segments_of
+from rlsys.models.padding import pad, split_microbatches
 
 LAYOUTS = ("shared_prompt", "packed", "padded")
 

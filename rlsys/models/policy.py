@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlsys.config import LoraConfig
+from rlsys.config.schema import LoraConfig
 from rlsys.models.adapters import add_adapters
-from rlsys.models.head import use_token_head
+from rlsys.models.kernels.head import use_token_head
+from rlsys.models.kernels.linear import use_onednn
 from rlsys.models.layout import prefix_states, use_layout
-from rlsys.models.linear import use_onednn
 from rlsys.models.packing import TokenBatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rlsys.config import ModelBuild, ModelConfig, TokenizerBuild
+from rlsys.config.schema import ModelBuild, ModelConfig, TokenizerBuild
 from rlsys.errors import ConfigError, DataError
 from rlsys.models.tiny import PRINTABLE, build_model, build_tokenizer, check_build, save_model
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rlsys.config import ModelBuild, TokenizerBuild
+from rlsys.config.schema import ModelBuild, TokenizerBuild
 from rlsys.errors import ConfigError, nearest
 
 PAD, END, USER, ASSISTANT, SYSTEM = "<pad>", "<end>", "<user>", "<assistant>", "<system>"

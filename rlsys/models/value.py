@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlsys.models.kernels.linear import use_onednn
 from rlsys.models.layout import prefix_states, use_layout
-from rlsys.models.linear import use_onednn
 from rlsys.models.packing import TokenBatch
 
 

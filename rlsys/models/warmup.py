@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlsys.config import Warmup
+from rlsys.config.schema import Warmup
 from rlsys.models.packing import TokenBatch, TokenRow, token_batch
 from rlsys.models.policy import PolicyModel
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlsys.chunks import chunks_of
-from rlsys.config import ReferenceConfig
+from rlsys.config.schema import ReferenceConfig
 from rlsys.reference.worker import REFERENCE_FILE, ReferenceWorker
+from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.types import RolloutGroup
 

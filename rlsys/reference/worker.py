@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlsys.algorithms import kl
-from rlsys.chunks import Place, picked
-from rlsys.config import ReferenceConfig
+from rlsys.config.schema import ReferenceConfig
 from rlsys.models.divergence import kl_sums
 from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, load_policy
+from rlsys.runtime.chunks import Place, picked
 from rlsys.runtime.garbage import freeze_started
-from rlsys.spans import Span, Spans
+from rlsys.runtime.spans import Span, Spans
 from rlsys.types import Trajectory
 
 REFERENCE_FILE = "reference.safetensors"

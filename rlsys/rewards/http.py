@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from circuitbreaker import CircuitBreaker, CircuitBreakerError
 
-from rlsys.credentials import secret
+from rlsys.config.secrets import secret
 from rlsys.errors import ConfigError
 from rlsys.rewards import OPENRLHF_LABELS, Failed, Scores, openrlhf_labels, plain, register
 from rlsys.types import FAILURES

@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rlsys.credentials import secret
+from rlsys.config.secrets import secret
+from rlsys.config.templates import text_or_file
 from rlsys.rewards import Failed, Scores, content, plain, register
-from rlsys.templates import text_or_file
 
 INSTRUCTION = """Grade an answer from 0 (useless) to {{ max_score }} (perfect).
 

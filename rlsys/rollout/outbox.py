@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Collection
 
-from rlsys.spans import Spans
+from rlsys.runtime.spans import Spans
 from rlsys.types import Finished, Trajectory
 
 Answer = tuple[Finished, Trajectory | None]

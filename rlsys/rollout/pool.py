@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.chunks import chunks_of, picked
-from rlsys.config import RolloutConfig
+from rlsys.config.schema import RolloutConfig
 from rlsys.rollout.worker import LOADED_VERSION, RolloutWorker
 from rlsys.runtime.calls import fetch
+from rlsys.runtime.chunks import chunks_of, picked
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.types import GroupRequest, RolloutGroup, Trajectory
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.config import RolloutConfig
+from rlsys.config.schema import RolloutConfig
 from rlsys.errors import WorkerError
 from rlsys.rollout.adapters import Adapters, AdapterSlots
 from rlsys.rollout.outbox import Outbox
 from rlsys.rollout.trajectory import prompt_logprobs, summary_of, trajectory_of
 from rlsys.runtime.garbage import freeze_started
-from rlsys.spans import Span, Spans
+from rlsys.runtime.spans import Span, Spans
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
 from rlsys.weights.adapter import PackedAdapter
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from rlsys.config import ClusterConfig
+from rlsys.config.schema import ClusterConfig
 from rlsys.errors import ConfigError
 from rlsys.runtime.calls import Calls
 from rlsys.runtime.processes import Guardian

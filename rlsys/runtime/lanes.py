@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from rlsys.runtime.calls import Calls
-from rlsys.spans import Span
+from rlsys.runtime.spans import Span
 
 DEADLINE_S = 600.0
 

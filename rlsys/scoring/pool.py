@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
-from rlsys.chunks import chunks_of
-from rlsys.config import ScoringConfig
+from rlsys.config.schema import ScoringConfig
 from rlsys.runtime.calls import fetch
+from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.scoring.worker import RewardWorker
 from rlsys.types import Prompt, TextRef, TrajectoryRef

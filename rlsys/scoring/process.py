@@ -21,18 +21,14 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from rlsys.errors import WorkerError
-from rlsys.orphans import exit_with_parent
 from rlsys.rewards import Failed, registry
+from rlsys.rewards.entry import bind_reward
 from rlsys.runtime.garbage import freeze_started
-from rlsys.scoring.call import RewardLog, RewardRequest, bind_reward, call_reward
+from rlsys.runtime.parent import exit_with_parent
+from rlsys.scoring.call import RewardLog, RewardRequest, call_reward
 from rlsys.types import Outcome, RewardPart
 
 START_DEADLINE_S = 300.0
-
-
-def longest_s(call_deadline_s: float, row_deadline_s: float) -> float:
-    """Seconds of `RewardProcess.score` with a call that fails and every retry."""
-    return call_deadline_s + max(call_deadline_s, row_deadline_s)
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from rlsys.chunks import Place, picked
-from rlsys.config import ScoringConfig
+from rlsys.config.schema import ScoringConfig
 from rlsys.models.resolve import load_tokenizer
 from rlsys.rewards import content
+from rlsys.rewards.entry import deadline_of, labelled
+from rlsys.runtime.chunks import Place, picked
 from rlsys.runtime.garbage import freeze_started
-from rlsys.scoring.call import RewardRequest, deadline_of
+from rlsys.runtime.spans import Span, Spans
+from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.combine import combine
 from rlsys.scoring.process import RewardProcess
-from rlsys.spans import Span, Spans
 from rlsys.types import Prompt, Reward, Trajectory
 
 
@@ -108,13 +108,3 @@ class RewardWorker:
             num_steps=self._extent.num_steps,
             epoch=step / self._extent.steps_per_epoch,
         )
-
-
-def labelled(rewards: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """Each reward with a label for metrics: its name without the path, numbered where a name comes twice."""
-    labels: list[str] = []
-    for spec in rewards:
-        base = str(spec["name"]).rpartition(":")[2]
-        candidates = (base if number == 1 else f"{base}_{number}" for number in itertools.count(1))
-        labels.append(next(label for label in candidates if label not in labels))
-    return list(zip(labels, [dict(spec) for spec in rewards], strict=True))

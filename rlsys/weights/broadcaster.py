@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from rlsys.config import WeightsConfig
+from rlsys.config.schema import WeightsConfig
 
 Calls = dict[str, Any]
 """Unfinished calls by worker name."""

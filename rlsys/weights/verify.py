@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlsys.config import WeightsConfig
+from rlsys.config.schema import WeightsConfig
 from rlsys.errors import WeightMismatchError
 from rlsys.types import Trajectory
 

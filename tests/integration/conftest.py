@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlsys.compose import load_config
+from rlsys.config.compose import load_config
 from rlsys.models.tiny import build_model, build_tokenizer, save_model
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlsys.build import Run, open_run, sampling_plan
-from rlsys.compose import load_config
+from rlsys.build.run import Run, open_run, sampling_plan
+from rlsys.config.compose import load_config
 from rlsys.metrics.display import Display
-from rlsys.prepare import prepare
+from rlsys.preflight.prepare import prepare
 from rlsys.types import Reward, RolloutGroup
 
 SMALL = (

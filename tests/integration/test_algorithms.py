@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 import torch
 
-from rlsys import checkpoint
-from rlsys.build import Run, build_pipeline, learner_setup, start_coefficients
-from rlsys.compose import load_config
+from rlsys.algorithms.requirements import needs_critic
+from rlsys.build.run import Run, build_pipeline, learner_setup, start_coefficients
+from rlsys.config.compose import load_config
+from rlsys.config.overrides import config_dir
 from rlsys.errors import RlsysError
-from rlsys.experience import CreditAssignment
-from rlsys.metrics.run_log import RunLog
-from rlsys.needs import needs_critic
-from rlsys.nonfinite import NonFiniteGuard
-from rlsys.overrides import config_dir
-from rlsys.preflight import check_config
+from rlsys.guards.missing_rewards import unscored_steps
+from rlsys.guards.nonfinite import NonFiniteGuard
+from rlsys.orchestrator.experience import CreditAssignment
+from rlsys.preflight.checks import check_config
+from rlsys.run_folder import checkpoint
+from rlsys.run_folder.metrics import RunLog
 from rlsys.train import train
-from rlsys.unscored import unscored_steps
 from tests.integration.runs import SMALL, call_worker, read_metrics, small_run
 
 PRESETS = sorted(path.stem for path in (config_dir() / "algorithm").glob("*.yaml"))

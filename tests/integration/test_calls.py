@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rlsys.config import ClusterConfig
+from rlsys.config.schema import ClusterConfig
 from rlsys.errors import ConfigError, DeadlineError, WorkerDiedError, WorkerError
 from rlsys.runtime.cluster import Cluster, Demand
 

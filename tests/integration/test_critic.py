@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from rlsys.build import num_updates
-from rlsys.compose import load_config
-from rlsys.critic.group import CriticGroup
-from rlsys.critic.worker import CriticSetup
+from rlsys.build.placement import demands
+from rlsys.build.run import num_updates
+from rlsys.config.compose import load_config
+from rlsys.learner.critic_group import CriticGroup
+from rlsys.learner.critic_worker import CriticSetup
 from rlsys.runtime.cluster import Cluster
-from rlsys.runtime.placement import demands
 from rlsys.types import (
     Coefficients,
     Experience,

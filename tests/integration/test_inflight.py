@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from rlsys.build import connected, start_rollout
-from rlsys.compose import load_config
+from rlsys.build.placement import demands
+from rlsys.build.run import connected, start_rollout
+from rlsys.config.compose import load_config
 from rlsys.errors import WorkerError
 from rlsys.models.packing import TokenRow, token_batch
 from rlsys.models.policy import load_policy
-from rlsys.prepare import prepare
+from rlsys.preflight.prepare import prepare
 from rlsys.runtime.calls import fetch
-from rlsys.runtime.placement import demands
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
 from rlsys.weights.sender import WeightSender
 from tests.integration.runs import SMALL, call_worker

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from rlsys.build import num_updates
-from rlsys.compose import load_config
-from rlsys.config import Config
+from rlsys.build.placement import demands
+from rlsys.build.run import num_updates
+from rlsys.config.compose import load_config
+from rlsys.config.schema import Config
 from rlsys.learner.group import LearnerGroup
 from rlsys.learner.worker import LearnerSetup
 from rlsys.runtime.cluster import Cluster
-from rlsys.runtime.placement import demands
 from rlsys.types import Coefficients, Experience, ExperienceRow, Trajectory, TrajectoryRef, VersionSpan
 from tests.integration.runs import call_worker
 
@@ -198,7 +198,7 @@ def not_a_number(rows: tuple[ExperienceRow, ...]) -> tuple[ExperienceRow, ...]:
 
 def in_chunks(_: Any) -> None:
     """The output layer never holds more than one logit a token."""
-    from rlsys.models import head
+    from rlsys.models.kernels import head
 
     head.DENSE_ELEMENTS, head.CHUNK_ELEMENTS, head.MIN_CHUNK = 0, 1, 1
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlsys.build import Run, build_probe
+from rlsys.build.run import Run, build_probe
+from rlsys.commands.export.command import export
 from rlsys.errors import WeightMismatchError, WorkerError
-from rlsys.export.command import export
 from rlsys.train import train as train_loop
 from tests.integration.runs import call_worker, read_metrics, sampled, small_run
 from tests.integration.test_run import rlsys, train
@@ -37,7 +37,7 @@ def probed(run: Run, version: int) -> dict[str, Any]:
 
 
 def test_an_engine_serves_each_version_and_says_so_when_it_does_not(run: Run) -> None:
-    from rlsys.experience import Scored
+    from rlsys.orchestrator.experience import Scored
 
     run.weights.broadcast(1)
     groups, rewards = sampled(run, 4, 1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlsys.compose import load_config
+from rlsys.config.compose import load_config
 from rlsys.models.packing import TokenRow, token_batch
 from rlsys.models.policy import load_policy
 from rlsys.models.tiny import build_model, build_tokenizer, save_model

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlsys.config import TokenizerBuild
+from rlsys.commands.report.command import report
+from rlsys.config.schema import TokenizerBuild
 from rlsys.models.tiny import build_tokenizer
-from rlsys.report.command import report
 from tests.integration.browser import Browser, find_chromium
 from tests.run_folder import CONFIG, WORDS, Recipe, length_of, metrics, reward_of, write_lines, write_run
-from tests.unit.test_report_page import HOSTILE
+from tests.unit.commands.report.test_page import HOSTILE
 
 WIDE, PHONE = (1280, 900), (390, 844)
 RECIPE = Recipe(num_steps=5, num_groups=4, num_samples=4)

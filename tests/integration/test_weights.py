@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from rlsys.build import Run, build_probe
+from rlsys.build.run import Run, build_probe
 from rlsys.errors import WeightMismatchError
-from rlsys.experience import Scored
 from rlsys.metrics.step import Metrics
+from rlsys.orchestrator.experience import Scored
 from rlsys.train import train
 from rlsys.types import ExperienceRow
 from tests.integration.runs import call_worker, read_metrics, references, sampled, small_run

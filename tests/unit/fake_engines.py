@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from rlsys.schedule.ledger import Ledger, Taken
-from rlsys.schedule.scheduler import Admission, Scheduler
+from rlsys.orchestrator.admission import Ledger, Taken
+from rlsys.orchestrator.scheduler import Admission, Scheduler
 
 
 @dataclass(frozen=True)

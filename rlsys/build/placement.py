@@ -1,0 +1,121 @@
+"""What every worker asks of Ray: CPUs, GPUs, and the environment its process starts with."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+from rlsys.algorithms.requirements import needs_critic, reference_workers
+from rlsys.config.schema import Config
+from rlsys.runtime.cluster import Demand
+from rlsys.runtime.preload import engine_preload
+
+QUIET = {
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+ANY_THRESHOLD = (2, 35)
+"""glibc before that refuses thresholds above 32 MiB, and then keeps to the smallest."""
+
+
+def weight_backend(config: Config) -> str:
+    """`auto` is nccl on GPUs and gloo on CPUs."""
+    if config.weights.backend != "auto":
+        return config.weights.backend
+    return "nccl" if config.cluster.num_gpus > 0 else "gloo"
+
+
+def threads_per_worker(config: Config, num_workers: int, wanted: int | None) -> int:
+    """OpenMP threads of one of a role's `num_workers` processes.
+
+    Synchronous roles take turns on a machine, and the workers of one role share it. With sampling ahead of training
+    engines and learner work at the same time: then all of theirs do.
+    """
+    if wanted is not None:
+        return wanted
+    if config.train.max_staleness > 0:
+        engines = config.rollout.num_workers * config.rollout.tensor_parallel_size
+        num_workers = max(num_workers, engines + config.learner.num_workers)
+    return max(1, len(os.sched_getaffinity(0)) // num_workers)
+
+
+def keep_freed_memory(glibc: str) -> dict[str, str]:
+    """For glibc's malloc (engines that preload another do without): activations of one microbatch are freed and wanted
+    again by the next, packed weights of one policy version by the next. Given back to the system each time, every page
+    of them would be mapped and cleared anew: a tenth of an update, half of a reload. Huge pages, where the system
+    allows them, are mapped 512 at once.
+
+    Args:
+        glibc: its version on the driver's machine, taken for everybody's; empty for another library.
+    """
+    if not glibc:
+        return {}
+    is_free = tuple(map(int, glibc.split(".")[:2])) >= ANY_THRESHOLD
+    given = [os.environ["GLIBC_TUNABLES"]] if os.environ.get("GLIBC_TUNABLES") else []
+    values = {"hugetlb": 1, "mmap_threshold": 2**32 if is_free else 2**25, "trim_threshold": 2**40}
+    ours = [f"glibc.malloc.{name}={value}" for name, value in values.items()]
+    return {"GLIBC_TUNABLES": ":".join([*ours, *given])}
+
+
+def _env(config: Config, threads: int) -> dict[str, str]:
+    env = {**QUIET, **keep_freed_memory(platform.libc_ver()[1]), "OMP_NUM_THREADS": str(threads)}
+    if config.cluster.num_gpus == 0:
+        return env | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    return env | {"DS_ACCELERATOR": "cuda"}
+
+
+def _rollout_env(config: Config, engine: int) -> dict[str, str]:
+    tensor_parallel = config.rollout.tensor_parallel_size
+    threads = threads_per_worker(config, config.rollout.num_workers * tensor_parallel, config.rollout.num_threads)
+    env = _env(config, threads)
+    if config.cluster.num_gpus > 0:
+        return env | {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if weight_backend(config) == "ipc" else env
+    # Roles take turns on the same cores: engine threads that spin while they wait would hold up the learner's.
+    env |= {"OMP_WAIT_POLICY": "PASSIVE"} | (engine_preload() if config.rollout.preload else {})
+    if tensor_parallel == 1:
+        # One process an engine: with two, each spins for a second waiting for the other, on the learner's cores.
+        # Left to itself every engine would pin its threads to the same cores.
+        return env | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    ranks = range(engine * tensor_parallel, (engine + 1) * tensor_parallel)
+    return env | {"VLLM_CPU_OMP_THREADS_BIND": "|".join(_cores_of(rank, threads) for rank in ranks)}
+
+
+def _cores_of(rank: int, threads: int) -> str:
+    """Cores for rank `rank` of all engines' ranks: neighbours without overlap, as far as the machine's cores go."""
+    cores = sorted(os.sched_getaffinity(0))
+    return ",".join(str(cores[(rank * threads + thread) % len(cores)]) for thread in range(min(threads, len(cores))))
+
+
+def demands(config: Config) -> dict[str, list[Demand]]:
+    """What every worker asks of Ray, by role."""
+    shared = weight_backend(config) == "ipc"
+    gpu = 0.0 if config.cluster.num_gpus == 0 else 0.3 if shared else 1.0
+    rollout, learner, reference = config.rollout, config.learner, config.reference
+    critic = config.critic if needs_critic(config) else None
+    learner_env = _env(config, threads_per_worker(config, learner.num_workers, learner.num_threads))
+    critic_env = learner_env
+    if critic is not None:
+        critic_env = _env(config, threads_per_worker(config, critic.num_workers, critic.num_threads))
+    reference_threads = threads_per_worker(config, reference.num_workers, reference.num_threads)
+    reference_env = _env(config, reference_threads)
+    return {
+        "rollout": [
+            Demand(f"rollout/{i}", rollout.num_cpus, gpu * rollout.tensor_parallel_size, _rollout_env(config, i))
+            for i in range(rollout.num_workers)
+        ],
+        "learner": [Demand(f"learner/{i}", learner.num_cpus, gpu, learner_env) for i in range(learner.num_workers)],
+        "critic": [Demand(f"critic/{i}", critic.num_cpus, gpu, critic_env) for i in range(critic.num_workers)]
+        if critic is not None
+        else [],
+        "reward": [
+            Demand(f"reward/{i}", config.scoring.num_cpus, config.scoring.num_gpus, {**QUIET, "OMP_NUM_THREADS": "1"})
+            for i in range(config.scoring.num_workers)
+        ],
+        "reference": [
+            Demand(f"reference/{i}", reference.num_cpus, gpu, reference_env) for i in range(reference_workers(config))
+        ],
+    }

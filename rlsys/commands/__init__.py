@@ -1,0 +1,1 @@
+"""The console commands besides training; each module or folder is one command."""

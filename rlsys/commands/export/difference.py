@@ -1,0 +1,26 @@
+"""What a run's configuration changes of the defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rlsys.config.schema import Config
+
+
+def changed_options(config: Config) -> str:
+    """As YAML."""
+    given, default = OmegaConf.structured(config), OmegaConf.structured(Config)
+    plain = OmegaConf.to_container(given), OmegaConf.to_container(default)
+    return OmegaConf.to_yaml(_difference(*plain)) or "{}\n"
+
+
+def _difference(given: Any, default: Any) -> Any:
+    if not isinstance(given, dict) or not isinstance(default, dict):
+        return given
+    return {
+        key: _difference(value, default.get(key))
+        for key, value in given.items()
+        if key not in default or value != default[key]
+    }

@@ -1,0 +1,70 @@
+"""`rlsys import FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from rlsys.commands.importers.dialects import DIALECTS, choose, options_of
+from rlsys.commands.importers.display import show
+from rlsys.commands.importers.draft import Setting
+from rlsys.commands.importers.reading import read
+from rlsys.commands.importers.translate import translate
+from rlsys.commands.importers.writing import check, experiment
+from rlsys.errors import ConfigError
+
+VERSIONS = "; ".join(
+    f"{name}: of {dialect.versions_of}, {', '.join(dialect.versions)} (default {dialect.default_version})"
+    for name, dialect in DIALECTS.items()
+)
+
+
+def import_recipe(arguments: Sequence[str]) -> None:
+    """Parse the command's arguments, print the lists, write the experiment. Raises ConfigError."""
+    options = _parser().parse_args(arguments)
+    output = options.output or options.file.with_name(f"{options.file.name.partition('.')[0]}.rlsys.yaml")
+    if output.resolve() == options.file.resolve():
+        raise ConfigError(f"--output {output} is the recipe itself: choose another file")
+    source = read(options.file)
+    choice = choose(source, options.dialect, options.version)
+    setting = Setting(num_processes=options.num_processes, num_rows=options.num_rows)
+    result = translate(options_of(source, choice.dialect), choice.dialect, choice.version, setting)
+    text = experiment(result, options.file.name)
+    # Into a file or a pipe rich would write 80 columns, too few for a table of options.
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
+    console.print(f"{', '.join(map(str, source.files))}: {choice.dialect.name} ({choice.because})", highlight=False)
+    show(result, console)
+    check(text)
+    output.write_text(text, encoding="utf-8")
+    console.print(f"wrote {output}; run it with", highlight=False)
+    console.print(f"  rlsys train experiment={output}", highlight=False, soft_wrap=True)
+    console.print(
+        "and, on GPUs, with cluster.num_gpus, learner.num_workers and rollout.num_workers as the machine has them.",
+        highlight=False,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rlsys import",
+        description="Turn a recipe of another project into an experiment of ours; nothing is left out silently.",
+    )
+    parser.add_argument("file", type=Path, help="YAML, JSON, a shell script, or a list of flags")
+    parser.add_argument("--dialect", help=f"{'|'.join(DIALECTS)}; guessed from the options when not given")
+    parser.add_argument("--version", help=f"whose defaults unset options have. {VERSIONS}")
+    parser.add_argument("--num-processes", type=_positive, help="of their trainer (default: as the file says, or 1)")
+    parser.add_argument("--num-rows", type=_positive, help="of the training data: turns epochs into steps")
+    parser.add_argument("--output", type=Path, help="default: NAME.rlsys.yaml beside the file")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number

@@ -1,0 +1,178 @@
+"""EasyR1: `examples/config.yaml` and the overrides of its scripts (verl/trainer/config.py, verl/workers/*/config.py).
+
+Defaults are those of the dataclasses, not of the example, as they stood in July 2026.
+"""
+
+from __future__ import annotations
+
+from rlsys.commands.importers import easyr1_rules as rules
+from rlsys.commands.importers.options import NONE_STATED, Dialect, Option, moot, read, refused, same, via
+from rlsys.commands.importers.trl import SAMPLING
+
+TEXT_ONLY = "policies are text models here"
+DEVICES = "devices are set where the run starts: cluster.num_gpus, learner.num_workers, rollout.num_workers"
+MEMORY = "how much is computed at once is learner.microbatch_tokens"
+SHARDING = "DeepSpeed shards: learner.zero_stage"
+FOLDERS = "a run goes to runs/NAME/TIME with its checkpoints; run_dir=... chooses, resume=auto continues"
+ALWAYS = "metrics.jsonl and the display are always there"
+
+DATA: dict[str, Option] = {
+    "train_files": read("data.train", default=""),
+    "val_files": read("data.eval", default=""),
+    "prompt_key": same("data.prompt_column", "prompt"),
+    "answer_key": read("data.columns", default="answer"),
+    "max_prompt_length": same("data.max_prompt_tokens", 512),
+    "max_response_length": same("rollout.max_response_tokens", 512),
+    "rollout_batch_size": read("train.prompts_per_step", default=512),
+    "mini_rollout_batch_size": read("algorithm.groups.oversample", default=None),
+    "val_batch_size": moot("all held-out prompts are sampled together"),
+    "format_prompt": same("data.prompt_template", None),
+    "override_chat_template": same("model.chat_template", None),
+    "shuffle": same("data.shuffle", True),
+    "seed": read("seed", default=1),
+    "filter_overlong_prompts": via("data.overlong", True, lambda value: "filter" if value else "refuse"),
+    "filter_overlong_prompts_workers": moot("prompts are tokenised at the start of the run"),
+    **dict.fromkeys(
+        ("image_key", "video_key", "image_dir", "video_fps", "min_pixels", "max_pixels"),
+        moot(f"{TEXT_ONLY}: columns of images and videos are left alone"),
+    ),
+}
+ALGORITHM = {
+    "gamma": read("algorithm.advantage.gamma", default=1.0),
+    "lam": read("algorithm.advantage.lam", default=1.0),
+    "adv_estimator": read("algorithm.advantage", default="grpo"),
+    "disable_kl": read("algorithm.kl.coef", default=False),
+    "use_kl_loss": read("algorithm.kl.place", default=False),
+    "kl_penalty": read("algorithm.kl.name", default="kl"),
+    "kl_coef": read("algorithm.kl.coef", default=1e-3),
+    "kl_type": read("algorithm.kl.target", default="fixed"),
+    "kl_horizon": read("algorithm.kl.horizon", default=1e4),
+    "kl_target": read("algorithm.kl.target", default=0.1),
+    "online_filtering": read("algorithm.groups.zero_variance", default=False),
+    "filter_key": read(default="overall", also=("algorithm.groups.zero_variance",)),
+    "filter_low": read(default=0.01, also=("algorithm.groups.zero_variance",)),
+    "filter_high": read(default=0.99, also=("algorithm.groups.zero_variance",)),
+}
+ACTOR = {
+    "strategy": refused(SHARDING, "fsdp", ("fsdp", "fsdp2")),
+    "global_batch_size": read("train.minibatches_per_step", default=256),
+    "max_grad_norm": same("learner.max_grad_norm", 1.0),
+    "clip_ratio_low": read("algorithm.policy_loss.clip_low", default=0.2),
+    "clip_ratio_high": read("algorithm.policy_loss.clip_high", "algorithm.policy_loss.ratio_max", default=0.3),
+    "clip_ratio_dual": read("algorithm.policy_loss.dual_clip", default=3.0),
+    "tau_positive": read("algorithm.policy_loss.temperature_pos", default=1.0),
+    "tau_negative": read("algorithm.policy_loss.temperature_neg", default=1.05),
+    "loss_avg_mode": read("algorithm.aggregation", default="token"),
+    "loss_type": read("algorithm.policy_loss.name", default="default"),
+    "ppo_epochs": same("train.updates_per_step", 1),
+    "padding_free": moot("nothing is padded"),
+    **dict.fromkeys(("micro_batch_size_per_device_for_update", "micro_batch_size_per_device_for_experience",
+                     "dynamic_batching"), moot(MEMORY)),
+    "use_torch_compile": moot("kernels are the learner's own matter"),
+    "ulysses_size": refused("a sequence stays on one device", 1, (None, 1)),
+    "ulysses_sequence_parallel_size": refused("a sequence stays on one device", 1, (None, 1)),
+    "model.model_path": same("model.path", NONE_STATED),
+    "model.tokenizer_path": refused("the tokenizer is the model's"),
+    "model.override_config": refused("models are loaded as they are", None, (None, {})),
+    "model.enable_gradient_checkpointing": same("learner.gradient_checkpointing", True),
+    "model.trust_remote_code": same("model.trust_remote_code", True),
+    "model.freeze_vision_tower": moot(TEXT_ONLY),
+    "model.lora.rank": same("learner.lora.rank", 0),
+    "model.lora.alpha": read("learner.lora.alpha", default=64),
+    "model.lora.target_modules": read("learner.lora.target_modules", default="all-linear"),
+    "model.lora.exclude_modules": moot(f"{TEXT_ONLY}: it leaves out the vision tower"),
+    "optim.lr": same("learner.lr", 1e-6),
+    "optim.betas": via("learner.betas", [0.9, 0.999], lambda value: [float(beta) for beta in value]),
+    "optim.weight_decay": same("learner.weight_decay", 1e-2),
+    "optim.strategy": refused("optimizer state is float32", "adamw", ("adamw",)),
+    "optim.lr_warmup_ratio": read("learner.warmup_steps", default=0.0),
+    "optim.lr_warmup_steps": read("learner.warmup_steps", default=None),
+    "optim.min_lr_ratio": read("learner.lr_schedule", default=None),
+    "optim.lr_scheduler_type": read("learner.lr_schedule", default="constant"),
+    "fsdp.torch_dtype": moot("master weights are float32 where learner.dtype is bfloat16"),
+    "fsdp.mp_param_dtype": read("learner.dtype", default="bf16"),
+    **{f"fsdp.{name}": moot(SHARDING) for name in (
+        "enable_full_shard", "enable_cpu_offload", "enable_rank0_init", "use_orig_params", "fsdp_size",
+        "mp_reduce_dtype", "mp_buffer_dtype")},
+    "offload.offload_params": moot("parameters stay where they are trained; learner.zero_stage=3 divides them"),
+    "offload.offload_optimizer": same("learner.offload_optimizer", False),
+}  # fmt: skip
+CRITIC = {
+    **dict.fromkeys(ACTOR, moot("the critic follows its own defaults: critic.*")),
+    **dict.fromkeys(("loss_avg_mode", "ppo_epochs"), moot("the critic's loss is a mean over tokens, once a step")),
+    "cliprange_value": read("critic.value_clip", default=0.5),
+    "optim.lr": read("critic.lr", default=1e-6),
+    "model.enable_gradient_checkpointing": read("critic.gradient_checkpointing", default=True),
+    "optim.weight_decay": read("critic.weight_decay", default=1e-2),
+    "max_grad_norm": read("critic.max_grad_norm", default=1.0),
+    "offload.offload_optimizer": read("critic.offload_optimizer", default=False),
+}
+ROLLOUT = {
+    "name": refused("engines are vLLM's", "vllm", ("vllm",)),
+    "n": same("train.samples_per_prompt", 1),
+    "temperature": same("rollout.temperature", 1.0),
+    "top_p": refused(SAMPLING, 1.0, (None, 1, 1.0)),
+    "top_k": refused(SAMPLING, -1, (None, 0, -1)),
+    "seed": moot("data.seed decides; rollout.seeded=true gives every response a stream of its own"),
+    "limit_images": refused(TEXT_ONLY, 0, (None, 0)),
+    "dtype": moot("engines have the learner's dtype (rollout.dtype)"),
+    "gpu_memory_utilization": same("rollout.gpu_memory_utilization", 0.6),
+    "ignore_eos": same("rollout.ignore_eos", False),
+    "enforce_eager": same("rollout.enforce_eager", False),
+    "enable_chunked_prefill": moot("vLLM's scheduler decides"),
+    "tensor_parallel_size": same("rollout.tensor_parallel_size", 2),
+    "max_model_len": moot("an engine's context is the longest prompt and response"),
+    "max_num_batched_tokens": moot("vLLM's scheduler decides; rollout.max_num_seqs bounds requests"),
+    "val_override_config": read("eval.num_samples", "eval.temperature", default=NONE_STATED),
+    **dict.fromkeys(("disable_log_stats", "disable_tqdm"), moot(ALWAYS)),
+}
+REWARD = {
+    "reward_function": read("rewards", default=None),
+    "reward_function_kwargs": read("rewards", default=None),
+    "score_function": read("rewards", default=None),  # its name until 2025-05
+    "reward_function_name": read("rewards", default=None),  # now behind the path
+    "reward_type": read("rewards", default="batch"),
+    "skip_special_tokens": moot("rewards see text without special tokens"),
+    "num_cpus": same("scoring.num_cpus", 1),
+}
+TRAINER = {
+    "total_epochs": read("train.num_steps", default=15),
+    "max_steps": read("train.num_steps", default=None),
+    "project_name": read(default="easy_r1", also=("logging.trackers",)),
+    "experiment_name": moot("a run is named by its folder"),
+    "logger": read("logging.trackers", default=["console", "wandb"]),
+    **dict.fromkeys(("nnodes", "n_gpus_per_node"), moot(DEVICES)),
+    "max_try_make_batch": read("algorithm.groups.max_tries", default=20),
+    "critic_warmup": read("critic.head_start_steps", default=0),
+    "val_freq": read("eval.every", default=-1),
+    "val_before_train": moot("an evaluated run is evaluated before training too"),
+    "val_only": refused("rlsys eval evaluates", False),
+    "val_generations_to_log": moot("evaluation is reported as a whole"),
+    "save_freq": via("checkpoint.every", -1, lambda value: max(int(value), 0)),
+    "save_limit": read("checkpoint.keep", default=-1),
+    "save_model_only": refused("checkpoints always hold what a run needs to go on", False),
+    **dict.fromkeys(("save_checkpoint_path", "load_checkpoint_path", "find_last_checkpoint"), moot(FOLDERS)),
+    "ray_timeline": via("logging.timeline", None, lambda value: value is not None),
+}
+OPTIONS: dict[str, Option] = {
+    **{f"data.{name}": option for name, option in DATA.items()},
+    **{f"algorithm.{name}": option for name, option in ALGORITHM.items()},
+    **{f"worker.actor.{name}": option for name, option in ACTOR.items()},
+    **{f"worker.critic.{name}": option for name, option in CRITIC.items()},
+    **{f"worker.ref.{name}": moot("the reference is loaded as the learner is: reference.*") for name in ACTOR},
+    **{f"worker.rollout.{name}": option for name, option in ROLLOUT.items()},
+    **{f"worker.reward.{name}": option for name, option in REWARD.items()},
+    "worker.hybrid_engine": moot(DEVICES),
+    **{f"trainer.{name}": option for name, option in TRAINER.items()},
+}
+ALIASES = {"trainer.total_episodes": "trainer.total_epochs", "data.format_prompt_path": "data.format_prompt"}
+DIALECT = Dialect(
+    name="easyr1",
+    options=OPTIONS,
+    rules=rules.RULES,
+    versions=("2026.07",),
+    default_version="2026.07",
+    versions_of="EasyR1",
+    marks=tuple(OPTIONS),
+    aliases=ALIASES,
+)

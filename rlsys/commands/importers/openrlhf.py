@@ -1,0 +1,252 @@
+"""OpenRLHF's `train_ppo_ray` flags: dotted as since 0.10 (read at 0.11.2), flat as before (read at 0.9.10)."""
+
+from __future__ import annotations
+
+from rlsys.commands.importers import openrlhf_rules as rules
+from rlsys.commands.importers.options import NONE_STATED, Dialect, Option, moot, read, refused, same, via
+from rlsys.commands.importers.trl import SAMPLING
+
+DEVICES = "devices are set where the run starts: cluster.num_gpus, learner.num_workers, rollout.num_workers"
+MEMORY = "how much is computed at once is learner.microbatch_tokens"
+FOLDERS = "a run goes to runs/NAME/TIME with its checkpoints; run_dir=... chooses"
+OWN_STATE = "checkpoints/step-N holds DeepSpeed's state, and the policy as a Hugging Face folder"
+KERNELS = "how layers are computed is the learner's own matter (learner.packing)"
+OWN_WAY = "weights travel by weights.backend; engines go on with their requests while they arrive"
+TEXT_ONLY = "policies are text models here"
+
+BATCH: dict[str, Option] = {
+    "rollout.batch_size": read("train.prompts_per_step", default=1024),
+    "rollout.n_samples_per_prompt": same("train.samples_per_prompt", 1),
+    "train.batch_size": read("train.minibatches_per_step", default=128),
+    "train.max_epochs": same("train.updates_per_step", 1),
+    "train.num_episodes": read("train.num_steps", default=1),
+    "data.max_samples": read(default=NONE_STATED, also=("train.num_steps",)),
+    "rollout.vllm_generate_batch_size": read("algorithm.groups.oversample", default=None),
+    **dict.fromkeys(("rollout.micro_batch_size", "train.micro_batch_size", "train.dynamic_batch_enable"), moot(MEMORY)),
+    "rollout.max_tokens_per_gpu": moot(MEMORY),
+    "train.max_tokens_per_gpu": read("learner.microbatch_tokens", default=NONE_STATED),
+}
+GENERATION = {
+    "rollout.temperature": same("rollout.temperature", 1.0),
+    "rollout.top_p": refused(SAMPLING, 1.0, (None, 1, 1.0)),
+    "rollout.max_new_tokens": read("rollout.max_response_tokens", default=None),
+    "data.max_len": read("data.max_prompt_tokens", "rollout.max_response_tokens", default=2048),
+    "vllm.num_engines": moot(DEVICES),
+    "vllm.tensor_parallel_size": same("rollout.tensor_parallel_size", 1),
+    "vllm.gpu_memory_utilization": same("rollout.gpu_memory_utilization", 0.95),
+    "vllm.enforce_eager": same("rollout.enforce_eager", False),
+    "vllm.enable_prefix_caching": moot("a prompt is cached for its own samples, and never across weights"),
+    **dict.fromkeys(("vllm.sync_backend", "vllm.sync_with_ray", "vllm.enable_sleep"), moot(OWN_WAY)),
+}
+ALGORITHM = {
+    "algo.advantage.estimator": read("algorithm.advantage", default="gae"),
+    "algo.advantage.gamma": read("algorithm.advantage.gamma", default=1.0),
+    "algo.advantage.lambd": read("algorithm.advantage.lam", default=1.0),
+    "algo.advantage.no_std_norm": refused("reinforce_pp and gae divide by the deviation here", False),
+    "algo.advantage.is_correction_enable": read("algorithm.corrections", default=False),  # 0.10
+    "algo.advantage.is_correction_type": read("algorithm.corrections", default=NONE_STATED),  # 0.10
+    "algo.advantage.is_correction_level": read(default="off", also=("algorithm.corrections",)),
+    "algo.advantage.is_correction_mode": read("algorithm.corrections", default="mask"),
+    "algo.advantage.is_correction_gating": read("algorithm.corrections", default="ratio"),
+    "algo.advantage.is_correction_threshold": read("algorithm.corrections", default=[0.5, 5.0]),
+    "algo.kl.init_coef": read("algorithm.kl.coef", default=0.01),
+    "algo.kl.estimator": read("algorithm.kl.name", default="k1"),
+    "algo.kl.use_loss": read("algorithm.kl.place", default=False),
+    "algo.kl.unbiased_gradient": read("algorithm.kl.unbiased", default=False),
+    "algo.kl.target": read("algorithm.kl.target", default=None),
+    "algo.kl.horizon": read("algorithm.kl.horizon", default=10000),
+    "algo.dynamic_filtering_enable": read("algorithm.groups.zero_variance", default=False),
+    "algo.dynamic_filtering_range": read(default=[0, 1], also=("algorithm.groups.zero_variance",)),
+    "actor.policy_loss_type": read("algorithm.policy_loss.name", default="ppo", also=("algorithm.aggregation",)),
+    "actor.loss_agg_mode": read("algorithm.aggregation", default="token-mean"),
+    "actor.eps_clip": read("algorithm.policy_loss.clip_low", "algorithm.policy_loss.clip_high", default=0.2),
+    "actor.eps_clip_low_high": read("algorithm.policy_loss.clip_low", "algorithm.policy_loss.clip_high", default=None),
+    "actor.dual_clip": read("algorithm.policy_loss.dual_clip", default=None),
+    "actor.entropy_coef": via("algorithm.entropy.coef", None, float),
+    "actor.aux_loss_coef": refused("experts are not balanced by a loss here", 0, (None, 0, 0.0)),
+    "ptx_coef": moot("there is no pre-training data beside the prompts"),
+}
+REWARD = {
+    "reward.model_name_or_path": read("rewards", default=None),
+    "reward.remote_url": read("rewards", default=None),
+    "reward.overlong_buffer_len": read("rewards", default=None),
+    "reward.overlong_penalty_factor": read(default=1, also=("rewards",)),
+    "reward.clip_range": refused("rewards are not clipped here; within the range nothing changes", [-10, 10]),
+    "reward.normalize_enable": refused("rewards are not normalised over the run here", False),
+    "reward.stop_properly_penalty_coef": refused(
+        "the reward of a truncated response is not scaled here; algorithm.groups.mask_truncated=true leaves it out, "
+        "and the reward soft_overlong_punishment charges for length"
+    ),
+    "train.agent_func_path": refused("agents of OpenRLHF have another interface; write an environment or a reward"),
+}
+ACTOR = {
+    "actor.model_name_or_path": same("model.path", NONE_STATED),
+    "actor.gradient_checkpointing_enable": same("learner.gradient_checkpointing", False),
+    "actor.gradient_checkpointing_reentrant": moot(KERNELS),
+    "actor.freeze_visual_encoder": moot(TEXT_ONLY),
+    "actor.optim": refused("the optimizer is AdamW", "adam", ("adam",)),
+    "actor.adam.lr": same("learner.lr", 1e-6),
+    "actor.adam.betas": via("learner.betas", [0.9, 0.95], lambda value: [float(beta) for beta in value]),
+    "actor.adam.eps": same("learner.eps", 1e-8),
+    "actor.adam.weight_decay": same("learner.weight_decay", 0.0),
+    "actor.lr_scheduler": read("learner.lr_schedule", default="cosine_with_min_lr"),
+    "actor.min_lr_ratio": read(default=0.1),
+    "actor.lr_warmup_ratio": read("learner.warmup_steps", default=0.03),
+    "actor.max_norm": same("learner.max_grad_norm", 1.0),
+    "ds.zero_stage": same("learner.zero_stage", 2),
+    "ds.adam_offload": same("learner.offload_optimizer", False),
+    "ds.param_dtype": read("learner.dtype", default="bf16"),
+    "ds.lora.rank": same("learner.lora.rank", 0),
+    "ds.lora.alpha": read("learner.lora.alpha", default=16),
+    "ds.lora.dropout": read("learner.lora.dropout", default=0),
+    "ds.lora.target_modules": read("learner.lora.target_modules", default="all-linear"),
+    "ds.load_in_4bit": read("learner.lora.quantize_base", default=False),
+    "ds.ring_attn_size": refused("a sequence stays on one device", 1, (None, 1)),
+    "ds.tensor_parallel_size": refused("the learner is sharded by learner.zero_stage", 1, (None, 1)),
+    "train.enable_ema": refused("no average of the policy is kept", False),
+    "train.async_enable": read("train.max_staleness", default=False),
+    "train.async_queue_size": read("train.max_staleness", default=1),
+    "train.partial_rollout_enable": moot(OWN_WAY),
+    "train.seed": same("seed", 42),
+    "train.full_determinism_enable": refused("rollout.seeded=true repeats sampling; kernels are not fixed", False),
+}
+CRITIC = {
+    "critic.value_clip": read("critic.value_clip", default=0.5),
+    "critic.freezing_steps": read("critic.head_start_steps", default=-1),
+    "critic.adam.lr": read("critic.lr", default=9e-6),
+    "critic.adam.betas": read("critic.betas", default=[0.9, 0.95]),
+    "critic.adam.eps": read("critic.eps", default=1e-8),
+    "critic.adam.weight_decay": read("critic.weight_decay", default=0.0),
+    "critic.max_norm": read("critic.max_grad_norm", default=1.0),
+    "critic.model_name_or_path": refused("the critic starts from the policy, with a new head"),
+    "critic.lr_scheduler": read("critic.lr_schedule", default="cosine_with_min_lr"),
+    "critic.min_lr_ratio": read(default=0.1),
+    "critic.lr_warmup_ratio": read("critic.warmup_steps", default=0.03),
+    "critic.optim": refused("the optimizer is AdamW", "adam", ("adam",)),
+    "critic.save_value_network": moot(OWN_STATE),
+    "ds.value_head_prefix": moot("the critic's head is its own"),
+}
+DATA = {
+    "data.prompt_dataset": read("data.train", default=None),
+    "data.prompt_split": read(default="train", also=("data.train",)),
+    "data.prompt_probs": read(default=None, also=("data.train",)),
+    "data.input_key": same("data.prompt_column", "input"),
+    "data.label_key": read("data.columns", default=None),
+    "data.input_template": read("data.prompt_template", default=None),
+    "data.apply_chat_template": same("data.chat_template", False),
+    "eval.dataset": read("data.eval", default=None),
+    "eval.split": read(default="train", also=("data.eval",)),
+    "eval.steps": read("eval.every", default=-1),
+    "eval.temperature": read("eval.temperature", default=0.6),
+    "eval.n_samples_per_prompt": read("eval.num_samples", default=4),
+    "data.max_images_per_prompt": refused(TEXT_ONLY, 0, (None, 0)),
+    **dict.fromkeys(("data.image_key", "data.disable_fast_tokenizer", "data.dataloader_num_workers"), moot(TEXT_ONLY)),
+}
+RUN = {
+    "ckpt.save_steps": via("checkpoint.every", -1, lambda value: max(int(value), 0)),
+    "ckpt.max_num": same("checkpoint.keep", 3),
+    **dict.fromkeys(("ckpt.path", "ckpt.output_dir", "ckpt.load_enable"), moot(f"{FOLDERS}, resume=auto continues")),
+    **dict.fromkeys(("ckpt.save_hf", "ckpt.disable_ds", "ckpt.max_mem", "ds.use_universal_ckpt"), moot(OWN_STATE)),
+    "ckpt.best_metric_key": refused("the last policy is kept; choose another by metrics.jsonl", "", (None, "")),
+    "logger.wandb.key": read("logging.trackers", default=None),
+    "logger.wandb.project": read(default="openrlhf_train_ppo", also=("logging.trackers",)),
+    "logger.wandb.org": read(default=None, also=("logging.trackers",)),
+    "logger.wandb.group": refused("runs are not grouped"),
+    "logger.wandb.run_name": moot("a run is named by its folder"),
+    "logger.tensorboard_dir": read("logging.trackers", default=None),
+    "logger.logging_steps": moot("every step is written to metrics.jsonl"),
+}
+UNUSED = {
+    DEVICES: (
+        *(f"{role}.num_nodes" for role in ("actor", "critic", "ref", "reward")),
+        *(f"{role}.num_gpus_per_node" for role in ("actor", "critic", "ref", "reward")),
+        "train.colocate_all", "train.colocate_actor_ref", "train.colocate_critic_reward", "ref.offload",
+        "reward.offload", "actor_init_on_gpu", "rollout_tasks_per_gpu", "local_rank", "perf"),
+    KERNELS: ("ds.packing_samples", "ds.attn_implementation", "ds.experts_implementation", "ds.use_liger_kernel",
+              "ds.deepcompile", "ds.ring_attn_head_stride"),
+    "DeepSpeed's own tuning has no effect on what is learned": (
+        "ds.zpg", "ds.grad_accum_dtype", "ds.overlap_comm", "ds.enable_sleep", "fsdp2_enable_sleep"),
+    "no average of the policy is kept": ("train.ema_beta",),
+    "the optimizer is AdamW": tuple(
+        f"{role}.muon.{name}" for role in ("actor", "critic")
+        for name in ("lr", "momentum", "ns_steps", "nesterov", "no_nesterov")),
+    "models and data come from the Hugging Face hub or a folder": ("use_ms",),
+}  # fmt: skip
+OPTIONS: dict[str, Option] = {
+    **BATCH, **GENERATION, **ALGORITHM, **REWARD, **ACTOR, **CRITIC, **DATA, **RUN,
+    **{name: moot(reason) for reason, names in UNUSED.items() for name in names},
+}  # fmt: skip
+FLAT = {
+    "pretrain": "actor.model_name_or_path", "reward_pretrain": "reward.model_name_or_path",
+    "critic_pretrain": "critic.model_name_or_path", "remote_rm_url": "reward.remote_url",
+    "prompt_data": "data.prompt_dataset", "prompt_data_probs": "data.prompt_probs", "prompt_split": "data.prompt_split",
+    "eval_dataset": "eval.dataset", "eval_split": "eval.split", "eval_steps": "eval.steps",
+    "eval_temperature": "eval.temperature", "eval_n_samples_per_prompt": "eval.n_samples_per_prompt",
+    "input_key": "data.input_key", "label_key": "data.label_key", "input_template": "data.input_template",
+    "apply_chat_template": "data.apply_chat_template", "max_samples": "data.max_samples", "max_len": "data.max_len",
+    "disable_fast_tokenizer": "data.disable_fast_tokenizer", "dataloader_num_workers": "data.dataloader_num_workers",
+    "rollout_batch_size": "rollout.batch_size", "micro_rollout_batch_size": "rollout.micro_batch_size",
+    "vllm_generate_batch_size": "rollout.vllm_generate_batch_size", "temperature": "rollout.temperature",
+    "n_samples_per_prompt": "rollout.n_samples_per_prompt", "top_p": "rollout.top_p",
+    "max_new_tokens": "rollout.max_new_tokens", "generate_max_len": "rollout.max_new_tokens",
+    "rollout_max_tokens_per_gpu": "rollout.max_tokens_per_gpu", "train_max_tokens_per_gpu": "train.max_tokens_per_gpu",
+    "train_batch_size": "train.batch_size", "micro_train_batch_size": "train.micro_batch_size",
+    "use_dynamic_batch": "train.dynamic_batch_enable", "max_epochs": "train.max_epochs",
+    "num_episodes": "train.num_episodes", "seed": "train.seed", "full_determinism": "train.full_determinism_enable",
+    "async_train": "train.async_enable", "async_queue_size": "train.async_queue_size",
+    "partial_rollout": "train.partial_rollout_enable", "enable_ema": "train.enable_ema", "ema_beta": "train.ema_beta",
+    "agent_func_path": "train.agent_func_path", "colocate_all_models": "train.colocate_all",
+    "colocate_actor_ref": "train.colocate_actor_ref", "colocate_critic_reward": "train.colocate_critic_reward",
+    "eps_clip": "actor.eps_clip", "eps_clip_low_high": "actor.eps_clip_low_high", "dual_clip": "actor.dual_clip",
+    "policy_loss_type": "actor.policy_loss_type", "entropy_loss_coef": "actor.entropy_coef",
+    "aux_loss_coef": "actor.aux_loss_coef", "gradient_checkpointing": "actor.gradient_checkpointing_enable",
+    "gradient_checkpointing_use_reentrant": "actor.gradient_checkpointing_reentrant",
+    "actor_learning_rate": "actor.adam.lr", "critic_learning_rate": "critic.adam.lr", "adam_betas": "actor.adam.betas",
+    "l2": "actor.adam.weight_decay", "max_norm": "actor.max_norm", "lr_scheduler": "actor.lr_scheduler",
+    "lr_warmup_ratio": "actor.lr_warmup_ratio", "value_clip": "critic.value_clip",
+    "freezing_actor_steps": "critic.freezing_steps", "save_value_network": "critic.save_value_network",
+    "advantage_estimator": "algo.advantage.estimator", "gamma": "algo.advantage.gamma",
+    "lambd": "algo.advantage.lambd", "no_advantage_std_norm": "algo.advantage.no_std_norm",
+    "enable_vllm_is_correction": "algo.advantage.is_correction_enable",
+    "vllm_is_correction_type": "algo.advantage.is_correction_type",
+    "vllm_is_truncated_threshold": "algo.advantage.is_correction_threshold",
+    "init_kl_coef": "algo.kl.init_coef", "kl_estimator": "algo.kl.estimator", "use_kl_loss": "algo.kl.use_loss",
+    "kl_target": "algo.kl.target", "kl_horizon": "algo.kl.horizon",
+    "dynamic_filtering": "algo.dynamic_filtering_enable",
+    "dynamic_filtering_reward_range": "algo.dynamic_filtering_range",
+    "reward_clip_range": "reward.clip_range", "normalize_reward": "reward.normalize_enable",
+    "overlong_buffer_len": "reward.overlong_buffer_len", "overlong_penalty_factor": "reward.overlong_penalty_factor",
+    "stop_properly_penalty_coef": "reward.stop_properly_penalty_coef", "ref_reward_offload": "ref.offload",
+    "vllm_num_engines": "vllm.num_engines", "vllm_tensor_parallel_size": "vllm.tensor_parallel_size",
+    "vllm_gpu_memory_utilization": "vllm.gpu_memory_utilization", "enforce_eager": "vllm.enforce_eager",
+    "enable_prefix_caching": "vllm.enable_prefix_caching", "vllm_sync_backend": "vllm.sync_backend",
+    "vllm_sync_with_ray": "vllm.sync_with_ray", "vllm_enable_sleep": "vllm.enable_sleep",
+    "save_steps": "ckpt.save_steps", "max_ckpt_num": "ckpt.max_num", "max_ckpt_mem": "ckpt.max_mem",
+    "ckpt_path": "ckpt.path", "save_path": "ckpt.output_dir", "load_checkpoint": "ckpt.load_enable",
+    "save_hf_ckpt": "ckpt.save_hf", "disable_ds_ckpt": "ckpt.disable_ds", "best_metric_key": "ckpt.best_metric_key",
+    "use_ds_universal_ckpt": "ds.use_universal_ckpt", "zero_stage": "ds.zero_stage", "zpg": "ds.zpg",
+    "adam_offload": "ds.adam_offload", "param_dtype": "ds.param_dtype", "deepcompile": "ds.deepcompile",
+    "attn_implementation": "ds.attn_implementation", "use_liger_kernel": "ds.use_liger_kernel",
+    "grad_accum_dtype": "ds.grad_accum_dtype", "overlap_comm": "ds.overlap_comm",
+    "deepspeed_enable_sleep": "ds.enable_sleep", "ds_tensor_parallel_size": "ds.tensor_parallel_size",
+    "packing_samples": "ds.packing_samples", "load_in_4bit": "ds.load_in_4bit", "lora_rank": "ds.lora.rank",
+    "lora_alpha": "ds.lora.alpha", "target_modules": "ds.lora.target_modules", "lora_dropout": "ds.lora.dropout",
+    "ring_attn_size": "ds.ring_attn_size", "ring_head_stride": "ds.ring_attn_head_stride",
+    "value_head_prefix": "ds.value_head_prefix", "use_wandb": "logger.wandb.key",
+    "wandb_project": "logger.wandb.project", "wandb_org": "logger.wandb.org", "wandb_group": "logger.wandb.group",
+    "wandb_run_name": "logger.wandb.run_name", "use_tensorboard": "logger.tensorboard_dir",
+    "logging_steps": "logger.logging_steps",
+    **{f"{role}_{name}": f"{role}.{name}" for role in ("actor", "critic", "ref", "reward")
+       for name in ("num_nodes", "num_gpus_per_node")},
+}  # fmt: skip
+"""Flags as they were called until 0.9, to their names since."""
+DIALECT = Dialect(
+    name="openrlhf",
+    options=OPTIONS,
+    rules=rules.RULES,
+    versions=("0.9", "0.10", "0.11"),
+    default_version="0.11",
+    versions_of="OpenRLHF",
+    marks=(*OPTIONS, "pretrain", "prompt_data", "rollout_batch_size", "n_samples_per_prompt", "init_kl_coef"),
+    aliases=FLAT,
+)

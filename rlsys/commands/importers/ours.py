@@ -1,0 +1,83 @@
+"""Our side: what a run has by default, and what an imported recipe changes of it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rlsys.algorithms import advantages, aggregation, policy_losses
+from rlsys.config.compose import load_config
+from rlsys.registry import Registry
+
+FUNCTIONS: dict[str, Registry[Any]] = {
+    "algorithm.advantage": advantages.registry,
+    "algorithm.policy_loss": policy_losses.registry,
+    "algorithm.aggregation": aggregation.registry,
+}
+"""Keys that hold a function's name and its own options."""
+MISSING = object()
+
+
+@functools.cache
+def defaults() -> dict[str, Any]:
+    """What a run without experiment is made of: the schema's defaults and the default groups'."""
+    composed = OmegaConf.to_container(OmegaConf.structured(load_config(["~experiment"])))
+    assert isinstance(composed, dict)
+    return {str(key): value for key, value in composed.items()}
+
+
+def look_up(key: str, tree: Mapping[str, Any]) -> Any:
+    """The value at a dotted key of a nested mapping, MISSING when there is none.
+
+    Below a function's key an option that is not set has the default of the function's signature.
+    """
+    for prefix, registry in FUNCTIONS.items():
+        if key.startswith(f"{prefix}."):
+            node, option = look_up(prefix, tree), key.removeprefix(f"{prefix}.")
+            return MISSING if node is MISSING else node.get(option, _signature_default(registry, node, option))
+    node = tree
+    for name in key.split("."):
+        if not isinstance(node, Mapping) or name not in node:
+            return MISSING
+        node = node[name]
+    return node
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys to a tree, in the order given."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *above, last = key.split(".")
+        node = tree
+        for name in above:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return tree
+
+
+def differences(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Of dotted keys that were written, those that change a run, in the order of our options."""
+    changed = {}
+    for key, value in written.items():
+        value = _without_defaults(key, value)
+        if value != look_up(key, defaults()):
+            changed[key] = value
+    order = {name: position for position, name in enumerate(defaults())}
+    return dict(sorted(changed.items(), key=lambda item: order[item[0].partition(".")[0]]))
+
+
+def _without_defaults(key: str, value: Any) -> Any:
+    """A function's options less those that it has by itself; tuples as lists, as YAML has them."""
+    if key in FUNCTIONS:
+        signature = {name: _signature_default(FUNCTIONS[key], value, name) for name in value}
+        return {name: option for name, option in value.items() if name == "name" or option != signature[name]}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _signature_default(registry: Registry[Any], node: Mapping[str, Any], option: str) -> Any:
+    parameter = inspect.signature(registry.get(str(node["name"]))).parameters.get(option)
+    return MISSING if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default

@@ -1,0 +1,116 @@
+"""Files of other projects to options by dotted name: YAML, JSON, shell scripts, lists of flags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from rlsys.commands.importers.shell import Call, calls
+from rlsys.errors import ConfigError
+
+BASE_KEYS = ("config",)
+"""Arguments that name a YAML file beneath the others: `--config FILE` of TRL and open-r1, `config=FILE` of EasyR1."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recipe as it was written."""
+
+    tree: dict[str, Any]  # nested as in the file; later arguments replace earlier values
+    files: list[Path] = field(default_factory=list)  # all that were read
+    program: str = ""  # what a script starts, such as `verl.trainer.main`
+
+
+def read(path: Path) -> Source:
+    """Read a recipe. Raises ConfigError when the file is not there or cannot be understood."""
+    if not path.is_file():
+        raise ConfigError(f"no such file: {path}")
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json" or text.lstrip().startswith("{"):
+        return Source(_json(path, text), [path])
+    if path.suffix in (".yaml", ".yml"):
+        return Source(_yaml(path), [path])
+    found = calls(text, str(path))
+    if not found:
+        raise ConfigError(
+            f"{path}: no flags (--name value) and no overrides (name=value) in it; a recipe is a YAML or JSON file, or "
+            "a shell script or list of flags"
+        )
+    return _from_call(max(found, key=lambda call: len(call.arguments)), path)
+
+
+def flatten(tree: Mapping[str, Any], whole: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """Nested options by dotted name, down to values and to the names in `whole`, whose mappings stay together."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value and name not in whole:
+            flat |= flatten(value, whole, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _json(path: Path, text: str) -> dict[str, Any]:
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    return _mapping(tree, path)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
+        raise ConfigError(f"{path} is not YAML that can be read: {error}") from error
+    return _mapping(tree, path)
+
+
+def _mapping(tree: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds {type(tree).__name__}, not a mapping from options to values")
+    return {str(key): value for key, value in tree.items()}
+
+
+def _from_call(call: Call, path: Path) -> Source:
+    tree: dict[str, Any] = {}
+    files = [path]
+    for key in BASE_KEYS:
+        if key in call.arguments:
+            base = _beside(str(call.arguments[key]), path)
+            tree, files = _yaml(base), [path, base]
+    for name, value in call.arguments.items():
+        if name not in BASE_KEYS:
+            _set(tree, name, value)
+    return Source(tree, files, call.program)
+
+
+def _set(tree: dict[str, Any], name: str, value: Any) -> None:
+    """Replace the value at a dotted name, wherever in the tree it stands."""
+    *above, last = name.split(".")
+    node: Any = tree
+    for part in above:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"'{name}' is set, but '{part}' is a value already: {node!r}")
+    node[last] = value
+
+
+def _beside(name: str, script: Path) -> Path:
+    """A file that a script names, relative to where it was meant to run: here, or a folder above the script."""
+    places: Iterable[Path] = [Path.cwd(), *script.resolve().parents]
+    for place in places:
+        if (place / name).is_file():
+            return place / name
+    raise ConfigError(
+        f"{script} builds on '{name}', which is neither under {Path.cwd()} nor beside or above the script: run the "
+        "command in the folder where the script is run, or put the file there"
+    )

@@ -1,0 +1,45 @@
+"""A translated recipe as an experiment file, checked before it is written."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from omegaconf import OmegaConf
+
+from rlsys.commands.importers.translate import Translation
+from rlsys.config.compose import load_config
+from rlsys.errors import ConfigError
+from rlsys.preflight.checks import check_config
+
+
+def experiment(result: Translation, origin: str) -> str:
+    """The text of the file: what differs from our defaults, beneath what a reader should know."""
+    head = [
+        "# @package _global_",
+        f"# From {origin}, {result.dialect} (defaults of version {result.version}), by rlsys import.",
+    ]
+    for line in [*open_points(result), *result.remarks]:
+        head += [f"# {part}" for part in textwrap.wrap(line, 116, subsequent_indent="  " if line[0] == "-" else "")]
+    return "\n".join([*head, OmegaConf.to_yaml(OmegaConf.create(result.config)).rstrip(), ""])
+
+
+def open_points(result: Translation) -> list[str]:
+    """What the run will not do as it was asked to, a line each."""
+    given = [f"{left.option}: {left.reason}" for left in result.unsupported]
+    unset = [f"{row.option} (unset): {row.note}" for row in result.defaults if not row.is_supported]
+    unknown = [f"{left.option}: unknown" for left in result.unknown]
+    lines = [*given, *unset, *unknown]
+    return ["Not carried over:", *(f"- {line}" for line in lines)] if lines else []
+
+
+def check(text: str) -> None:
+    """Raise ConfigError unless the file composes and passes the checks that every run passes before Ray starts."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "imported.yaml"
+        path.write_text(text, encoding="utf-8")
+        try:
+            check_config(load_config([f"experiment={path}"]))
+        except ConfigError as error:
+            raise ConfigError(f"the recipe as imported could not run, and nothing was written: {error}") from error

@@ -1,0 +1,68 @@
+"""`rlsys simulate RUN`: what a step would take, and who would hold it up."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from rlsys.commands.simulate.costs import read_costs
+from rlsys.commands.simulate.run import Outcome, Shape, Simulation
+from rlsys.config.schema import Config
+from rlsys.errors import RlsysError
+
+
+def simulate(arguments: Sequence[str]) -> None:
+    """Print the step time and the bottleneck for every combination asked for."""
+    parser = argparse.ArgumentParser("rlsys simulate", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a finished run, with metrics.jsonl and rollouts/")
+    parser.add_argument("--rollout-workers", type=int, nargs="+", help="default: the run's")
+    parser.add_argument("--learner-ranks", type=int, nargs="+", help="default: the run's")
+    parser.add_argument("--max-staleness", type=int, nargs="+", help="default: the run's")
+    parser.add_argument("--steps", type=int, default=40, help="simulated steps")
+    options = parser.parse_args(arguments)
+    config = run_config(options.run)
+    costs = read_costs(options.run, config)
+    table = Table(title=f"{options.run}: {costs.step_s:.3f} s a step as measured")
+    for column in ("rollout workers", "learner ranks", "max staleness", "s a step", "bottleneck", "idle"):
+        table.add_column(column, justify="right")
+    for workers in options.rollout_workers or [config.rollout.num_workers]:
+        for ranks in options.learner_ranks or [config.learner.num_workers]:
+            for staleness in options.max_staleness or [config.train.max_staleness]:
+                outcome = Simulation(costs, shape_of(config, workers, ranks, staleness, options.steps))()
+                table.add_row(str(workers), str(ranks), str(staleness), *_cells(outcome))
+    Console().print(table)
+
+
+def run_config(run_dir: Path) -> Config:
+    """The resolved configuration that a run left. Raises RlsysError when there is none."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise RlsysError(f"{path} is missing: is this the folder of a run?")
+    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+    return cast(Config, OmegaConf.to_object(merged))
+
+
+def shape_of(config: Config, workers: int, ranks: int, staleness: int, num_steps: int = 40) -> Shape:
+    """The run's shape but for what is asked."""
+    return Shape(
+        rollout_workers=workers,
+        learner_ranks=ranks,
+        reward_workers=config.scoring.num_workers,
+        reference_workers=config.reference.num_workers if config.algorithm.kl.coef > 0 else 0,
+        prompts_per_step=config.train.prompts_per_step,
+        samples_per_prompt=config.train.samples_per_prompt,
+        max_staleness=staleness,
+        max_in_flight=config.rollout.max_in_flight or 2 * config.rollout.max_num_seqs,
+        num_steps=num_steps,
+    )
+
+
+def _cells(outcome: Outcome) -> tuple[str, str, str]:
+    idle = ", ".join(f"{role} {share:.0%}" for role, share in outcome.idle.items())
+    return f"{outcome.step_s:.3f}", outcome.bottleneck, idle

@@ -1,0 +1,160 @@
+"""A discrete-event simulation of the loop: the scheduler is the real one, everything that takes time is made up."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from rlsys.commands.simulate.costs import Costs
+from rlsys.commands.simulate.engine import SimulatedEngine
+from rlsys.orchestrator.admission import Ledger
+from rlsys.orchestrator.scheduler import Scheduler
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What to simulate."""
+
+    rollout_workers: int
+    learner_ranks: int
+    reward_workers: int
+    reference_workers: int  # 0: none
+    prompts_per_step: int
+    samples_per_prompt: int
+    max_staleness: int
+    max_in_flight: int
+    num_steps: int = 40
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Seconds a step, in the middle of the run, and the share of time that each role had nothing to do."""
+
+    step_s: float
+    idle: dict[str, float]
+
+    @property
+    def bottleneck(self) -> str:
+        """The role that is idle least."""
+        return min(self.idle, key=lambda role: self.idle[role])
+
+
+class Simulation:
+    """Events are (time, order, what to do); engines tell by themselves when they are next."""
+
+    def __init__(self, costs: Costs, shape: Shape) -> None:
+        self._costs = costs
+        self._shape = shape
+        ledger = Ledger(shape.prompts_per_step, shape.max_staleness, num_steps=shape.num_steps)
+        self._scheduler = Scheduler(ledger, [shape.max_in_flight] * shape.rollout_workers, shape.samples_per_prompt)
+        self._engines = [SimulatedEngine(costs.engine, costs.max_num_seqs) for _ in range(shape.rollout_workers)]
+        self._reward = _Workers(shape.reward_workers)
+        self._reference = _Workers(shape.reference_workers) if shape.reference_workers else None
+        self._lengths = itertools.cycle(costs.groups)
+        self._lengths_of: dict[int, tuple[int, ...]] = {}
+        self._unscored: dict[int, int] = {}
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._now = 0.0
+        self._learner_busy_s = 0.0
+        self._is_training = False
+        self._done_at: list[float] = []
+
+    def __call__(self) -> Outcome:
+        """Run to the end."""
+        self._admit()
+        while len(self._done_at) < self._shape.num_steps:
+            self._advance()
+        gaps = [end - start for start, end in itertools.pairwise(self._done_at)]
+        middle = gaps[3 : -(self._shape.max_staleness + 2)] or gaps
+        total = self._now
+        idle = {
+            "rollout": 1.0 - sum(engine.busy_s for engine in self._engines) / (len(self._engines) * total),
+            "learner": 1.0 - self._learner_busy_s / total,
+            "reward": 1.0 - self._reward.busy_s / (self._shape.reward_workers * total),
+        }
+        if self._reference is not None:
+            idle["reference"] = 1.0 - self._reference.busy_s / (self._shape.reference_workers * total)
+        return Outcome(statistics.mean(middle), idle)
+
+    def _advance(self) -> None:
+        times = [time for engine in self._engines if (time := engine.next_event()) is not None]
+        if self._events:
+            times.append(self._events[0][0])
+        self._now = min(times)
+        for engine in self._engines:
+            for group, attempt, sample in engine.advance(self._now):
+                self._scheduler.on_sampled(group, attempt, sample)
+                self._at(self._reward.serve(self._now, self._costs.reward), partial(self._scored, group))
+        while self._events and self._events[0][0] <= self._now:
+            heapq.heappop(self._events)[2]()
+        self._admit()
+        self._train()
+
+    def _at(self, time: float, do: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (time, next(self._order), do))
+
+    def _admit(self) -> None:
+        for admission in self._scheduler.admissions():
+            lengths = next(self._lengths)
+            self._lengths_of[admission.group_id] = lengths
+            self._unscored[admission.group_id] = admission.num_samples
+            for sample in range(admission.num_samples):
+                key = (admission.group_id, admission.attempt, sample)
+                self._engines[admission.engine].add(self._now, key, lengths[sample % len(lengths)])
+
+    def _scored(self, group: int) -> None:
+        self._unscored[group] -= 1
+        if self._unscored[group]:
+            return
+        if self._reference is None:
+            self._ready(group)
+            return
+        cost = self._costs.reference * self._shape.samples_per_prompt
+        done = self._reference.serve(self._now, cost)
+        self._at(done, partial(self._ready, group))
+
+    def _ready(self, group: int) -> None:
+        self._scheduler.on_scored(group, 1, keep=True)
+
+    def _train(self) -> None:
+        if self._is_training or len(self._done_at) == self._shape.num_steps:
+            return
+        taken = self._scheduler.take()
+        if taken is None:
+            return
+        self._is_training = True
+        tokens = sum(sum(self._lengths_of.pop(each.group_id)) for each in taken)
+        update = self._costs.update + self._costs.update_token * tokens / self._shape.learner_ranks
+        self._learner_busy_s += update + self._costs.broadcast
+        self._at(self._now + update, self._broadcast)
+
+    def _broadcast(self) -> None:
+        for engine in self._engines:
+            engine.pause(self._costs.broadcast)
+        self._at(self._now + self._costs.broadcast + self._costs.other, self._stepped)
+
+    def _stepped(self) -> None:
+        self._is_training = False
+        self._done_at.append(self._now)
+        if len(self._done_at) < self._shape.num_steps:
+            self._scheduler.advance(self._scheduler.policy_version + 1)
+
+
+class _Workers:
+    """Interchangeable, one thing at a time each."""
+
+    def __init__(self, count: int) -> None:
+        self._free_at = [0.0] * count
+        self.busy_s = 0.0
+
+    def serve(self, now: float, seconds: float) -> float:
+        """When it is done."""
+        start = max(now, heapq.heappop(self._free_at))
+        heapq.heappush(self._free_at, start + seconds)
+        self.busy_s += seconds
+        return start + seconds

@@ -1,0 +1,164 @@
+"""Answers to held-out prompts: greedy, and drawn. The same in training and in `rlsys eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rlsys.config.schema import Config
+from rlsys.evaluation import intervals
+from rlsys.evaluation.intervals import Estimate
+from rlsys.guards.missing_rewards import NoRewardError
+from rlsys.metrics.step import Metrics
+from rlsys.orchestrator.sampler import Sampler
+from rlsys.preflight.prepare import EvalSet
+from rlsys.scoring.combine import first_failure
+from rlsys.types import Reward, Sampling
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of one data set. A response is correct when its total reward reaches `eval.correct_at`; prompts and responses
+    without a valid reward are left out and counted."""
+
+    label: str
+    accuracy: Estimate  # share of prompts whose greedy response is correct
+    reward_mean: float  # of the greedy responses
+    num_prompts: int
+    num_failed: int  # prompts without a valid reward for the greedy response
+    num_samples: int = 0  # drawn of each prompt
+    num_failed_samples: int = 0
+    mean_at: Estimate | None = None  # share of drawn responses that are correct
+    pass_at: dict[int, Estimate] = field(default_factory=dict)  # by k
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Of several data sets; `lacking` says of those without one valid reward why."""
+
+    found: list[Evaluation]
+    lacking: list[str] = field(default_factory=list)
+
+    def all(self) -> list[Evaluation]:
+        """Raises NoRewardError when one lacks rewards."""
+        if self.lacking:
+            raise NoRewardError("; ".join(self.lacking))
+        return self.found
+
+
+def evaluate(
+    sampler: Sampler,
+    eval_sets: Sequence[EvalSet],
+    config: Config,
+    policy_version: int,
+    tell: Callable[[EvalSet, str, Sequence[Sequence[Reward]]], None] | None = None,
+) -> Evaluations:
+    """One greedy response a prompt, and `eval.num_samples` drawn ones, scored like any other trajectory.
+
+    `tell` hears every data set's rewards, those of "greedy" and of "drawn" responses, a list a prompt.
+    """
+    greedy = _rewards(sampler, eval_sets, config, policy_version, temperature=0.0, count=1)
+    drawn: list[list[list[Reward]]] = [[] for _ in eval_sets]
+    if config.eval.num_samples:
+        drawn = _rewards(
+            sampler,
+            eval_sets,
+            config,
+            policy_version,
+            temperature=config.eval.temperature,
+            count=config.eval.num_samples,
+        )
+    if tell is not None:
+        for eval_set, of_greedy, of_drawn in zip(eval_sets, greedy, drawn, strict=True):
+            tell(eval_set, "greedy", of_greedy)
+            if of_drawn:
+                tell(eval_set, "drawn", of_drawn)
+    results = Evaluations([])
+    for eval_set, of_greedy, of_drawn in zip(eval_sets, greedy, drawn, strict=True):
+        if any(group[0].total is not None for group in of_greedy):
+            results.found.append(_evaluation(eval_set, of_greedy, of_drawn, config))
+        else:
+            failure = first_failure(of_greedy)
+            results.lacking.append(
+                f"no response of the evaluation on {eval_set.label} has a valid reward. First failure: {failure}"
+            )
+    return results
+
+
+def eval_metrics(results: Evaluations) -> Metrics:
+    """`eval/*` keys: of the only data set, or each one's own under its label and the mean over data sets, unless one
+    lacks. The ends of intervals are each data set's own: a mean of ends is the end of none."""
+    rows = {result.label: _numbers(result) for result in results.found}
+    if len(rows) == 1 and not results.lacking:
+        (row,) = rows.values()
+        return {f"eval/{name}": value for name, value in row.items()}
+    own: Metrics = {f"eval/{label}/{name}": value for label, row in rows.items() for name, value in row.items()}
+    return own if results.lacking or not rows else _means(list(rows.values())) | own
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> Metrics:
+    metrics: Metrics = {}
+    for name in rows[0]:
+        if not name.endswith(("/low", "/high")):
+            values = [row[name] for row in rows if name in row]
+            metrics[f"eval/{name}"] = float(np.sum(values) if name == "failed" else np.mean(values))
+    return metrics
+
+
+def _rewards(
+    sampler: Sampler,
+    eval_sets: Sequence[EvalSet],
+    config: Config,
+    policy_version: int,
+    *,
+    temperature: float,
+    count: int,
+) -> list[list[list[Reward]]]:
+    """Of every prompt of every set; the sets are sampled together."""
+    limit = config.eval.max_response_tokens or config.rollout.max_response_tokens
+    sampling = Sampling(temperature=temperature, max_response_tokens=limit, samples_per_prompt=count)
+    prompts = [prompt for eval_set in eval_sets for prompt in eval_set.prompts]
+    _, rewards = sampler.complete(prompts, sampling, policy_version)
+    ends = np.cumsum([len(eval_set.prompts) for eval_set in eval_sets])
+    return [rewards[end - len(part.prompts) : end] for end, part in zip(ends, eval_sets, strict=True)]
+
+
+def _evaluation(
+    eval_set: EvalSet, greedy: Sequence[Sequence[Reward]], drawn: Sequence[Sequence[Reward]], config: Config
+) -> Evaluation:
+    level, bar = config.eval.confidence, config.eval.correct_at
+    valid = [group[0].total for group in greedy if group[0].total is not None]
+    samples = [[reward.total >= bar for reward in group if reward.total is not None] for group in drawn]
+    answered = [hits for hits in samples if hits]
+    pass_at = {}
+    for k in intervals.powers(config.eval.num_samples) if answered else ():
+        values = [intervals.pass_at(len(hits), sum(hits), k) for hits in answered if len(hits) >= k]
+        if values:
+            pass_at[k] = intervals.mean(values, level)
+    return Evaluation(
+        label=eval_set.label,
+        accuracy=intervals.share([total >= bar for total in valid], level),
+        reward_mean=float(np.mean(valid)),
+        num_prompts=len(greedy),
+        num_failed=len(greedy) - len(valid),
+        num_samples=config.eval.num_samples,
+        num_failed_samples=sum(map(len, drawn)) - sum(map(len, samples)),
+        mean_at=intervals.mean([float(np.mean(hits)) for hits in answered], level) if answered else None,
+        pass_at=pass_at,
+    )
+
+
+def _numbers(result: Evaluation) -> dict[str, float]:
+    numbers = {
+        "accuracy": result.accuracy.value,
+        "accuracy/low": result.accuracy.low,
+        "accuracy/high": result.accuracy.high,
+        "reward/mean": result.reward_mean,
+        "failed": float(result.num_failed + result.num_failed_samples),
+    }
+    if result.mean_at is not None:
+        numbers[f"mean_at_{result.num_samples}"] = result.mean_at.value
+    numbers |= {f"pass_at_{k}": estimate.value for k, estimate in result.pass_at.items()}
+    return numbers

@@ -1,1 +1,0 @@
-"""What learner and critic have in common: W ranks of one DeepSpeed engine, called together."""

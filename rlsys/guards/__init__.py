@@ -1,0 +1,1 @@
+"""Guards that end a run which cannot go on: NaN and infinity, missing rewards, failing reward functions."""

@@ -1,0 +1,1 @@
+"""Attention and output layers for packed rows: PyTorch functions without knowledge of a run."""

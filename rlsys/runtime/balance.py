@@ -1,0 +1,16 @@
+"""Division of work over workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def balance(weights: Sequence[int], num_parts: int) -> list[list[int]]:
+    """Divide items over parts with nearly equal sums: heaviest first, each to the lightest part so far."""
+    parts: list[list[int]] = [[] for _ in range(num_parts)]
+    loads = [0] * num_parts
+    for index in sorted(range(len(weights)), key=lambda i: (-weights[i], i)):
+        lightest = min(range(num_parts), key=lambda part: (loads[part], part))
+        parts[lightest].append(index)
+        loads[lightest] += weights[index]
+    return parts

@@ -1,1 +1,0 @@
-"""What asynchronous training samples, where, and what each step trains on: no Ray, no threads, no clock."""

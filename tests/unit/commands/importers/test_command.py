@@ -1,0 +1,134 @@
+"""`rlsys import` as a command, and experiments that lie outside configs/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from rlsys.commands.importers.command import import_recipe
+from rlsys.config.compose import load_config
+from rlsys.config.overrides import config_dir, normalise
+from rlsys.config.schema import Config
+from rlsys.errors import ConfigError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.iterdir()), ids=lambda path: path.name)
+def test_what_is_written_composes_and_passes_the_checks(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command composes and checks what it is about to write (see the refusal below)."""
+    output = tmp_path / "imported.yaml"
+    import_recipe([str(path), "--output", str(output), "--num-rows", "10000"])
+    text = output.read_text()
+    assert text.startswith(f"# @package _global_\n# From {path.name}, ")
+    assert OmegaConf.load(output).keys() <= OmegaConf.structured(Config).keys()
+    printed = capsys.readouterr().out
+    assert f"rlsys train experiment={output}" in printed
+    for title in ("Taken over", "Default differs", "Not supported", "No meaning here"):
+        assert title in printed
+
+
+def write(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+TRL = "per_device_train_batch_size: 8\nnum_generations: 4\nmodel_name_or_path: org/model\n"
+
+
+def test_the_three_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    recipe = write(tmp_path, TRL + "top_p: 0.9\nlerning_rate: 1\nvllm_server_port: 8000\n")
+    import_recipe([str(recipe), "--version", "1.8"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        "trl (guessed: it sets per_device_train_batch_size, num_generations; defaults of trl 1.8, as asked for)"
+        in printed
+    )
+    taken, rest = printed.split("Default differs")
+    changed, rest = rest.split("Not supported")
+    refused, rest = rest.split("No meaning here")
+    moot, unknown = rest.split("Unknown")
+    assert "model.path=org/model" in taken
+    assert "train.prompts_per_step=2" in taken
+    assert "loss_type │ dapo │ {name: sequence_mean} │ algorithm.aggregation={name: token_mean}" in changed
+    assert "top_p │ 0.9" in refused
+    assert "vllm_server_port │ 8000" in moot
+    assert "did you mean 'learning_rate'?" in unknown
+    written = (tmp_path / "recipe.rlsys.yaml").read_text()  # beside the recipe
+    assert "# - top_p: " in written
+    assert "# - lerning_rate: unknown" in written
+
+
+def test_a_recipe_that_could_not_run_is_not_written(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "worker:\n  rollout: {n: 1}\n")  # GRPO needs two samples
+    with pytest.raises(ConfigError, match=r"nothing was written: train\.samples_per_prompt=1"):
+        import_recipe([str(recipe)])
+    assert list(tmp_path.iterdir()) == [recipe]
+
+
+def test_a_value_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
+    recipe = write(tmp_path, TRL + "epsilon: narrow\n")
+    with pytest.raises(ConfigError, match="could not convert string to float: 'narrow'"):
+        import_recipe([str(recipe)])
+
+
+def test_the_recipe_itself_is_never_written_over(tmp_path: Path) -> None:
+    recipe = write(tmp_path, TRL)
+    with pytest.raises(ConfigError, match="is the recipe itself"):
+        import_recipe([str(recipe), "--output", str(recipe)])
+    assert recipe.read_text() == TRL
+
+
+def test_an_option_under_two_names_is_refused(tmp_path: Path) -> None:
+    recipe = write(tmp_path, TRL + "dtype: float32\ntorch_dtype: bfloat16\n")
+    with pytest.raises(ConfigError, match="'dtype' and 'torch_dtype' are the same option"):
+        import_recipe([str(recipe)])
+
+
+def test_an_experiment_may_lie_anywhere(tmp_path: Path) -> None:
+    text = (
+        "defaults:\n  - override /algorithm: dapo\ntrain: {num_steps: 3}\nalgorithm:\n  policy_loss: {clip_low: 0.1}\n"
+    )
+    path = write(tmp_path, text, "my-own.experiment.yaml")
+    config = load_config([f"experiment={path}", "train.samples_per_prompt=4"])
+    assert (config.train.num_steps, config.train.samples_per_prompt) == (3, 4)
+    assert config.algorithm.policy_loss == {"name": "ppo_clip", "clip_low": 0.1, "clip_high": 0.28}
+    assert config.algorithm.groups.zero_variance == "resample"
+
+
+def test_a_file_named_like_an_experiment_of_ours_is_the_file(tmp_path: Path) -> None:
+    assert (config_dir() / "experiment/quickstart.yaml").is_file()
+    path = write(tmp_path, "seed: 77\n", "quickstart.yaml")
+    assert load_config([f"experiment={path}"]).seed == 77
+    assert load_config(["experiment=quickstart"]).seed == 0
+
+
+def test_files_and_experiments_of_ours_make_one_sweep(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 1\n", "mine.yaml")
+    assert normalise([f"experiment={path},quickstart"]) == ["experiment=mine,quickstart"]
+    with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
+        normalise([f"experiment={path},quikstart"])
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 1\n")
+    assert load_config([f"experiment={path}"]).seed == 1
+    path.write_text("seed: 2\n")
+    assert load_config([f"experiment={path}"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "no such file"), ("- 1\n", "holds ListConfig"), ("a: [\n", "is not YAML")]
+)
+def test_an_experiment_file_that_cannot_be_read_is_refused(tmp_path: Path, text: str | None, said: str) -> None:
+    path = tmp_path / "x.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_config([f"experiment={path}"])

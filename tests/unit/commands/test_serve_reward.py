@@ -1,0 +1,126 @@
+"""The reward service itself, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from rlsys.commands.serve.command import checked_token, is_loopback
+from rlsys.errors import ConfigError
+from rlsys.rewards import Failed
+from rlsys.rewards.entry import bind_reward
+from rlsys.scoring.call import RewardLog, RewardRequest, call_reward
+
+FUNCTIONS = """
+import time
+
+def picky(completions, answer, log_metric, *, scale=1.0, **_):
+    if "hang" in completions:
+        time.sleep(60)
+    if "raise" in completions:
+        raise ValueError("cannot score this")
+    log_metric("rows", len(completions))
+    return [None if a is None else scale * len(c) for c, a in zip(completions, answer)]
+"""
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service with a token and a short deadline."""
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "functions.py").write_text(FUNCTIONS)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "rlsys.cli", "serve-reward", "functions.py:picky", "scale=2.0"]
+    command += ["--port", str(port), "--token-env", "SERVICE_TOKEN", "--deadline", "4", "--processes", "2"]
+    process = subprocess.Popen(command, cwd=folder, env={**os.environ, "SERVICE_TOKEN": "secret"})
+    base = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 60
+    while not _answers(base):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield base
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) is not None
+
+
+def _answers(base: str) -> bool:
+    try:
+        return httpx.get(f"{base}/health").json() == {"status": "ok"}
+    except httpx.TransportError:
+        return False
+
+
+def request(*completions: str) -> RewardRequest:
+    count = len(completions)
+    columns = {"answer": [None if text == "skip" else "x" for text in completions]}
+    return RewardRequest(["p"] * count, completions, [[1]] * count, columns, 1)
+
+
+def test_a_client_and_the_service_together(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVICE_TOKEN", "secret")
+    function = bind_reward({"name": "http", "url": f"{url}/score", "token_env": "SERVICE_TOKEN"})
+    assert call_reward(function, request("a", "skip", "abc"), RewardLog()) == [2.0, None, 6.0]
+    bad = call_reward(function, request("a", "raise", "abc"), RewardLog())
+    assert [bad[0], bad[2]] == [2.0, 6.0]
+    assert isinstance(bad[1], Failed)
+    assert "cannot score this" in bad[1].detail
+
+
+def test_a_call_past_its_deadline_is_killed_and_the_service_lives(url: str) -> None:
+    headers = {"Authorization": "Bearer secret"}
+    body = {"prompts": ["p", "p"], "completions": ["hang", "ab"], "columns": {"answer": ["x", "x"]}}
+    started = time.monotonic()
+    answer = httpx.post(f"{url}/score", json=body, headers=headers, timeout=20).json()
+    assert time.monotonic() - started < 10
+    assert [entry["outcome"] for entry in answer["rewards"]] == ["timeout", "ok"]
+    body = {"prompts": ["p"], "completions": ["abcd"], "columns": {"answer": ["x"]}}
+    answer = httpx.post(f"{url}/score", json=body, headers=headers, timeout=20).json()
+    assert answer["rewards"] == [{"value": 8.0, "outcome": "ok", "detail": ""}]
+    assert answer["metrics"] == {"rows": 1.0}
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}])
+def test_without_the_token_nothing_is_scored(url: str, headers: dict[str, str]) -> None:
+    body = {"prompts": ["p"], "completions": ["a"], "columns": {"answer": ["x"]}}
+    assert httpx.post(f"{url}/score", json=body, headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"prompts": ["p"], "completions": ["a", "b"]}, "prompts has 1 entries, completions has 2"),
+        ({"prompts": ["p"], "completions": ["a"], "columns": {"answer": []}}, "columns.answer has 0"),
+        ({"prompts": [], "completions": []}, "0 completions"),
+        ({"prompts": "p"}, "completions"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(url: str, body: dict[str, object], said: str) -> None:
+    answer = httpx.post(f"{url}/score", json=body, headers={"Authorization": "Bearer secret"})
+    assert answer.status_code == 422
+    assert said in answer.text
+
+
+def test_wider_than_this_machine_takes_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOME_TOKEN", raising=False)
+    assert checked_token("127.0.0.1", None) is None
+    for host in ("0.0.0.0", "10.0.0.1", "::", "rewards.example"):
+        assert not is_loopback(host)
+        with pytest.raises(ConfigError, match="takes a token"):
+            checked_token(host, None)
+    with pytest.raises(ConfigError, match="has no such variable"):
+        checked_token("0.0.0.0", "SOME_TOKEN")
+    monkeypatch.setenv("SOME_TOKEN", "x")
+    assert checked_token("0.0.0.0", "SOME_TOKEN") == "x"
+    assert is_loopback("::1")
+    assert is_loopback("localhost")

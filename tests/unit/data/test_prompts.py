@@ -1,0 +1,154 @@
+"""From rows to prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from rlsys.config.schema import DataConfig, TokenizerBuild
+from rlsys.data.encode import PromptEncoder, check_rows
+from rlsys.data.sources import LoadedRows, Source
+from rlsys.errors import ConfigError, DataError
+from rlsys.models.resolve import load_tokenizer
+from rlsys.models.tiny import build_tokenizer
+from rlsys.types import Prompt
+
+QUESTION = [{"role": "user", "content": "1+1"}]
+
+
+def encode(tokenizer: Any, value: Any, **options: Any) -> Prompt:
+    row = {"prompt": value, "answer": "2"}
+    return PromptEncoder(tokenizer, DataConfig(**options), max_prompt_tokens=50).encode(loaded([row]))[0][0]
+
+
+def loaded(rows: list[dict[str, Any]]) -> LoadedRows:
+    return LoadedRows(Source("rows"), rows, range(len(rows)))
+
+
+def test_a_plain_prompt_is_taken_as_it_is(tokenizer: Any) -> None:
+    prompt = encode(tokenizer, "1+1=")
+    assert (prompt.index, prompt.text, prompt.is_conversation) == (0, "1+1=", False)
+    assert prompt.token_ids.tolist() == tokenizer("1+1=")["input_ids"]
+    assert prompt.token_ids.dtype == "int32"
+    assert prompt.columns == {"answer": "2"}
+
+
+def test_with_the_template_a_plain_prompt_is_a_user_message(tokenizer: Any) -> None:
+    prompt = encode(tokenizer, "1+1", chat_template=True)
+    assert prompt.text == QUESTION
+    assert prompt.is_conversation
+    assert tokenizer.decode(prompt.token_ids) == "<user>1+1<end><assistant>"
+    assert len(prompt.token_ids) == 6  # each special token once
+
+
+def test_messages_always_use_the_template(tokenizer: Any) -> None:
+    messages = [{"role": "user", "content": "1+1", "name": None}]  # other keys, as datasets adds them, are dropped
+    prompt = encode(tokenizer, messages)
+    assert prompt.text == QUESTION
+    assert tokenizer.decode(prompt.token_ids) == "<user>1+1<end><assistant>"
+
+
+def test_a_beginning_that_the_template_holds_is_not_added_again() -> None:
+    doubled = build_tokenizer(TokenizerBuild())
+    begin = ("<user>", doubled.convert_tokens_to_ids("<user>"))
+    doubled.backend_tokenizer.post_processor = TemplateProcessing(single="<user> $A", special_tokens=[begin])
+    assert doubled.decode(encode(doubled, "1+1=").token_ids) == "<user>1+1="  # what the tokenizer adds to plain text
+    assert doubled.decode(encode(doubled, QUESTION).token_ids) == "<user>1+1<end><assistant>"
+
+
+def test_the_system_prompt_comes_first(tokenizer: Any) -> None:
+    prompt = encode(tokenizer, "1+1", chat_template=True, system_prompt="Add.")
+    assert tokenizer.decode(prompt.token_ids) == "<system>Add.<end><user>1+1<end><assistant>"
+
+
+def test_a_system_message_of_the_data_stays(tokenizer: Any) -> None:
+    own = [{"role": "system", "content": "Subtract."}, *QUESTION]
+    assert encode(tokenizer, own, system_prompt="Add.").text == own
+
+
+def test_a_system_prompt_is_never_dropped_silently(tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match=r"data\.system_prompt.*data\.chat_template"):
+        encode(tokenizer, "1+1", system_prompt="Add.")
+
+
+def test_another_prompt_column(tokenizer: Any) -> None:
+    rows = [{"question": "1+1=", "prompt": "not this"}]
+    prompt = PromptEncoder(tokenizer, DataConfig(prompt_column="question"), 50).encode(loaded(rows))[0][0]
+    assert prompt.text == "1+1="
+    assert prompt.columns == {"prompt": "not this"}
+
+
+def test_a_tokenizer_without_a_template(tokenizer: Any) -> None:
+    bare = build_tokenizer(TokenizerBuild())
+    bare.chat_template = None
+    with pytest.raises(ConfigError, match="no chat template"):
+        encode(bare, QUESTION)
+
+
+@pytest.mark.parametrize("value", [7, ["1+1"], {"role": "user"}, [{"role": "user"}], []])
+@pytest.mark.parametrize("system_prompt", [None, "Add."])
+def test_what_is_neither_text_nor_messages_names_the_row(tokenizer: Any, value: Any, system_prompt: str | None) -> None:
+    with pytest.raises(DataError, match=r"rows, row 1: column 'prompt' is neither a string nor a list"):
+        encode(tokenizer, value, system_prompt=system_prompt)
+
+
+def test_rows_are_there_and_have_a_prompt() -> None:
+    check_rows(loaded([{"prompt": "1+1="}, {"prompt": ""}]), "prompt")
+    with pytest.raises(DataError, match=r"rows, row 2: no prompt column 'prompt'; the row has: answer"):
+        check_rows(loaded([{"prompt": "1+1="}, {"answer": "2", "prompt": None}]), "prompt")
+
+
+def test_a_template_around_a_plain_prompt(tokenizer: Any, tmp_path: Path) -> None:
+    around = "Solve {{ content | trim }} now."
+    assert encode(tokenizer, " 1+1 ", prompt_template=around).text == "Solve 1+1 now."
+    (tmp_path / "around.jinja").write_text(around)
+    prompt = encode(tokenizer, "1+1", prompt_template=str(tmp_path / "around.jinja"), chat_template=True)
+    assert prompt.text == [{"role": "user", "content": "Solve 1+1 now."}]
+    assert encode(tokenizer, QUESTION, prompt_template=around).text == QUESTION  # messages stay what they are
+    with pytest.raises(ConfigError, match=r"data.prompt_template: no such file: .*around.jinja"):
+        encode(tokenizer, "1+1", prompt_template="missing/around.jinja")
+
+
+@pytest.mark.parametrize(
+    ("around", "said"),
+    [
+        ("Solve {{ contents }}.", r"rows, row 1: data\.prompt_template cannot be filled in: 'contents' is undefined"),
+        ("{% if system %}{% endif %}", r"rows, row 1: data\.prompt_template .*'system' is undefined"),
+        ("Solve\n{{ content", r"data\.prompt_template, line 2: not a jinja template: unexpected end of template"),
+        ("{{ content | trimm }}", r"data\.prompt_template, line 1: .*'trimm'"),
+    ],
+)
+def test_a_template_that_asks_for_what_there_is_not(tokenizer: Any, around: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{said}.*`content`"):
+        encode(tokenizer, "1+1", prompt_template=around)
+
+
+def test_a_chat_template_that_refuses_a_row_names_it(model_folder: Path) -> None:
+    strict = load_tokenizer(str(model_folder), chat_template="{{ raise_exception('no system') }}")
+    with pytest.raises(ConfigError, match=r"rows, row 1: the model's chat template refuses .*'user'.*no system"):
+        encode(strict, QUESTION)
+
+
+def test_another_chat_template_with_variables(tokenizer: Any, model_folder: Path) -> None:
+    text = "{{ messages[0].content }}{% if short %}!{% endif %}{% if add_generation_prompt %}>{% endif %}"
+    changed = load_tokenizer(str(model_folder), chat_template=text)
+    prompt = encode(changed, "1+1", chat_template=True, chat_template_options={"short": True})
+    assert changed.decode(prompt.token_ids) == "1+1!>"
+    assert tokenizer.chat_template != text
+
+
+def test_overlong_prompts_are_left_out_and_counted_where_that_is_asked_for(tokenizer: Any) -> None:
+    rows = loaded([{"prompt": "1" * size} for size in (3, 60, 50, 51)])
+    encoder = PromptEncoder(tokenizer, DataConfig(overlong="filter"), max_prompt_tokens=50)
+    prompts, num_left_out = encoder.encode(rows, first_index=10)
+    assert [(prompt.index, len(prompt.token_ids)) for prompt in prompts] == [(10, 3), (11, 50)]
+    assert num_left_out == 2
+    with pytest.raises(DataError, match=r"rows, row 2: the prompt has 60 tokens, 1 to 50 .*data\.overlong=filter"):
+        PromptEncoder(tokenizer, DataConfig(), max_prompt_tokens=50).encode(rows)
+    with pytest.raises(DataError, match="every prompt is longer than 2 tokens"):
+        PromptEncoder(tokenizer, DataConfig(overlong="filter"), max_prompt_tokens=2).encode(rows)
+    with pytest.raises(DataError, match="the prompt has 0 tokens"):  # not too long: nothing to begin with
+        encoder.encode(loaded([{"prompt": ""}]))

@@ -1,0 +1,95 @@
+"""From `model.path` or `model.build` to a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsys.config.schema import ModelBuild, ModelConfig, TokenizerBuild, Warmup
+from rlsys.data.sources import LoadedRows, Source
+from rlsys.errors import ConfigError, DataError
+from rlsys.models.resolve import context_length, load_tokenizer, resolve_model
+from tests.unit.conftest import TINY
+
+ROWS = [{"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(4)]
+
+
+def resolve(config: ModelConfig, rows: Sequence[dict[str, Any]] = ROWS, said: list[str] | None = None) -> Path:
+    say = (said if said is not None else []).append
+    train, held_out = [loaded(rows)], [loaded(rows[:1])]
+    return Path(
+        resolve_model(config, seed=0, prompt_column="prompt", train=train, held_out=held_out, corpus=rows, say=say)
+    )
+
+
+def loaded(rows: Sequence[dict[str, Any]], name: str = "rows.csv") -> LoadedRows:
+    return LoadedRows(Source(name), list(rows), range(len(rows)))
+
+
+def built(cache: Path, **changes: Any) -> ModelConfig:
+    return ModelConfig(build=ModelBuild(**TINY, **changes), cache_dir=str(cache))
+
+
+def test_built_once_then_taken_from_the_cache(tmp_path: Path) -> None:
+    said: list[str] = []
+    first = resolve(built(tmp_path), said=said)
+    again = resolve(built(tmp_path), said=said)
+    assert first == again
+    assert len(said) == 1
+    assert str(first) in said[0]
+    assert context_length(str(first)) == TINY["max_context"]
+    assert [path.name for path in tmp_path.iterdir()] == [first.name]  # nothing half-written stays behind
+
+
+def test_every_option_and_every_row_names_another_model(tmp_path: Path) -> None:
+    rows = [dict(row) for row in ROWS]
+    rows[3]["answer"] = "another"
+    tokenizer = TokenizerBuild(alphabet="0123456789+=")
+    configs = [built(tmp_path), built(tmp_path, tie_word_embeddings=False), built(tmp_path, tokenizer=tokenizer)]
+    folders = {*map(resolve, configs), resolve(built(tmp_path), rows=rows)}
+    assert len(folders) == 4
+
+
+def test_warm_up_teaches_and_says_how_well(tmp_path: Path) -> None:
+    said: list[str] = []
+    warmup = Warmup(max_steps=60, batch_size=4, lr=3e-3, check_every=5)
+    resolve(built(tmp_path, warmup=warmup), rows=ROWS[:1], said=said)
+    assert "accuracy 1.000 on 1 held-out" in said[1]
+
+
+def test_warm_up_names_a_row_without_text(tmp_path: Path) -> None:
+    rows = [*ROWS, {"prompt": "9+1=", "answer": 10}]
+    with pytest.raises(DataError, match=r"rows\.csv, row 5: .*'prompt' and 'answer'"):
+        resolve(built(tmp_path, warmup=Warmup(max_steps=1)), rows=rows)
+
+
+def test_a_prompt_outside_the_alphabet_names_its_source_and_row(tmp_path: Path) -> None:
+    parts = [loaded(ROWS, "a.csv"), loaded([*ROWS, {"prompt": "é"}], "b.csv")]
+    with pytest.raises(DataError, match=r"b\.csv, row 5: the prompt has \['é'\]"):
+        resolve_model(
+            built(tmp_path), seed=0, prompt_column="prompt", train=parts, held_out=[], corpus=[], say=lambda _: None
+        )
+
+
+def test_a_folder_is_taken_as_it_is(model_folder: Path) -> None:
+    assert resolve(ModelConfig(path=str(model_folder))) == model_folder.resolve()
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "some/deep/path"])
+def test_a_missing_folder_is_named(path: str) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.path '{path}': no such folder"):
+        resolve(ModelConfig(path=path))
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"without config\.json"):
+        resolve(ModelConfig(path=str(tmp_path)))
+
+
+def test_a_model_without_a_tokenizer_is_named(tmp_path: Path, model_folder: Path) -> None:
+    (tmp_path / "config.json").write_text((model_folder / "config.json").read_text())
+    with pytest.raises(ConfigError, match=r"model\.path '.*' has no usable tokenizer"):
+        load_tokenizer(str(tmp_path))

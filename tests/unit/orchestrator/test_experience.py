@@ -1,0 +1,111 @@
+"""From scored groups to what the learner trains on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlsys.config.compose import load_config
+from rlsys.orchestrator.experience import CreditAssignment, Scored
+from rlsys.types import Coefficients, Experience, Reward
+from tests.unit.records import group, reward, summary
+
+GROUPS = [group(0, [summary(4), summary(6)]), group(1, [summary(2), summary(8, finish="length"), summary(5)])]
+REWARDS = [[reward(1.0), reward(0.0)], [reward(2.0), reward(4.0), reward(6.0)]]
+
+
+def make(rewards: list[list[Reward]], *overrides: str, groups: Any = None, **facts: Any) -> Experience:
+    """The experience of a run that centres rewards in their group."""
+    named = ["algorithm.advantage={name: dr_grpo}", "algorithm.aggregation={name: token_mean}", "algorithm.kl.coef=0"]
+    config = load_config([*named, *overrides])
+    groups = GROUPS if groups is None else groups
+    return CreditAssignment(config)(Scored(groups, rewards, **facts), 7, Coefficients(kl=0.5, entropy=0.0))
+
+
+def chunk_names(experience: Experience) -> list[str]:
+    return [refs[0].chunk for refs in experience.trajectories]
+
+
+def test_rows_by_hand() -> None:
+    experience = make(REWARDS, ref_logprobs=("ref 0", "ref 1"))
+    rows = [(r.index, r.group, r.sample, r.advantage, r.num_tokens, r.num_response_tokens) for r in experience.rows]
+    assert rows == [
+        (0, 0, 0, 0.5, 7, 4),
+        (1, 0, 1, -0.5, 9, 6),
+        (2, 1, 0, -2.0, 5, 2),
+        (3, 1, 1, 0.0, 11, 8),
+        (4, 1, 2, 2.0, 8, 5),
+    ]
+    assert {row.weight for row in experience.rows} == {1 / 25}  # 4 + 6 + 2 + 8 + 5 tokens
+    assert chunk_names(experience) == ["arrays of group 0", "arrays of group 1"]
+    assert experience.ref_logprobs == ("ref 0", "ref 1")
+    assert experience.policy_version == 7
+    assert experience.coefficients.kl == 0.5
+
+
+def test_minibatches_keep_groups_whole_and_have_denominators_of_their_own() -> None:
+    experience = make(REWARDS, "train.minibatches_per_step=2")
+    assert [[row.group for row in rows] for rows in experience.minibatches] == [[0, 0], [1, 1, 1]]
+    assert [rows[0].weight for rows in experience.minibatches] == [1 / 10, 1 / 15]
+    assert [row.advantage for row in experience.rows] == [0.5, -0.5, -2.0, 0.0, 2.0]
+
+
+def test_every_aggregation_takes_fewer_groups_than_minibatches() -> None:
+    for name in ("token_mean", "sequence_mean", "prompt_mean"):
+        made = make(REWARDS, "train.minibatches_per_step=5", f"algorithm.aggregation={{name: {name}}}")
+        assert [len(rows) for rows in made.minibatches] == [2, 3]
+
+
+def test_more_minibatches_than_groups_with_a_reward_leaves_no_empty_one() -> None:
+    rewards = [[reward(None, "error")] * 2, REWARDS[1]]
+    assert [len(rows) for rows in make(rewards, "train.minibatches_per_step=2").minibatches] == [3]
+
+
+def test_trajectories_without_a_reward_are_left_out_and_shift_no_mean() -> None:
+    rewards = [[reward(None, "timeout"), reward(None, "error")], [reward(2.0), reward(None, "error"), reward(6.0)]]
+    experience = make(rewards)
+    # The mean of group 1 is (2 + 6) / 2: a failed reward is not a reward of 0.
+    assert [(row.group, row.sample, row.advantage) for row in experience.rows] == [(1, 0, -2.0), (1, 2, 2.0)]
+    assert chunk_names(experience) == ["arrays of group 0", "arrays of group 1"]  # indices of groups stay true
+    assert {row.weight for row in experience.rows} == {1 / 7}
+
+
+def test_a_group_with_one_valid_reward_teaches_nothing() -> None:
+    rewards = [[reward(1.0), reward(None, "error")], [reward(1.0), reward(0.0), reward(0.0)]]
+    experience = make(rewards, "algorithm.advantage={name: grpo}")
+    assert experience.rows[0].advantage == 0.0
+    assert experience.rows[1].advantage > 0.0
+
+
+def test_masked_truncated_responses_count_for_the_baseline_but_are_not_trained() -> None:
+    experience = make(REWARDS, "algorithm.groups.mask_truncated=true")
+    assert [(row.group, row.sample, row.advantage) for row in experience.rows][2:] == [(1, 0, -2.0), (1, 2, 2.0)]
+    assert {row.weight for row in experience.rows} == {1 / 17}
+
+
+def test_a_kl_in_the_reward_is_taken_off_before_the_baseline() -> None:
+    # Rewards 1 - 0.5 * 2 and 0 - 0.5 * 1: mean -1/4.
+    kl = ["algorithm.kl.coef=0.5", "algorithm.kl.place=reward"]
+    sums = [[2.0, 1.0], [0.0, 0.0, 0.0]]
+    assert [row.advantage for row in make(REWARDS, *kl, kl_sums=sums).rows][:2] == [0.25, -0.25]
+    in_loss = make(REWARDS, "algorithm.kl.coef=0.5", kl_sums=sums)
+    assert [row.advantage for row in in_loss.rows][:2] == [0.5, -0.5]
+
+
+def test_a_greedy_baseline_and_a_prompt_whose_greedy_reward_failed() -> None:
+    experience = make(REWARDS, "algorithm.advantage={name: remax}", greedy_rewards=[None, 3.0])
+    assert [(row.group, row.advantage) for row in experience.rows] == [(1, -1.0), (1, 1.0), (1, 3.0)]
+    assert make(REWARDS, "algorithm.advantage={name: remax}", greedy_rewards=[None, None]).minibatches == ()
+
+
+def test_with_value_estimates_rows_have_no_advantage_of_their_own() -> None:
+    experience = make(REWARDS, "algorithm.advantage={name: gae}", estimates=("e 0", "e 1"))
+    assert {row.advantage for row in experience.rows} == {0.0}
+    assert experience.estimates == ("e 0", "e 1")
+
+
+def test_no_group_at_all_is_an_empty_experience() -> None:
+    assert make([], groups=[]).minibatches == ()
+
+
+def test_no_valid_reward_at_all_is_an_empty_experience() -> None:
+    assert make([[reward(None, "timeout"), reward(None, "error")], [reward(None, "error")] * 3]).minibatches == ()

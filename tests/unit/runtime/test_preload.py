@@ -1,0 +1,46 @@
+"""What an engine's process is started with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlsys.build import placement
+from rlsys.config.compose import load_config
+from rlsys.runtime.preload import KMP, engine_preload
+
+
+def test_what_is_installed_is_preloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    system = tmp_path / "system"
+    assert engine_preload(str(tmp_path), [str(system)]) == {}
+    openmp, tcmalloc = tmp_path / "lib" / "libiomp5.so", system / "libtcmalloc_minimal.so.4"
+    for path in (openmp, tcmalloc):
+        path.parent.mkdir()
+    openmp.touch()
+    assert engine_preload(str(tmp_path), [str(system)]) == KMP | {"LD_PRELOAD": str(openmp)}
+    tcmalloc.touch()
+    assert engine_preload(str(tmp_path), [str(system)])["LD_PRELOAD"] == f"{tcmalloc}:{openmp}"
+    monkeypatch.setenv("LD_PRELOAD", "mine.so")
+    assert engine_preload(str(tmp_path), [str(system)])["LD_PRELOAD"] == f"mine.so:{tcmalloc}:{openmp}"
+
+
+def test_freed_memory_is_kept_as_far_as_the_library_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older ones refuse more than 32 MiB, and would keep nothing at all."""
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert placement.keep_freed_memory("") == {}
+    for version, threshold in {"2.31": 2**25, "2.34": 2**25, "2.35": 2**32, "2.36": 2**32, "3.0": 2**32}.items():
+        tunables = placement.keep_freed_memory(version)["GLIBC_TUNABLES"].split(":")
+        assert f"glibc.malloc.mmap_threshold={threshold}" in tunables
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
+    assert placement.keep_freed_memory("2.36")["GLIBC_TUNABLES"].endswith(":glibc.malloc.check=3")
+
+
+def test_only_engines_on_cpus_and_only_when_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "engine_preload", lambda: {"LD_PRELOAD": "x.so"})
+    wanted = placement.demands(load_config([]))
+    assert wanted["rollout"][0].env["LD_PRELOAD"] == "x.so"
+    assert "LD_PRELOAD" not in wanted["learner"][0].env
+    for overrides in (["rollout.preload=false"], ["cluster.num_gpus=2"]):
+        assert "LD_PRELOAD" not in placement.demands(load_config(overrides))["rollout"][0].env

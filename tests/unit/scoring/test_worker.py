@@ -1,0 +1,124 @@
+"""The reward worker: trajectories in, typed rewards out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlsys.config.schema import ScoringConfig
+from rlsys.errors import ConfigError
+from rlsys.preflight.rewards import check_reward
+from rlsys.rewards.entry import labelled
+from rlsys.scoring.worker import RewardWorker
+from rlsys.types import Messages, Prompt, Trajectory
+
+SEEN = """
+def seen(prompts, completions, completion_ids, answer, level, log_metric, log_extra, **_):
+    log_extra("doubled", [2 * len(ids) for ids in completion_ids])
+    log_extra("too short to belong to rows", [1])
+    log_metric("rows", len(completions))
+    log_metric("rows", 0)
+    rows = list(zip(prompts, completions, completion_ids, answer, level, strict=True))
+    assert rows[0][:2] == ("1+1=", "2"), rows[0]
+    assert rows[2][1] == [{"role": "assistant", "content": "4"}], rows[2]
+    return [None if level is None else float(len(ids)) for *_, ids, answer, level in rows]
+"""
+
+
+def prompt(text: str | Messages, **columns: Any) -> Prompt:
+    return Prompt(index=0, text=text, token_ids=np.array([1, 2], dtype=np.int32), columns=columns)
+
+
+def trajectory(tokenizer: Any, response: str) -> Trajectory:
+    """A prompt of two tokens, and `response`."""
+    ids = np.array([6, 7, *tokenizer(response)["input_ids"]], dtype=np.int32)
+    return Trajectory(ids, np.arange(len(ids)) >= 2, np.zeros(len(ids), dtype=np.float32), (), "stop", engine=0)
+
+
+def names(rewards: Sequence[str]) -> list[str]:
+    return [label for label, _ in labelled([{"name": name} for name in rewards])]
+
+
+def test_labels_are_names_without_paths_numbered_when_repeated() -> None:
+    assert names(["exact_match", "length"]) == ["exact_match", "length"]
+    assert names(["mine.py:score", "other.py:score", "my.package:score"]) == ["score", "score_2", "score_3"]
+
+
+@pytest.mark.parametrize("rewards", [["a.py:f", "a.py:f_2", "b.py:f"], ["a.py:f_x", "a.py:f"], ["f_2", "f", "g:f"]])
+def test_labels_are_never_alike(rewards: list[str]) -> None:
+    assert len(set(names(rewards))) == len(rewards)
+
+
+def test_a_call_of_two_groups(tmp_path: Path, tokenizer: Any, model_folder: Path) -> None:
+    (tmp_path / "seen.py").write_text(SEEN)
+    rewards = [{"name": f"{tmp_path}/seen.py:seen", "weight": 0.5}, {"name": "exact_match", "weight": 10.0}]
+    worker = RewardWorker(ScoringConfig(function_deadline_s=60.0), rewards, str(model_folder))
+    worker.start()
+    prompts = [
+        prompt("1+1=", answer="2", level=1),
+        prompt([{"role": "user", "content": "2+2"}], answer="4"),  # this row has no `level`
+    ]
+    three = [trajectory(tokenizer, text) for text in ("2<end>", "33", "4<end>")]
+    chunks = [[three[2], three[0]], [three[1]]]  # as they came out of the engines
+    owners = [prompts[0], prompts[0], prompts[1]]
+    (scored, logged), texts = worker.score(owners, 5, [(0, 1), (1, 0), (0, 0)], *chunks)
+    assert texts == ["2", "33", "4"]
+    # `seen` gives the number of response tokens at half weight, exact_match ten times 0 or 1.
+    assert [reward.total for reward in scored] == [11.0, 1.0, 10.0]
+    assert {part.outcome for reward in scored[:2] for part in reward.parts.values()} == {"ok"}
+    assert scored[2].parts["seen"].outcome == "not_applicable"
+    assert [reward.extra for reward in scored] == [{"doubled": 2 * len(each.response_ids)} for each in three]
+    assert logged == {"rows": 1.5}  # (3 + 0) / 2
+
+
+SLOW = """
+import time
+
+def slow(completions, **_):
+    time.sleep(0.8)
+    return [1.0] * len(completions)
+"""
+
+
+def test_a_slow_function_keeps_no_other_waiting(tmp_path: Path, tokenizer: Any, model_folder: Path) -> None:
+    """Four functions that take 0.8 s each are done in much less than 3.2 s; a hung one ends at its own deadline."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    name = f"{tmp_path}/slow.py:slow"
+    specs = [{"name": name}, {"name": name}, {"name": name}, {"name": name, "deadline_s": 0.2}]
+    worker = RewardWorker(ScoringConfig(function_deadline_s=60.0), specs, str(model_folder))
+    worker.start()
+    started = time.monotonic()
+    (rewards, _), _ = worker.score([prompt("1+1=")], 1, [(0, 0)], [trajectory(tokenizer, "2")])
+    assert time.monotonic() - started < 2.4
+    assert [part.outcome for part in rewards[0].parts.values()] == ["ok", "ok", "ok", "timeout"]
+    assert rewards[0].total is None
+
+
+MADE = """
+class Longer:
+    def __init__(self, *, than=3):
+        self.than = than
+
+    def __call__(self, completions, level, **_):
+        return [float(len(text) > self.than) for text in completions]
+"""
+
+
+def test_a_class_is_made_once_with_its_options(tmp_path: Path, tokenizer: Any, model_folder: Path) -> None:
+    (tmp_path / "made.py").write_text(MADE)
+    spec = {"name": f"{tmp_path}/made.py:Longer", "than": 1}
+    worker = RewardWorker(ScoringConfig(function_deadline_s=60.0), [spec], str(model_folder))
+    worker.start()
+    owners = [prompt("1+1=", level=1), prompt("1+1=", level=1)]
+    (rewards, _), _ = worker.score(owners, 1, [(0, 0), (0, 1)], [trajectory(tokenizer, text) for text in ("2", "22")])
+    assert [reward.total for reward in rewards] == [0.0, 1.0]
+    check_reward(spec, ["level"])
+    with pytest.raises(ConfigError, match=r"reward '.*Longer' needs the column 'level'"):
+        check_reward(spec, ["answer"])
+    with pytest.raises(ConfigError, match="has no option 'then'; accepted options: than"):
+        check_reward({**spec, "then": 1}, ["level"])

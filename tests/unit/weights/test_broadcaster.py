@@ -1,0 +1,102 @@
+"""One control call to each worker a broadcast, whichever the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from rlsys.config.schema import WeightsConfig
+from rlsys.weights.broadcaster import Calls, WeightBroadcaster
+
+
+class Learner:
+    """A sending side of two ranks that records what it is asked."""
+
+    def __init__(self) -> None:
+        self.opened: tuple[Any, ...] = ()
+
+    def weight_address(self) -> tuple[str, int]:
+        return "10.0.0.1", 29500
+
+    def begin_open_weights(self, backend: str, host: str, port: int, world_size: int) -> Calls:
+        self.opened = (backend, host, port, world_size)
+        return {"learner/0": "open", "learner/1": "open"}
+
+    def weight_update_info(self, backend: str) -> Mapping[str, Any]:
+        return {"names": ["weight"], "for": backend}
+
+    def begin_send_weights(self) -> Calls:
+        return {"learner/0": "send", "learner/1": "send"}
+
+
+class Engines:
+    """A receiving side of two engines with three workers each."""
+
+    num_workers = 2
+    workers_per_engine = 3
+
+    def __init__(self) -> None:
+        self.infos: list[dict[str, Any]] = []
+        self.received: tuple[Any, ...] = ()
+
+    def begin_join_weights(self, init_infos: list[dict[str, Any]]) -> Calls:
+        self.infos = init_infos
+        return {"rollout/0": "join", "rollout/1": "join"}
+
+    def begin_receive_weights(self, update_info: Mapping[str, Any], policy_version: int) -> Calls:
+        self.received = (dict(update_info), policy_version)
+        return {"rollout/0": "receive", "rollout/1": "receive"}
+
+
+class Parts:
+    """A broadcaster between two recording sides, and the waits it asked for."""
+
+    def __init__(self, backend: str) -> None:
+        self.learner, self.engines = Learner(), Engines()
+        self.waits: list[tuple[Calls, str, float]] = []
+        config = WeightsConfig(bucket_mib=2, deadline_s=7.0)
+        self.broadcaster = WeightBroadcaster(self.learner, self.engines, self._wait, config, backend)
+
+    def _wait(self, calls: Calls, *, what: str, deadline_s: float) -> Calls:
+        self.waits.append((dict(calls), what, deadline_s))
+        times = {"rollout/0": {"stalled_s": 0.1, "reload_s": 0.5}, "rollout/1": {"stalled_s": 0.2, "reload_s": 0.4}}
+        return {name: times.get(name) for name in calls}
+
+
+def test_opening_gives_every_worker_its_place() -> None:
+    parts = Parts("gloo")
+    parts.broadcaster.open()
+    assert parts.learner.opened == ("gloo", "10.0.0.1", 29500, 7)  # the sender, and 2 * 3 engine workers
+    shared = {"master_address": "10.0.0.1", "master_port": 29500, "world_size": 7}
+    shared |= {"bucket_bytes": 2 * 1024 * 1024, "deadline_s": 7.0}
+    assert parts.engines.infos == [{**shared, "rank_offset": 1}, {**shared, "rank_offset": 4}]
+    calls = {"learner/0": "open", "learner/1": "open", "rollout/0": "join", "rollout/1": "join"}
+    assert parts.waits == [(calls, "opening the weight channel", 7.0)]  # both sides under one wait
+
+
+def test_nccl_packs_in_the_engines_own_way() -> None:
+    parts = Parts("nccl")
+    parts.broadcaster.open()
+    assert parts.engines.infos[1] == {
+        "master_address": "10.0.0.1",
+        "master_port": 29500,
+        "rank_offset": 4,
+        "world_size": 7,
+        "packed": True,
+        "packed_buffer_size_bytes": 2 * 1024 * 1024,
+        "packed_num_buffers": 2,
+    }
+
+
+@pytest.mark.parametrize(("backend", "senders"), [("gloo", 2), ("nccl", 2), ("ipc", 0)])
+def test_a_broadcast_is_one_call_to_each_worker(backend: str, senders: int) -> None:
+    parts = Parts(backend)
+    metrics = parts.broadcaster.broadcast(5)
+    assert metrics == {"weights/stalled_s": 0.2, "weights/reload_s": 0.5}  # the slowest engine's
+    assert parts.engines.received == ({"names": ["weight"], "for": backend}, 5)
+    (calls, what, deadline_s) = parts.waits[0]
+    assert len(parts.waits) == 1
+    assert sorted(calls) == [*["learner/0", "learner/1"][:senders], "rollout/0", "rollout/1"]
+    assert (what, deadline_s) == ("broadcast of policy version 5", 7.0)
