@@ -19,6 +19,7 @@ import torch
 
 from benchmarks import report
 from benchmarks.broadcast_sides import MAX_TOKENS, SHAPE, broadcast_config
+from benchmarks.loop import wait
 from benchmarks.side import Side, end_on_sigterm
 from benchmarks.workload import side_env
 
@@ -36,7 +37,7 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
     from rlsys.config.schema import LoraConfig
     from rlsys.models.adapters import adapter_parameters, peft_config
     from rlsys.models.policy import load_policy
-    from rlsys.rollout.adapters import AdapterSlots
+    from rlsys.rollout.served_adapters import AdapterSlots
     from rlsys.rollout.worker import EngineModel, RolloutWorker
     from rlsys.runtime.calls import fetch
     from rlsys.weights.adapter import pack
@@ -46,7 +47,7 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
     with connected(config, {"rollout": wanted}) as cluster:
         model = EngineModel(str(folder), MAX_TOKENS, slots=AdapterSlots(rank, 1))
         worker = cluster.start(RolloutWorker, wanted[0], 0, config.rollout, model, "gloo", 0, max_concurrency=8)
-        fetch(worker.start.remote(), who="rollout/0", what="starting")
+        wait(fetch(worker.start.remote(), who="rollout/0", what="starting"))
         policy = load_policy(str(folder), torch.bfloat16, packing="padded", lora=lora)
         state = {name: torch.randn_like(p) for name, p in adapter_parameters(policy.hf).items()}
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
@@ -55,11 +56,11 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
         def measure() -> dict[str, float]:
             started = time.perf_counter()
             sent = ray.put(pack(state, peft_config(lora, str(folder)).to_dict()))
-            times = fetch(worker.receive_adapter.remote(sent, next(versions)), who="rollout/0", what="measuring")
+            times = wait(fetch(worker.receive_adapter.remote(sent, next(versions)), who="rollout/0", what="measuring"))
             return {**times, "seconds": time.perf_counter() - started, "num_bytes": num_bytes}
 
         yield measure
-        fetch(worker.stop.remote(), who="rollout/0", what="stopping")
+        wait(fetch(worker.stop.remote(), who="rollout/0", what="stopping"))
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.loop import wait
 from rlsys.config.schema import Config
 from rlsys.rollout.worker import EngineModel, RolloutWorker
 from rlsys.runtime.calls import fetch
@@ -73,11 +74,11 @@ def engine_side(folder: Path, bucket_mib: int) -> Iterator[Callable[..., dict[st
     with connected(config, {"rollout": wanted}) as cluster:
         arguments = (0, config.rollout, EngineModel(str(folder), MAX_TOKENS), "gloo", 0)
         worker = cluster.start(MeasuredWorker, wanted[0], *arguments, max_concurrency=8)
-        fetch(worker.start.remote(), who="rollout/0", what="starting")
+        wait(fetch(worker.start.remote(), who="rollout/0", what="starting"))
         model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         sender = WeightSender(model, torch.bfloat16, rank=0, bucket_bytes=bucket_mib * 2**20)
         yield _Engine(worker, sender, bucket_mib * 2**20)
-        fetch(worker.stop.remote(), who="rollout/0", what="stopping")
+        wait(fetch(worker.stop.remote(), who="rollout/0", what="stopping"))
 
 
 class _Engine:
@@ -112,7 +113,7 @@ class _Engine:
         self._group += 1
         prompt = np.arange(self._group, self._group + 32, dtype=np.int32)
         sampling = Sampling(1.0, RESPONSE_TOKENS, NUM_REQUESTS, ignore_eos=True)
-        request = GroupRequest(self._group, 0, 0, prompt, sampling)
+        request = GroupRequest(self._group, prompt, (sampling,), stream=self._group)
         self._get(self._worker.submit.remote([request], self._version))
         time.sleep(1.0)
         times = self._update()
@@ -128,7 +129,7 @@ class _Engine:
 
     @staticmethod
     def _get(ref: Any) -> Any:
-        return fetch(ref, who="rollout/0", what="measuring")
+        return wait(fetch(ref, who="rollout/0", what="measuring"))
 
 
 class MeasuredWorker(RolloutWorker):

@@ -10,10 +10,10 @@ rollouts/ and lets go of them. Its resident memory is read at the end of every s
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import gc
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,21 +38,20 @@ class MadeUpEngine:
 
     def __init__(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
-        self._asked: list[tuple[int, int, int, np.ndarray]] = []
+        self._asked: list[tuple[int, int, np.ndarray]] = []
 
     def submit(self, requests: Sequence[GroupRequest], policy_version: int) -> None:
         for request in requests:
-            for sample in range(request.sampling.samples_per_prompt):
-                self._asked.append((request.group_id, request.attempt, sample, request.token_ids))
+            self._asked += [(request.request_id, sample, request.token_ids) for sample in range(request.num_samples)]
 
     def finished(self, max_wait_s: float, linger_s: float) -> tuple[list[Finished], list[Trajectory]]:
         now, self._asked = self._asked[:8], self._asked[8:]
         answers = [self._answer(*asked) for asked in now]
         return [finished for finished, _ in answers], [trajectory for _, trajectory in answers]
 
-    def _answer(self, group: int, attempt: int, sample: int, prompt: np.ndarray) -> tuple[Finished, Trajectory]:
+    def _answer(self, request: int, sample: int, prompt: np.ndarray) -> tuple[Finished, Trajectory]:
         start, size = len(prompt), len(prompt) + self._num_tokens
-        generator = np.random.default_rng([group, sample])
+        generator = np.random.default_rng([request, sample])
         response = generator.integers(5, 90, self._num_tokens).astype(np.int32)
         trajectory = Trajectory(
             token_ids=np.concatenate([prompt, response]),
@@ -62,7 +61,7 @@ class MadeUpEngine:
             finish_reason="length",
             engine=0,
         )
-        return Finished(group, attempt, sample, TrajectorySummary(size, self._num_tokens, "length", 0, 0)), trajectory
+        return Finished(request, sample, TrajectorySummary(size, self._num_tokens, "length", 0, 0)), trajectory
 
 
 @contextlib.contextmanager
@@ -72,41 +71,60 @@ def driver() -> Iterator[Callable[..., list[float]]]:
 
 
 def _megabytes(workload: Workload, num_tokens: int, num_steps: int) -> list[float]:
-    """Resident memory after every step, less what of it is the object store's shared memory."""
+    """Return resident memory after every step, less what of it is the object store's shared memory."""
     from rlsys.build.placement import demands
-    from rlsys.build.run import build_pipeline, build_sampler, connected, start_scoring
-    from rlsys.data.order import EpochOrder
-    from rlsys.data.stream import PromptStream
-    from rlsys.metrics.step import StageClock
+    from rlsys.build.run import connected, start_scoring
     from rlsys.preflight.prepare import prepare
+    from rlsys.rollout.engine_client import EngineClient
     from rlsys.rollout.pool import RolloutPool
-    from rlsys.run_folder.rollouts import Transcript
 
     config = rlsys_config(workload, 64, num_steps=num_steps)
     config.logging.trackers = []
     prepared = prepare(config)
-    wanted = {role: demand for role, demand in demands(config).items() if role in ("rollout", "reward")}
+    wanted = {role: demand for role, demand in demands(config).items() if role in ("rollout", "scoring")}
     with connected(config, wanted) as cluster:
         pool: Any = RolloutPool.__new__(RolloutPool)
-        pool.names, pool.num_workers = [wanted["rollout"][0].name], 1
-        pool._workers = [cluster.start(MadeUpEngine, wanted["rollout"][0], num_tokens)]
-        scoring = start_scoring(cluster, prepared, wanted["reward"])
-        scoring.start(120.0)
-        sampler = build_sampler(cluster.calls, config, pool, scoring)
-        prompts = PromptStream(prepared.train_prompts, EpochOrder(len(prepared.train_prompts), [0], shuffle=False))
-        pipeline = build_pipeline(config, 0, cluster.calls, sampler, None, prompts)
-        folder = workload.folder / f"run-{num_tokens}"
-        folder.mkdir()
-        transcript = Transcript(folder, config.logging, scoring.text, pool.trajectories, lambda _: [])
-        resident = []
-        for step in range(num_steps):
-            collected = pipeline.collect(step, StageClock())
-            transcript.write(step + 1, collected.groups, collected.rewards, collected.trained, None)
-            del collected
-            gc.collect()
-            memory = psutil.Process().memory_info()
-            resident.append((memory.rss - memory.shared) / 1e6)
-            time.sleep(0.1)
+        name = wanted["rollout"][0].name
+        worker = cluster.start(MadeUpEngine, wanted["rollout"][0], num_tokens)
+        pool.engines = [EngineClient(name, worker, cluster.calls, linger_s=0.0)]
+        scoring = start_scoring(cluster, prepared, wanted["scoring"])
+
+        async def whole() -> list[float]:
+            await scoring.start(120.0)
+            return await cluster.calls.background.supervise(
+                _steps(prepared, cluster, pool, scoring, workload.folder / f"run-{num_tokens}", num_steps)
+            )
+
+        return asyncio.run(whole())
+
+
+async def _steps(prepared: Any, cluster: Any, pool: Any, scoring: Any, folder: Path, num_steps: int) -> list[float]:
+    from rlsys.build.run import build_orchestrator, build_sampler
+    from rlsys.data.order import EpochOrder
+    from rlsys.data.stream import PromptStream
+    from rlsys.reference.policy import FrozenReference
+    from rlsys.run_folder.rollouts import RolloutWriter
+    from rlsys.types import Coefficients, Experience
+
+    async def no_estimates(_: Any) -> list[Any]:
+        return []
+
+    config = prepared.config
+    prompts = PromptStream(prepared.train_prompts, EpochOrder(len(prepared.train_prompts), [0], shuffle=False))
+    sampler = build_sampler(config, pool, scoring)
+    orchestrator = build_orchestrator(config, 0, cluster, sampler, FrozenReference(), prompts)
+    folder.mkdir()
+    writer = RolloutWriter(folder, config.logging, scoring.text, pool.trajectories, no_estimates)
+    nothing = Experience((), (), None, None, 0, Coefficients(0.0, 0.0))
+    resident = []
+    for step in range(1, num_steps + 1):
+        batch = await orchestrator.next_batch(step)
+        await writer.write(step, batch.groups, batch.trained, nothing)
+        del batch
+        gc.collect()
+        memory = psutil.Process().memory_info()
+        resident.append((memory.rss - memory.shared) / 1e6)
+        await asyncio.sleep(0.1)
     return resident
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from benchmarks.loop import wait
 from benchmarks.sampling import sample
 from benchmarks.workload import PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, Workload, rlsys_config
 from rlsys.build.placement import demands
@@ -25,7 +26,7 @@ def engine_env(workload: Workload, tokens: int) -> dict[str, str]:
 def pool_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
     """One rollout worker through Ray, started as a run starts it."""
     from rlsys.build.run import connected, start_rollout
-    from rlsys.rollout.pool import RolloutPool
+    from rlsys.rollout.worker import LOADED_VERSION
     from rlsys.types import Sampling
 
     prepared = prepare(rlsys_config(workload, max_tokens))
@@ -33,19 +34,19 @@ def pool_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
     wanted = demands(config)["rollout"]
     with connected(config, {"rollout": wanted}) as cluster:
         pool = start_rollout(cluster, prepared, wanted)
-        pool.start(config.cluster.startup_deadline_s)
+        wait(pool.start(config.cluster.startup_deadline_s))
 
         def measure(batch: int, tokens: int) -> float:
             sampling = Sampling(config.rollout.temperature, tokens, SAMPLES_PER_PROMPT, ignore_eos=True)
-            prompts, linger_s = _prompts(prepared, batch), config.rollout.linger_s
+            work = sample(pool, _prompts(prepared, batch), sampling, LOADED_VERSION)
             start = time.perf_counter()
-            lengths = sample(cluster.calls, pool, prompts, sampling, RolloutPool.LOADED_VERSION, linger_s)
+            lengths = wait(cluster.calls.background.supervise(work))
             seconds = time.perf_counter() - start
             _check(lengths, tokens)
             return seconds
 
         yield measure
-        pool.stop(deadline_s=30.0)
+        wait(pool.stop(deadline_s=30.0))
 
 
 @contextlib.contextmanager

@@ -17,11 +17,12 @@ each token, so that lengths have a long tail.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,17 @@ from benchmarks import report
 from benchmarks.rlsys_side import ClockedDisplay
 from benchmarks.sampling import sample
 from benchmarks.workload import Workload, build_workload, rlsys_config, side_env
-from rlsys.build.run import Run, build_pipeline, open_run, sampling_plan
+from rlsys.build.run import Run, build_broadcaster, build_orchestrator, build_run, open_run, sampling_plan
 from rlsys.config.schema import Config
 from rlsys.data.order import EpochOrder
 from rlsys.data.stream import PromptStream
-from rlsys.metrics.step import StageClock
+from rlsys.orchestrator.batch import StepBatch
 from rlsys.preflight.prepare import prepare
+from rlsys.reference.policy import FrozenReference
+from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.metrics import RunLog
-from rlsys.train import _experience, train
-from rlsys.types import Prompt, TrajectoryRef
+from rlsys.train import train
+from rlsys.types import Prompt, Sample, ScoringUnit
 
 GOALS = {"sync / sum": 1.05, "async / slower": 1.08, "async / sync": 0.60}
 MAX_TOKENS = 512
@@ -51,19 +54,9 @@ def main() -> None:
     options = _options()
     header = report.header("benchmarks.overlap")
     os.environ.update(side_env(Path(tempfile.gettempdir())))
-    rounds = []
     with tempfile.TemporaryDirectory(prefix="rlsys-bench-") as folder:
         workload = build_workload(Path(folder), num_batches=options.steps)
-        config = _config(workload, options)
-        display = ClockedDisplay(options.steps)
-        with open_run(prepare(config), Path(folder) / "run", display) as run:
-            pin("ray::RolloutWorker", 0)
-            pin("ray::LearnerWorker", 1)
-            run.weights.broadcast(0)
-            _step_s(run, 1, 3, Path(folder) / "warm-up")
-            for number in range(options.rounds):
-                rounds.append(_round(run, options, Path(folder) / f"round-{number}"))
-                print({key: round(value, 3) for key, value in rounds[-1].items()}, flush=True)
+        rounds = asyncio.run(_rounds(_config(workload, options), options, Path(folder)))
     medians = {key: statistics.median(measured[key] for measured in rounds) for key in rounds[0]}
     shown = report.table("engine on one core, learner on another", ["", "median", "goal"])
     for key, value in medians.items():
@@ -73,6 +66,19 @@ def main() -> None:
         settings = {name: getattr(options, name) for name in ("rounds", "steps", "ahead", "passes")}
         content = {**header, "workload": workload.describe(), **settings, "medians": medians, "each_round": rounds}
         print(f"written: {report.write('overlap', content)}")
+
+
+async def _rounds(config: Config, options: argparse.Namespace, folder: Path) -> list[dict[str, float]]:
+    rounds = []
+    async with open_run(prepare(config), folder / "run", ClockedDisplay(options.steps)) as run:
+        pin("ray::RolloutWorker", 0)
+        pin("ray::LearnerWorker", 1)
+        await run.weights.broadcast(0)
+        await _step_s(run, 1, 3, folder / "warm-up")
+        for number in range(options.rounds):
+            rounds.append(await _round(run, options, folder / f"round-{number}"))
+            print({key: round(value, 3) for key, value in rounds[-1].items()}, flush=True)
+    return rounds
 
 
 def _options() -> argparse.Namespace:
@@ -111,11 +117,14 @@ def pin(name: str, core: int, which: int | None = None) -> None:
                 os.sched_setaffinity(thread.id, {core})
 
 
-def _round(run: Run, options: argparse.Namespace, folder: Path) -> dict[str, float]:
+async def _round(run: Run, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     last = options.steps - options.ahead - 1  # that counts
-    alone = {name: statistics.mean(seconds[1:]) for name, seconds in _alone(run, last).items()}
-    sync = statistics.mean(_step_s(run, 0, last, folder / "sync")[1:])
-    ahead = statistics.mean(_step_s(run, options.ahead, options.steps, folder / "ahead")[1:last])
+    background = run.roles.cluster.calls.background
+    stages = await background.supervise(_alone(run, last))
+    alone = {name: statistics.mean(seconds[1:]) for name, seconds in stages.items()}
+    sync_steps, sync_cpu_s = await _step_s(run, 0, last, folder / "sync")
+    ahead_steps, ahead_cpu_s = await _step_s(run, options.ahead, options.steps, folder / "ahead")
+    sync, ahead = statistics.mean(sync_steps[1:]), statistics.mean(ahead_steps[1:last])
     training = alone["update"] + alone["broadcast"]
     return {
         **{f"{name} alone, s": seconds for name, seconds in alone.items()},
@@ -124,23 +133,27 @@ def _round(run: Run, options: argparse.Namespace, folder: Path) -> dict[str, flo
         "sync / sum": sync / sum(alone.values()),
         "async / slower": ahead / max(alone["rollout"], training),
         "async / sync": ahead / sync,
+        "driver CPU, s per synchronous step": sync_cpu_s,
+        "driver CPU, s per asynchronous step": ahead_cpu_s,
     }
 
 
-def _alone(run: Run, num_steps: int) -> dict[str, list[float]]:
-    """Seconds of each stage by itself, a number a step."""
-    seconds: dict[str, list[float]] = {"rollout": [], "reward": [], "update": [], "broadcast": []}
-    pipeline = build_pipeline(run.config, 0, run.calls, run.sampler, None, _first_prompts(run))
+async def _alone(run: Run, num_steps: int) -> dict[str, list[float]]:
+    """Return the seconds of each stage by itself, one number per step."""
+    seconds: dict[str, list[float]] = {"rollout": [], "scoring": [], "update": [], "broadcast": []}
     prompts = _first_prompts(run)
-    for step in range(num_steps):
-        collected = pipeline.collect(step, StageClock())
-        experience, _ = _experience(run, collected, step, StageClock())
-        items = [(group.prompt, trajectory) for group in collected.groups for trajectory in group.trajectories]
-        seconds["reward"].append(_seconds(_score, run, items))
-        seconds["update"].append(_seconds(run.learner.update, experience))
-        seconds["broadcast"].append(_seconds(run.weights.broadcast, step + 1))
-        batch = [prompts.take()[1] for _ in collected.groups]
-        seconds["rollout"].append(_seconds(_sample, run, batch, step + 1))
+    # Synchronous, and without a reference: an experience is needed, not a measurement.
+    orchestrator = build_orchestrator(
+        run.prepared.config, 0, run.roles.cluster, run.sampler, FrozenReference(), _first_prompts(run)
+    )
+    for step in range(1, num_steps + 1):
+        batch = await orchestrator.next_batch(step)
+        experience = await run.experience.build(batch)
+        seconds["scoring"].append(await _seconds(_score(run, batch)))
+        seconds["update"].append(await _seconds(run.learners.update(experience, step)))
+        seconds["broadcast"].append(await _seconds(run.weights.broadcast(step)))
+        taken = [prompts.take()[1] for _ in batch.groups]
+        seconds["rollout"].append(await _seconds(_sample(run, taken, step)))
     return seconds
 
 
@@ -149,38 +162,41 @@ def _first_prompts(run: Run) -> PromptStream:
     return PromptStream(run.prepared.train_prompts, EpochOrder(len(run.prepared.train_prompts), [0], shuffle=False))
 
 
-def _score(run: Run, items: Sequence[tuple[Prompt, TrajectoryRef]]) -> None:
-    run.calls.gather({"reward/0": run.scoring.begin_score(0, items, 1)[0]}, what="scoring", deadline_s=60.0)
+async def _score(run: Run, batch: StepBatch) -> None:
+    units = []
+    for group in batch.groups:
+        pairs = zip(group.rollout.summaries, group.rollout.trajectories, strict=True)
+        samples = tuple(Sample(number, *pair) for number, pair in enumerate(pairs))
+        units.append(run.roles.scoring.queue.put(ScoringUnit(group.rollout.prompt, samples, 1)))
+    await asyncio.gather(*units)
 
 
-def _sample(run: Run, prompts: Sequence[Prompt], step: int) -> None:
-    """A step's prompts through the engine, without rewards, as the same groups that the step has: seeds go by them."""
-    plan, first = sampling_plan(run.config)[0], (step - 1) * len(prompts)
-    sample(run.calls, run.rollout, prompts, plan, 0, run.config.rollout.linger_s, first_group_id=first)
+async def _sample(run: Run, prompts: Sequence[Prompt], step: int) -> None:
+    """Sample a step's prompts, without rewards, as the same groups that the step has: seeds go by them."""
+    plan, first = sampling_plan(run.prepared.config)[0], (step - 1) * len(prompts)
+    await sample(run.roles.rollout, prompts, plan, 0, first_group_id=first)
 
 
-def _seconds(call: Callable[..., Any], *arguments: Any) -> float:
+async def _seconds(work: Awaitable[Any]) -> float:
     start = time.perf_counter()
-    call(*arguments)
+    await work
     return time.perf_counter() - start
 
 
-def _step_s(run: Run, staleness: int, num_steps: int, folder: Path) -> list[float]:
-    """Seconds of each step."""
-    config = replace(run.config, train=replace(run.config.train, max_staleness=staleness, num_steps=num_steps))
-    display = ClockedDisplay(num_steps)
-    prompts = _first_prompts(run)
-    stretch = replace(
-        run,
-        config=config,
-        prompts=prompts,
-        pipeline=build_pipeline(config, 0, run.calls, run.sampler, None, prompts),
-        log=RunLog(folder, config.logging),
-        display=display,
+async def _step_s(run: Run, staleness: int, num_steps: int, folder: Path) -> tuple[list[float], float]:
+    """Return the seconds of each step, and the driver's CPU seconds per step."""
+    before = run.prepared.config
+    config = replace(before, train=replace(before.train, max_staleness=staleness, num_steps=num_steps))
+    display, log = ClockedDisplay(num_steps), RunLog(folder, config.logging)
+    broadcaster = build_broadcaster(config, run.roles)
+    stretch = build_run(
+        replace(run.prepared, config=config), folder, run.roles, broadcaster, RunState(0, 0), log, None, display
     )
-    train(stretch)
-    stretch.log.close()
-    return [end - start for start, end in zip(display.done_at, display.done_at[1:], strict=False)]
+    cpu = time.process_time()
+    await stretch.supervise(train(stretch))
+    cpu_s = (time.process_time() - cpu) / num_steps
+    log.close()
+    return [end - start for start, end in zip(display.done_at, display.done_at[1:], strict=False)], cpu_s
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
@@ -43,8 +44,13 @@ def measure(workload: Workload, case: Case, num_steps: int, kl: float) -> dict[s
     prepared = prepare(config)
     run_dir = workload.folder / "rlsys"
     display = ClockedDisplay(num_steps)
-    with display, open_run(prepared, run_dir, display) as run:
-        train(run)
+
+    async def run() -> None:
+        async with open_run(prepared, run_dir, display) as opened:
+            await opened.supervise(train(opened))
+
+    with display:
+        asyncio.run(run())
 
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [row for row in map(json.loads, lines) if row["step"] > 0]

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from typing import Any
 
-from rlsys.orchestrator.sampler import POLL_S
 from rlsys.rollout.pool import RolloutPool
-from rlsys.runtime.calls import Calls
-from rlsys.types import GroupRequest, Prompt, Sampling
-
-DEADLINE_S = 600.0
+from rlsys.types import Prompt, Sampling
 
 
-def sample(
-    calls: Calls,
-    pool: RolloutPool,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    policy_version: int,
-    linger_s: float,
-    first_group_id: int = 0,
+async def sample(
+    pool: RolloutPool, prompts: Sequence[Prompt], sampling: Sampling, policy_version: int, first_group_id: int = 0
 ) -> list[list[int]]:
-    """Wait for every response of every prompt; returns their lengths, a list a prompt."""
-    requests = [GroupRequest(i, 1, p.index, p.token_ids, sampling) for i, p in enumerate(prompts, first_group_id)]
-    lengths: list[list[int]] = [[] for _ in prompts]
+    """Sample every prompt on the first engine; returns the responses' lengths, one list per prompt."""
 
-    def wait(call: Any) -> Any:
-        return calls.gather({pool.names[0]: call}, what="rollout", deadline_s=DEADLINE_S)[pool.names[0]]
+    async def one(stream: int, prompt: Prompt) -> list[int]:
+        lengths: list[int] = []
+        engine = pool.engines[0]
+        async with engine.sample(prompt, [sampling], stream=stream, policy_version=policy_version) as finished:
+            async for part in finished:
+                lengths += [each.summary.num_response_tokens for each in part]
+        return lengths
 
-    submitted = pool.begin_submit(0, requests, policy_version)
-    while sum(map(len, lengths)) < len(prompts) * sampling.samples_per_prompt:
-        told, _ = pool.begin_finished(0, POLL_S, linger_s)
-        for finished in wait(told):
-            if finished.summary is None:
-                raise RuntimeError(f"prompt {finished.group_id}: {finished.error}")
-            lengths[finished.group_id - first_group_id].append(finished.summary.num_response_tokens)
-    wait(submitted)
-    return lengths
+    return list(await asyncio.gather(*(one(index, prompt) for index, prompt in enumerate(prompts, first_group_id))))

@@ -9,6 +9,7 @@ samples a step ahead. Every run's costs foretell every run's step time; those of
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import statistics
 import tempfile
@@ -86,11 +87,15 @@ def _run(workload: Workload, folder: Path, workers: int, staleness: int, num_ste
     config.logging.trackers = []
     config.logging.rollouts_every = 1
     display = ClockedDisplay(num_steps)
-    with open_run(prepare(config), folder, display) as run:
-        for engine in range(workers):
-            pin("ray::RolloutWorker", engine, which=engine)
-        pin("ray::LearnerWorker", 1)
-        train(run)
+
+    async def run() -> None:
+        async with open_run(prepare(config), folder, display) as opened:
+            for engine in range(workers):
+                pin("ray::RolloutWorker", engine, which=engine)
+            pin("ray::LearnerWorker", 1)
+            await opened.supervise(train(opened))
+
+    asyncio.run(run())
     gaps = [end - start for start, end in zip(display.done_at, display.done_at[1:], strict=False)]
     counted = gaps[SKIP : len(gaps) - staleness - 1]
     return Measured(config, read_costs(folder, config, skip=SKIP), statistics.mean(counted))

@@ -135,18 +135,16 @@ def _train(config: Config, name: str) -> None:
     display.say(f"run {run_dir}: starting Ray, engines and learner (about half a minute)")
 
     from rlsys.build.run import open_run
+    from rlsys.runtime.interrupt import run_until_interrupted
     from rlsys.train import train
 
-    with display, open_run(prepared, run_dir, display) as run:
-        train(run)
+    async def run_training() -> None:
+        async with open_run(prepared, run_dir, display) as run:
+            await run.supervise(train(run))
+
+    with display:
+        run_until_interrupted(run_training())
     display.say(f"done: metrics, rollouts and checkpoints in {run_dir}")
-
-
-def _eval(arguments: list[str]) -> None:
-    quiet_libraries()
-    from rlsys.commands.evaluate import evaluation
-
-    evaluation(arguments)
 
 
 def quiet_libraries() -> None:

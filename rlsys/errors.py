@@ -26,6 +26,10 @@ class WorkerDiedError(WorkerError):
     """A worker's process is gone."""
 
 
+class SampleError(WorkerError):
+    """An engine could not sample one response; the group may be sampled again elsewhere."""
+
+
 class DeadlineError(RlsysError):
     """A wait ran past its deadline; the message names who had not answered."""
 

@@ -6,7 +6,7 @@ Legend for shapes: P prompts per step, G samples per prompt, N = P * G trajector
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -92,24 +92,25 @@ class TrajectorySummary:
 
 @dataclass(frozen=True)
 class GroupRequest:
-    """One prompt for an engine to sample `sampling.samples_per_prompt` responses to."""
+    """One prompt for an engine to sample responses to: those of each entry of `plan`, numbered through."""
 
-    group_id: int
-    attempt: int  # counted from 1: answers to an earlier attempt can be told apart
-    prompt_index: int
+    request_id: int  # unique among all requests to this engine; a further attempt is a new request
     token_ids: np.ndarray  # [L_prompt] int32
-    sampling: Sampling
-    first_sample: int = 0  # number of the first of its samples in the group
+    plan: tuple[Sampling, ...]
+    stream: int  # with the sample's number: its stream of random numbers, where rollout.seeded gives it its own
+
+    @property
+    def num_samples(self) -> int:
+        return sum(sampling.samples_per_prompt for sampling in self.plan)
 
 
 @dataclass(frozen=True)
 class Finished:
-    """One sample of a group request is done, or failed."""
+    """One sample of a request, generated or failed."""
 
-    group_id: int
-    attempt: int
+    request_id: int
     sample: int
-    summary: TrajectorySummary | None  # None of a request that failed
+    summary: TrajectorySummary | None  # None for a sample that failed
     error: str | None = None
 
 
@@ -127,6 +128,15 @@ class TextRef:
 
     chunk: Any  # reference to list[str]
     index: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled trajectory as the driver knows it."""
+
+    number: int  # in its group
+    summary: TrajectorySummary
+    trajectory: TrajectoryRef
 
 
 @dataclass(frozen=True)
@@ -160,6 +170,44 @@ class Reward:
 
 
 @dataclass(frozen=True)
+class ScoringUnit:
+    """Trajectories of one prompt that are scored in one call."""
+
+    prompt: Prompt
+    samples: tuple[Sample, ...]
+    step: int  # that reward functions see
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+Scores = tuple[list[Reward], dict[str, float]]  # one reward per sample; means of what reward functions logged
+
+
+@dataclass(frozen=True)
+class ReferenceScores:
+    """What the reference policy gives one group."""
+
+    logprobs: Any  # reference to a list of [L] float32, one per trajectory
+    kl_sums: list[float]  # sampling policy to reference, summed over each response; empty unless the reward reads it
+
+
+@dataclass(frozen=True)
+class ScoredGroup:
+    """A group that is sampled and scored, and referenced where the algorithm asks for it."""
+
+    rollout: RolloutGroup
+    rewards: tuple[Reward, ...]  # one per trajectory
+    baseline: Reward | None = None  # of the greedy response, where the estimator asks for one
+    reference: ReferenceScores | None = None
+    logged: Mapping[str, float] = field(default_factory=dict)  # means of what reward functions logged meanwhile
+
+    @property
+    def group_id(self) -> int:
+        return self.rollout.group_id
+
+
+@dataclass(frozen=True)
 class Coefficients:
     """Of the KL penalty and the entropy bonus in one step; a checkpoint holds those of the next."""
 
@@ -178,10 +226,10 @@ class ValueEstimate:
 
 
 @dataclass(frozen=True)
-class Offender:
+class NonFiniteTrajectory:
     """A trajectory that brought NaN or infinity, and where it was seen."""
 
-    group: int
+    group: int  # position in the experience, or in the batch
     sample: int
     what: str
 
@@ -212,7 +260,16 @@ class Experience:
     estimates: tuple[Any, ...] | None  # each to list[ValueEstimate]
     policy_version: int
     coefficients: Coefficients
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of the critic's estimates
 
     @property
     def rows(self) -> tuple[ExperienceRow, ...]:
         return tuple(row for minibatch in self.minibatches for row in minibatch)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step's optimizer updates gave. With trajectories in `nonfinite` the step was not applied as a whole."""
+
+    metrics: Mapping[str, float | None]
+    nonfinite: Sequence[NonFiniteTrajectory] = ()  # their groups are positions in the experience

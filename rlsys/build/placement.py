@@ -7,8 +7,8 @@ import platform
 
 from rlsys.algorithms.requirements import needs_critic, reference_workers
 from rlsys.config.schema import Config
-from rlsys.runtime.cluster import Demand
 from rlsys.runtime.preload import engine_preload
+from rlsys.runtime.room import Demand
 
 QUIET = {
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -111,8 +111,8 @@ def demands(config: Config) -> dict[str, list[Demand]]:
         "critic": [Demand(f"critic/{i}", critic.num_cpus, gpu, critic_env) for i in range(critic.num_workers)]
         if critic is not None
         else [],
-        "reward": [
-            Demand(f"reward/{i}", config.scoring.num_cpus, config.scoring.num_gpus, {**QUIET, "OMP_NUM_THREADS": "1"})
+        "scoring": [
+            Demand(f"scoring/{i}", config.scoring.num_cpus, config.scoring.num_gpus, {**QUIET, "OMP_NUM_THREADS": "1"})
             for i in range(config.scoring.num_workers)
         ],
         "reference": [

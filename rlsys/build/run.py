@@ -1,193 +1,179 @@
-"""From configuration to workers: the only place that names concrete ones."""
+"""Wires a run: starts the workers that the configuration asks for, and connects the parts of the training loop."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from rlsys.algorithms.coefficients import initial
-from rlsys.algorithms.requirements import needs_critic, needs_greedy
+from rlsys.algorithms import advantages
+from rlsys.algorithms.requirements import learner_is_reference, needs_critic, needs_greedy
+from rlsys.build.checkpoints import Checkpoints, newest, start_coefficients
 from rlsys.build.placement import demands, weight_backend
 from rlsys.config.schema import Config
 from rlsys.data.stream import PromptStream
 from rlsys.errors import DeadlineError, WorkerError
-from rlsys.guards.first_failures import FirstFailures
-from rlsys.guards.missing_rewards import Unscored, unscored_steps
+from rlsys.evaluation.periodic import PeriodicEvaluation
+from rlsys.guards.missing_rewards import MissingRewardGuard
 from rlsys.guards.nonfinite import NonFiniteGuard
 from rlsys.learner.critic_group import CriticGroup
 from rlsys.learner.critic_worker import CriticSetup
-from rlsys.learner.group import LearnerGroup
-from rlsys.learner.ranks import GangGroup
-from rlsys.learner.worker import LearnerSetup
+from rlsys.learner.learners import Learners
+from rlsys.learner.policy_group import PolicyGroup
+from rlsys.learner.policy_worker import LearnerSetup
 from rlsys.metrics.display import Display
+from rlsys.metrics.step import StageClock
 from rlsys.metrics.timeline import Timeline, timeline_path
-from rlsys.orchestrator.admission import Ledger
-from rlsys.orchestrator.experience import CreditAssignment
-from rlsys.orchestrator.pipeline import Pipeline
-from rlsys.orchestrator.sampler import Sampler
-from rlsys.orchestrator.scheduler import Scheduler
+from rlsys.orchestrator.admission import Admission
+from rlsys.orchestrator.experience import ExperienceBuilder
+from rlsys.orchestrator.orchestrator import GroupRule, Orchestrator
+from rlsys.orchestrator.router import Router
+from rlsys.orchestrator.sampling import GroupSampler
 from rlsys.preflight.prepare import Prepared
-from rlsys.reference.pool import REFERENCE_FILE, ReferencePool
+from rlsys.recorder import Recorder
+from rlsys.reference.policy import FrozenReference, PolicyWithoutAdapter, Reference
+from rlsys.reference.pool import ReferencePool
 from rlsys.rewards.entry import wants_whole_groups
-from rlsys.rollout.adapters import AdapterSlots
 from rlsys.rollout.pool import RolloutPool
+from rlsys.rollout.served_adapters import AdapterSlots
 from rlsys.rollout.worker import EngineModel
-from rlsys.run_folder import checkpoint
-from rlsys.run_folder.metrics import RunLog, set_aside
-from rlsys.run_folder.rollouts import Transcript
-from rlsys.runtime.calls import Calls, fetch
-from rlsys.runtime.cluster import Cluster, Demand
-from rlsys.runtime.lanes import Lanes
+from rlsys.run_folder.checkpoint import RunState
+from rlsys.run_folder.metrics import RunLog
+from rlsys.run_folder.rollouts import RolloutWriter
+from rlsys.runtime.calls import fetch
+from rlsys.runtime.cluster import Cluster
+from rlsys.runtime.garbage import collect_rarely
+from rlsys.runtime.room import Demand
+from rlsys.runtime.timeline_collector import TimelineCollector
 from rlsys.scoring.pool import RewardPool
 from rlsys.scoring.worker import Extent
-from rlsys.types import Coefficients, Sampling
-from rlsys.weights.broadcaster import AdapterBroadcaster, WeightBroadcaster
-from rlsys.weights.canary import Probe, probe_text
+from rlsys.types import Sampling
+from rlsys.weights.broadcaster import AdapterBroadcaster, Broadcaster, WeightBroadcaster
+from rlsys.weights.canary import WeightCanary, canary_text
+from rlsys.weights.policy_broadcast import PolicyBroadcast
 from rlsys.weights.verify import bound_of
 
+logger = logging.getLogger(__name__)
+LOG_FOLDER = "logs"
+# Deadline for engines and learner to end by themselves; what is left then is killed.
 STOP_S = 30.0
-"""Deadline for engines and learner to end by themselves; what is left then is killed."""
+
+
+class Role(Protocol):
+    """Workers that are started together."""
+
+    async def start(self, deadline_s: float) -> None: ...
+    def begin_take_spans(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The workers of a run; only wiring, tests and benchmarks look at them."""
+
+    cluster: Cluster
+    rollout: RolloutPool
+    scoring: RewardPool
+    policy: PolicyGroup
+    critic: CriticGroup | None
+    reference: ReferencePool | None  # None without a KL penalty, and with adapters
+
+    @property
+    def all(self) -> list[Role]:
+        every = (self.rollout, self.policy, self.scoring, self.critic, self.reference)
+        return [role for role in every if role is not None]
 
 
 @dataclass
 class Run:
-    """Everything the loop touches."""
+    """What the training loop names."""
 
-    config: Config
-    run_dir: Path
-    state: checkpoint.RunState
-    prompts: PromptStream
-    pipeline: Pipeline
-    calls: Calls
-    sampler: Sampler
-    rollout: RolloutPool
-    scoring: RewardPool
-    credit: CreditAssignment
-    coefficients: Coefficients
-    guard: NonFiniteGuard
-    unscored: Unscored  # steps
-    unscored_evals: Unscored
-    reference: ReferencePool | None
-    learner: LearnerGroup
-    critic: CriticGroup | None
-    weights: WeightBroadcaster | AdapterBroadcaster
-    probe: Probe | None  # where sampling runs ahead, or adapters travel
-    log: RunLog
-    transcript: Transcript
-    failures: FirstFailures
-    lanes: Lanes | None  # of the timeline, where one is written
-    display: Display
     prepared: Prepared
+    roles: Roles
+    state: RunState  # where the run started: step 0, or a checkpoint
+    clock: StageClock
+    prompts: PromptStream
+    sampler: GroupSampler
+    orchestrator: Orchestrator
+    experience: ExperienceBuilder
+    learners: Learners
+    weights: PolicyBroadcast
+    reference: Reference
+    evaluation: PeriodicEvaluation
+    recorder: Recorder
+    checkpoints: Checkpoints
+    read_policy: Callable[[], Mapping[str, Any]] = field(repr=False)
 
-    def save(self, folder: str) -> None:
-        """Everything that training changes, into one checkpoint."""
-        self.learner.save(folder)
-        if self.critic is not None:
-            self.critic.save(folder)
-        if self.reference is not None and not self.reference.is_initial:
-            self.reference.save(folder)
+    async def supervise(self, training: Coroutine[Any, Any, None]) -> None:
+        """Run the loop beside the groups in flight; raises the failure of either that explains the others."""
+        await self.roles.cluster.calls.background.supervise(training)
+
+    async def start(self) -> None:
+        """Give the engines the policy, and evaluate it before the first step."""
+        await self.weights.broadcast(self.state.step)
+        if self.state.step == 0:
+            self.recorder.record_start(await self.evaluation.evaluate(0))
+
+    def steps(self) -> Iterator[int]:
+        """Yield the numbers of the steps that are left."""
+        for step in range(self.state.step + 1, self.prepared.config.train.num_steps + 1):
+            self.clock.start_step()
+            yield step
+
+    async def finish(self) -> None:
+        """Wait for what the last step left open."""
+        await self.weights.finish()
+        await self.recorder.finish()
 
 
-@contextlib.contextmanager
-def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Run]:
-    """Start Ray and every worker; on leaving, however, end all of them."""
+@contextlib.asynccontextmanager
+async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> AsyncIterator[Run]:
+    """Start Ray and every worker; on exit, for whatever reason, stop all of them."""
     config = prepared.config
     wanted = demands(config)
     with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(connected(config, wanted))
-        rollout = start_rollout(cluster, prepared, wanted["rollout"])
-        scoring = start_scoring(cluster, prepared, wanted["reward"])
-        learner = LearnerGroup(cluster, learner_setup(prepared), wanted["learner"])
-        critic = CriticGroup(cluster, _critic_setup(prepared), wanted["critic"]) if wanted["critic"] else None
-        reference = _start_reference(cluster, prepared, wanted["reference"])
-        roles = [rollout, learner, scoring, *(role for role in (critic, reference) if role is not None)]
-        _start(cluster, config, *roles)
-        weights = build_broadcaster(cluster.calls, config, learner, rollout)
-        weights.open()
-        probed = config.train.max_staleness > 0 or config.learner.lora.rank > 0
-        probe = build_probe(cluster.calls, prepared, learner, rollout) if probed else None
-        state, folder = _newest(config, run_dir, display)
-        if folder is not None:
-            _restore(folder, learner, critic, reference)
-        log = RunLog(run_dir, config.logging, resume_step=state.step, settings=asdict(config), say=display.say)
+        cluster = stack.enter_context(connected(config, wanted, run_dir / LOG_FOLDER))
+        roles = start_roles(cluster, prepared, wanted)
+        await _wait_for_start(cluster, config, *roles.all)
+        broadcaster = build_broadcaster(config, roles)
+        await broadcaster.open()
+        state, folder = newest(config, run_dir)
+        log = RunLog(run_dir, config.logging, resume_step=state.step, settings=asdict(config))
         stack.callback(log.close)
-        lanes = None
+        timeline = None
         if config.logging.timeline:
-            timeline = Timeline(timeline_path(run_dir, state.step))
-            stack.callback(timeline.close)
-            lanes = Lanes(cluster.calls, roles, timeline.add)
-        prompts = _prompt_stream(prepared, state, display.say)
-        sampler = build_sampler(cluster.calls, config, rollout, scoring)
-        yield Run(
-            config=config,
-            run_dir=run_dir,
-            state=state,
-            prompts=prompts,
-            pipeline=build_pipeline(config, state.step, cluster.calls, sampler, reference, prompts),
-            calls=cluster.calls,
-            sampler=sampler,
-            rollout=rollout,
-            scoring=scoring,
-            credit=CreditAssignment(config),
-            coefficients=start_coefficients(config, state),
-            guard=NonFiniteGuard(run_dir, config.train.max_nonfinite_steps, rollout.trajectories, scoring.text, state),
-            unscored=unscored_steps(config, state, display.say),
-            unscored_evals=Unscored("eval/unscored", config.scoring.max_unscored_steps, display.say),
-            reference=reference,
-            learner=learner,
-            critic=critic,
-            weights=weights,
-            probe=probe,
-            log=log,
-            transcript=Transcript(run_dir, config.logging, scoring.text, rollout.trajectories, _fetched_estimates),
-            failures=FirstFailures(display.say),
-            lanes=lanes,
-            display=display,
-            prepared=prepared,
-        )
-        if lanes is not None:
-            lanes.finish()
-        _stop(display.say, rollout, learner, *([critic] if critic is not None else []))
+            file = Timeline(timeline_path(run_dir, state.step))
+            stack.callback(file.close)
+            timeline = TimelineCollector(cluster.calls, roles.all, file.add)
+        run = build_run(prepared, run_dir, roles, broadcaster, state, log, timeline, display)
+        if folder is not None:
+            await run.learners.load(str(folder))
+            await run.reference.load(str(folder))
+        collect_rarely()
+        yield run
+        await _stop(*(role for role in (roles.rollout, roles.policy, roles.critic) if role is not None))
 
 
-@contextlib.contextmanager
-def open_evaluation(prepared: Prepared) -> Iterator[Sampler]:
-    """Engines with the weights of `model.path`, and reward workers: no learner, no reference."""
+@contextlib.asynccontextmanager
+async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSampler, RewardPool]]:
+    """Start engines with the weights of `model.path`, and reward workers: no learner, no reference."""
     config = prepared.config
-    wanted = {role: demand for role, demand in demands(config).items() if role in ("rollout", "reward")}
+    wanted = {role: demand for role, demand in demands(config).items() if role in ("rollout", "scoring")}
     with connected(config, wanted) as cluster:
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
-        scoring = start_scoring(cluster, prepared, wanted["reward"])
-        _start(cluster, config, rollout, scoring)
-        yield build_sampler(cluster.calls, config, rollout, scoring)
-        _stop(print, rollout)
-
-
-def _start(cluster: Cluster, config: Config, *roles: RolloutPool | GangGroup | RewardPool | ReferencePool) -> None:
-    try:
-        for role in roles:
-            role.start(config.cluster.startup_deadline_s)
-    except DeadlineError as error:
-        raise DeadlineError(f"{error}. {cluster.room()}") from error
-
-
-def _stop(say: Callable[[str], None], *roles: RolloutPool | GangGroup) -> None:
-    """Everything has been written by now: a role that does not end by itself is worth a word, not the run."""
-    for role in roles:
-        try:
-            role.stop(STOP_S)
-        except (DeadlineError, WorkerError) as error:
-            say(f"not stopped in order, its processes are killed now: {error}")
+        scoring = start_scoring(cluster, prepared, wanted["scoring"])
+        await _wait_for_start(cluster, config, rollout, scoring)
+        yield build_sampler(config, rollout, scoring), scoring
+        await _stop(rollout)
 
 
 @contextlib.contextmanager
-def connected(config: Config, wanted: dict[str, list[Demand]]) -> Iterator[Cluster]:
-    """Ray with room for `wanted`; every process started through it ends on leaving."""
-    cluster = Cluster(config.cluster)
+def connected(config: Config, wanted: Mapping[str, list[Demand]], log_dir: Path | None = None) -> Iterator[Cluster]:
+    """Start or join Ray with room for `wanted`; on exit, for whatever reason, leave it with every worker ended."""
+    cluster = Cluster(config.cluster, log_dir)
     try:
         cluster.connect([demand for role in wanted.values() for demand in role])
         yield cluster
@@ -195,8 +181,92 @@ def connected(config: Config, wanted: dict[str, list[Demand]]) -> Iterator[Clust
         cluster.close()
 
 
+def start_roles(cluster: Cluster, prepared: Prepared, wanted: Mapping[str, list[Demand]]) -> Roles:
+    """Start a process for every worker; they begin to load when `start` is called."""
+    config = prepared.config
+    return Roles(
+        cluster=cluster,
+        rollout=start_rollout(cluster, prepared, wanted["rollout"]),
+        scoring=start_scoring(cluster, prepared, wanted["scoring"]),
+        policy=PolicyGroup(cluster, learner_setup(prepared), wanted["learner"]),
+        critic=CriticGroup(cluster, _critic_setup(prepared), wanted["critic"]) if needs_critic(config) else None,
+        reference=_start_reference(cluster, prepared, wanted["reference"]) if wanted["reference"] else None,
+    )
+
+
+async def _wait_for_start(cluster: Cluster, config: Config, *roles: Role) -> None:
+    deadline_s = config.cluster.startup_deadline_s
+    await cluster.room.wait(deadline_s)
+    for role in roles:
+        await role.start(deadline_s)
+
+
+async def _stop(*roles: RolloutPool | PolicyGroup | CriticGroup) -> None:
+    for role in roles:
+        try:
+            await role.stop(STOP_S)
+        except (DeadlineError, WorkerError) as error:
+            # Everything has been written by now: it is worth a message, not the run.
+            logger.warning("not stopped in order, its processes are killed now: %s", error)
+
+
+def build_run(
+    prepared: Prepared,
+    run_dir: Path,
+    roles: Roles,
+    broadcaster: Broadcaster,
+    state: RunState,
+    log: RunLog,
+    timeline: TimelineCollector | None,
+    display: Display,
+) -> Run:
+    """Connect the parts of the loop around started workers."""
+    config, clock = prepared.config, StageClock()
+    learners = Learners(config, clock, roles.policy, roles.critic, start_coefficients(config, state))
+    reference = _reference(config, roles)
+    prompts = _prompt_stream(prepared, state)
+    sampler = build_sampler(config, roles.rollout, roles.scoring)
+    orchestrator = build_orchestrator(config, state.step, roles.cluster, sampler, reference, prompts)
+    limit = config.scoring.max_unscored_steps
+    missing_eval = MissingRewardGuard("eval/unscored", limit)
+    recorder = Recorder(
+        clock,
+        orchestrator,
+        log,
+        RolloutWriter(run_dir, config.logging, roles.scoring.text, roles.rollout.trajectories, _fetched_estimates),
+        display,
+        timeline,
+        NonFiniteGuard(
+            run_dir, config.train.max_nonfinite_steps, roles.rollout.trajectories, roles.scoring.text, state
+        ),
+        MissingRewardGuard(
+            "reward/unscored_steps", limit, in_a_row=state.unscored_in_a_row, total=state.unscored_total
+        ),
+        missing_eval,
+    )
+    is_canary_needed = config.train.max_staleness > 0 or config.learner.lora.rank > 0
+    canary = build_canary(prepared, roles) if is_canary_needed else None
+    return Run(
+        prepared=prepared,
+        roles=roles,
+        state=state,
+        clock=clock,
+        prompts=prompts,
+        sampler=sampler,
+        orchestrator=orchestrator,
+        experience=ExperienceBuilder(config, clock, lambda: learners.coefficients, roles.critic),
+        learners=learners,
+        weights=PolicyBroadcast(broadcaster, canary, clock),
+        reference=reference,
+        evaluation=PeriodicEvaluation(config, prepared.eval_sets, sampler, missing_eval),
+        recorder=recorder,
+        checkpoints=Checkpoints(config, run_dir, prompts, orchestrator, learners, reference, recorder),
+        read_policy=roles.policy.begin_read_weights,
+    )
+
+
 def start_rollout(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> RolloutPool:
-    """The engines; they start building when asked to."""
+    """Start the engines' processes."""
     config = prepared.config
     rollout = replace(config.rollout, dtype=config.rollout.dtype or config.learner.dtype)
     return RolloutPool(
@@ -210,29 +280,28 @@ def start_rollout(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) ->
 
 
 def adapter_slots(config: Config) -> AdapterSlots | None:
-    """What engines keep ready for adapters; None where they serve none."""
-    if not config.learner.lora.syncs_adapter_only:
-        return None
+    """Return what engines keep ready for adapters; None where they serve none."""
     lora = config.learner.lora
+    if not lora.syncs_adapter_only:
+        return None
     quantization = None if lora.quantize_base is None else "bitsandbytes"
     return AdapterSlots(lora.rank, 1 + config.train.max_staleness, config.model.adapter, quantization)
 
 
 def start_scoring(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> RewardPool:
-    """The reward workers."""
+    """Start the reward workers' processes."""
     config = prepared.config
     extent = Extent(config.train.num_steps, len(prepared.train_prompts) / config.train.prompts_per_step or 1.0)
     model = (prepared.model_path, config.model.trust_remote_code)
     return RewardPool(cluster, config.scoring, wanted, config.rewards, *model, extent)
 
 
-def _start_reference(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> ReferencePool | None:
-    if not wanted:
-        return None
+def _start_reference(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> ReferencePool:
     config = prepared.config
     return ReferencePool(
         cluster,
         config.reference,
+        config.algorithm.refresh,
         wanted,
         prepared.model_path,
         config.learner.dtype,
@@ -242,8 +311,16 @@ def _start_reference(cluster: Cluster, prepared: Prepared, wanted: list[Demand])
     )
 
 
+def _reference(config: Config, roles: Roles) -> Reference:
+    if roles.reference is not None:
+        return roles.reference
+    if learner_is_reference(config):
+        return PolicyWithoutAdapter(roles.policy, roles.cluster.calls.background)
+    return FrozenReference()
+
+
 def learner_setup(prepared: Prepared) -> LearnerSetup:
-    """The learner ranks' part of the configuration."""
+    """Return the policy ranks' part of the configuration."""
     config = prepared.config
     return LearnerSetup(
         learner=config.learner,
@@ -277,70 +354,72 @@ def _critic_setup(prepared: Prepared) -> CriticSetup:
 
 
 def num_updates(config: Config, steps_without: int = 0) -> int:
-    """Optimizer updates of the whole run, but for some steps: what a learning rate's schedule is made for."""
+    """Return the optimizer updates of the whole run, less some steps: the length of a learning rate's schedule."""
     train = config.train
     return (train.num_steps - steps_without) * train.updates_per_step * train.minibatches_per_step
 
 
-def _prompt_stream(prepared: Prepared, state: checkpoint.RunState, say: Callable[[str], None]) -> PromptStream:
+def _prompt_stream(prepared: Prepared, state: RunState) -> PromptStream:
     prompts, order = prepared.train_prompts, prepared.train_order
     stream = PromptStream(prompts, order, cursor=state.prompt_cursor, pending=state.prompts_pending)
     if state.prompts_digest and state.prompts_digest != stream.digest:
-        say("the training prompts are others than at the checkpoint: some may come again before all have come once")
+        logger.warning(
+            "the training prompts differ from those at the checkpoint: some may come again before all have come once"
+        )
     return stream
 
 
-def _fetched_estimates(ref: Any) -> Any:
-    return fetch(ref, who="the object store", what="reading value estimates")
+async def _fetched_estimates(ref: Any) -> Any:
+    return await fetch(ref, who="the object store", what="reading value estimates")
 
 
-def build_sampler(calls: Calls, config: Config, rollout: RolloutPool, scoring: RewardPool) -> Sampler:
-    """What both training and evaluation sample and score through."""
-    return Sampler(
-        calls,
-        rollout,
-        scoring,
-        linger_s=config.rollout.linger_s,
+def build_sampler(config: Config, rollout: RolloutPool, scoring: RewardPool) -> GroupSampler:
+    """Return what both training and evaluation sample and score through."""
+    cap = config.rollout.max_in_flight or 2 * config.rollout.max_num_seqs
+    return GroupSampler(
+        rollout.engines,
+        scoring.queue,
+        Router([cap] * len(rollout.engines)),
         whole_groups=wants_whole_groups(config),
         deadline_s=config.rollout.deadline_s,
     )
 
 
-def build_broadcaster(
-    calls: Calls, config: Config, learner: LearnerGroup, rollout: RolloutPool
-) -> WeightBroadcaster | AdapterBroadcaster:
-    """What brings every new version to the engines."""
+def build_broadcaster(config: Config, roles: Roles) -> Broadcaster:
+    """Return what brings every new version to the engines."""
+    gather = roles.cluster.calls.gather
     if config.learner.lora.syncs_adapter_only:
-        return AdapterBroadcaster(learner, rollout, calls.gather, config.weights)
-    return WeightBroadcaster(learner, rollout, calls.gather, config.weights, weight_backend(config))
+        return AdapterBroadcaster(roles.policy, roles.rollout, gather, config.weights)
+    return WeightBroadcaster(roles.policy, roles.rollout, gather, config.weights, weight_backend(config))
 
 
-def build_probe(calls: Calls, prepared: Prepared, learner: LearnerGroup, rollout: RolloutPool) -> Probe:
-    """What compares engines with the learner when the trained tokens are of earlier versions."""
+def build_canary(prepared: Prepared, roles: Roles) -> WeightCanary:
+    """Return what compares engines with the learner where trained tokens do not."""
     config = prepared.config
-    return Probe(
-        calls,
-        learner,
-        rollout,
-        probe_text([prompt.token_ids for prompt in prepared.train_prompts], prepared.max_tokens),
+    return WeightCanary(
+        roles.cluster.calls,
+        roles.policy,
+        roles.rollout,
+        canary_text([prompt.token_ids for prompt in prepared.train_prompts], prepared.max_tokens),
         bound=bound_of(config.weights, config.learner.dtype, config.rollout.dtype or config.learner.dtype),
         deadline_s=config.rollout.deadline_s,
     )
 
 
-def build_pipeline(
+def build_orchestrator(
     config: Config,
     policy_version: int,
-    calls: Calls,
-    sampler: Sampler,
-    reference: ReferencePool | None,
+    cluster: Cluster,
+    sampler: GroupSampler,
+    reference: Reference,
     prompts: PromptStream,
-) -> Pipeline:
-    """What feeds the loop from `policy_version` on."""
-    train, rule, rollout = config.train, config.algorithm.groups, config.rollout
-    oversample = rule.oversample if rule.zero_variance == "resample" else 1.0
-    tries = rule.max_tries if rule.zero_variance == "resample" else 1
-    ledger = Ledger(
+) -> Orchestrator:
+    """Return what feeds the loop from `policy_version` on."""
+    train, rule = config.train, config.algorithm.groups
+    is_resampling = rule.zero_variance == "resample"
+    oversample = rule.oversample if is_resampling else 1.0
+    tries = rule.max_tries if is_resampling else 1
+    admission = Admission(
         train.prompts_per_step,
         train.max_staleness,
         policy_version=policy_version,
@@ -348,15 +427,28 @@ def build_pipeline(
         max_rejects_per_step=(tries - 1) * math.ceil(train.prompts_per_step * oversample),
         oversample=oversample,
     )
-    cap = rollout.max_in_flight or 2 * rollout.max_num_seqs
-    plan = sampling_plan(config)
-    num_samples = sum(sampling.samples_per_prompt for sampling in plan)
-    scheduler = Scheduler(ledger, [cap] * rollout.num_workers, num_samples)
-    return Pipeline(calls, sampler, reference, scheduler, prompts, plan, config)
+    estimator = str(config.algorithm.advantage["name"])
+    group_rule = GroupRule(
+        prompts_per_step=train.prompts_per_step,
+        keeps_equal_rewards=rule.zero_variance == "keep",
+        compares_parts=bool(advantages.registry.fact(estimator, "by_parts", default=False)),
+        on_error=config.scoring.on_error,
+    )
+    return Orchestrator(
+        cluster.calls.background,
+        sampler,
+        admission,
+        prompts,
+        sampling_plan(config),
+        group_rule,
+        reference.queue,
+        deadline_s=config.rollout.deadline_s,
+        idle_shares=cluster.calls.occupancy.take,
+    )
 
 
 def sampling_plan(config: Config) -> list[Sampling]:
-    """How each prompt is sampled: for training, and once greedily where the advantage estimator asks for a baseline."""
+    """Return how each prompt is sampled: for training, and once greedily where the estimator asks for a baseline."""
     training = Sampling(
         temperature=config.rollout.temperature,
         max_response_tokens=config.rollout.max_response_tokens,
@@ -365,35 +457,3 @@ def sampling_plan(config: Config) -> list[Sampling]:
     )
     greedy = replace(training, temperature=0.0, samples_per_prompt=1)
     return [training, greedy] if needs_greedy(config) else [training]
-
-
-def start_coefficients(config: Config, state: checkpoint.RunState) -> Coefficients:
-    """As configured, or where an adaptive one stood at the checkpoint."""
-    start = initial(config.algorithm)
-    kl, entropy = config.algorithm.kl, config.algorithm.entropy
-    if kl.target is not None and state.kl_coef is not None:
-        start = replace(start, kl=state.kl_coef)
-    if entropy.target is not None and state.entropy_coef is not None:
-        start = replace(start, entropy=state.entropy_coef, entropy_level=state.entropy_level)
-    return start
-
-
-def _newest(config: Config, run_dir: Path, display: Display) -> tuple[checkpoint.RunState, Path | None]:
-    """Where the run stands, and the checkpoint to continue from; None for a run that starts."""
-    found = checkpoint.checkpoints(run_dir) if config.resume == "auto" else []
-    if not found:
-        earlier = set_aside(run_dir)
-        if earlier is not None:
-            display.say(f"no checkpoint to resume from: starting over; what was there is kept in {earlier}")
-        return checkpoint.RunState(step=0, prompt_cursor=0), None
-    state = checkpoint.load_state(found[-1])
-    display.say(f"resuming from {found[-1]} after step {state.step}")
-    return state, found[-1]
-
-
-def _restore(folder: Path, learner: LearnerGroup, critic: CriticGroup | None, reference: ReferencePool | None) -> None:
-    learner.load(str(folder))
-    if critic is not None:
-        critic.load(str(folder))
-    if reference is not None and (folder / REFERENCE_FILE).exists():  # otherwise it has never been refreshed
-        reference.load(str(folder))

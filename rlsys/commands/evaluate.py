@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from rlsys.build.run import open_evaluation
 from rlsys.config.compose import composed, to_config
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
-from rlsys.evaluation.evaluate import Evaluation, evaluate
+from rlsys.evaluation.evaluate import Evaluation, Evaluations, evaluate
 from rlsys.evaluation.intervals import Estimate
-from rlsys.preflight.prepare import EvalSet, Prepared, prepare
-from rlsys.rollout.pool import RolloutPool
+from rlsys.preflight.prepare import Prepared, prepare
+from rlsys.rollout.worker import LOADED_VERSION
 from rlsys.run_folder.finished import FinishedRun, overridden
-from rlsys.types import Reward
+from rlsys.runtime.interrupt import run_until_interrupted
+from rlsys.scoring.pool import RewardPool
 
 
 def evaluation(arguments: Sequence[str]) -> None:
@@ -51,28 +51,28 @@ def evaluation(arguments: Sequence[str]) -> None:
 
 
 def evaluation_run(prepared: Prepared, responses: Path | None = None) -> list[Evaluation]:
-    """Evaluate the model on every held-out data set; `responses` is a file for what it answered."""
+    """Evaluate the model on every held-out data set; `responses` is a file for its responses."""
     if not prepared.eval_sets:
         raise ConfigError("data.eval is null: there is nothing to evaluate on")
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(responses.open("w", encoding="utf-8")) if responses is not None else None
-        sampler = stack.enter_context(open_evaluation(prepared))
 
-        def tell(eval_set: EvalSet, kind: str, rewards: Sequence[Sequence[Reward]]) -> None:
-            assert file is not None
-            for prompt, group in zip(eval_set.prompts, rewards, strict=True):
+    async def run() -> Evaluations:
+        async with open_evaluation(prepared) as (sampler, scoring):
+            results = await evaluate(sampler, prepared.eval_sets, prepared.config, policy_version=LOADED_VERSION)
+            if responses is not None:
+                rows = [row async for row in _response_rows(results, scoring)]
+                responses.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+            return results
+
+    return run_until_interrupted(run()).all()
+
+
+async def _response_rows(results: Evaluations, scoring: RewardPool) -> AsyncIterator[dict[str, Any]]:
+    for part in results.responses:
+        for kind, groups in (("greedy", part.greedy), ("drawn", part.drawn)):
+            for prompt, group in zip(part.eval_set.prompts, groups, strict=bool(groups)):
                 for reward in group:
-                    row = {"data": eval_set.label, "prompt_index": prompt.index, "prompt": prompt.text, "kind": kind}
-                    row |= {"response": sampler.text(reward.response), "reward": reward.total}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-        return evaluate(
-            sampler,
-            prepared.eval_sets,
-            prepared.config,
-            policy_version=RolloutPool.LOADED_VERSION,
-            tell=tell if file is not None else None,
-        ).all()
+                    row = {"data": part.eval_set.label, "prompt_index": prompt.index, "prompt": prompt.text}
+                    yield row | {"kind": kind, "response": await scoring.text(reward.response), "reward": reward.total}
 
 
 def as_json(prepared: Prepared, results: Sequence[Evaluation]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from rlsys.evaluation import intervals
 from rlsys.evaluation.intervals import Estimate
 from rlsys.guards.missing_rewards import NoRewardError
 from rlsys.metrics.step import Metrics
-from rlsys.orchestrator.sampler import Sampler
+from rlsys.orchestrator.sampling import GroupSampler
 from rlsys.preflight.prepare import EvalSet
 from rlsys.scoring.combine import first_failure
 from rlsys.types import Reward, Sampling
@@ -34,35 +34,41 @@ class Evaluation:
     pass_at: dict[int, Estimate] = field(default_factory=dict)  # by k
 
 
+Rewards = Sequence[Reward]  # of one prompt's responses
+
+
+@dataclass(frozen=True)
+class Responses:
+    """The scored responses to one data set's prompts."""
+
+    eval_set: EvalSet
+    greedy: list[Rewards]
+    drawn: list[Rewards]
+
+
 @dataclass(frozen=True)
 class Evaluations:
-    """Of several data sets; `lacking` says of those without one valid reward why."""
+    """Results on several data sets."""
 
     found: list[Evaluation]
-    lacking: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)  # why a data set has no result: not one valid reward
+    responses: list[Responses] = field(default_factory=list)
 
     def all(self) -> list[Evaluation]:
-        """Raises NoRewardError when one lacks rewards."""
+        """Return every data set's result. Raises NoRewardError when one has no valid reward."""
         if self.lacking:
             raise NoRewardError("; ".join(self.lacking))
         return self.found
 
 
-def evaluate(
-    sampler: Sampler,
-    eval_sets: Sequence[EvalSet],
-    config: Config,
-    policy_version: int,
-    tell: Callable[[EvalSet, str, Sequence[Sequence[Reward]]], None] | None = None,
+async def evaluate(
+    sampler: GroupSampler, eval_sets: Sequence[EvalSet], config: Config, policy_version: int
 ) -> Evaluations:
-    """One greedy response a prompt, and `eval.num_samples` drawn ones, scored like any other trajectory.
-
-    `tell` hears every data set's rewards, those of "greedy" and of "drawn" responses, a list a prompt.
-    """
-    greedy = _rewards(sampler, eval_sets, config, policy_version, temperature=0.0, count=1)
-    drawn: list[list[list[Reward]]] = [[] for _ in eval_sets]
+    """Sample one greedy response per prompt and `eval.num_samples` drawn ones; score them like any trajectory."""
+    greedy = await _rewards(sampler, eval_sets, config, policy_version, temperature=0.0, count=1)
+    drawn: list[list[Rewards]] = [[] for _ in eval_sets]
     if config.eval.num_samples:
-        drawn = _rewards(
+        drawn = await _rewards(
             sampler,
             eval_sets,
             config,
@@ -70,13 +76,9 @@ def evaluate(
             temperature=config.eval.temperature,
             count=config.eval.num_samples,
         )
-    if tell is not None:
-        for eval_set, of_greedy, of_drawn in zip(eval_sets, greedy, drawn, strict=True):
-            tell(eval_set, "greedy", of_greedy)
-            if of_drawn:
-                tell(eval_set, "drawn", of_drawn)
     results = Evaluations([])
     for eval_set, of_greedy, of_drawn in zip(eval_sets, greedy, drawn, strict=True):
+        results.responses.append(Responses(eval_set, of_greedy, of_drawn))
         if any(group[0].total is not None for group in of_greedy):
             results.found.append(_evaluation(eval_set, of_greedy, of_drawn, config))
         else:
@@ -107,20 +109,21 @@ def _means(rows: Sequence[Mapping[str, float]]) -> Metrics:
     return metrics
 
 
-def _rewards(
-    sampler: Sampler,
+async def _rewards(
+    sampler: GroupSampler,
     eval_sets: Sequence[EvalSet],
     config: Config,
     policy_version: int,
     *,
     temperature: float,
     count: int,
-) -> list[list[list[Reward]]]:
-    """Of every prompt of every set; the sets are sampled together."""
+) -> list[list[Rewards]]:
+    """Return the rewards of every prompt of every set; the sets are sampled together."""
     limit = config.eval.max_response_tokens or config.rollout.max_response_tokens
     sampling = Sampling(temperature=temperature, max_response_tokens=limit, samples_per_prompt=count)
     prompts = [prompt for eval_set in eval_sets for prompt in eval_set.prompts]
-    _, rewards = sampler.complete(prompts, sampling, policy_version)
+    groups = await sampler.sample_prompts(prompts, sampling, policy_version=policy_version)
+    rewards: list[Rewards] = [group.rewards for group in groups]
     ends = np.cumsum([len(eval_set.prompts) for eval_set in eval_sets])
     return [rewards[end - len(part.prompts) : end] for end, part in zip(ends, eval_sets, strict=True)]
 

@@ -1,54 +1,61 @@
-"""What happens to a step that met NaN or infinity: it is not applied, it is written down, and several end the run."""
+"""What happens to a step with NaN or infinity: it is not applied, it is written down, and several end the run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from rlsys.errors import RlsysError
 from rlsys.metrics.step import Metrics
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.rollouts import SURROGATES
-from rlsys.types import Offender, Reward, RolloutGroup, TextRef, Trajectory
+from rlsys.types import NonFiniteTrajectory, RolloutGroup, ScoredGroup, TextRef, Trajectory
 
-MAX_DUMPED = 64
-"""Trajectories written for one step; the rest are counted."""
+# Trajectories written for one step; the rest are only counted.
+MAX_WRITTEN = 64
 
 
 class NonFiniteGuard:
-    """Counts steps that were not applied and keeps what brought them down under `run_dir/nonfinite/`."""
+    """Counts steps that were not applied, and keeps the trajectories that caused it under `run_dir/nonfinite/`."""
 
     def __init__(
         self,
         run_dir: Path,
         limit: int,
-        fetch: Callable[[RolloutGroup], list[Trajectory]],
-        text_of: Callable[[TextRef | None], str],
+        fetch: Callable[[RolloutGroup], Awaitable[list[Trajectory]]],
+        text_of: Callable[[TextRef | None], Awaitable[str]],
         state: RunState,
     ) -> None:
+        """Count on from a checkpoint's `state`.
+
+        Args:
+            run_dir: the run's folder.
+            limit: steps in a row that end the run.
+            fetch: gives a group's token arrays.
+            text_of: gives a response's text.
+            state: where the counts stand.
+        """
+        self.in_a_row = state.nonfinite_in_a_row
+        self.total = state.nonfinite_total
         self._folder = run_dir / "nonfinite"
         self._limit = limit
         self._fetch = fetch
         self._text_of = text_of
-        self.in_a_row = state.nonfinite_in_a_row
-        self.total = state.nonfinite_total
 
-    def record(
-        self,
-        step: int,
-        offenders: Sequence[Offender],
-        groups: Sequence[RolloutGroup],
-        rewards: Sequence[Sequence[Reward]],
-    ) -> Metrics:
-        """Write the offending trajectories of a step; the metrics say how many there were, also when none."""
-        if offenders:
+    async def record(self, step: int, found: Sequence[NonFiniteTrajectory], groups: Sequence[ScoredGroup]) -> Metrics:
+        """Write a step's trajectories with NaN or infinity; their `group` is a position in `groups`.
+
+        Returns:
+            How many there are, and how many steps had some so far.
+        """
+        if found:
             self.total += 1
             self.in_a_row += 1
-            self._dump(step, offenders, groups, rewards)
+            await self._write(step, found, groups)
         else:
             self.in_a_row = 0
-        return {"nonfinite/trajectories": float(len(offenders)), "nonfinite/steps": float(self.total)}
+        return {"nonfinite/trajectories": float(len(found)), "nonfinite/steps": float(self.total)}
 
     def check(self) -> None:
         """Raise RlsysError when too many steps in a row were not applied."""
@@ -60,27 +67,22 @@ class NonFiniteGuard:
                 "gradient (then lower learner.lr or learner.max_grad_norm)"
             )
 
-    def _dump(
-        self,
-        step: int,
-        offenders: Sequence[Offender],
-        groups: Sequence[RolloutGroup],
-        rewards: Sequence[Sequence[Reward]],
-    ) -> None:
+    async def _write(self, step: int, found: Sequence[NonFiniteTrajectory], groups: Sequence[ScoredGroup]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"step-{step:06d}.jsonl"
         with path.open("w", encoding="utf-8", errors=SURROGATES) as file:
-            for offender in offenders[:MAX_DUMPED]:
-                group, reward = groups[offender.group], rewards[offender.group][offender.sample]
-                trajectory = self._fetch(group)[offender.sample]
+            for one in found[:MAX_WRITTEN]:
+                group = groups[one.group]
+                rollout, reward = group.rollout, group.rewards[one.sample]
+                trajectory = (await self._fetch(rollout))[one.sample]
                 row = {
-                    "what": offender.what,
-                    "prompt_index": group.prompt.index,
-                    "prompt": group.prompt.text,
-                    "response": self._text_of(reward.response),
+                    "what": one.what,
+                    "prompt_index": rollout.prompt.index,
+                    "prompt": rollout.prompt.text,
+                    "response": await self._text_of(reward.response),
                     "reward": reward.total,
                     "details": {name: part.detail for name, part in reward.parts.items() if part.detail},
-                    "policy_version": group.summaries[offender.sample].policy_version,
+                    "policy_version": rollout.summaries[one.sample].policy_version,
                     "token_ids": trajectory.token_ids.tolist(),
                     "loss_mask": trajectory.loss_mask.tolist(),
                     "behavior_logprobs": [repr(float(value)) for value in trajectory.behavior_logprobs],

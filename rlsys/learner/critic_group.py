@@ -1,4 +1,4 @@
-"""The critic group: a second gang, with values instead of words."""
+"""The critic's ranks: values of every token before the update, then the update that improves them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 from rlsys.learner.critic_worker import CriticSetup, CriticWorker
 from rlsys.learner.rank import Share
-from rlsys.learner.ranks import GangGroup
+from rlsys.learner.rank_group import RankGroup
 from rlsys.runtime.balance import balance
 from rlsys.runtime.chunks import Place, chunks_of
-from rlsys.runtime.cluster import Cluster, Demand
-from rlsys.types import Coefficients, ExperienceRow, Reward, RolloutGroup
+from rlsys.runtime.cluster import Cluster
+from rlsys.runtime.room import Demand
+from rlsys.types import Coefficients, ExperienceRow, ScoredGroup
 
 
-class CriticGroup(GangGroup):
+class CriticGroup(RankGroup):
     """Estimates every trajectory's values, then learns from the returns."""
 
     METRICS = "critic"
@@ -22,37 +23,38 @@ class CriticGroup(GangGroup):
     def __init__(self, cluster: Cluster, setup: CriticSetup, demands: list[Demand]) -> None:
         super().__init__(cluster, CriticWorker, setup.critic, setup, demands)
 
-    def estimate(
-        self,
-        groups: Sequence[RolloutGroup],
-        rewards: Sequence[Sequence[Reward]],
-        ref_logprobs: tuple[Any, ...] | None,
-        coefficients: Coefficients,
+    async def estimate(
+        self, groups: Sequence[ScoredGroup], coefficients: Coefficients
     ) -> tuple[tuple[Any, ...], dict[str, float]]:
-        """One reference a group to its trajectories' estimates (list[ValueEstimate]), and metrics; waits for all."""
-        shares = balance([sum(s.num_tokens for s in group.summaries) for group in groups], len(self._workers))
+        """Estimate the values of whole groups.
+
+        Returns:
+            A reference per group to its trajectories' estimates (list[ValueEstimate]), and metrics.
+        """
+        sizes = [sum(summary.num_tokens for summary in group.rollout.summaries) for group in groups]
         out: list[Any] = [None] * len(groups)
         calls = {}
-        for (name, worker), chosen in zip(self._workers.items(), shares, strict=True):
-            chunks, places = chunks_of(groups[i].trajectories for i in chosen)
-            share = _whole([groups[i] for i in chosen], places, coefficients, ref_logprobs is not None)
-            totals = [[reward.total for reward in rewards[i]] for i in chosen]
-            arrays = [*chunks, *(ref_logprobs[i] for i in chosen)] if ref_logprobs is not None else chunks
-            answer = worker.estimate.options(num_returns=1 + len(chosen)).remote(totals, share, *arrays)
+        for (name, worker), chosen in zip(self._workers.items(), balance(sizes, len(self._workers)), strict=True):
+            own = [groups[index] for index in chosen]
+            chunks, places = chunks_of(group.rollout.trajectories for group in own)
+            references = [group.reference.logprobs for group in own if group.reference is not None]
+            share = _whole(own, places, coefficients, has_reference=bool(references))
+            totals = [[reward.total for reward in group.rewards] for group in own]
+            answer = worker.estimate.options(num_returns=1 + len(chosen)).remote(totals, share, *chunks, *references)
             metrics, *refs = answer if chosen else [answer]
             calls[name] = metrics
             for index, ref in zip(chosen, refs, strict=True):
                 out[index] = ref
-        results = self._cluster.calls.gather(calls, what="value estimates", deadline_s=self._config.deadline_s)
+        results = await self._calls.gather(calls, what="value estimates", deadline_s=self._config.deadline_s)
         first = next(iter(results.values()))
         return tuple(out), first[0] if isinstance(first, list) else first
 
 
 def _whole(
-    groups: Sequence[RolloutGroup], places: Sequence[Sequence[Place]], coefficients: Coefficients, has_reference: bool
+    groups: Sequence[ScoredGroup], places: Sequence[Sequence[Place]], coefficients: Coefficients, *, has_reference: bool
 ) -> Share:
-    """Every trajectory of the groups as one minibatch; a row's group is its place among them."""
-    pairs = [(g, s, summary) for g, group in enumerate(groups) for s, summary in enumerate(group.summaries)]
+    """Return every trajectory of the groups as one minibatch; a row's group is its position among them."""
+    pairs = [(g, s, summary) for g, group in enumerate(groups) for s, summary in enumerate(group.rollout.summaries)]
     rows = tuple(
         ExperienceRow(index, g, s, 0.0, 0.0, summary.num_tokens, summary.num_response_tokens)
         for index, (g, s, summary) in enumerate(pairs)

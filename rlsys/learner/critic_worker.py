@@ -18,7 +18,7 @@ from rlsys.models.packing import TokenBatch
 from rlsys.models.padding import pad
 from rlsys.models.policy import DTYPES
 from rlsys.models.value import load_critic
-from rlsys.types import Offender, ValueEstimate
+from rlsys.types import NonFiniteTrajectory, ValueEstimate
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class CriticWorker(GangWorker):
             start += len(group)
         return nested
 
-    def update(self, share: Share, *arrays: Any) -> tuple[dict[str, float], list[Offender]]:
+    def update(self, share: Share, *arrays: Any) -> tuple[dict[str, float], list[NonFiniteTrajectory]]:
         """One step's optimizer updates, as the learner's: metrics and the trajectories that were not finite."""
         minibatches = items_of(share, arrays)
         done: list[dict[str, float]] = []

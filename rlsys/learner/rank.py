@@ -19,6 +19,7 @@ from rlsys.learner.engine import build_engine, forget_gradients
 from rlsys.models.packing import TokenBatch, TokenRow, microbatches, token_batch
 from rlsys.runtime.chunks import Place, picked
 from rlsys.runtime.garbage import freeze_started
+from rlsys.runtime.logs import log_worker
 from rlsys.runtime.spans import Span, Spans
 from rlsys.types import Coefficients, ExperienceRow, Trajectory, ValueEstimate
 
@@ -120,6 +121,7 @@ class GangWorker:
     """Names its part of a checkpoint."""
 
     def __init__(self, rank: int, config: LearnerConfig, num_updates: int, seed: int) -> None:
+        log_worker()
         self._rank = rank
         self._config = config
         self._num_updates = num_updates

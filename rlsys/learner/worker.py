@@ -22,7 +22,7 @@ from rlsys.models.adapters import (
 )
 from rlsys.models.packing import TokenBatch
 from rlsys.models.padding import pad
-from rlsys.types import Offender
+from rlsys.types import NonFiniteTrajectory
 from rlsys.weights.verify import LogprobDiff, bound_of, check, comparable, diff_of, merge
 
 
@@ -32,7 +32,7 @@ class UpdateSums:
 
     sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     largest: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    offenders: list[Offender] = field(default_factory=list)
+    offenders: list[NonFiniteTrajectory] = field(default_factory=list)
 
 
 class LearnerWorker(PolicyWorker):
@@ -52,7 +52,7 @@ class LearnerWorker(PolicyWorker):
         self._has_dropout = setup.learner.lora.rank > 0 and setup.learner.lora.dropout > 0
         self._bonus = setup.algorithm.entropy.coef > 0 or setup.algorithm.entropy.target is not None
 
-    def update(self, share: Share, *arrays: Any) -> tuple[dict[str, float], list[Offender]]:
+    def update(self, share: Share, *arrays: Any) -> tuple[dict[str, float], list[NonFiniteTrajectory]]:
         """One step's optimizer updates; `arrays` as `items_of` takes them.
 
         Returns: metrics, the same on every rank, and the trajectories of this rank whose numbers were not finite. After
@@ -160,7 +160,9 @@ class LearnerWorker(PolicyWorker):
         if not is_finite:
             what = "log-probability or advantage" if not all(finite_rows) else "loss"
             bad = [item for item, finite in zip(items, finite_rows, strict=True) if not finite] or items
-            sums.offenders += [Offender(item.row.group, item.row.sample, what) for item in bad if item.row.index >= 0]
+            sums.offenders += [
+                NonFiniteTrajectory(item.row.group, item.row.sample, what) for item in bad if item.row.index >= 0
+            ]
         for name, value in result.sums.items():
             sums.sums[name] += float(value)
         for name, value in result.largest.items():
@@ -251,11 +253,13 @@ class LearnerWorker(PolicyWorker):
         return metrics
 
 
-def _not_finite(minibatches: Sequence[Sequence[TrainItem]], known: Mapping[int, TokenRecord]) -> list[Offender]:
+def _not_finite(
+    minibatches: Sequence[Sequence[TrainItem]], known: Mapping[int, TokenRecord]
+) -> list[NonFiniteTrajectory]:
     """This rank's trajectories whose log-probabilities under the policy as it is hold NaN or infinity."""
     items = (item for minibatch in minibatches for item in minibatch)
     return [
-        Offender(item.row.group, item.row.sample, "log-probability")
+        NonFiniteTrajectory(item.row.group, item.row.sample, "log-probability")
         for item in items
         if not np.isfinite(known[item.row.index].logprobs).all()
     ]

@@ -15,7 +15,7 @@ Metrics = dict[str, float | None]
 
 
 class StageClock:
-    """Wall-clock seconds by stage, as `time/<stage>_s`."""
+    """Wall-clock seconds by stage, as `time/<stage>_s`, since the last `start_step`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -32,15 +32,19 @@ class StageClock:
         """Count seconds measured elsewhere."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
-    def metrics(self) -> Metrics:
-        """Every stage's seconds, and the whole step's."""
+    def start_step(self) -> None:
+        """Begin a step: forget what was measured before."""
+        self.seconds, self._started = {}, time.perf_counter()
+
+    def metrics(self, *, without_s: float = 0.0) -> Metrics:
+        """Return every stage's seconds, and the whole step's without those that do not count as its own."""
         times: Metrics = {f"time/{name}_s": seconds for name, seconds in self.seconds.items()}
-        times["time/step_s"] = time.perf_counter() - self._started
+        times["time/step_s"] = time.perf_counter() - self._started - without_s
         return times
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> Metrics:
-    """Lengths, truncation and staleness of a step's trajectories; without any, that there were none."""
+    """Return lengths, truncation and staleness of a step's trajectories; only their number when there are none."""
     summaries = [summary for group in groups for summary in group.summaries]
     if not summaries:
         return {"rollout/tokens": 0.0}
@@ -56,8 +60,8 @@ def rollout_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> Metr
     }
 
 
-def reward_metrics(rewards: Sequence[Sequence[Reward]], logged: dict[str, float]) -> Metrics:
-    """Totals and parts over trajectories with a valid reward, and how many calls ended otherwise."""
+def reward_metrics(rewards: Sequence[Sequence[Reward]]) -> Metrics:
+    """Return totals and parts over trajectories with a valid reward, and how many calls ended otherwise."""
     flat = [reward for group in rewards for reward in group]
     if not flat:
         return {}
@@ -73,5 +77,4 @@ def reward_metrics(rewards: Sequence[Sequence[Reward]], logged: dict[str, float]
         for outcome in ("timeout", "error", "not_finite", "not_applicable"):
             metrics[f"reward/{label}/{outcome}"] = float(sum(part.outcome == outcome for part in parts))
     metrics["reward/masked_trajectories"] = float(len(flat) - len(totals))
-    metrics.update({f"reward/logged/{name}": value for name, value in logged.items()})
     return metrics

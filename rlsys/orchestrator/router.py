@@ -1,55 +1,159 @@
-"""Which engine samples a group: the least loaded one that has room."""
+"""Which engine samples a group: the least loaded one that has room for the whole group."""
 
 from __future__ import annotations
 
+import asyncio
+import heapq
+import itertools
 from collections.abc import Sequence
+from types import TracebackType
 
-from rlsys.errors import ScheduleError
+from rlsys.errors import ScheduleError, WorkerDiedError
+
+# Who gets room first when several wait for it; within one class the older group goes first.
+RESTART, EVALUATION, NEW = range(3)
+Order = tuple[int, int]
+# Entries per engine, mostly out of date, at which the heap of loads is made anew.
+MAX_ENTRIES = 8
+Waiter = tuple[Order, int, int, "asyncio.Future[Lease]"]
+
+
+class Lease:
+    """Room for a group's trajectories on one engine, given back one by one or, on leaving, all at once."""
+
+    def __init__(self, router: Router, engine: int, num_samples: int) -> None:
+        self.engine = engine
+        self._router = router
+        self._held = num_samples
+
+    def release(self, num_samples: int) -> None:
+        """Give back the room of trajectories that are finished."""
+        if num_samples > self._held:
+            raise ScheduleError(
+                f"engine {self.engine} cannot finish {num_samples} trajectories of a group: {self._held} of it run"
+            )
+        self._held -= num_samples
+        self._router.release(self.engine, num_samples)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release(self._held)
 
 
 class Router:
-    """Engines by index, each with a cap on the trajectories that it samples at once."""
+    """The load of every engine in service, and whoever waits for room.
+
+    A group stays together because its samples share the prompt's prefix cache. A group larger than an engine's cap
+    gets an idle engine. Engines are compared by load over cap; among equals the lowest index wins, so that runs are
+    reproducible.
+    """
 
     def __init__(self, caps: Sequence[int]) -> None:
-        """Raises ValueError without an engine or for a cap below 1."""
+        """Put engines with these caps on concurrent trajectories into service. Raises ValueError for a cap below 1."""
         if not caps or min(caps) < 1:
-            raise ValueError(f"caps={list(caps)}: at least one engine, each with a cap of at least 1")
+            raise ValueError(f"caps={list(caps)}: give at least one engine, each with a cap of at least 1")
         self._caps = tuple(caps)
         self._load: dict[int, int] = dict.fromkeys(range(len(caps)), 0)  # of the engines in service
+        # Engines by load over cap. An entry whose load is no longer the engine's is dropped when it comes up.
+        self._by_load: list[tuple[float, int, int]] = [(0.0, engine, 0) for engine in self._load]
+        self._has_equal_caps = len(set(caps)) == 1
+        self._waiting: list[Waiter] = []
+        self._numbers = itertools.count()
 
     @property
     def load(self) -> dict[int, int]:
-        """Trajectories running on each engine in service."""
+        """Number of trajectories running on each engine in service."""
         return dict(self._load)
 
-    def route(self, num_samples: int) -> int | None:
-        """The engine for a whole group, its load counted from now on; None where none has room.
+    @property
+    def num_waiting(self) -> int:
+        """Number of groups that wait for room."""
+        return sum(not waiter[-1].done() for waiter in self._waiting)
 
-        A group stays together because its samples share the prompt's prefix cache. One larger than the cap gets an
-        idle engine. Engines are compared by load over cap; among equals the lowest index, so that runs are
-        reproducible.
-        """
-        having_room = [e for e, load in self._load.items() if load == 0 or load + num_samples <= self._caps[e]]
-        if not having_room:
+    def try_reserve(self, num_samples: int) -> Lease | None:
+        """Return room for a group of `num_samples`, counted from now on; None when no engine has it."""
+        skipped, found = [], None
+        while self._by_load and found is None:
+            entry = heapq.heappop(self._by_load)
+            _, engine, load = entry
+            if self._load.get(engine) != load:
+                continue  # out of date, or out of service
+            skipped.append(entry)
+            if load == 0 or load + num_samples <= self._caps[engine]:
+                found = engine
+            elif self._has_equal_caps:
+                break  # the others have even less room
+        for entry in skipped:
+            if entry[1] != found:
+                heapq.heappush(self._by_load, entry)
+        if found is None:
             return None
-        engine = min(having_room, key=lambda e: (self._load[e] / self._caps[e], e))
-        self._load[engine] += num_samples
-        return engine
+        self._change(found, num_samples)
+        return Lease(self, found, num_samples)
 
-    def release(self, engine: int, num_samples: int = 1) -> None:
-        """Trajectories finished. Raises ScheduleError for more than run there."""
-        running = self._load.get(engine, 0)
-        if num_samples > running:
-            raise ScheduleError(f"engine {engine} cannot finish {num_samples} trajectories: {running} run there")
-        self._load[engine] = running - num_samples
+    async def reserve(self, num_samples: int, order: Order) -> Lease:
+        """Wait for room for a group; the lowest `order` is served first.
 
-    def remove(self, engine: int) -> bool:
-        """Take an engine that died out of service, and forget its load; False when it was not in service."""
-        return self._load.pop(engine, None) is not None
+        Raises:
+            WorkerDiedError: no engine is left.
+        """
+        self._refuse_without_engines()
+        lease = None if self._waiting else self.try_reserve(num_samples)
+        if lease is not None:
+            return lease
+        granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (order, next(self._numbers), num_samples, granted))
+        self._serve()
+        try:
+            return await granted
+        except asyncio.CancelledError:
+            if granted.done() and not granted.cancelled():
+                granted.result().__exit__(None, None, None)
+            raise
 
-    def add(self, engine: int) -> None:
-        """Put a removed engine back into service, idle. Raises ScheduleError for an unknown one or one in service."""
-        if engine in self._load or not 0 <= engine < len(self._caps):
-            state = "in service already" if engine in self._load else f"none of the {len(self._caps)} engines"
-            raise ScheduleError(f"engine {engine} cannot be added: it is {state}")
-        self._load[engine] = 0
+    def release(self, engine: int, num_samples: int) -> None:
+        """Count trajectories as finished; an engine out of service has nothing to count."""
+        if engine in self._load and num_samples:
+            self._change(engine, -num_samples)
+            self._serve()
+
+    def remove(self, engine: int) -> None:
+        """Take an engine that is gone out of service, and forget its load."""
+        self._load.pop(engine, None)
+        if not self._load:
+            for *_, granted in self._waiting:
+                if not granted.done():
+                    granted.set_exception(_no_engine())
+            self._waiting.clear()
+
+    def _refuse_without_engines(self) -> None:
+        if not self._load:
+            raise _no_engine()
+
+    def _change(self, engine: int, num_samples: int) -> None:
+        load = self._load[engine] = self._load[engine] + num_samples
+        heapq.heappush(self._by_load, (load / self._caps[engine], engine, load))
+        if len(self._by_load) > MAX_ENTRIES * len(self._caps):
+            self._by_load = [(load / self._caps[engine], engine, load) for engine, load in self._load.items()]
+            heapq.heapify(self._by_load)
+
+    def _serve(self) -> None:
+        """Give room to whoever waits, in order: nobody overtakes a larger group."""
+        while self._waiting:
+            _, _, num_samples, granted = self._waiting[0]
+            if granted.done():  # cancelled
+                heapq.heappop(self._waiting)
+                continue
+            lease = self.try_reserve(num_samples)
+            if lease is None:
+                return
+            heapq.heappop(self._waiting)
+            granted.set_result(lease)
+
+
+def _no_engine() -> WorkerDiedError:
+    return WorkerDiedError("no engine is left to sample on")

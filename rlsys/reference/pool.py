@@ -2,73 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from rlsys.config.schema import ReferenceConfig
+from rlsys.config.schema import ReferenceConfig, RefreshConfig
 from rlsys.reference.worker import REFERENCE_FILE, ReferenceWorker
+from rlsys.runtime.batching import BatchingQueue
 from rlsys.runtime.chunks import chunks_of
-from rlsys.runtime.cluster import Cluster, Demand
-from rlsys.types import RolloutGroup
+from rlsys.runtime.cluster import Cluster
+from rlsys.runtime.room import Demand
+from rlsys.types import ReferenceScores, RolloutGroup
 
-__all__ = ["REFERENCE_FILE", "ReferencePool"]
+
+def num_tokens(group: RolloutGroup) -> int:
+    """Return the number of tokens of a group's trajectories: what it costs to score."""
+    return sum(summary.num_tokens for summary in group.summaries)
 
 
 class ReferencePool:
-    """Interchangeable workers; each takes a share of the groups, balanced by tokens."""
+    """Interchangeable workers that hold a frozen policy; groups put into `queue` are shared out, balanced by tokens."""
 
-    def __init__(self, cluster: Cluster, config: ReferenceConfig, demands: list[Demand], *worker_args: Any) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        config: ReferenceConfig,
+        refresh: RefreshConfig,
+        demands: list[Demand],
+        *worker_args: Any,
+    ) -> None:
         self._calls = cluster.calls
         self._config = config
+        self._refresh = refresh
         self.names = [demand.name for demand in demands]
-        self.deadline_s = config.deadline_s
         self._workers = {
             demand.name: cluster.start(ReferenceWorker, demand, config, *worker_args) for demand in demands
         }
-        self.is_initial = True  # until a refresh, or a checkpoint of one
+        self._is_initial = True  # until a refresh, or a checkpoint of one
+        self.queue: BatchingQueue[RolloutGroup, ReferenceScores] | None = BatchingQueue(
+            len(demands), self._score, cluster.calls.background, weight=num_tokens
+        )
 
-    def start(self, deadline_s: float) -> None:
+    async def start(self, deadline_s: float) -> None:
         """Wait until every worker has its model."""
         calls = {name: worker.ping.remote() for name, worker in self._workers.items()}
-        self._calls.gather(calls, what="starting the reference", deadline_s=deadline_s)
+        await self._calls.gather(calls, what="starting the reference", deadline_s=deadline_s)
 
-    def begin_logprobs(self, worker: int, groups: Sequence[RolloutGroup]) -> tuple[Any, list[Any]]:
-        """Score whole groups on one worker.
-
-        Returns: a reference to the divergence of the policy that sampled from the reference, summed over each response,
-        a list per group (or an empty list where the workers were given none); and per group a reference to its
-        trajectories' log-probabilities, a list of [L] float32.
-        """
-        chunks, places = chunks_of(group.trajectories for group in groups)
-        call = self._workers[self.names[worker]].logprobs.options(num_returns=1 + len(groups))
-        sums, *refs = call.remote(places, *chunks)
-        return sums, refs
-
-    def begin_take_spans(self) -> dict[str, Any]:
-        """References to what each worker did since the last call."""
-        return {name: worker.take_spans.remote() for name, worker in self._workers.items()}
-
-    def blend(self, policy: Mapping[str, Any], alpha: float) -> None:
-        """`ref = alpha * policy + (1 - alpha) * ref` on every worker (TR-DPO, arXiv:2404.09656).
+    async def refresh(self, step: int, read_policy: Callable[[], Mapping[str, Any]]) -> None:
+        """Every `refresh.every` steps set `ref = alpha * policy + (1 - alpha) * ref` (TR-DPO, arXiv:2404.09656).
 
         Args:
-            policy: the learner ranks' unfinished answers to `read_weights`; the first holds the weights.
-            alpha: 1 copies the policy.
+            step: that was just trained.
+            read_policy: begins to read the policy; the ranks' unfinished calls, rank 0's with the weights first.
         """
+        if not self._refresh.every or step % self._refresh.every:
+            return
+        policy = read_policy()
         weights = next(iter(policy.values()))
-        calls = {name: worker.blend.remote(weights, alpha) for name, worker in self._workers.items()}
-        self._calls.gather({**policy, **calls}, what="refreshing the reference", deadline_s=self._config.deadline_s)
-        self.is_initial = False
+        calls = {name: worker.blend.remote(weights, self._refresh.alpha) for name, worker in self._workers.items()}
+        await self._calls.gather(
+            {**policy, **calls}, what="refreshing the reference", deadline_s=self._config.deadline_s
+        )
+        self._is_initial = False
 
-    def save(self, folder: str) -> None:
-        """Write the reference's weights, from its first worker."""
+    async def save(self, folder: str) -> None:
+        """Write the reference's weights, from its first worker, unless they are those of `model.path`."""
+        if self._is_initial:
+            return
         name, worker = next(iter(self._workers.items()))
-        self._calls.gather(
+        await self._calls.gather(
             {name: worker.save.remote(folder)}, what="saving the reference", deadline_s=self._config.deadline_s
         )
 
-    def load(self, folder: str) -> None:
-        """Restore what `save` wrote, on every worker."""
+    async def load(self, folder: str) -> None:
+        """Restore what `save` wrote, on every worker; a checkpoint without it is of a reference never refreshed."""
+        if not (Path(folder) / REFERENCE_FILE).exists():
+            return
         calls = {name: worker.load.remote(folder) for name, worker in self._workers.items()}
-        self._calls.gather(calls, what=f"loading the reference of {folder}", deadline_s=self._config.deadline_s)
-        self.is_initial = False
+        await self._calls.gather(calls, what=f"loading the reference of {folder}", deadline_s=self._config.deadline_s)
+        self._is_initial = False
+
+    def begin_take_spans(self) -> dict[str, Any]:
+        """Fetch what each worker did since the last call."""
+        return {name: worker.take_spans.remote() for name, worker in self._workers.items()}
+
+    async def _score(self, worker: int, groups: list[RolloutGroup]) -> list[ReferenceScores]:
+        """Score whole groups on one worker, in one call."""
+        chunks, places = chunks_of(group.trajectories for group in groups)
+        name = self.names[worker]
+        call = self._workers[name].logprobs.options(num_returns=1 + len(groups))
+        answer, *logprobs = call.remote(places, *chunks)
+        sums = await self._calls.result(
+            answer, who=name, what="reference log-probabilities", deadline_s=self._config.deadline_s
+        )
+        return [ReferenceScores(ref, sums[index] if sums else []) for index, ref in enumerate(logprobs)]

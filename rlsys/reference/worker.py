@@ -17,6 +17,7 @@ from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.runtime.chunks import Place, picked
 from rlsys.runtime.garbage import freeze_started
+from rlsys.runtime.logs import log_worker
 from rlsys.runtime.spans import Span, Spans
 from rlsys.types import Trajectory
 
@@ -35,6 +36,7 @@ class ReferenceWorker:
         divergence: str | None,
         trust_remote_code: bool,
     ) -> None:
+        log_worker()
         self._config = config
         self._temperature = temperature
         self._divergence = kl.registry.get(divergence) if divergence is not None else None

@@ -14,10 +14,11 @@ import numpy as np
 
 from rlsys.config.schema import RolloutConfig
 from rlsys.errors import WorkerError
-from rlsys.rollout.adapters import Adapters, AdapterSlots
-from rlsys.rollout.outbox import Outbox
+from rlsys.rollout.finished_queue import FinishedQueue
+from rlsys.rollout.served_adapters import Adapters, AdapterSlots
 from rlsys.rollout.trajectory import prompt_logprobs, summary_of, trajectory_of
 from rlsys.runtime.garbage import freeze_started
+from rlsys.runtime.logs import log_worker
 from rlsys.runtime.spans import Span, Spans
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
 from rlsys.weights.adapter import PackedAdapter
@@ -56,6 +57,7 @@ class RolloutWorker:
         backend: str,
         seed: int,
     ) -> None:
+        log_worker()
         self._index = index
         self._config = config
         self._model = model
@@ -64,9 +66,9 @@ class RolloutWorker:
         self._adapters: Adapters | None = None
         self._versions = [LOADED_VERSION]  # of every epoch, as the scheduler counts them; the last is served now
         self._probes = itertools.count()
-        self._tasks: dict[int, set[asyncio.Task[None]]] = {}  # by group
+        self._tasks: dict[int, set[asyncio.Task[None]]] = {}  # by request
         self._spans = Spans()
-        self._outbox = Outbox(self._spans)
+        self._finished = FinishedQueue(self._spans)
         self._failed_update: str | None = None
 
     async def start(self) -> None:
@@ -100,7 +102,7 @@ class RolloutWorker:
             seed=self._seed + self._index,
             disable_log_stats=True,
             async_scheduling=not on_cpu,
-            scheduler_cls=f"rlsys.rollout.scheduler.WholeResponse{'' if on_cpu else 'Async'}Scheduler",
+            scheduler_cls=f"rlsys.rollout.whole_responses.WholeResponse{'' if on_cpu else 'Async'}Scheduler",
             **memory,
             **(slots.arguments() if slots is not None else {}),
         )
@@ -168,20 +170,18 @@ class RolloutWorker:
         if version < policy_version:
             raise WorkerError(f"{who} holds policy version {version}, version {policy_version} was expected")
         for request in requests:
-            params = self._params(request.sampling)
-            for number in range(request.sampling.samples_per_prompt):
-                sample = request.first_sample + number
-                if self._config.seeded:
-                    params = self._params(request.sampling, response_seed(self._seed, request.group_id, sample))
-                self._start(request, sample, params)
+            samplings = [sampling for sampling in request.plan for _ in range(sampling.samples_per_prompt)]
+            for sample, sampling in enumerate(samplings):
+                seed = response_seed(self._seed, request.stream, sample) if self._config.seeded else None
+                self._start(request, sample, self._params(sampling, seed))
 
     async def finished(self, max_wait_s: float, linger_s: float) -> tuple[list[Finished], list[Trajectory | None]]:
-        """What has finished since the last call, as `Outbox.take` waits for it; two lists of the same length.
+        """What has finished since the last call, as `FinishedQueue.take` waits for it; two lists of the same length.
 
         To be called for two objects: what the driver reads, and the token arrays it does not (None where a request
         failed).
         """
-        answers = await self._outbox.take(max_wait_s, linger_s)
+        answers = await self._finished.take(max_wait_s, linger_s)
         return [finished for finished, _ in answers], [trajectory for _, trajectory in answers]
 
     async def probe(self, token_ids: np.ndarray) -> tuple[int, np.ndarray] | None:
@@ -202,19 +202,18 @@ class RolloutWorker:
                 return self._versions[-1], prompt_logprobs(answer)
         return None
 
-    async def cancel(self, group_ids: Collection[int]) -> None:
-        """Stop sampling these groups; nothing of them is reported any more."""
-        # Before anything is awaited: what comes in later may be answers to the group's next attempt.
-        self._outbox.drop(set(group_ids))
-        tasks = [task for group_id in group_ids for task in self._tasks.get(group_id, ())]
+    async def cancel(self, request_ids: Collection[int]) -> None:
+        """Stop sampling for these requests; their results are dropped."""
+        self._finished.drop(set(request_ids))
+        tasks = [task for request_id in request_ids for task in self._tasks.get(request_id, ())]
         for task in tasks:
             task.cancel()  # vLLM aborts the request in its engine
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def take_spans(self) -> list[Span]:
         """What this engine did since the last call."""
-        if self._outbox.num_running:
-            self._outbox.mark()
+        if self._finished.num_running:
+            self._finished.record_span()
         return self._spans.take()
 
     async def stop(self) -> None:
@@ -229,7 +228,7 @@ class RolloutWorker:
         """Returns when the bytes are there, or earlier when nothing is left to generate meanwhile."""
         await self._engine.collective_rpc("begin_transfer", args=(update_info,))
         try:
-            while self._outbox.num_running and not all(await self._engine.collective_rpc("is_transfer_done")):
+            while self._finished.num_running and not all(await self._engine.collective_rpc("is_transfer_done")):
                 await asyncio.sleep(TRANSFER_POLL_S)
         except Exception as error:  # the engine has lost nothing: it goes on with the weights it has
             raise WorkerError(f"rollout/{self._index} received no weights: {error}") from error
@@ -251,17 +250,17 @@ class RolloutWorker:
         return {"transfer_s": transfer_s, "reload_s": loaded_s - waited_s}
 
     async def _answer(self, request: GroupRequest, sample: int, params: Any) -> None:
-        """Sample one response and leave it in the outbox; whatever goes wrong is the answer then."""
-        key, started = (request.group_id, request.attempt, sample), time.time()
+        """Sample one response and leave it in the queue; whatever goes wrong is the answer then."""
+        key, started = (request.request_id, sample), time.time()
         try:
             name = f"{self._index}-{'-'.join(map(str, key))}"
             answer, versions = await self._sampled(request.token_ids, params, name)
             trajectory = trajectory_of(request.token_ids, answer, versions, self._index)
         except Exception as error:
             cause = error.__cause__ or error  # vLLM's own wrapper says nothing
-            self._outbox.put(Finished(*key, summary=None, error=f"{type(cause).__name__}: {cause}"), None)
+            self._finished.put(Finished(*key, summary=None, error=f"{type(cause).__name__}: {cause}"), None)
         else:
-            self._outbox.put(Finished(*key, summary_of(trajectory, started, time.time())), trajectory)
+            self._finished.put(Finished(*key, summary_of(trajectory, started, time.time())), trajectory)
 
     async def _sampled(self, token_ids: np.ndarray, params: Any, name: str) -> tuple[Any, Sequence[int]]:
         """The engine's last word on a request, and the policy version of every epoch: with adapters a request has one
@@ -303,20 +302,20 @@ class RolloutWorker:
         )
 
     def _start(self, request: GroupRequest, sample: int, params: Any) -> None:
-        tasks = self._tasks.setdefault(request.group_id, set())
+        tasks = self._tasks.setdefault(request.request_id, set())
         task = asyncio.create_task(self._answer(request, sample, params))
         tasks.add(task)
-        self._outbox.started()
+        self._finished.started()
 
         def end(ended: asyncio.Task[None]) -> None:
-            self._outbox.ended()
+            self._finished.ended()
             tasks.discard(ended)
             if not tasks:
-                self._tasks.pop(request.group_id, None)
+                self._tasks.pop(request.request_id, None)
 
         task.add_done_callback(end)  # also of a task that is cancelled before it begins
 
 
-def response_seed(seed: int, group_id: int, sample: int) -> int:
-    """Of one response's own random stream: the same whichever engine samples it, and in whatever company."""
-    return int(np.random.SeedSequence([seed, abs(group_id), sample]).generate_state(1)[0])
+def response_seed(seed: int, stream: int, sample: int) -> int:
+    """Return the seed of one response: the same whichever engine samples it, and beside whatever others."""
+    return int(np.random.SeedSequence([seed, stream, sample]).generate_state(1)[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -42,12 +42,12 @@ def is_due(config: CheckpointConfig, step: int, num_steps: int) -> bool:
     return (config.every > 0 and step % config.every == 0) or (config.last and step == num_steps)
 
 
-def save(run_dir: Path, state: RunState, write: Callable[[str], None], *, keep: int) -> Path:
+async def save(run_dir: Path, state: RunState, write: Callable[[str], Awaitable[None]], *, keep: int) -> Path:
     """Let `write(folder)` fill a new checkpoint, mark it complete, and remove all but the newest `keep`."""
     folder = run_dir / "checkpoints" / f"step-{state.step:06d}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write(str(folder))
+    await write(str(folder))
     partial = folder / f".{STATE_FILE}"
     partial.write_text(json.dumps(asdict(state)), encoding="utf-8")
     partial.rename(folder / STATE_FILE)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rlsys.metrics.step import Metrics
 from rlsys.metrics.trackers import Start
 from rlsys.metrics.trackers.threads import Trackers
 
+logger = logging.getLogger(__name__)
 WRITTEN = ("metrics.jsonl", "rollouts", "nonfinite", "timeline", "events.out.", "wandb", "tracker_id")
 """How the names begin of what a run writes besides its checkpoints and configuration."""
 
@@ -28,9 +30,8 @@ class RunLog:
         *,
         resume_step: int = 0,
         settings: Mapping[str, Any] | None = None,
-        say: Callable[[str], None] = print,
     ) -> None:
-        """`settings` is the run's configuration, for trackers to keep; `say` is told when one of them fails."""
+        """`settings` is the run's configuration, for trackers to keep."""
         self._run_dir = run_dir
         self._config = config
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ class RunLog:
         _drop_after(path, resume_step)
         _drop_rollouts_after(run_dir, resume_step)
         self._metrics = path.open("a", encoding="utf-8")
-        self._trackers = Trackers(config.trackers, Start(run_dir, settings or {}, resume_step, say))
+        self._trackers = Trackers(config.trackers, Start(run_dir, settings or {}, resume_step, logger.info))
 
     def write(self, metrics: Metrics) -> None:
         """One object for one step, in `metrics.jsonl` and to the trackers."""

@@ -3,93 +3,94 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlsys.config.schema import LoggingConfig
-from rlsys.types import Experience, Reward, RolloutGroup, TextRef, Trajectory, TrajectorySummary
+from rlsys.types import Experience, Reward, RolloutGroup, ScoredGroup, TextRef, Trajectory, TrajectorySummary
 
+# Lone surrogates (half a character, which JSON of a model may hold) cannot be encoded as UTF-8: write them as \uXXXX.
 SURROGATES = "backslashreplace"
-"""Half a character, as a model's JSON may hold one, is no UTF-8; its escape is what JSON has for it."""
+# Decimals of log-probabilities and advantages: the file is for people, not for training.
 DIGITS = 4
-"""Of log-probabilities and advantages: a file for people, not for training."""
 
 
-class Transcript:
-    """Writes a file a step.
-
-    Args:
-        text_of: a response's text.
-        fetch: a group's token arrays; asked for the first `logging.token_groups` groups alone, so that the driver's
-            memory does not grow with a step's tokens.
-        fetch_estimates: a group's value estimates behind their reference.
-    """
+class RolloutWriter:
+    """Writes one file per step, one line per trajectory."""
 
     def __init__(
         self,
         run_dir: Path,
         config: LoggingConfig,
-        text_of: Callable[[TextRef | None], str],
-        fetch: Callable[[RolloutGroup], Sequence[Trajectory]],
-        fetch_estimates: Callable[[Any], Sequence[Any]],
+        text_of: Callable[[TextRef | None], Awaitable[str]],
+        fetch: Callable[[RolloutGroup], Awaitable[Sequence[Trajectory]]],
+        fetch_estimates: Callable[[Any], Awaitable[Sequence[Any]]],
     ) -> None:
+        """Write under `run_dir`.
+
+        Args:
+            run_dir: the run's folder.
+            config: how often, and for how many groups tokens are written.
+            text_of: gives a response's text.
+            fetch: gives a group's token arrays; called only for the first `logging.token_groups` groups, so that the
+                driver's memory does not grow with a step's tokens.
+            fetch_estimates: gives a group's value estimates behind their reference.
+        """
         self._folder = run_dir / "rollouts"
         self._config = config
         self._text_of = text_of
         self._fetch = fetch
         self._fetch_estimates = fetch_estimates
 
-    def write(
-        self,
-        step: int,
-        groups: Sequence[RolloutGroup],
-        rewards: Sequence[Sequence[Reward]],
-        trained: Mapping[int, int],
-        experience: Experience | None,
+    async def write(
+        self, step: int, groups: Sequence[ScoredGroup], trained: Sequence[int], experience: Experience
     ) -> None:
-        """A line for every trajectory.
+        """Write a step's file, if one is due.
 
         Args:
-            trained: which of `groups` is which group of `experience`; the others were not trained.
-            experience: None where the step trained nothing.
+            step: number of the step.
+            groups: everything that was sampled.
+            trained: positions in `groups` of the groups of `experience`, in its order.
+            experience: what was trained; empty where nothing was.
         """
         every = self._config.rollouts_every
         if every == 0 or step % every:
             return
         self._folder.mkdir(exist_ok=True)
         advantages: dict[tuple[int, int], float] = {}
-        if experience is not None and experience.estimates is None:  # else every token has its own
+        if experience.estimates is None:  # else every token has its own
             advantages = {(row.group, row.sample): row.advantage for row in experience.rows}
+        in_experience = {index: number for number, index in enumerate(trained)}
         path = self._folder / f"step-{step:06d}.jsonl"
         with path.open("w", encoding="utf-8", errors=SURROGATES) as file:
-            for number, group in enumerate(groups):
-                own = trained.get(number)
-                of_group = [None if own is None else advantages.get((own, s)) for s in range(len(rewards[number]))]
-                rows = self._rows(group, rewards[number], of_group)
-                if number < self._config.token_groups:
-                    tokens = self._tokens(group, own, experience)
+            for index, group in enumerate(groups):
+                number = in_experience.get(index)
+                rows = await self._rows(group, number, advantages)
+                if index < self._config.token_groups:
+                    tokens = await self._tokens(group.rollout, number, experience)
                     rows = [row | {"tokens": of_row} for row, of_row in zip(rows, tokens, strict=True)]
                 file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
-    def _rows(
-        self, group: RolloutGroup, rewards: Sequence[Reward], advantages: Sequence[float | None]
+    async def _rows(
+        self, group: ScoredGroup, number: int | None, advantages: Mapping[tuple[int, int], float]
     ) -> list[dict[str, Any]]:
-        columns = zip(group.summaries, rewards, advantages, strict=True)
-        return [
-            _row(group, summary, reward, self._text_of(reward.response)) | {"advantage": _short(advantage)}
-            for summary, reward, advantage in columns
-        ]
+        rows = []
+        for sample, (summary, reward) in enumerate(zip(group.rollout.summaries, group.rewards, strict=True)):
+            advantage = None if number is None else advantages.get((number, sample))
+            response = await self._text_of(reward.response)
+            rows.append(_row(group.rollout, summary, reward, response) | {"advantage": _short(advantage)})
+        return rows
 
-    def _tokens(self, group: RolloutGroup, own: int | None, experience: Experience | None) -> list[dict[str, Any]]:
-        """Of every response: ids, the engine's log-probabilities, and advantages where tokens have their own."""
+    async def _tokens(self, group: RolloutGroup, number: int | None, experience: Experience) -> list[dict[str, Any]]:
+        """Return each response's token ids and log-probabilities, and advantages where tokens have their own."""
         estimates = None
-        if own is not None and experience is not None and experience.estimates is not None:
-            estimates = self._fetch_estimates(experience.estimates[own])
+        if number is not None and experience.estimates is not None:
+            estimates = await self._fetch_estimates(experience.estimates[number])
         found = []
-        for sample, trajectory in enumerate(self._fetch(group)):
+        for sample, trajectory in enumerate(await self._fetch(group)):
             mask = trajectory.loss_mask
             tokens = {"ids": trajectory.response_ids.tolist(), "logprobs": _rounded(trajectory.behavior_logprobs[mask])}
             if estimates is not None:
@@ -125,5 +126,5 @@ def _rounded(values: np.ndarray) -> list[float | None]:
 
 
 def _short(value: float | None) -> float | None:
-    """JSON has no NaN: null stands for a number that is not one."""
+    """Round a number; None for one that is not finite, since JSON has no NaN."""
     return None if value is None or not np.isfinite(value) else round(value, DIGITS)

@@ -1,4 +1,4 @@
-"""Connecting to Ray, checking that the demands fit, and starting workers."""
+"""Connecting to Ray, and starting workers in the room reserved for them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,19 @@ import ray
 from rlsys.config.schema import ClusterConfig
 from rlsys.errors import ConfigError
 from rlsys.runtime.calls import Calls
+from rlsys.runtime.logs import LOG_DIR, WORKER
 from rlsys.runtime.processes import Guardian
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What one worker asks of Ray. `env` is set before its process starts."""
-
-    name: str
-    num_cpus: float
-    num_gpus: float = 0.0
-    env: Mapping[str, str] = field(default_factory=dict)
+from rlsys.runtime.room import Demand, Room
 
 
 class Cluster:
     """A connection to Ray: a local one of this run's own, or a running cluster."""
 
-    def __init__(self, config: ClusterConfig) -> None:
+    def __init__(self, config: ClusterConfig, log_dir: Path | None = None) -> None:
+        """Prepare for `connect`; workers write their log files to `log_dir`."""
         self._config = config
+        self._log_dir = log_dir
+        self.room: Room
         self.calls = Calls()
         self._guardian: Guardian | None = None
         self._session_dir: str | None = None
@@ -43,22 +37,18 @@ class Cluster:
         self.address = config.address or os.environ.get("RAY_ADDRESS")
 
     def connect(self, demands: list[Demand]) -> None:
-        """Start or join Ray. Raises ConfigError when the demands cannot fit on the cluster's nodes."""
+        """Start or join Ray, and ask for room for all workers; `room.wait` waits for it.
+
+        Raises:
+            ConfigError: no cluster answers at the address.
+        """
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         with _signal_handler_kept(signal.SIGTERM):
             if self.address is None:
                 self._start_local(demands)
             else:
                 self._join(self.address)
-        _check_fit(demands)
-
-    def room(self) -> str:
-        """What is free now, for the message of a start that did not come about."""
-        free = ray.available_resources()
-        return (
-            f"Free in the cluster now: {free.get('CPU', 0.0):g} CPU, {free.get('GPU', 0.0):g} GPU (workers that wait "
-            "for room start when others give theirs back)"
-        )
+        self.room = Room(demands)
 
     def _join(self, address: str) -> None:
         try:
@@ -85,23 +75,23 @@ class Cluster:
         self._session_dir = context.address_info["session_dir"]
 
     def start(self, worker: type, demand: Demand, *args: Any, **options: Any) -> Any:
-        """Start `worker(*args)` in a Ray process of its own; returns the handle."""
+        """Start `worker(*args)` in a Ray process of its own, in the room reserved for it; returns the handle."""
         return (
             ray.remote(worker)
             .options(
                 num_cpus=demand.num_cpus,
                 num_gpus=demand.num_gpus,
                 max_restarts=0,
-                runtime_env={"env_vars": dict(demand.env)},
+                runtime_env={"env_vars": self._env(demand)},
+                **self.room.options(demand.name),
                 **options,
             )
             .remote(*args)
         )
 
-    def kill(self, workers: Iterable[Any]) -> None:
-        """End the workers' processes now, without waiting for what they do."""
-        for worker in workers:
-            ray.kill(worker)
+    def _env(self, demand: Demand) -> dict[str, str]:
+        logs = {} if self._log_dir is None else {LOG_DIR: str(self._log_dir), WORKER: demand.name}
+        return {**demand.env, **logs}
 
     def close(self) -> None:
         """Leave Ray; a local one is stopped with every process it started, and its session files removed."""
@@ -128,21 +118,3 @@ def _object_store_bytes() -> int:
     shm = Path("/dev/shm")
     free = shutil.disk_usage(shm).free if shm.exists() else 2**30
     return int(min(max(free * 0.5, 128 * 2**20), 4 * 2**30))
-
-
-def _check_fit(demands: list[Demand]) -> None:
-    """Place the largest demands first on the node with most room; what does not fit is an error with both sides."""
-    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    before = [{key: node.get(key, 0.0) for key in ("CPU", "GPU")} for node in nodes]
-    for demand in sorted(demands, key=lambda d: (-d.num_gpus, -d.num_cpus)):
-        fitting = [n for n in nodes if n.get("CPU", 0) >= demand.num_cpus and n.get("GPU", 0) >= demand.num_gpus]
-        if not fitting:
-            asked = "; ".join(f"{d.name}: {d.num_cpus:g} CPU, {d.num_gpus:g} GPU" for d in demands)
-            have = "; ".join(f"node {i}: {n['CPU']:g} CPU, {n['GPU']:g} GPU" for i, n in enumerate(before))
-            raise ConfigError(
-                f"the cluster has no room for {demand.name}. Asked: {asked}. Have: {have}. Lower the numbers of "
-                "workers or their num_cpus, or add nodes"
-            )
-        best = max(fitting, key=lambda n: (n.get("GPU", 0), n.get("CPU", 0)))
-        best["CPU"] = best.get("CPU", 0) - demand.num_cpus
-        best["GPU"] = best.get("GPU", 0) - demand.num_gpus

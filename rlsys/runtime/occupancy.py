@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class Occupancy:
@@ -29,6 +30,15 @@ class Occupancy:
         self._open[worker] -= 1
         if self._open[worker] == 0:
             self._busy_s[worker] += self._clock() - self._busy_from.pop(worker)
+
+    @contextmanager
+    def busy(self, worker: str) -> Iterator[None]:
+        """Count a worker as busy during the block."""
+        self.begin(worker)
+        try:
+            yield
+        finally:
+            self.end(worker)
 
     def take(self) -> dict[str, float]:
         """`idle/<role>`: the share of time since the last call that the role's workers, together, had nothing to do."""

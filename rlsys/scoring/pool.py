@@ -2,48 +2,71 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from dataclasses import replace
 from typing import Any
 
 from rlsys.config.schema import ScoringConfig
+from rlsys.runtime.batching import BatchingQueue
 from rlsys.runtime.calls import fetch
 from rlsys.runtime.chunks import chunks_of
-from rlsys.runtime.cluster import Cluster, Demand
+from rlsys.runtime.cluster import Cluster
+from rlsys.runtime.room import Demand
 from rlsys.scoring.worker import RewardWorker
-from rlsys.types import Prompt, TextRef, TrajectoryRef
+from rlsys.types import Scores, ScoringUnit, TextRef
 
-HELD_CHUNKS = 16
-"""A group's responses are mostly in one chunk or in few, which hold those of its neighbours too."""
+# Chunks of texts that the driver holds at a time: a group's responses are mostly in one chunk or in few, which hold
+# those of its neighbours too.
+MAX_HELD_CHUNKS = 16
 
 
 class RewardPool:
-    """Interchangeable workers, by index."""
+    """Interchangeable workers; what is put into `queue` goes to whichever is idle."""
 
     def __init__(self, cluster: Cluster, config: ScoringConfig, demands: list[Demand], *worker_args: Any) -> None:
         self._calls = cluster.calls
-        self._texts = lru_cache(HELD_CHUNKS)(partial(fetch, who="the object store", what="reading responses"))
+        self._texts: OrderedDict[Any, Sequence[str]] = OrderedDict()
+        self._deadline_s = config.deadline_s
         self.names = [demand.name for demand in demands]
-        self.deadline_s = config.deadline_s
         self._workers = [cluster.start(RewardWorker, demand, config, *worker_args) for demand in demands]
+        self.queue: BatchingQueue[ScoringUnit, Scores] = BatchingQueue(
+            len(demands), self._score, cluster.calls.background, weight=len
+        )
 
-    def start(self, deadline_s: float) -> None:
+    async def start(self, deadline_s: float) -> None:
         """Wait until every worker has loaded its functions."""
         calls = {name: worker.start.remote() for name, worker in zip(self.names, self._workers, strict=True)}
-        self._calls.gather(calls, what="starting the reward workers", deadline_s=deadline_s)
+        await self._calls.gather(calls, what="starting the reward workers", deadline_s=deadline_s)
 
     def begin_take_spans(self) -> dict[str, Any]:
-        """References to what each worker did since the last call."""
+        """Fetch what each worker did since the last call."""
         return {name: worker.take_spans.remote() for name, worker in zip(self.names, self._workers, strict=True)}
 
-    def begin_score(self, worker: int, items: Sequence[tuple[Prompt, TrajectoryRef]], step: int) -> tuple[Any, Any]:
-        """References to the trajectories' rewards, in order, with the means of what functions logged; and to the chunk
-        of their responses' texts, in the same order."""
-        chunks, places = chunks_of([[trajectory for _, trajectory in items]])
-        score = self._workers[worker].score.options(num_returns=2)
-        scored, texts = score.remote([prompt for prompt, _ in items], step, places[0], *chunks)
-        return scored, texts
+    async def text(self, ref: TextRef | None) -> str:
+        """Fetch a response's text to the driver: for writing it to a file."""
+        if ref is None:
+            return ""
+        if ref.chunk not in self._texts:
+            self._texts[ref.chunk] = await fetch(ref.chunk, who="the object store", what="reading responses")
+            while len(self._texts) > MAX_HELD_CHUNKS:
+                self._texts.popitem(last=False)
+        return self._texts[ref.chunk][ref.index]
 
-    def text(self, ref: TextRef | None) -> str:
-        """A response's text, on the driver: for writing it down. Few chunks are held at a time."""
-        return "" if ref is None else self._texts(ref.chunk)[ref.index]
+    async def _score(self, worker: int, units: list[ScoringUnit]) -> list[Scores]:
+        """Score units on one worker, in one call."""
+        samples = [(unit.prompt, sample) for unit in units for sample in unit.samples]
+        chunks, places = chunks_of([[sample.trajectory for _, sample in samples]])
+        score = self._workers[worker].score.options(num_returns=2)
+        scored, texts = score.remote(
+            [prompt for prompt, _ in samples], max(unit.step for unit in units), places[0], *chunks
+        )
+        rewards, logged = await self._calls.result(
+            scored, who=self.names[worker], what="scoring", deadline_s=self._deadline_s
+        )
+        rewards = [replace(reward, response=TextRef(texts, index)) for index, reward in enumerate(rewards)]
+        results, start = [], 0
+        for unit in units:
+            results.append((rewards[start : start + len(unit)], logged))
+            start += len(unit)
+        return results

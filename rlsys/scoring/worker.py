@@ -13,6 +13,7 @@ from rlsys.rewards import content
 from rlsys.rewards.entry import deadline_of, labelled
 from rlsys.runtime.chunks import Place, picked
 from rlsys.runtime.garbage import freeze_started
+from rlsys.runtime.logs import log_worker
 from rlsys.runtime.spans import Span, Spans
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.combine import combine
@@ -39,6 +40,7 @@ class RewardWorker:
         trust_remote_code: bool = False,
         extent: Extent | None = None,
     ) -> None:
+        log_worker()
         self._tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
         self._extent = extent or Extent()
         self._weights = {label: float(spec.get("weight", 1.0)) for label, spec in labelled(rewards)}

@@ -1,49 +1,50 @@
-"""Engines against learner after every broadcast: both say how probable the tokens of one fixed text are.
+"""A fixed text whose log-probabilities engines and learner compute after every broadcast, to be compared.
 
-Where sampling runs ahead, what a step trains is of earlier versions, whose weights the learner no longer has. And an
-adapter that has not taken effect changes so little at first that trained tokens would not show it. Nobody waits for the
-answers; they are compared as they come.
+It is needed where trained tokens do not show a broken broadcast: when sampling runs ahead, a step trains tokens of
+earlier versions, whose weights the learner no longer has; and an adapter that has not taken effect changes so little at
+first that trained tokens would not show it. The training loop does not wait for the results; they are compared as they
+arrive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+import asyncio
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from rlsys.errors import WeightMismatchError
+from rlsys.errors import DeadlineError, WeightMismatchError
 from rlsys.metrics.step import Metrics
 from rlsys.runtime.calls import Calls
 from rlsys.weights.verify import LogprobDiff, check, diff_of
 
+# Tokens of the text: enough to go through every layer many times, few enough to cost nothing.
 NUM_TOKENS = 64
-"""Of the text: enough to go through every layer many times, little enough to cost nothing."""
+# An engine whose distance to the model without its adapter is below this share of its distance to the policy lacks the
+# adapter.
 NEARER = 0.5
-"""Distance to the model without its adapter, over the distance to the policy, below which the adapter is missing."""
+# Versions behind the newest that a result may still be about; an engine that was busy answers late.
 OLDEST = 2
-"""Versions behind the newest that an answer may still be about; an engine that was busy answers late."""
 
 
 class ProbedSide(Protocol):
-    """The learner group, or the rollout pool."""
+    """The policy's ranks, or the rollout pool."""
 
     def begin_probe(self, token_ids: np.ndarray) -> dict[str, Any]: ...
 
 
-@dataclass
 class _Version:
-    """What has been answered about one version."""
+    """What is known about one policy version."""
 
-    learned: np.ndarray | None = None  # [L - 1] float32
-    bare: np.ndarray | None = None  # the same without the policy's adapter, where it has one
-    engines: dict[int, np.ndarray] = field(default_factory=dict)
+    def __init__(self) -> None:
+        # [L - 1] float32 under the policy, and without its adapter where it has one.
+        self.learned: asyncio.Future[tuple[np.ndarray, np.ndarray | None]] = asyncio.get_running_loop().create_future()
+        self.num_engines = 0  # that gave theirs
 
 
-class Probe:
-    """Asks both sides about `token_ids` [L] int32, and keeps what differed until `take`."""
+class WeightCanary:
+    """Probes both sides with one text, and sums up what differed until `take`."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class Probe:
         bound: float | None,
         deadline_s: float,
     ) -> None:
-        """`bound` is the largest difference that is accepted, None for any."""
+        """Probe with `token_ids`, [L] int32; `bound` is the largest accepted difference, None for any."""
         self._calls = calls
         self._learner = learner
         self._rollout = rollout
@@ -63,100 +64,103 @@ class Probe:
         self._bound = bound
         self._deadline_s = deadline_s
         self._versions: dict[int, _Version] = {}
-        self._num_open = 0
-        self._found = LogprobDiff()
+        self._open: set[asyncio.Task[None]] = set()
+        self._difference = LogprobDiff()
         self._effect = LogprobDiff()
 
     def begin(self, policy_version: int) -> None:
-        """Ask everybody; engines and learner have just got this version.
+        """Probe every rank and engine; they have just got this version.
 
-        The wait that an answer arrives in raises WeightMismatchError if it is wrong.
+        A wrong result ends the run with a WeightMismatchError, from the background.
         """
         self._versions = {v: known for v, known in self._versions.items() if 0 <= policy_version - v <= OLDEST}
-        self._versions[policy_version] = _Version()
+        version = self._versions[policy_version] = _Version()
         for rank, (name, call) in enumerate(self._learner.begin_probe(self._token_ids).items()):
-            self._watch(name, call, partial(self._learned, rank, policy_version))
+            self._start(self._take_learned(name, call, version if rank == 0 else None))
         for engine, (name, call) in enumerate(self._rollout.begin_probe(self._token_ids).items()):
-            self._watch(name, call, partial(self._told, engine))
+            self._start(self._compare_engine(engine, name, call))
 
     def take(self) -> Metrics:
-        """Differences since the last call; empty when nothing was compared."""
-        found, self._found = self._found, LogprobDiff()
+        """Return the differences since the last call; empty when nothing was compared."""
+        difference, self._difference = self._difference, LogprobDiff()
         effect, self._effect = self._effect, LogprobDiff()
         metrics: Metrics = {}
-        if found.num_tokens:
-            metrics |= {"sync/logprob_abs_diff/mean": found.mean, "sync/logprob_abs_diff/max": found.largest}
+        if difference.num_tokens:
+            metrics |= {
+                "sync/logprob_abs_diff/mean": difference.mean,
+                "sync/logprob_abs_diff/max": difference.largest,
+            }
         if effect.num_tokens:
             metrics |= {"sync/adapter_effect/mean": effect.mean, "sync/adapter_effect/max": effect.largest}
         return metrics
 
-    def finish(self) -> None:
-        """Wait for every answer. Raises what `begin` names."""
-        self._calls.until(
-            lambda: self._num_open == 0,
-            deadline_s=self._deadline_s,
-            late=lambda: f"comparing engines and learner: no answer within {self._deadline_s:g} s",
+    async def finish(self) -> None:
+        """Wait for every open comparison. Raises what `begin` names."""
+        if not self._open:
+            return
+        done, late = await asyncio.wait(self._open, timeout=self._deadline_s)
+        for task in done:
+            task.result()
+        if late:
+            raise DeadlineError(f"comparing engines and learner: no answer within {self._deadline_s:g} s")
+
+    def _start(self, work: Any) -> None:
+        task = self._calls.background.start(work)
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
+
+    async def _result(self, name: str, call: Any) -> Any:
+        return await self._calls.result(
+            call, who=name, what="comparing weights", deadline_s=self._deadline_s, is_work=False
         )
 
-    def _watch(self, name: str, call: Any, done: Any) -> None:
-        def end(answer: Any) -> None:
-            self._num_open -= 1
-            done(answer)
-
-        self._num_open += 1
-        self._calls.start(
-            call, who=name, what="comparing weights", deadline_s=self._deadline_s, done=end, is_work=False
-        )
-
-    def _learned(self, rank: int, policy_version: int, answer: tuple[np.ndarray, np.ndarray | None]) -> None:
-        known = self._versions.get(policy_version)
-        if rank == 0 and known is not None:
-            known.learned, known.bare = answer
-            if known.bare is not None:
-                self._effect += diff_of(known.bare, known.learned)
-            self._compare(policy_version, known, known.engines)
-
-    def _told(self, engine: int, answer: tuple[int, np.ndarray] | None) -> None:
-        if answer is None:
+    async def _take_learned(self, name: str, call: Any, version: _Version | None) -> None:
+        """Wait for one rank. All of them compute the same; rank 0's is kept, as that of `version`."""
+        learned, bare = await self._result(name, call)
+        if version is None:
             return
-        version, logprobs = answer
-        known = self._versions.get(version)
-        if known is not None:
-            known.engines[engine] = logprobs
-            self._compare(version, known, {engine: logprobs})
+        version.learned.set_result((learned, bare))
+        if bare is not None:
+            self._effect += diff_of(bare, learned)
 
-    def _compare(self, policy_version: int, known: _Version, engines: Mapping[int, np.ndarray]) -> None:
-        if known.learned is None or not engines:
+    async def _compare_engine(self, engine: int, name: str, call: Any) -> None:
+        answer = await self._result(name, call)
+        if answer is None:  # weights came in between each time it tried
             return
-        diffs = {engine: diff_of(logprobs, known.learned) for engine, logprobs in engines.items()}
-        self._found = sum(diffs.values(), self._found)
-        if known.bare is not None:
-            check_effect({engine: diff_of(logprobs, known.bare) for engine, logprobs in engines.items()}, diffs)
+        policy_version, logprobs = answer
+        version = self._versions.get(policy_version)
+        if version is None:  # too long ago, or newer than what was begun
+            return
+        learned, bare = await version.learned
+        version.num_engines += 1
+        difference = diff_of(logprobs, learned)
+        self._difference += difference
+        if bare is not None:
+            check_effect(engine, diff_of(logprobs, bare), difference)
         if self._bound is not None:
             check(
-                diffs,
+                {engine: difference},
                 bound=self._bound,
                 policy_version=policy_version,
-                num_engines=len(known.engines),
+                num_engines=version.num_engines,
                 tokens="a given text",
                 consequence="Steps since then may have been trained on its samples",
             )
 
 
-def check_effect(to_bare: Mapping[int, LogprobDiff], to_policy: Mapping[int, LogprobDiff]) -> None:
+def check_effect(engine: int, to_bare: LogprobDiff, to_policy: LogprobDiff) -> None:
     """Raise WeightMismatchError for an engine that is clearly nearer to the model without its adapter.
 
     While an adapter changes less than the two sides round differently, an engine is as near to the one as to the other.
     """
-    for engine, bare in to_bare.items():
-        if bare.mean < NEARER * to_policy[engine].mean:
-            raise WeightMismatchError(
-                f"the adapter has not taken effect: rollout/{engine} gives a fixed text log-probabilities that are "
-                f"{bare.mean:.3g} from those of the model without it and {to_policy[engine].mean:.3g} from the policy's"
-            )
+    if to_bare.mean < NEARER * to_policy.mean:
+        raise WeightMismatchError(
+            f"the adapter has not taken effect: rollout/{engine} gives a fixed text log-probabilities that are "
+            f"{to_bare.mean:.3g} from those of the model without it and {to_policy.mean:.3g} from the policy's"
+        )
 
 
-def probe_text(prompts: Sequence[np.ndarray], max_tokens: int) -> np.ndarray:
-    """The first prompts' tokens in a row, [L] int32, as many as an engine takes beside the one it must sample."""
+def canary_text(prompts: Sequence[np.ndarray], max_tokens: int) -> np.ndarray:
+    """Return the first prompts' tokens in a row, [L] int32, as many as leave an engine room for the one it samples."""
     size = min(NUM_TOKENS, max_tokens - 1)
     return np.concatenate(prompts[:size])[:size].astype(np.int32)

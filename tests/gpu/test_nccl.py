@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlsys.train import train
 from tests.integration.runs import read_metrics, small_run
 
 NUM_GPUS = torch.cuda.device_count()
@@ -37,8 +36,8 @@ def test_offloading_and_checkpointing_on_one_gpu(tmp_path: Path) -> None:
 
 def _agrees(tmp_path: Path, *, gpus: int, backend: str, more: Sequence[str] = ()) -> None:
     overrides = [*(part.format(gpus=gpus, backend=backend) for part in BF16), *more]
-    with small_run(tmp_path, [*overrides, "algorithm.kl.coef=0", "rollout.gpu_memory_utilization=0.3"]) as run:
-        train(run)
+    with small_run(tmp_path, [*overrides, "algorithm.kl.coef=0", "rollout.gpu_memory_utilization=0.3"]) as opened:
+        opened.train()
     rows = read_metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert all(row["sync/logprob_abs_diff/mean"] < 0.05 for row in rows[1:])

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlsys.build.run import Run, open_run, sampling_plan
 from rlsys.config.compose import load_config
 from rlsys.metrics.display import Display
 from rlsys.preflight.prepare import prepare
-from rlsys.types import Reward, RolloutGroup
+from rlsys.train import train
+from rlsys.types import ScoredGroup
+
+T = TypeVar("T")
+# Keeps its event loop from call to call, for as long as the tests' process lives.
+RUNNER = asyncio.Runner()
 
 SMALL = (
     "train.prompts_per_step=4",
@@ -33,26 +40,57 @@ SMALL = (
 )
 
 
+def wait(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end."""
+    return RUNNER.run(work)
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run of the real loop's parts, and its folder."""
+
+    run: Run
+    folder: Path
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine beside the run's background tasks."""
+        return wait(self.run.roles.cluster.calls.background.supervise(work))
+
+    def train(self) -> None:
+        """Go through the whole loop."""
+        self.wait(train(self.run))
+
+
 @contextlib.contextmanager
-def small_run(tmp_path: Path, overrides: Sequence[str] = ()) -> Iterator[Run]:
-    """A run of the real loop's parts, opened and closed."""
+def small_run(tmp_path: Path, overrides: Sequence[str] = ()) -> Iterator[OpenRun]:
+    """Open a run of the real loop's parts, and close it."""
     config = load_config([*SMALL, f"model.cache_dir={tmp_path}/models", *overrides])
     prepared = prepare(config, say=lambda _: None)
-    with open_run(prepared, tmp_path / "run", Display(config.train.num_steps, live=False)) as run:
-        yield run
+    opening = open_run(prepared, tmp_path / "run", Display(config.train.num_steps, live=False))
+    run = wait(opening.__aenter__())
+    try:
+        yield OpenRun(run, tmp_path / "run")
+    except BaseException as error:
+        wait(opening.__aexit__(type(error), error, error.__traceback__))
+        raise
+    else:
+        wait(opening.__aexit__(None, None, None))
 
 
-def sampled(run: Run, count: int, policy_version: int) -> tuple[list[RolloutGroup], list[list[Reward]]]:
-    """The next prompts, sampled and scored outside the loop."""
+def sampled(opened: OpenRun, count: int, policy_version: int) -> list[ScoredGroup]:
+    """Sample and score the next prompts outside the loop."""
+    run = opened.run
     prompts = [run.prompts.take()[1] for _ in range(count)]
-    return run.sampler.complete(prompts, sampling_plan(run.config)[0], policy_version)
+    plan = sampling_plan(run.prepared.config)[0]
+    return opened.wait(run.sampler.sample_prompts(prompts, plan, policy_version=policy_version))
 
 
-def references(run: Run, groups: Sequence[RolloutGroup]) -> tuple[tuple[Any, ...], list[list[float]]]:
-    """Of each group a reference to its reference log-probabilities, and the sums of the divergence."""
-    assert run.reference is not None
-    sums, refs = run.reference.begin_logprobs(0, groups)
-    return tuple(refs), run.calls.gather({"reference/0": sums}, what="reference", deadline_s=120)["reference/0"]
+def kill(group: Any) -> None:
+    """End the processes of a learner's or critic's ranks."""
+    import ray
+
+    for worker in group._workers.values():
+        ray.kill(worker)
 
 
 def call_worker(worker: Any, function: Any) -> Any:

@@ -16,18 +16,15 @@ import pytest
 import torch
 
 from rlsys.algorithms.requirements import needs_critic
-from rlsys.build.run import Run, build_pipeline, learner_setup, start_coefficients
+from rlsys.build.run import build_broadcaster, build_run, learner_setup
 from rlsys.config.compose import load_config
 from rlsys.config.overrides import config_dir
 from rlsys.errors import RlsysError
-from rlsys.guards.missing_rewards import unscored_steps
-from rlsys.guards.nonfinite import NonFiniteGuard
-from rlsys.orchestrator.experience import CreditAssignment
+from rlsys.metrics.display import Display
 from rlsys.preflight.checks import check_config
-from rlsys.run_folder import checkpoint
+from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.metrics import RunLog
-from rlsys.train import train
-from tests.integration.runs import SMALL, call_worker, read_metrics, small_run
+from tests.integration.runs import SMALL, OpenRun, call_worker, read_metrics, small_run
 
 PRESETS = sorted(path.stem for path in (config_dir() / "algorithm").glob("*.yaml"))
 STEPS = 5
@@ -53,57 +50,52 @@ COMMON = ("critic.lr=1e-2", "train.samples_per_prompt=4")
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenRun]:
     """With everything that any algorithm asks for: a reference and a critic."""
     folder = tmp_path_factory.mktemp("algorithms")
     (folder / "even.py").write_text(REWARD)
     reward = f"rewards=[{{name: {folder}/even.py:even}}]"
-    with small_run(folder, ["algorithm=ppo", f"train.num_steps={STEPS}", reward, *COMMON]) as run:
-        run.save(str(folder))
-        assert run.reference is not None
-        run.reference.save(str(folder))
-        yield run
+    with small_run(folder, ["algorithm=ppo", f"train.num_steps={STEPS}", reward, *COMMON]) as opened:
+        reference = opened.run.roles.reference
+        assert reference is not None
+        reference._is_initial = False  # else it would write nothing
+        opened.wait(opened.run.learners.save(str(folder)))
+        opened.wait(reference.save(str(folder)))
+        yield opened
 
 
 @pytest.fixture(autouse=True)
-def _as_at_the_start(shared: Run) -> None:
-    assert shared.critic is not None
-    assert shared.reference is not None
-    (shared.run_dir.parent / "spoiled.json").unlink(missing_ok=True)
-    for role in (shared.learner, shared.critic, shared.reference):
-        role.load(str(shared.run_dir.parent))
+def _as_at_the_start(shared: OpenRun) -> None:
+    (shared.folder.parent / "spoiled.json").unlink(missing_ok=True)
+    for part in (shared.run.learners, shared.run.reference):
+        shared.wait(part.load(str(shared.folder.parent)))
 
 
-def switched(run: Run, folder: Path, overrides: Sequence[str]) -> Run:
-    """The shared run under another algorithm, logging into `folder`."""
+def switched(shared: OpenRun, folder: Path, overrides: Sequence[str]) -> OpenRun:
+    """The shared workers under another algorithm, logging into `folder`."""
+    run = shared.run
     config = load_config([*SMALL, *COMMON, f"train.num_steps={STEPS}", *overrides])
     check_config(config)
-    config.rewards = run.config.rewards
+    config.rewards = run.prepared.config.rewards
     prepared = replace(run.prepared, config=config)
-    setup = replace(learner_setup(prepared), learner=run.config.learner)
-    for worker in run.learner._workers.values():
+    setup = replace(learner_setup(prepared), learner=run.prepared.config.learner)
+    roles = run.roles
+    for worker in roles.policy._workers.values():
         call_worker(worker, lambda learner: learner._take(setup))
-    for worker in run.reference._workers.values() if run.reference else ():
+    assert roles.reference is not None
+    for worker in roles.reference._workers.values():
         call_worker(worker, _divergence(config.algorithm.kl.name))
-    state = checkpoint.RunState(0, run.prompts.cursor)
-    reference = run.reference if config.algorithm.kl.coef > 0 else None
-    return replace(
-        run,
-        config=config,
-        prepared=prepared,
-        run_dir=folder,
-        state=state,
-        pipeline=build_pipeline(config, 0, run.calls, run.sampler, reference, run.prompts),
-        credit=CreditAssignment(config),
-        coefficients=start_coefficients(config, state),
-        guard=NonFiniteGuard(
-            folder, config.train.max_nonfinite_steps, run.rollout.trajectories, run.scoring.text, state
-        ),
-        unscored=unscored_steps(config, state, print),
-        reference=reference,
-        critic=run.critic if needs_critic(config) else None,
-        log=RunLog(folder, config.logging),
+    roles.reference._refresh = config.algorithm.refresh
+    used = replace(
+        roles,
+        critic=roles.critic if needs_critic(config) else None,
+        reference=roles.reference if config.algorithm.kl.coef > 0 else None,
     )
+    state = RunState(0, run.prompts.cursor)
+    log = RunLog(folder, config.logging)
+    display = Display(STEPS, live=False)
+    broadcaster = build_broadcaster(config, used)
+    return OpenRun(build_run(prepared, folder, used, broadcaster, state, log, None, display), folder)
 
 
 def _divergence(name: str) -> Any:
@@ -115,11 +107,11 @@ def _divergence(name: str) -> Any:
     return change
 
 
-def trained(run: Run, folder: Path, *overrides: str) -> list[dict[str, Any]]:
+def trained(run: OpenRun, folder: Path, *overrides: str) -> list[dict[str, Any]]:
     """The metrics of a few steps, which every algorithm must have in common."""
     before = weights(run)
     other = switched(run, folder, overrides)
-    train(other)
+    other.train()
     rows = read_metrics(folder)[1:]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     learned = [row for row in rows if "policy/loss" in row]
@@ -135,14 +127,14 @@ def trained(run: Run, folder: Path, *overrides: str) -> list[dict[str, Any]]:
     return rows
 
 
-def weights(run: Run) -> dict[str, torch.Tensor]:
+def weights(run: OpenRun) -> dict[str, torch.Tensor]:
     import ray
 
-    return ray.get(next(iter(run.learner.begin_read_weights().values())))
+    return ray.get(next(iter(run.run.roles.policy.begin_read_weights().values())))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_five_steps_of_every_preset(shared: Run, tmp_path: Path, preset: str) -> None:
+def test_five_steps_of_every_preset(shared: OpenRun, tmp_path: Path, preset: str) -> None:
     options = {
         "grpo_passk": ["algorithm.advantage.k=2"],  # fewer than the four samples
         "kl_cov": ["train.minibatches_per_step=2"],  # it needs a policy that has moved
@@ -180,11 +172,11 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
-def variant(run: Run, folder: Path, name: str) -> list[dict[str, Any]]:
+def variant(run: OpenRun, folder: Path, name: str) -> list[dict[str, Any]]:
     return trained(run, folder, "~algorithm", *VARIANTS[name])
 
 
-def test_corrections_are_counted(shared: Run, tmp_path: Path) -> None:
+def test_corrections_are_counted(shared: OpenRun, tmp_path: Path) -> None:
     for row in variant(shared, tmp_path, "corrections"):
         # Engine and learner agree: every weight is 1 but for rounding, and nothing is masked.
         assert row["correction/ratio/mean"] == pytest.approx(1, abs=1e-3)
@@ -195,21 +187,21 @@ def test_corrections_are_counted(shared: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["old from the engine", "no ratio", "local mean", "prompt mean", "dropped groups"])
-def test_five_steps_of_a_variant(shared: Run, tmp_path: Path, name: str) -> None:
+def test_five_steps_of_a_variant(shared: OpenRun, tmp_path: Path, name: str) -> None:
     variant(shared, tmp_path, name)
 
 
-def test_two_minibatches_twice_leave_the_old_policy_behind(shared: Run, tmp_path: Path) -> None:
+def test_two_minibatches_twice_leave_the_old_policy_behind(shared: OpenRun, tmp_path: Path) -> None:
     rows = variant(shared, tmp_path, "minibatches and passes")
     assert any(row["policy/clip_fraction"] > 0 for row in rows)
 
 
-def test_an_entropy_bonus_that_grows(shared: Run, tmp_path: Path) -> None:
+def test_an_entropy_bonus_that_grows(shared: OpenRun, tmp_path: Path) -> None:
     rows = variant(shared, tmp_path, "entropy")
     assert [row["policy/entropy_coef"] for row in rows] == pytest.approx([0.01 + 0.005 * k for k in range(STEPS)])
 
 
-def test_a_kl_coefficient_that_grows_and_a_reference_that_follows(shared: Run, tmp_path: Path) -> None:
+def test_a_kl_coefficient_that_grows_and_a_reference_that_follows(shared: OpenRun, tmp_path: Path) -> None:
     rows = variant(shared, tmp_path, "adaptive KL and refresh")
     # 16 trajectories a step over a horizon of 100. No KL in step 1, far above its target in step 2: 1 -+ 0.2 * 0.16.
     assert rows[1]["policy/kl_coef"] == pytest.approx(0.1 * 0.968)
@@ -219,23 +211,23 @@ def test_a_kl_coefficient_that_grows_and_a_reference_that_follows(shared: Run, t
     assert rows[4]["policy/kl_ref"] < 1e-6 < rows[3]["policy/kl_ref"]
 
 
-def test_the_critic_s_head_start(shared: Run, tmp_path: Path) -> None:
+def test_the_critic_s_head_start(shared: OpenRun, tmp_path: Path) -> None:
     other = switched(shared, tmp_path, VARIANTS["head start"])
-    train(other)
+    other.train()
     rows = read_metrics(tmp_path)[1:]
     assert ["policy/loss" in row for row in rows] == [False, False, True, True, True]
     assert all(row["critic/loss"] > 0 and "critic/explained_variance" in row for row in rows)
 
 
-def spoil_rewards(run: Run, steps: Sequence[int]) -> None:
+def spoil_rewards(run: OpenRun, steps: Sequence[int]) -> None:
     """One reward in each of these steps is NaN."""
-    (run.run_dir.parent / "spoiled.json").write_text(json.dumps({str(step): True for step in steps}))
+    (run.folder.parent / "spoiled.json").write_text(json.dumps({str(step): True for step in steps}))
 
 
-def test_a_reward_that_is_not_finite_costs_the_step(shared: Run, tmp_path: Path) -> None:
+def test_a_reward_that_is_not_finite_costs_the_step(shared: OpenRun, tmp_path: Path) -> None:
     other = switched(shared, tmp_path, ["~algorithm"])
     spoil_rewards(shared, [2])
-    train(other)
+    other.train()
     rows = read_metrics(tmp_path)[1:]
     assert [row["nonfinite/trajectories"] for row in rows] == [0, 1, 0, 0, 0]
     assert [row["nonfinite/steps"] for row in rows] == [0, 1, 1, 1, 1]
@@ -246,19 +238,19 @@ def test_a_reward_that_is_not_finite_costs_the_step(shared: Run, tmp_path: Path)
     assert len(dumped["token_ids"]) == len(dumped["behavior_logprobs"])
 
 
-def test_bad_steps_in_a_row_end_the_run(shared: Run, tmp_path: Path) -> None:
+def test_bad_steps_in_a_row_end_the_run(shared: OpenRun, tmp_path: Path) -> None:
     other = switched(shared, tmp_path, ["~algorithm", "train.max_nonfinite_steps=2"])
     spoil_rewards(shared, [2, 3, 4])
     with pytest.raises(RlsysError, match="2 steps in a row met NaN or infinity"):
-        train(other)
+        other.train()
     assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1, 2, 3]
 
 
-def test_a_step_without_rewards_trains_nothing_and_several_end_the_run(shared: Run, tmp_path: Path) -> None:
+def test_a_step_without_rewards_trains_nothing_and_several_end_the_run(shared: OpenRun, tmp_path: Path) -> None:
     other = switched(shared, tmp_path, ["algorithm=ppo", "train.max_staleness=0", "scoring.max_unscored_steps=2"])
-    (shared.run_dir.parent / "spoiled.json").write_text(json.dumps({"2": "broken", "4": "broken", "5": "broken"}))
+    (shared.folder.parent / "spoiled.json").write_text(json.dumps({"2": "broken", "4": "broken", "5": "broken"}))
     with pytest.raises(RlsysError, match=r"2 times in a row .*no trajectory has a valid reward(.|\n)*service is down"):
-        train(other)
+        other.train()
     rows = read_metrics(tmp_path)[1:]
     assert ["policy/loss" in row for row in rows] == [True, False, True, False, False]
     assert [row["reward/unscored_steps"] for row in rows] == [0, 1, 1, 2, 3]
@@ -296,12 +288,12 @@ def spoil_gradient(learner: Any) -> None:
     ids=["log-probability", "gradient"],
 )
 def test_what_the_learner_computes_and_is_not_finite_changes_no_weight(
-    shared: Run, tmp_path: Path, spoil: Any, what: str, count: int
+    shared: OpenRun, tmp_path: Path, spoil: Any, what: str, count: int
 ) -> None:
     other = switched(shared, tmp_path, ["~algorithm", "train.num_steps=1"])
     before = weights(shared)
-    call_worker(next(iter(shared.learner._workers.values())), spoil)
-    train(other)
+    call_worker(next(iter(shared.run.roles.policy._workers.values())), spoil)
+    other.train()
     row = read_metrics(tmp_path)[1]
     assert (row["policy/not_applied"], row["nonfinite/trajectories"]) == (1, count)
     lines = (tmp_path / "nonfinite" / "step-000001.jsonl").read_text().splitlines()

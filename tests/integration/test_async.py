@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from rlsys.train import train
 from tests.integration.runs import call_worker, read_metrics, small_run
 
 BEFORE = Path(__file__).parent / "data" / "before_async.json"
@@ -32,10 +31,10 @@ AHEAD = (
 @pytest.mark.long
 def test_the_synchronous_losses_are_those_from_before(tmp_path: Path) -> None:
     """Step for step, with a fixed seed: measured before there was a scheduler, with padded batches."""
-    with small_run(tmp_path, LIKE_BEFORE) as run:
+    with small_run(tmp_path, LIKE_BEFORE) as opened:
         # vLLM turns a request's generator back after a part of a prompt, which kills an engine on CPUs.
-        assert not call_worker(run.rollout._workers[0], takes_prompts_in_parts)
-        train(run)
+        assert not call_worker(opened.run.roles.rollout._workers[0], takes_prompts_in_parts)
+        opened.train()
     rows = read_metrics(tmp_path / "run")[1:]
     expected = json.loads(BEFORE.read_text())["steps"]
     assert len(rows) == len(expected) == 6
@@ -44,7 +43,7 @@ def test_the_synchronous_losses_are_those_from_before(tmp_path: Path) -> None:
         for key, value in before.items():
             assert row[key] == pytest.approx(value, rel=1e-3, abs=1e-6), (row["step"], key)
         assert row["rollout/staleness/max"] == 0
-        assert row["schedule/restarted"] == row["schedule/burned"] == 0
+        assert row["schedule/restarted"] == row["schedule/skipped"] == 0
 
 
 def takes_prompts_in_parts(worker: Any) -> bool:
@@ -55,9 +54,9 @@ def takes_prompts_in_parts(worker: Any) -> bool:
 def test_ahead_of_training_and_cut_off_in_between(tmp_path: Path) -> None:
     """Every prompt is trained once, within the bound, also those that were on their way at the checkpoint."""
     folder = tmp_path / "run"
-    with small_run(tmp_path, [*AHEAD, "train.num_steps=9", "checkpoint.every=3", "checkpoint.keep=9"]) as run:
-        train(run)
-        assert run.pipeline.pending_places == []  # nothing was sampled that no step would train
+    with small_run(tmp_path, [*AHEAD, "train.num_steps=9", "checkpoint.every=3", "checkpoint.keep=9"]) as opened:
+        opened.train()
+        assert opened.run.orchestrator.pending_positions == []  # nothing was sampled that no step would train
     state = json.loads((folder / "checkpoints" / "step-000003" / "state.json").read_text())
     assert 0 < len(state["prompts_pending"]) <= 2 * 8
     assert state["prompt_cursor"] == 3 * 8 + len(state["prompts_pending"])
@@ -66,9 +65,9 @@ def test_ahead_of_training_and_cut_off_in_between(tmp_path: Path) -> None:
 
     for step in (6, 9):
         (folder / "checkpoints" / f"step-{step:06d}" / "state.json").unlink()
-    with small_run(tmp_path, [*AHEAD, "train.num_steps=6", "resume=auto"]) as run:
-        assert run.state.step == 3
-        train(run)
+    with small_run(tmp_path, [*AHEAD, "train.num_steps=6", "resume=auto"]) as opened:
+        assert opened.run.state.step == 3
+        opened.train()
     assert [row["step"] for row in read_metrics(folder)] == [0, 1, 2, 3, 4, 5, 6]
     _check_steps(folder, 6)
 
@@ -89,7 +88,7 @@ def _check_steps(folder: Path, num_steps: int) -> None:
         stale += [row["step"] - 1 - rollout["policy_version"] for rollout in rollouts]
         assert all(rollout["started"] < rollout["finished"] for rollout in rollouts)
         assert row["groups/discarded"] == 0
-        assert {"idle/rollout", "idle/learner", "idle/reward", "schedule/ready_groups"} <= set(row)
+        assert {"idle/rollout", "idle/learner", "idle/scoring", "schedule/ready_groups"} <= set(row)
     assert 0 <= min(stale) <= max(stale) <= 2
     assert max(stale) > 0  # it did sample ahead
     assert len(trained) == num_steps * 8
@@ -102,7 +101,7 @@ def _check_timeline(events: list[dict[str, Any]]) -> None:
     names = {lane: {event["name"] for event in spans if lanes[event["tid"]] == lane} for lane in lanes.values()}
     assert names["learner/0"] >= {"pack", "forward", "backward", "optimizer", "broadcast", "idle"}
     assert names["rollout/0"] >= {"generate", "reload"}
-    assert "score" in names["reward/0"]
+    assert "score" in names["scoring/0"]
     training = [event for event in spans if event["name"] == "forward"]
     sampling = [event for event in spans if event["name"] == "generate"]
     both = [a for a in training for b in sampling if a["ts"] < b["ts"] + b["dur"] and b["ts"] < a["ts"] + a["dur"]]

@@ -10,11 +10,13 @@ import pytest
 
 from rlsys.config.schema import ClusterConfig
 from rlsys.errors import ConfigError, DeadlineError, WorkerDiedError, WorkerError
-from rlsys.runtime.cluster import Cluster, Demand
+from rlsys.runtime.cluster import Cluster
+from rlsys.runtime.room import Demand, Room
+from tests.integration.runs import wait
 
 
 class Peer:
-    """A member of a gang."""
+    """A rank of a group."""
 
     def answer(self) -> str:
         return "here"
@@ -41,36 +43,47 @@ def cluster() -> Iterator[Cluster]:
 
 def test_results_keep_their_names(cluster: Cluster) -> None:
     peer = cluster.start(Peer, Demand("a", 0.0))
-    assert cluster.calls.gather({"a": peer.answer.remote()}, what="asking", deadline_s=60) == {"a": "here"}
+    assert wait(cluster.calls.gather({"a": peer.answer.remote()}, what="asking", deadline_s=60)) == {"a": "here"}
 
 
-def test_a_death_is_told_before_the_broken_connections_it_causes(cluster: Cluster) -> None:
+def test_a_death_is_raised_before_the_broken_connections_it_causes(cluster: Cluster) -> None:
     dying, peer = (cluster.start(Peer, Demand(name, 0.0)) for name in ("learner/1", "learner/0"))
-    cluster.calls.gather({"0": dying.answer.remote(), "1": peer.answer.remote()}, what="asking", deadline_s=60)
+    wait(cluster.calls.gather({"0": dying.answer.remote(), "1": peer.answer.remote()}, what="asking", deadline_s=60))
     calls = {"learner/0": peer.lose_the_connection.remote(0.1), "learner/1": dying.die.remote(0.6)}
     with pytest.raises(WorkerDiedError, match="policy update: learner/1 is gone"):
-        cluster.calls.gather(calls, what="policy update", deadline_s=60)
+        wait(cluster.calls.gather(calls, what="policy update", deadline_s=60))
 
 
 def test_a_failure_does_not_wait_for_the_healthy(cluster: Cluster) -> None:
     failing, slow = (cluster.start(Peer, Demand(name, 0.0)) for name in ("a", "b"))
     started = time.monotonic()
     with pytest.raises(WorkerError, match="work: a failed: RuntimeError: Connection closed"):
-        cluster.calls.gather(
-            {"a": failing.lose_the_connection.remote(0.0), "b": slow.sleep.remote(60)}, what="work", deadline_s=50
+        wait(
+            cluster.calls.gather(
+                {"a": failing.lose_the_connection.remote(0.0), "b": slow.sleep.remote(60)}, what="work", deadline_s=50
+            )
         )
     assert time.monotonic() - started < 20
 
 
 def test_who_is_late_is_named(cluster: Cluster) -> None:
     quick, slow = (cluster.start(Peer, Demand(name, 0.0)) for name in ("a", "b"))
-    cluster.calls.gather({"a": quick.answer.remote(), "b": slow.answer.remote()}, what="asking", deadline_s=60)
+    wait(cluster.calls.gather({"a": quick.answer.remote(), "b": slow.answer.remote()}, what="asking", deadline_s=60))
     with pytest.raises(DeadlineError, match=r"work: no answer within 0.5 s from b$"):
-        cluster.calls.gather({"a": quick.answer.remote(), "b": slow.sleep.remote(30)}, what="work", deadline_s=0.5)
+        wait(
+            cluster.calls.gather({"a": quick.answer.remote(), "b": slow.sleep.remote(30)}, what="work", deadline_s=0.5)
+        )
 
 
-def test_room_is_told_in_figures(cluster: Cluster) -> None:
-    assert "CPU, 0 GPU" in cluster.room()
+def test_workers_that_no_node_could_hold_are_refused_with_both_sides(cluster: Cluster) -> None:
+    with pytest.raises(ConfigError, match=r"Asked: rollout/0: 99 CPU, 1 GPU\. Have: node 0: \d+ CPU, 0 GPU"):
+        wait(Room([Demand("rollout/0", 99.0, 1.0)]).wait(60.0))
+
+
+def test_room_that_others_use_is_waited_for_until_the_deadline(cluster: Cluster) -> None:
+    """The module's own cluster has reserved eight of its nine CPUs."""
+    with pytest.raises(DeadlineError, match=r"within 0.5 s. Asked: learner/0: 5 CPU.*Free in the cluster now: \d CPU"):
+        wait(Room([Demand("learner/0", 5.0)]).wait(0.5))
 
 
 def test_a_cluster_that_is_not_there() -> None:

@@ -20,13 +20,16 @@ from rlsys.types import (
     Experience,
     ExperienceRow,
     Prompt,
+    ReferenceScores,
     Reward,
     RewardPart,
     RolloutGroup,
+    ScoredGroup,
     Trajectory,
     TrajectoryRef,
     TrajectorySummary,
 )
+from tests.integration.runs import kill, wait
 
 LENGTHS = [[3, 5], [4, 2], [6, 1]]
 REWARDS: list[list[float | None]] = [[1.0, 0.0], [2.0, None], [-1.0, 0.5]]
@@ -44,12 +47,12 @@ def cluster() -> Iterator[Cluster]:
     opened.close()
 
 
-def groups() -> tuple[list[RolloutGroup], list[list[Reward]], tuple[Any, ...]]:
-    """Three groups of two trajectories with prompts of four tokens, their rewards, and the reference's answers."""
+def groups() -> list[ScoredGroup]:
+    """Three groups of two trajectories with prompts of four tokens, their rewards and reference scores."""
     import ray
 
     generator = np.random.default_rng(3)
-    made, rewards, references = [], [], []
+    made = []
     for number, (lengths, totals) in enumerate(zip(LENGTHS, REWARDS, strict=True)):
         trajectories = []
         for length in lengths:
@@ -61,13 +64,15 @@ def groups() -> tuple[list[RolloutGroup], list[list[Reward]], tuple[Any, ...]]:
         prompt = Prompt(number, "", np.ones(4, dtype=np.int32))
         chunk = ray.put(trajectories)
         places = tuple(TrajectoryRef(chunk, index) for index in range(len(trajectories)))
-        made.append(RolloutGroup(number, prompt, places, summaries))
         outcome = ["ok" if total is not None else "error" for total in totals]
-        rewards.append(
-            [Reward(t, {"r": RewardPart(t, o)}, o) for t, o in zip(totals, outcome, strict=True)]  # type: ignore[arg-type]
+        rewards = tuple(
+            Reward(t, {"r": RewardPart(t, o)}, o)  # type: ignore[arg-type]
+            for t, o in zip(totals, outcome, strict=True)
         )
-        references.append(ray.put([np.where(t.loss_mask, -2.1, 0.0).astype(np.float32) for t in trajectories]))
-    return made, rewards, tuple(references)
+        reference = ray.put([np.where(t.loss_mask, -2.1, 0.0).astype(np.float32) for t in trajectories])
+        rollout = RolloutGroup(number, prompt, places, summaries)
+        made.append(ScoredGroup(rollout, rewards, reference=ReferenceScores(reference, [])))
+    return made
 
 
 def run(cluster: Cluster, model: str, *overrides: str) -> tuple[list[Any], list[Any], dict[str, float], list[float]]:
@@ -78,27 +83,29 @@ def run(cluster: Cluster, model: str, *overrides: str) -> tuple[list[Any], list[
     config = load_config(["algorithm=ppo", *common, *overrides])
     setup = CriticSetup(config.critic, config.algorithm, model, False, num_updates(config), 1, seed=0)
     critic = CriticGroup(cluster, setup, demands(config)["critic"])
-    critic.start(deadline_s=200)
+    wait(critic.start(deadline_s=200))
     try:
-        made, rewards, references = groups()
+        made = groups()
         coefficients = Coefficients(kl=0.5, entropy=0.0)
-        first, metrics = critic.estimate(made, rewards, references, coefficients)
+        first, metrics = wait(critic.estimate(made, coefficients))
         rows = tuple(
             ExperienceRow(2 * g + s, g, s, 0.0, 0.0, 4 + LENGTHS[g][s], LENGTHS[g][s])
             for g in range(3)
             for s in range(2)
             if REWARDS[g][s] is not None
         )
-        experience = Experience((rows,), tuple(g.trajectories for g in made), references, first, 0, coefficients)
+        references = tuple(group.reference.logprobs for group in made if group.reference is not None)
+        trajectories = tuple(group.rollout.trajectories for group in made)
+        experience = Experience((rows,), trajectories, references, first, 0, coefficients)
         losses = []
         for _ in range(20):
-            learned, offenders = critic.update(experience)
-            assert not offenders
-            losses.append(learned["critic/loss"])
-        last, _ = critic.estimate(made, rewards, references, coefficients)
+            learned = wait(critic.update(experience))
+            assert not learned.nonfinite
+            losses.append(learned.metrics["critic/loss"])
+        last, _ = wait(critic.estimate(made, coefficients))
         return ray.get(list(first)), ray.get(list(last)), metrics, losses
     finally:
-        critic.kill()
+        kill(critic)
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +133,8 @@ def test_it_learns_the_returns(alone: Any) -> None:
 
 
 def test_two_ranks_with_zero_3_and_many_microbatches_are_the_same(cluster: Cluster, model: str, alone: Any) -> None:
-    gang = ["critic.num_workers=2", "critic.zero_stage=3", "critic.microbatch_tokens=12"]
-    first, last, metrics, losses = run(cluster, model, "critic.whiten=false", "critic.value_clip=null", *gang)
+    ranks = ["critic.num_workers=2", "critic.zero_stage=3", "critic.microbatch_tokens=12"]
+    first, last, metrics, losses = run(cluster, model, "critic.whiten=false", "critic.value_clip=null", *ranks)
     assert losses == pytest.approx(alone[3], rel=1e-3)
     assert metrics["critic/return/mean"] == pytest.approx(alone[2]["critic/return/mean"])
     for found, expected in ((first, alone[0]), (last, alone[1])):

@@ -22,7 +22,7 @@ from rlsys.preflight.prepare import prepare
 from rlsys.runtime.calls import fetch
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
 from rlsys.weights.sender import WeightSender
-from tests.integration.runs import SMALL, call_worker
+from tests.integration.runs import SMALL, call_worker, wait
 
 BUCKET_BYTES = 2**17
 LONG, MIDDLE, SHORT = 700, 250, 20
@@ -63,7 +63,7 @@ class Engine:
 
     def submit(self, group: int, prompt: np.ndarray, length: int, samples: int = 1, version: int = 0) -> None:
         sampling = Sampling(1.0, length, samples, ignore_eos=True)
-        self.get(self.worker.submit.remote([GroupRequest(group, 0, 5, prompt, sampling)], version))
+        self.get(self.worker.submit.remote([GroupRequest(group, prompt, (sampling,), stream=group)], version))
 
     def until(self, group: int, samples: int = 1) -> None:
         """Listen until the engine has told of every sample of `group`."""
@@ -76,7 +76,7 @@ class Engine:
         told, chunk = self.worker.finished.options(num_returns=2).remote(max_wait_s, 0.0)
         finished, trajectories = self.get(told), self.get(chunk)
         for one, trajectory in zip(finished, trajectories, strict=True):
-            self.told[one.group_id, one.sample] = (one, trajectory)
+            self.told[one.request_id, one.sample] = (one, trajectory)
 
     def trajectory(self, group: int, sample: int = 0) -> Trajectory:
         trajectory = self.told[group, sample][1]
@@ -95,7 +95,7 @@ class Engine:
 
     @staticmethod
     def get(ref: Any) -> Any:
-        return fetch(ref, who="rollout/0", what="test")
+        return wait(fetch(ref, who="rollout/0", what="test"))
 
 
 def use(policy: Any, version: int) -> None:
@@ -115,14 +115,14 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     wanted = demands(prepared.config)["rollout"]
     with connected(prepared.config, {"rollout": wanted}) as cluster:
         pool = start_rollout(cluster, prepared, wanted)
-        pool.start(300.0)
+        wait(pool.start(300.0))
         policy = load_policy(str(prepared.model_path), torch.float32, trust_remote_code=False)
         sender = WeightSender(policy.hf, torch.float32, rank=0, bucket_bytes=BUCKET_BYTES)
         made = Engine(pool._workers[0], sender, policy)
         made.join(LATE_S)
         made.update(0)
         yield made
-        pool.stop(30.0)
+        wait(pool.stop(30.0))
 
 
 def set_inflight_kv(choice: str) -> Any:

@@ -15,11 +15,11 @@ from rlsys.build.placement import demands
 from rlsys.build.run import num_updates
 from rlsys.config.compose import load_config
 from rlsys.config.schema import Config
-from rlsys.learner.group import LearnerGroup
+from rlsys.learner.policy_group import PolicyGroup
 from rlsys.learner.worker import LearnerSetup
 from rlsys.runtime.cluster import Cluster
 from rlsys.types import Coefficients, Experience, ExperienceRow, Trajectory, TrajectoryRef, VersionSpan
-from tests.integration.runs import call_worker
+from tests.integration.runs import call_worker, kill, wait
 
 LENGTHS = [5, 9, 14, 7, 11, 6, 16, 8]
 """Response lengths of eight trajectories; the prompt has four tokens."""
@@ -65,7 +65,7 @@ def trajectories() -> list[Trajectory]:
     return out
 
 
-def start_learner(cluster: Cluster, model: str, overrides: list[str]) -> tuple[LearnerGroup, Config]:
+def start_learner(cluster: Cluster, model: str, overrides: list[str]) -> tuple[PolicyGroup, Config]:
     config = load_config(["weights.verify=false", "algorithm.kl.coef=0.1", *LINEAR, *overrides])
     setup = LearnerSetup(
         learner=config.learner,
@@ -83,8 +83,8 @@ def start_learner(cluster: Cluster, model: str, overrides: list[str]) -> tuple[L
         kv_is_kept=False,
         seed=0,
     )
-    group = LearnerGroup(cluster, setup, demands(config)["learner"])
-    group.start(deadline_s=200)
+    group = PolicyGroup(cluster, setup, demands(config)["learner"])
+    wait(group.start(deadline_s=200))
     return group, config
 
 
@@ -128,11 +128,11 @@ def updated_weights(
     try:
         for worker in group._workers.values() if prepare is not None else ():
             call_worker(worker, prepare)
-        metrics, _ = group.update(experience(num_minibatches))
+        metrics = wait(group.update(experience(num_minibatches))).metrics
         assert metrics["policy/grad_norm"] > 1e-3
-        group.save(str(folder))
+        wait(group.save(str(folder)))
     finally:
-        group.kill()
+        kill(group)
     return load_file(folder / "policy" / "model.safetensors")
 
 
@@ -184,10 +184,10 @@ def test_a_refused_step_leaves_nothing_behind_with_an_offloaded_optimizer(cluste
     group, _ = start_learner(cluster, model, overrides)
     nan = replace(experience(), minibatches=tuple(map(not_a_number, experience().minibatches)))
     try:
-        refused = group.update(nan)[0]
-        norm = group.update(experience())[0]["policy/grad_norm"]
+        refused = wait(group.update(nan)).metrics
+        norm = wait(group.update(experience())).metrics["policy/grad_norm"]
     finally:
-        group.kill()
+        kill(group)
     assert not refused["policy/grad_norm"] < np.inf
     assert 1e-3 < norm < np.inf
 
@@ -237,14 +237,14 @@ def test_a_restored_learner_continues_as_the_saved_one(
         group, _ = start_learner(cluster, model, overrides)
         try:
             if folder is None:
-                group.update(experience())
-                group.save(str(tmp_path / "first"))
+                wait(group.update(experience()))
+                wait(group.save(str(tmp_path / "first")))
             else:
-                group.load(str(folder))
-            metrics.append(group.update(experience())[0])
-            group.save(str(tmp_path / f"second-{len(after)}"))
+                wait(group.load(str(folder)))
+            metrics.append(wait(group.update(experience())).metrics)
+            wait(group.save(str(tmp_path / f"second-{len(after)}")))
         finally:
-            group.kill()
+            kill(group)
         after.append(load_file(tmp_path / f"second-{len(after)}" / "policy" / "model.safetensors"))
     assert metrics[0]["policy/lr"] == metrics[1]["policy/lr"] > 0
     first = load_file(tmp_path / "first" / "policy" / "model.safetensors")
@@ -369,9 +369,9 @@ def test_bfloat16_warmup_schedule_checkpointing_and_two_updates(
     ]
     group, _ = start_learner(cluster, model, overrides)
     try:
-        metrics: list[dict[str, Any]] = [group.update(experience())[0] for _ in range(3)]
+        metrics: list[dict[str, Any]] = [wait(group.update(experience())).metrics for _ in range(3)]
     finally:
-        group.kill()
+        kill(group)
     # Two updates a step: the rate reported is that of the second. Linear warm-up over 4 updates, then down to 0 at 8.
     assert [round(m["policy/lr"] / 1e-3, 6) for m in metrics] == [0.25, 0.75, 0.75]
     assert all(np.isfinite(m["policy/grad_norm"]) and m["policy/entropy"] > 0 for m in metrics)

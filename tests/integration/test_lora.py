@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlsys.build.run import Run, build_probe
+from rlsys.build.run import build_canary
 from rlsys.commands.export.command import export
 from rlsys.errors import WeightMismatchError, WorkerError
-from rlsys.train import train as train_loop
-from tests.integration.runs import call_worker, read_metrics, sampled, small_run
+from rlsys.orchestrator.batch import StepBatch
+from tests.integration.runs import OpenRun, call_worker, read_metrics, sampled, small_run
 from tests.integration.test_run import rlsys, train
 
 LORA = ["learner.lora.rank=4", "learner.lora.alpha=8"]
@@ -29,40 +31,53 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield opened
 
 
-def probed(run: Run, version: int) -> dict[str, Any]:
-    probe = build_probe(run.calls, run.prepared, run.learner, run.rollout)
-    probe.begin(version)
-    probe.finish()
-    return dict(probe.take())
+def probed(run: OpenRun, version: int) -> dict[str, Any]:
+    canary = build_canary(run.run.prepared, run.run.roles)
+
+    async def probe() -> dict[str, Any]:
+        canary.begin(version)
+        await canary.finish()
+        return dict(canary.take())
+
+    return run.wait(probe())
 
 
-def test_an_engine_serves_each_version_and_says_so_when_it_does_not(run: Run) -> None:
-    from rlsys.orchestrator.experience import Scored
+def broadcast(run: OpenRun, version: int) -> dict[str, float]:
+    """Only the broadcast, without the canary after it."""
+    return run.wait(run.run.weights._broadcaster.broadcast(version))
 
-    run.weights.broadcast(1)
-    groups, rewards = sampled(run, 4, 1)
-    assert {summary.policy_version for group in groups for summary in group.summaries} == {1}
-    assert run.reference is None
-    refs, _ = run.learner.reference(groups)
-    made = run.credit(Scored(groups, rewards, None, tuple(refs), None), 1, run.coefficients)
-    metrics, _ = run.learner.update(made)
+
+def test_an_engine_serves_each_version_and_reports_it_when_it_does_not(run: OpenRun) -> None:
+    broadcast(run, 1)
+    groups = sampled(run, 4, 1)
+    assert {summary.policy_version for group in groups for summary in group.rollout.summaries} == {1}
+    queue = run.run.reference.queue
+    assert queue is not None
+
+    async def update() -> Any:
+        scores = await asyncio.gather(*(queue.put(group.rollout) for group in groups))
+        referenced = [replace(group, reference=given) for group, given in zip(groups, scores, strict=True)]
+        made = await run.run.experience.build(StepBatch(1, tuple(referenced), tuple(range(4))))
+        return (await run.run.roles.policy.update(made)).metrics
+
+    metrics = run.wait(update())
     assert metrics["policy/kl_ref"] == pytest.approx(0.0, abs=1e-6)  # before the update policy and reference are one
     assert metrics["sync/logprob_abs_diff/max"] < 1e-4
-    times = run.weights.broadcast(2)
+    times = broadcast(run, 2)
     assert times["weights/stalled_s"] == 0.0
     found = probed(run, 2)
     assert found["sync/logprob_abs_diff/max"] < 1e-4 < found["sync/adapter_effect/max"]
 
-    worker = run.rollout._workers[0]
+    worker = run.run.roles.rollout._workers[0]
     call_worker(worker, _ignore_adapters)
     with pytest.raises(WeightMismatchError, match="the adapter has not taken effect: rollout/0"):
         probed(run, 2)
     call_worker(worker, _heed_adapters)
     call_worker(worker, _lose_a_matrix)
     with pytest.raises(WorkerError, match=r"rollout-0, policy version 3: the engine holds \d+ matrices B"):
-        run.weights.broadcast(3)
+        broadcast(run, 3)
     call_worker(worker, _lose_none)
-    run.weights.broadcast(4)
+    broadcast(run, 4)
     assert probed(run, 4)["sync/logprob_abs_diff/max"] < 1e-4
     assert call_worker(worker, lambda w: len(w._adapters._requests)) == 1  # the versions before are gone
     assert call_worker(worker, lambda w: [p.name for p in w._adapters._folder.iterdir()]) == ["version-4"]
@@ -105,7 +120,7 @@ def test_an_engine_on_two_ranks_serves_each_version(tmp_path: Path) -> None:
     """Each rank applies its slice of the adapter; a wrong slice would show between engine and learner."""
     overrides = [*LORA, "rollout.tensor_parallel_size=2", "learner.lr=1e-2", "algorithm.kl.coef=0.01"]
     with small_run(tmp_path, overrides) as opened:
-        train_loop(opened)
+        opened.train()
     rows = read_metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert all(row["sync/logprob_abs_diff/max"] < 1e-4 for row in rows[1:])

@@ -17,6 +17,7 @@ from rlsys.models.tiny import build_model, build_tokenizer, save_model
 from rlsys.rollout.trajectory import summary_of
 from rlsys.runtime.cluster import Cluster
 from rlsys.types import Prompt, RolloutGroup, TrajectoryRef
+from tests.integration.runs import kill, wait
 from tests.integration.test_learner import cluster, experience, start_learner, trajectories
 
 __all__ = ["cluster"]
@@ -29,11 +30,11 @@ def adapter_after(
     """What one update makes of a fresh adapter."""
     group, _ = start_learner(cluster, model, [*LORA, *overrides])
     try:
-        metrics, _ = group.update(experience())
+        metrics = wait(group.update(experience())).metrics
         assert metrics["policy/grad_norm"] > 1e-3
-        group.save(str(folder))
+        wait(group.save(str(folder)))
     finally:
-        group.kill()
+        kill(group)
     assert (folder / "policy").exists() == merged
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
@@ -108,15 +109,17 @@ def test_a_restored_learner_has_its_adapter_and_its_reference_is_the_base(
 
 def call_lead(group: Any, method: str) -> Any:
     """Ask every rank about one text; the first one's answer."""
-    return group._all(method, np.arange(5, 15), what=method)
+    return wait(group._each(method, np.arange(5, 15), what=method))
 
 
-@pytest.mark.parametrize("gang", [(1, 1), (2, 3)], ids=["one rank", "two ranks, ZeRO-3"])
-def test_the_reference_of_every_trajectory_is_the_base_s(cluster: Cluster, model: str, gang: tuple[int, int]) -> None:
+@pytest.mark.parametrize("ranks_and_stage", [(1, 1), (2, 3)], ids=["one rank", "two ranks, ZeRO-3"])
+def test_the_reference_of_every_trajectory_is_the_base_s(
+    cluster: Cluster, model: str, ranks_and_stage: tuple[int, int]
+) -> None:
     """Groups of very different size: one rank runs out of microbatches before the other."""
     import ray
 
-    ranks, stage = gang
+    ranks, stage = ranks_and_stage
     small = [f"learner.num_workers={ranks}", f"learner.zero_stage={stage}", "learner.microbatch_tokens=24"]
     given = trajectories()
     chunk = ray.put(given)
@@ -131,15 +134,15 @@ def test_the_reference_of_every_trajectory_is_the_base_s(cluster: Cluster, model
         first += size
     learner, _ = start_learner(cluster, model, [*LORA, *small, "algorithm.kl.place=reward"])
     try:
-        learner.update(experience())
-        refs, sums = learner.reference(groups)
-        found = [row for ref in refs for row in ray.get(ref, timeout=60)]
+        wait(learner.update(experience()))
+        scores = wait(learner.reference_scores(groups))
+        found = [row for score in scores for row in ray.get(score.logprobs, timeout=60)]
     finally:
-        learner.kill()
+        kill(learner)
     plain = load_policy(model, torch.float32)
     for trajectory, row in zip(given, found, strict=True):
         batch = token_batch([TokenRow(trajectory.token_ids, trajectory.loss_mask)], plain.layout)
         with torch.no_grad():
             expected, _ = plain(batch, 0.7)
         assert row == pytest.approx(expected[0].numpy(), abs=2e-5)
-    assert [len(of_group) for of_group in sums] == sizes
+    assert [len(score.kl_sums) for score in scores] == sizes

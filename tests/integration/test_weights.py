@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from rlsys.build.run import Run, build_probe
+from rlsys.build.run import build_canary
 from rlsys.errors import WeightMismatchError
 from rlsys.metrics.step import Metrics
-from rlsys.orchestrator.experience import Scored
-from rlsys.train import train
-from rlsys.types import ExperienceRow
-from tests.integration.runs import call_worker, read_metrics, references, sampled, small_run
+from rlsys.orchestrator.batch import StepBatch
+from rlsys.types import ExperienceRow, ScoredGroup
+from tests.integration.runs import OpenRun, call_worker, read_metrics, sampled, small_run
 
 CASES = {
     "tied, ZeRO-3 on two ranks": ["learner.num_workers=2", "learner.zero_stage=3"],
@@ -34,7 +33,7 @@ PARAMS = [pytest.param(case, id=case, marks=[pytest.mark.long] if case == "tied,
 
 
 @pytest.fixture(scope="module", params=PARAMS)
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenRun]:
     """Engines and learner of one case, started once for all tests of this file. Two prompts longer than a cache
     block, so that every step would hit the prefix cache of the step before."""
     folder = tmp_path_factory.mktemp("weights")
@@ -46,9 +45,9 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         yield opened
 
 
-def test_engines_and_learner_agree_after_every_broadcast(run: Run) -> None:
-    train(run)
-    rows = read_metrics(run.run_dir)
+def test_engines_and_learner_agree_after_every_broadcast(run: OpenRun) -> None:
+    run.train()
+    rows = read_metrics(run.folder)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     for row in rows[1:]:
         assert row["sync/logprob_abs_diff/max"] < 1e-4
@@ -56,49 +55,63 @@ def test_engines_and_learner_agree_after_every_broadcast(run: Run) -> None:
     assert rows[-1]["policy/kl_ref"] > 1e-3
 
 
-def test_a_layer_left_out_of_the_broadcast_is_caught(run: Run) -> None:
+def test_a_layer_left_out_of_the_broadcast_is_caught(run: OpenRun) -> None:
     _check_caught(run, "model.layers.1.mlp.down_proj")
 
 
-def test_an_output_layer_left_out_of_the_broadcast_is_caught(run: Run) -> None:
-    tied = run.config.model.build.tie_word_embeddings
+def test_an_output_layer_left_out_of_the_broadcast_is_caught(run: OpenRun) -> None:
+    tied = run.run.prepared.config.model.build.tie_word_embeddings
     _check_caught(run, "model.embed_tokens" if tied else "lm_head")
 
 
-def _check_caught(run: Run, skipped: str) -> None:
+def _check_caught(run: OpenRun, skipped: str) -> None:
     """After `skipped` missed a broadcast the next update stops; after a whole one it goes through again."""
-    run.weights.broadcast(1000)
+    run.wait(run.run.weights.broadcast(1000))
     _update(run, 1000)
-    names = [e for e in run.learner._update_info["names"] if not e.startswith(skipped)]
-    assert len(names) < len(run.learner._update_info["names"])
+    names = [e for e in run.run.roles.policy._update_info["names"] if not e.startswith(skipped)]
+    assert len(names) < len(run.run.roles.policy._update_info["names"])
     with _broadcast_only(run, names):
-        run.weights.broadcast(1001)
+        run.wait(run.run.weights.broadcast(1001))
         with pytest.raises(WeightMismatchError, match=r"policy version 1001.*left parameters behind on every engine"):
             _probe(run, 1001)
         with pytest.raises(WeightMismatchError, match="left parameters behind on every engine") as caught:
             _update(run, 1001)
     assert "policy version 1001" in str(caught.value)
-    run.weights.broadcast(1002)
+    run.wait(run.run.weights.broadcast(1002))
     assert 0 < _probe(run, 1002)["sync/logprob_abs_diff/max"] < 1e-4
     metrics = _update(run, 1002)
     assert metrics["sync/logprob_abs_diff/max"] < 1e-4
 
 
-def _probe(run: Run, version: int) -> Metrics:
-    """What engines and learner say of a given text, as a run says it that samples ahead."""
-    probe = build_probe(run.calls, run.prepared, run.learner, run.rollout)
-    probe.begin(version)
-    probe.finish()
-    return probe.take()
+def _probe(run: OpenRun, version: int) -> Metrics:
+    """What engines and learner give a fixed text, as in a run that samples ahead."""
+    canary = build_canary(run.run.prepared, run.run.roles)
+
+    async def probe() -> Metrics:
+        canary.begin(version)
+        await canary.finish()
+        return canary.take()
+
+    return run.wait(probe())
 
 
-def _update(run: Run, version: int) -> dict[str, float]:
-    groups, rewards = sampled(run, 4, version)
-    ref_logprobs, kl_sums = references(run, groups)
-    made = run.credit(Scored(groups, rewards, None, ref_logprobs, kl_sums), version, run.coefficients)
-    metrics, offenders = run.learner.update(replace(made, minibatches=(_alternating(made.minibatches[0]),)))
-    assert not offenders
-    return metrics
+def _update(run: OpenRun, version: int) -> dict[str, float]:
+    groups = sampled(run, 4, version)
+
+    async def update() -> dict[str, float]:
+        referenced = [await _referenced(run, group) for group in groups]
+        made = await run.run.experience.build(StepBatch(version, tuple(referenced), tuple(range(4))))
+        moved = replace(made, minibatches=(_alternating(made.minibatches[0]),))
+        learned = await run.run.roles.policy.update(moved)
+        assert not learned.nonfinite
+        return {name: value for name, value in learned.metrics.items() if value is not None}
+
+    return run.wait(update())
+
+
+async def _referenced(run: OpenRun, group: ScoredGroup) -> ScoredGroup:
+    assert run.run.reference.queue is not None
+    return replace(group, reference=await run.run.reference.queue.put(group.rollout))
 
 
 def _alternating(rows: tuple[ExperienceRow, ...]) -> tuple[ExperienceRow, ...]:
@@ -109,19 +122,19 @@ def _alternating(rows: tuple[ExperienceRow, ...]) -> tuple[ExperienceRow, ...]:
 class _broadcast_only:  # noqa: N801 - reads as a statement
     """Both sides leave out every parameter but `names`, as a sender with a gap would."""
 
-    def __init__(self, run: Run, names: list[str]) -> None:
+    def __init__(self, run: OpenRun, names: list[str]) -> None:
         self._run = run
         self._names = set(names)
-        self._info = run.learner._update_info
+        self._info = run.run.roles.policy._update_info
 
     def __enter__(self) -> None:
         self._patch(self._names)
         keep = [i for i, name in enumerate(self._info["names"]) if name in self._names]
-        self._run.learner._update_info = {key: [values[i] for i in keep] for key, values in self._info.items()}
+        self._run.run.roles.policy._update_info = {key: [values[i] for i in keep] for key, values in self._info.items()}
 
     def __exit__(self, *_: object) -> None:
         self._patch(set(self._info["names"]))
-        self._run.learner._update_info = self._info
+        self._run.run.roles.policy._update_info = self._info
 
     def _patch(self, names: set[str]) -> None:
         def patch(worker: Any) -> None:
@@ -129,14 +142,14 @@ class _broadcast_only:  # noqa: N801 - reads as a statement
             whole = type(sender).manifest
             sender.manifest = lambda: [entry for entry in whole(sender) if entry.name in names]
 
-        for worker in self._run.learner._workers.values():
+        for worker in self._run.run.roles.policy._workers.values():
             call_worker(worker, patch)
 
 
-def test_versions_travel_with_the_tokens(run: Run, tmp_path: Path) -> None:
-    run.weights.broadcast(2000)
-    group = sampled(run, 1, 2000)[0][0]
-    for trajectory in run.rollout.trajectories(group):
+def test_versions_travel_with_the_tokens(run: OpenRun, tmp_path: Path) -> None:
+    run.wait(run.run.weights.broadcast(2000))
+    (group,) = sampled(run, 1, 2000)
+    for trajectory in run.wait(run.run.roles.rollout.trajectories(group.rollout)):
         assert {span.policy_version for span in trajectory.versions} == {2000}
         covered = sum(span.end - span.start for span in trajectory.versions)
         assert covered == int(trajectory.loss_mask.sum()) == len(trajectory.response_ids)

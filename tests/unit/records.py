@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from rlsys.types import (
     Reward,
     RewardPart,
     RolloutGroup,
+    ScoredGroup,
     TextRef,
     TrajectoryRef,
     TrajectorySummary,
@@ -44,6 +46,11 @@ def reward(value: float | None, outcome: Outcome = "ok", *, label: str = "exact_
     return Reward(value, {label: RewardPart(value, outcome, detail)}, outcome, response=TextRef(["1", "2"], 1))
 
 
-def text_of(ref: TextRef | None) -> str:
-    """As the reward workers' pool reads it, from a chunk that is no reference."""
+def scored(rollout: RolloutGroup, rewards: Sequence[Reward], **facts: Any) -> ScoredGroup:
+    """A group with its rewards, and perhaps a baseline, reference scores and what was logged."""
+    return ScoredGroup(rollout, tuple(rewards), **facts)
+
+
+async def text_of(ref: TextRef | None) -> str:
+    """Return the text as the reward workers' pool does, from a chunk that is no reference."""
     return "" if ref is None else ref.chunk[ref.index]

@@ -7,8 +7,7 @@ from collections import deque
 
 from rlsys.commands.simulate.costs import EngineCosts
 
-Sample = tuple[int, int, int]
-"""Group, attempt and number of a response."""
+Sample = tuple[int, int]  # group, and number of the response in it
 
 
 class SimulatedEngine:

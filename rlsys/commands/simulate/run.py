@@ -11,8 +11,8 @@ from functools import partial
 
 from rlsys.commands.simulate.costs import Costs
 from rlsys.commands.simulate.engine import SimulatedEngine
-from rlsys.orchestrator.admission import Ledger
-from rlsys.orchestrator.scheduler import Scheduler
+from rlsys.orchestrator.admission import Admission
+from rlsys.orchestrator.router import Lease, Router
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class Simulation:
     def __init__(self, costs: Costs, shape: Shape) -> None:
         self._costs = costs
         self._shape = shape
-        ledger = Ledger(shape.prompts_per_step, shape.max_staleness, num_steps=shape.num_steps)
-        self._scheduler = Scheduler(ledger, [shape.max_in_flight] * shape.rollout_workers, shape.samples_per_prompt)
+        self._admission = Admission(shape.prompts_per_step, shape.max_staleness, num_steps=shape.num_steps)
+        self._router = Router([shape.max_in_flight] * shape.rollout_workers)
+        self._leases: dict[int, Lease] = {}  # of the groups that engines sample
         self._engines = [SimulatedEngine(costs.engine, costs.max_num_seqs) for _ in range(shape.rollout_workers)]
         self._reward = _Workers(shape.reward_workers)
         self._reference = _Workers(shape.reference_workers) if shape.reference_workers else None
@@ -87,8 +88,8 @@ class Simulation:
             times.append(self._events[0][0])
         self._now = min(times)
         for engine in self._engines:
-            for group, attempt, sample in engine.advance(self._now):
-                self._scheduler.on_sampled(group, attempt, sample)
+            for group, _ in engine.advance(self._now):
+                self._leases[group].release(1)
                 self._at(self._reward.serve(self._now, self._costs.reward), partial(self._scored, group))
         while self._events and self._events[0][0] <= self._now:
             heapq.heappop(self._events)[2]()
@@ -99,18 +100,18 @@ class Simulation:
         heapq.heappush(self._events, (time, next(self._order), do))
 
     def _admit(self) -> None:
-        for admission in self._scheduler.admissions():
-            lengths = next(self._lengths)
-            self._lengths_of[admission.group_id] = lengths
-            self._unscored[admission.group_id] = admission.num_samples
-            for sample in range(admission.num_samples):
-                key = (admission.group_id, admission.attempt, sample)
-                self._engines[admission.engine].add(self._now, key, lengths[sample % len(lengths)])
+        num_samples = self._shape.samples_per_prompt
+        while self._admission.capacity() and (lease := self._router.try_reserve(num_samples)) is not None:
+            group, lengths = self._admission.admit(), next(self._lengths)
+            self._leases[group], self._lengths_of[group], self._unscored[group] = lease, lengths, num_samples
+            for sample in range(num_samples):
+                self._engines[lease.engine].add(self._now, (group, sample), lengths[sample % len(lengths)])
 
     def _scored(self, group: int) -> None:
         self._unscored[group] -= 1
         if self._unscored[group]:
             return
+        del self._unscored[group], self._leases[group]
         if self._reference is None:
             self._ready(group)
             return
@@ -119,16 +120,16 @@ class Simulation:
         self._at(done, partial(self._ready, group))
 
     def _ready(self, group: int) -> None:
-        self._scheduler.on_scored(group, 1, keep=True)
+        self._admission.complete(group)
 
     def _train(self) -> None:
         if self._is_training or len(self._done_at) == self._shape.num_steps:
             return
-        taken = self._scheduler.take()
+        taken = self._admission.take()
         if taken is None:
             return
         self._is_training = True
-        tokens = sum(sum(self._lengths_of.pop(each.group_id)) for each in taken)
+        tokens = sum(sum(self._lengths_of.pop(group)) for group in taken)
         update = self._costs.update + self._costs.update_token * tokens / self._shape.learner_ranks
         self._learner_busy_s += update + self._costs.broadcast
         self._at(self._now + update, self._broadcast)
@@ -142,7 +143,7 @@ class Simulation:
         self._is_training = False
         self._done_at.append(self._now)
         if len(self._done_at) < self._shape.num_steps:
-            self._scheduler.advance(self._scheduler.policy_version + 1)
+            self._admission.advance(self._admission.policy_version + 1)
 
 
 class _Workers:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlsys.build.run import num_updates, sampling_plan, start_coefficients
+from rlsys.build.checkpoints import start_coefficients
+from rlsys.build.run import num_updates, sampling_plan
 from rlsys.config.compose import load_config
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.types import Coefficients

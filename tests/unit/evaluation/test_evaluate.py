@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,8 @@ from rlsys.config.schema import Config, EvalConfig
 from rlsys.evaluation.evaluate import Evaluations, eval_metrics, evaluate
 from rlsys.guards.missing_rewards import NoRewardError
 from rlsys.preflight.prepare import EvalSet
-from rlsys.types import Prompt, Reward, Sampling
-from tests.unit.records import reward
+from rlsys.types import Prompt, Sampling, ScoredGroup
+from tests.unit.records import group, reward, scored, summary
 
 
 class Answers:
@@ -23,13 +24,21 @@ class Answers:
         self._totals = totals
         self.asked: list[Sampling] = []
 
-    def complete(
-        self, prompts: Sequence[Prompt], sampling: Sampling, policy_version: int
-    ) -> tuple[list[Any], list[list[Reward]]]:
+    async def sample_prompts(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, policy_version: int
+    ) -> list[ScoredGroup]:
         self.asked.append(sampling)
         rows = [self._totals[prompt.index] for prompt in prompts]
         chosen = [row[:1] if sampling.temperature == 0 else row[1:] for row in rows]
-        return [], [[reward(t) if t is not None else reward(None, "error", detail="no") for t in row] for row in chosen]
+        rewards = [
+            [reward(total) if total is not None else reward(None, "error", detail="no") for total in row]
+            for row in chosen
+        ]
+        return [scored(group(0, [summary(1) for _ in row]), row) for row in rewards]
+
+
+def evaluated(answers: Any, *arguments: Any) -> Evaluations:
+    return asyncio.run(evaluate(answers, *arguments))
 
 
 def sets(*sizes: int) -> list[EvalSet]:
@@ -51,7 +60,7 @@ def test_greedy_and_drawn_by_hand() -> None:
     """Of four drawn responses: prompt 0 has 2 correct, prompt 1 none, prompt 2 all of the 2 that are valid."""
     totals = [[1.0, 1.0, 0.0, 1.0, 0.5], [0.0, 0.0, 0.2, 0.0, 0.9], [None, 1.0, None, 2.0, None]]
     answers: Any = Answers(totals)
-    results = evaluate(answers, sets(3), config(num_samples=4, temperature=0.7), 3)
+    results = evaluated(answers, sets(3), config(num_samples=4, temperature=0.7), 3)
     (found,) = results.all()
     asked = [(one.temperature, one.samples_per_prompt, one.max_response_tokens) for one in answers.asked]
     assert asked == [(0, 1, 7), (0.7, 4, 7)]
@@ -74,16 +83,14 @@ def test_greedy_and_drawn_by_hand() -> None:
 
 def test_several_data_sets_are_sampled_together_and_told_apart() -> None:
     answers: Any = Answers([[1.0], [1.0], [0.0], [0.0], [1.0]])
-    told: list[tuple[str, str, int]] = []
-    results = evaluate(
-        answers, sets(2, 3), config(), 0, tell=lambda part, kind, rewards: told.append((part.label, kind, len(rewards)))
-    )
+    results = evaluated(answers, sets(2, 3), config(), 0)
     assert len(answers.asked) == 1
     assert [(part.label, part.accuracy.value) for part in results.found] == [
         ("set0", 1.0),
         ("set1", pytest.approx(1 / 3)),
     ]
-    assert told == [("set0", "greedy", 2), ("set1", "greedy", 3)]
+    responses = [(part.eval_set.label, len(part.greedy), len(part.drawn)) for part in results.responses]
+    assert responses == [("set0", 2, 0), ("set1", 3, 0)]
     metrics = eval_metrics(results)
     assert metrics["eval/accuracy"] == pytest.approx((1 + 1 / 3) / 2)  # data sets weigh alike
     assert metrics["eval/set1/accuracy"] == pytest.approx(1 / 3)
@@ -94,7 +101,7 @@ def test_several_data_sets_are_sampled_together_and_told_apart() -> None:
 
 def test_prompts_that_are_all_wrong_leave_pass_at_k_an_interval() -> None:
     answers: Any = Answers([[0.0] * 5] * 12)
-    (found,) = evaluate(answers, sets(12), config(num_samples=4), 0).all()
+    (found,) = evaluated(answers, sets(12), config(num_samples=4), 0).all()
     assert found.mean_at is not None
     for estimate in (found.mean_at, found.pass_at[4]):
         assert (estimate.value, estimate.low) == (0.0, 0.0)
@@ -102,12 +109,12 @@ def test_prompts_that_are_all_wrong_leave_pass_at_k_an_interval() -> None:
 
 
 def test_a_bar_below_one() -> None:
-    (found,) = evaluate(Answers([[-4.0], [-6.0]]), sets(2), config(correct_at=-5.0), 0).all()  # type: ignore[arg-type]
+    (found,) = evaluated(Answers([[-4.0], [-6.0]]), sets(2), config(correct_at=-5.0), 0).all()  # type: ignore[arg-type]
     assert found.accuracy.value == 0.5
 
 
 def test_a_data_set_without_a_valid_reward_is_named() -> None:
-    results = evaluate(Answers([[1.0], [None]]), sets(1, 1), config(), 0)  # type: ignore[arg-type]
+    results = evaluated(Answers([[1.0], [None]]), sets(1, 1), config(), 0)  # type: ignore[arg-type]
     with pytest.raises(NoRewardError, match=r"evaluation on set1 has a valid reward.*exact_match: error: no"):
         results.all()
     metrics = eval_metrics(results)  # what the other one has is kept, and is not taken for the mean of both

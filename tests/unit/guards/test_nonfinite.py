@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -11,21 +12,25 @@ import pytest
 from rlsys.errors import RlsysError
 from rlsys.guards.nonfinite import NonFiniteGuard
 from rlsys.run_folder.checkpoint import RunState
-from rlsys.types import Offender, RolloutGroup, Trajectory
-from tests.unit.records import group, reward, summary, text_of
+from rlsys.types import NonFiniteTrajectory, RolloutGroup, Trajectory
+from tests.unit.records import group, reward, scored, summary, text_of
 
-GROUPS = [group(0, [summary(1), summary(1)])]
-REWARDS = [[reward(1.0), reward(None, "not_finite", detail="reward 'x': returned nan")]]
+GROUPS = [
+    scored(
+        group(0, [summary(1), summary(1)]),
+        [reward(1.0), reward(None, "not_finite", detail="reward 'x': returned nan")],
+    )
+]
 
 
-def arrays(_: RolloutGroup) -> list[Trajectory]:
+async def arrays(_: RolloutGroup) -> list[Trajectory]:
     ids = np.array([1, 2, 3, 4], dtype=np.int32)
     return [Trajectory(ids, ids > 3, np.array([0, 0, 0, np.nan], dtype=np.float32), (), "stop", 0)] * 2
 
 
 def test_offenders_are_written_and_counted(tmp_path: Path) -> None:
     guard = NonFiniteGuard(tmp_path, 2, arrays, text_of, RunState(0, 0))
-    counted = guard.record(5, [Offender(0, 1, "reward")], GROUPS, REWARDS)
+    counted = asyncio.run(guard.record(5, [NonFiniteTrajectory(0, 1, "reward")], GROUPS))
     assert counted == {"nonfinite/trajectories": 1.0, "nonfinite/steps": 1.0}
     row = json.loads((tmp_path / "nonfinite" / "step-000005.jsonl").read_text())
     assert row["what"] == "reward"
@@ -38,15 +43,15 @@ def test_offenders_are_written_and_counted(tmp_path: Path) -> None:
 def test_steps_in_a_row_end_the_run_and_a_good_one_starts_the_count_again(tmp_path: Path) -> None:
     guard = NonFiniteGuard(tmp_path, 2, arrays, text_of, RunState(0, 0))
     for bad in (True, False, True):
-        guard.record(1, [Offender(0, 0, "gradient")] * bad, GROUPS, REWARDS)
+        asyncio.run(guard.record(1, [NonFiniteTrajectory(0, 0, "gradient")] * bad, GROUPS))
         guard.check()
-    assert guard.record(4, [Offender(0, 0, "gradient")], GROUPS, REWARDS)["nonfinite/steps"] == 3.0
+    assert asyncio.run(guard.record(4, [NonFiniteTrajectory(0, 0, "gradient")], GROUPS))["nonfinite/steps"] == 3.0
     with pytest.raises(RlsysError, match=r"2 steps in a row.*max_nonfinite_steps=2.*nonfinite"):
         guard.check()
 
 
 def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     guard = NonFiniteGuard(tmp_path, 2, arrays, text_of, RunState(7, 0, nonfinite_in_a_row=1, nonfinite_total=4))
-    assert guard.record(8, [Offender(0, 0, "gradient")], GROUPS, REWARDS)["nonfinite/steps"] == 5.0
+    assert asyncio.run(guard.record(8, [NonFiniteTrajectory(0, 0, "gradient")], GROUPS))["nonfinite/steps"] == 5.0
     with pytest.raises(RlsysError, match="2 steps in a row"):
         guard.check()

@@ -53,7 +53,7 @@ def test_reward_metrics_by_hand() -> None:
         [reward(1.0), reward(4.0), reward(None, "timeout")],
         [reward(None, "error"), reward(None, "not_applicable"), reward(1.0)],
     ]
-    assert reward_metrics(rewards, {"accuracy": 0.25}) == {
+    assert reward_metrics(rewards) == {
         "reward/total/mean": 2.0,  # (1 + 4 + 1) / 3
         "reward/total/std": pytest.approx(2**0.5),  # deviations -1 2 -1: sqrt(6 / 3)
         "reward/exact_match/mean": 2.0,
@@ -62,14 +62,13 @@ def test_reward_metrics_by_hand() -> None:
         "reward/exact_match/not_finite": 0.0,
         "reward/exact_match/not_applicable": 1.0,
         "reward/masked_trajectories": 3.0,
-        "reward/logged/accuracy": 0.25,
     }
 
 
 def test_each_part_has_its_own_mean() -> None:
     parts = {"match": RewardPart(1.0, "ok"), "length": RewardPart(-4.0, "ok")}
     failed = {"match": RewardPart(0.0, "ok"), "length": RewardPart(None, "error", "broken")}
-    metrics = reward_metrics([[Reward(-1.0, parts, "ok"), Reward(None, failed, "error")]], {})
+    metrics = reward_metrics([[Reward(-1.0, parts, "ok"), Reward(None, failed, "error")]])
     assert metrics["reward/match/mean"] == 0.5  # also of the trajectory that the other part masks
     assert metrics["reward/length/mean"] == -4.0
     assert (metrics["reward/match/error"], metrics["reward/length/error"]) == (0.0, 1.0)
@@ -77,7 +76,7 @@ def test_each_part_has_its_own_mean() -> None:
 
 
 def test_without_a_valid_reward_there_is_no_mean() -> None:
-    metrics = reward_metrics([[reward(None, "error")]], {})
+    metrics = reward_metrics([[reward(None, "error")]])
     assert metrics["reward/total/mean"] is None
     assert metrics["reward/total/std"] is None
     assert metrics["reward/exact_match/mean"] is None

@@ -33,7 +33,7 @@ from rlsys.models.adapters import (
 from rlsys.models.packing import TokenRow, token_batch
 from rlsys.models.policy import PolicyModel, load_policy
 from rlsys.models.tiny import build_model, save_model
-from rlsys.rollout.adapters import MEMORY, make_folder, remove_orphans
+from rlsys.rollout.served_adapters import MEMORY, make_folder, remove_orphans
 from rlsys.weights.adapter import check_sums, pack, tensor_sums
 from tests.unit.conftest import TINY
 

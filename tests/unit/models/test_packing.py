@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlsys.errors import RlsysError
-from rlsys.learner.ranks import divide
+from rlsys.learner.rank_group import divide
 from rlsys.models.kernels.attention import flex, packed_attention
 from rlsys.models.kernels.segments import Segments, Stretch, segments_of
 from rlsys.models.packing import LAYOUTS, TokenRow, microbatches, token_batch

@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from rlsys.config.compose import load_config
-from rlsys.orchestrator.experience import CreditAssignment, Scored
-from rlsys.types import Coefficients, Experience, Reward
-from tests.unit.records import group, reward, summary
+from rlsys.metrics.step import StageClock
+from rlsys.orchestrator.batch import StepBatch
+from rlsys.orchestrator.experience import ExperienceBuilder
+from rlsys.types import Coefficients, Experience, ReferenceScores, Reward, ScoredGroup
+from tests.unit.records import group, reward, scored, summary
 
 GROUPS = [group(0, [summary(4), summary(6)]), group(1, [summary(2), summary(8, finish="length"), summary(5)])]
 REWARDS = [[reward(1.0), reward(0.0)], [reward(2.0), reward(4.0), reward(6.0)]]
 
 
-def make(rewards: list[list[Reward]], *overrides: str, groups: Any = None, **facts: Any) -> Experience:
-    """The experience of a run that centres rewards in their group."""
+COEFFICIENTS = Coefficients(kl=0.5, entropy=0.0)
+
+
+class MadeUpCritic:
+    """Gives every group a reference to estimates."""
+
+    async def estimate(self, groups: Sequence[ScoredGroup], coefficients: Coefficients) -> tuple[Any, dict[str, float]]:
+        assert coefficients == COEFFICIENTS
+        return tuple(f"e {group.group_id}" for group in groups), {"critic/value/mean": 1.0}
+
+
+def make(
+    rewards: list[list[Reward]],
+    *overrides: str,
+    groups: Any = None,
+    kl_sums: Any = None,
+    baselines: Any = None,
+    critic: Any = None,
+    trained: Sequence[int] | None = None,
+) -> Experience:
+    """Build the experience of a run that centres rewards in their group."""
     named = ["algorithm.advantage={name: dr_grpo}", "algorithm.aggregation={name: token_mean}", "algorithm.kl.coef=0"]
     config = load_config([*named, *overrides])
-    groups = GROUPS if groups is None else groups
-    return CreditAssignment(config)(Scored(groups, rewards, **facts), 7, Coefficients(kl=0.5, entropy=0.0))
+    made = []
+    for number, (rollout, of_group) in enumerate(zip(GROUPS if groups is None else groups, rewards, strict=True)):
+        facts: dict[str, Any] = {}
+        if kl_sums is not None:
+            facts["reference"] = ReferenceScores(f"ref {number}", kl_sums[number])
+        if baselines is not None:
+            facts["baseline"] = reward(baselines[number])
+        made.append(scored(rollout, of_group, **facts))
+    batch = StepBatch(7, tuple(made), tuple(range(len(made)) if trained is None else trained))
+    builder = ExperienceBuilder(config, StageClock(), lambda: COEFFICIENTS, critic)
+    return asyncio.run(builder.build(batch))
 
 
 def chunk_names(experience: Experience) -> list[str]:
@@ -26,7 +58,7 @@ def chunk_names(experience: Experience) -> list[str]:
 
 
 def test_rows_by_hand() -> None:
-    experience = make(REWARDS, ref_logprobs=("ref 0", "ref 1"))
+    experience = make(REWARDS, kl_sums=[[], []])
     rows = [(r.index, r.group, r.sample, r.advantage, r.num_tokens, r.num_response_tokens) for r in experience.rows]
     assert rows == [
         (0, 0, 0, 0.5, 7, 4),
@@ -92,15 +124,27 @@ def test_a_kl_in_the_reward_is_taken_off_before_the_baseline() -> None:
 
 
 def test_a_greedy_baseline_and_a_prompt_whose_greedy_reward_failed() -> None:
-    experience = make(REWARDS, "algorithm.advantage={name: remax}", greedy_rewards=[None, 3.0])
+    experience = make(REWARDS, "algorithm.advantage={name: remax}", baselines=[None, 3.0])
     assert [(row.group, row.advantage) for row in experience.rows] == [(1, -1.0), (1, 1.0), (1, 3.0)]
-    assert make(REWARDS, "algorithm.advantage={name: remax}", greedy_rewards=[None, None]).minibatches == ()
+    assert make(REWARDS, "algorithm.advantage={name: remax}", baselines=[None, None]).minibatches == ()
 
 
 def test_with_value_estimates_rows_have_no_advantage_of_their_own() -> None:
-    experience = make(REWARDS, "algorithm.advantage={name: gae}", estimates=("e 0", "e 1"))
+    experience = make(REWARDS, "algorithm.advantage={name: gae}", critic=MadeUpCritic())
     assert {row.advantage for row in experience.rows} == {0.0}
     assert experience.estimates == ("e 0", "e 1")
+    assert experience.metrics == {"critic/value/mean": 1.0}
+
+
+def test_only_the_groups_to_train_are_in_it() -> None:
+    experience = make(REWARDS, trained=[1])
+    assert chunk_names(experience) == ["arrays of group 1"]
+    assert {row.group for row in experience.rows} == {0}
+
+
+def test_a_batch_with_a_number_that_is_not_finite_is_an_empty_experience() -> None:
+    experience = make([[reward(1.0), reward(None, "not_finite")], REWARDS[1]], critic=MadeUpCritic())
+    assert (experience.minibatches, experience.trajectories, experience.estimates) == ((), (), None)
 
 
 def test_no_group_at_all_is_an_empty_experience() -> None:

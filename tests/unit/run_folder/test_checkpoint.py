@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,14 @@ from rlsys.config.schema import CheckpointConfig
 from rlsys.run_folder.checkpoint import RunState, checkpoints, is_due, load_state, save
 
 
-def write(folder: str) -> None:
+async def write(folder: str) -> None:
     (Path(folder) / "weights").write_text(folder)
 
 
 def saved(run_dir: Path, *steps: int, keep: int = 10) -> list[str]:
     """Names of the checkpoints after saving `steps` in turn."""
     for step in steps:
-        save(run_dir, RunState(step, prompt_cursor=8 * step), write, keep=keep)
+        asyncio.run(save(run_dir, RunState(step, prompt_cursor=8 * step), write, keep=keep))
     return [folder.name for folder in checkpoints(run_dir)]
 
 
@@ -36,7 +37,7 @@ def test_they_follow_every_so_many_steps_and_the_last(every: int, last: bool, st
 
 
 def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
-    folder = save(tmp_path, RunState(step=5, prompt_cursor=40), write, keep=2)
+    folder = asyncio.run(save(tmp_path, RunState(step=5, prompt_cursor=40), write, keep=2))
     assert folder == tmp_path / "checkpoints" / "step-000005"
     assert checkpoints(tmp_path) == [folder]
     assert load_state(folder) == RunState(step=5, prompt_cursor=40)
@@ -61,12 +62,12 @@ def test_the_newest_is_the_one_with_the_highest_step(tmp_path: Path) -> None:
 def test_a_checkpoint_that_was_cut_off_is_no_checkpoint(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2)
 
-    def die(folder: str) -> None:
-        write(folder)
+    async def die(folder: str) -> None:
+        await write(folder)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        save(tmp_path, RunState(3, 24), die, keep=1)
+        asyncio.run(save(tmp_path, RunState(3, 24), die, keep=1))
     assert [folder.name for folder in checkpoints(tmp_path)] == ["step-000001", "step-000002"]  # nothing was removed
 
 

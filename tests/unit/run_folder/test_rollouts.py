@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,8 +13,7 @@ import numpy as np
 import pytest
 
 from rlsys.config.schema import LoggingConfig
-from rlsys.guards.first_failures import FirstFailures
-from rlsys.run_folder.rollouts import Transcript
+from rlsys.run_folder.rollouts import RolloutWriter
 from rlsys.types import (
     Coefficients,
     Experience,
@@ -24,9 +24,14 @@ from rlsys.types import (
     Trajectory,
     ValueEstimate,
 )
-from tests.unit.records import group, reward, summary
+from tests.unit.records import group, reward, scored, summary, text_of
 
 FAILED = Reward(None, {"match": RewardPart(None, "error", "ValueError: no"), "length": RewardPart(-1.0, "ok")}, "error")
+NOTHING = Experience((), (), None, None, 0, Coefficients(0.0, 0.0))
+
+
+def write(writer: RolloutWriter, step: int, groups: Any, trained: Sequence[int], experience: Experience) -> None:
+    asyncio.run(writer.write(step, groups, trained, experience))
 
 
 def trajectory(size: int) -> Trajectory:
@@ -36,16 +41,16 @@ def trajectory(size: int) -> Trajectory:
     return Trajectory(np.arange(total), np.arange(total) >= 2, logprobs, (), "stop", engine=0)
 
 
-def make(folder: Path, asked: list[int] | None = None, **options: Any) -> Transcript:
-    def fetch(of: RolloutGroup) -> Sequence[Trajectory]:
+def make(folder: Path, asked: list[int] | None = None, **options: Any) -> RolloutWriter:
+    async def fetch(of: RolloutGroup) -> Sequence[Trajectory]:
         if asked is not None:
             asked.append(of.group_id)
         return [trajectory(one.num_response_tokens) for one in of.summaries]
 
-    def estimates(ref: Any) -> Sequence[ValueEstimate]:
+    async def estimates(ref: Any) -> Sequence[ValueEstimate]:
         return [ValueEstimate(*[np.arange(2.0 + size)] * 3) for size in ref]
 
-    return Transcript(folder, LoggingConfig(**options), lambda ref: "2", fetch, estimates)
+    return RolloutWriter(folder, LoggingConfig(**options), text_of, fetch, estimates)
 
 
 def experience(rows: Sequence[tuple[int, int, float]], estimates: Any = None) -> Experience:
@@ -62,8 +67,8 @@ def test_a_line_for_every_trajectory(tmp_path: Path) -> None:
         group(3, [summary(4, version=6), summary(9, finish="length")], text="naïve?"),
         group(4, [summary(1)], text="dropped"),
     ]
-    transcript = make(tmp_path, token_groups=1)
-    transcript.write(7, groups, [[reward(1.0), FAILED], [reward(0.0)]], {0: 0}, experience([(0, 0, 0.123456)]))
+    made = [scored(groups[0], [reward(1.0), FAILED]), scored(groups[1], [reward(0.0)])]
+    write(make(tmp_path, token_groups=1), 7, made, [0], experience([(0, 0, 0.123456)]))
     path = tmp_path / "rollouts" / "step-000007.jsonl"
     assert "naïve?" in path.read_text(encoding="utf-8")
     first, failed, dropped = lines(path)
@@ -92,7 +97,7 @@ def test_a_line_for_every_trajectory(tmp_path: Path) -> None:
 
 def test_advantages_of_tokens_where_they_have_their_own(tmp_path: Path) -> None:
     made = experience([(0, 0, 0.0)], estimates=([3],))
-    make(tmp_path).write(1, [group(0, [summary(3)])], [[reward(1.0)]], {0: 0}, made)
+    write(make(tmp_path), 1, [scored(group(0, [summary(3)]), [reward(1.0)])], [0], made)
     (row,) = lines(tmp_path / "rollouts" / "step-000001.jsonl")
     assert row["tokens"]["advantages"] == [2.0, 3.0, 4.0]
     assert row["advantage"] is None
@@ -101,33 +106,22 @@ def test_advantages_of_tokens_where_they_have_their_own(tmp_path: Path) -> None:
 def test_half_a_character_is_written_as_its_escape(tmp_path: Path) -> None:
     """As `json.loads` makes one of a model's JSON."""
     odd = replace(reward(1.0), extra={"parsed": "\ud83d!"})
-    make(tmp_path).write(1, [group(0, [summary(3)], text="naïve")], [[odd]], {}, None)
+    write(make(tmp_path), 1, [scored(group(0, [summary(3)], text="naïve"), [odd])], [], NOTHING)
     (row,) = lines(tmp_path / "rollouts" / "step-000001.jsonl")
     assert (row["prompt"], row["extra"]) == ("naïve", {"parsed": "\ud83d!"})
 
 
 def test_token_arrays_are_fetched_of_few_groups(tmp_path: Path) -> None:
     asked: list[int] = []
-    groups = [group(number, [summary(1)]) for number in range(9)]
-    make(tmp_path, asked, token_groups=2).write(1, groups, [[reward(1.0)]] * 9, {}, None)
+    groups = [scored(group(number, [summary(1)]), [reward(1.0)]) for number in range(9)]
+    write(make(tmp_path, asked, token_groups=2), 1, groups, [], NOTHING)
     assert asked == [0, 1]
 
 
 @pytest.mark.parametrize(("every", "written"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (0, [])])
 def test_how_often(tmp_path: Path, every: int, written: list[int]) -> None:
-    transcript = make(tmp_path, rollouts_every=every)
+    writer = make(tmp_path, rollouts_every=every)
     for step in (1, 2, 3, 4):
-        transcript.write(step, [group(0, [summary(1)])], [[reward(1.0)]], {0: 0}, None)
+        write(writer, step, [scored(group(0, [summary(1)]), [reward(1.0)])], [0], NOTHING)
     names = [f"step-{step:06d}.jsonl" for step in written]
     assert sorted(path.name for path in tmp_path.glob("rollouts/*")) == names
-
-
-def test_the_first_failure_of_each_kind_is_said() -> None:
-    said: list[str] = []
-    failures = FirstFailures(said.append)
-    failures.tell(1, [[reward(1.0)]])
-    failures.tell(2, [[FAILED, FAILED], [FAILED]])
-    failures.tell(3, [[FAILED, reward(None, "timeout", detail="too slow")]])
-    assert len(said) == 2
-    assert said[0] == "step 2: first error of reward match, counted in reward/match/error from here on: ValueError: no"
-    assert "step 3: first timeout of reward exact_match" in said[1]

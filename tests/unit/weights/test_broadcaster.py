@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from rlsys.config.schema import WeightsConfig
-from rlsys.weights.broadcaster import Calls, WeightBroadcaster
+from rlsys.weights.broadcaster import OpenCalls, WeightBroadcaster
 
 
 class Learner:
@@ -17,17 +18,17 @@ class Learner:
     def __init__(self) -> None:
         self.opened: tuple[Any, ...] = ()
 
-    def weight_address(self) -> tuple[str, int]:
+    async def address(self) -> tuple[str, int]:
         return "10.0.0.1", 29500
 
-    def begin_open_weights(self, backend: str, host: str, port: int, world_size: int) -> Calls:
+    def begin_open_weights(self, backend: str, host: str, port: int, world_size: int) -> OpenCalls:
         self.opened = (backend, host, port, world_size)
         return {"learner/0": "open", "learner/1": "open"}
 
-    def weight_update_info(self, backend: str) -> Mapping[str, Any]:
+    async def weight_update_info(self, backend: str) -> Mapping[str, Any]:
         return {"names": ["weight"], "for": backend}
 
-    def begin_send_weights(self) -> Calls:
+    def begin_send_weights(self) -> OpenCalls:
         return {"learner/0": "send", "learner/1": "send"}
 
 
@@ -41,11 +42,11 @@ class Engines:
         self.infos: list[dict[str, Any]] = []
         self.received: tuple[Any, ...] = ()
 
-    def begin_join_weights(self, init_infos: list[dict[str, Any]]) -> Calls:
+    def begin_join_weights(self, init_infos: list[dict[str, Any]]) -> OpenCalls:
         self.infos = init_infos
         return {"rollout/0": "join", "rollout/1": "join"}
 
-    def begin_receive_weights(self, update_info: Mapping[str, Any], policy_version: int) -> Calls:
+    def begin_receive_weights(self, update_info: Mapping[str, Any], policy_version: int) -> OpenCalls:
         self.received = (dict(update_info), policy_version)
         return {"rollout/0": "receive", "rollout/1": "receive"}
 
@@ -55,11 +56,11 @@ class Parts:
 
     def __init__(self, backend: str) -> None:
         self.learner, self.engines = Learner(), Engines()
-        self.waits: list[tuple[Calls, str, float]] = []
+        self.waits: list[tuple[OpenCalls, str, float]] = []
         config = WeightsConfig(bucket_mib=2, deadline_s=7.0)
         self.broadcaster = WeightBroadcaster(self.learner, self.engines, self._wait, config, backend)
 
-    def _wait(self, calls: Calls, *, what: str, deadline_s: float) -> Calls:
+    async def _wait(self, calls: OpenCalls, *, what: str, deadline_s: float) -> OpenCalls:
         self.waits.append((dict(calls), what, deadline_s))
         times = {"rollout/0": {"stalled_s": 0.1, "reload_s": 0.5}, "rollout/1": {"stalled_s": 0.2, "reload_s": 0.4}}
         return {name: times.get(name) for name in calls}
@@ -67,7 +68,7 @@ class Parts:
 
 def test_opening_gives_every_worker_its_place() -> None:
     parts = Parts("gloo")
-    parts.broadcaster.open()
+    asyncio.run(parts.broadcaster.open())
     assert parts.learner.opened == ("gloo", "10.0.0.1", 29500, 7)  # the sender, and 2 * 3 engine workers
     shared = {"master_address": "10.0.0.1", "master_port": 29500, "world_size": 7}
     shared |= {"bucket_bytes": 2 * 1024 * 1024, "deadline_s": 7.0}
@@ -78,7 +79,7 @@ def test_opening_gives_every_worker_its_place() -> None:
 
 def test_nccl_packs_in_the_engines_own_way() -> None:
     parts = Parts("nccl")
-    parts.broadcaster.open()
+    asyncio.run(parts.broadcaster.open())
     assert parts.engines.infos[1] == {
         "master_address": "10.0.0.1",
         "master_port": 29500,
@@ -93,7 +94,7 @@ def test_nccl_packs_in_the_engines_own_way() -> None:
 @pytest.mark.parametrize(("backend", "senders"), [("gloo", 2), ("nccl", 2), ("ipc", 0)])
 def test_a_broadcast_is_one_call_to_each_worker(backend: str, senders: int) -> None:
     parts = Parts(backend)
-    metrics = parts.broadcaster.broadcast(5)
+    metrics = asyncio.run(parts.broadcaster.broadcast(5))
     assert metrics == {"weights/stalled_s": 0.2, "weights/reload_s": 0.5}  # the slowest engine's
     assert parts.engines.received == ({"names": ["weight"], "for": backend}, 5)
     (calls, what, deadline_s) = parts.waits[0]

@@ -1,135 +1,167 @@
-"""Answers of engines and learner about one text, in whatever order they come."""
+"""Log-probabilities of one text from engines and learner, in whatever order they arrive."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from rlsys.errors import WeightMismatchError
-from rlsys.weights.canary import NUM_TOKENS, Probe, probe_text
+from rlsys.runtime.calls import Calls
+from rlsys.weights.canary import NUM_TOKENS, WeightCanary, canary_text
 
 TEXT = np.array([5, 6, 7], dtype=np.int32)
+Call = tuple[str, int]  # a worker, and which of its calls
 
 
-def says(value: float) -> np.ndarray:
+def engine_gives(value: float) -> np.ndarray:
     return np.array([value, -1.0], dtype=np.float32)
 
 
-def learned(value: float, bare: float | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    return says(value), None if bare is None else says(bare)
-
-
-class Calls:
-    """Calls that the test answers."""
-
-    def __init__(self) -> None:
-        self.open: dict[Any, Any] = {}
-
-    def start(self, ref: Any, *, done: Any, **_: Any) -> None:
-        self.open[ref] = done
-
-    def answer(self, ref: Any, value: Any) -> None:
-        self.open.pop(ref)(value)
-
-    def until(self, ready: Any, **_: Any) -> None:
-        assert ready()
+def learner_gives(value: float, bare: float | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    return engine_gives(value), None if bare is None else engine_gives(bare)
 
 
 class Side:
-    """A learner or engines: every call of a worker has a number."""
+    """A learner or engines whose calls the test answers."""
 
-    def __init__(self, role: str, size: int) -> None:
-        self.names = [f"{role}/{index}" for index in range(size)]
+    def __init__(self, role: str, size: int, calls: dict[Call, asyncio.Future[Any]]) -> None:
+        self._names = [f"{role}/{index}" for index in range(size)]
         self._numbers = itertools.count()
+        self._calls = calls
 
     def begin_probe(self, token_ids: np.ndarray) -> dict[str, Any]:
         assert token_ids is TEXT
         number = next(self._numbers)
-        return {name: (name, number) for name in self.names}
+        made = {name: asyncio.get_running_loop().create_future() for name in self._names}
+        self._calls.update({(name, number): future for name, future in made.items()})
+        return made
 
 
-def make(bound: float | None = 1e-3) -> tuple[Probe, Calls]:
-    calls: Any = Calls()
-    return Probe(calls, Side("learner", 2), Side("rollout", 2), TEXT, bound=bound, deadline_s=1.0), calls
+class Bench:
+    """A canary between two learner ranks and two engines."""
+
+    def __init__(self, bound: float | None) -> None:
+        self._open: dict[Call, asyncio.Future[Any]] = {}
+        learner, rollout = Side("learner", 2, self._open), Side("rollout", 2, self._open)
+        self.canary = WeightCanary(Calls(), learner, rollout, TEXT, bound=bound, deadline_s=1.0)
+
+    async def answer(self, *answers: tuple[Call, Any]) -> None:
+        for call, value in answers:
+            self._open.pop(call).set_result(value)
+            for _ in range(10):
+                await asyncio.sleep(0)
 
 
-ANSWERS = [
-    (("learner/0", 0), learned(-2.0)),
-    (("learner/1", 0), learned(-2.0)),
-    (("rollout/0", 0), (4, says(-2.0))),
-    (("rollout/1", 0), (4, says(-2.0 + 1e-4))),
+def run(scenario: Callable[[Bench], Awaitable[None]], bound: float | None = 1e-3) -> None:
+    async def main() -> None:
+        bench = Bench(bound)
+        await bench.canary._calls.background.supervise(scenario(bench))
+
+    asyncio.run(main())
+
+
+ANSWERS: list[tuple[Call, Any]] = [
+    (("learner/0", 0), learner_gives(-2.0)),
+    (("learner/1", 0), learner_gives(-2.0)),
+    (("rollout/0", 0), (4, engine_gives(-2.0))),
+    (("rollout/1", 0), (4, engine_gives(-2.0 + 1e-4))),
 ]
 
 
 @pytest.mark.parametrize("order", itertools.permutations(range(4)))
 def test_each_engine_is_compared_once_in_any_order(order: tuple[int, ...]) -> None:
-    probe, calls = make()
-    probe.begin(4)
-    for index in order:
-        calls.answer(*ANSWERS[index])
-    probe.finish()
-    found = probe.take()
-    assert found["sync/logprob_abs_diff/max"] == pytest.approx(1e-4, rel=1e-2)
-    assert found["sync/logprob_abs_diff/mean"] == pytest.approx(1e-4 / 4, rel=1e-2)  # two tokens of two engines
-    assert probe.take() == {}
+    async def scenario(bench: Bench) -> None:
+        bench.canary.begin(4)
+        await bench.answer(*(ANSWERS[index] for index in order))
+        await bench.canary.finish()
+        found = bench.canary.take()
+        assert found["sync/logprob_abs_diff/max"] == pytest.approx(1e-4, rel=1e-2)
+        assert found["sync/logprob_abs_diff/mean"] == pytest.approx(1e-4 / 4, rel=1e-2)  # 2 tokens of 2 engines
+        assert bench.canary.take() == {}
+
+    run(scenario)
 
 
-def test_an_engine_that_differs_is_named() -> None:
-    probe, calls = make()
-    probe.begin(4)
-    for answer in ANSWERS[:3]:
-        calls.answer(*answer)
+def test_an_engine_that_differs_is_named_and_ends_the_run() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.canary.begin(4)
+        await bench.answer(*ANSWERS[:3], (("rollout/1", 0), (4, engine_gives(-2.5))))
+        await asyncio.sleep(60)
+
     with pytest.raises(WeightMismatchError, match=r"a given text at .* 4: .*did not reach rollout/1") as caught:
-        calls.answer(("rollout/1", 0), (4, says(-2.5)))
+        run(scenario)
     assert "The update was not applied" not in str(caught.value)
-    probe, calls = make(bound=None)  # weights.verify=false: measured all the same
-    probe.begin(4)
-    for answer in [*ANSWERS[:3], (("rollout/1", 0), (4, says(-2.5)))]:
-        calls.answer(*answer)
-    assert probe.take()["sync/logprob_abs_diff/max"] == 0.5
 
 
-def test_an_answer_counts_for_the_version_that_it_is_of() -> None:
+def test_without_a_bound_differences_are_measured_all_the_same() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.canary.begin(4)
+        await bench.answer(*ANSWERS[:3], (("rollout/1", 0), (4, engine_gives(-2.5))))
+        assert bench.canary.take()["sync/logprob_abs_diff/max"] == 0.5
+
+    run(scenario, bound=None)  # weights.verify=false
+
+
+def test_a_result_counts_for_the_version_that_it_is_about() -> None:
     """An engine that was busy answers under the next weights, or not at all."""
-    probe, calls = make()
-    probe.begin(4)
-    calls.answer(("learner/0", 0), learned(-2.0))
-    probe.begin(5)
-    calls.answer(("learner/0", 1), learned(-3.0))
-    calls.answer(("rollout/0", 0), (5, says(-3.0)))
-    calls.answer(("rollout/1", 0), None)
-    assert probe.take() == {"sync/logprob_abs_diff/mean": 0.0, "sync/logprob_abs_diff/max": 0.0}
-    for version in (6, 7, 8):
-        probe.begin(version)
-    calls.answer(("rollout/1", 1), (5, says(0.0)))  # long ago: the learner's answer is forgotten
-    assert probe.take() == {}
+
+    async def scenario(bench: Bench) -> None:
+        canary = bench.canary
+        canary.begin(4)
+        await bench.answer((("learner/0", 0), learner_gives(-2.0)))
+        canary.begin(5)
+        await bench.answer(
+            (("learner/0", 1), learner_gives(-3.0)),
+            (("rollout/0", 0), (5, engine_gives(-3.0))),
+            (("rollout/1", 0), None),
+        )
+        assert canary.take() == {"sync/logprob_abs_diff/mean": 0.0, "sync/logprob_abs_diff/max": 0.0}
+        for version in (6, 7, 8):
+            canary.begin(version)
+        # Long ago: the learner's result is forgotten.
+        await bench.answer((("rollout/1", 1), (5, engine_gives(0.0))))
+        assert canary.take() == {}
+
+    run(scenario)
 
 
 def test_an_engine_without_the_adapter_is_found_however_little_it_changes() -> None:
     """The adapter moves a token by 1e-5, far below the bound; the sides round 1e-7 apart."""
-    probe, calls = make(bound=1e-3)
-    probe.begin(4)
-    calls.answer(("learner/0", 0), learned(-2.0, bare=-2.0 + 1e-5))
-    calls.answer(("rollout/0", 0), (4, says(-2.0 + 1e-7)))
-    assert probe.take()["sync/adapter_effect/max"] == pytest.approx(1e-5, rel=0.05)
+
+    async def scenario(bench: Bench) -> None:
+        bench.canary.begin(4)
+        await bench.answer(
+            (("learner/0", 0), learner_gives(-2.0, bare=-2.0 + 1e-5)),
+            (("rollout/0", 0), (4, engine_gives(-2.0 + 1e-7))),
+        )
+        assert bench.canary.take()["sync/adapter_effect/max"] == pytest.approx(1e-5, rel=0.05)
+        await bench.answer((("rollout/1", 0), (4, engine_gives(-2.0 + 1e-5))))
+        await asyncio.sleep(60)
+
     with pytest.raises(WeightMismatchError, match="the adapter has not taken effect: rollout/1"):
-        calls.answer(("rollout/1", 0), (4, says(-2.0 + 1e-5)))
+        run(scenario)
 
 
 def test_an_adapter_that_changes_less_than_rounding_is_not_judged() -> None:
-    probe, calls = make()
-    probe.begin(4)
-    calls.answer(("learner/0", 0), learned(-2.0, bare=-2.0))  # before the first update it changes nothing at all
-    calls.answer(("rollout/0", 0), (4, says(-2.0 + 1e-6)))
-    calls.answer(("rollout/1", 0), (4, says(-2.0)))
-    assert probe.take()["sync/adapter_effect/max"] == 0.0
+    async def scenario(bench: Bench) -> None:
+        bench.canary.begin(4)
+        await bench.answer(
+            (("learner/0", 0), learner_gives(-2.0, bare=-2.0)),  # before the first update it changes nothing at all
+            (("rollout/0", 0), (4, engine_gives(-2.0 + 1e-6))),
+            (("rollout/1", 0), (4, engine_gives(-2.0))),
+        )
+        assert bench.canary.take()["sync/adapter_effect/max"] == 0.0
+
+    run(scenario)
 
 
 def test_a_text_of_short_prompts_and_of_one_long_one() -> None:
     prompts = [np.arange(3), np.arange(4)]
-    assert probe_text(prompts, 100).tolist() == [0, 1, 2, 0, 1, 2, 3]
-    assert len(probe_text([np.arange(500)], 600)) == NUM_TOKENS
-    assert probe_text(prompts, 6).tolist() == [0, 1, 2, 0, 1]  # room for a sampled one
+    assert canary_text(prompts, 100).tolist() == [0, 1, 2, 0, 1, 2, 3]
+    assert len(canary_text([np.arange(500)], 600)) == NUM_TOKENS
+    assert canary_text(prompts, 6).tolist() == [0, 1, 2, 0, 1]  # room for a sampled one

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rlsys.errors import WorkerError
-from rlsys.rollout.adapters import Adapters, AdapterSlots
+from rlsys.rollout.served_adapters import Adapters, AdapterSlots
 from rlsys.weights.adapter import PackedAdapter, pack, tensor_sums
 
 DESCRIPTION = {"r": 2, "lora_alpha": 4, "use_rslora": False}

@@ -1,4 +1,4 @@
-"""The ledger under any order of events, against the rules counted out in full."""
+"""Admission under any order of events, against the rules counted out in full."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsys.orchestrator.admission import Ledger, Taken
+from rlsys.orchestrator.admission import Admission
 
 
 class Rule:
-    """The rules as written down, by counting over everything: an oracle for the ledger, without oversampling."""
+    """The rules as written down, by counting over everything: an oracle for admission, without oversampling."""
 
     def __init__(self, slots: int, max_staleness: int, version: int, max_rejects: int | None) -> None:
         self.slots, self.max_staleness, self.version, self.max_rejects = slots, max_staleness, version, max_rejects
@@ -20,14 +20,14 @@ class Rule:
         self.replaced = 0
         self.is_taken = False
         self.start: dict[int, int] = {}  # outstanding groups
-        self.state: dict[int, str] = {}  # running | ready | burned
+        self.state: dict[int, str] = {}  # running | ready | skipped
 
     def capacity(self) -> int:
         return max(0, (self.max_staleness + self.version + 1) * self.slots - self.resolved - len(self.start))
 
     def reject(self, group: int) -> None:
         if self.max_rejects is not None and self.replaced >= self.max_rejects:
-            self.state[group] = "burned"
+            self.state[group] = "skipped"
             return
         self.replaced += 1
         del self.start[group], self.state[group]
@@ -43,8 +43,8 @@ class Rule:
                 return None
         return chosen
 
-    def take(self, chosen: list[int]) -> list[Taken]:
-        taken = [Taken(g, self.version - self.start[g]) for g in chosen if self.state[g] == "ready"]
+    def take(self, chosen: list[int]) -> list[int]:
+        taken = [group for group in chosen if self.state[group] == "ready"]
         for group in chosen:
             del self.start[group], self.state[group]
         self.resolved += len(chosen)
@@ -64,19 +64,19 @@ def test_any_order_of_events_follows_the_rule(
 ) -> None:
     choices = random.Random(seed)
     rule = Rule(slots, max_staleness, version, max_rejects)
-    ledger = Ledger(slots, max_staleness, policy_version=version, max_rejects_per_step=max_rejects)
+    admission = Admission(slots, max_staleness, policy_version=version, max_rejects_per_step=max_rejects)
     next_id = 0
     for _ in range(120):
-        assert ledger.capacity() == rule.capacity()
+        assert admission.capacity() == rule.capacity()
         running = [group for group, state in rule.state.items() if state == "running"]
         event = choices.choice(["admit", "complete", "complete", "reject", "restart", "take", "advance"])
         if event == "admit" and rule.capacity():
-            ledger.admit(next_id)
+            assert admission.admit() == next_id
             rule.start[next_id], rule.state[next_id] = rule.version, "running"
             next_id += 1
         elif event in ("complete", "reject", "restart") and running:
             group = choices.choice(running)
-            getattr(ledger, event)(group)
+            getattr(admission, event)(group)
             if event == "complete":
                 rule.state[group] = "ready"
             elif event == "reject":
@@ -85,10 +85,10 @@ def test_any_order_of_events_follows_the_rule(
                 rule.start[group] = rule.version
         elif event == "take" and not rule.is_taken:
             chosen = rule.chosen()
-            assert ledger.take() == (None if chosen is None else rule.take(chosen))
+            assert admission.take() == (None if chosen is None else rule.take(chosen))
         elif event == "advance" and rule.is_taken:
             rule.version, rule.is_taken = rule.version + 1, False
-            ledger.advance(rule.version)
+            admission.advance(rule.version)
 
 
 @given(
@@ -103,31 +103,31 @@ def test_oversampling_is_bounded_and_trains_everything_in_time(
 ) -> None:
     """Groups end in any order; whenever all have ended and there is no capacity, the step is ready."""
     choices = random.Random(seed)
-    ledger = Ledger(slots, max_staleness, oversample=oversample, max_rejects_per_step=max_rejects)
+    admission = Admission(slots, max_staleness, oversample=oversample, max_rejects_per_step=max_rejects)
     start: dict[int, int] = {}
     running: list[int] = []
     next_id = 0
     for version in range(12):
-        while (taken := ledger.take()) is None:
-            assert ledger.num_running + ledger.num_ready + ledger.capacity() <= math.ceil(
+        while (taken := admission.take()) is None:
+            assert admission.num_running + admission.num_ready + admission.capacity() <= math.ceil(
                 (max_staleness + 1) * slots * oversample + oversample
             )
-            assert running or ledger.capacity(), "neither running nor admissible, but the step is not ready"
-            if ledger.capacity() and (not running or choices.random() < 0.5):
-                ledger.admit(next_id)
+            assert running or admission.capacity(), "neither running nor admissible, but the step is not ready"
+            if admission.capacity() and (not running or choices.random() < 0.5):
+                assert admission.admit() == next_id
                 start[next_id] = version
                 running.append(next_id)
                 next_id += 1
             else:
                 group = running.pop(choices.randrange(len(running)))
                 if choices.random() < 0.3:
-                    ledger.reject(group)
+                    admission.reject(group)
                     del start[group]
                 else:
-                    ledger.complete(group)
-        for each in taken:
-            assert version - start.pop(each.group_id) == each.staleness <= max_staleness
+                    admission.complete(group)
+        for group in taken:
+            assert version - start.pop(group) <= max_staleness
         assert all(version - then < max_staleness for then in start.values()), "a group was left behind"
         if max_rejects is None:
             assert len(taken) >= slots
-        ledger.advance(version + 1)
+        admission.advance(version + 1)

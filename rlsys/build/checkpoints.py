@@ -1,0 +1,96 @@
+"""When checkpoints are written, what goes into them, and how a run continues from one."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from rlsys.algorithms.coefficients import initial
+from rlsys.config.schema import Config
+from rlsys.data.stream import PromptStream
+from rlsys.learner.learners import Learners
+from rlsys.orchestrator.orchestrator import Orchestrator
+from rlsys.recorder import Recorder
+from rlsys.reference.policy import Reference
+from rlsys.run_folder import checkpoint
+from rlsys.run_folder.checkpoint import RunState
+from rlsys.run_folder.metrics import set_aside
+from rlsys.types import Coefficients
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """Writes everything that training changes, when `checkpoint.*` says so."""
+
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        prompts: PromptStream,
+        orchestrator: Orchestrator,
+        learners: Learners,
+        reference: Reference,
+        recorder: Recorder,
+    ) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._prompts = prompts
+        self._orchestrator = orchestrator
+        self._learners = learners
+        self._reference = reference
+        self._recorder = recorder
+
+    async def save(self, step: int) -> None:
+        """Write a checkpoint after `step`, if one is due."""
+        if not checkpoint.is_due(self._config.checkpoint, step, self._config.train.num_steps):
+            return
+        await checkpoint.save(self._run_dir, self._state(step), self._write, keep=self._config.checkpoint.keep)
+
+    async def _write(self, folder: str) -> None:
+        await self._learners.save(folder)
+        await self._reference.save(folder)
+
+    def _state(self, step: int) -> RunState:
+        now, nonfinite, missing = self._learners.coefficients, self._recorder.nonfinite, self._recorder.missing_rewards
+        return RunState(
+            step=step,
+            prompt_cursor=self._prompts.cursor,
+            kl_coef=now.kl,
+            entropy_coef=now.entropy,
+            entropy_level=now.entropy_level,
+            nonfinite_in_a_row=nonfinite.in_a_row,
+            nonfinite_total=nonfinite.total,
+            prompts_pending=self._orchestrator.pending_positions,
+            prompts_digest=self._prompts.digest,
+            unscored_in_a_row=missing.in_a_row,
+            unscored_total=missing.total,
+        )
+
+
+def newest(config: Config, run_dir: Path) -> tuple[RunState, Path | None]:
+    """Return where the run stands, and the checkpoint to continue from; None for a run that starts.
+
+    A start without a checkpoint moves what an earlier start wrote aside; nothing is lost.
+    """
+    found = checkpoint.checkpoints(run_dir) if config.resume == "auto" else []
+    if not found:
+        earlier = set_aside(run_dir)
+        if earlier is not None:
+            logger.info("no checkpoint to resume from: starting over; what was there is kept in %s", earlier)
+        return RunState(step=0, prompt_cursor=0), None
+    state = checkpoint.load_state(found[-1])
+    logger.info("resuming from %s after step %d", found[-1], state.step)
+    return state, found[-1]
+
+
+def start_coefficients(config: Config, state: RunState) -> Coefficients:
+    """Return the coefficients as configured, or where an adaptive one stood at the checkpoint."""
+    start = initial(config.algorithm)
+    kl, entropy = config.algorithm.kl, config.algorithm.entropy
+    if kl.target is not None and state.kl_coef is not None:
+        start = replace(start, kl=state.kl_coef)
+    if entropy.target is not None and state.entropy_coef is not None:
+        start = replace(start, entropy=state.entropy_coef, entropy_level=state.entropy_level)
+    return start

@@ -1,0 +1,128 @@
+"""The ranks of one trained model as the driver sees them: called together, and one failing rank fails the call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rlsys.config.schema import LearnerConfig
+from rlsys.learner.rank import GangWorker, Share
+from rlsys.runtime.balance import balance
+from rlsys.runtime.chunks import chunks_of
+from rlsys.runtime.cluster import Cluster
+from rlsys.runtime.room import Demand
+from rlsys.types import Experience, ExperienceRow, NonFiniteTrajectory, Update
+
+ADDRESS_DEADLINE_S = 300.0
+
+
+class RankGroup:
+    """Starts the ranks and divides each step's work among them.
+
+    Calls reach every rank in the order in which the driver makes them, so collectives on the ranks match.
+    """
+
+    METRICS = ""  # first word of its metrics
+
+    def __init__(
+        self, cluster: Cluster, worker: type[GangWorker], config: LearnerConfig, setup: Any, demands: Sequence[Demand]
+    ) -> None:
+        self._calls = cluster.calls
+        self._config = config
+        self._name = worker.TAG
+        self._workers = {demand.name: cluster.start(worker, demand, rank, setup) for rank, demand in enumerate(demands)}
+
+    async def start(self, deadline_s: float) -> None:
+        """Build the engine on every rank."""
+        host, port = await self.address()
+        self._on_started(
+            await self._each("start", host, port, what=f"starting the {self._name}", deadline_s=deadline_s)
+        )
+
+    async def update(self, experience: Experience) -> Update:
+        """Train on `experience`.
+
+        Returns:
+            Metrics, which are the same on every rank, and all ranks' trajectories that brought NaN or infinity; those
+            of the whole step where only the gradient shows that there is one.
+        """
+        shares = [divide(rows, len(self._workers)) for rows in experience.minibatches]
+        num_tokens = tuple(sum(row.num_response_tokens for row in rows) for rows in experience.minibatches)
+        chunks, places = chunks_of(experience.trajectories)
+        arrays = [*chunks, *(experience.ref_logprobs or ()), *(experience.estimates or ())]
+        calls = {}
+        for rank, (name, worker) in enumerate(self._workers.items()):
+            parts = zip(experience.minibatches, shares, strict=True)
+            share = Share(
+                minibatches=tuple(tuple(rows[index] for index in split[rank]) for rows, split in parts),
+                num_tokens=num_tokens,
+                coefficients=experience.coefficients,
+                policy_version=experience.policy_version,
+                places=places,
+                has_reference=experience.ref_logprobs is not None,
+                has_estimates=experience.estimates is not None,
+            )
+            calls[name] = worker.update.remote(share, *arrays)
+        results = await self._calls.gather(calls, what=f"{self._name} update", deadline_s=self._config.deadline_s)
+        metrics: dict[str, float] = next(iter(results.values()))[0]
+        nonfinite = [trajectory for _, found in results.values() for trajectory in found]
+        if metrics[f"{self.METRICS}/not_applied"] and not nonfinite:
+            nonfinite = [NonFiniteTrajectory(row.group, row.sample, "gradient") for row in experience.rows]
+        return Update(metrics, nonfinite)
+
+    async def save(self, folder: str) -> None:
+        """Write a checkpoint; every rank writes its part."""
+        await self._each("save", folder, what=f"saving the {self._name}")
+
+    async def load(self, folder: str) -> None:
+        """Restore a checkpoint on every rank."""
+        await self._each("load", folder, what=f"loading {folder}")
+
+    async def stop(self, deadline_s: float) -> None:
+        """Leave the process group on every rank."""
+        await self._each("stop", what=f"stopping the {self._name}", deadline_s=deadline_s)
+
+    async def address(self) -> tuple[str, int]:
+        """Return rank 0's node address and a free port there."""
+        name, lead = next(iter(self._workers.items()))
+        host, port = await self._calls.result(
+            lead.address.remote(), who=name, what=f"{self._name} address", deadline_s=ADDRESS_DEADLINE_S
+        )
+        return host, port
+
+    def begin_take_spans(self) -> dict[str, Any]:
+        """Fetch what each rank did since the last call."""
+        return self._begin("take_spans")
+
+    def _on_started(self, info: Any) -> None:
+        """Take what rank 0 returned from its start."""
+
+    def _begin(self, method: str, *args: Any) -> dict[str, Any]:
+        return {name: getattr(worker, method).remote(*args) for name, worker in self._workers.items()}
+
+    async def _each(self, method: str, *args: Any, what: str, deadline_s: float | None = None) -> Any:
+        """Call every rank; returns rank 0's result."""
+        results = await self._calls.gather(
+            self._begin(method, *args), what=what, deadline_s=deadline_s or self._config.deadline_s
+        )
+        return next(iter(results.values()))
+
+
+def divide(rows: Sequence[ExperienceRow], num_ranks: int) -> list[list[int]]:
+    """Return the indices of each rank's rows, balanced by tokens.
+
+    A prompt's responses stay together, since they share its tokens. Groups are cut only where there are too few of
+    them to balance.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(row.group, []).append(index)
+    num_cuts = math.ceil(2 * num_ranks / max(len(groups), 1)) if num_ranks > 1 else 1
+    parts = [part for members in groups.values() for cut in range(num_cuts) if (part := members[cut::num_cuts])]
+    prompts = [rows[part[0]].num_tokens - rows[part[0]].num_response_tokens for part in parts]
+    tokens = [
+        prompt + sum(rows[index].num_response_tokens for index in part)
+        for prompt, part in zip(prompts, parts, strict=True)
+    ]
+    return [sorted(index for number in share for index in parts[number]) for share in balance(tokens, num_ranks)]

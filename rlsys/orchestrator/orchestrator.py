@@ -1,0 +1,221 @@
+"""From prompts to the batch of each step, up to `max_staleness` steps ahead of training.
+
+Every group is one coroutine, `_run_group`: admitted, sampled, scored, rejected or referenced, ready. The admission loop
+starts one whenever the staleness bound and an engine have room. Groups complete in any order, while the training loop
+waits for whatever it waits for: a batch, the learner, a broadcast.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from rlsys.data.stream import PromptStream
+from rlsys.errors import DeadlineError, RlsysError
+from rlsys.metrics.step import Metrics
+from rlsys.orchestrator.admission import Admission
+from rlsys.orchestrator.batch import StepBatch, has_variance
+from rlsys.orchestrator.router import NEW, Lease
+from rlsys.orchestrator.sampling import GroupSampler
+from rlsys.runtime.background import Background
+from rlsys.scoring.combine import first_failure
+from rlsys.types import FAILURES, Prompt, ReferenceScores, RolloutGroup, Sampling, ScoredGroup
+
+
+class ReferenceQueue(Protocol):
+    """What gives groups their reference log-probabilities."""
+
+    def put(self, item: RolloutGroup) -> asyncio.Future[ReferenceScores]: ...
+
+    @property
+    def num_waiting(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class GroupRule:
+    """Which groups are trained, and how a step is filled."""
+
+    prompts_per_step: int
+    keeps_equal_rewards: bool  # a group whose rewards are all equal is trained like any other
+    compares_parts: bool  # rewards count as equal when every reward function's are
+    on_error: str  # mask | drop_group | raise: what becomes of a group with a reward that failed
+
+    def rejects(self, group: ScoredGroup) -> bool:
+        """Return whether the group is left out. Raises RlsysError for a failed reward where that ends the run."""
+        if self.on_error != "mask" and any(reward.outcome in FAILURES for reward in group.rewards):
+            if self.on_error == "raise":
+                raise RlsysError(
+                    f"prompt {group.rollout.prompt.index}: {first_failure([group.rewards], FAILURES)} "
+                    "(scoring.on_error=raise; mask leaves the trajectory out, drop_group its whole group)"
+                )
+            return True
+        return not self.keeps_equal_rewards and not has_variance(group.rewards, self.compares_parts)
+
+
+class Orchestrator:
+    """Owns what is in flight: groups between admission and the batch that trains them."""
+
+    def __init__(
+        self,
+        background: Background,
+        sampler: GroupSampler,
+        admission: Admission,
+        prompts: PromptStream,
+        plan: Sequence[Sampling],
+        rule: GroupRule,
+        reference: ReferenceQueue | None,
+        *,
+        deadline_s: float,
+        idle_shares: Callable[[], dict[str, float]] = dict,
+    ) -> None:
+        """Start with nothing in flight; the first `next_batch` starts sampling.
+
+        Args:
+            background: runs the coroutines of the groups.
+            sampler: samples and scores them.
+            admission: bounds how many there are.
+            prompts: the training prompts, in order.
+            plan: how each prompt is sampled; a second entry is the greedy response for a baseline.
+            rule: which groups are trained.
+            reference: gives kept groups their reference log-probabilities; None without a reference.
+            deadline_s: for one batch.
+            idle_shares: gives the share of time since the last call in which each role was idle, for metrics.
+        """
+        self._background = background
+        self._sampler = sampler
+        self._admission = admission
+        self._prompts = prompts
+        self._plan = plan
+        self._num_samples = sum(sampling.samples_per_prompt for sampling in plan)
+        self._rule = rule
+        self._reference = reference
+        self._deadline_s = deadline_s
+        self._idle_shares = idle_shares
+        self._changed = asyncio.Event()  # admission let go of a group, or got one
+        self._positions: dict[int, int] = {}  # of the prompts of groups in flight, in the stream
+        self._ready: dict[int, ScoredGroup] = {}
+        self._rejected: list[ScoredGroup] = []  # since the last batch
+        self._num_drawn = 0  # prompts, since the last batch
+        self._is_admitting = False
+
+    async def next_batch(self, step: int) -> StepBatch:
+        """Return the groups that `step` trains, once they are sampled, scored and referenced.
+
+        The step starts from policy version `step - 1`, which the engines must have.
+
+        Raises:
+            DeadlineError: they were not ready in time; says who was waited for.
+        """
+        version, started = step - 1, time.perf_counter()
+        if version != self._admission.policy_version:
+            self._admission.advance(version)
+        self._sampler.step = step
+        self._changed.set()
+        if not self._is_admitting:
+            self._is_admitting = True
+            self._background.start(self._admit_groups())
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                taken = await self._taken()
+        except TimeoutError as error:
+            raise DeadlineError(self._sampler.late("rollout", self._deadline_s)) from error
+        self._changed.set()  # the slots of this step may be filled again
+        return self._batch(version, taken, started)
+
+    @property
+    def pending_positions(self) -> list[int]:
+        """Positions in the stream of prompts that were drawn and not trained yet; a checkpoint holds them."""
+        return sorted([*self._prompts.pending, *self._positions.values()])
+
+    def metrics(self) -> Metrics:
+        """Return depths of the queues now, counts of groups so far, and how idle each role was since the last call."""
+        sampler, admission, load = self._sampler, self._admission, self._sampler.router.load
+        depths = {
+            "running_groups": sampler.num_sampling,
+            "waiting_groups": sampler.router.num_waiting,
+            "unscored_groups": sampler.num_scoring,
+            "unscored_trajectories": sampler.scoring.num_waiting,
+            "ready_groups": admission.num_ready,
+            "running_trajectories": sum(load.values()),
+            **{f"running_trajectories/engine_{engine}": count for engine, count in load.items()},
+        }
+        if self._reference is not None:
+            depths["unreferenced_groups"] = self._reference.num_waiting
+        counts = {
+            "admitted": admission.num_admitted,
+            "taken": admission.num_taken,
+            "rejected": admission.num_rejected,
+            "skipped": admission.num_skipped,
+            "restarted": sampler.num_restarted,
+        }
+        scheduled: Metrics = {f"schedule/{name}": float(value) for name, value in (depths | counts).items()}
+        return scheduled | self._idle_shares()
+
+    async def _admit_groups(self) -> None:
+        """Start a group whenever the staleness bound and an engine have room for it."""
+        while True:
+            while not self._admission.capacity():
+                self._changed.clear()
+                await self._changed.wait()
+            # Admitted only once there is room: a group starts under the newest policy version that way.
+            lease = await self._sampler.router.reserve(self._num_samples, (NEW, 0))
+            group_id = self._admission.admit()
+            self._positions[group_id], prompt = self._prompts.take()
+            self._num_drawn += 1
+            self._background.start(self._run_group(group_id, prompt, lease))
+
+    async def _run_group(self, group_id: int, prompt: Prompt, lease: Lease) -> None:
+        """Carry one group from its prompt to the batch, or to its rejection."""
+
+        def start() -> int:
+            self._admission.restart(group_id)
+            return self._admission.policy_version
+
+        group = await self._sampler.sample_group(prompt, self._plan, group_id=group_id, start=start, lease=lease)
+        if self._rule.rejects(group):
+            del self._positions[group_id]
+            self._rejected.append(group)
+            self._admission.reject(group_id)
+        else:
+            if self._reference is not None:
+                group = replace(group, reference=await self._reference.put(group.rollout))
+            self._ready[group_id] = group
+            self._admission.complete(group_id)
+        self._changed.set()
+
+    async def _taken(self) -> list[int]:
+        while (taken := self._admission.take()) is None:
+            self._changed.clear()
+            await self._changed.wait()
+        return taken
+
+    def _batch(self, version: int, taken: Sequence[int], started: float) -> StepBatch:
+        trained = [self._ready.pop(group_id) for group_id in taken]
+        for group_id in taken:
+            del self._positions[group_id]
+        rejected, self._rejected = self._rejected, []
+        num_drawn, self._num_drawn = self._num_drawn, 0
+        groups = sorted([*trained, *rejected], key=lambda group: group.group_id)
+        kept = set(taken)
+        return StepBatch(
+            policy_version=version,
+            groups=tuple(groups),
+            trained=tuple(index for index, group in enumerate(groups) if group.group_id in kept),
+            num_drawn=num_drawn,
+            prompts_per_step=self._rule.prompts_per_step,
+            by_parts=self._rule.compares_parts,
+            stage_s=self._stages(started, time.perf_counter()),
+        )
+
+    def _stages(self, started: float, ended: float) -> dict[str, float]:
+        """Divide the wait for a batch by what it was for: responses, then rewards, then the reference."""
+        sampler = self._sampler
+        if sampler.num_sampling:  # engines never stood still
+            return {"rollout": ended - started}
+        sampled = min(max(sampler.last_sample_at, started), ended)
+        scored = ended if self._reference is None else min(max(sampler.last_score_at, sampled), ended)
+        stages = {"rollout": sampled - started, "scoring": scored - sampled}
+        return stages if self._reference is None else stages | {"reference": ended - scored}

@@ -1,0 +1,235 @@
+"""One prompt through an engine and the reward workers, for training and for evaluation alike."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from rlsys.errors import DeadlineError, SampleError, WorkerDiedError, WorkerError
+from rlsys.orchestrator.router import EVALUATION, RESTART, Lease, Router
+from rlsys.types import Prompt, Reward, RolloutGroup, Sample, Sampling, ScoredGroup, Scores, ScoringUnit
+
+MAX_ATTEMPTS = 3
+# Streams of random numbers of evaluation prompts begin here, clear of those of training groups.
+EVALUATION_STREAM = 2**32
+
+
+class Engine(Protocol):
+    """What samples."""
+
+    name: str
+
+    @property
+    def num_running(self) -> int:
+        """Trajectories asked for and not delivered."""
+
+    def sample(
+        self, prompt: Prompt, plan: Sequence[Sampling], *, stream: int, policy_version: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[list[Sample]]]:
+        """Sample one group; yields its trajectories as they finish, and cancels those that run on leaving.
+
+        Raises:
+            SampleError: the engine could not sample one of them.
+            WorkerDiedError: the engine is gone.
+        """
+
+
+class Scoring(Protocol):
+    """What scores: the queue in front of the reward workers."""
+
+    def put(self, item: ScoringUnit) -> asyncio.Future[Scores]:
+        """Score a unit; the future holds a reward per sample, and means of what reward functions logged."""
+
+    @property
+    def is_idle(self) -> bool: ...
+
+    @property
+    def num_waiting(self) -> int: ...
+
+
+class GroupSampler:
+    """Samples and scores groups; each trajectory is scored as it finishes, unless a group must be scored whole.
+
+    Token arrays stay in the object store: the driver sees summaries, rewards and references.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        scoring: Scoring,
+        router: Router,
+        *,
+        whole_groups: bool,
+        deadline_s: float,
+        max_attempts: int = MAX_ATTEMPTS,
+    ) -> None:
+        """Sample on `engines`, with their room in `router`.
+
+        Args:
+            engines: by index.
+            scoring: takes units of trajectories.
+            router: knows the load of each engine.
+            whole_groups: a group's trajectories are scored in one call.
+            deadline_s: for one group of an evaluation, sampled and scored.
+            max_attempts: how often a group is sampled before its failure ends the run.
+        """
+        self.router = router
+        self.scoring = scoring
+        self.step = 0  # that reward functions see
+        self.num_sampling = 0  # groups that engines sample now
+        self.num_scoring = 0  # groups that are sampled and wait for rewards
+        self.num_restarted = 0
+        self.last_sample_at = self.last_score_at = 0.0  # time.perf_counter()
+        self._engines = engines
+        self._whole_groups = whole_groups
+        self._deadline_s = deadline_s
+        self._max_attempts = max_attempts
+
+    async def sample_group(
+        self,
+        prompt: Prompt,
+        plan: Sequence[Sampling],
+        *,
+        group_id: int,
+        start: Callable[[], int],
+        lease: Lease | None = None,
+    ) -> ScoredGroup:
+        """Sample and score one prompt; an attempt that fails is made again, on any engine.
+
+        Args:
+            prompt: what to sample from.
+            plan: the group's trajectories come from the first entry; a second one gives the baseline's response.
+            group_id: names the group, and its streams of random numbers.
+            start: called when an attempt starts, and when one fails; returns the policy version to sample under.
+            lease: room for the first attempt, if it is reserved already.
+
+        Raises:
+            WorkerError: the last attempt failed too.
+            WorkerDiedError: no engine is left.
+        """
+        num_samples = sum(sampling.samples_per_prompt for sampling in plan)
+        failure = ""
+        for _ in range(self._max_attempts):
+            lease = lease or await self.router.reserve(num_samples, (RESTART, group_id))
+            engine = self._engines[lease.engine]
+            try:
+                samples, scores = await self._attempt(prompt, plan, group_id, start(), lease)
+            except SampleError as error:
+                failure = f"{engine.name}: {error}"
+            except WorkerDiedError as error:
+                failure = str(error)
+                self.router.remove(lease.engine)
+            else:
+                return await self._scored(prompt, plan, group_id, samples, scores)
+            lease = None
+            self.num_restarted += 1
+            start()  # at once and not only when it runs again: a step need not wait for what will be younger
+        raise WorkerError(
+            f"group {group_id} failed in {self._max_attempts} of {self._max_attempts} attempts. Last failure: {failure}"
+        )
+
+    async def sample_prompts(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, policy_version: int
+    ) -> list[ScoredGroup]:
+        """Sample and score prompts outside training, in order.
+
+        Raises:
+            DeadlineError: for `deadline_s` not one more group came back.
+        """
+
+        async def one(index: int, prompt: Prompt) -> ScoredGroup:
+            stream = EVALUATION_STREAM + index
+            lease = await self.router.reserve(sampling.samples_per_prompt, (EVALUATION, index))
+            return await self.sample_group(
+                prompt, [sampling], group_id=stream, start=lambda: policy_version, lease=lease
+            )
+
+        tasks = [asyncio.ensure_future(one(index, prompt)) for index, prompt in enumerate(prompts)]
+        pending = set(tasks)
+        try:
+            while pending:
+                done, pending = await asyncio.wait(
+                    pending, timeout=self._deadline_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    raise DeadlineError(self.late("evaluation", self._deadline_s))
+                for task in done:
+                    task.result()
+            return [task.result() for task in tasks]
+        finally:
+            for task in pending:
+                task.cancel()
+
+    def late(self, what: str, deadline_s: float) -> str:
+        """Return the message of a wait that ran past its deadline: who has not answered."""
+        running = [f"{engine.name} ({engine.num_running} responses)" for engine in self._engines if engine.num_running]
+        if not running and not self.scoring.is_idle:
+            running = ["the reward workers"]
+        return f"{what}: no answer within {deadline_s:g} s from {', '.join(running) or 'the reference workers'}"
+
+    async def _attempt(
+        self, prompt: Prompt, plan: Sequence[Sampling], group_id: int, policy_version: int, lease: Lease
+    ) -> tuple[dict[int, Sample], list[tuple[ScoringUnit, asyncio.Future[Scores]]]]:
+        """Sample the group once; its trajectories go to the reward workers as they finish."""
+        samples: dict[int, Sample] = {}
+        scores: list[tuple[ScoringUnit, asyncio.Future[Scores]]] = []
+
+        def score(together: Sequence[Sample]) -> None:
+            unit = ScoringUnit(prompt, tuple(together), self.step)
+            scores.append((unit, self.scoring.put(unit)))
+
+        self.num_sampling += 1
+        try:
+            with lease:
+                engine = self._engines[lease.engine]
+                async with engine.sample(prompt, plan, stream=group_id, policy_version=policy_version) as finished:
+                    async for new in finished:
+                        lease.release(len(new))
+                        self.last_sample_at = time.perf_counter()
+                        samples |= {sample.number: sample for sample in new}
+                        if not self._whole_groups:
+                            score(new)
+        finally:
+            self.num_sampling -= 1
+        if self._whole_groups:
+            score([samples[number] for number in sorted(samples)])
+        return samples, scores
+
+    async def _scored(
+        self,
+        prompt: Prompt,
+        plan: Sequence[Sampling],
+        group_id: int,
+        samples: dict[int, Sample],
+        scores: Sequence[tuple[ScoringUnit, asyncio.Future[Scores]]],
+    ) -> ScoredGroup:
+        """Wait for the rewards and put the group together, in the order of its samples."""
+        rewards: dict[int, Reward] = {}
+        logged: dict[str, list[float]] = {}
+        self.num_scoring += 1
+        try:
+            for unit, future in scores:
+                given, notes = await future
+                rewards |= {sample.number: reward for sample, reward in zip(unit.samples, given, strict=True)}
+                for name, value in notes.items():
+                    logged.setdefault(name, []).append(value)
+        finally:
+            self.num_scoring -= 1
+            self.last_score_at = time.perf_counter()
+        size = plan[0].samples_per_prompt
+        ordered = [samples[number] for number in range(size)]
+        rollout = RolloutGroup(
+            group_id,
+            prompt,
+            tuple(sample.trajectory for sample in ordered),
+            tuple(sample.summary for sample in ordered),
+        )
+        return ScoredGroup(
+            rollout,
+            tuple(rewards[number] for number in range(size)),
+            baseline=rewards[size] if len(plan) > 1 else None,
+            logged={name: sum(values) / len(values) for name, values in logged.items()},
+        )

@@ -1,0 +1,101 @@
+"""What a step leaves behind: a row of metrics, the rollouts file, the timeline, a line on the display.
+
+The guards count here too, and end a run that cannot go on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rlsys.guards.missing_rewards import MissingRewardGuard
+from rlsys.guards.nonfinite import NonFiniteGuard
+from rlsys.guards.reward_failures import RewardFailureReporter
+from rlsys.metrics.display import Display
+from rlsys.metrics.step import Metrics, StageClock, reward_metrics, rollout_metrics
+from rlsys.orchestrator.batch import StepBatch
+from rlsys.orchestrator.orchestrator import Orchestrator
+from rlsys.run_folder.metrics import RunLog
+from rlsys.run_folder.rollouts import RolloutWriter
+from rlsys.runtime.timeline_collector import TimelineCollector
+from rlsys.types import Experience, Update
+
+# Keys that every row of a step has; null where nothing was measured.
+ALWAYS = ("policy/kl_ref", "sync/logprob_abs_diff/mean", "sync/logprob_abs_diff/max")
+
+
+class Recorder:
+    """Writes and shows every step, and lets the guards judge it."""
+
+    def __init__(
+        self,
+        clock: StageClock,
+        orchestrator: Orchestrator,
+        log: RunLog,
+        rollouts: RolloutWriter,
+        display: Display,
+        timeline: TimelineCollector | None,
+        nonfinite: NonFiniteGuard,
+        missing_rewards: MissingRewardGuard,
+        missing_eval_rewards: MissingRewardGuard,
+    ) -> None:
+        self.nonfinite = nonfinite
+        self.missing_rewards = missing_rewards
+        self._guards = (nonfinite, missing_rewards, missing_eval_rewards)
+        self._clock = clock
+        self._orchestrator = orchestrator
+        self._log = log
+        self._rollouts = rollouts
+        self._display = display
+        self._timeline = timeline
+        self._failures = RewardFailureReporter()
+
+    def record_start(self, evaluation: Metrics) -> None:
+        """Record the state before training as step 0."""
+        self._write({"step": 0, "policy_version": 0, **evaluation})
+
+    async def record(
+        self,
+        step: int,
+        batch: StepBatch,
+        experience: Experience,
+        update: Update,
+        broadcast: Metrics,
+        evaluation: Metrics,
+    ) -> None:
+        """Record one finished step."""
+        in_batch = [replace(one, group=batch.trained[one.group]) for one in update.nonfinite]
+        nonfinite = batch.nonfinite() or in_batch
+        metrics: Metrics = dict.fromkeys(ALWAYS)
+        metrics |= {"step": step, "policy_version": step}
+        metrics |= rollout_metrics([group.rollout for group in batch.groups], batch.policy_version)
+        metrics |= reward_metrics(batch.rewards)
+        # Of trained tokens and the canary's text the former say more, so their differences come last.
+        metrics |= batch.metrics() | broadcast | {**experience.metrics} | {**update.metrics}
+        for stage, seconds in batch.stage_s.items():
+            self._clock.add(stage, seconds)
+        metrics |= self._clock.metrics(without_s=evaluation.get("time/eval_s") or 0.0) | self._orchestrator.metrics()
+        metrics |= await self.nonfinite.record(step, nonfinite, batch.groups)
+        if batch.groups:
+            metrics |= self.missing_rewards.record(step, batch.missing_rewards())
+        self._failures.report(step, batch.rewards)
+        await self._rollouts.write(step, batch.groups, batch.trained, experience)
+        self._write(metrics | evaluation)
+        if self._timeline is not None:
+            self._timeline.collect()
+
+    def check(self) -> None:
+        """Raise RlsysError when the run cannot go on: too many steps in a row were unusable."""
+        for guard in self._guards:
+            guard.check()
+
+    async def finish(self) -> None:
+        """Write what is still missing from the timeline."""
+        if self._timeline is not None:
+            await self._timeline.finish()
+
+    def _write(self, metrics: Metrics) -> None:
+        tokens, step_s = metrics.get("rollout/tokens"), metrics.get("time/step_s")
+        if tokens is not None and step_s:
+            metrics["throughput/tokens_per_s"] = tokens / step_s
+        self._log.write(metrics)
+        self._display.step(metrics)

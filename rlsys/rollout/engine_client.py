@@ -1,0 +1,154 @@
+"""One rollout worker as the driver sees it: groups in, trajectories out as they finish."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from rlsys.errors import RlsysError, SampleError
+from rlsys.runtime.calls import Calls
+from rlsys.types import Finished, GroupRequest, Prompt, Sample, Sampling, TrajectoryRef
+
+# An engine with nothing to hand over answers a poll after this many seconds all the same.
+POLL_S = 30.0
+POLL_DEADLINE_S = 300.0
+
+
+class _Results(AsyncIterator[list[Sample]]):
+    """The trajectories of one request, in lists as they are delivered."""
+
+    def __init__(self, num_samples: int) -> None:
+        self.num_missing = num_samples  # that the engine still has
+        self._delivered: list[Sample] = []
+        self._error: RlsysError | None = None
+        self._wake: asyncio.Future[None] | None = None
+
+    async def __anext__(self) -> list[Sample]:
+        while not self._delivered and self._error is None:
+            if self.num_missing == 0:
+                raise StopAsyncIteration
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        if self._error is not None:
+            raise self._error
+        delivered, self._delivered = self._delivered, []
+        return delivered
+
+    def add(self, sample: Sample) -> None:
+        self.num_missing -= 1
+        self._delivered.append(sample)
+        self._notify()
+
+    def fail(self, error: RlsysError) -> None:
+        self._error = error
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+class EngineClient:
+    """Sends requests to one worker and polls it for what has finished.
+
+    One poll at a time waits in the worker, however many groups are open. Token arrays stay in the object store, in
+    chunks of whichever trajectories finished together. A failure of the worker is raised by every open group.
+    """
+
+    def __init__(self, name: str, worker: Any, calls: Calls, *, linger_s: float) -> None:
+        """Make the client of `worker`.
+
+        Args:
+            name: of the worker, for errors.
+            worker: its Ray handle.
+            calls: awaits its answers.
+            linger_s: how long the worker gathers what finishes before it answers a poll.
+        """
+        self.name = name
+        self.num_running = 0
+        self._worker = worker
+        self._calls = calls
+        self._linger_s = linger_s
+        self._ids = itertools.count()
+        self._open: dict[int, _Results] = {}
+        self._outgoing: list[tuple[GroupRequest, int]] = []
+        self._is_polling = False
+
+    @asynccontextmanager
+    async def sample(
+        self, prompt: Prompt, plan: Sequence[Sampling], *, stream: int, policy_version: int
+    ) -> AsyncIterator[AsyncIterator[list[Sample]]]:
+        """Sample one group; see `rlsys.orchestrator.sampling.Engine`. The engine must have `policy_version`."""
+        request = GroupRequest(next(self._ids), prompt.token_ids, tuple(plan), stream)
+        results = self._open[request.request_id] = _Results(request.num_samples)
+        self._add_running(request.num_samples)
+        if not self._outgoing:
+            # Groups that start in the same turn of the event loop go to the worker in one call.
+            asyncio.get_running_loop().call_soon(self._submit)
+        self._outgoing.append((request, policy_version))
+        try:
+            yield results
+        finally:
+            del self._open[request.request_id]
+            if results.num_missing:
+                self._add_running(-results.num_missing)
+                self._send(self._control(self._worker.cancel.remote([request.request_id]), "cancelling"))
+
+    def _submit(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        version = max(version for _, version in outgoing)
+        submitted = self._worker.submit.remote([request for request, _ in outgoing], version)
+        self._send(self._control(submitted, "rollout"))
+        if not self._is_polling:
+            self._is_polling = True
+            self._send(self._poll())
+
+    def _send(self, work: Coroutine[Any, Any, None]) -> None:
+        self._calls.background.start(work)
+
+    async def _control(self, ref: Any, what: str) -> None:
+        """Wait for a call that answers at once."""
+        try:
+            await self._calls.result(ref, who=self.name, what=what, deadline_s=POLL_DEADLINE_S, is_work=False)
+        except RlsysError as error:
+            self._fail(error)
+
+    async def _poll(self) -> None:
+        """Fetch what has finished for as long as anything runs."""
+        try:
+            while self.num_running:
+                finished, chunk = self._worker.finished.options(num_returns=2).remote(POLL_S, self._linger_s)
+                self._deliver(
+                    await self._calls.result(
+                        finished, who=self.name, what="rollout", deadline_s=POLL_DEADLINE_S, is_work=False
+                    ),
+                    chunk,
+                )
+        except RlsysError as error:
+            self._fail(error)
+        finally:
+            self._is_polling = False
+
+    def _deliver(self, finished: Sequence[Finished], chunk: Any) -> None:
+        for index, one in enumerate(finished):
+            results = self._open.get(one.request_id)
+            if results is None:
+                continue  # its group gave up this attempt
+            if one.summary is None:
+                results.fail(SampleError(f"sample {one.sample}: {one.error}"))
+                continue
+            self._add_running(-1)
+            results.add(Sample(one.sample, one.summary, TrajectoryRef(chunk, index)))
+
+    def _fail(self, error: RlsysError) -> None:
+        for results in self._open.values():
+            results.fail(error)
+
+    def _add_running(self, count: int) -> None:
+        before, self.num_running = self.num_running, self.num_running + count
+        if bool(before) != bool(self.num_running):
+            occupancy = self._calls.occupancy
+            (occupancy.end if before else occupancy.begin)(self.name)

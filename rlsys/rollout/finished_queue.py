@@ -1,0 +1,73 @@
+"""What a rollout worker has finished and the driver has not fetched yet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Collection
+
+from rlsys.runtime.spans import Spans
+from rlsys.types import Finished, Trajectory
+
+Result = tuple[Finished, Trajectory | None]
+
+
+class FinishedQueue:
+    """Holds results until they are taken, and lets the taker wait for them."""
+
+    def __init__(self, spans: Spans) -> None:
+        self._results: list[Result] = []
+        self._first_at = 0.0
+        self._changed = asyncio.Event()
+        self._spans = spans
+        self._busy_since = 0.0
+        self.num_running = 0  # samples that will still give a result, or be cancelled
+
+    def started(self) -> None:
+        """Count one more running sample."""
+        if self.num_running == 0:
+            self._busy_since = time.time()
+        self.num_running += 1
+
+    def ended(self) -> None:
+        """Count one running sample less, whether or not it left a result."""
+        self.num_running -= 1
+        if self.num_running == 0:
+            self.record_span()
+            self._changed.set()
+
+    def record_span(self) -> None:
+        """Record the generation so far for the timeline."""
+        now = time.time()
+        self._spans.add("generate", self._busy_since, now)
+        self._busy_since = now
+
+    def put(self, finished: Finished, trajectory: Trajectory | None) -> None:
+        """Add a result; a sample that failed has no trajectory."""
+        if not self._results:
+            self._first_at = time.monotonic()
+            self._changed.set()
+        self._results.append((finished, trajectory))
+
+    def drop(self, request_ids: Collection[int]) -> None:
+        """Remove results of requests that were cancelled."""
+        self._results = [result for result in self._results if result[0].request_id not in request_ids]
+
+    async def take(self, max_wait_s: float, linger_s: float) -> list[Result]:
+        """Take everything that has finished.
+
+        Returns when the first result is `linger_s` old or nothing runs any more, and after `max_wait_s` in any case,
+        then perhaps with an empty list.
+        """
+        end = time.monotonic() + max_wait_s
+        while True:
+            until = min(end, self._first_at + linger_s) if self._results else end
+            left_s = until - time.monotonic()
+            if left_s <= 0 or (self._results and self.num_running == 0):
+                break
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left_s)
+        taken, self._results = self._results, []
+        return taken

@@ -1,0 +1,45 @@
+"""Running a coroutine so that Ctrl-C and SIGTERM end it in order: it is cancelled, and its workers are stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def run_until_interrupted(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` in an event loop of its own; the first SIGINT or SIGTERM cancels it.
+
+    Raises:
+        KeyboardInterrupt: it was cancelled by a signal. A second signal raises it at once, wherever the loop is.
+    """
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        task = loop.create_task(main)
+        received: list[int] = []
+
+        def interrupt(number: int, _: object) -> None:
+            received.append(number)
+            if len(received) > 1:
+                raise KeyboardInterrupt
+            # Also wakes the loop; not `loop.add_signal_handler`, which would take the wake-up descriptor that the
+            # guardian of the run's processes listens on.
+            loop.call_soon_threadsafe(task.cancel)
+
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        # A signal that is ignored (a job in a shell's background ignores SIGINT) stays ignored.
+        heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, interrupt) for number in heeded if is_main_thread}
+        try:
+            return loop.run_until_complete(task)
+        except asyncio.CancelledError:
+            if received:
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

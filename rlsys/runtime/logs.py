@@ -1,0 +1,73 @@
+"""Messages of a run: on the terminal for the person who started it, and in one file per process under `logs/`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+LOG_DIR = "RLSYS_LOG_DIR"  # environment of a worker: the folder of its log file
+WORKER = "RLSYS_WORKER"  # environment of a worker: its name, as `rollout/0`
+FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+logger = logging.getLogger(__name__)
+
+
+class _PlainFormatter(logging.Formatter):
+    """The message alone; anything above INFO begins with its level."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+def log_to_terminal(stream: TextIO) -> Console:
+    """Show messages of rlsys from INFO on; call it once.
+
+    A terminal gets rich's handler. Anything else (a file, a pipe) gets plain lines, which rich would wrap.
+
+    Returns:
+        The console, for whatever else is to be shown there without tearing the messages.
+    """
+    console = Console(file=stream)
+    handler: logging.Handler = logging.StreamHandler(stream)
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, omit_repeated_times=False, markup=False)
+    else:
+        handler.setFormatter(_PlainFormatter())
+    _add(handler)
+    return console
+
+
+def log_to_file(folder: Path, name: str) -> None:
+    """Write messages of rlsys from INFO on to `folder/name.log` as well; a `/` in the name becomes `-`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / f"{name.replace('/', '-')}.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter(FILE_FORMAT))
+    _add(handler)
+
+
+def log_worker() -> None:
+    """Write this worker's messages to its file, as the environment that the driver gave it says.
+
+    A node that does not share the driver's folder cannot: its messages then stay in Ray's own logs.
+    """
+    folder, name = os.environ.get(LOG_DIR), os.environ.get(WORKER)
+    if not folder or not name:
+        return
+    try:
+        log_to_file(Path(folder), name)
+    except OSError as error:
+        logger.warning("%s: no log file in %s (%s); see Ray's logs of this node", name, folder, error)
+        return
+    logger.info("%s started, process %d", name, os.getpid())
+
+
+def _add(handler: logging.Handler) -> None:
+    root = logging.getLogger("rlsys")
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)

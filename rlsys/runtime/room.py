@@ -1,0 +1,90 @@
+"""Room for all workers of a run, reserved together: one Ray placement group with a bundle per worker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from rlsys.errors import ConfigError, DeadlineError
+
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one worker asks of Ray. `env` is set before its process starts."""
+
+    name: str
+    num_cpus: float
+    num_gpus: float = 0.0
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+class Room:
+    """Reserves the demands of all workers at once: either every worker gets its place, or none does."""
+
+    def __init__(self, demands: Sequence[Demand]) -> None:
+        from ray.util.placement_group import placement_group
+
+        self._demands = demands
+        needing = [demand for demand in demands if demand.num_cpus or demand.num_gpus]
+        self._bundles = {demand.name: index for index, demand in enumerate(needing)}
+        bundles = [{"CPU": demand.num_cpus, "GPU": demand.num_gpus} for demand in needing]
+        self._group = placement_group(bundles, strategy="PACK") if bundles else None
+
+    def options(self, worker: str) -> dict[str, Any]:
+        """Return what places a worker in its bundle; nothing for a worker without a demand of its own."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        if worker not in self._bundles:
+            return {}
+        index = self._bundles[worker]
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, index)}
+
+    async def wait(self, deadline_s: float) -> None:
+        """Wait until the room is reserved.
+
+        Raises:
+            ConfigError: the cluster could not hold the workers even if it were empty.
+            DeadlineError: others use the room, and did not give it back in time.
+        """
+        end = time.monotonic() + deadline_s
+        while self._group is not None:
+            table = ray.util.placement_group_table(self._group)
+            if table["state"] == "CREATED":
+                return
+            if table["stats"].get("scheduling_state") == "INFEASIBLE":
+                raise ConfigError(
+                    f"the cluster has no room for the run's workers. Asked: {self._asked()}. Have: {_nodes()}. Lower "
+                    "the numbers of workers or their num_cpus, or add nodes"
+                )
+            if time.monotonic() >= end:
+                raise DeadlineError(
+                    f"no room for the run's workers within {deadline_s:g} s. Asked: {self._asked()}. {free()}"
+                )
+            await asyncio.sleep(POLL_S)
+
+    def _asked(self) -> str:
+        return "; ".join(f"{d.name}: {d.num_cpus:g} CPU, {d.num_gpus:g} GPU" for d in self._demands)
+
+
+def free() -> str:
+    """Describe what is free in the cluster now."""
+    resources = ray.available_resources()
+    return (
+        f"Free in the cluster now: {resources.get('CPU', 0.0):g} CPU, {resources.get('GPU', 0.0):g} GPU (workers that "
+        "wait for room start when others give theirs back)"
+    )
+
+
+def _nodes() -> str:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    described = (
+        f"node {i}: {node.get('CPU', 0.0):g} CPU, {node.get('GPU', 0.0):g} GPU" for i, node in enumerate(nodes)
+    )
+    return "; ".join(described)

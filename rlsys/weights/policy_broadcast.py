@@ -1,0 +1,30 @@
+"""One line of the training loop: the engines get a policy version, and the canary checks that they have it."""
+
+from __future__ import annotations
+
+from rlsys.metrics.step import Metrics, StageClock
+from rlsys.weights.broadcaster import Broadcaster
+from rlsys.weights.canary import WeightCanary
+
+
+class PolicyBroadcast:
+    """Broadcasts versions; where trained tokens cannot show a broken broadcast, a canary is compared after each."""
+
+    def __init__(self, broadcaster: Broadcaster, canary: WeightCanary | None, clock: StageClock) -> None:
+        self._broadcaster = broadcaster
+        self._canary = canary
+        self._clock = clock
+
+    async def broadcast(self, policy_version: int) -> Metrics:
+        """Make every engine serve `policy_version`; returns metrics of it, and of comparisons since the last one."""
+        with self._clock.stage("broadcast"):
+            metrics: Metrics = {**await self._broadcaster.broadcast(policy_version)}
+            if self._canary is not None:
+                self._canary.begin(policy_version)
+                metrics |= self._canary.take()
+        return metrics
+
+    async def finish(self) -> None:
+        """Wait for open comparisons. Raises WeightMismatchError when one fails."""
+        if self._canary is not None:
+            await self._canary.finish()

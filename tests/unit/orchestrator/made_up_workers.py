@@ -1,0 +1,175 @@
+"""Engines, reward workers and reference workers that answer at once, in an order of the seed's, around real parts."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+
+from rlsys.build.run import build_orchestrator, build_sampler
+from rlsys.config.schema import Config
+from rlsys.data.order import EpochOrder
+from rlsys.data.stream import PromptStream
+from rlsys.errors import SampleError
+from rlsys.orchestrator.batch import StepBatch
+from rlsys.runtime.background import Background
+from rlsys.runtime.batching import BatchingQueue
+from rlsys.runtime.occupancy import Occupancy
+from rlsys.types import (
+    Prompt,
+    ReferenceScores,
+    Reward,
+    RolloutGroup,
+    Sample,
+    Sampling,
+    ScoredGroup,
+    Scores,
+    ScoringUnit,
+    TextRef,
+    TrajectoryRef,
+)
+from tests.unit.records import reward, summary
+
+
+class Engine:
+    """Hands over a group's trajectories in parts of random size and order."""
+
+    def __init__(self, source: Source, index: int) -> None:
+        self.name = f"worker/{index}"
+        self.index = index
+        self.num_running = 0
+        self._source = source
+
+    @asynccontextmanager
+    async def sample(
+        self, prompt: Prompt, plan: Sequence[Sampling], *, stream: int, policy_version: int
+    ) -> AsyncIterator[AsyncIterator[list[Sample]]]:
+        left = list(range(sum(sampling.samples_per_prompt for sampling in plan)))
+        chance = self._source.chance
+        is_first = stream not in self._source.started
+        self._source.started.add(stream)
+        unlucky = {number for number in left if is_first and chance.random() < self._source.failing_share}
+        chance.shuffle(left)
+
+        async def finished() -> AsyncIterator[list[Sample]]:
+            while left:
+                for _ in range(chance.randint(0, 5)):
+                    await asyncio.sleep(0)
+                part = [left.pop() for _ in range(chance.randint(1, len(left)))]
+                self._source.failing -= len(part)
+                failed = [number for number in part if number in unlucky or self._source.failing >= 0]
+                if failed:
+                    self._source.num_failed += 1
+                    raise SampleError(f"sample {failed[0]}: out of memory")
+                given = summary(3, version=policy_version, engine=self.index)
+                yield [Sample(number, given, TrajectoryRef(f"chunk of {prompt.index}", number)) for number in part]
+
+        yield finished()
+
+
+class Source:
+    """Everything around an orchestrator. The k-th prompt's group has rewards 0 and 1 where `useful` says so, and
+    otherwise two alike."""
+
+    def __init__(
+        self,
+        useful: list[bool],
+        *,
+        greedy: bool = False,
+        seed: int = 0,
+        engines: int = 2,
+        staleness: int = 0,
+        reference: bool = False,
+        failing: int = 0,
+        failing_share: float = 0.0,
+        whole_groups: bool = False,
+        on_error: str = "mask",
+        **rule: Any,
+    ) -> None:
+        self.useful = useful
+        self.config = Config()
+        self.config.train.prompts_per_step = 2
+        self.config.train.max_staleness = staleness
+        self.config.train.samples_per_prompt = 2
+        self.config.train.num_steps = 10_000
+        self.config.scoring.whole_groups = whole_groups
+        self.config.scoring.on_error = on_error
+        self.config.rollout.deadline_s = 20.0
+        if greedy:
+            self.config.algorithm.advantage = {"name": "remax"}
+        for key, value in rule.items():
+            setattr(self.config.algorithm.groups, key, value)
+        self.chance = random.Random(seed)
+        self.started: set[int] = set()  # groups, at least once
+        self.failing = failing  # samples that fail, the first ones
+        self.failing_share = failing_share  # of the samples of first attempts
+        self.num_failed = 0
+        self.reward_of: Callable[[int, int], Reward] = lambda number, sample: reward(
+            [1.0, float(not self.useful[number]), 1.0][sample]
+        )
+        self.scored_together: list[list[int]] = []  # prompts of each unit
+        prompts = [Prompt(number, "", np.array([1], dtype=np.int32)) for number in range(len(useful))]
+        self.prompts = PromptStream(prompts, EpochOrder(len(prompts), [0], shuffle=False))
+        self.background = Background()
+        workers: Any = self
+        self.engines = [Engine(self, index) for index in range(engines)]
+        self.queue: Any = BatchingQueue(2, self._score, self.background, weight=len)
+        self.sampler = build_sampler(self.config, workers, workers)
+        self.queue_of_references: Any = BatchingQueue(2, self._refer, self.background, weight=lambda _: 1)
+        calls: Any = type("Calls", (), {"background": self.background, "occupancy": Occupancy()})
+        cluster: Any = type("Cluster", (), {"calls": calls})
+        queue = self.queue_of_references if reference else None
+        self.orchestrator = build_orchestrator(
+            self.config,
+            0,
+            cluster,
+            self.sampler,
+            type("Reference", (), {"queue": queue}),
+            self.prompts,  # type: ignore[arg-type]
+        )
+
+    def batches(self, count: int = 1) -> list[StepBatch]:
+        """Return the batches of the first steps."""
+
+        async def main() -> list[StepBatch]:
+            return [await self.orchestrator.next_batch(step) for step in range(1, count + 1)]
+
+        return asyncio.run(self.background.supervise(main()))
+
+    def batch(self) -> StepBatch:
+        """Return the first step's batch."""
+        (batch,) = self.batches()
+        return batch
+
+    def evaluated(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[ScoredGroup]:
+        """Sample prompts outside training."""
+        work = self.sampler.sample_prompts(prompts, sampling, policy_version=0)
+        return asyncio.run(self.background.supervise(work))
+
+    async def _score(self, worker: int, units: list[ScoringUnit]) -> list[Scores]:
+        for _ in range(self.chance.randint(0, 5)):
+            await asyncio.sleep(0)
+        self.scored_together += [[unit.prompt.index] * len(unit) for unit in units]
+        return [
+            (
+                [
+                    Reward(
+                        (given := self.reward_of(unit.prompt.index, sample.number)).total,
+                        given.parts,
+                        given.outcome,
+                        TextRef([f"{unit.prompt.index}, {sample.number}"], 0),
+                    )
+                    for sample in unit.samples
+                ],
+                {"logged": 1.0},
+            )
+            for unit in units
+        ]
+
+    async def _refer(self, worker: int, groups: list[RolloutGroup]) -> list[ReferenceScores]:
+        await asyncio.sleep(0)
+        return [ReferenceScores(f"reference of {group.group_id}", [0.5]) for group in groups]

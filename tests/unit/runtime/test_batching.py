@@ -1,0 +1,86 @@
+"""A queue in front of workers: what waits goes together to whoever is idle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from rlsys.errors import WorkerError
+from rlsys.runtime.background import Background
+from rlsys.runtime.batching import BatchingQueue
+from tests.unit.virtual_time import run_virtual
+
+Queue = BatchingQueue[int, int]
+
+
+class Workers:
+    """Answer with ten times each item, after as many seconds as there are items."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, list[int]]] = []
+
+    async def __call__(self, worker: int, items: list[int]) -> list[int]:
+        self.calls.append((worker, items))
+        await asyncio.sleep(len(items))
+        if -1 in items:
+            raise WorkerError("it failed")
+        return [10 * item for item in items]
+
+
+def run(num_workers: int, scenario: Callable[[Queue, Workers], Awaitable[None]]) -> None:
+    async def main() -> None:
+        background, workers = Background(), Workers()
+        queue = BatchingQueue(num_workers, workers, background, weight=abs)
+        await background.supervise(scenario(queue, workers))
+
+    run_virtual(main())
+
+
+def test_what_comes_together_is_divided_by_weight() -> None:
+    async def scenario(queue: Queue, workers: Workers) -> None:
+        assert queue.is_idle
+        results = [queue.put(item) for item in (5, 1, 2, 2)]
+        assert not queue.is_idle
+        assert await asyncio.gather(*results) == [50, 10, 20, 20]
+        assert sorted(workers.calls) == [(0, [5]), (1, [1, 2, 2])]
+        assert queue.is_idle
+
+    run(2, scenario)
+
+
+def test_the_busier_the_workers_the_larger_the_next_call() -> None:
+    async def scenario(queue: Queue, workers: Workers) -> None:
+        first = queue.put(1)
+        await asyncio.sleep(0.5)
+        later = [queue.put(item) for item in (2, 3, 4)]
+        assert queue.num_waiting == 3
+        assert await asyncio.gather(first, *later) == [10, 20, 30, 40]
+        assert workers.calls == [(0, [1]), (0, [2, 3, 4])]
+
+    run(1, scenario)
+
+
+def test_a_failed_call_fails_its_own_items_and_the_worker_goes_on() -> None:
+    async def scenario(queue: Queue, workers: Workers) -> None:
+        failing, other = queue.put(-1), queue.put(7)
+        await asyncio.sleep(0.5)
+        after = queue.put(8)
+        for result in (failing, other):
+            with pytest.raises(WorkerError, match="it failed"):
+                await result
+        assert await after == 80
+
+    run(1, scenario)
+
+
+def test_nobody_has_to_wait_for_a_result() -> None:
+    async def scenario(queue: Queue, workers: Workers) -> None:
+        gone, other = queue.put(1), queue.put(2)
+        await asyncio.sleep(0.5)
+        gone.cancel()
+        assert await other == 20
+        assert queue.is_idle
+
+    run(1, scenario)
