@@ -97,7 +97,7 @@ def _update(run: Run, experience: Experience, step: int) -> tuple[Metrics, list[
     metrics: Metrics = {"policy/kl_coef": run.coefficients.kl, "policy/entropy_coef": run.coefficients.entropy}
     if not experience.minibatches:
         return metrics, []
-    if run.critic is None or step > run.config.critic.head_start_steps:
+    if run.critic is None or step > run.config.train.critic_warmup_steps:
         learned, offenders = run.learner.update(experience)
         metrics |= learned
         if offenders:

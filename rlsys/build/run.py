@@ -237,7 +237,7 @@ def _start_reference(cluster: Cluster, prepared: Prepared, wanted: list[Demand])
         prepared.model_path,
         config.learner.dtype,
         config.rollout.temperature,
-        config.algorithm.kl.name if config.algorithm.kl.place == "reward" else None,
+        config.algorithm.kl.name if config.algorithm.kl.apply_to == "reward" else None,
         config.model.trust_remote_code,
     )
 
@@ -255,7 +255,7 @@ def learner_setup(prepared: Prepared) -> LearnerSetup:
         adapter=config.model.adapter,
         engine_dtype=config.rollout.dtype or config.learner.dtype,
         temperature=config.rollout.temperature,
-        num_updates=num_updates(config, config.critic.head_start_steps if needs_critic(config) else 0),
+        num_updates=num_updates(config, config.train.critic_warmup_steps if needs_critic(config) else 0),
         passes=config.train.updates_per_step,
         old_logprobs=config.train.old_logprobs,
         kv_is_kept=config.rollout.inflight_kv == "keep",

@@ -176,7 +176,7 @@ VARIANTS: dict[str, list[str]] = {
         "algorithm.refresh.every=2",
         "algorithm.refresh.alpha=1.0",
     ],
-    "head start": ["algorithm=ppo", "critic.head_start_steps=2"],
+    "head start": ["algorithm=ppo", "train.critic_warmup_steps=2"],
 }
 
 

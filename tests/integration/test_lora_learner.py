@@ -129,7 +129,7 @@ def test_the_reference_of_every_trajectory_is_the_base_s(cluster: Cluster, model
         prompt = Prompt(number, "", given[first].token_ids[:4])
         groups.append(RolloutGroup(number, prompt, places, summaries))
         first += size
-    learner, _ = start_learner(cluster, model, [*LORA, *small, "algorithm.kl.place=reward"])
+    learner, _ = start_learner(cluster, model, [*LORA, *small, "algorithm.kl.apply_to=reward"])
     try:
         learner.update(experience())
         refs, sums = learner.reference(groups)
