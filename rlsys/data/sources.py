@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from rlsys.config.paths import absolute, absolute_function, absolute_if_there, expanded
 from rlsys.config.schema import DataConfig
 from rlsys.data import Row, registry
 from rlsys.data.files import READERS, check_file, csv_options, json_rows, place_in_file, what_is_wrong
 from rlsys.errors import ConfigError, DataError, RlsysError, nearest
-from rlsys.registry import absolute_name
 
 
 @dataclass(frozen=True)
@@ -80,24 +80,15 @@ def absolute_sources(value: Any) -> Any:
         made = {**value, "name": _absolute(value["name"])}
         options = value.get("options")
         if isinstance(options, Mapping):
-            made["options"] = {key: _on_disk(one) if key in FILES else one for key, one in options.items()}
+            made["options"] = {key: absolute_if_there(one) if key in FILES else one for key, one in options.items()}
         return made
     return _absolute(value) if isinstance(value, str) else value
 
 
-def _on_disk(value: Any) -> Any:
-    """Names of local files and folders made absolute, however they are nested: `datasets` takes lists and mappings."""
-    if isinstance(value, Mapping):
-        return {key: _on_disk(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_on_disk(one) for one in value]
-    return str(Path(value).expanduser().resolve()) if value and Path(value).exists() else value
-
-
 def _absolute(name: str) -> str:
-    path = Path(name).expanduser()
+    path = expanded(name)
     is_there = path.is_file() if path.suffix.lower() in READERS else bool(name) and path.is_dir()
-    return str(path.resolve()) if is_there and name not in registry.names() else absolute_name(name)
+    return absolute(path) if is_there and name not in registry.names() else absolute_function(name)
 
 
 def load(source: Source, config: DataConfig, *, seed: int) -> LoadedRows:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlsys.algorithms.requirements import corrections_of
 from rlsys.config.schema import Config
-from rlsys.config.templates import absolute_file, text_or_file
+from rlsys.config.templates import absolute_template, text_or_file
 from rlsys.data import Row
 from rlsys.data.encode import PromptEncoder, check_rows
 from rlsys.data.order import EpochOrder, MixtureOrder, Order
@@ -104,7 +104,7 @@ def _self_contained(config: Config) -> Config:
             config.data,
             train=absolute_sources(config.data.train),
             eval=absolute_sources(config.data.eval),
-            prompt_template=None if around is None else absolute_file(around),
+            prompt_template=None if around is None else absolute_template(around),
         ),
         rewards=[absolute(spec) for spec in config.rewards],
         algorithm=replace(config.algorithm, corrections=corrections_of(config)),

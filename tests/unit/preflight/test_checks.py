@@ -202,7 +202,7 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
             [
                 "'ppo_clip' has no option 'clip_hi'",
                 "accepted options: clip_high, clip_low",
-                "did you mean 'clip_high'?",
+                "Did you mean 'clip_high'?",
             ],
         ),
         ({"algorithm.aggregation": {"name": "token_sum"}}, ["aggregation 'token_sum'", "did you mean 'token_mean'?"]),
