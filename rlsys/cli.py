@@ -128,7 +128,7 @@ def _train(config: Config, name: str) -> None:
 
     from rlsys.preflight.prepare import prepare
 
-    prepared = prepare(config, display.say)
+    prepared = prepare(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.structured(prepared.config), run_dir / "config.yaml")
     prepared.tokenizer().save_pretrained(run_dir / "tokenizer")

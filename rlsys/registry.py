@@ -82,7 +82,7 @@ class Registry(Generic[F]):
                 near = closest(option, [*accepted, *other_keys])
                 raise ConfigError(
                     f"{self.kind} '{name}' has no option '{option}'; accepted options: "
-                    f"{', '.join(sorted(accepted)) or 'none'}" + (f". Did you mean '{near}'?" if near else "")
+                    f"{', '.join(sorted(accepted)) or 'none'}" + (f"; did you mean '{near}'?" if near else "")
                 )
             _check_type(f"{self.kind} '{name}'", option, options[option], function)
         return cast(F, functools.partial(function, **options)) if options else function

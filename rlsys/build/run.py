@@ -30,7 +30,7 @@ from rlsys.orchestrator.experience import CreditAssignment
 from rlsys.orchestrator.pipeline import Pipeline
 from rlsys.orchestrator.sampler import Sampler
 from rlsys.orchestrator.scheduler import Scheduler
-from rlsys.preflight.prepare import Prepared
+from rlsys.preflight.prepared import Prepared
 from rlsys.reference.pool import REFERENCE_FILE, ReferencePool
 from rlsys.rewards.entry import wants_whole_groups
 from rlsys.rollout.adapters import AdapterSlots

@@ -18,7 +18,8 @@ from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 from rlsys.evaluation.evaluate import Evaluation, evaluate
 from rlsys.evaluation.intervals import Estimate
-from rlsys.preflight.prepare import EvalSet, Prepared, prepare
+from rlsys.preflight.prepare import prepare
+from rlsys.preflight.prepared import EvalSet, Prepared
 from rlsys.rollout.pool import RolloutPool
 from rlsys.run_folder.finished import FinishedRun, overridden
 from rlsys.types import Reward
@@ -41,7 +42,7 @@ def evaluation(arguments: Sequence[str]) -> None:
     options, overrides = parser.parse_known_args(arguments)
     if options.target is not None and "=" in options.target:
         overrides, options.target = [options.target, *overrides], None
-    prepared = prepare(_config(options.target, options.step, overrides), _say, training=False)
+    prepared = prepare(_config(options.target, options.step, overrides), training=False)
     results = evaluation_run(prepared, options.responses)
     answer = json.dumps(as_json(prepared, results), indent=2)
     _show(results, prepared.config)

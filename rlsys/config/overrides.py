@@ -10,10 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from rlsys.config.schema import OPEN_NODES, Config
+from rlsys.config.option import options
+from rlsys.config.schema import Config
 from rlsys.errors import ConfigError, nearest
 
 HYDRA_PREFIX = "hydra"
+OPEN_NODES = tuple(option.key for option in options(Config()) if option.is_open)
 SOURCES = ("data.train", "data.eval")
 FILE_SUFFIXES = (".yaml", ".yml")
 

@@ -37,7 +37,7 @@ SMALL = (
 def small_run(tmp_path: Path, overrides: Sequence[str] = ()) -> Iterator[Run]:
     """A run of the real loop's parts, opened and closed."""
     config = load_config([*SMALL, f"model.cache_dir={tmp_path}/models", *overrides])
-    prepared = prepare(config, say=lambda _: None)
+    prepared = prepare(config)
     with open_run(prepared, tmp_path / "run", Display(config.train.num_steps, live=False)) as run:
         yield run
 

@@ -11,7 +11,7 @@ import pytest
 from rlsys.config.schema import Config, EvalConfig
 from rlsys.evaluation.evaluate import Evaluations, eval_metrics, evaluate
 from rlsys.guards.missing_rewards import NoRewardError
-from rlsys.preflight.prepare import EvalSet
+from rlsys.preflight.prepared import EvalSet
 from rlsys.types import Prompt, Reward, Sampling
 from tests.unit.records import reward
 
