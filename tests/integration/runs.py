@@ -14,6 +14,7 @@ from rlsys.preflight.prepare import prepare
 from rlsys.types import Reward, RolloutGroup
 
 SMALL = (
+    "experiment=quickstart",
     "train.prompts_per_step=4",
     "train.samples_per_prompt=4",
     "train.num_steps=3",
