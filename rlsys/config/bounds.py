@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from rlsys.config.option import options
-from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 
 
-def check_values(config: Config, *, absent: Collection[str] = ()) -> None:
+def check_values(config: Any, *, absent: Collection[str] = ()) -> None:
     """Raise ConfigError for the first option whose value is out of bounds, not finite or not among its choices.
 
     Args:
-        config: the whole configuration.
+        config: a `Config`, or one of its sections.
         absent: roles that the run does not start, as `("critic",)`. Their bounds are not checked, so that
             `reference.num_workers=0` passes without a KL penalty; a misspelt choice or a NaN is refused all the same.
     """
