@@ -368,7 +368,7 @@ class Config:
     """A run."""
 
     seed: int = option(0, ge=0, help="seed of data order, sampling and new weights")
-    run_dir: str | None = option(None, help="the run's folder; null: $RLSYS_RUNS or runs, then <experiment>/<time>")
+    run_dir: str | None = option(None, help="the run's folder; null: $RLSYS_RUNS or runs, then EXPERIMENT/TIME")
     resume: str = option("never", choices=("never", "auto"), help="auto: continue from `run_dir`'s newest checkpoint")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
