@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import os
 import sys
-import time
 from pathlib import Path
 
 from rlsys.commands.libraries import quiet_libraries
@@ -17,8 +16,6 @@ from rlsys.config.overrides import names_a_run, normalise
 from rlsys.config.paths import absolute, expanded
 
 logger = logging.getLogger(__name__)
-
-STARTED = time.strftime("%Y%m%d-%H%M%S")  # names the default run folder; all runs of a sweep share it
 
 DESCRIPTION = """\
 Train a policy. Every option is set as key=value, in Hydra's grammar:
@@ -118,5 +115,5 @@ def train_job(job: Job) -> Path:
 
 def folder_of(job: Job) -> Path:
     """Return a run's folder: `run_dir` or `$RLSYS_RUNS/<experiment>/<time>`; below it one folder per run of a sweep."""
-    base = job.config.run_dir or str(Path(os.environ.get("RLSYS_RUNS", "runs")) / job.name / STARTED)
+    base = job.config.run_dir or str(Path(os.environ.get("RLSYS_RUNS", "runs")) / job.name / job.started)
     return Path(absolute(base)) / ("" if job.number is None else str(job.number))

@@ -6,8 +6,9 @@ import contextlib
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -26,6 +27,7 @@ class Job:
     config: Config
     name: str = "run"  # of its experiment; names the default run folder
     number: int | None = None  # in a sweep
+    started: str = field(default_factory=lambda: time.strftime("%Y%m%d-%H%M%S"))  # names the default run folder
 
 
 def load_config(overrides: Sequence[str]) -> Config:
@@ -80,7 +82,7 @@ def jobs(
             checked = [f"hydra.sweep.dir='{folder}'", *checked]
         with _main_raises(["rlsys train", *flags, *checked]):
             hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(collect)()
-    return found
+    return [replace(job, started=found[0].started) for job in found]  # a sweep's runs share the folder
 
 
 def _register_schema() -> None:

@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlsys.cli import COMMANDS, execute, main
-from rlsys.commands.train import STARTED, folder_of
+from rlsys.commands.train import folder_of
 from rlsys.config.compose import Job
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
@@ -143,9 +143,9 @@ def test_the_folder_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert folder_of(Job(Config(run_dir="~/mine"))) == tmp_path / "home" / "mine"
     assert folder_of(Job(Config(run_dir="mine"), number=3)) == tmp_path / "mine" / "3"
-    assert folder_of(Job(Config(), name="dapo")) == tmp_path / "runs" / "dapo" / STARTED
+    assert folder_of(Job(Config(), name="dapo", started="20260102")) == tmp_path / "runs" / "dapo" / "20260102"
     monkeypatch.setenv("RLSYS_RUNS", "/data/runs")
-    assert folder_of(Job(Config())) == Path("/data/runs/run") / STARTED
+    assert folder_of(Job(Config(), started="20260102")) == Path("/data/runs/run/20260102")
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def test_every_run_of_a_sweep_is_composed_before_one_starts(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     swept = jobs(["experiment=quickstart", "seed=3,4"], flags=["--multirun"], sweeps=True)
     assert [(job.config.seed, job.name, job.number) for job in swept] == [(3, "quickstart", 0), (4, "quickstart", 1)]
+    assert len({job.started for job in swept}) == 1
     (single,) = jobs(["seed=3"])
     assert (single.config, single.name, single.number) == (load_config(["seed=3"]), "run", None)
     with pytest.raises(ConfigError, match=r"train\.num_steps=many: Value 'many' of type 'str' could not be converted"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from rlsys import train
 from rlsys.config.compose import load_config
 from rlsys.evaluation.evaluate import Evaluations
 from rlsys.guards.missing_rewards import NoRewardError, Unscored
@@ -15,6 +15,7 @@ from rlsys.metrics.step import reward_metrics, rollout_metrics
 from rlsys.orchestrator.step_batch import Collected
 from tests.unit.records import group, reward, summary
 
+train = importlib.import_module("rlsys.train")  # `rlsys.train` itself is the function of the Python entry
 FAILED = reward(None, "timeout", label="math", detail="no answer within 5 s")
 
 
