@@ -77,7 +77,7 @@ def _parser(name: str) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command, (module, text) in COMMANDS.items():
         made = commands.add_parser(command, help=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-        if command == name:
+        if command == name:  # the others are only listed
             implementation = importlib.import_module(module)
             implementation.add_arguments(made)
             made.set_defaults(run=implementation.run)

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Evaluate, print the table and the JSON, and write the files asked for."""
     target, overrides = options.target, options.overrides
-    if target is not None and "=" in target:
+    if target is not None and "=" in target:  # no target: argparse took the first override for it
         target, overrides = None, [target, *overrides]
     prepared, results = evaluate_target(target, overrides, step=options.step, responses=options.responses)
     answer = json.dumps(as_json(prepared, results), indent=2)
@@ -106,6 +106,7 @@ def config_of(target: str | None, overrides: Sequence[str], *, step: int | None 
         own = run.composed()
         config = to_config(overridden(own, composed(overrides), overrides) if overrides else own)
         checkpoint = run.checkpoint(step)
+        # A checkpoint holds whole weights, or an adapter alone where that is all that was trained.
         policy = checkpoint / "policy" if (checkpoint / "policy").is_dir() else checkpoint / "adapter"
         return _seeded(_with_model(str(policy), replace(config, run_dir=None, resume="never")))
     if step is not None:
@@ -155,6 +156,7 @@ def _with_model(model: str, config: Config, base: str | None = None) -> Config:
     if not description.is_file():
         return _without_adapter(replace(config, model=replace(config.model, path=model, adapter=None)))
     given = json.loads(description.read_text(encoding="utf-8"))
+    # vLLM's buffers are sized by the rank; DoRA and whole modules of a given adapter are refused by preflight.
     lora = replace(config.learner.lora, rank=int(given["r"]), use_dora=False, modules_to_save=[])
     chosen = replace(config.model, path=base or str(given["base_model_name_or_path"]), adapter=model)
     return replace(config, model=chosen, learner=replace(config.learner, lora=lora))

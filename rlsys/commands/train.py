@@ -98,10 +98,12 @@ def train_job(job: Job) -> Path:
     from rlsys.train import train
 
     quiet_libraries()
+    # The cheap checks of the folder come first: preparing may build a model, which takes minutes.
     run_dir = folder_of(job)
     check_resume(job.config.resume, job.config.run_dir)
     check_run_dir(run_dir, job.config.resume)
     prepared = prepare(dataclasses.replace(job.config, run_dir=str(run_dir)))
+    # Nothing is written before everything has been checked.
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.structured(prepared.config), run_dir / "config.yaml")
     prepared.tokenizer().save_pretrained(run_dir / "tokenizer")

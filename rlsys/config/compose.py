@@ -70,10 +70,12 @@ def jobs(
     found: list[Job] = []
 
     def collect(config: DictConfig) -> None:
+        # Converted here, because `${hydra:...}` can be resolved only while Hydra runs the job.
         run = HydraConfig.get()
         number = run.job.num if run.mode.name == "MULTIRUN" else None
         found.append(Job(to_config(config), run.runtime.choices.get("experiment") or "run", number))
 
+    # Hydra has two switches for a sweep: the flag, and this key.
     sweeps = sweeps or any(override.startswith("hydra.mode=") for override in overrides)
     checked = normalise(overrides, sweeps=sweeps, folders=folders)
     _register_schema()
@@ -82,6 +84,8 @@ def jobs(
             checked = [f"hydra.sweep.dir='{folder}'", *checked]
         with _main_raises(["rlsys train", *flags, *checked]):
             hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(collect)()
+    if sweeps and not found:
+        raise ConfigError("a sweep needs Hydra's basic launcher, which composes in this process: remove hydra/launcher")
     return [replace(job, started=found[0].started) for job in found]  # a sweep's runs share the folder
 
 

@@ -49,6 +49,7 @@ class Rule:
             hint = f"; did you mean '{near}'?" if near is not None else ""
             return f"must be one of {', '.join(map(str, self.choices))}{hint}"
         for number in value if isinstance(value, list | tuple) else (value,):
+            # True is an int to Python, and a list of texts has no bounds.
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
             if not math.isfinite(number):
@@ -62,7 +63,7 @@ class Rule:
 def option(default: Any, **rule: Any) -> Any:
     """Declare a dataclass field with its default and its `Rule` (`help`, `ge`, `gt`, `le`, `lt`, `choices`)."""
     metadata = {"rule": Rule(**rule)}
-    if isinstance(default, list | dict):
+    if isinstance(default, list | dict):  # each instance gets its own
         return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 

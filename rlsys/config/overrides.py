@@ -109,10 +109,12 @@ def parse(text: str, *, sweeps: bool = False) -> Override:
 
 def _normalised(override: Override, folders: Sequence[Path]) -> list[str]:
     key, text = override.key_or_group, str(override.input_line)
+    # Hydra's own keys are its business: the schema does not have them.
     if re.split(r"[./]", key)[0] == "hydra":
         return [text]
     if key in groups() and not any(isinstance(value, dict | list) for value in _values(override)):
         return [_with_presets(override, folders)]
+    # Hydra refuses a key that is not there yet; `++` adds or changes it. The function's signature checks it later.
     if any(key.startswith(f"{node}.") for node in open_keys()):
         return [text if override.is_delete() else f"++{text.lstrip('+')}"]
     if key not in known_keys():
@@ -164,6 +166,7 @@ def _registered(file: str) -> str:
         raise ConfigError(f"experiment={file} is not YAML that can be read: {error}") from error
     if not isinstance(content, DictConfig):
         raise ConfigError(f"experiment={file} holds {type(content).__name__}, not a mapping from keys to values")
+    # Only what Hydra's grammar takes as a name: ASCII letters, digits and underscores.
     name = re.sub(r"\W+", "_", path.name.partition(".")[0], flags=re.ASCII) or "experiment"
     if name in presets("experiment"):
         name = f"{name}_file"  # else Hydra would take the preset of the same name
@@ -179,6 +182,7 @@ def _rejection(text: str, error: HydraException) -> str:
     place = _place(text, error)
     start = text.rfind("\n", 0, place) + 1  # of the line, in a value of several lines
     lines = ["this override cannot be read:", f"  {text[start:].partition(chr(10))[0]}", f"  {' ' * (place - start)}^"]
+    # Quoted as a whole, a list or mapping would become a text. `{{` and `{%` begin a template, which is one.
     if value.startswith(("[", "{")) and not value.startswith(("{{", "{%")):
         lines.append("check its brackets, and quote each text in it that has other characters than letters, digits and")
         lines.append(r"""  -_./\+:$%*@?|  as in 'rewards=[{name: regex, pattern: "^(a|b)$"}]'""")

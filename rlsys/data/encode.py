@@ -88,12 +88,14 @@ class PromptEncoder:
                 return value
             messages = [{"role": "user", "content": value}]
         elif isinstance(value, list) and value and all(_is_message(message) for message in value):
+            # Other keys go: `datasets` fills the keys of one row into all others, with None.
             messages = [{"role": message["role"], "content": message["content"]} for message in value]
         else:
             raise DataError(
                 f"{loaded.where(index)}: column '{config.prompt_column}' is neither a string nor a list of messages "
                 f"{{role: ..., content: ...}}: it is {type(value).__name__}"
             )
+        # A system message in the data wins over the option.
         if config.system_prompt is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": config.system_prompt}, *messages]
         return messages

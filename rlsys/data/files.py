@@ -129,6 +129,7 @@ def _wrong_csv(path: Path, options: Mapping[str, Any]) -> str | None:
     if len(delimiter) != 1 or (_reader_options() & options.keys()) - {"delimiter", "sep"}:
         return None  # with other options the reader alone knows what a line must hold
     csv.field_size_limit(sys.maxsize)  # a long document is a field too
+    # utf-8-sig: a byte order mark, as spreadsheets write it, is no part of the first column's name.
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter)
         header = next(filter(None, reader), [])

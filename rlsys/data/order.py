@@ -31,6 +31,7 @@ class EpochOrder:
     def at(self, position: int) -> int:
         """Return the number of the prompt at a position."""
         epoch, offset = divmod(position, self._size)
+        # A generator per epoch: any position can be computed without the ones before it, as a resumed run needs.
         if self._shuffle and epoch != self._epoch:
             self._order = np.random.default_rng([*self._seed, epoch]).permutation(self._size)
             self._epoch = epoch
@@ -48,6 +49,7 @@ class MixtureOrder:
         self._quotas = quotas(weights, BLOCK)
         self._seed = seed
         self._shuffle = shuffle
+        # The 2 keeps these streams of random numbers apart from those of the blocks, which have a 1.
         self._parts = [EpochOrder(size, [seed, 2, part], shuffle=shuffle) for part, size in enumerate(sizes)]
         self._block = -1
         # Spread each part evenly: the k-th of its q positions lies near (k + 1/2) / q of the block.
@@ -75,6 +77,7 @@ def quotas(weights: Sequence[float], total: int) -> list[int]:
     """
     exact = np.asarray(weights, dtype=np.float64) / float(np.sum(weights)) * total
     counts = np.floor(exact).astype(int)
+    # The largest fractional parts are rounded up until the total is reached.
     for index in np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]:
         counts[index] += 1
     for index in np.flatnonzero(counts == 0):

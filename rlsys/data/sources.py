@@ -69,6 +69,7 @@ def sources_of(value: Any, key: str, config: DataConfig) -> list[Source]:
     split = config.train_split if key == "data.train" else config.eval_split
     found = [_source(entry, key, split, config, alone=not isinstance(value, list)) for entry in entries]
     weighted = [source.title for source in found if source.weight is not None]
+    # Weights are relative to each other: a source without one has no place among them.
     if weighted and len(weighted) < len(found):
         raise ConfigError(f"{key}: {', '.join(weighted)} has a weight and others have none: give all of them one")
     return _labelled(found)
@@ -100,6 +101,7 @@ def load(source: Source, config: DataConfig, *, seed: int) -> LoadedRows:
     """
     every = read(source)
     numbers = list(range(len(every)))
+    # Drawn by the seed and put back into the file's order: `limit` then takes the first of these rows.
     if source.share < 1:
         order = np.random.default_rng([seed, len(every)]).permutation(len(every))
         numbers = sorted(int(number) for number in order[: math.floor(len(every) * source.share)])
@@ -172,6 +174,7 @@ def _source(entry: Any, key: str, split: str, config: DataConfig, *, alone: bool
         if option not in known:
             raise ConfigError(f"{key}: '{entry['name']}' has no key '{option}': {nearest(str(option), known)}")
     made = Source(**{"split": split, **{option: value for option, value in entry.items() if value is not None}})
+    # Only data sets of the hub have splits and configurations by name; registered functions take a split.
     is_file = Path(made.name).suffix.lower() in READERS
     for option in ("split", "subset"):
         if entry.get(option) is not None and (is_file or (option == "subset" and ":" in made.name)):

@@ -41,6 +41,7 @@ class PromptStream:
         for prompt in self._prompts:
             found.update(prompt.token_ids.tobytes())
             found.update(b"|")
+        # The first positions are enough to tell another seed, weight or shuffle from this one.
         first = [self._order.at(position) for position in range(min(len(self._prompts), 8))]
         found.update(repr(first).encode())
         return found.hexdigest()[:16]

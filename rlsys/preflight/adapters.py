@@ -42,6 +42,7 @@ def check_adapter(config: Config, *, training: bool) -> None:
     lora = config.learner.lora
     if config.model.adapter is not None:
         _check_given(config, config.model.adapter, training=training)
+    # With DoRA or whole modules the merged weights travel, and the engines have no adapter at all.
     if not lora.syncs_adapter_only:
         return
     if lora.rank > MAX_RANK:
@@ -80,6 +81,7 @@ def _check_given(config: Config, adapter: str, *, training: bool) -> None:
     given: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     theirs = {"rank": given.get("r"), "alpha": given.get("lora_alpha"), "use_rslora": bool(given.get("use_rslora"))}
     theirs["use_dora"] = bool(given.get("use_dora"))
+    # An evaluation only serves the adapter: its scale is in its own description, and the rank sizes vLLM's buffers.
     for name, value in theirs.items():
         ours = getattr(lora, name)
         if value != ours and (training or name == "rank"):

@@ -17,6 +17,7 @@ def check_algorithm(config: Config) -> None:
     policy_losses.registry.component(algorithm.policy_loss)
     aggregation.registry.component(algorithm.aggregation)
     kl.registry.get(algorithm.kl.name)
+    # Some functions relate their own options, such as dual_clip > 1 + clip_high; they state that check as a fact.
     for kind, node in ((policy_losses.registry, algorithm.policy_loss), (aggregation.registry, algorithm.aggregation)):
         options = {name: value for name, value in node.items() if name != "name"}
         kind.fact(str(node["name"]), "check", lambda **_: None)(**options)
@@ -39,6 +40,7 @@ def _check_estimator(config: Config) -> None:
             f"train.samples_per_prompt={samples}: the advantage estimator '{name}' compares the samples of a prompt "
             f"with each other and needs at least {needed}"
         )
+    # Pass@k compares subsets of k samples: k is an option of the function, and it must leave several subsets.
     option = fact(name, "group_size_option", None)
     if option is None:
         return
@@ -53,6 +55,7 @@ def _check_estimator(config: Config) -> None:
 
 
 def _check_critic(config: Config) -> None:
+    # The policy waits while the critic warms up, so at least one step must be left for it.
     warmup, steps = config.train.critic_warmup_steps, config.train.num_steps
     if needs_critic(config) and warmup >= steps:
         raise ConfigError(
@@ -67,12 +70,14 @@ def _check_old_logprobs(config: Config) -> None:
     if train.old_logprobs != "none":
         return
     updates = _updates_per_step(config)
+    # The first update moves the policy, so from the second on the ratio is no longer 1.
     if updates > 1:
         raise ConfigError(
             f"train.old_logprobs=none sets the ratio to 1, but with {updates} updates per step "
             "(train.updates_per_step * train.minibatches_per_step) it is 1 in the first only: use learner or engine, "
             "or one update per step"
         )
+    # The samples of an older policy need a weight: from the ratio, or from a correction.
     if train.max_staleness > 0 and not corrections_of(config):
         raise ConfigError(
             f"train.old_logprobs=none sets the ratio to 1, but with train.max_staleness={train.max_staleness} an "
@@ -83,6 +88,7 @@ def _check_old_logprobs(config: Config) -> None:
 def _check_updates(config: Config) -> None:
     """Raise ConfigError for more minibatches than prompts, or fewer updates than the policy loss needs."""
     train, loss = config.train, str(config.algorithm.policy_loss["name"])
+    # Minibatches divide the prompts, not the trajectories: advantages of a group belong together.
     if train.minibatches_per_step > train.prompts_per_step:
         raise ConfigError(
             f"train.minibatches_per_step={train.minibatches_per_step} is more than train.prompts_per_step="
@@ -109,6 +115,7 @@ def _check_corrections(config: Config) -> None:
                 "engine's, but with train.old_logprobs=engine they are the same and it has no effect: set "
                 "train.old_logprobs=learner, or remove the correction"
             )
+    # A correction with weigh=false only masks; the others multiply the loss by the same ratio.
     weighing = [str(n["name"]) for n in nodes if fact(str(n["name"]), "weighs", False) and n.get("weigh", True)]
     if len(weighing) > 1:
         raise ConfigError(
@@ -119,18 +126,21 @@ def _check_corrections(config: Config) -> None:
 
 def _check_kl(config: Config) -> None:
     penalty, refresh = config.algorithm.kl, config.algorithm.refresh
+    # `unbiased` multiplies the estimate in the loss by the ratio; a reward has no ratio.
     if penalty.unbiased and penalty.apply_to == "reward":
         raise ConfigError(
             "algorithm.kl.unbiased=true weighs the KL in the loss by the ratio, but algorithm.kl.apply_to=reward: set "
             "algorithm.kl.apply_to=loss, or unbiased=false"
         )
     estimator = str(config.algorithm.advantage["name"])
+    # maxrl and others divide by the success rate, for example: it must be counted before anything is subtracted.
     raw = advantages.registry.fact(estimator, "raw_rewards", False)
     if raw and penalty.apply_to == "reward" and penalty.coef > 0:
         raise ConfigError(
             f"algorithm.kl.apply_to=reward: the advantage estimator '{estimator}' needs the rewards as they are, and "
             "subtracting a penalty would change their meaning: set algorithm.kl.apply_to=loss"
         )
+    # k1 is log(p / q): its gradient is that of log p alone, whose expectation under p is 0.
     if penalty.name == "k1" and penalty.apply_to == "loss" and penalty.coef > 0 and not penalty.unbiased:
         raise ConfigError(
             "algorithm.kl.name=k1 in the loss has a gradient of expectation 0: set algorithm.kl.apply_to=reward, "
@@ -142,6 +152,7 @@ def _check_kl(config: Config) -> None:
 
 
 def _check_groups(config: Config) -> None:
+    # Only estimators that compare the samples of a group learn nothing when their rewards are equal.
     rule = config.algorithm.groups.zero_variance
     estimator = str(config.algorithm.advantage["name"])
     known = estimator in advantages.registry.names()  # outside code states no facts

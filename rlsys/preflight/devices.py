@@ -41,6 +41,7 @@ def check_devices(config: Config, *, training: bool) -> None:
 def _check_room(config: Config, who: str, trained: dict[str, int]) -> None:
     """Raise ConfigError when the engines, the scoring workers and `trained` need more GPUs than there are."""
     rollout, scoring = config.rollout, config.scoring
+    # Each rank of an engine, learner, critic or reference takes a whole GPU; scoring workers may share one.
     needed = {
         "rollout.num_workers * rollout.tensor_parallel_size": rollout.num_workers * rollout.tensor_parallel_size,
         "scoring.num_workers * scoring.num_gpus": scoring.num_workers * scoring.num_gpus,
@@ -62,6 +63,7 @@ def _check_one_gpu(config: Config) -> None:
             "weights.backend=ipc shares one GPU among engine, learner and reference, which leaves no room for a "
             "critic: use weights.backend=nccl with more GPUs, or an advantage estimator without a critic"
         )
+    # Through IPC handles the engine reads the learner's memory on the same device, so there is one of each.
     values = {
         "rollout.num_workers": config.rollout.num_workers,
         "rollout.tensor_parallel_size": config.rollout.tensor_parallel_size,

@@ -32,7 +32,7 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
     `training=False` is for `rlsys eval`, which needs no learner.
     """
     check_config(config, training=training)
-    config = _self_contained(config)
+    config = _self_contained(config)  # from here on nothing depends on the working directory
     # A model built on the spot learns its tokenizer and its first steps from the training rows.
     needs_training_rows = training or config.model.path is None
     train = _load(config, "data.train") if needs_training_rows else []
@@ -48,6 +48,7 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
     )
     if training and config.learner.lora.rank > 0:
         check_adapters(model_path, config.learner.lora, trust_remote_code=config.model.trust_remote_code)
+    # Prompts must leave room for the longest response, of training or evaluation.
     longest_response = max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0)
     encoder = _encoder(config, model_path, longest_response)
     encoded = _encoded(encoder, train) if training else []
@@ -59,6 +60,7 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
     if train_prompts:
         check_rewards(config.rewards, train_prompts, ", ".join(part.source.name for part in train))
         check_lengths(config, train_prompts)
+    # Held-out rows may have other columns than the training rows, and the rewards read those too.
     for eval_set, loaded in zip(eval_sets, held_out, strict=True):
         check_rewards(config.rewards, eval_set.prompts, loaded.source.name)
     every = train_prompts + [prompt for eval_set in eval_sets for prompt in eval_set.prompts]

@@ -83,7 +83,7 @@ def check_options(spec: Mapping[str, Any]) -> Callable[..., Any]:
     name = str(spec["name"])
     function = rewards.registry.bind(name, function_options(spec), other_keys=RESERVED)
     if ":" in name and not is_class(spec):
-        return function
+        return function  # what looks like an option may be a column: `check_reward` decides, once the data are there
     parameters = inspect.signature(function).parameters
     settings = {option: parameters[option].default for option in option_names(function)}
     for option, value in settings.items():
