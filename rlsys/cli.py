@@ -94,7 +94,7 @@ class _PlainLines(logging.Handler):
 
 def _show_log() -> None:
     logger = logging.getLogger("rlsys")
-    logger.addHandler(_PlainLines())
+    logger.handlers = [_PlainLines()]
     logger.setLevel(logging.INFO)
 
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlsys.commands.libraries import quiet_libraries
 from rlsys.commands.overrides import add_overrides
@@ -18,11 +18,13 @@ from rlsys.config.overrides import names_a_run
 from rlsys.config.paths import absolute, expanded
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
-from rlsys.evaluation.evaluate import Evaluation
-from rlsys.evaluation.intervals import Estimate
-from rlsys.preflight.prepared import EvalSet, Prepared
 from rlsys.run_folder.finished import FinishedRun, overridden
-from rlsys.types import Reward
+
+if TYPE_CHECKING:  # `rlsys eval --help` and completion load no torch
+    from rlsys.evaluation.evaluate import Evaluation
+    from rlsys.evaluation.intervals import Estimate
+    from rlsys.preflight.prepared import EvalSet, Prepared
+    from rlsys.types import Reward
 
 DESCRIPTION = """\
 Evaluate a model, or a run's newest checkpoint, on held-out prompts: one greedy response per prompt, and with
