@@ -41,7 +41,7 @@ def broadcast_config(folder: Path, bucket_mib: int) -> Config:
     from rlsys.config.compose import load_config
 
     rollout = ["rollout.dtype=bfloat16", "rollout.max_num_seqs=8", f"rollout.max_response_tokens={RESPONSE_TOKENS}"]
-    return load_config(["~experiment", f"model.path={folder}", f"weights.bucket_mib={bucket_mib}", *rollout])
+    return load_config([f"model.path={folder}", f"weights.bucket_mib={bucket_mib}", *rollout])
 
 
 @contextlib.contextmanager

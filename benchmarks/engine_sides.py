@@ -11,7 +11,8 @@ from benchmarks.loop import wait
 from benchmarks.sampling import sample
 from benchmarks.workload import PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, Workload, rlsys_config
 from rlsys.build.placement import demands
-from rlsys.preflight.prepare import Prepared, prepare
+from rlsys.preflight.prepare import prepare
+from rlsys.preflight.prepared import Prepared
 from rlsys.types import Prompt
 
 Measure = Callable[..., float]

@@ -34,7 +34,7 @@ def rlsys_side() -> Iterator[Callable[..., dict[str, Any]]]:
 def measure(workload: Workload, case: Case, num_steps: int, kl: float) -> dict[str, Any]:
     """Train `num_steps` steps; returns seconds, one number a step."""
     from rlsys.build.run import open_run
-    from rlsys.cli import quiet_libraries
+    from rlsys.commands.libraries import quiet_libraries
     from rlsys.preflight.prepare import prepare
     from rlsys.train import train
 

@@ -130,7 +130,6 @@ def rlsys_config(workload: Workload, tokens: int, *, num_steps: int = 1, kl: flo
 
     return load_config(
         [
-            "~experiment",  # the defaults of rlsys/config/schema.py, no recipe
             "reward=target_length",
             f"model.path={workload.model}",
             f"data.train={workload.prompts}",

@@ -1,3 +1,58 @@
-"""rlsys: distributed actor-learner reinforcement learning for language models on Ray, vLLM and DeepSpeed."""
+"""rlsys: distributed reinforcement learning for language models on Ray, vLLM and DeepSpeed.
+
+The entry from Python, the same runs as those of the console command:
+
+    from rlsys import evaluate_policy, load_config, train_policy
+
+    config = load_config("experiment=quickstart", "train.num_steps=50")
+    run_dir = train_policy(config)
+    results = evaluate_policy(str(run_dir), "eval.num_samples=8")
+
+Importing rlsys loads none of its libraries; each of these functions loads what it needs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlsys.config.schema import Config
+    from rlsys.evaluation.evaluate import Evaluation
 
 __version__ = "0.1.0"
+__all__ = ["evaluate_policy", "load_config", "train_policy"]
+
+
+def load_config(*overrides: str) -> Config:
+    """Return the configuration that overrides describe, written as on the command line of `rlsys train`.
+
+    Raises:
+        ConfigError: an override that cannot be read, or an unknown key, preset or experiment.
+    """
+    from rlsys.config.compose import load_config
+
+    return load_config(overrides)
+
+
+def train_policy(config: Config) -> Path:
+    """Train a run to its end and return its folder: `config.run_dir`, or `runs/run/<time>` when that is None.
+
+    Raises:
+        RlsysError: what `rlsys train` prints; for everything that is wrong with the configuration before Ray starts.
+    """
+    from rlsys.commands.train import train_job
+    from rlsys.config.compose import Job
+
+    return train_job(Job(config))
+
+
+def evaluate_policy(model_or_run: str, *overrides: str, step: int | None = None) -> list[Evaluation]:
+    """Evaluate a model (folder or hub id) or a run's checkpoint (of `step`, or the newest) on its held-out data sets.
+
+    Raises:
+        RlsysError: what `rlsys eval` prints.
+    """
+    from rlsys.commands.evaluate import evaluate_target
+
+    return evaluate_target(model_or_run, overrides, step=step)[1]

@@ -1,4 +1,4 @@
-"""Errors meant for people: each says what was wrong, where, and what to do."""
+"""Errors meant for people: each says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ class RlsysError(Exception):
 
 
 class ConfigError(RlsysError):
-    """The run as configured cannot work; raised before Ray starts."""
+    """A run that cannot work as it is configured; raised before Ray starts."""
 
 
 class DataError(RlsysError):
-    """A dataset file or row is unusable; the message names file and row."""
+    """An unusable data file or row; the message names the file and the row."""
 
 
 class WorkerError(RlsysError):
-    """A worker failed; the message names the worker, what it was doing and the cause."""
+    """A failed worker; the message names the worker, what it was doing and the cause."""
 
 
 class WorkerDiedError(WorkerError):
-    """A worker's process is gone."""
+    """A worker whose process has ended."""
 
 
 class SampleError(WorkerError):
@@ -31,21 +31,27 @@ class SampleError(WorkerError):
 
 
 class DeadlineError(RlsysError):
-    """A wait ran past its deadline; the message names who had not answered."""
+    """A wait that took longer than its deadline; the message names who did not answer."""
 
 
 class ScheduleError(RlsysError):
-    """The scheduler was told what cannot have happened; the message names the group. A bug of its caller."""
+    """An event that the scheduler rules out, which is a bug of its caller; the message names the group."""
 
 
 class WeightMismatchError(RlsysError):
-    """Engines and learner disagree about the log-probability of the same tokens."""
+    """Engines and learner that give the same tokens different log-probabilities."""
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name most like `name`, or None when none is similar."""
+    matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown `name`: the closest known one, or the whole list when nothing is close."""
+    """Return a hint for an unknown `name`: the closest known name, or all of them when none is similar."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean '{close[0]}'?"
+    close = closest(name, names)
+    if close is not None:
+        return f"did you mean '{close}'?"
     return f"known: {', '.join(names)}" if names else "none are known"

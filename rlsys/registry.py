@@ -1,4 +1,4 @@
-"""Named functions: registered inside rlsys by decorator, outside code by `module:attr` or `path.py:attr`."""
+"""Registries of named functions: inside rlsys by decorator, outside code as `module:function` or `path.py:function`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from rlsys.errors import ConfigError, nearest
+from rlsys.errors import ConfigError, closest, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registry(Generic[F]):
-    """Functions of one kind, found by name.
+    """The functions of one kind, found by name.
 
-    Every module of `package` is imported at the first look-up, so that a new file in that folder is all a new entry
-    takes. Names resolve in the process that uses them: a registration made only in the driver would be unknown in a
-    worker.
+    Every module of `package` is imported at the first look-up, so a new file in that folder is all that a new entry
+    needs. Names are looked up in the process that uses them: a registration made only in the driver would be unknown in
+    a worker.
     """
 
     def __init__(self, kind: str, package: str) -> None:
@@ -34,9 +34,9 @@ class Registry(Generic[F]):
         self._scanned = False
 
     def register(self, name: str, **facts: Any) -> Callable[[F], F]:
-        """Decorator: make a function known under `name`. Raises ValueError when the name is taken.
+        """Return a decorator that registers a function under `name`. It raises ValueError when the name is taken.
 
-        `facts` are what the rest of the system must know of it beforehand, such as `min_group_size=2`.
+        `facts` are what the rest of the system must know of the function beforehand, such as `min_group_size=2`.
         """
 
         def add(function: F) -> F:
@@ -49,17 +49,17 @@ class Registry(Generic[F]):
         return add
 
     def fact(self, name: str, key: str, default: Any) -> Any:
-        """What was stated at registration, or `default` (always for outside code)."""
+        """Return a fact stated at registration, or `default`; outside code states none."""
         self._scan()
         return self._facts.get(name, {}).get(key, default)
 
     def names(self) -> list[str]:
-        """All registered names, sorted."""
+        """Return all registered names, sorted."""
         self._scan()
         return sorted(self._functions)
 
     def get(self, name: str) -> F:
-        """The function called `name`. Raises ConfigError with the nearest match when there is none."""
+        """Return the function called `name`. Raise ConfigError with the nearest match when there is none."""
         if ":" in name:
             return cast(F, load_external(name, self.kind))
         self._scan()
@@ -68,29 +68,29 @@ class Registry(Generic[F]):
             raise ConfigError(f"unknown {self.kind} '{name}': {hint} (outside code is named 'module:function')")
         return self._functions[name]
 
-    def bind(self, name: str, options: Mapping[str, Any]) -> F:
-        """`get(name)` with its keyword-only `options` filled in.
+    def bind(self, name: str, options: Mapping[str, Any], *, other_keys: Sequence[str] = ("name",)) -> F:
+        """Return the function called `name` with its keyword-only `options` filled in.
 
-        Raises ConfigError naming the accepted options when one is unknown, or of another type than its default.
+        Raises ConfigError for an unknown option, with the accepted ones and the nearest match, and for an option of
+        another type than its default. `other_keys` are keys that stand beside the options in the configuration; they
+        take part in the nearest match, so that `nam` is answered with `name`.
         """
         function = self.get(name)
-        accepted = set(option_names(function))
+        accepted = option_names(function)
         for option in options:
             if option not in accepted:
-                listing = ", ".join(sorted(accepted)) or "none"
-                close = nearest(option, accepted) if accepted else ""
+                near = closest(option, [*accepted, *other_keys])
                 raise ConfigError(
-                    f"{self.kind} '{name}' has no option '{option}'; accepted options: {listing}. {close}".strip()
+                    f"{self.kind} '{name}' has no option '{option}'; accepted options: "
+                    f"{', '.join(sorted(accepted)) or 'none'}" + (f"; did you mean '{near}'?" if near else "")
                 )
             _check_type(f"{self.kind} '{name}'", option, options[option], function)
-        if not options:
-            return function
-        return cast(F, functools.partial(function, **options))
+        return cast(F, functools.partial(function, **options)) if options else function
 
     def component(self, config: Mapping[str, Any]) -> F:
-        """The function that a config node `{name: ..., option: value ...}` describes."""
+        """Return the function that `{name: ..., option: value ...}` describes, with its options filled in."""
         if "name" not in config:
-            raise ConfigError(f"a {self.kind} needs a name: {{name: one of {', '.join(self.names())}}}")
+            raise ConfigError(f"a {self.kind} needs a name: {{name: ...}}, one of {', '.join(self.names())}")
         options = {key: value for key, value in config.items() if key != "name"}
         function = self.bind(str(config["name"]), options)
         for option in option_names(function):
@@ -107,57 +107,27 @@ class Registry(Generic[F]):
             importlib.import_module(f"{self._package}.{module.name}")
 
 
-def absolute_name(name: str) -> str:
-    """Of `path.py:attr` one that does not depend on a working directory; any other name as it is."""
-    path, colon, attribute = name.rpartition(":")
-    return f"{Path(path).expanduser().resolve()}{colon}{attribute}" if path.endswith(".py") else name
-
-
 def option_names(function: Callable[..., Any]) -> list[str]:
-    """Names of a function's keyword-only parameters: its options."""
+    """Return the names of a function's keyword-only parameters, which are its options."""
     parameters = inspect.signature(function).parameters.values()
     return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def free_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters that a caller may name and that no `functools.partial` has filled in."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     options = getattr(function, "keywords", {})
     parameters = inspect.signature(function).parameters
     return {name: p for name, p in parameters.items() if p.kind in named and name not in options}
 
 
-def _check_type(owner: str, option: str, value: Any, function: Callable[..., Any]) -> None:
-    """A `Literal` names the values; else the default tells the type: a number, a truth value or text. Any other
-    default accepts anything."""
-    choices = _named_values(function, option)
-    if choices and value not in choices:
-        listing = ", ".join(map(str, choices))
-        raise ConfigError(f"{owner}: option '{option}' is {value!r}, known: {listing}. {nearest(str(value), choices)}")
-    default = inspect.signature(function).parameters[option].default
-    for kind, wanted in ((bool, "true or false"), (int | float, "a number"), (str, "text")):
-        if isinstance(default, kind):  # bool first: it is an int too
-            fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-            if not fits:
-                raise ConfigError(f"{owner}: option '{option}' is {value!r}, it must be {wanted} (default {default!r})")
-            return
-
-
-def _named_values(function: Callable[..., Any], option: str) -> tuple[Any, ...]:
-    """What a `Literal` annotation allows; nothing for any other."""
-    try:
-        target = cast(Any, function).__init__ if isinstance(function, type) else function
-        hint = get_type_hints(target).get(option)
-    except (NameError, AttributeError, TypeError):  # a callable without annotations, or with some only a checker reads
-        return ()
-    return get_args(hint) if get_origin(hint) is Literal else ()
-
-
 def load_external(name: str, kind: str = "function") -> Callable[..., Any]:
-    """Import `module:attr` or `path/to/file.py:attr`. Raises ConfigError saying which half is wrong."""
+    """Import `module:function` or `path/to/file.py:function`. Raise ConfigError saying which half is wrong."""
     module_name, _, attribute = name.rpartition(":")
+    is_file = module_name.endswith(".py")
     try:
-        module = _load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
-    except Exception as error:  # whatever a file of the user's raises while it is imported
+        module = _load_file(Path(module_name).expanduser()) if is_file else importlib.import_module(module_name)
+    except Exception as error:  # importing a user's file may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{kind} '{name}': cannot import '{module_name}': {reason}") from error
     target = getattr(module, attribute, None)
@@ -169,7 +139,39 @@ def load_external(name: str, kind: str = "function") -> Callable[..., Any]:
     return cast(Callable[..., Any], target)
 
 
+def _check_type(owner: str, option: str, value: Any, function: Callable[..., Any]) -> None:
+    """Raise ConfigError when the value does not fit the option.
+
+    A `Literal` annotation lists the values. Else the default decides: a number, a truth value or text; a default of any
+    other kind accepts everything.
+    """
+    choices = _literal_values(function, option)
+    if choices and value not in choices:
+        listing = ", ".join(map(str, choices))
+        raise ConfigError(f"{owner}: option '{option}' is {value!r}, known: {listing}. {nearest(str(value), choices)}")
+    default = inspect.signature(function).parameters[option].default
+    for kind, wanted in ((bool, "true or false"), (int | float, "a number"), (str, "text")):
+        if isinstance(default, kind):  # bool comes first: it is an int too
+            fits = (
+                isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) and value == value
+            )  # no NaN
+            if not fits:
+                raise ConfigError(f"{owner}: option '{option}' is {value!r}, it must be {wanted} (default {default!r})")
+            return
+
+
+def _literal_values(function: Callable[..., Any], option: str) -> tuple[Any, ...]:
+    """Return the values of an option's `Literal` annotation, or an empty tuple when it has another one."""
+    try:
+        target = cast(Any, function).__init__ if isinstance(function, type) else function
+        hint = get_type_hints(target).get(option)
+    except (NameError, AttributeError, TypeError):  # no annotations, or names that only a type checker can resolve
+        return ()
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
 def _load_file(path: Path) -> Any:
+    """Import a file once per process, under a name made from its path."""
     if not path.is_file():
         raise ImportError(f"no such file: {path.resolve()}")
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
@@ -184,6 +186,6 @@ def _load_file(path: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[module_name]  # half a module must not answer the next import
+        del sys.modules[module_name]  # the next import must not get a module that failed halfway
         raise
     return module

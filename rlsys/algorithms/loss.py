@@ -61,7 +61,7 @@ class Objective:
         if self._config.kl.coef > 0:
             divergence = self._divergence(inputs)
             sums["kl"] = torch.where(mask, divergence.detach(), 0.0).sum()
-            if self._config.kl.place == "loss":
+            if self._config.kl.apply_to == "loss":
                 per_token = per_token + coefficients.kl * divergence
         loss = (torch.where(mask, per_token, 0.0) * weights[:, None]).sum()
         if inputs.entropy is not None:

@@ -18,9 +18,14 @@ def needs_greedy(config: Config) -> bool:
     return bool(advantages.registry.fact(str(config.algorithm.advantage["name"]), "greedy", False))
 
 
+def needs_reference_workers(config: Config) -> bool:
+    """Whether the KL penalty needs workers of its own; a policy with adapters is its own reference without them."""
+    return config.algorithm.kl.coef > 0 and config.learner.lora.rank == 0
+
+
 def reference_workers(config: Config) -> int:
-    """How many there are; a policy with adapters is its own reference without them."""
-    return config.reference.num_workers if config.algorithm.kl.coef > 0 and config.learner.lora.rank == 0 else 0
+    """Return the number of reference workers that the run starts."""
+    return config.reference.num_workers if needs_reference_workers(config) else 0
 
 
 def learner_is_reference(config: Config) -> bool:

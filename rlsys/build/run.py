@@ -33,7 +33,7 @@ from rlsys.orchestrator.experience import ExperienceBuilder
 from rlsys.orchestrator.orchestrator import GroupRule, Orchestrator
 from rlsys.orchestrator.router import Router
 from rlsys.orchestrator.sampling import GroupSampler
-from rlsys.preflight.prepare import Prepared
+from rlsys.preflight.prepared import Prepared
 from rlsys.recorder import Recorder
 from rlsys.reference.policy import FrozenReference, PolicyWithoutAdapter, Reference
 from rlsys.reference.pool import ReferencePool
@@ -306,7 +306,7 @@ def _start_reference(cluster: Cluster, prepared: Prepared, wanted: list[Demand])
         prepared.model_path,
         config.learner.dtype,
         config.rollout.temperature,
-        config.algorithm.kl.name if config.algorithm.kl.place == "reward" else None,
+        config.algorithm.kl.name if config.algorithm.kl.apply_to == "reward" else None,
         config.model.trust_remote_code,
     )
 
@@ -332,7 +332,7 @@ def learner_setup(prepared: Prepared) -> LearnerSetup:
         adapter=config.model.adapter,
         engine_dtype=config.rollout.dtype or config.learner.dtype,
         temperature=config.rollout.temperature,
-        num_updates=num_updates(config, config.critic.head_start_steps if needs_critic(config) else 0),
+        num_updates=num_updates(config, config.train.critic_warmup_steps if needs_critic(config) else 0),
         passes=config.train.updates_per_step,
         old_logprobs=config.train.old_logprobs,
         kv_is_kept=config.rollout.inflight_kv == "keep",

@@ -1,1 +1,4 @@
-"""The console commands besides training; each module or folder is one command."""
+"""The console commands, one module or folder each: `add_arguments` declares a command's arguments, `run` does its work.
+
+`rlsys/cli.py` imports a command's module only when the command is used.
+"""

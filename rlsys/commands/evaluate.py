@@ -1,48 +1,61 @@
-"""`rlsys eval MODEL_OR_RUN`: engines and reward workers, no learner."""
+"""`rlsys eval MODEL_OR_RUN`: evaluates with engines and scoring workers, without a learner."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlsys.build.run import open_evaluation
+from rlsys.commands.libraries import quiet_libraries
+from rlsys.commands.overrides import add_overrides
 from rlsys.config.compose import composed, to_config
+from rlsys.config.overrides import names_a_run
+from rlsys.config.paths import absolute, expanded
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
-from rlsys.evaluation.evaluate import Evaluation, Evaluations, evaluate
-from rlsys.evaluation.intervals import Estimate
-from rlsys.preflight.prepare import Prepared, prepare
-from rlsys.rollout.worker import LOADED_VERSION
 from rlsys.run_folder.finished import FinishedRun, overridden
-from rlsys.runtime.interrupt import run_until_interrupted
-from rlsys.scoring.pool import RewardPool
+
+if TYPE_CHECKING:  # `rlsys eval --help` and completion load no torch
+    from rlsys.evaluation.evaluate import Evaluation, Evaluations, Responses
+    from rlsys.evaluation.intervals import Estimate
+    from rlsys.preflight.prepared import Prepared
+    from rlsys.scoring.pool import RewardPool
+
+DESCRIPTION = """\
+Evaluate a model, or a run's newest checkpoint, on held-out prompts: one greedy response per prompt, and with
+eval.num_samples=N as many drawn ones. A run brings its own configuration, a model takes the defaults:
+
+  rlsys eval runs/mine eval.num_samples=8
+  rlsys eval Qwen/Qwen2.5-0.5B-Instruct data=gsm8k reward=math_answer rollout.max_response_tokens=512
+
+The table goes to the standard error stream, the results as JSON to the standard output.
+"""
 
 
-def evaluation(arguments: Sequence[str]) -> None:
-    """Parse, evaluate, print the table (stderr) and the JSON (stdout, and `--output`)."""
-    parser = argparse.ArgumentParser(
-        "rlsys eval",
-        description="Greedy and sampled answers of a model, or of a run's newest checkpoint, to held-out prompts.",
-        epilog="A run brings its own configuration, a model takes the defaults. Overrides as for "
-        "rlsys train: data=gsm8k eval.num_samples=8 'data.eval=[a.jsonl, b.jsonl]' reward=math_answer",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what to evaluate and where to write."""
+    parser.description = DESCRIPTION
     parser.add_argument(
         "target", nargs="?", metavar="MODEL_OR_RUN", help="a model's folder or hub id, or a run's folder"
     )
-    parser.add_argument("--step", type=int, help="of the run's checkpoint; the newest without")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there too")
-    parser.add_argument("--responses", type=Path, metavar="FILE", help="write every response there, one a line")
-    options, overrides = parser.parse_known_args(arguments)
-    if options.target is not None and "=" in options.target:
-        overrides, options.target = [options.target, *overrides], None
-    prepared = prepare(_config(options.target, options.step, overrides), _say, training=False)
-    results = evaluation_run(prepared, options.responses)
+    add_overrides(parser)
+    parser.add_argument("--step", type=int, help="step of the run's checkpoint (default: the newest)")
+    parser.add_argument("--output", type=expanded, metavar="FILE", help="write the JSON to this file too")
+    parser.add_argument(
+        "--responses", type=expanded, metavar="FILE", help="write every response, one JSON object per line"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate, print the table and the JSON, and write the files asked for."""
+    target, overrides = options.target, options.overrides
+    if target is not None and "=" in target:  # no target: argparse took the first override for it
+        target, overrides = None, [target, *overrides]
+    prepared, results = evaluate_target(target, overrides, step=options.step, responses=options.responses)
     answer = json.dumps(as_json(prepared, results), indent=2)
     _show(results, prepared.config)
     print(answer)
@@ -50,33 +63,31 @@ def evaluation(arguments: Sequence[str]) -> None:
         options.output.write_text(answer + "\n", encoding="utf-8")
 
 
-def evaluation_run(prepared: Prepared, responses: Path | None = None) -> list[Evaluation]:
-    """Evaluate the model on every held-out data set; `responses` is a file for its responses."""
+def evaluate_target(
+    target: str | None, overrides: Sequence[str], *, step: int | None = None, responses: Path | None = None
+) -> tuple[Prepared, list[Evaluation]]:
+    """Evaluate a model or a run on every held-out data set.
+
+    Args:
+        target: a model's folder or hub id, a run's folder, or None for the model that `overrides` name.
+        overrides: as for `rlsys train`.
+        step: of the run's checkpoint; None is the newest.
+        responses: file for the responses.
+
+    Raises:
+        RlsysError: for what cannot be evaluated, before Ray starts where possible.
+    """
+    from rlsys.preflight.prepare import prepare
+
+    quiet_libraries()
+    prepared = prepare(config_of(target, overrides, step=step), training=False)
     if not prepared.eval_sets:
-        raise ConfigError("data.eval is null: there is nothing to evaluate on")
-
-    async def run() -> Evaluations:
-        async with open_evaluation(prepared) as (sampler, scoring):
-            results = await evaluate(sampler, prepared.eval_sets, prepared.config, policy_version=LOADED_VERSION)
-            if responses is not None:
-                rows = [row async for row in _response_rows(results, scoring)]
-                responses.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-            return results
-
-    return run_until_interrupted(run()).all()
-
-
-async def _response_rows(results: Evaluations, scoring: RewardPool) -> AsyncIterator[dict[str, Any]]:
-    for part in results.responses:
-        for kind, groups in (("greedy", part.greedy), ("drawn", part.drawn)):
-            for prompt, group in zip(part.eval_set.prompts, groups, strict=bool(groups)):
-                for reward in group:
-                    row = {"data": part.eval_set.label, "prompt_index": prompt.index, "prompt": prompt.text}
-                    yield row | {"kind": kind, "response": await scoring.text(reward.response), "reward": reward.total}
+        raise ConfigError("data.eval is null, so there is nothing to evaluate on: set it to held-out rows")
+    return prepared, _evaluated(prepared, responses)
 
 
 def as_json(prepared: Prepared, results: Sequence[Evaluation]) -> dict[str, Any]:
-    """The results with what they are of."""
+    """Return the results, and what was evaluated, as plain data."""
     config = prepared.config
     return {
         "model": prepared.model_path,
@@ -89,58 +100,83 @@ def as_json(prepared: Prepared, results: Sequence[Evaluation]) -> dict[str, Any]
     }
 
 
-def _config(target: str | None, step: int | None, overrides: Sequence[str]) -> Config:
-    """What is evaluated: a run as it was configured, or a model without an experiment's settings."""
+def config_of(target: str | None, overrides: Sequence[str], *, step: int | None = None) -> Config:
+    """Return the configuration to evaluate: a run's own, or the defaults with a model; both with `overrides`."""
     if target is not None and FinishedRun.is_one(target):
-        run = FinishedRun(Path(target).expanduser().resolve())
+        run = FinishedRun(Path(absolute(target)))
         own = run.composed()
         config = to_config(overridden(own, composed(overrides), overrides) if overrides else own)
         checkpoint = run.checkpoint(step)
+        # A checkpoint holds whole weights, or an adapter alone where that is all that was trained.
         policy = checkpoint / "policy" if (checkpoint / "policy").is_dir() else checkpoint / "adapter"
-        return _seeded(_of(str(policy), replace(config, run_dir=None, resume="never")))
+        return _seeded(_with_model(str(policy), replace(config, run_dir=None, resume="never")))
     if step is not None:
-        raise ConfigError("--step belongs to a run" + (f", and '{target}' is not the folder of one" if target else ""))
-    config = to_config(composed([*_without_experiment(target, overrides), *overrides]))
+        where = f", and '{target}' is not a run's folder" if target else ""
+        raise ConfigError(f"--step chooses a checkpoint of a run{where}")
+    config = to_config(composed(overrides))
+    if target is None and not names_a_run(overrides):
+        raise ConfigError(
+            "nothing says what to evaluate: name a run's folder or a model, as `rlsys eval runs/mine`, or choose an "
+            "experiment, as `rlsys eval experiment=quickstart`"
+        )
     if config.model.adapter is not None:
-        return _seeded(_of(config.model.adapter, config, base=target or config.model.path))
-    return _seeded(_of(target, config) if target is not None else _without_adapter(config))
+        return _seeded(_with_model(config.model.adapter, config, base=target or config.model.path))
+    return _seeded(_with_model(target, config) if target is not None else _without_adapter(config))
 
 
-def _without_experiment(target: str | None, overrides: Sequence[str]) -> list[str]:
-    """The override that leaves out the default experiment, whose settings suit its own model; none where overrides
-    name an experiment, or no other model."""
-    keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    if "experiment" in keys or (target is None and not keys & {"model.path", "model.adapter"}):
-        return []
-    return ["~experiment"]
+def _evaluated(prepared: Prepared, responses: Path | None) -> list[Evaluation]:
+    """Start engines and scoring workers, evaluate, and write the responses to a file when one is given."""
+    from rlsys.build.run import open_evaluation
+    from rlsys.evaluation.evaluate import evaluate
+    from rlsys.rollout.worker import LOADED_VERSION
+    from rlsys.runtime.interrupt import run_until_interrupted
+
+    async def whole() -> Evaluations:
+        async with open_evaluation(prepared) as (sampler, scoring):
+            results = await evaluate(sampler, prepared.eval_sets, prepared.config, policy_version=LOADED_VERSION)
+            if responses is not None:
+                lines = [line for part in results.responses for line in await _response_lines(part, scoring)]
+                responses.write_text("".join(lines), encoding="utf-8")
+            return results
+
+    return run_until_interrupted(whole()).all()
 
 
-def _of(model: str, config: Config, base: str | None = None) -> Config:
-    """The configuration with `model`: whole weights, or an adapter's folder, which says what it belongs to."""
-    description = Path(model).expanduser() / "adapter_config.json"
+async def _response_lines(part: Responses, scoring: RewardPool) -> list[str]:
+    """Return one line of JSON per response to one data set's prompts."""
+    lines = []
+    for kind, groups in (("greedy", part.greedy), ("drawn", part.drawn)):
+        for prompt, reward in ((p, r) for p, group in zip(part.eval_set.prompts, groups, strict=False) for r in group):
+            row = {"data": part.eval_set.label, "prompt_index": prompt.index, "prompt": prompt.text, "kind": kind}
+            row |= {"response": await scoring.text(reward.response), "reward": reward.total}
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return lines
+
+
+def _with_model(model: str, config: Config, base: str | None = None) -> Config:
+    """Return the configuration with another model: whole weights, or an adapter's folder, which names its base."""
+    description = expanded(model) / "adapter_config.json"
     if not description.is_file():
         return _without_adapter(replace(config, model=replace(config.model, path=model, adapter=None)))
     given = json.loads(description.read_text(encoding="utf-8"))
+    # vLLM's buffers are sized by the rank; DoRA and whole modules of a given adapter are refused by preflight.
     lora = replace(config.learner.lora, rank=int(given["r"]), use_dora=False, modules_to_save=[])
     chosen = replace(config.model, path=base or str(given["base_model_name_or_path"]), adapter=model)
     return replace(config, model=chosen, learner=replace(config.learner, lora=lora))
 
 
 def _without_adapter(config: Config) -> Config:
-    """Nothing is trained here: an adapter is served when there is one."""
+    """Return the configuration without `learner.lora`: nothing is trained here, only a given adapter is served."""
     return replace(config, learner=replace(config.learner, lora=replace(config.learner.lora, rank=0)))
 
 
 def _seeded(config: Config) -> Config:
-    """The same command gives the same numbers."""
+    """Return the configuration with seeded sampling: the same command gives the same numbers."""
     return replace(config, rollout=replace(config.rollout, seeded=True))
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _show(results: Sequence[Evaluation], config: Config) -> None:
+    """Print the table of the results."""
     from rich.console import Console
     from rich.table import Table
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.commands.report.facts import duration
+from rlsys.config.paths import expanded
 from rlsys.errors import DataError, RlsysError
 from rlsys.metrics.display import Display
 from rlsys.metrics.step import Metrics
@@ -63,13 +64,16 @@ class Follower:
         return {key: finite(value) for key, value in row.items()}
 
 
-def watch(arguments: Sequence[str]) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the run to show."""
+    parser.description = "Show the display of a run that was started elsewhere, until it ends."
+    parser.add_argument("folder", type=expanded, metavar="RUN", help="folder of a run")
+    parser.add_argument("--once", action="store_true", help="show the steps so far and end")
+
+
+def run(options: argparse.Namespace) -> None:
     """Show every step of a run as it ends; Ctrl-C stops watching, not the run."""
-    parser = argparse.ArgumentParser("rlsys watch", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("--once", action="store_true", help="show what is there and end")
-    options = parser.parse_args(arguments)
-    run_dir = existing_folder(options.run)
+    run_dir = existing_folder(options.folder)
     num_steps = _num_steps(run_dir)
     display = Display(num_steps)
     try:

@@ -1,118 +1,163 @@
-"""Command-line overrides: unknown keys refused with the nearest match, options of functions let through."""
+"""Overrides on the command line: read by Hydra's own grammar, checked against the schema and the presets.
+
+An override that Hydra cannot read is answered with the place and with how to quote it. An unknown key, preset or
+experiment gets the nearest match. What passes is rewritten where Hydra's rules are too narrow: see `normalise`.
+"""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from rlsys.config.schema import OPEN_NODES, Config
+from rlsys.config.option import options
+from rlsys.config.paths import expanded
+from rlsys.config.schema import Config
 from rlsys.errors import ConfigError, nearest
 
-HYDRA_PREFIX = "hydra"
+EXPERIMENT_SUFFIXES = (".yaml", ".yml")
+# Options that hold a source of data: a new value replaces the old one as a whole.
 SOURCES = ("data.train", "data.eval")
-FILE_SUFFIXES = (".yaml", ".yml")
+# Overrides that say what to train, or on what: `rlsys train` starts nothing unless one of them is given.
+NAMES_A_RUN = re.compile(r"(experiment|model|model\.path|model\.adapter|model\.build(\..+)?|data|data\.train)")
 
 
 def config_dir() -> Path:
-    """The folder of Hydra groups: beside the package in a source tree, inside it when installed."""
+    """Return the folder of presets: beside the package in a source tree, inside it when installed."""
     package = Path(__file__).resolve().parents[1]
     source = package.parent / "configs"
     return source if source.is_dir() else package / "configs"
 
 
-def groups(folder: Path) -> list[str]:
-    """Names of the configuration groups."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+@cache
+def groups() -> tuple[str, ...]:
+    """Return the names of the groups of presets, as `configs/config.yaml` lists them."""
+    top = OmegaConf.load(config_dir() / "config.yaml")
+    names = (name for entry in top.defaults if isinstance(entry, DictConfig) for name in entry)
+    return tuple(str(name) for name in names if not str(name).startswith("override "))
 
 
-def known_keys() -> list[str]:
-    """Every key of the schema, dotted."""
-    keys: list[str] = []
-
-    def walk(node: DictConfig, prefix: str) -> None:
-        for name in node:
-            key = f"{prefix}{name!s}"
-            keys.append(key)
-            child = node._get_node(name)
-            if isinstance(child, DictConfig) and key not in OPEN_NODES:
-                walk(child, f"{key}.")
-
-    walk(OmegaConf.structured(Config), "")
-    return keys
+def presets(group: str, folders: Sequence[Path] = ()) -> list[str]:
+    """Return the names of a group's presets, in `configs/` and in further `folders`."""
+    found = (path.stem for folder in (config_dir(), *folders) for path in (folder / group).glob("*.yaml"))
+    return sorted(set(found))
 
 
-def normalise(arguments: Sequence[str]) -> list[str]:
-    """Check every override; `algorithm.policy_loss.clip_low=0.1` and the like become additions, as Hydra wants.
+@cache
+def known_keys() -> frozenset[str]:
+    """Return every key of the schema, dotted: options and the sections that hold them."""
+    keys = [option.key for option in options(Config())]
+    return frozenset(key.rsplit(".", depth)[0] for key in keys for depth in range(key.count(".") + 1))
 
-    `experiment=path/to/file.yaml` takes a file outside `configs/`: it is registered with Hydra under its name.
-    Raises ConfigError with the nearest match for an unknown key, group or experiment.
+
+@cache
+def open_keys() -> tuple[str, ...]:
+    """Return the options whose keys are free, such as `algorithm.advantage`: the registries check them."""
+    return tuple(option.key for option in options(Config()) if option.is_open)
+
+
+def names_a_run(overrides: Sequence[str]) -> bool:
+    """Whether any override says what to train or on what: an experiment, a model or training data."""
+    keys = [override.lstrip("+").partition("=")[0].partition("@")[0] for override in overrides]
+    return any(NAMES_A_RUN.fullmatch(key) for key in keys)
+
+
+def normalise(overrides: Sequence[str], *, sweeps: bool = False, folders: Sequence[Path] = ()) -> list[str]:
+    """Check every override, and rewrite those that Hydra would not take as they are meant.
+
+    - Options of functions, as `algorithm.policy_loss.clip_low=0.1`, become additions (`++`).
+    - `experiment=path/to/file.yaml` registers the file with Hydra and becomes its name there.
+    - A source of data replaces the former one: Hydra would merge two mappings, and refuse a list in place of one.
+
+    Args:
+        overrides: as on the command line, without flags.
+        sweeps: whether several values are allowed (`seed=0,1`).
+        folders: folders of presets besides `configs/`.
+
+    Raises:
+        ConfigError: an override that cannot be read, or an unknown key, preset or experiment.
     """
-    known, folder = set(known_keys()), config_dir()
-    checked = [_normalise_one(argument, known, folder) for argument in arguments]
-    return [part for argument in checked for part in _whole(argument)]
+    return [part for text in overrides for part in _normalised(parse(text, sweeps=sweeps), folders)]
 
 
-def flags_first(arguments: Sequence[str]) -> list[str]:
-    """Hydra's flags before all overrides: its parser takes overrides in one piece only."""
-    overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith(("~", "+")))]
-    return [a for a in arguments if a not in overrides] + overrides
+def parse(text: str, *, sweeps: bool = False) -> Override:
+    """Read one override with Hydra's grammar. Raise ConfigError saying where it fails and how to quote it."""
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise ConfigError(_rejection(text, error)) from error
+    if not override.key_or_group:
+        raise ConfigError(f"the override '{text}' has no key: write key=value, or ~key to delete one")
+    if override.is_sweep_override() and not sweeps:
+        key, value = override.get_key_element(), override.get_value_string()
+        raise ConfigError(
+            f"{text}: several values need `rlsys train --multirun`; one value with a comma in it is quoted, as "
+            f"{_quoted(key, value)}, and a list is written {key}=[{value}]"
+        )
+    return override
 
 
-def _normalise_one(argument: str, known: set[str], folder: Path) -> str:
-    if argument.startswith("-") or "=" not in argument:
-        return argument
-    key, _, value = argument.partition("=")
-    bare = key.lstrip("+~").partition("@")[0]
-    if bare.partition(".")[0].partition("/")[0] == HYDRA_PREFIX:
-        return argument
-    if bare == "experiment" and any(part.endswith(FILE_SUFFIXES) for part in value.split(",")):
-        return f"{key}={','.join(_experiment(part, folder) for part in value.split(','))}"
-    if bare in groups(folder):
-        _check_choice(bare, value, folder)
-        return argument
-    node = next((node for node in OPEN_NODES if bare.startswith(f"{node}.")), None)
-    if node is not None:
-        return f"++{key.lstrip('+')}={value}" if not key.startswith("~") else argument
-    if bare not in known:
-        raise ConfigError(f"unknown configuration key '{bare}': {nearest(bare, [*known, *groups(folder)])}")
-    return argument
+def _normalised(override: Override, folders: Sequence[Path]) -> list[str]:
+    key, text = override.key_or_group, str(override.input_line)
+    # Hydra's own keys are its business: the schema does not have them.
+    if re.split(r"[./]", key)[0] == "hydra":
+        return [text]
+    if key in groups() and not any(isinstance(value, dict | list) for value in _values(override)):
+        return [_with_presets(override, folders)]
+    # Hydra refuses a key that is not there yet; `++` adds or changes it. The function's signature checks it later.
+    if any(key.startswith(f"{node}.") for node in open_keys()):
+        return [text if override.is_delete() else f"++{text.lstrip('+')}"]
+    if key not in known_keys():
+        raise ConfigError(f"unknown configuration key '{key}': {nearest(key, [*known_keys(), *groups()])}")
+    if key in SOURCES and any(isinstance(value, dict | list) for value in _values(override)):
+        # `++` makes the second key differ from the first: of two equal keys a sweep keeps the last one only.
+        return [f"{key}=null", f"++{text.lstrip('+')}"]
+    return [text]
 
 
-def _whole(argument: str) -> list[str]:
-    """A source of data replaces what was there. Hydra would merge two mappings, and not put a list for one."""
-    key, _, value = argument.partition("=")
-    if key in SOURCES and value.startswith(("{", "[")) and not _is_sweep(value):
-        return [f"{key}=null", argument]
-    return [argument]
+def _with_presets(override: Override, folders: Sequence[Path]) -> str:
+    """Check the presets that an override chooses, and register experiments that are files."""
+    group, chosen = override.key_or_group, []
+    if override.is_delete():
+        return str(override.input_line)
+    for value in _values(override):
+        if value is None:
+            raise ConfigError(f"{group}=null: a group's preset is taken away with ~{group}")
+        if group == "experiment" and str(value).endswith(EXPERIMENT_SUFFIXES):
+            chosen.append(_registered(str(value)))
+            continue
+        known = presets(group, folders)
+        if str(value) not in known:
+            hint = f"{nearest(str(value), known)} (known: {', '.join(known)})" if known else "there are no presets"
+            raise ConfigError(f"{group}={value}: {hint}")
+        chosen.append(str(value))
+    return f"{override.get_key_element()}={','.join(chosen)}" if chosen else str(override.input_line)
 
 
-def _is_sweep(value: str) -> bool:
-    """Whether commas outside brackets separate several values."""
-    depth = 0
-    for character in value:
-        depth += (character in "[{(") - (character in "]})")
-        if character == "," and depth == 0:
-            return True
-    return False
-
-
-def _experiment(choice: str, folder: Path) -> str:
-    if choice.endswith(FILE_SUFFIXES):
-        return _registered(choice)
-    _check_choice("experiment", choice, folder)
-    return choice
+def _values(override: Override) -> list[Any]:
+    """Return the value of an override, or each value of a sweep; none of a sweep that only Hydra can list (glob)."""
+    if not override.is_sweep_override():
+        return [override.value()]
+    if override.is_discrete_sweep() and hasattr(override.value(), "list"):
+        return [Override._convert_value(value) for value in override.value().list]
+    return []
 
 
 def _registered(file: str) -> str:
-    """Make an experiment file known to Hydra; returns the name it has there."""
+    """Register an experiment file with Hydra and return its name there."""
     from hydra.core.config_store import ConfigStore
 
-    path = Path(file.strip("\"'")).expanduser()
+    path = expanded(file)
     if not path.is_file():
         raise ConfigError(f"experiment={file}: no such file: {path.resolve()}")
     try:
@@ -121,19 +166,43 @@ def _registered(file: str) -> str:
         raise ConfigError(f"experiment={file} is not YAML that can be read: {error}") from error
     if not isinstance(content, DictConfig):
         raise ConfigError(f"experiment={file} holds {type(content).__name__}, not a mapping from keys to values")
-    name = re.sub(r"\W+", "_", path.name.partition(".")[0]) or "experiment"
-    if (config_dir() / "experiment" / f"{name}.yaml").is_file():
-        name = f"{name}_file"  # Hydra would take its namesake of ours
+    # Only what Hydra's grammar takes as a name: ASCII letters, digits and underscores.
+    name = re.sub(r"\W+", "_", path.name.partition(".")[0], flags=re.ASCII) or "experiment"
+    if name in presets("experiment"):
+        name = f"{name}_file"  # else Hydra would take the preset of the same name
     ConfigStore.instance().store(name=name, group="experiment", node=content, package="_global_", provider=str(path))
     return name
 
 
-def _check_choice(group: str, value: str, folder: Path) -> None:
-    if "(" in value:  # a sweep such as choice(a,b): Hydra reads it, and refuses what is not there
-        return
-    choices = [path.stem for path in (folder / group).glob("*.yaml")]
-    for choice in value.split(","):
-        if choice == "null":
-            raise ConfigError(f"{group}=null: a group is taken away with ~{group}")
-        if choice not in choices:
-            raise ConfigError(f"{group}={choice}: {nearest(choice, choices)} (known: {', '.join(sorted(choices))})")
+def _rejection(text: str, error: HydraException) -> str:
+    """Say where Hydra's grammar stops, with a caret below the place, and how to write the override instead."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        return f"the override '{text}' has no '=': write key=value (or ~key to delete one)"
+    place = _place(text, error)
+    start = text.rfind("\n", 0, place) + 1  # of the line, in a value of several lines
+    lines = ["this override cannot be read:", f"  {text[start:].partition(chr(10))[0]}", f"  {' ' * (place - start)}^"]
+    # Quoted as a whole, a list or mapping would become a text. `{{` and `{%` begin a template, which is one.
+    if value.startswith(("[", "{")) and not value.startswith(("{{", "{%")):
+        lines.append("check its brackets, and quote each text in it that has other characters than letters, digits and")
+        lines.append(r"""  -_./\+:$%*@?|  as in 'rewards=[{name: regex, pattern: "^(a|b)$"}]'""")
+    else:
+        lines.append("quote the value (for the shell, the whole as well):")
+        lines.append(f"  {_quoted(key, value)}")
+    return "\n".join(lines)
+
+
+def _place(text: str, error: HydraException) -> int:
+    """Return the position in `text` at which Hydra's lexer or parser stopped."""
+    cause = error.__cause__
+    place = getattr(cause, "startIndex", None)  # of the lexer
+    if place is None:
+        place = getattr(getattr(cause, "offendingToken", None), "start", None)  # of the parser
+    if place is None:  # an unknown function such as `(copy)`, or a rule that is broken as a whole
+        place = text.find("(")
+    return place if place >= 0 else text.find("=") + 1
+
+
+def _quoted(key: str, value: str) -> str:
+    """Return `key=value` with the value quoted for Hydra and the whole quoted for the shell."""
+    return shlex.quote(f"{key}={QuotedString(text=value, quote=Quote.double).with_quotes()}")

@@ -1,6 +1,7 @@
-"""Every option of a run with its default: the single source, registered with Hydra as `schema`.
+"""Every option of a run: the single source of defaults, bounds, choices and help, registered with Hydra as `schema`.
 
-Files under `configs/` hold differences from these defaults and nothing else. Durations end in `_s` (seconds).
+Files under `configs/` hold differences from these defaults and nothing else. Durations end in `_s` (seconds). Checks
+that relate several options are in `rlsys/preflight/`; docs/configuration.md is generated from this file.
 """
 
 from __future__ import annotations
@@ -8,229 +9,295 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlsys.config.option import option
+
+DTYPES = ("float32", "bfloat16")
+LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+PACKINGS = ("auto", "shared_prompt", "packed", "padded")
+
+PACKING_HELP = "how trajectories share a forward; auto: the first of the others that the model allows"
+MICROBATCH_HELP = "input tokens per forward; must hold the longest trajectory"
+NUM_CPUS_HELP = "CPUs reserved with Ray per worker"
+NUM_THREADS_HELP = "OpenMP threads per worker; null: the machine's cores divided by the workers that share them"
+
 
 @dataclass
 class TokenizerBuild:
-    """Tokenizer of a policy built on the spot: `chars` (one token per character) or `bpe` trained on `corpus`."""
+    """Tokenizer of a policy built on the spot."""
 
-    kind: str = "chars"
-    alphabet: str = ""  # chars: the characters known; empty means printable ASCII and newline
-    vocab_size: int = 1024  # bpe
-    corpus: str | None = None  # bpe: a jsonl, json, csv, parquet or text file, or a data source
+    kind: str = option("chars", choices=("chars", "bpe"), help="one token per character, or BPE trained on `corpus`")
+    alphabet: str = option("", help="chars: the known characters (ASCII); empty: printable ASCII and newline")
+    vocab_size: int = option(1024, ge=1, help="bpe: number of tokens")
+    corpus: str | None = option(None, help="bpe: a source of text, as in `data.train`; null: the training rows")
 
 
 @dataclass
 class Warmup:
-    """Supervised steps that give a policy built on the spot something to start from; `max_steps=0` is none."""
+    """Supervised steps for a policy built on the spot, so that reinforcement learning has something to start from."""
 
-    max_steps: int = 0
-    target_accuracy: float = 1.0  # stop as soon as this share of held-out answers is greedily exact
-    batch_size: int = 128
-    lr: float = 1e-3
-    check_every: int = 10
-    answer_column: str = "answer"
+    max_steps: int = option(0, ge=0, help="most supervised steps; 0: none")
+    target_accuracy: float = option(1.0, gt=0, le=1, help="stop when this share of held-out answers is greedily exact")
+    batch_size: int = option(128, ge=1, help="rows per supervised step")
+    lr: float = option(1e-3, gt=0, help="learning rate of the supervised steps")
+    check_every: int = option(10, ge=1, help="supervised steps between measurements of the accuracy")
+    answer_column: str = option("answer", help="column with the answer to learn")
 
 
 @dataclass
 class ModelBuild:
-    """A tiny policy made on the spot when `model.path` is not given, cached under `model.cache_dir`."""
+    """A tiny policy built on the spot when `model.path` is null, and cached under `model.cache_dir`."""
 
-    architecture: str = "qwen2"  # qwen2 | qwen3 | llama
-    hidden_size: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
-    num_kv_heads: int = 2
-    intermediate_size: int = 384
-    tie_word_embeddings: bool = True
-    max_context: int = 512
+    architecture: str = option("qwen2", choices=("qwen2", "qwen3", "llama"), help="model family")
+    hidden_size: int = option(128, ge=1, help="width; `hidden_size / num_heads` must be a size that vLLM supports")
+    num_layers: int = option(4, ge=1, help="number of layers")
+    num_heads: int = option(4, ge=1, help="number of attention heads")
+    num_kv_heads: int = option(2, ge=1, help="number of key and value heads; divides `num_heads`")
+    intermediate_size: int = option(384, ge=1, help="width of the feed-forward layers")
+    tie_word_embeddings: bool = option(True, help="share the weights of the embedding and the output layer")
+    max_context: int = option(512, ge=1, help="longest sequence in tokens, prompt and response together")
     tokenizer: TokenizerBuild = field(default_factory=TokenizerBuild)
     warmup: Warmup = field(default_factory=Warmup)
 
 
 @dataclass
 class ModelConfig:
-    path: str | None = None  # a folder or hub id; null builds `build`
+    """The policy to train or evaluate."""
+
+    path: str | None = option(None, help="a folder or hub id; null: build the tiny model that `model.build` describes")
     build: ModelBuild = field(default_factory=ModelBuild)
-    cache_dir: str = "~/.cache/rlsys/models"
-    trust_remote_code: bool = False
-    chat_template: str | None = None  # a jinja file, or the template itself, in place of the tokenizer's own
-    adapter: str | None = None  # a peft folder of low-rank adapters on top of `path`, to start from or to evaluate
+    cache_dir: str = option("~/.cache/rlsys/models", help="folder for models built on the spot")
+    trust_remote_code: bool = option(False, help="run Python code that the model's repository brings")
+    chat_template: str | None = option(None, help="a jinja file, or a template, that replaces the tokenizer's own")
+    adapter: str | None = option(None, help="folder of a peft adapter for `path`, to start from or to evaluate")
 
 
 @dataclass
 class DataConfig:
-    """`train` and `eval` are a source or a list of them. A source is a name (a jsonl, json, csv or parquet file, a
-    `datasets` name, a registered source), or a mapping with the keys of `rlsys.data.sources.Source`."""
+    """Prompts for training and evaluation.
 
-    train: Any = "addition"
-    eval: Any = "addition"
-    train_split: str = "train"
-    eval_split: str = "test"
-    eval_limit: int | None = 200  # held-out prompts used of each source; null is all
-    prompt_column: str = "prompt"
-    columns: dict[str, str] = field(default_factory=dict)  # renames: the name that rewards ask for, to the data's own
-    prompt_template: str | None = None  # a jinja file or text around a plain prompt, which it calls `content`
-    chat_template: bool = False  # a plain prompt becomes a user message; chat messages always use the template
-    chat_template_options: dict[str, Any] = field(default_factory=dict)  # variables of the template
-    system_prompt: str | None = None
-    max_prompt_tokens: int | None = None  # null: what the context leaves beside the response
-    overlong: str = "refuse"  # refuse | filter: prompts of more tokens
-    shuffle: bool = True
-    options: dict[str, Any] = field(default_factory=dict)  # of the registered source, or of datasets.load_dataset
+    A source is a name (a jsonl, json, csv, parquet or txt file, a `datasets` name, a registered source, a
+    `module:function` or `path.py:function`) or a mapping with the fields of `rlsys.data.sources.Source`, such as
+    `{name: openai/gsm8k, subset: main, weight: 2}`.
+    """
+
+    train: Any = option("addition", help="a source, or a list of them, to train on")
+    eval: Any = option("addition", help="a source, or a list of them, with held-out rows; null: no evaluation")
+    train_split: str = option("train", help="split of training sources that name none")
+    eval_split: str = option("test", help="split of evaluation sources that name none")
+    eval_limit: int | None = option(200, ge=1, help="held-out prompts used per source; null: all")
+    prompt_column: str = option("prompt", help="column with the prompt: text, or chat messages")
+    columns: dict[str, str] = option({}, help="renames columns, as {answer: gold}: rewards read `gold` as `answer`")
+    prompt_template: str | None = option(None, help="a jinja file, or a template, around a plain prompt, its `content`")
+    chat_template: bool = option(False, help="turn plain prompts into user messages (chat messages always use it)")
+    chat_template_options: dict[str, Any] = option({}, help="variables for the chat template")
+    system_prompt: str | None = option(None, help="system message before the prompt; needs chat messages")
+    max_prompt_tokens: int | None = option(None, ge=1, help="longest prompt; null: what the context leaves for it")
+    overlong: str = option("refuse", choices=("refuse", "filter"), help="what to do with prompts that are too long")
+    shuffle: bool = option(True, help="shuffle the training prompts anew in each epoch")
+    options: dict[str, Any] = option({}, help="options of the registered source, or of `datasets.load_dataset`")
 
 
 @dataclass
 class TrainConfig:
-    num_steps: int = 200
-    prompts_per_step: int = 64
-    samples_per_prompt: int = 8
-    max_staleness: int = 0  # steps that sampling may run ahead of training; 0 is synchronous
-    minibatches_per_step: int = 1  # parts of a step's prompts, one optimizer update each
-    updates_per_step: int = 1  # passes over a step's experience (mu)
-    old_logprobs: str = "learner"  # learner | engine | none: what the ratio is taken to; none: it is 1 (on policy)
-    max_nonfinite_steps: int = 3  # steps in a row that met NaN or infinity, were not applied, and end the run
+    """Size and number of training steps, and how far sampling may run ahead."""
+
+    num_steps: int = option(200, ge=1, help="training steps in all; each makes one policy version")
+    prompts_per_step: int = option(64, ge=1, help="prompts per step")
+    samples_per_prompt: int = option(8, ge=1, help="responses per prompt (the group size)")
+    max_staleness: int = option(0, ge=0, help="steps that sampling may run ahead of training; 0: synchronous")
+    minibatches_per_step: int = option(1, ge=1, help="parts of a step's prompts, one optimizer update each")
+    updates_per_step: int = option(1, ge=1, help="passes over a step's experience (mu)")
+    old_logprobs: str = option(
+        "learner",
+        choices=("learner", "engine", "none"),
+        help="policy that the ratio is taken to: the learner's before the step, the engine's, or none (the ratio is 1)",
+    )
+    critic_warmup_steps: int = option(0, ge=0, help="steps at the start that train the critic alone")
+    max_nonfinite_steps: int = option(
+        3, ge=1, help="end the run after this many steps in a row that met NaN or infinity and were not applied"
+    )
 
 
 @dataclass
 class RolloutConfig:
-    num_workers: int = 1
-    tensor_parallel_size: int = 1
-    temperature: float = 1.0
-    max_response_tokens: int = 64
-    ignore_eos: bool = False  # always sample max_response_tokens
-    seeded: bool = False  # a random stream for each response: a synchronous run samples the same again; a little slower
-    inflight_kv: str = "recompute"  # recompute | keep: the cache of responses that run across a weight update
-    dtype: str | None = None  # null: as learner.dtype
-    max_num_seqs: int = 256
-    kv_cache_gib: float = 1.0  # CPU; on GPUs gpu_memory_utilization decides
-    gpu_memory_utilization: float = 0.85
-    enforce_eager: bool = True
-    num_cpus: float = 1.0  # reserved with Ray
-    num_threads: int | None = None  # null: the machine's cores over the workers of this role
-    preload: bool = True  # CPUs: start engines with Intel's OpenMP and tcmalloc where they are installed
-    max_in_flight: int | None = None  # trajectories that an engine is given at once; null: twice max_num_seqs
-    linger_s: float = 0.1  # an engine gathers what finishes for this long before it hands it on
-    deadline_s: float = 900.0  # for one step's groups, sampled and scored
+    """Rollout workers: vLLM engines that sample the responses."""
+
+    num_workers: int = option(1, ge=1, help="number of engines")
+    tensor_parallel_size: int = option(1, ge=1, help="ranks (GPUs, or CPU processes) per engine")
+    temperature: float = option(1.0, gt=0, help="sampling temperature in training; evaluation is greedy by itself")
+    max_response_tokens: int = option(64, ge=1, help="longest response in tokens")
+    ignore_eos: bool = option(False, help="always sample `max_response_tokens` tokens")
+    seeded: bool = option(
+        False, help="one random stream per response, so that synchronous runs repeat; a little slower"
+    )
+    inflight_kv: str = option(
+        "recompute", choices=("recompute", "keep"), help="cache of responses that run across a weight update"
+    )
+    dtype: str | None = option(None, choices=DTYPES, help="number format of the engines; null: as learner.dtype")
+    max_num_seqs: int = option(256, ge=1, help="sequences that an engine decodes at the same time")
+    kv_cache_gib: float = option(1.0, gt=0, help="CPU: size of an engine's cache of keys and values in GiB")
+    gpu_memory_utilization: float = option(0.85, gt=0, le=1, help="GPU: share of the memory that an engine takes")
+    enforce_eager: bool = option(True, help="run without CUDA graphs and compilation")
+    num_cpus: float = option(1.0, ge=0, help=NUM_CPUS_HELP)
+    num_threads: int | None = option(None, ge=1, help=NUM_THREADS_HELP)
+    preload: bool = option(True, help="CPU: start engines with Intel's OpenMP and tcmalloc where they are installed")
+    max_in_flight: int | None = option(None, ge=1, help="most trajectories in one engine; null: twice `max_num_seqs`")
+    linger_s: float = option(0.1, ge=0, help="seconds that an engine gathers finished responses before it returns them")
+    deadline_s: float = option(900.0, gt=0, help="deadline for the groups of one step, sampled and scored")
 
 
 @dataclass
 class LoraConfig:
-    """Low-rank adapters (arXiv:2106.09685) by peft: they alone are trained."""
+    """Low-rank adapters (arXiv:2106.09685), by peft: with a rank above 0 nothing else is trained."""
 
-    rank: int = 0  # 0: no adapters, every parameter is trained
-    alpha: float = 32.0
-    dropout: float = 0.0
-    target_modules: Any = "all-linear"  # a list of module names, or a regular expression over whole names
-    modules_to_save: list[str] = field(default_factory=list)  # trained whole
-    use_rslora: bool = False  # scaled by alpha / sqrt(rank), arXiv:2312.03732
-    use_dora: bool = False  # magnitude and direction, arXiv:2402.09353
-    quantize_base: str | None = None  # nf4: the frozen weights in 4 bits, by bitsandbytes on GPUs (QLoRA)
+    rank: int = option(0, ge=0, help="rank of the adapters; 0: no adapters, every parameter is trained")
+    alpha: float = option(32.0, ge=1, help="scale of the adapters, divided by the rank")
+    dropout: float = option(0.0, ge=0, lt=1, help="share of an adapter's input that is dropped in training")
+    target_modules: Any = option("all-linear", help="all-linear, a list of names, or a regular expression for names")
+    modules_to_save: list[str] = option([], help="modules that are trained whole, without an adapter")
+    use_rslora: bool = option(False, help="scale by alpha / sqrt(rank), arXiv:2312.03732")
+    use_dora: bool = option(False, help="train magnitude and direction apart, arXiv:2402.09353")
+    quantize_base: str | None = option(
+        None, choices=("nf4",), help="hold the frozen weights in 4 bits, by bitsandbytes on GPUs (QLoRA)"
+    )
 
     @property
     def syncs_adapter_only(self) -> bool:
-        """Whether engines can be given the adapter without the model: vLLM serves neither DoRA nor whole modules."""
+        """Whether engines receive the adapter without the model: vLLM serves neither DoRA nor whole modules."""
         return self.rank > 0 and not self.use_dora and not self.modules_to_save
 
 
 @dataclass
 class LearnerConfig:
-    num_workers: int = 1
-    zero_stage: int = 1
-    offload_optimizer: bool = False  # the optimizer's state and step on the CPU; ZeRO 1 to 3
-    dtype: str = "float32"  # float32 | bfloat16
-    lr: float = 1e-6
-    lr_schedule: str = "constant"  # constant | linear | cosine, after `warmup_steps` updates of linear warm-up
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    max_grad_norm: float = 1.0
-    microbatch_tokens: int = 8192  # input tokens of one forward; at least one whole trajectory
-    packing: str = "auto"  # shared_prompt | packed | padded; auto: the first that the model allows, or padded
-    gradient_checkpointing: bool = False
+    """Learner ranks: DeepSpeed processes that train the policy together."""
+
+    num_workers: int = option(1, ge=1, help="number of ranks")
+    zero_stage: int = option(1, choices=(0, 1, 2, 3), help="DeepSpeed's ZeRO stage")
+    offload_optimizer: bool = option(False, help="keep the optimizer's state and step on the CPU; needs ZeRO 1 to 3")
+    dtype: str = option("float32", choices=DTYPES, help="number format of weights and activations")
+    lr: float = option(1e-6, ge=0, help="learning rate of AdamW")
+    lr_schedule: str = option(
+        "constant", choices=LR_SCHEDULES, help="course of the learning rate after `warmup_steps` updates"
+    )
+    warmup_steps: int = option(0, ge=0, help="optimizer updates over which the learning rate rises from 0")
+    weight_decay: float = option(0.0, ge=0, help="weight decay of AdamW")
+    betas: tuple[float, float] = option((0.9, 0.999), ge=0, lt=1, help="betas of AdamW")
+    eps: float = option(1e-8, gt=0, help="epsilon of AdamW")
+    max_grad_norm: float = option(1.0, ge=0, help="clip the gradient's norm to this; 0: no clipping")
+    microbatch_tokens: int = option(8192, ge=1, help=MICROBATCH_HELP)
+    packing: str = option("auto", choices=PACKINGS, help=PACKING_HELP)
+    gradient_checkpointing: bool = option(False, help="recompute activations in the backward pass to save memory")
     lora: LoraConfig = field(default_factory=LoraConfig)
-    num_cpus: float = 1.0
-    num_threads: int | None = None
-    deadline_s: float = 1800.0  # for one update
+    num_cpus: float = option(1.0, ge=0, help=NUM_CPUS_HELP)
+    num_threads: int | None = option(None, ge=1, help=NUM_THREADS_HELP)
+    deadline_s: float = option(1800.0, gt=0, help="deadline for one update")
 
 
 @dataclass
 class CriticConfig(LearnerConfig):
-    """A second learner group, started when the advantage estimator needs values (gae)."""
+    """Critic ranks: a second learner group, started when the advantage estimator needs values (gae)."""
 
-    lr: float = 1e-5
-    value_clip: float | None = 0.2  # how far a value may move in one step
-    head_start_steps: int = 0  # steps at the start that train the critic alone
-    whiten: bool = True  # advantages to zero mean and unit variance over the step's tokens
+    lr: float = option(1e-5, ge=0, help="learning rate of AdamW")
+    value_clip: float | None = option(0.2, gt=0, help="how far a value may move in one step; null: any distance")
+    whiten: bool = option(True, help="scale advantages to zero mean and unit variance over the step's tokens")
 
 
 @dataclass
 class ReferenceConfig:
-    num_workers: int = 1
-    microbatch_tokens: int = 8192
-    packing: str = "auto"
-    num_cpus: float = 1.0
-    num_threads: int | None = None
-    deadline_s: float = 600.0
+    """Reference workers: the frozen policy for the KL penalty, started when `algorithm.kl.coef > 0` without LoRA."""
+
+    num_workers: int = option(1, ge=1, help="number of workers")
+    microbatch_tokens: int = option(8192, ge=1, help=MICROBATCH_HELP)
+    packing: str = option("auto", choices=PACKINGS, help=PACKING_HELP)
+    num_cpus: float = option(1.0, ge=0, help=NUM_CPUS_HELP)
+    num_threads: int | None = option(None, ge=1, help=NUM_THREADS_HELP)
+    deadline_s: float = option(600.0, gt=0, help="deadline for the log-probabilities of one call")
 
 
 @dataclass
 class ScoringConfig:
-    num_workers: int = 1
-    function_deadline_s: float = 30.0  # one call of one reward function; past it the process is killed
-    row_deadline_s: float = 5.0  # one row, when a failed call is retried row by row
-    on_error: str = "mask"  # mask | drop_group | raise: what becomes of a trajectory whose reward failed
-    max_unscored_steps: int = 3  # in a row without one valid reward, which trained nothing, and end the run
-    whole_groups: bool = False  # a function sees a prompt's responses together, not each as it finishes
-    num_cpus: float = 1.0
-    num_gpus: float = 0.0  # of each worker, or a share of one: for reward models
-    deadline_s: float = 900.0  # of one call of a worker, with every retry in it
+    """Scoring workers: they call the reward functions."""
+
+    num_workers: int = option(1, ge=1, help="number of workers")
+    function_deadline_s: float = option(30.0, gt=0, help="deadline for one call of a function, which is then killed")
+    row_deadline_s: float = option(5.0, gt=0, help="deadline for one row when a failed call is retried row by row")
+    on_error: str = option(
+        "mask", choices=("mask", "drop_group", "raise"), help="what happens to a trajectory whose reward failed"
+    )
+    max_unscored_steps: int = option(3, ge=1, help="end the run after so many steps in a row without a valid reward")
+    whole_groups: bool = option(False, help="score a prompt's responses together, not each as soon as it is finished")
+    num_cpus: float = option(1.0, ge=0, help=NUM_CPUS_HELP)
+    num_gpus: float = option(0.0, ge=0, help="GPUs per worker, or a share of one: for reward models")
+    deadline_s: float = option(900.0, gt=0, help="deadline for one call of a worker, retries included")
 
 
 @dataclass
 class KlConfig:
-    coef: float = 0.0  # 0: no reference worker is started; the preset `grpo` of configs/algorithm has 0.04
-    name: str = "k3"
-    place: str = "loss"  # loss | reward: there summed over the response, of the policy that sampled
-    unbiased: bool = False  # in the loss: weighed by the ratio, so that k3's gradient is the KL's
-    target: float | None = None  # KL a token that an adaptive coefficient aims at; null keeps `coef`
-    horizon: int = 10000  # trajectories over which it adapts
+    """KL penalty towards the reference."""
+
+    coef: float = option(0.0, ge=0, help="weight of the penalty; 0: no reference; the preset algorithm=grpo sets 0.04")
+    name: str = option("k3", help="estimator: k1, k2, k3, abs, or outside code as module:function")
+    apply_to: str = option(
+        "loss",
+        choices=("loss", "reward"),
+        help="loss: per token; reward: subtracted from it, summed over the response of the policy that sampled",
+    )
+    unbiased: bool = option(False, help="loss: weigh by the ratio, so that k3's gradient is the gradient of the KL")
+    target: float | None = option(None, gt=0, help="KL per token that an adaptive weight aims at; null: `coef` stays")
+    horizon: int = option(10000, ge=1, help="trajectories over which an adaptive weight changes")
 
 
 @dataclass
 class EntropyConfig:
-    coef: float = 0.0  # of the bonus, a mean over all tokens
-    target: float | None = None  # an adaptive one: applied, and growing, while the entropy a token is at most this
-    delta: float = 0.005  # its change a step
-    max_coef: float = 1.0
-    top_quantile: float = 1.0  # share of tokens, those of highest entropy, that the policy gradient uses
+    """Entropy bonus, and the choice of tokens by entropy."""
+
+    coef: float = option(0.0, ge=0, help="weight of the bonus, which is a mean over all tokens")
+    target: float | None = option(
+        None, ge=0, help="adaptive weight: applied, and growing, while the entropy per token is at most this"
+    )
+    delta: float = option(0.005, ge=0, help="change of an adaptive weight per step")
+    max_coef: float = option(1.0, ge=0, help="largest adaptive weight")
+    top_quantile: float = option(
+        1.0, gt=0, le=1, help="share of the tokens, those of highest entropy, that the policy gradient uses"
+    )
 
 
 @dataclass
 class GroupsConfig:
-    zero_variance: str = "keep"  # keep | drop | resample: groups whose rewards are all equal
-    oversample: float = 1.0  # resample: prompts drawn at once, over those still missing
-    max_tries: int = 10  # resample: prompts drawn a step, over those asked for; then it trains on what it has
-    mask_truncated: bool = False  # responses cut at max_response_tokens count for the baseline but are not trained
+    """Which groups are trained."""
+
+    zero_variance: str = option(
+        "keep", choices=("keep", "drop", "resample"), help="what to do with groups whose rewards are all equal"
+    )
+    oversample: float = option(1.0, ge=1, help="resample: draw this many prompts per missing one")
+    max_tries: int = option(
+        10, ge=1, help="resample: give up after drawing `max_tries * prompts_per_step` prompts, train the groups found"
+    )
+    mask_truncated: bool = option(
+        False, help="responses cut at `max_response_tokens` count for the baseline but are not trained"
+    )
 
 
 @dataclass
 class RefreshConfig:
-    every: int = 0  # steps between `ref = alpha * policy + (1 - alpha) * ref`; 0: never
-    alpha: float = 0.6  # 1 is a hard refresh
+    """Updates of the reference: `reference = alpha * policy + (1 - alpha) * reference`."""
+
+    every: int = option(0, ge=0, help="steps between updates; 0: never")
+    alpha: float = option(0.6, gt=0, le=1, help="share of the policy; 1 replaces the reference")
 
 
 @dataclass
 class AlgorithmConfig:
-    """`advantage`, `policy_loss`, `aggregation` and each correction are a name and that function's own options.
+    """The algorithm. `advantage`, `policy_loss` and `aggregation` are a function's name and that function's options."""
 
-    `corrections` null: none, but `truncate` where sampling runs ahead of training.
-    """
-
-    advantage: dict[str, Any] = field(default_factory=lambda: {"name": "grpo"})
-    policy_loss: dict[str, Any] = field(default_factory=lambda: {"name": "ppo_clip"})
-    aggregation: dict[str, Any] = field(default_factory=lambda: {"name": "token_mean"})
-    corrections: list[dict[str, Any]] | None = None
+    advantage: dict[str, Any] = option({"name": "grpo"}, help="advantage estimator")
+    policy_loss: dict[str, Any] = option({"name": "ppo_clip"}, help="policy loss")
+    aggregation: dict[str, Any] = option({"name": "token_mean"}, help="how the losses of tokens are averaged")
+    corrections: list[dict[str, Any]] | None = option(
+        None,
+        help="weights from the engine's to the learner's policy, each a name and options; null: `truncate` when "
+        "sampling runs ahead, else none",
+    )
     kl: KlConfig = field(default_factory=KlConfig)
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
     groups: GroupsConfig = field(default_factory=GroupsConfig)
@@ -239,52 +306,70 @@ class AlgorithmConfig:
 
 @dataclass
 class WeightsConfig:
-    backend: str = "auto"  # auto | nccl | gloo | ipc
-    verify: bool = True  # stop the run when engines and learner disagree on trained tokens
-    max_logprob_diff: float | None = None  # null: 1e-3 in float32, 1.0 in bfloat16
-    bucket_mib: int = 256
-    share_memory: bool = True  # gloo: engines on the learner's machine read what it packs; others are sent the bytes
-    deadline_s: float = 120.0
+    """How new weights travel from the learner to the engines, and how that is checked."""
+
+    backend: str = option(
+        "auto", choices=("auto", "nccl", "gloo", "ipc"), help="channel; auto: nccl on GPUs, gloo on CPUs"
+    )
+    verify: bool = option(True, help="stop the run when engines and learner disagree on the trained tokens")
+    max_logprob_diff: float | None = option(
+        None, gt=0, help="largest accepted difference; null: 1e-3 in float32, else 1.0"
+    )
+    bucket_mib: int = option(256, ge=1, help="size of the buckets that parameters are packed into, in MiB")
+    share_memory: bool = option(True, help="gloo: engines on the learner's machine read the packed buckets in memory")
+    deadline_s: float = option(120.0, gt=0, help="deadline for one broadcast")
 
 
 @dataclass
 class EvalConfig:
-    every: int = 0  # steps; 0: never. With every > 0 also before training and after the last step
-    correct_at: float = 1.0  # a response counts as accurate when its total reward reaches this
-    num_samples: int = 0  # responses drawn of each prompt beside the greedy one, for mean@k and pass@k
-    temperature: float = 1.0  # of those
-    confidence: float = 0.95  # of the intervals
-    max_response_tokens: int | None = None  # null: as rollout.max_response_tokens
+    """Evaluation on held-out prompts."""
+
+    every: int = option(0, ge=0, help="steps between evaluations; 0: never; else also before training and at the end")
+    correct_at: float = option(1.0, any_number=True, help="total reward from which on a response counts as accurate")
+    num_samples: int = option(0, ge=0, help="responses drawn per prompt besides the greedy one, for mean@k and pass@k")
+    temperature: float = option(1.0, gt=0, help="sampling temperature of the drawn responses")
+    confidence: float = option(0.95, gt=0, le=0.9999, help="confidence of the intervals")
+    max_response_tokens: int | None = option(None, ge=1, help="longest response; null: as rollout.max_response_tokens")
 
 
 @dataclass
 class CheckpointConfig:
-    every: int = 0  # steps; 0: none on the way
-    last: bool = True  # one after the last step
-    keep: int = 2
+    """When checkpoints are written and how many are kept."""
+
+    every: int = option(0, ge=0, help="steps between checkpoints; 0: none before the end")
+    last: bool = option(True, help="write a checkpoint after the last step")
+    keep: int = option(2, ge=1, help="number of checkpoints that are kept, the newest ones")
 
 
 @dataclass
 class ClusterConfig:
-    address: str | None = None  # null: a local Ray of this run's own; "auto": the running cluster
-    num_gpus: int = 0  # devices used in all; 0 runs everything on CPUs
-    startup_deadline_s: float = 600.0
-    log_to_driver: bool = False
+    """The Ray cluster."""
+
+    address: str | None = option(None, help="null: start a local Ray for this run; auto: the cluster already running")
+    num_gpus: int = option(0, ge=0, help="GPUs used in all; 0: everything runs on CPUs")
+    startup_deadline_s: float = option(600.0, gt=0, help="deadline for the start of every worker")
+    log_to_driver: bool = option(False, help="show the workers' output in the terminal")
 
 
 @dataclass
 class LoggingConfig:
-    trackers: list[Any] = field(default_factory=lambda: ["tensorboard"])  # names, or {name: ..., options ...}
-    rollouts_every: int = 1  # steps between files under rollouts/; 0: none
-    token_groups: int = 8  # groups in such a file that are written with their tokens and log-probabilities
-    timeline: bool = False  # timeline.json: who did what when; it opens in Perfetto
+    """What a run writes besides `metrics.jsonl`."""
+
+    trackers: list[Any] = option(
+        ["tensorboard"], help="tensorboard, wandb, mlflow, trackio, jsonl; each a name or {name: ..., option: value}"
+    )
+    rollouts_every: int = option(1, ge=0, help="steps between files under rollouts/; 0: none")
+    token_groups: int = option(8, ge=0, help="groups per such file that are written with tokens and log-probabilities")
+    timeline: bool = option(False, help="write timeline.json, which shows in Perfetto what each worker did when")
 
 
 @dataclass
 class Config:
-    seed: int = 0
-    run_dir: str | None = None  # null: <RLSYS_RUNS or runs>/<experiment>/<time>
-    resume: str = "never"  # never | auto: continue from the newest checkpoint in run_dir
+    """A run."""
+
+    seed: int = option(0, ge=0, help="seed of data order, sampling and new weights")
+    run_dir: str | None = option(None, help="the run's folder; null: $RLSYS_RUNS or runs, then EXPERIMENT/TIME")
+    resume: str = option("never", choices=("never", "auto"), help="auto: continue from `run_dir`'s newest checkpoint")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -294,20 +379,13 @@ class Config:
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
-    rewards: list[dict[str, Any]] = field(default_factory=lambda: [{"name": "exact_match", "weight": 1.0}])
+    rewards: list[dict[str, Any]] = option(
+        [{"name": "exact_match", "weight": 1.0}],
+        help="reward functions, each {name: ..., weight: 1.0, deadline_s: ..., option: value}; the total is their "
+        "weighted sum",
+    )
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-
-
-OPEN_NODES = (
-    "algorithm.advantage",
-    "algorithm.policy_loss",
-    "algorithm.aggregation",
-    "data.options",
-    "data.columns",
-    "data.chat_template_options",
-)
-"""Nodes whose keys are a function's own options, checked against its signature instead of this file."""

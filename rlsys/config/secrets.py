@@ -1,4 +1,4 @@
-"""Tokens and keys: always in the environment, named by an option, never in a configuration that is written down."""
+"""Tokens and keys: read from the environment variable that an option names, never from a configuration on disk."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from rlsys.errors import ConfigError
 
 
 def secret(variable: str, option: str) -> str:
-    """What the environment variable of that name holds; empty where none is named.
+    """Return the value of an environment variable, or "" when `variable` is empty.
 
-    Raises ConfigError, with the `option` that named it, when the environment has no such variable.
+    Raises ConfigError, which names the `option` that asked for it, when the environment has no such variable.
     """
     value = os.environ.get(variable, "") if variable else ""
     if variable and not value:
-        raise ConfigError(f"{option}={variable}: the environment has no such variable")
+        raise ConfigError(f"{option}={variable}: the environment has no such variable: set it, or name another")
     return value

@@ -1,6 +1,7 @@
-"""Prompts: registered sources and datasets, tokenisation, and the cursor over them.
+"""Prompts: sources of rows, tokenisation, and the endless stream that training takes prompts from.
 
-A source is `f(split, *, options) -> list of rows`; each row is a dict with at least the prompt column.
+A registered source is `f(split, *, options) -> list of rows`; a row is a dict with at least the prompt column. A new
+source is one file in this folder. Sampling and rewards do not belong here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Integer addition: `37+58=` with the answer `95`, made on the spot."""
+"""Integer addition, generated on the spot: the prompt `37+58=` with the answer `95`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rlsys.errors import ConfigError
 
 @register("addition")
 def addition(split: str, *, max_operand: int = 99, held_out: int = 200, seed: int = 0) -> list[Row]:
-    """All sums of two integers in [0, max_operand]; `held_out` of them are the test split, the rest train."""
+    """Return sums of two integers in [0, max_operand]: `held_out` of them as the split test, the others as train."""
     if split not in ("train", "test"):
-        raise ConfigError(f"data source 'addition' has the splits train and test, not '{split}'")
+        raise ConfigError(f"data source 'addition' has no split '{split}': it has train and test")
     size = max_operand + 1
     order = np.random.default_rng(seed).permutation(size * size)
     chosen = order[:held_out] if split == "test" else order[held_out:]

@@ -1,4 +1,4 @@
-"""From rows to prompts: messages, templates, token ids, lengths."""
+"""Encoding of rows as prompts: chat messages, templates, token ids, and the check of their lengths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlsys.types import Messages, Prompt
 
 
 def check_rows(loaded: LoadedRows, prompt_column: str) -> None:
-    """Raise DataError naming the first row without a prompt."""
+    """Raise DataError for the first row without a prompt."""
     for index, row in enumerate(loaded.rows):
         if row.get(prompt_column) is None:
             available = [key for key, value in row.items() if value is not None]
@@ -29,22 +29,19 @@ def check_rows(loaded: LoadedRows, prompt_column: str) -> None:
 
 
 class PromptEncoder:
-    """Turns checked rows into prompts, in order.
-
-    Args:
-        max_prompt_tokens: the longest prompt that is taken.
-    """
+    """Turns checked rows into prompts, in their order."""
 
     def __init__(self, tokenizer: Any, config: DataConfig, max_prompt_tokens: int) -> None:
+        """Keep the tokenizer and the options; `max_prompt_tokens` is the longest prompt that is accepted."""
         self._tokenizer = tokenizer
         self._config = config
         self._max_prompt_tokens = max_prompt_tokens
         self._around = None if config.prompt_template is None else _template(config.prompt_template)
 
     def encode(self, loaded: LoadedRows, first_index: int = 0) -> tuple[list[Prompt], int]:
-        """Prompts numbered from `first_index`, and how many rows were left out as too long (`data.overlong=filter`).
+        """Return the prompts, numbered from `first_index`, and the number of rows that were left out as too long.
 
-        Raises DataError naming the row whose prompt is no text, or too long where that is refused.
+        Raises DataError for a row whose prompt is not a text, and with `data.overlong=refuse` for one that is too long.
         """
         prompts: list[Prompt] = []
         for index, row in enumerate(loaded.rows):
@@ -53,8 +50,8 @@ class PromptEncoder:
                 prompts.append(prompt)
         if not prompts:
             raise DataError(
-                f"data '{loaded.source.name}': every prompt is longer than {self._max_prompt_tokens} tokens: raise "
-                "data.max_prompt_tokens or lower rollout.max_response_tokens"
+                f"data '{loaded.source.name}': all prompts are longer than {self._max_prompt_tokens} tokens: raise "
+                "data.max_prompt_tokens, lower rollout.max_response_tokens or use a model with a longer context"
             )
         return prompts, len(loaded.rows) - len(prompts)
 
@@ -72,27 +69,33 @@ class PromptEncoder:
             return False
         raise DataError(
             f"{loaded.where(index)}: the prompt has {size} tokens, 1 to {self._max_prompt_tokens} are possible "
-            "(data.max_prompt_tokens, or what the context leaves beside rollout.max_response_tokens). Leave such rows "
-            "out with data.overlong=filter, lower rollout.max_response_tokens or use a model with a longer context"
+            "(data.max_prompt_tokens, or what the context leaves beside the longest response). Leave such rows out "
+            "with data.overlong=filter, lower rollout.max_response_tokens or use a model with a longer context"
         )
 
     def _text(self, value: Any, loaded: LoadedRows, index: int) -> str | Messages:
+        """Return the prompt as rewards will see it: plain text, or chat messages with the system prompt."""
         config = self._config
         if isinstance(value, str):
             if self._around is not None:
                 value = self._put_around(self._around, value, loaded, index)
             if not config.chat_template:
                 if config.system_prompt is not None:
-                    raise ConfigError("data.system_prompt needs chat messages: set data.chat_template=true")
+                    raise ConfigError(
+                        f"{loaded.where(index)}: data.system_prompt needs chat messages, and this prompt is text: set "
+                        "data.chat_template=true"
+                    )
                 return value
             messages = [{"role": "user", "content": value}]
         elif isinstance(value, list) and value and all(_is_message(message) for message in value):
+            # Other keys go: `datasets` fills the keys of one row into all others, with None.
             messages = [{"role": message["role"], "content": message["content"]} for message in value]
         else:
             raise DataError(
-                f"{loaded.where(index)}: column '{config.prompt_column}' is neither a string nor a list of "
-                f"{{role, content}} messages but {type(value).__name__}"
+                f"{loaded.where(index)}: column '{config.prompt_column}' is neither a string nor a list of messages "
+                f"{{role: ..., content: ...}}: it is {type(value).__name__}"
             )
+        # A system message in the data wins over the option.
         if config.system_prompt is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": config.system_prompt}, *messages]
         return messages
@@ -102,8 +105,8 @@ class PromptEncoder:
             return template.render(content=value)
         except TemplateError as error:
             raise ConfigError(
-                f"{loaded.where(index)}: data.prompt_template cannot be filled in: {error.message}; the only variable "
-                "that it may use is `content`, the row's prompt"
+                f"{loaded.where(index)}: data.prompt_template cannot be filled in: {error.message}; its only variable "
+                "is `content`, the row's prompt"
             ) from error
 
     def _token_ids(self, text: str | Messages, loaded: LoadedRows, index: int) -> Sequence[int]:
@@ -111,7 +114,8 @@ class PromptEncoder:
             return list(self._tokenizer(text)["input_ids"])
         if self._tokenizer.chat_template is None:
             raise ConfigError(
-                "the prompts are chat messages but the model's tokenizer has no chat template: set model.chat_template"
+                f"{loaded.where(index)}: the prompt is a list of chat messages, but the model's tokenizer has no chat "
+                "template: set model.chat_template"
             )
         try:
             rendered = self._tokenizer.apply_chat_template(
@@ -120,21 +124,21 @@ class PromptEncoder:
         except TemplateError as error:
             roles = [message["role"] for message in text]
             raise ConfigError(
-                f"{loaded.where(index)}: the model's chat template refuses messages of the roles {roles}: {error}"
+                f"{loaded.where(index)}: the chat template does not take messages with the roles {roles}: {error}"
             ) from error
-        # The template already holds every special token: adding them again would double the BOS.
+        # The template holds every special token already: adding them again would double the token that begins a text.
         return list(self._tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 
 def _template(option: str) -> Template:
-    """What `data.prompt_template` holds or names the file of."""
+    """Return the template that `data.prompt_template` holds, or that the file of its name holds."""
     text = text_or_file(option, "data.prompt_template")
     try:
         return Environment(undefined=StrictUndefined).from_string(text)
     except TemplateSyntaxError as error:
         raise ConfigError(
-            f"data.prompt_template, line {error.lineno}: not a jinja template: {error.message}; the only variable that "
-            "it may use is `content`, the row's prompt"
+            f"data.prompt_template, line {error.lineno}: not a jinja template: {error.message}; its only variable is "
+            "`content`, the row's prompt"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Files of rows: which kinds there are, and which line is to blame."""
+"""Files of rows: the formats, and the line at which a file is wrong."""
 
 from __future__ import annotations
 
@@ -10,48 +10,56 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlsys.config.paths import expanded
 from rlsys.errors import ConfigError, DataError
 
+# The reader of `datasets` for each suffix.
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
-"""What `datasets` calls the reader of a file's kind."""
 
 
 def json_rows(name: str) -> list[dict[str, Any]]:
-    """Rows of a jsonl file, or of a json file with a list of them, with the values as they are written. Raises
-    DataError naming the line."""
+    """Return the rows of a jsonl file, or of a json file with a list of rows, with the values as they are written.
+
+    Raises DataError, which names the line, for a file that is not of this format.
+    """
     check_file(name)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix.lower() == ".jsonl":
         return [json.loads(text) for _, text in _lines(path)]
     rows = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(rows, list):
-        raise DataError(f"{name}: a json file holds a list of rows, this is {_kind(rows)}")
+        raise DataError(f"{name}: a json file must hold a list of rows, this is {_kind(rows)}")
     return rows
 
 
 def csv_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """For the reader of a csv file beside the options `given`, so that texts stay what they are: an answer `007` is no
-    number, `null` is a word; an empty field is missing. Raises ConfigError when they leave columns without names."""
+    """Return the options for the reader of a csv file: those `given`, and ours that keep texts as they are.
+
+    The answer `007` stays a text and `null` a word; an empty field is a missing value. Raises ConfigError when the
+    options leave columns without names.
+    """
     import datasets
     import pandas
     from datasets.packaged_modules.csv.csv import CsvConfig
 
     if given.get("engine", "c") != "c":
-        raise ConfigError(f"data '{name}': options.engine={given['engine']!r} makes numbers of texts: leave engine out")
-    # No column is an index: the reader would take the first one where a row has too many fields, and shift the others.
+        raise ConfigError(
+            f"data '{name}': options.engine={given['engine']!r} would turn texts into numbers: leave engine out"
+        )
+    # index_col=False: else the reader makes the first field of a row with too many an index, and shifts the others.
     reading = {"keep_default_na": False, "na_values": [""], "index_col": False, "engine": "c"} | dict(given)
     config = CsvConfig(**{key: value for key, value in reading.items() if key in _reader_options()})
     header = {**config.pd_read_csv_kwargs, "nrows": 0, "chunksize": None}
-    columns = list(pandas.read_csv(Path(name).expanduser(), **header).columns)
+    columns = list(pandas.read_csv(expanded(name), **header).columns)
     if not all(isinstance(column, str) for column in columns):
-        raise ConfigError(f"data '{name}': options {dict(given)} leave its columns without names: add column_names")
+        raise ConfigError(f"data '{name}': options {dict(given)} leave columns without names: add column_names")
     features = datasets.Features({column: datasets.Value("string") for column in columns})
     return {"features": features} | reading
 
 
 def place_in_file(name: str, number: int) -> str:
-    """Row `number` (from 0) of a source, for people; of a jsonl file the line, which blank lines move on."""
-    path = Path(name).expanduser()
+    """Return the place of row `number` (from 0) for messages: in a jsonl file its line, blank lines included."""
+    path = expanded(name)
     if path.suffix.lower() == ".jsonl" and path.is_file():
         for row, (line, _) in enumerate(_lines(path)):
             if row == number:
@@ -60,18 +68,18 @@ def place_in_file(name: str, number: int) -> str:
 
 
 def check_file(name: str, options: Mapping[str, Any] | None = None) -> None:
-    """Raise DataError naming the first line that no reader takes."""
+    """Raise DataError for the first line that cannot be read."""
     wrong = what_is_wrong(name, options or {})
     if wrong is not None:
         raise DataError(wrong)
 
 
 def what_is_wrong(name: str, options: Mapping[str, Any]) -> str | None:
-    """The first line of a file that no reader takes, and why; None when nothing was found, or in files without lines.
+    """Return the first line of a file that cannot be read, and why; None when all can, or when a file has no lines.
 
-    Readers report a whole block of a file. `options` are those of its reader.
+    The readers themselves name a whole block of the file only. `options` are the reader's.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     kind = READERS.get(path.suffix.lower())
     found = None if kind == "parquet" or "encoding" in options else _not_utf8(path, kind)
     if found is None and kind == "csv":
@@ -82,6 +90,7 @@ def what_is_wrong(name: str, options: Mapping[str, Any]) -> str | None:
 
 
 def _not_utf8(path: Path, kind: str | None) -> str | None:
+    """Return the first line that is not UTF-8, or None."""
     advice = "save the file as UTF-8" + (", or name its encoding in options.encoding" if kind == "csv" else "")
     with path.open("rb") as file:
         for line, data in enumerate(file, start=1):
@@ -115,10 +124,12 @@ def _wrong_json(path: Path) -> str | None:
 
 
 def _wrong_csv(path: Path, options: Mapping[str, Any]) -> str | None:
+    """Return the first line with more fields than columns: pandas would shift its values or drop the rest."""
     delimiter = str(options.get("delimiter") or options.get("sep") or ",")
     if len(delimiter) != 1 or (_reader_options() & options.keys()) - {"delimiter", "sep"}:
-        return None  # what a line holds is then the reader's to say
+        return None  # with other options the reader alone knows what a line must hold
     csv.field_size_limit(sys.maxsize)  # a long document is a field too
+    # utf-8-sig: a byte order mark, as spreadsheets write it, is no part of the first column's name.
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter)
         header = next(filter(None, reader), [])
@@ -129,7 +140,7 @@ def _wrong_csv(path: Path, options: Mapping[str, Any]) -> str | None:
 
 
 def _reader_options() -> set[str]:
-    """What the csv reader itself takes, beside the options of `datasets.load_dataset`."""
+    """Return the options of the csv reader, without those of `datasets.load_dataset`."""
     from datasets.packaged_modules.csv.csv import CsvConfig
 
     return {option.name for option in dataclasses.fields(CsvConfig)}
@@ -141,7 +152,7 @@ def _kind(value: Any) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, numbered from 1."""
+    """Yield the lines that are not blank, numbered from 1."""
     with path.open(encoding="utf-8") as file:
         for number, text in enumerate(file, start=1):
             if text.strip():

@@ -1,4 +1,4 @@
-"""The cursor over the prompts."""
+"""The stream of prompts that training takes from, and its position for checkpoints."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rlsys.types import Prompt
 
 
 class PromptStream:
-    """Endless prompts in a given order.
+    """Endless prompts in a given order; each has a position.
 
-    A place in it says which prompt. A checkpoint holds the cursor, which is the first place never handed out, and the
-    places handed out whose prompts were not trained yet: those come first again.
+    A checkpoint holds the cursor, which is the first position that was never taken, and the positions that were taken
+    but not trained yet. On resume these come first.
     """
 
     def __init__(
@@ -27,25 +27,26 @@ class PromptStream:
         self._pending = deque(sorted(pending))
 
     def take(self) -> tuple[int, Prompt]:
-        """The next place and its prompt."""
+        """Return the next position and its prompt."""
         if self._pending:
-            place = self._pending.popleft()
+            position = self._pending.popleft()
         else:
-            place, self.cursor = self.cursor, self.cursor + 1
-        return place, self._prompts[self._order.at(place)]
+            position, self.cursor = self.cursor, self.cursor + 1
+        return position, self._prompts[self._order.at(position)]
 
     @cached_property
     def digest(self) -> str:
-        """Tells these prompts, in this order, from others."""
+        """Hash of the prompts and the start of their order; a resumed run compares it with the checkpoint's."""
         found = hashlib.sha256()
         for prompt in self._prompts:
             found.update(prompt.token_ids.tobytes())
             found.update(b"|")
-        first = [self._order.at(place) for place in range(min(len(self._prompts), 8))]
+        # The first positions are enough to tell another seed, weight or shuffle from this one.
+        first = [self._order.at(position) for position in range(min(len(self._prompts), 8))]
         found.update(repr(first).encode())
         return found.hexdigest()[:16]
 
     @property
     def pending(self) -> list[int]:
-        """Places given at the start that have not come again yet."""
+        """Positions from the checkpoint that have not been taken again yet."""
         return list(self._pending)

@@ -13,7 +13,7 @@ from rlsys.evaluation.intervals import Estimate
 from rlsys.guards.missing_rewards import NoRewardError
 from rlsys.metrics.step import Metrics
 from rlsys.orchestrator.sampling import GroupSampler
-from rlsys.preflight.prepare import EvalSet
+from rlsys.preflight.prepared import EvalSet
 from rlsys.scoring.combine import first_failure
 from rlsys.types import Reward, Sampling
 

@@ -9,7 +9,7 @@ from rlsys.evaluation.evaluate import eval_metrics, evaluate
 from rlsys.guards.missing_rewards import MissingRewardGuard
 from rlsys.metrics.step import Metrics, StageClock
 from rlsys.orchestrator.sampling import GroupSampler
-from rlsys.preflight.prepare import EvalSet
+from rlsys.preflight.prepared import EvalSet
 
 
 class PeriodicEvaluation:

@@ -130,7 +130,7 @@ class CriticWorker(GangWorker):
                 if len(sampled):
                     of_tokens[row, sampled[-1]] = rewards[item.row.group][item.row.sample] or 0.0
             references = [item.ref_logprobs for item in chosen if item.ref_logprobs is not None]
-            if self._setup.algorithm.kl.place == "reward" and references:
+            if self._setup.algorithm.kl.apply_to == "reward" and references:
                 behavior = pad([item.trajectory.behavior_logprobs for item in chosen], torch.float32)
                 divergence = self._kl(behavior, pad(references, torch.float32))
                 of_tokens -= kl_coef * torch.where(mask, divergence, 0.0)

@@ -30,14 +30,14 @@ class Learners:
     async def update(self, experience: Experience, step: int) -> Update:
         """Train policy and critic on the step's experience; nothing when it is empty.
 
-        At the start of a run, for `critic.head_start_steps`, the critic alone is trained.
+        At the start of a run, for `train.critic_warmup_steps`, the critic alone is trained.
         """
         with self._clock.stage("update"):
             used = experience.coefficients
             metrics: Metrics = {"policy/kl_coef": used.kl, "policy/entropy_coef": used.entropy}
             if not experience.minibatches:
                 return Update(metrics)
-            if self._critic is None or step > self._config.critic.head_start_steps:
+            if self._critic is None or step > self._config.train.critic_warmup_steps:
                 learned = await self._policy.update(experience)
                 metrics |= learned.metrics
                 if learned.nonfinite:

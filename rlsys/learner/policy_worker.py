@@ -122,7 +122,7 @@ class PolicyWorker(GangWorker):
                 }
         answers = [[found[number, sample] for sample in range(len(groups[number]))] for number in numbers]
         penalty = self._setup.algorithm.kl
-        if penalty.place != "reward":
+        if penalty.apply_to != "reward":
             return [[], None, *answers]
         of_groups = [groups[number] for number in numbers]
         return [kl_sums(kl.registry.get(penalty.name), of_groups, answers), None, *answers]

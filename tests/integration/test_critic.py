@@ -40,7 +40,7 @@ KL = 0.1
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    config = load_config(["algorithm=ppo", "critic.num_workers=2"])
+    config = load_config(["experiment=quickstart", "algorithm=ppo", "critic.num_workers=2"])
     opened = Cluster(config.cluster)
     opened.connect(demands(config)["critic"])
     yield opened
@@ -80,7 +80,7 @@ def run(cluster: Cluster, model: str, *overrides: str) -> tuple[list[Any], list[
     import ray
 
     common = ["critic.lr=1e-3", f"algorithm.advantage.lam={LAMBDA}", "algorithm.kl.coef=0.5"]
-    config = load_config(["algorithm=ppo", *common, *overrides])
+    config = load_config(["experiment=quickstart", "algorithm=ppo", *common, *overrides])
     setup = CriticSetup(config.critic, config.algorithm, model, False, num_updates(config), 1, seed=0)
     critic = CriticGroup(cluster, setup, demands(config)["critic"])
     wait(critic.start(deadline_s=200))

@@ -110,7 +110,7 @@ def use(policy: Any, version: int) -> None:
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = tmp_path_factory.mktemp("inflight")
-    prepared = prepare(load_config([*SMALL, *ROOM, f"model.cache_dir={folder}"]), say=lambda _: None)
+    prepared = prepare(load_config([*SMALL, *ROOM, f"model.cache_dir={folder}"]))
     prepared = replace(prepared, max_tokens=1024)  # prompts come from here, not from the data
     wanted = demands(prepared.config)["rollout"]
     with connected(prepared.config, {"rollout": wanted}) as cluster:

@@ -39,7 +39,7 @@ LINEAR = [
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    config = load_config(["learner.num_workers=2"])
+    config = load_config(["experiment=quickstart", "learner.num_workers=2"])
     opened = Cluster(config.cluster)
     opened.connect([demand for role in demands(config).values() for demand in role])
     yield opened
@@ -66,7 +66,9 @@ def trajectories() -> list[Trajectory]:
 
 
 def start_learner(cluster: Cluster, model: str, overrides: list[str]) -> tuple[PolicyGroup, Config]:
-    config = load_config(["weights.verify=false", "algorithm.kl.coef=0.1", *LINEAR, *overrides])
+    config = load_config(
+        ["experiment=quickstart", "weights.verify=false", "algorithm.kl.coef=0.1", *LINEAR, *overrides]
+    )
     setup = LearnerSetup(
         learner=config.learner,
         algorithm=config.algorithm,

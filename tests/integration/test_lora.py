@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlsys.build.run import build_canary
-from rlsys.commands.export.command import export
+from rlsys.cli import execute
 from rlsys.errors import WeightMismatchError, WorkerError
 from rlsys.orchestrator.batch import StepBatch
 from tests.integration.runs import OpenRun, call_worker, read_metrics, sampled, small_run
@@ -190,8 +190,8 @@ def test_a_run_its_evaluation_and_its_exports_agree(tmp_path: Path, options: lis
     assert last["sync/adapter_effect/max"] > 1e-3
 
     # The exports in this process: what the command line adds is a parser.
-    export([str(tmp_path / "run"), "--output", str(tmp_path / "plain")])
-    export([str(tmp_path / "run"), "--output", str(tmp_path / "merged"), *([] if options else ["--merge"])])
+    execute(["export", str(tmp_path / "run"), "--output", str(tmp_path / "plain")])
+    execute(["export", str(tmp_path / "run"), "--output", str(tmp_path / "merged"), *([] if options else ["--merge"])])
     card = (tmp_path / "plain" / "README.md").read_text()
     assert "| 2 |" in card
     assert "rank: 4" in card

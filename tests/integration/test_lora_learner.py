@@ -60,7 +60,9 @@ def test_the_gradient_is_the_same_in_every_stage_on_two_ranks(
 def test_dora_and_whole_modules_are_the_same_where_matrices_are_divided(cluster: Cluster, tmp_path: Path) -> None:
     """DoRA reads a matrix outside the layer that owns it. DeepSpeed leaves small ones whole on every rank: here every
     projection has more than its 100,000 elements."""
-    build = load_config(["model.build.num_layers=1", "model.build.hidden_size=384"]).model.build
+    build = load_config(
+        ["experiment=quickstart", "model.build.num_layers=1", "model.build.hidden_size=384"]
+    ).model.build
     tokenizer = build_tokenizer(build.tokenizer)
     save_model(build_model(build, tokenizer, seed=0), tokenizer, tmp_path / "model")
     options = ["learner.lora.use_dora=true", "learner.lora.modules_to_save=[norm]"]
@@ -132,7 +134,7 @@ def test_the_reference_of_every_trajectory_is_the_base_s(
         prompt = Prompt(number, "", given[first].token_ids[:4])
         groups.append(RolloutGroup(number, prompt, places, summaries))
         first += size
-    learner, _ = start_learner(cluster, model, [*LORA, *small, "algorithm.kl.place=reward"])
+    learner, _ = start_learner(cluster, model, [*LORA, *small, "algorithm.kl.apply_to=reward"])
     try:
         wait(learner.update(experience()))
         scores = wait(learner.reference_scores(groups))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlsys.commands.report.command import report
+from rlsys.cli import execute
 from rlsys.config.schema import TokenizerBuild
 from rlsys.models.tiny import build_tokenizer
 from tests.integration.browser import Browser, find_chromium
@@ -46,7 +46,7 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     run = write_run(tmp_path_factory.mktemp("runs") / "run", RECIPE, tokenizer=tokenizer)
-    report([str(run)])
+    execute(["report", str(run)])
     return run / "report.html"
 
 
@@ -315,7 +315,7 @@ def test_it_is_to_be_seen_at_any_width(browser: Browser, page: Path, size: tuple
 def test_two_runs_are_overlaid_and_changed_over(browser: Browser, tmp_path: Path) -> None:
     first = write_run(tmp_path / "first", RECIPE)
     second = write_run(tmp_path / "second", Recipe(num_steps=3, num_groups=2, num_samples=2, seed=1))
-    report([str(first), str(second), "--output", str(tmp_path / "both.html")])
+    execute(["report", str(first), str(second), "--output", str(tmp_path / "both.html")])
     browser.size(*PHONE)
     browser.open(tmp_path / "both.html")
     assert browser.run("document.documentElement.scrollWidth") == PHONE[0]
@@ -339,7 +339,7 @@ def test_the_first_run_with_rollouts_is_shown_under_its_name(browser: Browser, t
     bare = write_run(tmp_path / "bare", RECIPE)
     shutil.rmtree(bare / "rollouts")
     second = write_run(tmp_path / "second", Recipe(num_steps=3, num_groups=2, num_samples=2))
-    report([str(bare), str(second), "--output", str(tmp_path / "both.html")])
+    execute(["report", str(bare), str(second), "--output", str(tmp_path / "both.html")])
     browser.open(tmp_path / "both.html")
     shown = "document.querySelector('select[name=run]').selectedOptions[0].textContent"
     assert (counted(browser), browser.run(shown)) == ("12 of 12 rollouts", "second")
@@ -357,7 +357,7 @@ def test_what_a_model_wrote_cannot_run(browser: Browser, tmp_path: Path) -> None
     write_lines(run / "rollouts" / "step-000001.jsonl", [hostile])
     key = f"reward/{HOSTILE}/mean"
     write_lines(run / "metrics.jsonl", [{"step": 1, key: 1.0}, {"step": 2, key: 2.0, HOSTILE: 1.0}])
-    report([str(run)])
+    execute(["report", str(run)])
     browser.size(*WIDE)
     browser.open(run / "report.html")
     assert draw_all(browser) == 3  # a panel, an unknown number, the timeline
@@ -371,7 +371,7 @@ def test_what_a_model_wrote_cannot_run(browser: Browser, tmp_path: Path) -> None
 
 def test_a_run_of_which_little_is_known(browser: Browser, tmp_path: Path) -> None:
     write_lines(tmp_path / "metrics.jsonl", [{"step": 0, "eval/accuracy": 0.5}, {"step": 1, "policy/kl_ref": None}])
-    report([str(tmp_path)])
+    execute(["report", str(tmp_path)])
     browser.size(*WIDE)
     browser.open(tmp_path / "report.html")
     told = browser.run("document.querySelector('main').textContent")
@@ -393,7 +393,7 @@ def test_ten_thousand_rollouts_open_within_two_seconds(
     recipe = Recipe(num_steps=50, num_groups=25, num_samples=8, num_words=80, token_groups=4)
     assert recipe.num_rollouts == 10_000
     run = write_run(tmp_path / "run", recipe, tokenizer=tokenizer)
-    report([str(run)])
+    execute(["report", str(run)])
     times = [cold_ms(chromium, run / "report.html", tmp_path / f"profile-{turn}") for turn in range(3)]
     assert statistics.median(times) < 2000, times
     browser.size(*WIDE)

@@ -121,6 +121,7 @@ def test_it_learns(tmp_path: Path) -> None:
     """Sums of one-digit numbers: the warmed-up policy gets clearly better within a few dozen steps."""
     result = rlsys(
         "train",
+        "experiment=quickstart",
         f"model.cache_dir={tmp_path}/models",
         f"run_dir={tmp_path}/run",
         "data.options.max_operand=9",
@@ -179,7 +180,8 @@ BAD_INPUT: list[tuple[Sequence[str], str]] = [
 
 @pytest.mark.parametrize(("overrides", "message"), BAD_INPUT, ids=[b[0][0].split("=")[0] for b in BAD_INPUT])
 def test_bad_input_is_refused_before_ray_starts(tmp_path: Path, overrides: Sequence[str], message: str) -> None:
-    result = rlsys("train", f"model.cache_dir={tmp_path}/models", *overrides, cwd=tmp_path, deadline_s=100)
+    given = ["experiment=quickstart", f"model.cache_dir={tmp_path}/models", *overrides]
+    result = rlsys("train", *given, cwd=tmp_path, deadline_s=100)
     assert result.returncode == 1
     assert message in result.stderr, result.stderr
     assert "Traceback" not in result.stderr

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from rlsys.cli import main
+from rlsys.cli import COMMANDS, execute, main
+from rlsys.commands.train import folder_of
+from rlsys.config.compose import Job
+from rlsys.config.schema import Config
+from rlsys.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +49,127 @@ def test_cfg_job_prints_the_configuration(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     printed = OmegaConf.create(result.stdout)
     assert printed.train.num_steps == 7
-    assert printed.model.build.max_context == 64  # the quickstart's
+    assert printed.model.build.max_context == 512  # the schema's: no experiment is chosen
     assert not list(tmp_path.iterdir())  # asking leaves nothing behind
 
 
 def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--help") == 0
-    assert "rlsys train" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert run(monkeypatch, command, "--help") == 0
+    assert f"usage: rlsys {command}" in capsys.readouterr().out
+
+
+def test_help_of_train_has_the_flags_of_hydra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hydra._internal.utils import get_args_parser
+
+    assert run(monkeypatch, "train", "--help") == 0
+    printed = capsys.readouterr().out
+    flags = [flag for action in get_args_parser()._actions for flag in action.option_strings]
+    assert len(flags) > 20
+    assert [flag for flag in flags if flag not in printed] == []
+
+
+def test_a_command_s_module_is_imported_only_when_it_is_used() -> None:
+    script = "import sys; from rlsys.cli import execute\ntry: execute(['watch', '-h'])\nexcept SystemExit: pass\n"
+    script += "print(sorted(name for name in sys.modules if name.startswith('rlsys.commands')), 'ray' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "rlsys.commands.watch" in result.stdout
+    assert not any(name in result.stdout for name in ("evaluate", "train", "importers", "True"))
+
+
+@pytest.mark.parametrize("overrides", [[], ["train.num_steps=3", "algorithm=dapo"], ["~experiment"]])
+def test_train_without_a_run_says_in_three_lines_what_to_give(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, overrides: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "train", *overrides) == 2
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 3
+    assert "experiment=quickstart" in printed[1]
+    assert "model.path=" in printed[2]
+    assert "data.train=" in printed[2]
+    assert not list(tmp_path.iterdir())
+
+
+def test_eval_without_a_model_says_what_to_give(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "eval", "eval.num_samples=2") == 1
+    assert "nothing says what to evaluate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["train", "--no-such-flag"], ["watch", "a", "b"], ["eval", "x", "--stepp=3"]])
+def test_an_unknown_argument(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert run(monkeypatch, *arguments) == 2
+    assert f"rlsys {arguments[0]}: error: unrecognized arguments" in capsys.readouterr().err
+
+
+def test_flags_may_stand_between_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("rlsys.commands.train.jobs", lambda *args, **options: given.append((args, options)) or [])
+    execute(["train", "seed=0,1", "--multirun", "experiment=quickstart", "--cfg", "job", "train.num_steps=1"])
+    ((overrides,), options) = given[0]
+    assert overrides == ["seed=0,1", "experiment=quickstart", "train.num_steps=1"]
+    assert options == {"flags": ["--multirun", "--cfg", "job"], "sweeps": True, "folders": []}
+
+
+def test_a_failing_run_of_a_sweep_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+
+    def fail_second(job: Any) -> None:
+        trained.append(job.config.seed)
+        if job.config.seed == 1:
+            raise ConfigError("no")
+
+    monkeypatch.setattr("rlsys.commands.train.train_job", fail_second)
+    assert run(monkeypatch, "train", "--multirun", "experiment=quickstart", "seed=0,1,2") == 1
+    assert trained == [0, 1]
+
+
+def test_the_folder_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert folder_of(Job(Config(run_dir="~/mine"))) == tmp_path / "home" / "mine"
+    assert folder_of(Job(Config(run_dir="mine"), number=3)) == tmp_path / "mine" / "3"
+    assert folder_of(Job(Config(), name="dapo", started="20260102")) == tmp_path / "runs" / "dapo" / "20260102"
+    monkeypatch.setenv("RLSYS_RUNS", "/data/runs")
+    assert folder_of(Job(Config(), started="20260102")) == Path("/data/runs/run/20260102")
+
+
+@pytest.mark.parametrize(
+    ("line", "found", "missing"),
+    [
+        ("rlsys tr", ["train"], ["eval"]),
+        ("rlsys train expe", ["experiment="], ["train"]),
+        ("rlsys train experiment=qu", ["quickstart"], ["dapo_math"]),
+        ("rlsys train learner.dtype=", ["float32", "bfloat16"], []),
+        ("rlsys train data.shuffle=", ["true", "false"], []),
+        ("rlsys train train.num_", ["train.num_steps="], ["train.seed"]),
+        ("rlsys train train.num_steps=", ["200"], []),
+        ("rlsys train --mu", ["--multirun"], ["--cfg"]),
+        ("rlsys eval runs/mine data.ov", ["data.overlong="], []),
+        ("rlsys simulate --roll", ["--rollout-workers"], []),
+    ],
+)
+def test_completion_in_the_shell(tmp_path: Path, line: str, found: list[str], missing: list[str]) -> None:
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    asked |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out"), "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n\"'><=;|&(:"}
+    subprocess.run([sys.executable, "-m", "rlsys.cli"], env=os.environ | asked, check=True, timeout=60)
+    completions = (tmp_path / "out").read_text().replace("\013", " ").split()
+    assert set(found) <= set(completions)
+    assert not set(missing) & set(completions)
 
 
 @pytest.mark.parametrize("arguments", [[], ["trian"]])
@@ -57,7 +177,7 @@ def test_no_command_or_an_unknown_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     assert run(monkeypatch, *arguments) == 2
-    assert "usage: rlsys COMMAND" in capsys.readouterr().err
+    assert "usage: rlsys [-h] COMMAND" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -65,12 +185,13 @@ def test_no_command_or_an_unknown_one(
     [
         (["train.num_step=3"], "rlsys: unknown configuration key 'train.num_step': did you mean 'train.num_steps'?"),
         (["experiment=quik"], "rlsys: experiment=quik: "),
-        (["learner.zero_stage=7", "logging.trackers=[]"], "rlsys: learner.zero_stage=7: "),
-        (["train.num_steps=many"], "'many'"),
-        (["train.num_steps=[1"], "'[1'"),
+        (["experiment=quickstart", "learner.zero_stage=7", "logging.trackers=[]"], "rlsys: learner.zero_stage=7: "),
+        (["experiment=quickstart", "train.num_steps=many"], "'many'"),
+        (["train.num_steps=[1"], "rlsys: this override cannot be read:\n  train.num_steps=[1\n"),
+        (["experiment=quickstart", "resume=auto"], "rlsys: resume=auto needs run_dir"),
     ],
 )
-def test_a_refusal_is_one_line_without_a_traceback(
+def test_an_error_has_no_traceback_and_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -89,7 +210,7 @@ def test_a_used_run_dir_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
-    assert run(monkeypatch, "train", f"run_dir={tmp_path}") == 1
+    assert run(monkeypatch, "train", "experiment=quickstart", f"run_dir={tmp_path}") == 1
     assert "already holds a run" in capsys.readouterr().err
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n'
 

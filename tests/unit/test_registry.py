@@ -61,12 +61,19 @@ def test_an_unknown_option_lists_the_accepted_ones(shapes: Registry[Any]) -> Non
         shapes.component({"name": "square", "sise": 5})
 
 
+def test_the_hint_for_an_unknown_option_knows_the_keys_beside_the_options(shapes: Registry[Any]) -> None:
+    with pytest.raises(ConfigError, match=r"no option 'nam'; accepted options: size, unit; did you mean 'name'\?"):
+        shapes.component({"name": "square", "nam": "line"})
+    with pytest.raises(ConfigError, match=r"did you mean 'weight'\?"):
+        shapes.bind("square", {"wieght": 2}, other_keys=("name", "weight"))
+
+
 def test_a_function_without_options_says_so(shapes: Registry[Any]) -> None:
     with pytest.raises(ConfigError, match="accepted options: none"):
         shapes.component({"name": "line", "x": 1})  # positional: not an option
 
 
-@pytest.mark.parametrize("value", ["2", True, None, [2]])
+@pytest.mark.parametrize("value", ["2", True, None, [2], float("nan")])
 def test_an_option_of_another_type_than_its_default(shapes: Registry[Any], value: Any) -> None:
     with pytest.raises(ConfigError, match=r"shape 'square': option 'size' is .*, it must be a number"):
         shapes.bind("square", {"size": value})
@@ -103,11 +110,13 @@ def test_outside_code_from_a_module(shapes: Registry[Any]) -> None:
     assert shapes.get("math:sqrt") is math.sqrt
 
 
-def test_outside_code_from_a_file(tmp_path: Path, shapes: Registry[Any]) -> None:
+def test_outside_code_from_a_file(tmp_path: Path, shapes: Registry[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text("def triangle(x, *, size=1):\n    return x * size / 2\n")
     name = f"{tmp_path}/mine.py:triangle"
     assert shapes.component({"name": name, "size": 3})(4) == 6
     assert shapes.get(name) is shapes.get(name)  # loaded once
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert shapes.get("~/mine.py:triangle") is shapes.get(name)
     with pytest.raises(ConfigError, match="accepted options: size"):
         shapes.component({"name": name, "width": 3})
 

@@ -12,8 +12,8 @@ from rlsys.algorithms.advantages.grpo import centre
 def reinforce_pp(inputs: AdvantageInputs, *, eps: float = 1e-8) -> torch.Tensor:
     """`(r - mean) / (std + eps)` over all tokens of the step, each carrying its response's reward, [N].
 
-    The KL goes into the reward: `algorithm.kl.place=reward`. The paper charges a token for the KL from it on; here it
-    is that of the whole response at every token: the same gradient in expectation, with more variance.
+    The KL goes into the reward: `algorithm.kl.apply_to=reward`. The paper charges a token for the KL from it on; here
+    it is that of the whole response at every token: the same gradient in expectation, with more variance.
     """
     return _normalised(inputs.rewards, inputs.lengths, eps)
 

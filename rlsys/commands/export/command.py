@@ -5,35 +5,43 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from rlsys.commands.export.card import write_card
+from rlsys.commands.libraries import quiet_libraries
 from rlsys.config.compose import to_config
+from rlsys.config.paths import absolute, expanded
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 from rlsys.run_folder.finished import FinishedRun
 
 
-def export(arguments: Sequence[str]) -> None:
-    """Write the folder and say where it is."""
-    parser = argparse.ArgumentParser(
-        "rlsys export", description="Write a run's policy, or its adapter, as a Hugging Face folder with a model card."
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the checkpoint to write and where."""
+    parser.description = "Write a run's policy, or its adapter, as a Hugging Face folder with a model card."
+    parser.add_argument("folder", metavar="RUN", help="a run's folder")
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    parser.add_argument("--merge", action="store_true", help="merge an adapter into its model's weights")
+    parser.add_argument(
+        "--output",
+        type=expanded,
+        metavar="FOLDER",
+        help="folder to write (default: RUN/export/step-N, or step-N-merged)",
     )
-    parser.add_argument("run", help="a run's folder")
-    parser.add_argument("--step", type=int, help="of the checkpoint; the newest without")
-    parser.add_argument("--merge", action="store_true", help="an adapter becomes part of its model's weights")
-    parser.add_argument("--output", type=Path, help="default: RUN/export/step-N, or step-N-merged")
-    options = parser.parse_args(arguments)
-    run = FinishedRun(Path(options.run).expanduser().resolve())
-    checkpoint = run.checkpoint(options.step)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the folder and print where it is."""
+    quiet_libraries()
+    finished = FinishedRun(Path(absolute(options.folder)))
+    checkpoint = finished.checkpoint(options.step)
     name = checkpoint.name + ("-merged" if options.merge else "")
-    target: Path = options.output or run.folder / "export" / name
+    target: Path = options.output or finished.folder / "export" / name
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target} is there already and not empty: choose another with --output")
-    config = to_config(run.composed())
+    config = to_config(finished.composed())
     kind = _write(checkpoint, target, config, merge=options.merge)
-    write_card(target, run.folder, checkpoint, config, is_adapter=kind == "adapter")
+    write_card(target, finished.folder, checkpoint, config, is_adapter=kind == "adapter")
     print(f"{target}: the {kind} after {checkpoint.name.removeprefix('step-').lstrip('0')} steps")
     if kind == "adapter" and Path(base_of(target)).is_dir():
         print(f"note: it belongs to the model in {base_of(target)}, on this machine alone; --merge writes both as one")

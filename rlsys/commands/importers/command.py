@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
@@ -16,6 +14,8 @@ from rlsys.commands.importers.draft import Setting
 from rlsys.commands.importers.reading import read
 from rlsys.commands.importers.translate import translate
 from rlsys.commands.importers.writing import check, experiment
+from rlsys.commands.numbers import at_least
+from rlsys.config.paths import expanded
 from rlsys.errors import ConfigError
 
 VERSIONS = "; ".join(
@@ -24,9 +24,23 @@ VERSIONS = "; ".join(
 )
 
 
-def import_recipe(arguments: Sequence[str]) -> None:
-    """Parse the command's arguments, print the lists, write the experiment. Raises ConfigError."""
-    options = _parser().parse_args(arguments)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the recipe, whose it is, and what it does not say itself."""
+    parser.description = "Turn a recipe of another project into an experiment; nothing is left out silently."
+    parser.add_argument("file", type=expanded, help="YAML, JSON, a shell script, or a list of flags")
+    parser.add_argument("--dialect", help=f"{'|'.join(DIALECTS)}; guessed from the options when not given")
+    parser.add_argument("--version", help=f"release whose defaults unset options have. {VERSIONS}")
+    parser.add_argument(
+        "--num-processes", type=at_least(1), help="processes of their trainer (default: as in the file, or 1)"
+    )
+    parser.add_argument("--num-rows", type=at_least(1), help="rows of the training data: turns epochs into steps")
+    parser.add_argument(
+        "--output", type=expanded, metavar="FILE", help="file to write (default: NAME.rlsys.yaml beside the recipe)"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the lists and write the experiment. Raise ConfigError for a recipe that could not run."""
     output = options.output or options.file.with_name(f"{options.file.name.partition('.')[0]}.rlsys.yaml")
     if output.resolve() == options.file.resolve():
         raise ConfigError(f"--output {output} is the recipe itself: choose another file")
@@ -47,24 +61,3 @@ def import_recipe(arguments: Sequence[str]) -> None:
         "and, on GPUs, with cluster.num_gpus, learner.num_workers and rollout.num_workers as the machine has them.",
         highlight=False,
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="rlsys import",
-        description="Turn a recipe of another project into an experiment of ours; nothing is left out silently.",
-    )
-    parser.add_argument("file", type=Path, help="YAML, JSON, a shell script, or a list of flags")
-    parser.add_argument("--dialect", help=f"{'|'.join(DIALECTS)}; guessed from the options when not given")
-    parser.add_argument("--version", help=f"whose defaults unset options have. {VERSIONS}")
-    parser.add_argument("--num-processes", type=_positive, help="of their trainer (default: as the file says, or 1)")
-    parser.add_argument("--num-rows", type=_positive, help="of the training data: turns epochs into steps")
-    parser.add_argument("--output", type=Path, help="default: NAME.rlsys.yaml beside the file")
-    return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number

@@ -25,7 +25,7 @@ MISSING = object()
 @functools.cache
 def defaults() -> dict[str, Any]:
     """What a run without experiment is made of: the schema's defaults and the default groups'."""
-    composed = OmegaConf.to_container(OmegaConf.structured(load_config(["~experiment"])))
+    composed = OmegaConf.to_container(OmegaConf.structured(load_config([])))
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
 

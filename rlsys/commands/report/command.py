@@ -6,24 +6,35 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlsys.commands.numbers import at_least
 from rlsys.commands.report.page import pack, render
 from rlsys.commands.report.rollouts import Rollouts, collect
 from rlsys.commands.report.tokens import Pieces
+from rlsys.config.paths import expanded
 from rlsys.errors import RlsysError
 from rlsys.run_folder.reading import RunFolder, read_run
 
 
-def report(arguments: Sequence[str]) -> None:
-    """Write the page, and say where it is."""
-    parser = argparse.ArgumentParser("rlsys report", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run, finished or not")
-    parser.add_argument("other", type=Path, nargs="?", metavar="RUN_B", help="a second run to compare it with")
-    parser.add_argument("--output", type=Path, help="file to write (default: report.html in the first run's folder)")
-    parser.add_argument("--max-rollouts", type=int, default=10_000, help="in the page, of both runs (default 10000)")
-    options = parser.parse_args(arguments)
-    if options.max_rollouts < 0:
-        parser.error("--max-rollouts must be 0 or more")
-    runs = [read_run(path) for path in (options.run, options.other) if path is not None]
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the runs to show and where to write the page."""
+    parser.description = "Write one HTML file about a run, or about two side by side; it needs no network."
+    parser.add_argument("folder", type=expanded, metavar="RUN", help="folder of a run, finished or not")
+    parser.add_argument("other", type=expanded, nargs="?", metavar="RUN_B", help="a second run to compare it with")
+    parser.add_argument(
+        "--output", type=expanded, metavar="FILE", help="file to write (default: report.html in the first run's folder)"
+    )
+    parser.add_argument(
+        "--max-rollouts",
+        type=at_least(0),
+        default=10_000,
+        metavar="N",
+        help="rollouts in the page, of both runs (10000)",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the page and print where it is."""
+    runs = [read_run(path) for path in (options.folder, options.other) if path is not None]
     output = (options.output or runs[0].path / "report.html").expanduser()
     if output.is_dir():
         raise RlsysError(f"--output {output} is a folder: name a file, such as {output / 'report.html'}")

@@ -18,15 +18,13 @@ DEADLINE_S = 30.0
 """Of a request, where neither the command line nor the reward asks for another."""
 
 
-def serve_reward(arguments: Sequence[str]) -> None:
-    """Serve until interrupted."""
-    parser = argparse.ArgumentParser(
-        "rlsys serve-reward", description="Serve a reward function over HTTP: POST /score, GET /health."
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the function, its options and the address."""
+    parser.description = "Serve a reward function over HTTP: POST /score, GET /health."
     parser.add_argument("reward", help="a registered name, module:function or path.py:function")
     parser.add_argument("options", nargs="*", metavar="option=value", help="the function's options")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=8300)
+    parser.add_argument("--port", type=int, default=8300, help="port to listen on (8300)")
     parser.add_argument("--token-env", metavar="NAME", help="environment variable with the bearer token to ask for")
     parser.add_argument("--processes", type=int, default=2, help="calls that are scored at once")
     parser.add_argument(
@@ -38,7 +36,10 @@ def serve_reward(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--whole-groups", action="store_true", help="the function compares a prompt's completions: never part them"
     )
-    given = parser.parse_args(arguments)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Serve until interrupted."""
     token = checked_token(given.host, given.token_env)
     spec = absolute({"name": given.reward, **_options(given.options)})
     check_options(spec)

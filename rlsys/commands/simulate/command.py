@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -13,22 +12,28 @@ from rich.table import Table
 
 from rlsys.commands.simulate.costs import read_costs
 from rlsys.commands.simulate.run import Outcome, Shape, Simulation
+from rlsys.config.paths import expanded
 from rlsys.config.schema import Config
 from rlsys.errors import RlsysError
 
 
-def simulate(arguments: Sequence[str]) -> None:
-    """Print the step time and the bottleneck for every combination asked for."""
-    parser = argparse.ArgumentParser("rlsys simulate", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a finished run, with metrics.jsonl and rollouts/")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the run to start from and the numbers to vary."""
+    parser.description = "Predict a run's step time and its bottleneck with other numbers of workers."
+    parser.add_argument(
+        "folder", type=expanded, metavar="RUN", help="folder of a finished run, with metrics.jsonl and rollouts/"
+    )
     parser.add_argument("--rollout-workers", type=int, nargs="+", help="default: the run's")
     parser.add_argument("--learner-ranks", type=int, nargs="+", help="default: the run's")
     parser.add_argument("--max-staleness", type=int, nargs="+", help="default: the run's")
     parser.add_argument("--steps", type=int, default=40, help="simulated steps")
-    options = parser.parse_args(arguments)
-    config = run_config(options.run)
-    costs = read_costs(options.run, config)
-    table = Table(title=f"{options.run}: {costs.step_s:.3f} s a step as measured")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the step time and the bottleneck for every combination asked for."""
+    config = run_config(options.folder)
+    costs = read_costs(options.folder, config)
+    table = Table(title=f"{options.folder}: {costs.step_s:.3f} s a step as measured")
     for column in ("rollout workers", "learner ranks", "max staleness", "s a step", "bottleneck", "idle"):
         table.add_column(column, justify="right")
     for workers in options.rollout_workers or [config.rollout.num_workers]:

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlsys.build.run import adapter_slots
-from rlsys.commands.evaluate import _config
+from rlsys.commands.evaluate import config_of
 from rlsys.config.compose import load_config
 from rlsys.errors import ConfigError
 
@@ -23,30 +23,33 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def test_a_model(adapter: Path) -> None:
-    config = _config("org/model", None, ["eval.num_samples=2"])
+    config = config_of("org/model", ["eval.num_samples=2"])
     assert (config.model.path, config.model.adapter, config.eval.num_samples) == ("org/model", None, 2)
     assert config.rollout.max_response_tokens == 64  # the default's, not the quickstart's
     assert config.rollout.seeded
     assert adapter_slots(config) is None
-    with pytest.raises(ConfigError, match="--step belongs to a run, and 'org/model' is not"):
-        _config("org/model", 3, [])
+    with pytest.raises(ConfigError, match="--step chooses a checkpoint of a run, and 'org/model' is not"):
+        config_of("org/model", [], step=3)
 
 
-def test_only_a_model_of_no_name_is_that_of_the_default_experiment(adapter: Path) -> None:
+def test_settings_are_the_defaults_unless_an_experiment_is_named(adapter: Path) -> None:
     def limit(*overrides: str) -> int:
-        return _config(None, None, overrides).rollout.max_response_tokens
+        return config_of(None, overrides).rollout.max_response_tokens
 
     assert limit("model.path=org/model") == limit(f"model.adapter={adapter}") == 64
-    assert limit() == limit("eval.num_samples=2") == 6
-    assert limit("experiment=quickstart", "model.path=org/model") == 6
-    assert limit("~experiment") == 64
+    assert limit("experiment=quickstart") == limit("experiment=quickstart", "model.path=org/model") == 6
+    for nothing in ([], ["eval.num_samples=2"], ["~experiment"]):
+        with pytest.raises(ConfigError, match="nothing says what to evaluate"):
+            limit(*nothing)
+    with pytest.raises(ConfigError, match=r"unknown configuration key 'eval\.num_sample'"):
+        limit("eval.num_sample=2")
 
 
 def test_an_adapter_brings_its_base_and_rank(adapter: Path) -> None:
     for config in (
-        _config(str(adapter), None, []),
-        _config(None, None, [f"model.adapter={adapter}", "model.path=the/base"]),
-        _config("the/base", None, [f"model.adapter={adapter}"]),
+        config_of(str(adapter), []),
+        config_of(None, [f"model.adapter={adapter}", "model.path=the/base"]),
+        config_of("the/base", [f"model.adapter={adapter}"]),
     ):
         assert (config.model.path, config.model.adapter, config.learner.lora.rank) == ("the/base", str(adapter), 4)
         slots = adapter_slots(config)
@@ -55,7 +58,7 @@ def test_an_adapter_brings_its_base_and_rank(adapter: Path) -> None:
 
 
 def test_a_recipe_s_own_adapters_are_not_asked_of_a_model_without() -> None:
-    config = _config("org/model", None, ["experiment=open_r1_math_lora"])
+    config = config_of("org/model", ["experiment=open_r1_math_lora"])
     assert adapter_slots(config) is None
 
 
@@ -66,7 +69,7 @@ def test_a_run_s_checkpoint(tmp_path: Path, adapter: Path) -> None:
         (folder / "adapter").mkdir(parents=True)
         (folder / "state.json").write_text("{}")
         (folder / "adapter" / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
-    newest, first = _config(str(tmp_path), None, ["data.eval_limit=3"]), _config(str(tmp_path), 1, [])
+    newest, first = config_of(str(tmp_path), ["data.eval_limit=3"]), config_of(str(tmp_path), [], step=1)
     assert newest.model.adapter == str(tmp_path / "checkpoints" / "step-000002" / "adapter")
     assert first.model.adapter == str(tmp_path / "checkpoints" / "step-000001" / "adapter")
     assert (newest.data.eval_limit, newest.run_dir) == (3, None)

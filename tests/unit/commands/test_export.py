@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlsys.commands.export.command import export
+from rlsys.cli import execute
 from rlsys.config.compose import load_config
 from rlsys.config.schema import LoraConfig
 from rlsys.errors import ConfigError
@@ -51,9 +51,9 @@ def test_an_adapter_alone_and_merged(run_dir: Path, untied: str, tokenizer: Any,
     tensors = {name: parameter.detach() for name, parameter in adapter_parameters(policy.hf).items()}
     write_adapter(adapter, tensors, peft_config(LORA, untied))
     tokenizer.save_pretrained(adapter)
-    export([str(run_dir)])
+    execute(["export", str(run_dir)])
     assert "the adapter after 2 steps" in capsys.readouterr().out
-    export([str(run_dir), "--merge"])
+    execute(["export", str(run_dir), "--merge"])
     assert "the policy after 2 steps" in capsys.readouterr().out
     alone, merged = run_dir / "export" / "step-000002", run_dir / "export" / "step-000002-merged"
     assert (alone / "adapter_model.safetensors").is_file()
@@ -64,7 +64,7 @@ def test_an_adapter_alone_and_merged(run_dir: Path, untied: str, tokenizer: Any,
     assert "library_name: peft" in (alone / "README.md").read_text()
     assert "library_name: transformers" in (merged / "README.md").read_text()
     with pytest.raises(ConfigError, match=r"step-000002 is there already.*--output"):
-        export([str(run_dir)])
+        execute(["export", str(run_dir)])
 
 
 def test_whole_weights_of_a_chosen_step(run_dir: Path, untied: str, tokenizer: Any) -> None:
@@ -75,7 +75,7 @@ def test_whole_weights_of_a_chosen_step(run_dir: Path, untied: str, tokenizer: A
         folder = checkpoint(run_dir, step) / "policy"
         policy.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    export([str(run_dir), "--step", "1", "--output", str(run_dir / "mine")])
+    execute(["export", str(run_dir), "--step", "1", "--output", str(run_dir / "mine")])
     torch.testing.assert_close(loaded(run_dir / "mine"), oracle(policies[1].eval()))
     with pytest.raises(ConfigError, match="holds no adapter: there is nothing to merge"):
-        export([str(run_dir), "--merge"])
+        execute(["export", str(run_dir), "--merge"])

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from rlsys.cli import execute
 from rlsys.commands import watch as module
-from rlsys.commands.watch import Follower, end_times, watch
+from rlsys.commands.watch import Follower, end_times
 from rlsys.errors import DataError, RlsysError
 from tests.run_folder import Recipe, write_lines, write_run
 
@@ -72,7 +73,7 @@ def test_ends_follow_from_what_later_steps_took() -> None:
 def test_once_shows_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", Recipe(num_steps=3))
     os.utime(run / "metrics.jsonl", (time.time() - 90, time.time() - 90))
-    watch([str(run), "--once"])
+    execute(["watch", str(run), "--once"])
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "step 0/5  accuracy 0.400"
     assert printed[2].startswith("step 2/5  reward 0.6")
@@ -92,7 +93,7 @@ def test_a_run_is_watched_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixtu
 
     writer = threading.Thread(target=run)
     writer.start()
-    watch([str(tmp_path)])
+    execute(["watch", str(tmp_path)])
     writer.join()
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"{tmp_path}: no step has ended yet, of 2"
@@ -109,7 +110,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ctrl_c_stops_watching_only(tmp_path: Path, interrupted: None, capsys: pytest.CaptureFixture[str]) -> None:
-    watch([str(write_run(tmp_path / "run", Recipe(num_steps=1)))])
+    execute(["watch", str(write_run(tmp_path / "run", Recipe(num_steps=1)))])
     assert capsys.readouterr().out.endswith("no longer watching; the run goes on\n")
 
 
@@ -125,15 +126,15 @@ def test_silence_is_wondered_at_once(
             append(run / "metrics.jsonl", '{"step": 5}\n')
 
     monkeypatch.setattr(module.time, "sleep", last_step)
-    watch([str(run)])
+    execute(["watch", str(run)])
     assert capsys.readouterr().out.count("no step for 16 min 40 s: is the run still going?") == 1
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RlsysError, match="no such folder"):
-        watch([str(tmp_path / "nowhere")])
+        execute(["watch", str(tmp_path / "nowhere")])
     with pytest.raises(RlsysError, match=r"config\.yaml is missing: is this the folder of a run\?"):
-        watch([str(tmp_path)])
+        execute(["watch", str(tmp_path)])
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     with pytest.raises(RlsysError, match=r"does not say how many steps"):
-        watch([str(tmp_path)])
+        execute(["watch", str(tmp_path)])

@@ -1,4 +1,4 @@
-"""The defaults, the groups and the experiments."""
+"""Defaults, groups and experiments."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from rlsys.algorithms import advantages, aggregation, policy_losses
-from rlsys.config.compose import load_config
-from rlsys.config.overrides import config_dir, groups
+from rlsys.config.compose import jobs, load_config, to_config
+from rlsys.config.overrides import config_dir, groups, presets
 from rlsys.config.schema import Config
+from rlsys.errors import ConfigError
 from rlsys.preflight.checks import check_config
 
-CHOICES = [
-    (group, path.stem) for group in groups(config_dir()) for path in sorted((config_dir() / group).glob("*.yaml"))
-]
+CHOICES = [(group, choice) for group in groups() for choice in presets(group)]
 MISSING = object()
 
 CONTRACT: dict[str, Any] = {
@@ -72,9 +71,42 @@ def test_options_of_a_function_are_set_plainly() -> None:
     assert config.data.options == {"max_operand": 9}
 
 
-def test_the_bare_command_is_the_quickstart() -> None:
-    assert load_config([]) == load_config(["experiment=quickstart"])
-    assert load_config([]) != load_config(["~experiment"])
+def test_no_experiment_is_chosen_unless_named() -> None:
+    plain = load_config([])
+    assert plain == load_config(["~experiment"]) != load_config(["experiment=quickstart"])
+    plain.algorithm = Config().algorithm
+    assert plain == to_config(OmegaConf.structured(Config))  # of all groups only algorithm has a default: grpo
+    assert load_config([]).algorithm.kl.coef == 0.04
+
+
+def test_a_preset_of_an_experiment_is_taken_away_again() -> None:
+    assert load_config(["experiment=gsm8k_math", "~data"]).data.train == "addition"
+
+
+def test_presets_of_one_s_own(tmp_path: Path) -> None:
+    (tmp_path / "rollout").mkdir()
+    (tmp_path / "rollout" / "mine.yaml").write_text("max_num_seqs: 7\n")
+    (job,) = jobs(["rollout=mine"], flags=["--config-dir", str(tmp_path)], folders=[tmp_path])
+    assert job.config.rollout.max_num_seqs == 7
+
+
+def test_every_run_of_a_sweep_is_composed_before_one_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    swept = jobs(["experiment=quickstart", "seed=3,4"], flags=["--multirun"], sweeps=True)
+    assert [(job.config.seed, job.name, job.number) for job in swept] == [(3, "quickstart", 0), (4, "quickstart", 1)]
+    assert len({job.started for job in swept}) == 1
+    (single,) = jobs(["seed=3"])
+    assert (single.config, single.name, single.number) == (load_config(["seed=3"]), "run", None)
+    with pytest.raises(ConfigError, match=r"train\.num_steps=many: Value 'many' of type 'str' could not be converted"):
+        jobs(["train.num_steps=3,many"], flags=["--multirun"], sweeps=True)
+    with pytest.raises(ConfigError, match=r"train\.num_steps: Interpolation key 'nothing' not found"):
+        jobs(["train.num_steps=${nothing}"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_hydra_s_resolver_works_in_values(tmp_path: Path) -> None:
+    runs = jobs(["run_dir='runs/${hydra:job.num}'", "seed=3,4"], flags=["--multirun"], sweeps=True)
+    assert [job.config.run_dir for job in runs] == ["runs/0", "runs/1"]
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: value)
@@ -132,13 +164,18 @@ REGISTRIES = {"advantage": advantages, "policy_loss": policy_losses, "aggregatio
 def test_no_preset_restates_an_option_s_default() -> None:
     """`policy_loss: {clip_low: 0.2}` says what ppo_clip does by itself."""
     for path in sorted((config_dir() / "algorithm").glob("*.yaml")):
-        whole = load_config([f"algorithm={path.stem}", "~experiment"]).algorithm
+        whole = load_config([f"algorithm={path.stem}"]).algorithm
         for key, value in stated(path).items():
             _, node, *option = key.split(".")
             if node in REGISTRIES and option and option != ["name"]:
                 function = REGISTRIES[node].registry.get(str(getattr(whole, node)["name"]))
                 default = inspect.signature(function).parameters[option[0]].default
                 assert value != default, f"{path.name} restates {key}={value}"
+
+
+def test_no_preset_is_empty() -> None:
+    files = sorted(config_dir().glob("*/*.yaml"))
+    assert [path for path in files if not OmegaConf.load(path)] == []
 
 
 def test_the_top_file_holds_no_values() -> None:

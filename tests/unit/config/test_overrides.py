@@ -1,13 +1,14 @@
-"""Command-line overrides, checked before Hydra sees them."""
+"""Command-line overrides, checked before Hydra composes them."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
-from rlsys.config.compose import load_config
-from rlsys.config.overrides import flags_first, known_keys, normalise
+from rlsys.config.compose import jobs, load_config
+from rlsys.config.overrides import groups, known_keys, names_a_run, normalise, parse, presets
 from rlsys.errors import ConfigError
 
 
@@ -17,18 +18,68 @@ from rlsys.errors import ConfigError
         ("train.num_step=3", "unknown configuration key 'train.num_step': did you mean 'train.num_steps'?"),
         ("learner.learning_rate=1", "unknown configuration key 'learner.learning_rate'"),
         ("+rollout.temprature=1", "did you mean 'rollout.temperature'?"),
-        ("~train.num_stepss=1", "did you mean 'train.num_steps'?"),
+        ("~train.num_stepss", "did you mean 'train.num_steps'?"),
         ("experimet=quickstart", "did you mean 'experiment'?"),
         ("experiment=quikstart", "experiment=quikstart: did you mean 'quickstart'? (known: "),
-        ("data=gsm9k", "data=gsm9k: did you mean 'gsm8k'? (known: addition, gsm8k)"),
+        ("data=gsm9k", "data=gsm9k: did you mean 'gsm8k'? (known: gsm8k)"),
+        ("rollout=default", "rollout=default: there are no presets"),
         ("reward=target_length,exact", "reward=exact: "),
+        ("reward=choice(target_length,exact)", "reward=exact: "),
         ("experiment=null", "~experiment"),  # Hydra takes a group away so, and fails on null
+        ("experiment=missing.yaml", "experiment=missing.yaml: no such file: "),
+        ("~", "the override '~' has no key"),
+        ("=3", "the override '=3' has no key"),
+        ("train.num_steps", "the override 'train.num_steps' has no '='"),
     ],
 )
 def test_what_is_unknown_is_refused_with_the_nearest_match(override: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        normalise([override])
+        normalise([override], sweeps=True)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "at"),
+    [
+        (r"data.system_prompt=Put it in \boxed{}", "{"),
+        ("data.system_prompt=it's", "'"),
+        ("data.train=runs/lr=1e-6/rows.jsonl", "=1e-6"),
+        ("model.path=models/tiny(copy)", "(copy)"),
+        ("data.train=rows (copy).jsonl", ".jsonl"),
+        ("data.train=données.jsonl", "é"),
+        ("run_dir=~/runs/mine", "~"),
+        ("data.prompt_template={{ content }} = ?", "{"),
+        ('data.system_prompt=say "x\\"', '"'),
+        ("data.system_prompt=a # b", "#"),
+        ("data.system_prompt=first line\nsecond line", ""),  # a newline is no text unless quoted
+    ],
+)
+def test_what_hydra_cannot_read_is_shown_with_its_place_and_quoted(override: str, at: str) -> None:
+    key, _, value = override.partition("=")
+    with pytest.raises(ConfigError) as caught:
+        parse(override)
+    _, shown, caret, _, remedy = str(caught.value).split("\n", 4)
+    assert shown.strip() in override
+    assert shown[caret.index("^") :].startswith(at)
+    (quoted,) = shlex.split(remedy)  # as a shell reads it
+    assert (parse(quoted).key_or_group, parse(quoted).value()) == (key, value)
+
+
+@pytest.mark.parametrize("override", ["train.num_steps=[1", "rewards=[{name: regex, pattern: a{1}}]", "data.train={a"])
+def test_in_a_list_or_mapping_each_text_is_quoted(override: str) -> None:
+    with pytest.raises(ConfigError, match="check its brackets, and quote each text") as caught:
+        parse(override)
+    example = shlex.split(str(caught.value).split("as in ")[1])[0]
+    assert parse(example).value() == [{"name": "regex", "pattern": "^(a|b)$"}]
+
+
+def test_a_comma_is_a_sweep_and_quoted_it_is_none() -> None:
+    with pytest.raises(ConfigError, match="several values need `rlsys train --multirun`") as caught:
+        normalise(["data.system_prompt=a, b"])
+    assert "'data.system_prompt=\"a, b\"'" in str(caught.value)
+    assert "data.system_prompt=[a, b]" in str(caught.value)
+    assert load_config(['data.system_prompt="a, b"']).data.system_prompt == "a, b"
+    assert normalise(["data.system_prompt=a, b"], sweeps=True) == ["data.system_prompt=a, b"]
 
 
 @pytest.mark.parametrize(
@@ -36,22 +87,23 @@ def test_what_is_unknown_is_refused_with_the_nearest_match(override: str, said: 
     [
         "train.num_steps=3",
         "train.num_steps=1,2,3",
+        "train.num_steps=range(1,4)",
+        "algorithm=glob(g*)",
         "++rollout.temperature=0.5",
         "learner.betas=[0.9,0.95]",
         "rewards=[{name: target_length, target: 9}]",
         "algorithm.policy_loss={name: ppo_clip, clip_low: 0.1}",
-        "data=addition,gsm8k",
+        "algorithm={kl: {coef: 0.1}}",
+        "algorithm=grpo,dapo",
         "reward@_global_=target_length",
         "hydra.verbose=true",
         "hydra/job_logging=none",
-        "--cfg",
-        "job",
-        "--multirun",
         "~experiment",
+        "~train.num_steps",
     ],
 )
 def test_what_is_known_passes_unchanged(override: str) -> None:
-    assert normalise([override]) == [override]
+    assert normalise([override], sweeps=True) == [override]
 
 
 @pytest.mark.parametrize("prefix", ["", "+", "++"])
@@ -64,14 +116,13 @@ def test_options_of_functions_are_additions_however_written(prefix: str, option:
 
 def test_known_keys_stop_at_a_function_s_own_options() -> None:
     known = known_keys()
-    assert {"train", "train.num_steps", "model.build.tokenizer.kind", "algorithm.policy_loss", "rewards"} <= set(known)
+    assert {"train", "train.num_steps", "model.build.tokenizer.kind", "algorithm.policy_loss", "rewards"} <= known
     assert not any(key.startswith("algorithm.policy_loss.") for key in known)
-    assert len(known) == len(set(known))
 
 
-def test_flags_may_stand_anywhere() -> None:
-    given = ["seed=0,1", "--multirun", "~experiment", "train.num_steps=1", "--cfg", "job"]
-    assert flags_first(given) == ["--multirun", "--cfg", "job", "seed=0,1", "~experiment", "train.num_steps=1"]
+def test_the_groups_are_those_of_the_contract() -> None:
+    assert groups() == ("model", "data", "reward", "algorithm", "rollout", "learner", "cluster", "experiment")
+    assert presets("cluster") == ["running"]
 
 
 def test_a_source_replaces_another_wholly(tmp_path: Path) -> None:
@@ -85,3 +136,63 @@ def test_a_source_replaces_another_wholly(tmp_path: Path) -> None:
     several = load_config([f"experiment={tmp_path}/own.yaml", "data.train=[a.jsonl, {name: b, weight: 2}]"])
     assert several.data.train == ["a.jsonl", {"name": "b", "weight": 2}]
     assert load_config([f"experiment={tmp_path}/own.yaml", "data.train=a.jsonl"]).data.train == "a.jsonl"
+    swept = jobs([f"experiment={tmp_path}/own.yaml", given, "seed=0,1"], flags=["--multirun"], sweeps=True)
+    assert [job.config.data.train for job in swept] == [config.data.train] * 2
+
+
+@pytest.mark.parametrize(
+    ("override", "source"),
+    [
+        ('data.train=["a].jsonl", b]', ["a].jsonl", "b"]),
+        ('data.train={name: "m}x", weight: 1}', {"name": "m}x", "weight": 1}),
+        ("data.train=['a,b.jsonl', c]", ["a,b.jsonl", "c"]),
+    ],
+)
+def test_brackets_and_commas_in_quotes_are_text(override: str, source: object) -> None:
+    assert load_config([override]).data.train == source
+
+
+def test_an_experiment_is_a_file_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "# @package _global_\ntrain: {num_steps: 7}\n"
+    for name in ("own.yaml", "données-1.yaml", "quickstart.yaml", "lr=1e-6.yaml"):
+        (tmp_path / name).write_text(text)
+        assert load_config([f'experiment="{tmp_path}/{name}"']).train.num_steps == 7
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_config(["experiment='~/own.yaml'"]).train.num_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("a: [", "not YAML that can be read"), ("- a\n- b\n", "holds ListConfig, not a mapping")]
+)
+def test_an_experiment_that_is_no_mapping(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_config([f"experiment={tmp_path}/own.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ([], False),
+        (
+            [
+                "train.num_steps=3",
+                "algorithm=dapo",
+                "data.shuffle=false",
+                "run_dir=x",
+                "~experiment",
+                "model.cache_dir=x",
+            ],
+            False,
+        ),
+        (["experiment=quickstart"], True),
+        (["+experiment=quickstart"], True),
+        (["model.path=org/model"], True),
+        (["model.build.num_layers=2"], True),
+        (["data=gsm8k"], True),
+        (["data@data=gsm8k"], True),
+        (["data.train={name: x}"], True),
+    ],
+)
+def test_what_names_a_run(overrides: list[str], named: bool) -> None:
+    assert names_a_run(overrides) == named

@@ -63,7 +63,7 @@ def test_options_go_to_the_reader_or_are_refused(tmp_path: Path) -> None:
     assert load_rows(str(tmp_path / "rows.parquet"), "train", DataConfig(options=options)) == ROWS
     assert (tmp_path / "cache").is_dir()
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
-    with pytest.raises(ConfigError, match="a json file takes no options, given: cache_dir"):
+    with pytest.raises(ConfigError, match="a json file has no options, remove cache_dir"):
         load_rows(str(tmp_path / "rows.jsonl"), "train", DataConfig(options=options))
 
 
@@ -109,8 +109,8 @@ def test_a_long_field_of_a_csv_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "said"),
     [
-        ({"header": None}, ConfigError, "leave its columns without names: add column_names"),
-        ({"engine": "python"}, ConfigError, "options.engine='python' makes numbers of texts"),
+        ({"header": None}, ConfigError, "leave columns without names: add column_names"),
+        ({"engine": "python"}, ConfigError, "options.engine='python' would turn texts into numbers"),
         ({"sep": "::"}, DataError, "the 'c' engine does not support"),
         ({"spe": ";"}, DataError, "spe"),
     ],

@@ -45,7 +45,7 @@ def test_splits_and_options_are_the_source_s_or_the_run_s() -> None:
 
 @pytest.mark.parametrize("value", [["addition"], {"name": "addition", "limit": 5}])
 def test_options_of_one_among_several_are_its_own(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"data\.options=\{'held_out': 3\} goes with sources that are a name alone"):
+    with pytest.raises(ConfigError, match=r"data\.options=\{'held_out': 3\} goes with a source that is a single name"):
         sources_of(value, "data.train", DataConfig(options={"held_out": 3}))
 
 

@@ -12,7 +12,7 @@ import pytest
 from rlsys.config.schema import Config, EvalConfig
 from rlsys.evaluation.evaluate import Evaluations, eval_metrics, evaluate
 from rlsys.guards.missing_rewards import NoRewardError
-from rlsys.preflight.prepare import EvalSet
+from rlsys.preflight.prepared import EvalSet
 from rlsys.types import Prompt, Sampling, ScoredGroup
 from tests.unit.records import group, reward, scored, summary
 

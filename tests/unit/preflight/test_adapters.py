@@ -1,4 +1,4 @@
-"""What is refused of adapters before Ray starts."""
+"""Checks of low-rank adapters before Ray starts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ LORA = "learner.lora.rank=8"
     ("overrides", "said"),
     [
         ([LORA, "learner.lora.dropout=1.0"], "learner.lora.dropout=1.0"),
-        ([LORA, "algorithm.refresh.every=2", "algorithm.kl.coef=0.1"], "algorithm.refresh.every > 0 needs a reference"),
+        (
+            [LORA, "algorithm.refresh.every=2", "algorithm.kl.coef=0.1"],
+            "the reference is the policy without its adapter",
+        ),
         (["learner.lora.rank=1024"], "at most rank 512"),
         (["learner.lora.rank=-1"], "learner.lora.rank=-1: must be at least 0"),
-        ([LORA, "learner.lora.quantize_base=nf4"], "through bitsandbytes: cluster.num_gpus is 0"),
+        ([LORA, "learner.lora.quantize_base=nf4"], "needs GPUs and bitsandbytes: cluster.num_gpus is 0"),
         ([LORA, "learner.lora.quantize_base=int8"], "learner.lora.quantize_base=int8"),
-        ([LORA, "cluster.num_gpus=4"], "half precision only, theirs is float32"),
+        ([LORA, "cluster.num_gpus=4"], "half precision only, and theirs is float32"),
         (["algorithm=ppo", "critic.lora.rank=8"], "a critic has no adapters"),
         (["scoring.num_gpus=0.5"], "cluster.num_gpus=0"),
     ],
@@ -63,14 +66,14 @@ def check(adapter: Path, *overrides: str, training: bool = True, **changed: Any)
 def test_an_adapter_to_start_from_must_be_the_one_that_is_described(adapter: Path) -> None:
     check(adapter, LORA, "learner.lora.alpha=16")
     for overrides, said in [
-        ([LORA], "was trained with alpha=16, learner.lora.alpha is 32"),
-        (["learner.lora.rank=4", "learner.lora.alpha=16"], "was trained with rank=8, learner.lora.rank is 4"),
+        ([LORA], "was trained with alpha=16, but learner.lora.alpha is 32.0"),
+        (["learner.lora.rank=4", "learner.lora.alpha=16"], "was trained with rank=8, but learner.lora.rank is 4"),
         ([LORA, "learner.lora.alpha=16", "learner.lora.use_rslora=true"], "use_rslora=False"),
-        ([], "was trained with rank=8, learner.lora.rank is 0"),
+        ([], "was trained with rank=8, but learner.lora.rank is 0"),
     ]:
         with pytest.raises(ConfigError, match=said):
             check(adapter, *overrides)
-    with pytest.raises(ConfigError, match="is no peft folder"):
+    with pytest.raises(ConfigError, match="is not a peft folder"):
         check_config(load_config([LORA, "model.adapter=/no/such/folder"]))
 
 

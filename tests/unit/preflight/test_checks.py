@@ -1,4 +1,4 @@
-"""What is refused before anything starts: each message names the key and the way out."""
+"""Checks before anything starts: each message names the key and what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from rlsys.algorithms.requirements import corrections_of
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
-from rlsys.preflight.checks import check_config, check_extras, check_lengths, check_resume, check_rewards, check_run_dir
+from rlsys.preflight.checks import check_config, check_extras, check_lengths, check_resume, check_run_dir
+from rlsys.preflight.rewards import check_rewards
 from rlsys.types import Prompt
 
 
@@ -44,12 +45,12 @@ def test_the_defaults_pass() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("resume", "always", ["known: never, auto"]),
+        ("resume", "always", ["must be one of never, auto"]),
         ("learner.dtype", "bfloat", ["did you mean 'bfloat16'?", "float32"]),
-        ("rollout.dtype", "float16", ["did you mean", "known: float32, bfloat16"]),
+        ("rollout.dtype", "float16", ["did you mean", "one of float32, bfloat16"]),
         ("learner.lr_schedule", "cosin", ["did you mean 'cosine'?"]),
         ("weights.backend", "ncl", ["did you mean 'nccl'?", "gloo"]),
-        ("learner.zero_stage", 4, ["0, 1, 2 and 3"]),
+        ("learner.zero_stage", 4, ["one of 0, 1, 2, 3"]),
         ("train.num_steps", 0, ["at least 1"]),
         ("train.prompts_per_step", 0, ["at least 1"]),
         ("train.samples_per_prompt", -1, ["at least 1"]),
@@ -59,8 +60,8 @@ def test_the_defaults_pass() -> None:
         ("rollout.max_response_tokens", 0, ["at least 1"]),
         ("learner.num_workers", 0, ["at least 1"]),
         ("scoring.num_workers", 0, ["at least 1"]),
-        ("rollout.temperature", 0.0, ["positive", "evaluation is greedy"]),
-        ("rollout.temperature", -1.0, ["positive"]),
+        ("rollout.temperature", 0.0, ["above 0", "evaluation is greedy"]),
+        ("rollout.temperature", -1.0, ["above 0"]),
         ("train.max_staleness", -1, ["at least 0"]),
         ("rollout.max_in_flight", 0, ["at least 1"]),
         ("rollout.linger_s", -0.1, ["at least 0"]),
@@ -70,16 +71,24 @@ def test_the_defaults_pass() -> None:
         ("eval.every", -1, ["at least 0"]),
         ("checkpoint.every", -1, ["at least 0"]),
         ("learner.lr", -1e-4, ["at least 0"]),
-        ("learner.lr", float("nan"), ["at least 0"]),
-        ("learner.eps", 0.0, ["positive"]),
-        ("rollout.kv_cache_gib", 0.0, ["positive"]),
+        ("learner.lr", float("nan"), ["finite number"]),
+        ("learner.eps", 0.0, ["above 0"]),
+        ("rollout.kv_cache_gib", 0.0, ["above 0"]),
         ("rollout.num_threads", 0, ["at least 1"]),
-        ("weights.deadline_s", float("inf"), ["positive"]),
+        ("weights.deadline_s", float("inf"), ["finite number"]),
+        ("learner.max_grad_norm", float("inf"), ["finite number"]),
+        ("eval.correct_at", float("nan"), ["finite number"]),
+        ("learner.betas", (0.9, 1.0), ["at least 0 and below 1"]),
+        ("model.build.warmup.check_every", 0, ["at least 1"]),
+        ("model.build.warmup.batch_size", -5, ["at least 1"]),
+        ("model.build.architecture", "qwen", ["one of qwen2, qwen3, llama"]),
+        ("logging.token_groups", -3, ["at least 0"]),
+        ("critic.packing", "pakced", ["did you mean 'packed'"]),  # a wrong word, though no critic is started,
         ("algorithm.kl.coef", -0.1, ["at least 0"]),
-        ("algorithm.kl.place", "rewards", ["did you mean 'reward'?"]),
-        ("algorithm.kl.target", 0.0, ["positive"]),
+        ("algorithm.kl.apply_to", "rewards", ["did you mean 'reward'?"]),
+        ("algorithm.kl.target", 0.0, ["above 0"]),
         ("algorithm.entropy.top_quantile", 1.2, ["at most 1"]),
-        ("algorithm.entropy.top_quantile", 0.0, ["positive"]),
+        ("algorithm.entropy.top_quantile", 0.0, ["above 0"]),
         ("algorithm.entropy.coef", -0.1, ["at least 0"]),
         ("algorithm.groups.oversample", 0.5, ["at least 1"]),
         ("algorithm.groups.zero_variance", "resampel", ["did you mean 'resample'?"]),
@@ -104,7 +113,7 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
         ),
         (
             {"rewards": [{"name": "exact_match", "deadline_s": 500}]},
-            ["may take 500 s for a call", "scoring.deadline_s=900 and rollout.deadline_s=900", "more than 1000"],
+            ["may take 500 s per call", "scoring.deadline_s=900 and rollout.deadline_s=900", "more than 1000"],
         ),
         (
             {"rollout.num_workers": 5, "train.prompts_per_step": 4},
@@ -112,7 +121,7 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
         ),
         (
             {"learner.zero_stage": 0, "learner.offload_optimizer": True},
-            ["learner.offload_optimizer=true", "learner.zero_stage 1, 2 or 3"],
+            ["learner.offload_optimizer=true", "learner.zero_stage to 1, 2 or 3"],
         ),
         ({"train.samples_per_prompt": 1}, ["train.samples_per_prompt=1", "'grpo'", "at least 2"]),
         ({"reference.num_workers": 0, "algorithm.kl.coef": 0.1}, ["reference.num_workers=0", "at least 1"]),
@@ -122,7 +131,7 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
         ),
         (
             {"algorithm.advantage": {"name": "grpo_passk", "k": 9}},
-            ["algorithm.advantage.k=9", "'grpo_passk'", "less than train.samples_per_prompt=8"],
+            ["algorithm.advantage.k=9", "'grpo_passk'", "train.samples_per_prompt=8", "less than 8"],
         ),
         (
             {"algorithm.advantage": {"name": "grpo_passk"}, "train.samples_per_prompt": 3},
@@ -147,37 +156,43 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
             ["truncate and mask each weigh", "weigh=false"],
         ),
         (
-            {"algorithm.advantage": {"name": "gae"}, "critic.head_start_steps": 200},
-            ["critic.head_start_steps=200", "train.num_steps=200", "never be trained"],
+            {"algorithm.advantage": {"name": "gae"}, "train.critic_warmup_steps": 200},
+            ["train.critic_warmup_steps=200", "train.num_steps=200", "never be trained"],
         ),
-        ({"algorithm.kl.name": "k1", "algorithm.kl.coef": 0.1}, ["expectation 0", "algorithm.kl.place=reward"]),
-        ({"algorithm.policy_loss": {"name": "kl_cov"}}, ["'kl_cov' holds back", "makes 1 update", "raise train."]),
+        ({"algorithm.kl.name": "k1", "algorithm.kl.coef": 0.1}, ["expectation 0", "algorithm.kl.apply_to=reward"]),
+        (
+            {"algorithm.policy_loss": {"name": "kl_cov"}},
+            ["policy loss 'kl_cov' penalises drift", "at least 2 updates per step", "set train."],
+        ),
         *(
             (
                 {
                     "algorithm.advantage": {"name": name},
-                    "algorithm.kl.place": "reward",
+                    "algorithm.kl.apply_to": "reward",
                     "algorithm.kl.coef": 0.1,
                 },
-                [f"'{name}' reads rewards as they are", "algorithm.kl.place=loss"],
+                [f"'{name}' needs the rewards as they are", "algorithm.kl.apply_to=loss"],
             )
             for name in ("maxrl", "gdpo", "gpg", "grpo_passk")
         ),
         *(
             (
                 {"algorithm.advantage": {"name": name}, "algorithm.groups.zero_variance": "resample"},
-                ["zero_variance=resample", f"'{name}'", "keep it"],
+                ["zero_variance=resample", f"'{name}'", "zero_variance=keep"],
             )
             for name in ("remax", "reinforce_pp", "gae")
         ),
         ({"algorithm.corrections": [{"name": "truncat"}]}, ["correction 'truncat'", "did you mean 'truncate'?"]),
         ({"algorithm.corrections": [{"name": "mask", "level": "tokens"}]}, ["'level' is 'tokens'", "token"]),
-        ({"train.minibatches_per_step": 65}, ["minibatches_per_step=65", "samples stay together"]),
-        ({"algorithm.kl.target": 0.1}, ["algorithm.kl.target needs a reference", "algorithm.kl.coef above 0"]),
+        ({"train.minibatches_per_step": 65}, ["minibatches_per_step=65", "samples stay in one minibatch"]),
+        (
+            {"algorithm.kl.target": 0.1},
+            ["algorithm.kl.target needs a reference", "algorithm.kl.coef=0 starts none: set it above 0"],
+        ),
         ({"algorithm.refresh.every": 5}, ["algorithm.refresh needs a reference"]),
         (
-            {"algorithm.kl.coef": 0.1, "algorithm.kl.place": "reward", "algorithm.kl.unbiased": True},
-            ["unbiased", "algorithm.kl.place=loss"],
+            {"algorithm.kl.coef": 0.1, "algorithm.kl.apply_to": "reward", "algorithm.kl.unbiased": True},
+            ["unbiased", "algorithm.kl.apply_to=loss"],
         ),
         (
             {
@@ -185,7 +200,7 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
                 "train.samples_per_prompt": 1,
                 "algorithm.advantage": {"name": "reinforce_pp"},
             },
-            ["zero_variance=drop", "'reinforce_pp'", "keep it"],
+            ["zero_variance=drop", "'reinforce_pp'", "zero_variance=keep"],
         ),
         ({"data.train": "mine.jsonl"}, ["data.eval is still", "'addition'", "data.eval=null"]),
         ({"rewards": [{"name": "target_length", "weight": "much"}]}, ["weight of 'target_length'", "'much'", "number"]),
@@ -207,13 +222,13 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
         ),
         ({"algorithm.aggregation": {"name": "token_sum"}}, ["aggregation 'token_sum'", "did you mean 'token_mean'?"]),
         ({"rewards": []}, ["rewards is empty", "{name: exact_match, weight: 1.0}"]),
-        ({"rewards": [{"weight": 1.0}]}, ["rewards: an entry has no name", "exact_match"]),
+        ({"rewards": [{"weight": 1.0}]}, ["rewards: the entry {'weight': 1.0} has no name", "exact_match"]),
         ({"weights.backend": "nccl"}, ["weights.backend=nccl needs GPUs", "cluster.num_gpus=0", "gloo or auto"]),
         ({"weights.backend": "ipc"}, ["weights.backend=ipc needs GPUs"]),
         ({"weights.backend": "gloo", "cluster.num_gpus": 2}, ["weights.backend=gloo", "use nccl or auto"]),
         (
             {"weights.backend": "ipc", "cluster.num_gpus": 1, "rollout.num_workers": 2},
-            ["weights.backend=ipc shares one GPU", "cluster.num_gpus to 1"],
+            ["weights.backend=ipc shares one GPU", "set these to 1: rollout.num_workers=2"],
         ),
         # 2 engines of 2 GPUs, and 2 learner ranks
         (
@@ -223,10 +238,10 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
                 "rollout.tensor_parallel_size": 2,
                 "learner.num_workers": 2,
             },
-            ["asks for 6 GPUs", "cluster.num_gpus=5"],
+            ["needs 6 GPUs", "learner.num_workers = 2", "cluster.num_gpus=5"],
         ),
         # one engine, one learner rank, and one reference worker because of the KL
-        ({"cluster.num_gpus": 2, "algorithm.kl.coef": 0.1}, ["asks for 3 GPUs", "reference.num_workers"]),
+        ({"cluster.num_gpus": 2, "algorithm.kl.coef": 0.1}, ["needs 3 GPUs", "reference.num_workers = 1"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -295,7 +310,7 @@ def test_rewards_are_checked_against_the_columns_of_the_data() -> None:
 def test_an_evaluation_needs_no_room_for_a_learner() -> None:
     engines = {"cluster.num_gpus": 2, "rollout.tensor_parallel_size": 2, "algorithm.kl.coef": 0.1}
     check_config(changed(engines), training=False)
-    with pytest.raises(ConfigError, match="the evaluation asks for 2 GPUs"):
+    with pytest.raises(ConfigError, match="the evaluation needs 2 GPUs"):
         check_config(changed({**engines, "cluster.num_gpus": 1}), training=False)
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from rlsys.config.schema import Config, DataConfig, ModelConfig, RolloutConfig
 from rlsys.errors import ConfigError, DataError, RlsysError
-from rlsys.preflight.prepare import Prepared, prepare
+from rlsys.preflight.prepare import prepare
+from rlsys.preflight.prepared import Prepared
 
 GOOD = {"prompt": "1+1=", "answer": "2"}
 
@@ -30,7 +31,7 @@ def write(config: Config, rows: Sequence[dict[str, Any]]) -> None:
 
 def refused(config: Config, kind: type[RlsysError]) -> str:
     with pytest.raises(kind) as caught:
-        prepare(config, say=lambda _: None)
+        prepare(config)
     return str(caught.value)
 
 

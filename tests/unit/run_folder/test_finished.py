@@ -31,8 +31,8 @@ def test_overrides_change_what_they_name_and_nothing_else(run: FinishedRun, monk
     assert config.rewards == [{"name": "target_length", "target": 5}]
     assert (config.data.eval, config.data.eval_limit) == ("here/gsm8k/test.jsonl", 3)
     assert config.eval.num_samples == 4
-    changed = ["reward=exact_match"]
-    assert to_config(overridden(run.composed(), composed(changed), changed)).rewards[0]["name"] == "exact_match"
+    changed = ["reward=math_answer"]
+    assert to_config(overridden(run.composed(), composed(changed), changed)).rewards[0]["name"] == "math_answer"
 
 
 def test_an_experiment_does_not_fit_a_finished_run(run: FinishedRun) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rlsys.commands.importers.command import import_recipe
+from rlsys.cli import execute
 from rlsys.config.compose import load_config
 from rlsys.config.overrides import config_dir, normalise
 from rlsys.config.schema import Config
@@ -22,7 +22,7 @@ def test_what_is_written_composes_and_passes_the_checks(
 ) -> None:
     """The command composes and checks what it is about to write (see the refusal below)."""
     output = tmp_path / "imported.yaml"
-    import_recipe([str(path), "--output", str(output), "--num-rows", "10000"])
+    execute(["import", str(path), "--output", str(output), "--num-rows", "10000"])
     text = output.read_text()
     assert text.startswith(f"# @package _global_\n# From {path.name}, ")
     assert OmegaConf.load(output).keys() <= OmegaConf.structured(Config).keys()
@@ -44,7 +44,7 @@ TRL = "per_device_train_batch_size: 8\nnum_generations: 4\nmodel_name_or_path: o
 def test_the_three_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     recipe = write(tmp_path, TRL + "top_p: 0.9\nlerning_rate: 1\nvllm_server_port: 8000\n")
-    import_recipe([str(recipe), "--version", "1.8"])
+    execute(["import", str(recipe), "--version", "1.8"])
     printed = " ".join(capsys.readouterr().out.split())
     assert (
         "trl (guessed: it sets per_device_train_batch_size, num_generations; defaults of trl 1.8, as asked for)"
@@ -68,27 +68,27 @@ def test_the_three_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
 def test_a_recipe_that_could_not_run_is_not_written(tmp_path: Path) -> None:
     recipe = write(tmp_path, "worker:\n  rollout: {n: 1}\n")  # GRPO needs two samples
     with pytest.raises(ConfigError, match=r"nothing was written: train\.samples_per_prompt=1"):
-        import_recipe([str(recipe)])
+        execute(["import", str(recipe)])
     assert list(tmp_path.iterdir()) == [recipe]
 
 
 def test_a_value_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
     recipe = write(tmp_path, TRL + "epsilon: narrow\n")
     with pytest.raises(ConfigError, match="could not convert string to float: 'narrow'"):
-        import_recipe([str(recipe)])
+        execute(["import", str(recipe)])
 
 
 def test_the_recipe_itself_is_never_written_over(tmp_path: Path) -> None:
     recipe = write(tmp_path, TRL)
     with pytest.raises(ConfigError, match="is the recipe itself"):
-        import_recipe([str(recipe), "--output", str(recipe)])
+        execute(["import", str(recipe), "--output", str(recipe)])
     assert recipe.read_text() == TRL
 
 
 def test_an_option_under_two_names_is_refused(tmp_path: Path) -> None:
     recipe = write(tmp_path, TRL + "dtype: float32\ntorch_dtype: bfloat16\n")
     with pytest.raises(ConfigError, match="'dtype' and 'torch_dtype' are the same option"):
-        import_recipe([str(recipe)])
+        execute(["import", str(recipe)])
 
 
 def test_an_experiment_may_lie_anywhere(tmp_path: Path) -> None:
@@ -111,9 +111,9 @@ def test_a_file_named_like_an_experiment_of_ours_is_the_file(tmp_path: Path) -> 
 
 def test_files_and_experiments_of_ours_make_one_sweep(tmp_path: Path) -> None:
     path = write(tmp_path, "seed: 1\n", "mine.yaml")
-    assert normalise([f"experiment={path},quickstart"]) == ["experiment=mine,quickstart"]
+    assert normalise([f"experiment={path},quickstart"], sweeps=True) == ["experiment=mine,quickstart"]
     with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
-        normalise([f"experiment={path},quikstart"])
+        normalise([f"experiment={path},quikstart"], sweeps=True)
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsys.commands.report.command import report
+from rlsys.cli import execute
 from rlsys.commands.report.page import SCRIPTS, pack
 from rlsys.errors import RlsysError
 from tests.run_folder import CONFIG, Recipe, write_lines, write_run
@@ -46,7 +46,7 @@ def test_packing_refuses_what_json_has_no_word_for() -> None:
 
 def test_the_page_holds_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", Recipe())
-    report([str(run)])
+    execute(["report", str(run)])
     output = run / "report.html"
     assert re.fullmatch(rf"{re.escape(str(output))}: \d\.\d MiB\n", capsys.readouterr().out)
     page = output.read_text()
@@ -65,14 +65,14 @@ def test_the_page_holds_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_nothing_in_the_page_asks_a_network(tmp_path: Path) -> None:
-    report([str(write_run(tmp_path / "run", Recipe(num_steps=1)))])
+    execute(["report", str(write_run(tmp_path / "run", Recipe(num_steps=1)))])
     page = (tmp_path / "run" / "report.html").read_text()
     assert not re.findall(r"<(?:link|iframe|img|object|embed|base)\b|\b(?:src|href)=(?!\"#)|@import|url\(", page)
 
 
 def test_only_the_pages_own_scripts_may_run(tmp_path: Path) -> None:
     """The policy names the sums of exactly two scripts: the page's and Bokeh's."""
-    report([str(write_run(tmp_path / "run", Recipe(num_steps=1)))])
+    execute(["report", str(write_run(tmp_path / "run", Recipe(num_steps=1)))])
     page = (tmp_path / "run" / "report.html").read_text()
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
@@ -94,7 +94,7 @@ def test_texts_of_a_run_are_never_markup(tmp_path: Path) -> None:
     )
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 2, f"reward/{HOSTILE}/mean": 1.0}) + "\n")
-    report([str(run)])
+    execute(["report", str(run)])
     page = (run / "report.html").read_text()
     assert "hacked" not in page
     assert "<img" not in page
@@ -119,7 +119,7 @@ def test_the_pages_scripts_write_no_markup() -> None:
 def test_two_runs_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write_run(tmp_path / parent / "run", Recipe(num_steps=2)) for parent in ("first", "second")]
     output = tmp_path / "both.html"
-    report([*map(str, runs), "--output", str(output), "--max-rollouts", "32"])
+    execute(["report", *map(str, runs), "--output", str(output), "--max-rollouts", "32"])
     head = unpacked(output.read_text(), "head")
     assert [told["name"] for told in head["runs"]] == ["first/run", "second/run"]
     assert [told["rollouts"]["shown"] for told in head["runs"]] == [16, 16]
@@ -131,7 +131,7 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_run_without_rollouts_or_timeline(tmp_path: Path) -> None:
     write_lines(tmp_path / "metrics.jsonl", [{"step": 0, "eval/accuracy": 0.5}])
-    report([str(tmp_path)])
+    execute(["report", str(tmp_path)])
     page = (tmp_path / "report.html").read_text()
     assert unpacked(page, "0-index") == {}
     assert unpacked(page, "head")["runs"][0]["notes"][0].startswith("no rollouts")
@@ -140,7 +140,7 @@ def test_a_run_without_rollouts_or_timeline(tmp_path: Path) -> None:
 def test_tokens_without_their_tokenizer_are_told_of(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", Recipe(num_steps=1))
     write_lines(run / "rollouts" / "step-000001.jsonl", [{"response": "a", "tokens": {"ids": [1], "logprobs": [-1.0]}}])
-    report([str(run)])
+    execute(["report", str(run)])
     notes = unpacked((run / "report.html").read_text(), "head")["runs"][0]["notes"]
     assert notes == [
         "the tokens of 1 rollouts are not coloured: the run has no folder tokenizer/ to read their ids with"
@@ -150,8 +150,8 @@ def test_tokens_without_their_tokenizer_are_told_of(tmp_path: Path) -> None:
 def test_where_the_file_cannot_be_written(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", Recipe(num_steps=1))
     with pytest.raises(RlsysError, match="is a folder: name a file"):
-        report([str(run), "--output", str(tmp_path)])
+        execute(["report", str(run), "--output", str(tmp_path)])
     with pytest.raises(RlsysError, match="no such folder"):
-        report([str(run), "--output", str(tmp_path / "nowhere" / "report.html")])
+        execute(["report", str(run), "--output", str(tmp_path / "nowhere" / "report.html")])
     with pytest.raises(SystemExit):
-        report([str(run), "--max-rollouts", "-1"])
+        execute(["report", str(run), "--max-rollouts", "-1"])

@@ -1,0 +1,127 @@
+"""`rlsys train`: starts the run, or all runs of a sweep, that a command line describes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import sys
+from pathlib import Path
+
+from rlsys.commands.libraries import quiet_libraries
+from rlsys.commands.overrides import add_overrides
+from rlsys.config.compose import Job, jobs
+from rlsys.config.overrides import names_a_run, normalise
+from rlsys.config.paths import absolute, expanded
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = """\
+Train a policy. Every option is set as key=value, in Hydra's grammar:
+
+  rlsys train experiment=quickstart train.num_steps=50
+  rlsys train model.path=Qwen/Qwen2.5-0.5B-Instruct data.train=my.jsonl data.eval=null reward=math_answer
+  rlsys train experiment=my.yaml run_dir=runs/mine resume=auto checkpoint.every=20
+
+experiment=NAME chooses a whole run from configs/experiment/, experiment=path/to/file.yaml one of your own.
+docs/configuration.md lists every option, with its default and its bounds.
+"""
+
+NOTHING_NAMED = """\
+rlsys train: nothing says what to train. Give an experiment, or your model and data:
+  rlsys train experiment=quickstart
+  rlsys train model.path=Qwen/Qwen2.5-0.5B-Instruct data.train=my.jsonl data.eval=null"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the overrides and Hydra's own flags."""
+    parser.description = DESCRIPTION
+    add_overrides(parser)
+    hydra = parser.add_argument_group("flags of Hydra")
+    hydra.add_argument(
+        "--cfg",
+        "-c",
+        choices=("job", "hydra", "all"),
+        help="print the configuration instead of training (job: the run's)",
+    )
+    hydra.add_argument("--package", "-p", metavar="SECTION", help="with --cfg: print this section only, as train")
+    hydra.add_argument("--resolve", action="store_true", help="with --cfg: fill in ${...} first")
+    hydra.add_argument(
+        "--multirun", "-m", action="store_true", help="train one run per combination of values (seed=0,1)"
+    )
+    hydra.add_argument("--run", "-r", action="store_true", help="train one run (the default)")
+    hydra.add_argument(
+        "--config-dir", "-cd", metavar="FOLDER", help="folder with presets of your own, searched besides configs/"
+    )
+    hydra.add_argument("--config-name", "-cn", metavar="NAME", help="another top file than config")
+    hydra.add_argument("--config-path", "-cp", metavar="FOLDER", help="another folder of presets than configs/")
+    hydra.add_argument(
+        "--info",
+        "-i",
+        nargs="?",
+        const="all",
+        metavar="WHAT",
+        choices=("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+        help="print how the configuration is composed: all, config, defaults, defaults-tree, plugins or searchpath",
+    )
+    hydra.add_argument(
+        "--experimental-rerun", metavar="FILE", help="train again from a configuration that Hydra pickled"
+    )
+    hydra.add_argument("--hydra-help", action="store_true", help="print Hydra's own help")
+    hydra.add_argument("--shell-completion", "-sc", action="store_true", help="Hydra's completion; see rlsys --help")
+    hydra.add_argument("--version", action="store_true", help="print Hydra's version")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train every run that the command line describes, one after the other; the first failure ends the command."""
+    folders = [expanded(options.config_dir)] if options.config_dir else []
+    only_prints = (options.cfg, options.info, options.hydra_help, options.shell_completion, options.version)
+    another_top = (options.config_name, options.config_path, options.experimental_rerun)
+    if not any((*only_prints, *another_top)) and not names_a_run(options.overrides):
+        normalise(options.overrides, sweeps=options.multirun, folders=folders)  # a wrong key is the better answer
+        print(NOTHING_NAMED, file=sys.stderr)
+        sys.exit(2)
+    flags = [argument for argument in options.arguments if argument not in options.overrides]
+    for job in jobs(options.overrides, flags=flags, sweeps=options.multirun, folders=folders):
+        train_job(job)
+
+
+def train_job(job: Job) -> Path:
+    """Check, prepare and train one run; return its folder. Raise RlsysError, before Ray starts where possible."""
+    from omegaconf import OmegaConf
+
+    from rlsys.build.run import open_run
+    from rlsys.metrics.display import Display
+    from rlsys.preflight.checks import check_resume, check_run_dir
+    from rlsys.preflight.prepare import prepare
+    from rlsys.runtime.interrupt import run_until_interrupted
+    from rlsys.train import train
+
+    quiet_libraries()
+    # The cheap checks of the folder come first: preparing may build a model, which takes minutes.
+    run_dir = folder_of(job)
+    check_resume(job.config.resume, job.config.run_dir)
+    check_run_dir(run_dir, job.config.resume)
+    prepared = prepare(dataclasses.replace(job.config, run_dir=str(run_dir)))
+    # Nothing is written before everything has been checked.
+    run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.structured(prepared.config), run_dir / "config.yaml")
+    prepared.tokenizer().save_pretrained(run_dir / "tokenizer")
+    logger.info("run %s: starting Ray, engines and learner (about half a minute)", run_dir)
+    display = Display(prepared.config.train.num_steps)
+
+    async def whole() -> None:
+        async with open_run(prepared, run_dir, display) as opened:
+            await opened.supervise(train(opened))
+
+    with display:
+        run_until_interrupted(whole())
+    logger.info("done: metrics, rollouts and checkpoints in %s", run_dir)
+    return run_dir
+
+
+def folder_of(job: Job) -> Path:
+    """Return a run's folder: `run_dir` or `$RLSYS_RUNS/<experiment>/<time>`; below it one folder per run of a sweep."""
+    base = job.config.run_dir or str(Path(os.environ.get("RLSYS_RUNS", "runs")) / job.name / job.started)
+    return Path(absolute(base)) / ("" if job.number is None else str(job.number))

@@ -1,0 +1,93 @@
+"""One option of a run: its default, the values it takes and its help, declared in one place.
+
+The dataclasses of `rlsys/config/schema.py` declare every option with `option`. From these declarations come the checks
+(`rlsys/config/bounds.py`), the nearest matches for misspelt keys (`rlsys/config/overrides.py`), the shell completion
+and docs/configuration.md (`rlsys/config/reference.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlsys.errors import closest
+
+# Each bound of a `Rule`: how it compares, its words in messages and its sign in tables.
+BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str, str]] = {
+    "ge": (operator.ge, "at least", ">="),
+    "gt": (operator.gt, "above", ">"),
+    "le": (operator.le, "at most", "<="),
+    "lt": (operator.lt, "below", "<"),
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one option means and which values it takes. A null passes wherever the option's type allows it."""
+
+    help: str
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    choices: tuple[Any, ...] = ()
+    any_number: bool = False  # a number without bounds, on purpose
+
+    def bounds(self) -> dict[str, float]:
+        """Return the bounds that are set, as `{"ge": 1}`."""
+        return {name: bound for name in BOUNDS if (bound := getattr(self, name)) is not None}
+
+    def complaint(self, value: Any, *, with_bounds: bool = True) -> str | None:
+        """Return what is wrong with `value`, or None. Of a list or tuple every number is checked."""
+        if self.choices and value is not None and value not in self.choices:
+            near = closest(str(value), map(str, self.choices))
+            hint = f"; did you mean '{near}'?" if near is not None else ""
+            return f"must be one of {', '.join(map(str, self.choices))}{hint}"
+        for number in value if isinstance(value, list | tuple) else (value,):
+            # True is an int to Python, and a list of texts has no bounds.
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            if not math.isfinite(number):
+                return "must be a finite number"
+            if with_bounds and not all(BOUNDS[name][0](number, bound) for name, bound in self.bounds().items()):
+                words = [f"{BOUNDS[name][1]} {bound:g}" for name, bound in self.bounds().items()]
+                return f"must be {' and '.join(words)}"
+        return None
+
+
+def option(default: Any, **rule: Any) -> Any:
+    """Declare a dataclass field with its default and its `Rule` (`help`, `ge`, `gt`, `le`, `lt`, `choices`)."""
+    metadata = {"rule": Rule(**rule)}
+    if isinstance(default, list | dict):  # each instance gets its own
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option at its place in a configuration."""
+
+    key: str  # dotted, as on the command line
+    type: str  # as written in the dataclass
+    value: Any
+    rule: Rule
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its keys are free: the options of a function, or names of columns."""
+        return self.type.startswith("dict[")
+
+
+def options(config: Any, prefix: str = "") -> Iterator[Option]:
+    """Yield every option of a dataclass instance, in the order of declaration."""
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
+        if dataclasses.is_dataclass(value):
+            yield from options(value, f"{prefix}{one.name}.")
+        else:
+            yield Option(f"{prefix}{one.name}", str(one.type), value, one.metadata["rule"])

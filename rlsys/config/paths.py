@@ -1,0 +1,55 @@
+"""Names of files in options: `~` expanded, and made independent of the working directory.
+
+Workers run in other folders, and a run's `config.yaml` is read again from anywhere. So every file that an option names
+is made absolute before the run starts. Names that only look like files (hub ids, registered functions) stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with `~` replaced by the home folder."""
+    return Path(path).expanduser()
+
+
+def absolute(path: str | Path) -> str:
+    """Return a path that does not depend on the working directory."""
+    return str(expanded(path).resolve())
+
+
+def absolute_function(name: str) -> str:
+    """Make the file of `path.py:function` absolute; return any other name as it is."""
+    path, colon, function = name.rpartition(":")
+    return f"{absolute(path)}{colon}{function}" if path.endswith(".py") else name
+
+
+def absolute_node(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the function's file absolute in `{name: path.py:function, option: value}`."""
+    return {**node, "name": absolute_function(node["name"])} if isinstance(node.get("name"), str) else dict(node)
+
+
+def absolute_if_there(value: Any) -> Any:
+    """Make the names of existing files, folders and functions in files absolute, in lists and mappings too.
+
+    Any other value, a text or a hub id for example, is returned as it is.
+    """
+    if isinstance(value, Mapping):
+        return {key: absolute_if_there(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [absolute_if_there(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    if _is_there(value):
+        return absolute(value)
+    return absolute_function(value) if _is_there(value.rpartition(":")[0]) else value
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return bool(path) and expanded(path).exists()
+    except OSError:  # too long for a file name: a text
+        return False
