@@ -58,7 +58,7 @@ def main() -> None:
         display = ClockedDisplay(options.steps)
         with open_run(prepare(config), Path(folder) / "run", display) as run:
             pin("ray::RolloutWorker", 0)
-            pin("ray::LearnerWorker", 1)
+            pin("ray::PolicyRank", 1)
             run.weights.broadcast(0)
             _step_s(run, 1, 3, Path(folder) / "warm-up")
             for number in range(options.rounds):

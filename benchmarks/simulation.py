@@ -89,7 +89,7 @@ def _run(workload: Workload, folder: Path, workers: int, staleness: int, num_ste
     with open_run(prepare(config), folder, display) as run:
         for engine in range(workers):
             pin("ray::RolloutWorker", engine, which=engine)
-        pin("ray::LearnerWorker", 1)
+        pin("ray::PolicyRank", 1)
         train(run)
     gaps = [end - start for start, end in zip(display.done_at, display.done_at[1:], strict=False)]
     counted = gaps[SKIP : len(gaps) - staleness - 1]

@@ -93,11 +93,11 @@ def _experience(run: Run, collected: Collected, version: int, clock: StageClock)
 
 
 def _update(run: Run, experience: Experience, step: int) -> tuple[Metrics, list[Offender]]:
-    """Policy and critic; nothing when no group is left to train, and only the critic during its head start."""
+    """Policy and critic; nothing when no group is left to train, and only the critic during its warm-up."""
     metrics: Metrics = {"policy/kl_coef": run.coefficients.kl, "policy/entropy_coef": run.coefficients.entropy}
     if not experience.minibatches:
         return metrics, []
-    if run.critic is None or step > run.config.critic.head_start_steps:
+    if run.critic is None or step > run.config.train.critic_warmup_steps:
         learned, offenders = run.learner.update(experience)
         metrics |= learned
         if offenders:

@@ -68,7 +68,7 @@ CONFIG: dict[str, Any] = {
         "policy_loss": {"name": "ppo_clip", "clip_high": 0.28},
         "aggregation": {"name": "token_mean"},
         "corrections": [{"name": "truncate", "high": 2.0}],
-        "kl": {"coef": 0.04, "name": "k3", "place": "loss"},
+        "kl": {"coef": 0.04, "name": "k3", "apply_to": "loss"},
     },
     "rewards": [{"name": "math_answer", "weight": 1.0}, {"name": "format", "weight": 0.2}],
 }

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.algorithms.coefficients import initial
-from rlsys.algorithms.requirements import needs_critic, needs_greedy
-from rlsys.build.placement import demands, weight_backend
+from rlsys.algorithms.requirements import needs_greedy
+from rlsys.build.placement import demands
 from rlsys.config.schema import Config
 from rlsys.data.stream import PromptStream
 from rlsys.errors import DeadlineError, WorkerError
@@ -19,10 +19,9 @@ from rlsys.guards.first_failures import FirstFailures
 from rlsys.guards.missing_rewards import Unscored, unscored_steps
 from rlsys.guards.nonfinite import NonFiniteGuard
 from rlsys.learner.critic_group import CriticGroup
-from rlsys.learner.critic_worker import CriticSetup
 from rlsys.learner.group import LearnerGroup
 from rlsys.learner.ranks import GangGroup
-from rlsys.learner.worker import LearnerSetup
+from rlsys.learner.setup import CriticSetup, PolicySetup
 from rlsys.metrics.display import Display
 from rlsys.metrics.timeline import Timeline, timeline_path
 from rlsys.orchestrator.admission import Ledger
@@ -32,6 +31,7 @@ from rlsys.orchestrator.sampler import Sampler
 from rlsys.orchestrator.scheduler import Scheduler
 from rlsys.preflight.prepare import Prepared
 from rlsys.reference.pool import REFERENCE_FILE, ReferencePool
+from rlsys.reference.worker import ReferenceSetup
 from rlsys.rewards.entry import wants_whole_groups
 from rlsys.rollout.adapters import AdapterSlots
 from rlsys.rollout.pool import RolloutPool
@@ -45,6 +45,7 @@ from rlsys.runtime.lanes import Lanes
 from rlsys.scoring.pool import RewardPool
 from rlsys.scoring.worker import Extent
 from rlsys.types import Coefficients, Sampling
+from rlsys.weights.backend import weight_backend
 from rlsys.weights.broadcaster import AdapterBroadcaster, WeightBroadcaster
 from rlsys.weights.canary import Probe, probe_text
 from rlsys.weights.verify import bound_of
@@ -101,9 +102,13 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
         cluster = stack.enter_context(connected(config, wanted))
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
         scoring = start_scoring(cluster, prepared, wanted["reward"])
-        learner = LearnerGroup(cluster, learner_setup(prepared), wanted["learner"])
-        critic = CriticGroup(cluster, _critic_setup(prepared), wanted["critic"]) if wanted["critic"] else None
-        reference = _start_reference(cluster, prepared, wanted["reference"])
+        source = (config, prepared.model_path)
+        learner = LearnerGroup(cluster, PolicySetup.from_config(*source), wanted["learner"])
+        critic, reference = None, None
+        if wanted["critic"]:
+            critic = CriticGroup(cluster, CriticSetup.from_config(*source), wanted["critic"])
+        if wanted["reference"]:
+            reference = ReferencePool(cluster, ReferenceSetup.from_config(*source), wanted["reference"])
         roles = [rollout, learner, scoring, *(role for role in (critic, reference) if role is not None)]
         _start(cluster, config, *roles)
         weights = build_broadcaster(cluster.calls, config, learner, rollout)
@@ -224,62 +229,6 @@ def start_scoring(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) ->
     extent = Extent(config.train.num_steps, len(prepared.train_prompts) / config.train.prompts_per_step or 1.0)
     model = (prepared.model_path, config.model.trust_remote_code)
     return RewardPool(cluster, config.scoring, wanted, config.rewards, *model, extent)
-
-
-def _start_reference(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> ReferencePool | None:
-    if not wanted:
-        return None
-    config = prepared.config
-    return ReferencePool(
-        cluster,
-        config.reference,
-        wanted,
-        prepared.model_path,
-        config.learner.dtype,
-        config.rollout.temperature,
-        config.algorithm.kl.name if config.algorithm.kl.place == "reward" else None,
-        config.model.trust_remote_code,
-    )
-
-
-def learner_setup(prepared: Prepared) -> LearnerSetup:
-    """The learner ranks' part of the configuration."""
-    config = prepared.config
-    return LearnerSetup(
-        learner=config.learner,
-        algorithm=config.algorithm,
-        weights=config.weights,
-        model_path=prepared.model_path,
-        trust_remote_code=config.model.trust_remote_code,
-        chat_template=config.model.chat_template,
-        adapter=config.model.adapter,
-        engine_dtype=config.rollout.dtype or config.learner.dtype,
-        temperature=config.rollout.temperature,
-        num_updates=num_updates(config, config.critic.head_start_steps if needs_critic(config) else 0),
-        passes=config.train.updates_per_step,
-        old_logprobs=config.train.old_logprobs,
-        kv_is_kept=config.rollout.inflight_kv == "keep",
-        seed=config.seed,
-    )
-
-
-def _critic_setup(prepared: Prepared) -> CriticSetup:
-    config = prepared.config
-    return CriticSetup(
-        critic=config.critic,
-        algorithm=config.algorithm,
-        model_path=prepared.model_path,
-        trust_remote_code=config.model.trust_remote_code,
-        num_updates=num_updates(config),
-        passes=config.train.updates_per_step,
-        seed=config.seed,
-    )
-
-
-def num_updates(config: Config, steps_without: int = 0) -> int:
-    """Optimizer updates of the whole run, but for some steps: what a learning rate's schedule is made for."""
-    train = config.train
-    return (train.num_steps - steps_without) * train.updates_per_step * train.minibatches_per_step
 
 
 def _prompt_stream(prepared: Prepared, state: checkpoint.RunState, say: Callable[[str], None]) -> PromptStream:

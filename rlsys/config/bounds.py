@@ -69,7 +69,7 @@ CRITIC_AT_LEAST: dict[str, float] = {
     "critic.max_grad_norm": 0,
     "critic.num_cpus": 0,
     "critic.num_threads": 1,
-    "critic.head_start_steps": 0,
+    "train.critic_warmup_steps": 0,
 }
 """Of a role that only an advantage estimator made of values starts."""
 ABOVE_ZERO = (

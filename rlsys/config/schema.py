@@ -88,6 +88,7 @@ class TrainConfig:
     minibatches_per_step: int = 1  # parts of a step's prompts, one optimizer update each
     updates_per_step: int = 1  # passes over a step's experience (mu)
     old_logprobs: str = "learner"  # learner | engine | none: what the ratio is taken to; none: it is 1 (on policy)
+    critic_warmup_steps: int = 0  # steps at the start that train the critic alone (gae)
     max_nonfinite_steps: int = 3  # steps in a row that met NaN or infinity, were not applied, and end the run
 
 
@@ -160,7 +161,6 @@ class CriticConfig(LearnerConfig):
 
     lr: float = 1e-5
     value_clip: float | None = 0.2  # how far a value may move in one step
-    head_start_steps: int = 0  # steps at the start that train the critic alone
     whiten: bool = True  # advantages to zero mean and unit variance over the step's tokens
 
 
@@ -191,7 +191,7 @@ class ScoringConfig:
 class KlConfig:
     coef: float = 0.0  # 0: no reference worker is started; the preset `grpo` of configs/algorithm has 0.04
     name: str = "k3"
-    place: str = "loss"  # loss | reward: there summed over the response, of the policy that sampled
+    apply_to: str = "loss"  # loss | reward: there summed over the response, of the policy that sampled
     unbiased: bool = False  # in the loss: weighed by the ratio, so that k3's gradient is the KL's
     target: float | None = None  # KL a token that an adaptive coefficient aims at; null keeps `coef`
     horizon: int = 10000  # trajectories over which it adapts

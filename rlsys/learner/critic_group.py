@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlsys.learner.critic_worker import CriticSetup, CriticWorker
-from rlsys.learner.rank import Share
+from rlsys.learner.critic_rank import CriticRank
+from rlsys.learner.rank_batch import RankBatch
 from rlsys.learner.ranks import GangGroup
+from rlsys.learner.setup import CriticSetup
 from rlsys.runtime.balance import balance
 from rlsys.runtime.chunks import Place, chunks_of
 from rlsys.runtime.cluster import Cluster, Demand
@@ -20,7 +21,7 @@ class CriticGroup(GangGroup):
     METRICS = "critic"
 
     def __init__(self, cluster: Cluster, setup: CriticSetup, demands: list[Demand]) -> None:
-        super().__init__(cluster, CriticWorker, setup.critic, setup, demands)
+        super().__init__(cluster, CriticRank, setup.critic, setup, demands)
 
     def estimate(
         self,
@@ -50,11 +51,11 @@ class CriticGroup(GangGroup):
 
 def _whole(
     groups: Sequence[RolloutGroup], places: Sequence[Sequence[Place]], coefficients: Coefficients, has_reference: bool
-) -> Share:
+) -> RankBatch:
     """Every trajectory of the groups as one minibatch; a row's group is its place among them."""
     pairs = [(g, s, summary) for g, group in enumerate(groups) for s, summary in enumerate(group.summaries)]
     rows = tuple(
         ExperienceRow(index, g, s, 0.0, 0.0, summary.num_tokens, summary.num_response_tokens)
         for index, (g, s, summary) in enumerate(pairs)
     )
-    return Share((rows,), (0,), coefficients, 0, places, has_reference, has_estimates=False)
+    return RankBatch((rows,), (0,), coefficients, 0, places, has_reference, has_estimates=False)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from rlsys.learner.policy_rank import PolicyRank
 from rlsys.learner.ranks import GangGroup
-from rlsys.learner.worker import LearnerSetup, LearnerWorker
+from rlsys.learner.setup import PolicySetup
 from rlsys.runtime.balance import balance
 from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster, Demand
@@ -20,8 +21,8 @@ class LearnerGroup(GangGroup):
 
     METRICS = "policy"
 
-    def __init__(self, cluster: Cluster, setup: LearnerSetup, demands: list[Demand]) -> None:
-        super().__init__(cluster, LearnerWorker, setup.learner, setup, demands)
+    def __init__(self, cluster: Cluster, setup: PolicySetup, demands: list[Demand]) -> None:
+        super().__init__(cluster, PolicyRank, setup.learner, setup, demands)
         self._update_info: Mapping[str, Any] = {}
 
     def weight_address(self) -> tuple[str, int]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlsys.config.schema import LearnerConfig
-from rlsys.learner.rank import GangWorker, Share
+from rlsys.learner.rank import Rank
+from rlsys.learner.rank_batch import RankBatch
 from rlsys.runtime.balance import balance
 from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster, Demand
@@ -21,7 +22,7 @@ class GangGroup:
     """First word of its metrics."""
 
     def __init__(
-        self, cluster: Cluster, worker: type[GangWorker], config: LearnerConfig, setup: Any, demands: Sequence[Demand]
+        self, cluster: Cluster, worker: type[Rank], config: LearnerConfig, setup: Any, demands: Sequence[Demand]
     ) -> None:
         self._cluster = cluster
         self._config = config
@@ -46,16 +47,16 @@ class GangGroup:
         calls = {}
         for rank, (name, worker) in enumerate(self._workers.items()):
             parts = zip(experience.minibatches, shares, strict=True)
-            share = Share(
+            batch = RankBatch(
                 minibatches=tuple(tuple(rows[index] for index in split[rank]) for rows, split in parts),
                 num_tokens=num_tokens,
                 coefficients=experience.coefficients,
                 policy_version=experience.policy_version,
-                places=places,
+                chunk_indices=places,
                 has_reference=experience.ref_logprobs is not None,
                 has_estimates=experience.estimates is not None,
             )
-            calls[name] = worker.update.remote(share, *arrays)
+            calls[name] = worker.update.remote(batch, *arrays)
         results = self._cluster.calls.gather(calls, what=f"{self._name} update", deadline_s=self._config.deadline_s)
         metrics = next(iter(results.values()))[0]
         offenders = [offender for _, found in results.values() for offender in found]

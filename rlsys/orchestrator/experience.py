@@ -35,7 +35,7 @@ class CreditAssignment:
         self._advantage = advantages.registry.component(algorithm.advantage)
         self._aggregate = aggregation.registry.component(algorithm.aggregation)
         self._labels = {label: float(spec.get("weight", 1.0)) for label, spec in labelled(config.rewards)}
-        self._kl_in_reward = algorithm.kl.coef > 0 and algorithm.kl.place == "reward"
+        self._kl_in_reward = algorithm.kl.coef > 0 and algorithm.kl.apply_to == "reward"
         self._mask_truncated = algorithm.groups.mask_truncated
         self._num_minibatches = config.train.minibatches_per_step
 

@@ -51,10 +51,10 @@ def _check_estimator(config: Config) -> None:
 
 
 def _check_critic(config: Config) -> None:
-    head_start = config.critic.head_start_steps
-    if needs_critic(config) and head_start >= config.train.num_steps:
+    warmup = config.train.critic_warmup_steps
+    if needs_critic(config) and warmup >= config.train.num_steps:
         raise ConfigError(
-            f"critic.head_start_steps={head_start} is not less than train.num_steps={config.train.num_steps}: the "
+            f"train.critic_warmup_steps={warmup} is not less than train.num_steps={config.train.num_steps}: the "
             "policy would never be trained"
         )
 
@@ -107,21 +107,21 @@ def _check_weighing(config: Config) -> None:
 
 def _check_kl(config: Config) -> None:
     penalty, refresh = config.algorithm.kl, config.algorithm.refresh
-    one_of("algorithm.kl.place", penalty.place, ("loss", "reward"))
-    if penalty.unbiased and penalty.place == "reward":
+    one_of("algorithm.kl.apply_to", penalty.apply_to, ("loss", "reward"))
+    if penalty.unbiased and penalty.apply_to == "reward":
         raise ConfigError(
-            "algorithm.kl.unbiased=true weighs the KL in the loss by the ratio; set algorithm.kl.place=loss"
+            "algorithm.kl.unbiased=true weighs the KL in the loss by the ratio; set algorithm.kl.apply_to=loss"
         )
     estimator = str(config.algorithm.advantage["name"])
     raw = advantages.registry.fact(estimator, "raw_rewards", False)
-    if raw and penalty.place == "reward" and penalty.coef > 0:
+    if raw and penalty.apply_to == "reward" and penalty.coef > 0:
         raise ConfigError(
-            f"algorithm.kl.place=reward: the advantage estimator '{estimator}' reads rewards as they are, and a "
-            "penalty would change what they mean; set algorithm.kl.place=loss"
+            f"algorithm.kl.apply_to=reward: the advantage estimator '{estimator}' reads rewards as they are, and a "
+            "penalty would change what they mean; set algorithm.kl.apply_to=loss"
         )
-    if penalty.name == "k1" and penalty.place == "loss" and penalty.coef > 0 and not penalty.unbiased:
+    if penalty.name == "k1" and penalty.apply_to == "loss" and penalty.coef > 0 and not penalty.unbiased:
         raise ConfigError(
-            "algorithm.kl.name=k1 in the loss has a gradient of expectation 0: set algorithm.kl.place=reward, or "
+            "algorithm.kl.name=k1 in the loss has a gradient of expectation 0: set algorithm.kl.apply_to=reward, or "
             "unbiased=true, or another estimator"
         )
     for key, wanted in (("algorithm.kl.target", penalty.target is not None), ("algorithm.refresh", refresh.every > 0)):

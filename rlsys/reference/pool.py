@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlsys.config.schema import ReferenceConfig
-from rlsys.reference.worker import REFERENCE_FILE, ReferenceWorker
+from rlsys.reference.worker import REFERENCE_FILE, ReferenceSetup, ReferenceWorker
 from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.types import RolloutGroup
@@ -17,14 +16,12 @@ __all__ = ["REFERENCE_FILE", "ReferencePool"]
 class ReferencePool:
     """Interchangeable workers; each takes a share of the groups, balanced by tokens."""
 
-    def __init__(self, cluster: Cluster, config: ReferenceConfig, demands: list[Demand], *worker_args: Any) -> None:
+    def __init__(self, cluster: Cluster, setup: ReferenceSetup, demands: list[Demand]) -> None:
         self._calls = cluster.calls
-        self._config = config
+        self._config = setup.reference
         self.names = [demand.name for demand in demands]
-        self.deadline_s = config.deadline_s
-        self._workers = {
-            demand.name: cluster.start(ReferenceWorker, demand, config, *worker_args) for demand in demands
-        }
+        self.deadline_s = setup.reference.deadline_s
+        self._workers = {demand.name: cluster.start(ReferenceWorker, demand, setup) for demand in demands}
         self.is_initial = True  # until a refresh, or a checkpoint of one
 
     def start(self, deadline_s: float) -> None:

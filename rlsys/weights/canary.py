@@ -17,7 +17,7 @@ import numpy as np
 from rlsys.errors import WeightMismatchError
 from rlsys.metrics.step import Metrics
 from rlsys.runtime.calls import Calls
-from rlsys.weights.verify import LogprobDiff, check, diff_of
+from rlsys.weights.verify import LogprobDiff, check_logprobs, diff_of
 
 NUM_TOKENS = 64
 """Of the text: enough to go through every layer many times, little enough to cost nothing."""
@@ -133,7 +133,7 @@ class Probe:
         if known.bare is not None:
             check_effect({engine: diff_of(logprobs, known.bare) for engine, logprobs in engines.items()}, diffs)
         if self._bound is not None:
-            check(
+            check_logprobs(
                 diffs,
                 bound=self._bound,
                 policy_version=policy_version,

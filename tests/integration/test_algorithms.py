@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from rlsys.algorithms.requirements import needs_critic
-from rlsys.build.run import Run, build_pipeline, learner_setup, start_coefficients
+from rlsys.build.run import Run, build_pipeline, start_coefficients
 from rlsys.config.compose import load_config
 from rlsys.config.overrides import config_dir
 from rlsys.errors import RlsysError
 from rlsys.guards.missing_rewards import unscored_steps
 from rlsys.guards.nonfinite import NonFiniteGuard
+from rlsys.learner.setup import PolicySetup
 from rlsys.orchestrator.experience import CreditAssignment
 from rlsys.preflight.checks import check_config
 from rlsys.run_folder import checkpoint
@@ -80,9 +81,9 @@ def switched(run: Run, folder: Path, overrides: Sequence[str]) -> Run:
     check_config(config)
     config.rewards = run.config.rewards
     prepared = replace(run.prepared, config=config)
-    setup = replace(learner_setup(prepared), learner=run.config.learner)
+    setup = replace(PolicySetup.from_config(config, prepared.model_path), learner=run.config.learner)
     for worker in run.learner._workers.values():
-        call_worker(worker, lambda learner: learner._take(setup))
+        call_worker(worker, lambda learner: learner._configure(setup))
     for worker in run.reference._workers.values() if run.reference else ():
         call_worker(worker, _divergence(config.algorithm.kl.name))
     state = checkpoint.RunState(0, run.prompts.cursor)
@@ -176,7 +177,7 @@ VARIANTS: dict[str, list[str]] = {
         "algorithm.refresh.every=2",
         "algorithm.refresh.alpha=1.0",
     ],
-    "head start": ["algorithm=ppo", "critic.head_start_steps=2"],
+    "critic warm-up": ["algorithm=ppo", "train.critic_warmup_steps=2"],
 }
 
 
@@ -219,8 +220,8 @@ def test_a_kl_coefficient_that_grows_and_a_reference_that_follows(shared: Run, t
     assert rows[4]["policy/kl_ref"] < 1e-6 < rows[3]["policy/kl_ref"]
 
 
-def test_the_critic_s_head_start(shared: Run, tmp_path: Path) -> None:
-    other = switched(shared, tmp_path, VARIANTS["head start"])
+def test_the_critic_warms_up_alone(shared: Run, tmp_path: Path) -> None:
+    other = switched(shared, tmp_path, VARIANTS["critic warm-up"])
     train(other)
     rows = read_metrics(tmp_path)[1:]
     assert ["policy/loss" in row for row in rows] == [False, False, True, True, True]

@@ -26,7 +26,7 @@ LORA = ["learner.lora.rank=4", "learner.lora.alpha=8"]
 def adapter_after(
     cluster: Cluster, model: str, overrides: list[str], folder: Path, *, merged: bool = False
 ) -> dict[str, torch.Tensor]:
-    """What one update makes of a fresh adapter."""
+    """Return a fresh adapter's tensors after one update."""
     group, _ = start_learner(cluster, model, [*LORA, *overrides])
     try:
         metrics, _ = group.update(experience())
@@ -107,16 +107,18 @@ def test_a_restored_learner_has_its_adapter_and_its_reference_is_the_base(
 
 
 def call_lead(group: Any, method: str) -> Any:
-    """Ask every rank about one text; the first one's answer."""
+    """Call every rank with the same tokens; return the result of the first."""
     return group._all(method, np.arange(5, 15), what=method)
 
 
-@pytest.mark.parametrize("gang", [(1, 1), (2, 3)], ids=["one rank", "two ranks, ZeRO-3"])
-def test_the_reference_of_every_trajectory_is_the_base_s(cluster: Cluster, model: str, gang: tuple[int, int]) -> None:
+@pytest.mark.parametrize("ranks_and_stage", [(1, 1), (2, 3)], ids=["one rank", "two ranks, ZeRO-3"])
+def test_the_reference_of_every_trajectory_is_the_base_s(
+    cluster: Cluster, model: str, ranks_and_stage: tuple[int, int]
+) -> None:
     """Groups of very different size: one rank runs out of microbatches before the other."""
     import ray
 
-    ranks, stage = gang
+    ranks, stage = ranks_and_stage
     small = [f"learner.num_workers={ranks}", f"learner.zero_stage={stage}", "learner.microbatch_tokens=24"]
     given = trajectories()
     chunk = ray.put(given)
@@ -129,7 +131,7 @@ def test_the_reference_of_every_trajectory_is_the_base_s(cluster: Cluster, model
         prompt = Prompt(number, "", given[first].token_ids[:4])
         groups.append(RolloutGroup(number, prompt, places, summaries))
         first += size
-    learner, _ = start_learner(cluster, model, [*LORA, *small, "algorithm.kl.place=reward"])
+    learner, _ = start_learner(cluster, model, [*LORA, *small, "algorithm.kl.apply_to=reward"])
     try:
         learner.update(experience())
         refs, sums = learner.reference(groups)

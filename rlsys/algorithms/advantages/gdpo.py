@@ -10,12 +10,13 @@ from rlsys.algorithms.grouped import all_equal, group_size, group_sum
 
 @register("gdpo", min_group_size=2, by_parts=True, raw_rewards=True)
 def gdpo(inputs: AdvantageInputs, *, eps: float = 1e-4) -> torch.Tensor:
-    """Each reward function normalised within the group, then their weighted sum, then that over the batch, [N].
+    """Normalise each reward function within the group, sum them by weight, and normalise that over the batch, [N].
 
     A part that does not apply to a trajectory (NaN) enters neither its sum nor its group's mean and standard deviation.
 
     Args:
-        eps: added to every standard deviation (the unbiased ones, over n - 1).
+        inputs: the step's rewards, by parts.
+        eps: added to every standard deviation (unbiased, over n - 1).
     """
     assert inputs.parts is not None
     assert inputs.part_weights is not None

@@ -112,7 +112,7 @@ def critic(draft: Draft) -> None:
         "critic.weight_decay": "worker.critic.optim.weight_decay",
         "critic.max_grad_norm": "worker.critic.max_grad_norm",
         "critic.offload_optimizer": "worker.critic.offload.offload_optimizer",
-        "critic.head_start_steps": "trainer.critic_warmup",
+        "train.critic_warmup_steps": "trainer.critic_warmup",
     }
     pairs["critic.gradient_checkpointing"] = "worker.critic.model.enable_gradient_checkpointing"
     for ours, theirs in pairs.items():
@@ -173,7 +173,7 @@ def kl(draft: Draft) -> None:
         draft.refuse("algorithm.kl_penalty", "'kl' in the loss has a gradient of expectation 0; wrote kl.coef=0")
     else:
         draft.write("algorithm.kl.name", KL.get(kind, "k3"))
-        draft.write("algorithm.kl.place", place)
+        draft.write("algorithm.kl.apply_to", place)
     draft.write("algorithm.kl.coef", coef)
     if str(draft.value("algorithm.kl_type")) == "adaptive":
         draft.write("algorithm.kl.target", float(draft.value("algorithm.kl_target")))

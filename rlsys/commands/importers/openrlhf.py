@@ -51,7 +51,7 @@ ALGORITHM = {
     "algo.advantage.is_correction_threshold": read("algorithm.corrections", default=[0.5, 5.0]),
     "algo.kl.init_coef": read("algorithm.kl.coef", default=0.01),
     "algo.kl.estimator": read("algorithm.kl.name", default="k1"),
-    "algo.kl.use_loss": read("algorithm.kl.place", default=False),
+    "algo.kl.use_loss": read("algorithm.kl.apply_to", default=False),
     "algo.kl.unbiased_gradient": read("algorithm.kl.unbiased", default=False),
     "algo.kl.target": read("algorithm.kl.target", default=None),
     "algo.kl.horizon": read("algorithm.kl.horizon", default=10000),
@@ -112,7 +112,7 @@ ACTOR = {
 }
 CRITIC = {
     "critic.value_clip": read("critic.value_clip", default=0.5),
-    "critic.freezing_steps": read("critic.head_start_steps", default=-1),
+    "critic.freezing_steps": read("train.critic_warmup_steps", default=-1),
     "critic.adam.lr": read("critic.lr", default=9e-6),
     "critic.adam.betas": read("critic.betas", default=[0.9, 0.95]),
     "critic.adam.eps": read("critic.eps", default=1e-8),

@@ -129,7 +129,7 @@ def critic(draft: Draft) -> None:
         for ours, theirs in (pairs | {f"critic.{ours}": theirs for ours, theirs in shared.items()}).items():
             draft.write(ours, draft.value(theirs))
         draft.write("critic.dtype", "bfloat16")
-        draft.write("critic.head_start_steps", max(int(draft.value("critic.freezing_steps")), 0))
+        draft.write("train.critic_warmup_steps", max(int(draft.value("critic.freezing_steps")), 0))
         return
     for theirs in (*pairs.values(), "critic.freezing_steps", "critic.model_name_or_path"):
         draft.refusals.pop(theirs, None)
@@ -208,7 +208,7 @@ def kl(draft: Draft) -> None:
             draft.moot(f"algo.kl.{name}", "there is no KL")
         return
     draft.write("algorithm.kl.name", kind)
-    draft.write("algorithm.kl.place", "loss" if in_loss else "reward")
+    draft.write("algorithm.kl.apply_to", "loss" if in_loss else "reward")
     if not in_loss:
         draft.moot("algo.kl.unbiased_gradient", "the KL is in the reward")
         if draft.value("algo.advantage.estimator") != "gae":

@@ -78,7 +78,7 @@ def test_the_coefficient_is_the_step_s_own() -> None:
 
 
 def test_a_kl_in_the_reward_is_measured_but_not_in_the_loss() -> None:
-    result, _ = run(objective(kl={"place": "reward"}), by_hand())
+    result, _ = run(objective(kl={"apply_to": "reward"}), by_hand())
     assert result.loss.item() == pytest.approx(-2.1 / 4, rel=1e-5)
     assert result.sums["kl"].item() == pytest.approx(0.5, rel=1e-5)
 

@@ -15,7 +15,8 @@ from rlsys.commands.export.command import export
 from rlsys.config.compose import load_config
 from rlsys.config.schema import LoraConfig
 from rlsys.errors import ConfigError
-from rlsys.models.adapters import adapter_parameters, peft_config, write_adapter
+from rlsys.models.lora import peft_config, write_adapter
+from rlsys.models.parameters import adapter_parameters
 from tests.unit.models.test_adapters import changed, logprobs, oracle, untied
 
 __all__ = ["untied"]

@@ -84,7 +84,7 @@ def test_masked_truncated_responses_count_for_the_baseline_but_are_not_trained()
 
 def test_a_kl_in_the_reward_is_taken_off_before_the_baseline() -> None:
     # Rewards 1 - 0.5 * 2 and 0 - 0.5 * 1: mean -1/4.
-    kl = ["algorithm.kl.coef=0.5", "algorithm.kl.place=reward"]
+    kl = ["algorithm.kl.coef=0.5", "algorithm.kl.apply_to=reward"]
     sums = [[2.0, 1.0], [0.0, 0.0, 0.0]]
     assert [row.advantage for row in make(REWARDS, *kl, kl_sums=sums).rows][:2] == [0.25, -0.25]
     in_loss = make(REWARDS, "algorithm.kl.coef=0.5", kl_sums=sums)

@@ -76,7 +76,7 @@ def test_the_defaults_pass() -> None:
         ("rollout.num_threads", 0, ["at least 1"]),
         ("weights.deadline_s", float("inf"), ["positive"]),
         ("algorithm.kl.coef", -0.1, ["at least 0"]),
-        ("algorithm.kl.place", "rewards", ["did you mean 'reward'?"]),
+        ("algorithm.kl.apply_to", "rewards", ["did you mean 'reward'?"]),
         ("algorithm.kl.target", 0.0, ["positive"]),
         ("algorithm.entropy.top_quantile", 1.2, ["at most 1"]),
         ("algorithm.entropy.top_quantile", 0.0, ["positive"]),
@@ -147,19 +147,19 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
             ["truncate and mask each weigh", "weigh=false"],
         ),
         (
-            {"algorithm.advantage": {"name": "gae"}, "critic.head_start_steps": 200},
-            ["critic.head_start_steps=200", "train.num_steps=200", "never be trained"],
+            {"algorithm.advantage": {"name": "gae"}, "train.critic_warmup_steps": 200},
+            ["train.critic_warmup_steps=200", "train.num_steps=200", "never be trained"],
         ),
-        ({"algorithm.kl.name": "k1", "algorithm.kl.coef": 0.1}, ["expectation 0", "algorithm.kl.place=reward"]),
+        ({"algorithm.kl.name": "k1", "algorithm.kl.coef": 0.1}, ["expectation 0", "algorithm.kl.apply_to=reward"]),
         ({"algorithm.policy_loss": {"name": "kl_cov"}}, ["'kl_cov' holds back", "makes 1 update", "raise train."]),
         *(
             (
                 {
                     "algorithm.advantage": {"name": name},
-                    "algorithm.kl.place": "reward",
+                    "algorithm.kl.apply_to": "reward",
                     "algorithm.kl.coef": 0.1,
                 },
-                [f"'{name}' reads rewards as they are", "algorithm.kl.place=loss"],
+                [f"'{name}' reads rewards as they are", "algorithm.kl.apply_to=loss"],
             )
             for name in ("maxrl", "gdpo", "gpg", "grpo_passk")
         ),
@@ -176,8 +176,8 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
         ({"algorithm.kl.target": 0.1}, ["algorithm.kl.target needs a reference", "algorithm.kl.coef above 0"]),
         ({"algorithm.refresh.every": 5}, ["algorithm.refresh needs a reference"]),
         (
-            {"algorithm.kl.coef": 0.1, "algorithm.kl.place": "reward", "algorithm.kl.unbiased": True},
-            ["unbiased", "algorithm.kl.place=loss"],
+            {"algorithm.kl.coef": 0.1, "algorithm.kl.apply_to": "reward", "algorithm.kl.unbiased": True},
+            ["unbiased", "algorithm.kl.apply_to=loss"],
         ),
         (
             {

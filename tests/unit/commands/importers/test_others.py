@@ -232,11 +232,11 @@ EASY = {"worker.rollout.n": 4}
         (
             # The defaults: k1 in the reward.
             {},
-            {"algorithm.kl.coef": 1e-3, "algorithm.kl.name": "k1", "algorithm.kl.place": "reward"},
+            {"algorithm.kl.coef": 1e-3, "algorithm.kl.name": "k1", "algorithm.kl.apply_to": "reward"},
         ),
         (
             {"algorithm.use_kl_loss": True, "algorithm.kl_penalty": "mse", "algorithm.kl_type": "adaptive"},
-            {"algorithm.kl.name": "k2", "algorithm.kl.place": "loss", "algorithm.kl.target": 0.1},
+            {"algorithm.kl.name": "k2", "algorithm.kl.apply_to": "loss", "algorithm.kl.target": 0.1},
         ),
         ({"algorithm.disable_kl": True}, {"algorithm.kl.coef": 0.0}),
         (
@@ -363,7 +363,7 @@ def test_openrlhf_s_corrections(options: dict[str, Any], expected: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, {"algorithm.advantage": {"name": "grpo", "eps": 1e-9}, "algorithm.kl.place": "reward"}),
+        ({}, {"algorithm.advantage": {"name": "grpo", "eps": 1e-9}, "algorithm.kl.apply_to": "reward"}),
         (
             {"actor.policy_loss_type": "gspo", f"{IS}level": "token"},
             {

@@ -1,4 +1,4 @@
-"""An adapter on its way from the learner to the engines: the bytes of its file, and sums that show it has arrived."""
+"""An adapter packed for the way from the learner to the engines, with sums that prove its arrival."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ import numpy as np
 import torch
 
 from rlsys.errors import WorkerError
-from rlsys.models.adapters import FILE
+from rlsys.models.lora import FILE
 
-TOLERANCE = 1e-6
-"""Relative, of sums over the same numbers."""
+TOLERANCE = 1e-6  # relative, between sums over the same numbers in another order
 
+# For each kind of matrix, A and B: the number of matrices and the sum of their absolute values.
 Sums = Mapping[str, tuple[int, float]]
-"""Of both kinds of matrices, A and B, their number and the sum of their absolute values."""
 
 
 @dataclass(frozen=True)
 class PackedAdapter:
-    """What peft and vLLM read as a folder, as one array: a dictionary of some hundred tensors would be pickled one by
-    one on the way."""
+    """The folder that peft and vLLM read, with its tensors in one array.
+
+    Ray pickles a dictionary of some hundred tensors one by one; a single array goes through shared memory.
+    """
 
     file: np.ndarray  # [num_bytes] uint8, in the safetensors format
-    description: Mapping[str, Any]  # peft's
-    sums: Sums  # as an engine holds it
+    description: Mapping[str, Any]  # peft's configuration
+    sums: Sums  # of the matrices as an engine holds them
 
     def write(self, folder: Path) -> None:
-        """Make the folder."""
+        """Create the folder and write both files into it."""
         folder.mkdir()
         self.file.tofile(folder / FILE)
         (folder / "adapter_config.json").write_text(json.dumps(self.description, default=_plain))
 
 
-def pack(tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> PackedAdapter:
-    """An adapter's tensors by the names of its file, and peft's description of it."""
+def pack_adapter(tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> PackedAdapter:
+    """Pack an adapter's tensors, by the names of its file, with peft's description of it."""
     from safetensors.torch import save
 
     file = np.frombuffer(save(dict(tensors)), dtype=np.uint8)
@@ -47,7 +48,11 @@ def pack(tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any]) ->
 
 
 def tensor_sums(tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> Sums:
-    """As engines hold them: they multiply the second kind with the adapter's scale, and round to their dtype."""
+    """Return the sums of the matrices as engines hold them.
+
+    vLLM multiplies the matrices B by the adapter's scale when it loads them, and rounds to its dtype. The same is done
+    here before summing, so that rounding cannot make a difference.
+    """
     rank = description["r"]
     scale = description["lora_alpha"] / (math.sqrt(rank) if description["use_rslora"] else rank)
     factors = {"A": 1.0, "B": scale}
@@ -58,20 +63,21 @@ def tensor_sums(tensors: Mapping[str, torch.Tensor], description: Mapping[str, A
 
 
 def sums(matrices: Iterable[torch.Tensor]) -> tuple[int, float]:
-    """Their number, and the sum of their absolute values."""
+    """Return the number of matrices and the sum of their absolute values."""
     each = [float(matrix.abs().sum(dtype=torch.float64)) for matrix in matrices]
     return len(each), math.fsum(each)
 
 
 def check_sums(expected: Sums, found: Sums, where: str) -> None:
-    """Raise WorkerError when an engine holds other matrices than it was sent."""
+    """Raise WorkerError when the engine named `where` holds other matrices than it was sent."""
     for kind, (count, total) in expected.items():
         if found[kind][0] != count or not math.isclose(found[kind][1], total, rel_tol=TOLERANCE, abs_tol=1e-9):
             raise WorkerError(
-                f"{where}: the engine holds {found[kind][0]} matrices {kind} with absolute values of "
-                f"{found[kind][1]:.6g} in all; the learner sent {count} with {total:.6g}"
+                f"{where}: the engine holds {found[kind][0]} matrices {kind} whose absolute values sum to "
+                f"{found[kind][1]:.6g}; the learner sent {count} that sum to {total:.6g}"
             )
 
 
 def _plain(value: Any) -> Any:
+    """Return what JSON can write of peft's sets and enumerations."""
     return sorted(value) if isinstance(value, set) else str(value)
