@@ -119,7 +119,7 @@ def _algorithm(algorithm: Mapping[str, Any]) -> str:
 
 
 def _kl(kl: Mapping[str, Any]) -> str:
-    return f"{kl['coef']} × {kl.get('name')} in the {kl.get('place')}" if kl.get("coef") else ""
+    return f"{kl['coef']} × {kl.get('name')} in the {kl.get('apply_to')}" if kl.get("coef") else ""
 
 
 def _batch(train: Mapping[str, Any]) -> str:

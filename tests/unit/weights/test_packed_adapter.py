@@ -15,24 +15,14 @@ from rlsys.config.schema import LoraConfig
 from rlsys.errors import WorkerError
 from rlsys.models.lora import peft_config, write_adapter
 from rlsys.models.parameters import adapter_layers, adapter_parameters
-from rlsys.models.policy import PolicyModel, load_policy
 from rlsys.weights.packed_adapter import check_sums, pack_adapter, tensor_sums
+from tests.unit.models.test_lora import changed
 
 RSLORA = LoraConfig(rank=4, alpha=8.0, use_rslora=True)
 
 
-def policy_with_adapter(path: Path, lora: LoraConfig) -> PolicyModel:
-    """Load a policy with an adapter that changes its outputs."""
-    policy = load_policy(str(path), torch.float32, lora=lora)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in adapter_parameters(policy.hf).values():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return policy
-
-
 def test_sums_differ_between_adapters(model_folder: Path) -> None:
-    policy = policy_with_adapter(model_folder, LoraConfig(rank=4, alpha=8.0))
+    policy = changed(str(model_folder), LoraConfig(rank=4, alpha=8.0))
     state = {name: parameter.detach() for name, parameter in adapter_parameters(policy.hf).items()}
     description = {"r": 4, "lora_alpha": 8, "use_rslora": False}
     sums = tensor_sums(state, description)
@@ -60,7 +50,7 @@ def test_sums_are_of_what_an_engine_holds_in_half_precision() -> None:
 
 
 def test_a_packed_adapter_is_the_folder_that_peft_writes(model_folder: Path, tmp_path: Path) -> None:
-    policy = policy_with_adapter(model_folder, RSLORA)
+    policy = changed(str(model_folder), RSLORA)
     state = {name: parameter.detach().bfloat16() for name, parameter in adapter_parameters(policy.hf).items()}
     config = peft_config(RSLORA, str(model_folder))
     sent = pickle.loads(pickle.dumps(pack_adapter(state, config.to_dict())))
