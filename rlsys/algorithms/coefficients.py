@@ -31,9 +31,11 @@ def adapted(
         num_trajectories: trajectories that this step trained on (n above).
     """
     if config.kl.target is not None and kl is not None:
+        # Clipped, so that one unusual step changes the coefficient by a fifth at most.
         error = min(max(kl / config.kl.target - 1.0, -0.2), 0.2)
         now = replace(now, kl=now.kl * (1.0 + error * min(num_trajectories / config.kl.horizon, 1.0)))
     if config.entropy.target is not None and entropy is not None:
+        # The level is remembered while the bonus is off, and the bonus resumes from it.
         is_low = entropy <= config.entropy.target
         change = config.entropy.delta if is_low else -config.entropy.delta
         level = min(max(now.entropy_level + change, 0.0), config.entropy.max_coef)

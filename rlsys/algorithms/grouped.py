@@ -10,7 +10,7 @@ import torch
 
 def group_sum(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     """Return the sum over each member's group."""
-    zeros = values.new_zeros(int(groups.max()) + 1 if groups.numel() else 0)
+    zeros = values.new_zeros(int(groups.max()) + 1 if groups.numel() else 0)  # one per group
     return zeros.index_add(0, groups, values)[groups]
 
 
@@ -26,6 +26,7 @@ def group_mean(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
 
 def group_std(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     """Return the unbiased standard deviation (over n - 1) of each member's group; 0 for a group of one."""
+    # Two passes: sum(x^2) - n mean^2 would cancel for rewards that are large and close together.
     squares = group_sum((values - group_mean(values, groups)) ** 2, groups)
     return (squares / (group_size(values, groups) - 1).clamp(min=1)).sqrt()
 

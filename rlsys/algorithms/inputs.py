@@ -31,13 +31,14 @@ class LossInputs:
 
 def log_ratio(inputs: LossInputs) -> torch.Tensor:
     """Return `logprob - old_logprob`, [B, T]; 0 outside the mask, even where values there are NaN."""
+    # The mask comes before exp(): a NaN of padding would reach the gradient even through a mask of the result.
     difference = torch.where(inputs.loss_mask, inputs.logprobs - inputs.old_logprobs, 0.0)
     return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def response_mean(values: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
     """Average over each response's tokens, [B, T] -> [B, 1]; 0 for a response without tokens."""
-    total = torch.where(loss_mask, values, 0.0).sum(dim=1, keepdim=True)
+    total = torch.where(loss_mask, values, 0.0).sum(dim=1, keepdim=True)  # [B, 1]
     return total / loss_mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
@@ -48,6 +49,7 @@ def clipped_surrogate(
 
     The surrogate is `-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)`.
     """
+    # The minimum is pessimistic: the clip removes a gain, never a loss.
     unclipped = ratio * advantages
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
     return -torch.minimum(unclipped, clipped), (clipped < unclipped).detach()

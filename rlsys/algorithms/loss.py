@@ -60,19 +60,20 @@ class Objective:
         inputs, mask = _masked(inputs), inputs.loss_mask
         policy = self._policy_loss(inputs)
         per_token, sums, largest = policy.per_token, {"clipped": (policy.clipped & mask).sum()}, {}
-        if inputs.high_entropy is not None:
+        if inputs.high_entropy is not None:  # the rest keeps its KL penalty and its entropy bonus
             per_token = torch.where(inputs.high_entropy, per_token, 0.0)
         if self._corrections:
-            weight = self._correction(inputs)
+            weight = self._correction(inputs)  # [B, T]
             per_token = per_token * weight
             sums |= _statistics(inputs, weight)
             largest["ratio"] = _largest(corrections.ratio(inputs, "token"), mask)
         if self._config.kl.coef > 0:
-            divergence = self._divergence(inputs)
+            # Measured also when the penalty is in the reward: an adaptive coefficient needs it.
+            divergence = self._divergence(inputs)  # [B, T]
             sums["kl"] = torch.where(mask, divergence.detach(), 0.0).sum()
             if self._config.kl.apply_to == "loss":
                 per_token = per_token + coefficients.kl * divergence
-        loss = (torch.where(mask, per_token, 0.0) * weights[:, None]).sum()
+        loss = (torch.where(mask, per_token, 0.0) * weights[:, None]).sum()  # weights [B] hold all denominators
         if inputs.entropy is not None:
             total = torch.where(mask, inputs.entropy, 0.0).sum()
             loss = loss - coefficients.entropy * total / max(num_tokens, 1)

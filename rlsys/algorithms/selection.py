@@ -33,7 +33,8 @@ def top_entropy(tokens: UpdateTokens, quantile: float) -> torch.Tensor:
     if not len(tokens.entropies):
         return torch.zeros(0, dtype=torch.bool)
     ordered = tokens.entropies.double().sort().values
-    position = (1.0 - quantile) * (len(ordered) - 1)  # torch.quantile refuses more than 2**24 values
+    # By hand, because torch.quantile refuses more than 2**24 values.
+    position = (1.0 - quantile) * (len(ordered) - 1)
     below = int(position)
     above = min(below + 1, len(ordered) - 1)
     threshold = ordered[below] + (position - below) * (ordered[above] - ordered[below])

@@ -19,5 +19,6 @@ def value_loss(
     plain = (values - returns) ** 2
     if clip is None:
         return 0.5 * plain, torch.zeros_like(plain, dtype=torch.bool)
+    # As in the policy loss, the maximum is pessimistic: clipping never makes an error look smaller.
     moved = (old_values + (values - old_values).clamp(-clip, clip) - returns) ** 2
     return 0.5 * torch.maximum(plain, moved), (moved > plain).detach()

@@ -56,7 +56,7 @@ class CriticRank(Rank):
             for item, estimate in zip(items, estimates, strict=True)
             if rewards[item.row.group][item.row.sample] is not None
         ]
-        metrics, mean, deviation = self._statistics(counted)
+        metrics, mean, deviation = self._statistics(counted)  # over all ranks, so every rank whitens alike
         if self._setup.critic.whiten:
             masks = [item.trajectory.loss_mask for item in items]
             estimates = [_whitened(e, mask, mean, deviation) for e, mask in zip(estimates, masks, strict=True)]
@@ -111,7 +111,7 @@ class CriticRank(Rank):
                 values = self._values(batch).cpu()
             mask = batch.loss_mask.cpu()
             token_rewards = self._token_rewards(chosen, mask, rewards, kl_coef)
-            advantage, returns = self._gae(token_rewards, values, mask)
+            advantage, returns = self._gae(token_rewards, values, mask)  # [B, T] each
             for row, item in enumerate(chosen):
                 rows = (table[row, : item.trajectory.num_tokens].numpy() for table in (values, returns, advantage))
                 estimates[item.row.index] = ValueEstimate(*rows)
@@ -145,7 +145,7 @@ class CriticRank(Rank):
             mask = item.trajectory.loss_mask
             sums["tokens"] += float(mask.sum())
             for name, values in zip(names, (estimate.advantages, estimate.values, estimate.returns), strict=True):
-                chosen = values[mask].astype(np.float64)
+                chosen = values[mask].astype(np.float64)  # E[x^2] - E[x]^2 cancels badly in float32
                 sums[name] += float(chosen.sum())
                 sums[f"{name}_squares"] += float((chosen**2).sum())
             sums["error"] += float(((estimate.returns - estimate.values)[mask].astype(np.float64) ** 2).sum())
@@ -153,6 +153,7 @@ class CriticRank(Rank):
         tokens = max(total["tokens"], 1.0)
         means = {name: total[name] / tokens for name in names}
         variances = {name: max(total[f"{name}_squares"] / tokens - means[name] ** 2, 0.0) for name in names}
+        # 1 is a perfect critic, 0 one that knows only the mean return.
         explained = 1.0 - total["error"] / tokens / variances["return"] if variances["return"] > 0 else float("nan")
         metrics = {
             "critic/value/mean": means["value"],

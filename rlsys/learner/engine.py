@@ -38,6 +38,7 @@ def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
             "allgather_bucket_size": 50_000_000,
             **_offload(config),
         },
+        # Allow torch's AdamW, also for offloading.
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
@@ -70,7 +71,7 @@ def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_
         module.train()  # transformers checkpoints only in train mode; other dropout than adapters' is refused below
         set_dropout(module, is_active=False)
         _refuse_dropout(module)
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    parameters = [p for p in module.parameters() if p.requires_grad]  # under adapters, the adapters' alone
     optimizer = torch.optim.AdamW(
         parameters,
         lr=config.lr,
@@ -87,7 +88,7 @@ def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_
         optimizer=optimizer,
         lr_scheduler=schedule,
         config=deepspeed_config(config, world_size),
-        dist_init_required=False,
+        dist_init_required=False,  # the rank has joined its group already
     )
     if config.zero_stage == 0 and config.dtype == "float32":
         _record_norm(engine, config.max_grad_norm or NO_CLIPPING)

@@ -63,7 +63,7 @@ def loss_inputs(
 
 def finite_rows(inputs: LossInputs) -> list[bool]:
     """Return for each row whether the log-probabilities and advantages of all its trained tokens are finite."""
-    bad = torch.zeros_like(inputs.loss_mask)
+    bad = torch.zeros_like(inputs.loss_mask)  # [B, T]
     for values in (inputs.logprobs, inputs.advantages, inputs.behavior_logprobs, inputs.ref_logprobs):
         if values is not None:
             bad |= ~torch.isfinite(values.detach())

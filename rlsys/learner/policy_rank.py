@@ -63,6 +63,7 @@ class PolicyRank(PolicyServices):
         is_local = aggregation.registry.fact(str(node["name"]), "local", False)
         self._local_weights = aggregation.registry.component(node) if is_local else None
         self._has_dropout = setup.learner.lora.rank > 0 and setup.learner.lora.dropout > 0
+        # An adaptive bonus may be 0 now and return later, so its gradient path is always built.
         self._has_bonus = setup.algorithm.entropy.coef > 0 or setup.algorithm.entropy.target is not None
 
     def update(self, batch: RankBatch, *arrays: Any) -> tuple[dict[str, float], list[Offender]]:
@@ -93,11 +94,12 @@ class PolicyRank(PolicyServices):
             if update == 0 and not has_first_pass:
                 # Still before the first optimizer step: a wrong broadcast must not train the policy.
                 metrics |= self._verify(step, step.minibatches[:1])
-            result = self._step()
+            result = self._step()  # the policy changes here
             done.append(self._metrics(sums, result, batch.num_tokens[number]))
             if not result.is_applied:
                 refused = {"policy/not_applied": 1.0, "policy/updates_applied": float(update)}
                 return metrics | done[-1] | refused, sums.nonfinite
+        # The last pass, because it ends nearest to the policy that is broadcast.
         last_pass = mean_metrics(done[-num_minibatches:], batch.num_tokens)
         return metrics | last_pass | {"policy/not_applied": 0.0, "policy/updates_applied": float(len(done))}, []
 
@@ -152,7 +154,7 @@ class PolicyRank(PolicyServices):
             return [torch.tensor([item.row.weight for item in chosen]) for chosen in microbatches]
         # Microbatches are averaged over all ranks, and empty ones do not count.
         num_filled = self._all_reduce({"filled": sum(chosen[0].row.index >= 0 for chosen in microbatches)})["filled"]
-        weights = []
+        weights = []  # [B] each
         for chosen in microbatches:
             lengths = torch.tensor([item.row.num_response_tokens for item in chosen])
             groups = torch.tensor([item.row.group for item in chosen])
@@ -211,6 +213,7 @@ class PolicyRank(PolicyServices):
 
     def _metrics(self, sums: _UpdateSums, result: StepResult, num_tokens: int) -> dict[str, float]:
         """Reduce one update's statistics over all ranks and return its metrics."""
+        # Collectives, and metrics that are the same on every rank: the driver reads rank 0's.
         total = self._all_reduce(sums.sums)
         largest = self._all_reduce(sums.largest, dist.ReduceOp.MAX)
         tokens = max(num_tokens, 1)

@@ -103,6 +103,7 @@ class PolicyServices(Rank):
         empty list unless the KL belongs in the reward); then None, because Ray splits the result into objects and
         needs at least two; then per group a list of [L] float32.
         """
+        # Every rank calls with groups of its own; `_microbatches` keeps their numbers of forwards equal.
         with self._spans.span("reference"), without_adapters(self._engine.module):
             groups = picked(chunks, chunk_indices)
             items = [

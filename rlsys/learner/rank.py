@@ -68,7 +68,7 @@ class Rank:
         self._num_updates = num_updates
         self._seed = seed
         self._world_size = config.num_workers
-        self._engine: Any = None
+        self._engine: Any = None  # built by `start`, once all ranks have joined
         self._spans = Spans()
 
     def address(self) -> tuple[str, int]:
@@ -84,7 +84,7 @@ class Rank:
         """Join the process group that meets at rank 0's address, and build the engine."""
         os.environ.update(
             RANK=str(self._rank),
-            LOCAL_RANK="0",
+            LOCAL_RANK="0",  # Ray shows each worker its own GPU only, as device 0
             WORLD_SIZE=str(self._world_size),
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
@@ -172,7 +172,7 @@ class Rank:
         """Reduce `values` over all ranks, which must have the same keys."""
         if not values:
             return {}
-        names = sorted(values)
+        names = sorted(values)  # the same order on every rank
         vector = torch.tensor([values[name] for name in names], dtype=torch.float64, device=self._engine.device)
         dist.all_reduce(vector, op=op)
         return dict(zip(names, vector.tolist(), strict=True))

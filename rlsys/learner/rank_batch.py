@@ -69,6 +69,7 @@ def items_of(batch: RankBatch, arrays: Sequence[Any]) -> list[list[TrainItem]]:
         arrays: the chunks of trajectories; then for each group the reference's log-probabilities, if the batch has
             them; then for each group the critic's estimates, if the batch has them.
     """
+    # Ray passes object references as single arguments, so the three kinds come in one flat list.
     num_groups = len(batch.chunk_indices)
     num_chunks = len(arrays) - num_groups * (batch.has_reference + batch.has_estimates)
     trajectories = picked(arrays[:num_chunks], batch.chunk_indices)

@@ -57,7 +57,7 @@ def select_tokens(
     """
     if select is None and top_quantile >= 1.0:
         return
-    columns: dict[int, tuple[np.ndarray, ...]] = {}
+    columns: dict[int, tuple[np.ndarray, ...]] = {}  # of all ranks, by the rows' indices in the step
     for of_rank in all_gather({item.row.index: _columns(item, records[item.row.index]) for item in items}):
         columns |= of_rank
     order = sorted(columns)

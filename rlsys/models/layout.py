@@ -25,7 +25,7 @@ def use_layout(hf: Any, wanted: str) -> str:
     """
     if wanted == "padded":
         return wanted
-    before = hf.config._attn_implementation
+    before = hf.config._attn_implementation  # restored when the trial fails
     attention.register()
     obstacle = _obstacle(hf)
     if obstacle is None:

@@ -42,6 +42,7 @@ def add_adapters(hf: Any, lora: LoraConfig) -> None:
             f"learner.lora.target_modules={lora.target_modules} matches no layer of {type(hf).__name__}; its linear "
             f"layers are: {', '.join(linear)} ({error})"
         ) from error
+    # The output layer is called with targets (`kernels.head`), which peft's wrapper would not pass on.
     if hf.get_output_embeddings() in set(adapter_layers(hf)):
         raise ConfigError(
             "learner.lora.target_modules matches the output layer, which cannot have an adapter; leave it out, or "
@@ -61,6 +62,7 @@ def check_adapters(model_path: str, lora: LoraConfig, *, trust_remote_code: bool
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    # On the meta device modules have shapes but no memory.
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         hf = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -126,7 +128,7 @@ def write_adapter(folder: Path, tensors: dict[str, torch.Tensor], config: Any) -
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / FILE)
-    config.inference_mode = True
+    config.inference_mode = True  # peft loads it frozen
     config.save_pretrained(folder)
 
 
@@ -142,6 +144,7 @@ def load_adapter(hf: nn.Module, folder: str) -> None:
     if not path.is_file():
         raise ConfigError(f"model.adapter '{folder}' holds no {FILE}")
     given, own = load_file(path), adapter_parameters(hf)
+    # A tensor that is silently left out would begin as a fresh one.
     different = sorted(set(given) ^ set(own)) or [n for n in own if own[n].shape != given[n].shape]
     if different:
         raise ConfigError(

@@ -76,11 +76,12 @@ class TokenBatch:
 def token_batch(rows: Sequence[TokenRow], layout: str) -> TokenBatch:
     """Lay out `rows`; their order is the order of the batch's rows."""
     loss_mask = pad([row.loss_mask for row in rows], torch.bool)
-    where = loss_mask.nonzero(as_tuple=True)
+    where = loss_mask.nonzero(as_tuple=True)  # rows and columns of the n target tokens, in the order of rows
     if layout == "padded":
         input_ids = pad([row.token_ids for row in rows], torch.int64)
         mask = pad([np.ones(len(row.token_ids), dtype=np.int64) for row in rows], torch.int64)
         positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+        # Flattened [B, T]: the token before column c of row r is at r * T + c - 1.
         prefixes = where[0] * input_ids.shape[1] + where[1] - 1
         return TokenBatch(input_ids, positions, mask, None, loss_mask, input_ids[where], prefixes, *where)
     return _packed(rows, loss_mask, where, share=layout == "shared_prompt")
@@ -125,7 +126,7 @@ def units(rows: Sequence[TokenRow], max_tokens: int, *, share: bool) -> list[Uni
         number = open_units.get(row.group) if share else None
         if number is not None:
             unit = found[number]
-            response = size - prompt
+            response = size - prompt  # the prompt is already in the unit
             if unit.num_tokens + response <= max_tokens and _same_prompt(rows[unit.rows[0]], row):
                 found[number] = Unit([*unit.rows, index], unit.num_tokens + response)
                 continue
@@ -135,6 +136,7 @@ def units(rows: Sequence[TokenRow], max_tokens: int, *, share: bool) -> list[Uni
 
 
 def _same_prompt(first: TokenRow, second: TokenRow) -> bool:
+    # A row without a response would leave an empty segment behind the prompt.
     size = first.num_prompt_tokens
     if size != second.num_prompt_tokens or size in (len(first.token_ids), len(second.token_ids)):
         return False
@@ -152,6 +154,7 @@ def _packed(rows: Sequence[TokenRow], loss_mask: torch.Tensor, where: Any, *, sh
     total = 0
     for unit in units(rows, UNLIMITED, share=share):
         prompt: int | None = None
+        # A single row is one causal segment; a segment of its own for the prompt would change nothing.
         shared = rows[unit.rows[0]].num_prompt_tokens if len(unit.rows) > 1 else 0
         prompt_indices = np.arange(total, total + shared)
         if shared:

@@ -13,6 +13,7 @@ def pad(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
     width = max((len(array) for array in arrays), default=0)
     out = torch.zeros(len(arrays), width, dtype=dtype)
     for row, array in enumerate(arrays):
+        # Copied: arrays out of Ray's object store are read-only, which torch does not know.
         out[row, : len(array)] = torch.from_numpy(np.array(array))
     return out
 

@@ -40,6 +40,7 @@ def exported_parameters(hf: nn.Module) -> list[ExportedParameter]:
     An adapted layer's weight has its adapter merged in; a module that is trained whole (`modules_to_save`) replaces the
     original.
     """
+    # By identity of the weight: names of wrapped layers differ between kinds of adapters.
     owners = {id(layer.get_base_layer().weight): layer for layer in adapter_layers(hf)}
     exported = []
     for name, parameter in hf.named_parameters():

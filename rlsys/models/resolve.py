@@ -168,6 +168,7 @@ def _build(
     build: ModelBuild, folder: Path, seed: int, prompt_column: str, train: Parts, held_out: Parts, corpus: Rows
 ) -> float | None:
     """Write the model to `folder`; return the warm-up's accuracy, or None without a warm-up."""
+    # Every text column: a BPE tokenizer should know prompts and answers.
     strings = (value for row in corpus for value in row.values() if isinstance(value, str))
     tokenizer = build_tokenizer(build.tokenizer, strings)
     model = build_model(build, tokenizer, seed)

@@ -69,6 +69,7 @@ def _train_bpe(corpus: Iterable[str], vocab_size: int) -> tuple[dict[str, int], 
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+    # The same normalizer and pre-tokenizer as Qwen2Tokenizer, which the merges are used in.
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -127,7 +128,7 @@ def build_model(config: ModelBuild, tokenizer: Any, seed: int) -> Any:
         "head_dim": config.hidden_size // config.num_heads,
         "max_position_embeddings": config.max_context,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "bos_token_id": None,
+        "bos_token_id": None,  # prompts begin with their first character
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }

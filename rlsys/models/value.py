@@ -18,7 +18,7 @@ class ValueModel(nn.Module):
     def __init__(self, hf: Any, packing: str = "auto") -> None:
         super().__init__()
         self.layout = use_layout(hf, packing)
-        self.decoder = hf.get_decoder()
+        self.decoder = hf.get_decoder()  # without the vocabulary projection, which a critic does not need
         use_onednn(self.decoder)
         hidden_size = hf.config.get_text_config().hidden_size
         self.head = nn.Linear(hidden_size, 1)

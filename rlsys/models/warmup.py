@@ -55,7 +55,7 @@ def _train(hf: Any, train: Sequence[Example], measure: Callable[[], float], conf
     for step in range(1, config.max_steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, step / RAMP_STEPS)
-        chosen = generator.integers(len(train), size=config.batch_size)
+        chosen = generator.integers(len(train), size=config.batch_size)  # drawn with replacement
         batch = _batch([train[index] for index in chosen])
         logprobs, _ = policy(batch, 1.0)
         loss = -logprobs.sum() / batch.loss_mask.sum()
@@ -113,6 +113,7 @@ def greedy_accuracy(hf: Any, examples: Sequence[Example], batch_size: int = 512)
     for start in range(0, len(examples), batch_size):
         batch = _batch(examples[start : start + batch_size])
         logits = hf(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits  # [B, T, V]
+        # Position t predicts token t + 1.
         hits = logits[:, :-1].argmax(-1) == batch.input_ids[:, 1:]
         correct += int((hits | ~batch.loss_mask[:, 1:]).all(dim=1).sum())
     return correct / max(len(examples), 1)

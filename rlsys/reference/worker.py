@@ -91,6 +91,7 @@ class ReferenceWorker:
 
     def _logprobs(self, groups: Sequence[Sequence[Trajectory]]) -> list[Any]:
         trajectories = [trajectory for group in groups for trajectory in group]
+        # The group of each trajectory: those of one group share their prompt in the packed row.
         owners = [number for number, group in enumerate(groups) for _ in group]
         token_rows = [TokenRow(t.token_ids, t.loss_mask, g) for g, t in zip(owners, trajectories, strict=True)]
         layout = self._policy.layout
@@ -102,6 +103,7 @@ class ReferenceWorker:
             found = logprobs.cpu().numpy()
             for row, index in enumerate(indices):
                 rows[index] = found[row, : trajectories[index].num_tokens]
+        # Microbatches are sorted by size; the rows are back in the order of trajectories here.
         remaining = iter(rows)
         nested = [[next(remaining) for _ in group] for group in groups]
         return [kl_sums(self._divergence, groups, nested) if self._divergence is not None else [], *nested]

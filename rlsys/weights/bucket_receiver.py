@@ -43,10 +43,12 @@ class BucketReceiver:
         """
         self._source = source
         self._buckets = buckets
+        # None marks the end.
         self._received: queue.SimpleQueue[Received | None] = queue.SimpleQueue()
         self._error: Exception | None = None
         self.transfer_s = 0.0
         self.waited_s = 0.0
+        # A daemon: an engine that ends must not wait for a broadcast.
         self._thread = threading.Thread(target=self._receive, name="weights", daemon=True)
         self._thread.start()
 
@@ -76,7 +78,7 @@ class BucketReceiver:
             self._error = error
         finally:
             self.transfer_s = time.perf_counter() - started
-            self._received.put(None)
+            self._received.put(None)  # the end, also after an error: the consumer must not wait for more
 
     def _check(self) -> None:
         if self._error is not None:

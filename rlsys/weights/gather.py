@@ -23,7 +23,7 @@ def gathered(parameters: Sequence[nn.Parameter]) -> Any:
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not sharded:
         return contextlib.nullcontext()
-    import deepspeed
+    import deepspeed  # only where ZeRO-3 has loaded it already
 
     return deepspeed.zero.GatheredParameters(sharded)
 

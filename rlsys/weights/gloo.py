@@ -67,7 +67,7 @@ class GlooChannel:
         In shared memory every bucket has a place of its own, one after another. Without it the sender reuses a single
         buffer, which gloo has sent before the next bucket is packed, while a receiver has one per bucket.
         """
-        if self._memory is not None:
+        if self._memory is not None:  # sender and attached receivers compute the same places from the same sizes
             starts = accumulate(sizes[:-1], initial=0)
             return [self._memory.tensor[start : start + size] for start, size in zip(starts, sizes, strict=True)]
         # Kept from one broadcast to the next: mapping a whole model's memory again costs as much as filling it.
@@ -96,6 +96,7 @@ class GlooChannel:
         """Offer the sender's memory to all ranks; return it (None if no rank reads it), and the ranks that cannot."""
         memory = SharedMemory.create(shared_bytes) if shared_bytes else None
         self._store.set("memory", memory.address if memory is not None else "")
+        # Blocks until every rank has tried to attach.
         remote = [rank for rank in range(1, world_size) if self._store.get(f"attached/{rank}") == b"no"]
         self._store.set("remote", json.dumps(remote))
         if memory is not None:
@@ -111,6 +112,7 @@ class GlooChannel:
 
 
 def _broadcast(group: Any, tensor: torch.Tensor) -> None:
+    # On the group itself: torch.distributed's functions would need it registered with the default group.
     options = dist.BroadcastOptions()
     options.rootRank = 0
     options.rootTensor = 0

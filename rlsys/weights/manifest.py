@@ -54,6 +54,7 @@ def buckets(manifest: Manifest, max_bytes: int) -> list[list[Entry]]:
 
 def pack_bucket(tensors: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
     """Copy the tensors one after another into [bytes] uint8: the beginning of `out`, or new memory without it."""
+    # Viewed as bytes, tensors of different dtypes fit into one buffer.
     parts = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
     return torch.cat(parts, out=None if out is None else out[: sum(part.numel() for part in parts)])
 

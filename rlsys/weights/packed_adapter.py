@@ -43,6 +43,7 @@ def pack_adapter(tensors: Mapping[str, torch.Tensor], description: Mapping[str, 
     """Pack an adapter's tensors, by the names of its file, with peft's description of it."""
     from safetensors.torch import save
 
+    # A NumPy array, because Ray puts it into shared memory without copying; a torch tensor would be pickled.
     file = np.frombuffer(save(dict(tensors)), dtype=np.uint8)
     return PackedAdapter(file, description, tensor_sums(tensors, description))
 
@@ -53,7 +54,7 @@ def tensor_sums(tensors: Mapping[str, torch.Tensor], description: Mapping[str, A
     vLLM multiplies the matrices B by the adapter's scale when it loads them, and rounds to its dtype. The same is done
     here before summing, so that rounding cannot make a difference.
     """
-    rank = description["r"]
+    rank = description["r"]  # rsLoRA divides by its root (arXiv:2312.03732)
     scale = description["lora_alpha"] / (math.sqrt(rank) if description["use_rslora"] else rank)
     factors = {"A": 1.0, "B": scale}
     return {
@@ -64,6 +65,7 @@ def tensor_sums(tensors: Mapping[str, torch.Tensor], description: Mapping[str, A
 
 def sums(matrices: Iterable[torch.Tensor]) -> tuple[int, float]:
     """Return the number of matrices and the sum of their absolute values."""
+    # float64 and fsum: the order of summing must not matter, since engines hold the matrices in another one.
     each = [float(matrix.abs().sum(dtype=torch.float64)) for matrix in matrices]
     return len(each), math.fsum(each)
 

@@ -42,7 +42,7 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
 
     def init_transfer_engine(self, init_info: Any) -> None:
         """Join the broadcast group; block until the learner and every other engine have joined."""
-        self._bucket_bytes = init_info.bucket_bytes
+        self._bucket_bytes = init_info.bucket_bytes  # the sender's: both sides must divide the manifest alike
         self._channel = GlooChannel(
             init_info.master_address,
             init_info.master_port,
@@ -68,6 +68,7 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
 
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
         """Load the parameters of the broadcast that was begun, layer by layer as they arrive."""
+        # Views, not copies: the buffers stay valid until the sender's next broadcast.
         for bucket, buffer in self.buckets:
             self.model.load_weights(views(buffer, bucket))
 
@@ -93,7 +94,7 @@ def share_tied_head(model: torch.nn.Module) -> None:
         embedding = getattr(getattr(module, "model", None), "embed_tokens", None)
         if head is None or embedding is None or getattr(head, "weight", None) is not embedding.weight:
             continue
-        head.cpu_linear = embedding.cpu_linear
+        head.cpu_linear = embedding.cpu_linear  # the closure that multiplies with the packed copy
 
 
 class WeightReceiver:
@@ -137,11 +138,13 @@ class WeightReceiver:
 
 def _present(matrices: Iterable[Any]) -> Iterator[torch.Tensor]:
     """Yield all matrices; a layer that vLLM has merged from several has a list of them, with None for missing ones."""
+    # For example q, k and v of an attention layer, where an adapter may have only q and v.
     for packed in matrices:
         several = packed if isinstance(packed, list | tuple) else [packed]
         yield from (matrix for matrix in several if matrix is not None)
 
 
+# Guarded, because registering a name twice is an error.
 if "gloo" not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine("gloo", GlooWeightTransferEngine)
     exit_with_parent()

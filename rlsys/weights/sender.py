@@ -67,7 +67,7 @@ class WeightSender:
         self, backend: str, host: str, port: int, world_size: int, deadline_s: float, share_memory: bool = True
     ) -> None:
         """Join the weight group as its sender; block until every engine has joined, or the deadline."""
-        if self._rank != 0 or backend == "ipc":
+        if self._rank != 0 or backend == "ipc":  # IPC handles travel with the control call, without a group
             return
         if backend == "gloo":
             shared = total_bytes(self.manifest()) if share_memory else 0
@@ -92,11 +92,11 @@ class WeightSender:
 
         self._exported = []
         handles = []
-        for bucket, buffer in self._packed(0):
+        for bucket, buffer in self._packed(0):  # 0 bytes: one parameter per bucket, since each has its own handle
             for entry, (name, tensor) in zip(bucket, unpack_bucket(buffer, bucket), strict=True):
                 uuid = str(torch.cuda.get_device_properties(tensor.device).uuid)
                 handles.append({uuid: reduce_tensor(tensor)[1]})
-                self._exported.append(tensor)
+                self._exported.append(tensor)  # a handle is valid only while its memory lives
                 assert name == entry.name
         return {**self.update_info(), "ipc_handles": handles}
 
@@ -108,6 +108,7 @@ class WeightSender:
         """
         by_name = {parameter.name: parameter for parameter in exported_parameters(self._module)}
         cut = buckets(self.manifest(), max_bytes)
+        # Under ZeRO-3 at most one bucket of parameters is whole at a time.
         no_buffers: list[torch.Tensor | None] = [None] * len(cut)
         targets = no_buffers if channel is None else channel.buffers([total_bytes(bucket) for bucket in cut])
         for bucket, target in zip(cut, targets, strict=True):

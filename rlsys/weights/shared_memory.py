@@ -35,6 +35,7 @@ class SharedMemory:
         descriptor = None
         try:
             descriptor = os.memfd_create(NAME)
+            # A memfd has no name in the file system, so nothing has to be deleted after a crash.
             os.ftruncate(descriptor, num_bytes + NONCE_BYTES)
             nonce = secrets.token_bytes(NONCE_BYTES)
             os.pwrite(descriptor, nonce, num_bytes)
@@ -60,7 +61,7 @@ class SharedMemory:
         try:
             if os.pread(descriptor, NONCE_BYTES, int(num_bytes)).hex() != nonce:
                 return None
-            return cls(address, _mapped(descriptor, int(num_bytes)))
+            return cls(address, _mapped(descriptor, int(num_bytes)))  # the mapping outlives the descriptor
         except OSError:
             return None
         finally:

@@ -55,6 +55,7 @@ def comparable(trajectory: Trajectory, policy_version: int, *, kv_is_kept: bool)
     if kv_is_kept and len(trajectory.versions) > 1:
         return chosen
     for span in trajectory.versions:
+        # Spans do not overlap; each covers the tokens that one version sampled.
         chosen[span.start : span.end] = span.policy_version == policy_version
     return chosen & trajectory.loss_mask
 
@@ -74,6 +75,7 @@ def bound_of(config: WeightsConfig, *dtypes: str) -> float | None:
         return None
     if config.max_logprob_diff is not None:
         return config.max_logprob_diff
+    # The coarser side decides: a float32 learner cannot be nearer to a bfloat16 engine than bfloat16 rounds.
     return max(DEFAULT_BOUNDS[dtype] for dtype in dtypes)
 
 
@@ -114,9 +116,10 @@ def check_logprobs(
 def _cause(worst: LogprobDiff, wrong: Mapping[int, LogprobDiff], num_engines: int, version: int, bound: float) -> str:
     if not np.isfinite(worst.largest):
         return "a log-probability is not finite: weights or logits hold NaN or inf"
-    if len(wrong) < num_engines:
+    if len(wrong) < num_engines:  # where other engines agree, the learner is right
         names = ", ".join(f"rollout/{engine}" for engine in sorted(wrong))
         return f"the last broadcast did not reach {names} completely; the other engines agree with the learner"
+    # Nothing has been broadcast yet: either rounding (small) or different models (large).
     if version == 0 and worst.largest < 30 * bound:
         return (
             "numerical difference (nothing was trained yet, and it is small): engine and learner run different dtypes "

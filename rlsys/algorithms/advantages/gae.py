@@ -28,8 +28,9 @@ def gae(
     advantages = torch.zeros_like(values)
     following = values.new_zeros(len(values))  # [B], advantage of the next sampled token
     next_value = values.new_zeros(len(values))  # [B], value before the next sampled token
+    # From the last token to the first. At tokens outside the mask both sums stay as they are, which skips them.
     for t in range(values.shape[1] - 1, -1, -1):
-        mask = loss_mask[:, t]
+        mask = loss_mask[:, t]  # [B]
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         following = torch.where(mask, delta + gamma * lam * following, following)
         next_value = torch.where(mask, values[:, t], next_value)

@@ -16,5 +16,6 @@ def gpg(inputs: AdvantageInputs) -> torch.Tensor:
     M trajectories are in groups whose rewards are all equal. They contribute nothing, and alpha scales up the others so
     that the gradient does not shrink with their number.
     """
+    # N - M
     useful = int((~all_equal(inputs.rewards, inputs.groups)).sum())
     return centre(inputs) * (len(inputs.rewards) / max(useful, 1))

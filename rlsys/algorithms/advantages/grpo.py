@@ -26,7 +26,7 @@ def grpo(
     centered = centre(inputs)
     if scale == "group":
         return centered / (group_std(rewards, groups) + eps)
-    if scale == "batch" and len(rewards) > 1:
+    if scale == "batch" and len(rewards) > 1:  # the deviation of a single reward is undefined
         return centered / (rewards.std() + eps)
     return centered
 
@@ -40,4 +40,5 @@ def dr_grpo(inputs: AdvantageInputs) -> torch.Tensor:
 def centre(inputs: AdvantageInputs) -> torch.Tensor:
     """Return reward minus the group's mean, [N]; exactly 0 where the group's rewards are all equal."""
     rewards, groups = inputs.rewards, inputs.groups
+    # The mean of equal numbers can differ from them in the last bit, and a later division would amplify that.
     return torch.where(all_equal(rewards, groups), 0.0, rewards - group_mean(rewards, groups))

@@ -15,6 +15,6 @@ def opo(inputs: AdvantageInputs) -> torch.Tensor:
     That baseline gives the least variance when the squared gradient of a response grows with its length.
     """
     rewards, groups = inputs.rewards, inputs.groups
-    lengths = inputs.lengths.double()
+    lengths = inputs.lengths.double()  # [N]; products with long lengths would lose digits in float32
     baseline = group_sum(lengths * rewards, groups) / group_sum(lengths, groups).clamp(min=1)
     return torch.where(all_equal(rewards, groups), 0.0, rewards - baseline)

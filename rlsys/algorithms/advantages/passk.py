@@ -31,8 +31,9 @@ def grpo_passk(inputs: AdvantageInputs, *, k: int = 4, correct_at: float = 1.0) 
 
 
 def _analytic(n: int, m: int, k: int, correct: bool) -> float:
-    mean = 1.0 - math.comb(m, k) / math.comb(n, k)
+    mean = 1.0 - math.comb(m, k) / math.comb(n, k)  # R: the share of draws with a correct response
     if mean in (0.0, 1.0):
         return 0.0
+    # The share of draws with this wrong response in which all others are wrong too.
     missed = 0.0 if correct else math.comb(m - 1, k - 1) / math.comb(n - 1, k - 1)
     return (1.0 - mean - missed) / math.sqrt(mean * (1.0 - mean))

@@ -29,6 +29,7 @@ def _normalised(values: torch.Tensor, lengths: torch.Tensor, eps: float) -> torc
     """Bring values to zero mean and unit (biased) variance over tokens, [N]; 0 where all values are equal."""
     if not len(values) or bool((values == values[0]).all()):
         return torch.zeros_like(values)
+    # Every token carries its response's value, so responses weigh by their lengths; [N]
     weights = lengths.double() / max(int(lengths.sum()), 1)
     centered = values - (weights * values).sum()
     return centered / ((weights * centered**2).sum().sqrt() + eps)

@@ -37,6 +37,7 @@ def ratio(inputs: LossInputs, level: Level) -> torch.Tensor:
     """
     assert inputs.behavior_logprobs is not None
     difference = torch.where(inputs.loss_mask, inputs.old_logprobs - inputs.behavior_logprobs, 0.0).detach()
+    # In logarithms: a product over thousands of tokens would overflow or vanish. [B, 1] is then seen by every token.
     if level == "sequence":
         difference = difference.sum(dim=1, keepdim=True).expand_as(difference)
     if level == "geometric":

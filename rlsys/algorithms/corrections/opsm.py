@@ -15,5 +15,6 @@ def opsm(inputs: LossInputs, *, threshold: float = 0.1) -> torch.Tensor:
     `threshold`. The paper gives no value for it; the default is our choice.
     """
     assert inputs.behavior_logprobs is not None
+    # [B, 1]: one decision per response, seen by all its tokens.
     moved = response_mean(inputs.behavior_logprobs - inputs.logprobs.detach(), inputs.loss_mask)
     return ((inputs.advantages >= 0) | (moved <= threshold)).to(inputs.logprobs.dtype)

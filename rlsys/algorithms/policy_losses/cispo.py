@@ -20,6 +20,7 @@ def cispo(inputs: LossInputs, *, ratio_max: float = 5.0) -> PolicyLoss:
         inputs: tensors [B, T].
         ratio_max: largest weight; 5 is the value of ScaleRL (arXiv:2510.13786). TRL calls it `epsilon_high`.
     """
+    # Detached: the gradient flows through logprob alone, at every token.
     ratio = torch.exp(log_ratio(inputs)).detach()
     per_token = -ratio.clamp(max=ratio_max) * inputs.advantages * inputs.logprobs
     return PolicyLoss(per_token, torch.zeros_like(inputs.loss_mask))

@@ -18,6 +18,7 @@ def _draw_from_band(
     """Draw a share `ratio` of all tokens (at least one) from those with a covariance in [cov_low, cov_high]."""
     values = covariances(tokens)
     eligible = ((values >= cov_low) & (values <= cov_high)).nonzero().squeeze(1)
+    # A generator of its own with the update's seed: every rank draws the same tokens.
     order = torch.randperm(len(eligible), generator=torch.Generator().manual_seed(tokens.seed))
     chosen = torch.zeros(len(values), dtype=torch.bool)
     chosen[eligible[order[: max(1, int(ratio * len(values)))]]] = True

@@ -29,6 +29,7 @@ def dppo_kl(inputs: LossInputs, *, threshold: float = 0.05, ratio_max: float = 2
     difference = log_ratio(inputs).detach()
     old = torch.where(inputs.loss_mask, inputs.old_logprobs, 0.0).exp()
     others_old, others = (1.0 - old).clamp(min=1e-8), (1.0 - old * difference.exp()).clamp(min=1e-8)
+    # KL of (p, 1 - p): old * ln(old / p) + (1 - old) * ln((1 - old) / (1 - p)).
     divergence = -old * difference + others_old * torch.log(others_old / others)
     return _masked(inputs, divergence > threshold, ratio_max)
 
@@ -36,6 +37,7 @@ def dppo_kl(inputs: LossInputs, *, threshold: float = 0.05, ratio_max: float = 2
 def _masked(inputs: LossInputs, far: torch.Tensor, ratio_max: float) -> PolicyLoss:
     """Return `-sg[min(ratio, ratio_max)] * A * logprob`, and 0 where the policy is far and would be pushed further."""
     difference = log_ratio(inputs).detach()
+    # Where the advantage pushes the policy back towards old, it may go on.
     cut = far & torch.where(inputs.advantages > 0, difference > 0, difference < 0)
     weight = torch.where(cut, 0.0, difference.exp().clamp(max=ratio_max))
     return PolicyLoss(-weight * inputs.advantages * inputs.logprobs, cut)

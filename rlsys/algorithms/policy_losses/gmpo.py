@@ -17,6 +17,7 @@ def gmpo(inputs: LossInputs, *, clip: float = 0.4) -> PolicyLoss:
     Returns: [B, T] with the response's value at every token; use `aggregation=sequence_mean`.
     """
     own = log_ratio(inputs)
+    # Multiplied by the sign, "pushed too far" is the upper side for both signs of the advantage.
     sign = torch.where(inputs.advantages > 0, 1.0, -1.0)
     pushed = torch.minimum(sign * own, sign * own.clamp(-clip, clip)) * sign
     ratio = torch.exp(response_mean(pushed, inputs.loss_mask)).expand_as(inputs.logprobs)

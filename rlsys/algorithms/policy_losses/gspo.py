@@ -31,6 +31,7 @@ def gspo_token(inputs: LossInputs, *, clip_low: float = 3e-4, clip_high: float =
     The values are gspo's. The gradient is gspo's too where a response has one advantage; this form is meant for
     responses whose tokens have different ones.
     """
+    # own - own.detach() is 0 with gradient: the value is the response's ratio, the gradient each token's.
     own = log_ratio(inputs)
     response = response_mean(own, inputs.loss_mask).detach()
     ratio = torch.exp(response + own - own.detach())

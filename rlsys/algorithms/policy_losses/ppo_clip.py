@@ -34,6 +34,7 @@ def ppo_clip(
     ratio = torch.exp(log_ratio(inputs))
     if dual_clip is None:
         return PolicyLoss(*clipped_surrogate(ratio, inputs.advantages, clip_low, clip_high))
+    # For A > 0 the bound changes nothing, since clip_high is below it; for A < 0 it limits -ratio * A.
     bounded = ratio.clamp(max=dual_clip)
     per_token, clipped = clipped_surrogate(bounded, inputs.advantages, clip_low, clip_high)
     return PolicyLoss(per_token, clipped | ((ratio > dual_clip) & (inputs.advantages < 0)))

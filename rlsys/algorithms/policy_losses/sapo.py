@@ -17,6 +17,7 @@ def sapo(inputs: LossInputs, *, temperature_pos: float = 1.0, temperature_neg: f
         temperature_neg: tau elsewhere.
     """
     ratio = torch.exp(log_ratio(inputs))
+    # A larger tau for negative advantages narrows the gate: they are the less stable ones.
     tau = torch.where(inputs.advantages > 0, temperature_pos, temperature_neg)
     gate = torch.sigmoid(tau * (ratio - 1.0)) * 4.0 / tau
     return PolicyLoss(-gate * inputs.advantages, torch.zeros_like(inputs.loss_mask))

@@ -79,8 +79,9 @@ def dense_logprobs(
     logits: torch.Tensor, targets: torch.Tensor, entropy_gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute log-probabilities of `targets` [n] and entropies from all logits [n, V] float32; [n] each."""
-    log_z = torch.logsumexp(logits, dim=-1)
+    log_z = torch.logsumexp(logits, dim=-1)  # [n]
     picked = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - log_z
+    # Without its gradient the softmax [n, V] of the entropy is freed at once.
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = log_z - (torch.softmax(logits, dim=-1) * logits).sum(-1)
     return picked, entropy
@@ -114,7 +115,7 @@ class _Chunked(torch.autograd.Function):
         entropy = log_z - moment / total  # -sum_j p_j (l_j - log Z)
         ctx.save_for_backward(states, weight, bias, targets, log_z, entropy)
         ctx.temperature = temperature
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # the gradient of an unused output is None, and its work is skipped
         return picked - log_z, entropy
 
     @staticmethod

@@ -73,4 +73,5 @@ def _weight_grad(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def _multiply(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Compute `left @ right.T + bias` with oneDNN."""
+    # "none" is the activation that is fused behind the product.
     return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")

@@ -86,6 +86,7 @@ def segments_of(members: Sequence[Segment], size: int) -> Segments:
 
 
 def _buckets(members: Sequence[Segment], size: int) -> list[Bucket]:
+    # From longest to shortest: a bucket closes when a segment would need more than a quarter of its length as padding.
     ordered = sorted((s for s in members if s.length), key=lambda s: (-s.length, s.start))
     groups: list[list[Segment]] = []
     for segment in ordered:
