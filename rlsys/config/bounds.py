@@ -16,6 +16,7 @@ AT_LEAST: dict[str, float] = {
     "train.samples_per_prompt": 1,
     "train.updates_per_step": 1,
     "train.minibatches_per_step": 1,
+    "train.critic_warmup_steps": 0,
     "train.max_nonfinite_steps": 1,
     "train.max_staleness": 0,
     "data.eval_limit": 1,
@@ -69,7 +70,6 @@ CRITIC_AT_LEAST: dict[str, float] = {
     "critic.max_grad_norm": 0,
     "critic.num_cpus": 0,
     "critic.num_threads": 1,
-    "train.critic_warmup_steps": 0,
 }
 """Of a role that only an advantage estimator made of values starts."""
 ABOVE_ZERO = (

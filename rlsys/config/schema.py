@@ -88,7 +88,7 @@ class TrainConfig:
     minibatches_per_step: int = 1  # parts of a step's prompts, one optimizer update each
     updates_per_step: int = 1  # passes over a step's experience (mu)
     old_logprobs: str = "learner"  # learner | engine | none: what the ratio is taken to; none: it is 1 (on policy)
-    critic_warmup_steps: int = 0  # steps at the start that train the critic alone (gae)
+    critic_warmup_steps: int = 0  # steps at the start that train the critic alone
     max_nonfinite_steps: int = 3  # steps in a row that met NaN or infinity, were not applied, and end the run
 
 

@@ -51,10 +51,10 @@ def _check_estimator(config: Config) -> None:
 
 
 def _check_critic(config: Config) -> None:
-    warmup = config.train.critic_warmup_steps
-    if needs_critic(config) and warmup >= config.train.num_steps:
+    head_start = config.train.critic_warmup_steps
+    if needs_critic(config) and head_start >= config.train.num_steps:
         raise ConfigError(
-            f"train.critic_warmup_steps={warmup} is not less than train.num_steps={config.train.num_steps}: the "
+            f"train.critic_warmup_steps={head_start} is not less than train.num_steps={config.train.num_steps}: the "
             "policy would never be trained"
         )
 
