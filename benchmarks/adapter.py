@@ -35,12 +35,13 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
     from rlsys.build.placement import demands
     from rlsys.build.run import connected
     from rlsys.config.schema import LoraConfig
-    from rlsys.models.adapters import adapter_parameters, peft_config
+    from rlsys.models.lora import peft_config
+    from rlsys.models.parameters import adapter_parameters
     from rlsys.models.policy import load_policy
     from rlsys.rollout.served_adapters import AdapterSlots
     from rlsys.rollout.worker import EngineModel, RolloutWorker
     from rlsys.runtime.calls import fetch
-    from rlsys.weights.adapter import pack
+    from rlsys.weights.packed_adapter import pack_adapter
 
     config, lora = broadcast_config(folder, BUCKET_MIB), LoraConfig(rank=rank)
     wanted = demands(config)["rollout"]
@@ -55,7 +56,7 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
 
         def measure() -> dict[str, float]:
             started = time.perf_counter()
-            sent = ray.put(pack(state, peft_config(lora, str(folder)).to_dict()))
+            sent = ray.put(pack_adapter(state, peft_config(lora, str(folder)).to_dict()))
             times = wait(fetch(worker.receive_adapter.remote(sent, next(versions)), who="rollout/0", what="measuring"))
             return {**times, "seconds": time.perf_counter() - started, "num_bytes": num_bytes}
 

@@ -23,8 +23,9 @@ import torch
 from benchmarks import report
 from benchmarks.workload import PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, Workload, build_workload, rlsys_config
 from rlsys.learner.engine import build_engine
-from rlsys.learner.rank import Share, items_of
-from rlsys.learner.worker import LearnerSetup, LearnerWorker
+from rlsys.learner.policy_rank import PolicyRank
+from rlsys.learner.rank_batch import RankBatch, items_of
+from rlsys.learner.setup import PolicySetup
 from rlsys.models.packing import TokenBatch
 from rlsys.models.policy import DTYPES
 from rlsys.types import Coefficients, ExperienceRow, Trajectory, VersionSpan
@@ -46,13 +47,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rlsys-bench-") as folder:
         workload = build_workload(Path(folder), num_batches=1)
         worker = _worker(workload, options.dtype)
-        share, chunk = _work()
-        engine, batches = _bare(worker, share, chunk)
+        batch, chunk = _work()
+        engine, batches = _bare(worker, batch, chunk)
     worker._setup.weights.verify = False  # the log-probabilities are made up; they are compared all the same
-    tokens = share.num_tokens[0]
+    tokens = batch.num_tokens[0]
     seconds: dict[str, list[float]] = {"rank": [], "bare": []}
     for repeat in range(options.repeats + 2):
-        measured = {"rank": _timed(lambda: worker.update(share, chunk)), "bare": _timed(lambda: _loop(engine, batches))}
+        measured = {"rank": _timed(lambda: worker.update(batch, chunk)), "bare": _timed(lambda: _loop(engine, batches))}
         for name, value in measured.items():
             if repeat > 1:  # the first two warm up
                 seconds[name].append(value)
@@ -75,31 +76,15 @@ def _timed(call: Any) -> float:
     return time.perf_counter() - start
 
 
-def _worker(workload: Workload, dtype: str) -> LearnerWorker:
+def _worker(workload: Workload, dtype: str) -> PolicyRank:
     config = rlsys_config(workload, LONGEST)
     config.learner.dtype = dtype
-    setup = LearnerSetup(
-        learner=config.learner,
-        algorithm=config.algorithm,
-        weights=config.weights,
-        model_path=str(workload.model),
-        chat_template=None,
-        adapter=None,
-        trust_remote_code=False,
-        engine_dtype=dtype,
-        temperature=1.0,
-        num_updates=1000,
-        passes=1,
-        old_logprobs="learner",
-        kv_is_kept=False,
-        seed=0,
-    )
-    worker = LearnerWorker(0, setup)
+    worker = PolicyRank(0, PolicySetup.from_config(config, str(workload.model)))
     worker.start("127.0.0.1", 29531)
     return worker
 
 
-def _work() -> tuple[Share, list[Trajectory]]:
+def _work() -> tuple[RankBatch, list[Trajectory]]:
     """A step's rows and the chunk with their trajectories."""
     generator = np.random.default_rng(0)
     lengths = np.clip(generator.gamma(2.0, 0.2 * LONGEST, size=PROMPTS_PER_STEP * SAMPLES_PER_PROMPT), 8, LONGEST)
@@ -125,16 +110,16 @@ def _work() -> tuple[Share, list[Trajectory]]:
         [(0, group * SAMPLES_PER_PROMPT + s) for s in range(SAMPLES_PER_PROMPT)] for group in range(PROMPTS_PER_STEP)
     ]
     trained = sum(row.num_response_tokens for row in rows)
-    share = Share((tuple(rows),), (trained,), Coefficients(0.0, 0.0), 0, places, False, False)
-    return share, chunk
+    batch = RankBatch((tuple(rows),), (trained,), Coefficients(0.0, 0.0), 0, places, False, False)
+    return batch, chunk
 
 
-def _bare(worker: LearnerWorker, share: Share, chunk: list[Trajectory]) -> tuple[Any, list[TokenBatch]]:
+def _bare(worker: PolicyRank, batch: RankBatch, chunk: list[Trajectory]) -> tuple[Any, list[TokenBatch]]:
     """A DeepSpeed engine of its own over the same model, and the batches that the rank would make."""
     setup = worker._setup
-    policy = worker._module()
+    policy = worker._build_model()
     engine = build_engine(setup.learner, policy, 1, setup.num_updates)
-    items = items_of(share, [chunk])[0]
+    items = items_of(batch, [chunk])[0]
     return engine, [worker._batch(part) for part in worker._microbatches(items)]
 
 

@@ -72,7 +72,7 @@ async def _rounds(config: Config, options: argparse.Namespace, folder: Path) -> 
     rounds = []
     async with open_run(prepare(config), folder / "run", ClockedDisplay(options.steps)) as run:
         pin("ray::RolloutWorker", 0)
-        pin("ray::LearnerWorker", 1)
+        pin("ray::PolicyRank", 1)
         await run.weights.broadcast(0)
         await _step_s(run, 1, 3, folder / "warm-up")
         for number in range(options.rounds):

@@ -92,7 +92,7 @@ def _run(workload: Workload, folder: Path, workers: int, staleness: int, num_ste
         async with open_run(prepare(config), folder, display) as opened:
             for engine in range(workers):
                 pin("ray::RolloutWorker", engine, which=engine)
-            pin("ray::LearnerWorker", 1)
+            pin("ray::PolicyRank", 1)
             await opened.supervise(train(opened))
 
     asyncio.run(run())

@@ -1,1 +1,6 @@
-"""Pure torch functions: advantages, policy losses, KL estimators, aggregation. Importing needs no Ray or engine."""
+"""The mathematics of a step as pure torch functions, and what an algorithm requires of a run.
+
+Advantages, policy losses, corrections, KL estimators, aggregation, the value loss. Each kind is a package with a
+registry: a new file in it is all that a new function takes. Nothing here knows processes, models or files, and
+importing it needs no Ray, vLLM or DeepSpeed.
+"""

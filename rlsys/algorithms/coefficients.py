@@ -1,4 +1,4 @@
-"""Coefficients that follow what they steer: the KL penalty's and the entropy bonus's."""
+"""Adaptive coefficients of the KL penalty and the entropy bonus."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ from rlsys.types import Coefficients
 
 
 def initial(config: AlgorithmConfig) -> Coefficients:
-    """Where a run starts."""
+    """Return the coefficients of a run's first step."""
     return Coefficients(config.kl.coef, config.entropy.coef, config.entropy.coef)
 
 
 def adapted(
     now: Coefficients, config: AlgorithmConfig, *, kl: float | None, entropy: float | None, num_trajectories: int
 ) -> Coefficients:
-    """The next step's, from the mean KL and entropy a token that this one measured (None: not measured).
+    """Return the coefficients of the next step.
 
     KL (Ziegler et al., arXiv:1909.08593, section 2.2): `coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon`,
-    with at most one horizon a step.
-    Entropy (Skywork-OR1, arXiv:2505.22312, equation 3.2): the level goes up by `delta` where the entropy is at most
-    `target`, else down, within [0, max_coef]; the bonus is the level after the former, and nothing after the latter.
+    where n counts at most one horizon per step.
+    Entropy (Skywork-OR1, arXiv:2505.22312, equation 3.2): the level rises by `delta` while the entropy is at most
+    `target`, else it falls, within [0, max_coef]. The bonus is the level after a rise, and 0 after a fall.
+
+    Args:
+        now: the coefficients of this step.
+        config: the targets; a coefficient without a target stays as it is.
+        kl: mean KL per token that this step measured; None if it measured none.
+        entropy: mean entropy per token that this step measured; None if it measured none.
+        num_trajectories: trajectories that this step trained on (n above).
     """
     if config.kl.target is not None and kl is not None:
+        # Clipped, so that one unusual step changes the coefficient by a fifth at most.
         error = min(max(kl / config.kl.target - 1.0, -0.2), 0.2)
         now = replace(now, kl=now.kl * (1.0 + error * min(num_trajectories / config.kl.horizon, 1.0)))
     if config.entropy.target is not None and entropy is not None:
+        # The level is remembered while the bonus is off, and the bonus resumes from it.
         is_low = entropy <= config.entropy.target
         change = config.entropy.delta if is_low else -config.entropy.delta
         level = min(max(now.entropy_level + change, 0.0), config.entropy.max_coef)

@@ -1,4 +1,7 @@
-"""Statistics within groups, given back to each member: [N] values and [N] group indices to [N]."""
+"""Statistics of groups, returned for each member: values [N] and group indices [N] to [N].
+
+Example: values 1 3 5 in groups 0 0 1 have the group means 2 2 5.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +9,32 @@ import torch
 
 
 def group_sum(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Sum over the members of each one's group."""
-    zeros = values.new_zeros(int(groups.max()) + 1 if groups.numel() else 0)
+    """Return the sum over each member's group."""
+    zeros = values.new_zeros(int(groups.max()) + 1 if groups.numel() else 0)  # one per group
     return zeros.index_add(0, groups, values)[groups]
 
 
 def group_size(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Number of members of each one's group, in the dtype of `values`."""
+    """Return the size of each member's group, in the dtype of `values`."""
     return group_sum(torch.ones_like(values), groups)
 
 
 def group_mean(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Mean over each one's group."""
+    """Return the mean over each member's group."""
     return group_sum(values, groups) / group_size(values, groups)
 
 
 def group_std(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Unbiased standard deviation (over n - 1) of each one's group; 0 for a group of one."""
+    """Return the unbiased standard deviation (over n - 1) of each member's group; 0 for a group of one."""
+    # Two passes: sum(x^2) - n mean^2 would cancel for rewards that are large and close together.
     squares = group_sum((values - group_mean(values, groups)) ** 2, groups)
     return (squares / (group_size(values, groups) - 1).clamp(min=1)).sqrt()
 
 
 def all_equal(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Whether each one's group has one value only, [N] bool.
+    """Return whether all values of each member's group are equal, [N] bool.
 
-    Equality, not a small variance, decides: rounding in a mean must not turn equal rewards into a signal.
+    Exact equality decides, not a small variance: rounding in a mean must not turn equal rewards into a signal.
     """
     zeros = values.new_zeros(int(groups.max()) + 1 if groups.numel() else 0)
     lowest = zeros.scatter_reduce(0, groups, values, "amin", include_self=False)

@@ -1,4 +1,4 @@
-"""The whole training loss of one microbatch: policy loss, corrections, KL to the reference, entropy bonus."""
+"""The training loss of one microbatch: policy loss, corrections, KL to the reference, entropy bonus."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ Select = Callable[[UpdateTokens], torch.Tensor]
 
 @dataclass(frozen=True)
 class LossResult:
-    """One microbatch's share. Over microbatches and ranks `sums` add up, of `largest` the maximum counts."""
+    """One microbatch's part of an update's loss and statistics."""
 
-    loss: torch.Tensor  # scalar with gradient
-    sums: dict[str, torch.Tensor]  # scalars, over trained tokens
-    largest: dict[str, torch.Tensor]
+    loss: torch.Tensor  # scalar with gradient; losses of microbatches and ranks add up
+    sums: dict[str, torch.Tensor]  # scalars over trained tokens; they add up too
+    largest: dict[str, torch.Tensor]  # scalars; the maximum over microbatches and ranks counts
 
 
 class Objective:
-    """`-min(ratio * A, clip(ratio) * A) * corrections + coef * KL - coef * entropy`, with every part chosen by name."""
+    """The loss `policy loss * corrections + coef * KL - coef * entropy`, with every part chosen by name.
+
+    With the defaults that is `-min(ratio * A, clip(ratio) * A) * corrections + ...`.
+
+    Attributes:
+        selects: the policy loss's choice among all tokens of an update; None when it makes none.
+    """
 
     def __init__(self, config: AlgorithmConfig) -> None:
         self._policy_loss = policy_losses.registry.component(config.policy_loss)
@@ -40,30 +46,34 @@ class Objective:
     def __call__(
         self, inputs: LossInputs, weights: torch.Tensor, coefficients: Coefficients, num_tokens: int
     ) -> LossResult:
-        """The loss of one microbatch.
+        """Compute the loss of one microbatch.
+
+        The aggregation's weights and `num_tokens` count the whole update. So losses of microbatches and ranks simply
+        add up, and the gradient is the same under any split.
 
         Args:
             inputs: tensors [B, T].
-            weights: [B] float32, what a token of each row weighs (the aggregation).
+            weights: [B] float32, the weight of each token of a row (the aggregation).
             coefficients: of KL and entropy in this step.
-            num_tokens: trained tokens of the whole update, all ranks: the entropy bonus is a mean over them.
+            num_tokens: trained tokens of the whole update on all ranks; the entropy bonus is a mean over them.
         """
         inputs, mask = _masked(inputs), inputs.loss_mask
         policy = self._policy_loss(inputs)
         per_token, sums, largest = policy.per_token, {"clipped": (policy.clipped & mask).sum()}, {}
-        if inputs.high_entropy is not None:
+        if inputs.high_entropy is not None:  # the rest keeps its KL penalty and its entropy bonus
             per_token = torch.where(inputs.high_entropy, per_token, 0.0)
         if self._corrections:
-            weight = self._correction(inputs)
+            weight = self._correction(inputs)  # [B, T]
             per_token = per_token * weight
             sums |= _statistics(inputs, weight)
             largest["ratio"] = _largest(corrections.ratio(inputs, "token"), mask)
         if self._config.kl.coef > 0:
-            divergence = self._divergence(inputs)
+            # Measured also when the penalty is in the reward: an adaptive coefficient needs it.
+            divergence = self._divergence(inputs)  # [B, T]
             sums["kl"] = torch.where(mask, divergence.detach(), 0.0).sum()
             if self._config.kl.apply_to == "loss":
                 per_token = per_token + coefficients.kl * divergence
-        loss = (torch.where(mask, per_token, 0.0) * weights[:, None]).sum()
+        loss = (torch.where(mask, per_token, 0.0) * weights[:, None]).sum()  # weights [B] hold all denominators
         if inputs.entropy is not None:
             total = torch.where(mask, inputs.entropy, 0.0).sum()
             loss = loss - coefficients.entropy * total / max(num_tokens, 1)
@@ -71,20 +81,21 @@ class Objective:
         return LossResult(loss, sums | {"loss": loss.detach()}, largest)
 
     def _correction(self, inputs: LossInputs) -> torch.Tensor:
+        """Return the product of all corrections' weights, [B, T], without gradient."""
         factors = (correct(inputs) for correct in self._corrections)
         return functools.reduce(torch.mul, factors).detach()
 
     def _divergence(self, inputs: LossInputs) -> torch.Tensor:
         if inputs.ref_logprobs is None:
-            raise ValueError("algorithm.kl.coef > 0 needs the reference's log-probabilities")
+            raise ValueError("algorithm.kl.coef > 0 needs the reference's log-probabilities, but ref_logprobs is None")
         divergence = self._kl(inputs.logprobs, inputs.ref_logprobs)
-        # Tokens were sampled by the old policy: its expectation over the present one needs their ratio (DeepSeek-V3.2,
-        # arXiv:2512.02556, section 3.1), and only with it is k3's gradient that of the KL.
+        # The old policy sampled the tokens. The expectation under the present policy needs the ratio of the two
+        # (DeepSeek-V3.2, arXiv:2512.02556, section 3.1), and only with it is k3's gradient that of the KL.
         return divergence * torch.exp(log_ratio(inputs)) if self._config.kl.unbiased else divergence
 
 
 def _selection(config: AlgorithmConfig) -> Select | None:
-    """The policy loss's choice among an update's tokens with its options filled in; None when it makes none."""
+    """Return the policy loss's choice among an update's tokens with its options filled in; None when it makes none."""
     select = policy_losses.registry.fact(str(config.policy_loss["name"]), "selects", None)
     if select is None:
         return None
@@ -94,14 +105,16 @@ def _selection(config: AlgorithmConfig) -> Select | None:
 
 
 def _masked(inputs: LossInputs) -> LossInputs:
-    """Zeros outside the loss mask: a NaN that stands there would reach the gradient as 0 * NaN."""
+    """Set values outside the loss mask to zero: a NaN there would reach the gradient as 0 * NaN."""
     names = ("logprobs", "old_logprobs", "advantages", "ref_logprobs", "behavior_logprobs", "entropy")
     given = {name: value for name in names if (value := getattr(inputs, name)) is not None}
     return replace(inputs, **{name: torch.where(inputs.loss_mask, value, 0.0) for name, value in given.items()})
 
 
 def _statistics(inputs: LossInputs, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Sum over trained tokens what the metrics of corrections are made of."""
     mask, ratio = inputs.loss_mask, corrections.ratio(inputs, "token")
+    # Squares of weights up to e^80 do not fit into float32.
     masked = torch.where(mask, weight, 0.0).double()
     return {
         "ratio": torch.where(mask, ratio, 0.0).sum(),

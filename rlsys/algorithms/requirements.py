@@ -1,4 +1,4 @@
-"""What algorithm and rewards ask of a run: which roles, which extra rollouts, which batches."""
+"""What an algorithm requires of a run: roles, extra rollouts, corrections."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rlsys.config.schema import Config
 
 
 def needs_critic(config: Config) -> bool:
-    """Whether the advantage estimator is made of a critic's values."""
+    """Return whether the advantage estimator uses a critic's values."""
     return bool(advantages.registry.fact(str(config.algorithm.advantage["name"]), "critic", False))
 
 
 def needs_greedy(config: Config) -> bool:
-    """Whether every prompt also gets a greedy response, as a baseline."""
+    """Return whether every prompt also gets a greedy response, as a baseline."""
     return bool(advantages.registry.fact(str(config.algorithm.advantage["name"]), "greedy", False))
 
 
@@ -29,16 +29,17 @@ def reference_workers(config: Config) -> int:
 
 
 def learner_is_reference(config: Config) -> bool:
-    """Whether the reference is the policy without its adapter."""
+    """Return whether the reference is the policy without its adapter."""
     return config.algorithm.kl.coef > 0 and config.learner.lora.rank > 0
 
 
 def corrections_of(config: Config) -> list[dict[str, Any]]:
-    """Those that were named; else, where sampling runs ahead, what allows for the policy that sampled.
+    """Return the configured corrections, or the default ones when `algorithm.corrections` is null.
 
-    The ratio of the policy loss is to the learner's probabilities before the step. Those of the engine may be
-    `max_staleness` versions older: without a weight for that, four steps ahead learn in a multiple of the steps
-    (benchmarks/results/notes.md).
+    The default is a truncated weight where sampling runs ahead of training, otherwise none. The ratio in the policy
+    loss has the learner's probabilities before the step as its denominator, but the engine that sampled may be up to
+    `max_staleness` versions older. Without a weight for that difference, training four steps behind needs several times
+    as many steps (benchmarks/results/notes.md).
     """
     if config.algorithm.corrections is not None:
         return config.algorithm.corrections

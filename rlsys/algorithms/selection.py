@@ -1,4 +1,8 @@
-"""Choosing tokens among all of an update's: what a quantile or a covariance over a microbatch alone would get wrong."""
+"""Choosing tokens among all tokens of an update.
+
+A quantile or a covariance over a microbatch alone would depend on how the update was split, so every rank gathers all
+tokens' numbers and makes the same choice.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +13,28 @@ import torch
 
 @dataclass(frozen=True)
 class UpdateTokens:
-    """Every trained token of one optimizer update, all ranks, in the order of its rows: [n] float32 each.
+    """Every trained token of one optimizer update, of all ranks, in the order of the update's rows: [n] float32 each.
 
-    Taken before the step's first update: what the policy was when it began.
+    The numbers are those of the policy before the step's first update.
     """
 
     logprobs: torch.Tensor
     entropies: torch.Tensor
     advantages: torch.Tensor
-    seed: int  # for a choice by lot that every rank makes alike
+    seed: int  # for random choices, which must be the same on every rank
 
 
 def top_entropy(tokens: UpdateTokens, quantile: float) -> torch.Tensor:
-    """The share `quantile` of tokens with the highest entropy ("Beyond the 80/20 rule", arXiv:2506.01939), [n] bool.
+    """Choose the share `quantile` of tokens with the highest entropy, [n] bool (arXiv:2506.01939).
 
-    Tokens at the threshold (linear interpolation between order statistics) are all in.
+    Example: 0.2 chooses the top fifth. The threshold interpolates linearly between order statistics; all tokens at the
+    threshold are chosen.
     """
     if not len(tokens.entropies):
         return torch.zeros(0, dtype=torch.bool)
     ordered = tokens.entropies.double().sort().values
-    position = (1.0 - quantile) * (len(ordered) - 1)  # torch.quantile refuses more than 2**24 values
+    # By hand, because torch.quantile refuses more than 2**24 values.
+    position = (1.0 - quantile) * (len(ordered) - 1)
     below = int(position)
     above = min(below + 1, len(ordered) - 1)
     threshold = ordered[below] + (position - below) * (ordered[above] - ordered[below])
@@ -36,7 +42,7 @@ def top_entropy(tokens: UpdateTokens, quantile: float) -> torch.Tensor:
 
 
 def covariances(tokens: UpdateTokens) -> torch.Tensor:
-    """`(logprob - mean) * (advantage - mean)` of every token, [n] float64 (arXiv:2505.22617, equation 10)."""
+    """Return `(logprob - mean) * (advantage - mean)` of every token, [n] float64 (arXiv:2505.22617, equation 10)."""
     logprobs, advantages = tokens.logprobs.double(), tokens.advantages.double()
     if not len(logprobs):
         return logprobs

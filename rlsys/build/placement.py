@@ -9,6 +9,7 @@ from rlsys.algorithms.requirements import needs_critic, reference_workers
 from rlsys.config.schema import Config
 from rlsys.runtime.preload import engine_preload
 from rlsys.runtime.room import Demand
+from rlsys.weights.backend import weight_backend
 
 QUIET = {
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -20,13 +21,6 @@ QUIET = {
 
 ANY_THRESHOLD = (2, 35)
 """glibc before that refuses thresholds above 32 MiB, and then keeps to the smallest."""
-
-
-def weight_backend(config: Config) -> str:
-    """`auto` is nccl on GPUs and gloo on CPUs."""
-    if config.weights.backend != "auto":
-        return config.weights.backend
-    return "nccl" if config.cluster.num_gpus > 0 else "gloo"
 
 
 def threads_per_worker(config: Config, num_workers: int, wanted: int | None) -> int:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlsys.algorithms import advantages
-from rlsys.algorithms.requirements import learner_is_reference, needs_critic, needs_greedy
+from rlsys.algorithms.requirements import learner_is_reference, needs_greedy
 from rlsys.build.checkpoints import Checkpoints, newest, start_coefficients
-from rlsys.build.placement import demands, weight_backend
+from rlsys.build.placement import demands
 from rlsys.config.schema import Config
 from rlsys.data.stream import PromptStream
 from rlsys.errors import DeadlineError, WorkerError
@@ -21,10 +21,9 @@ from rlsys.evaluation.periodic import PeriodicEvaluation
 from rlsys.guards.missing_rewards import MissingRewardGuard
 from rlsys.guards.nonfinite import NonFiniteGuard
 from rlsys.learner.critic_group import CriticGroup
-from rlsys.learner.critic_worker import CriticSetup
 from rlsys.learner.learners import Learners
 from rlsys.learner.policy_group import PolicyGroup
-from rlsys.learner.policy_worker import LearnerSetup
+from rlsys.learner.setup import CriticSetup, PolicySetup
 from rlsys.metrics.display import Display
 from rlsys.metrics.step import StageClock
 from rlsys.metrics.timeline import Timeline, timeline_path
@@ -37,6 +36,7 @@ from rlsys.preflight.prepared import Prepared
 from rlsys.recorder import Recorder
 from rlsys.reference.policy import FrozenReference, PolicyWithoutAdapter, Reference
 from rlsys.reference.pool import ReferencePool
+from rlsys.reference.worker import ReferenceSetup
 from rlsys.rewards.entry import wants_whole_groups
 from rlsys.rollout.pool import RolloutPool
 from rlsys.rollout.served_adapters import AdapterSlots
@@ -52,6 +52,7 @@ from rlsys.runtime.timeline_collector import TimelineCollector
 from rlsys.scoring.pool import RewardPool
 from rlsys.scoring.worker import Extent
 from rlsys.types import Sampling
+from rlsys.weights.backend import weight_backend
 from rlsys.weights.broadcaster import AdapterBroadcaster, Broadcaster, WeightBroadcaster
 from rlsys.weights.canary import WeightCanary, canary_text
 from rlsys.weights.policy_broadcast import PolicyBroadcast
@@ -183,14 +184,18 @@ def connected(config: Config, wanted: Mapping[str, list[Demand]], log_dir: Path 
 
 def start_roles(cluster: Cluster, prepared: Prepared, wanted: Mapping[str, list[Demand]]) -> Roles:
     """Start a process for every worker; they begin to load when `start` is called."""
-    config = prepared.config
+    config, source = prepared.config, (prepared.config, prepared.model_path)
     return Roles(
         cluster=cluster,
         rollout=start_rollout(cluster, prepared, wanted["rollout"]),
         scoring=start_scoring(cluster, prepared, wanted["scoring"]),
-        policy=PolicyGroup(cluster, learner_setup(prepared), wanted["learner"]),
-        critic=CriticGroup(cluster, _critic_setup(prepared), wanted["critic"]) if needs_critic(config) else None,
-        reference=_start_reference(cluster, prepared, wanted["reference"]) if wanted["reference"] else None,
+        policy=PolicyGroup(cluster, PolicySetup.from_config(*source), wanted["learner"]),
+        critic=CriticGroup(cluster, CriticSetup.from_config(*source), wanted["critic"]) if wanted["critic"] else None,
+        reference=ReferencePool(
+            cluster, ReferenceSetup.from_config(*source), config.algorithm.refresh, wanted["reference"]
+        )
+        if wanted["reference"]
+        else None,
     )
 
 
@@ -296,67 +301,12 @@ def start_scoring(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) ->
     return RewardPool(cluster, config.scoring, wanted, config.rewards, *model, extent)
 
 
-def _start_reference(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> ReferencePool:
-    config = prepared.config
-    return ReferencePool(
-        cluster,
-        config.reference,
-        config.algorithm.refresh,
-        wanted,
-        prepared.model_path,
-        config.learner.dtype,
-        config.rollout.temperature,
-        config.algorithm.kl.name if config.algorithm.kl.apply_to == "reward" else None,
-        config.model.trust_remote_code,
-    )
-
-
 def _reference(config: Config, roles: Roles) -> Reference:
     if roles.reference is not None:
         return roles.reference
     if learner_is_reference(config):
         return PolicyWithoutAdapter(roles.policy, roles.cluster.calls.background)
     return FrozenReference()
-
-
-def learner_setup(prepared: Prepared) -> LearnerSetup:
-    """Return the policy ranks' part of the configuration."""
-    config = prepared.config
-    return LearnerSetup(
-        learner=config.learner,
-        algorithm=config.algorithm,
-        weights=config.weights,
-        model_path=prepared.model_path,
-        trust_remote_code=config.model.trust_remote_code,
-        chat_template=config.model.chat_template,
-        adapter=config.model.adapter,
-        engine_dtype=config.rollout.dtype or config.learner.dtype,
-        temperature=config.rollout.temperature,
-        num_updates=num_updates(config, config.train.critic_warmup_steps if needs_critic(config) else 0),
-        passes=config.train.updates_per_step,
-        old_logprobs=config.train.old_logprobs,
-        kv_is_kept=config.rollout.inflight_kv == "keep",
-        seed=config.seed,
-    )
-
-
-def _critic_setup(prepared: Prepared) -> CriticSetup:
-    config = prepared.config
-    return CriticSetup(
-        critic=config.critic,
-        algorithm=config.algorithm,
-        model_path=prepared.model_path,
-        trust_remote_code=config.model.trust_remote_code,
-        num_updates=num_updates(config),
-        passes=config.train.updates_per_step,
-        seed=config.seed,
-    )
-
-
-def num_updates(config: Config, steps_without: int = 0) -> int:
-    """Return the optimizer updates of the whole run, less some steps: the length of a learning rate's schedule."""
-    train = config.train
-    return (train.num_steps - steps_without) * train.updates_per_step * train.minibatches_per_step
 
 
 def _prompt_stream(prepared: Prepared, state: RunState) -> PromptStream:

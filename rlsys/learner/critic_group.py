@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlsys.learner.critic_worker import CriticSetup, CriticWorker
-from rlsys.learner.rank import Share
+from rlsys.learner.critic_rank import CriticRank
+from rlsys.learner.rank_batch import RankBatch
 from rlsys.learner.rank_group import RankGroup
+from rlsys.learner.setup import CriticSetup
 from rlsys.runtime.balance import balance
 from rlsys.runtime.chunks import Place, chunks_of
 from rlsys.runtime.cluster import Cluster
@@ -21,7 +22,7 @@ class CriticGroup(RankGroup):
     METRICS = "critic"
 
     def __init__(self, cluster: Cluster, setup: CriticSetup, demands: list[Demand]) -> None:
-        super().__init__(cluster, CriticWorker, setup.critic, setup, demands)
+        super().__init__(cluster, CriticRank, setup.critic, setup, demands)
 
     async def estimate(
         self, groups: Sequence[ScoredGroup], coefficients: Coefficients
@@ -36,11 +37,11 @@ class CriticGroup(RankGroup):
         calls = {}
         for (name, worker), chosen in zip(self._workers.items(), balance(sizes, len(self._workers)), strict=True):
             own = [groups[index] for index in chosen]
-            chunks, places = chunks_of(group.rollout.trajectories for group in own)
+            chunks, chunk_indices = chunks_of(group.rollout.trajectories for group in own)
             references = [group.reference.logprobs for group in own if group.reference is not None]
-            share = _whole(own, places, coefficients, has_reference=bool(references))
+            batch = _whole(own, chunk_indices, coefficients, has_reference=bool(references))
             totals = [[reward.total for reward in group.rewards] for group in own]
-            answer = worker.estimate.options(num_returns=1 + len(chosen)).remote(totals, share, *chunks, *references)
+            answer = worker.estimate.options(num_returns=1 + len(chosen)).remote(totals, batch, *chunks, *references)
             metrics, *refs = answer if chosen else [answer]
             calls[name] = metrics
             for index, ref in zip(chosen, refs, strict=True):
@@ -51,12 +52,16 @@ class CriticGroup(RankGroup):
 
 
 def _whole(
-    groups: Sequence[ScoredGroup], places: Sequence[Sequence[Place]], coefficients: Coefficients, *, has_reference: bool
-) -> Share:
+    groups: Sequence[ScoredGroup],
+    chunk_indices: Sequence[Sequence[Place]],
+    coefficients: Coefficients,
+    *,
+    has_reference: bool,
+) -> RankBatch:
     """Return every trajectory of the groups as one minibatch; a row's group is its position among them."""
     pairs = [(g, s, summary) for g, group in enumerate(groups) for s, summary in enumerate(group.rollout.summaries)]
     rows = tuple(
         ExperienceRow(index, g, s, 0.0, 0.0, summary.num_tokens, summary.num_response_tokens)
         for index, (g, s, summary) in enumerate(pairs)
     )
-    return Share((rows,), (0,), coefficients, 0, places, has_reference, has_estimates=False)
+    return RankBatch((rows,), (0,), coefficients, 0, chunk_indices, has_reference, has_estimates=False)

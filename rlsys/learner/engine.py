@@ -1,4 +1,4 @@
-"""The DeepSpeed engine around a model: configuration, optimizer, schedule."""
+"""The DeepSpeed engine around a model: its configuration, optimizer and schedule."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import torch
 from torch import nn
 
 from rlsys.config.schema import LearnerConfig
-from rlsys.models.adapters import set_dropout
+from rlsys.models.lora import set_dropout
 
-NO_CLIPPING = 1e30
+NO_CLIPPING = 1e30  # a norm that no gradient reaches
 
 
 def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's configuration. `step()` alone marks the end of an update: microbatches only add gradients."""
+    """Return DeepSpeed's configuration.
+
+    DeepSpeed's own accounting of batch sizes is not used: microbatches add gradients, and only `step()` ends an update.
+    """
     precise: dict[str, Any] = {}
     if config.dtype == "bfloat16" and config.zero_stage > 0:
-        # Sums over dozens of microbatches and ranks: in bfloat16 the later ones would be rounded away.
+        # Gradients are summed over dozens of microbatches and ranks: bfloat16 would round the later ones away.
         precise = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
     return {
         **precise,
@@ -25,7 +28,7 @@ def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        # With 0 it would neither clip nor look at the norm, and step on NaN.
+        # With 0 DeepSpeed would neither clip nor check the norm, and would apply a gradient of NaN.
         "gradient_clipping": config.max_grad_norm or NO_CLIPPING,
         "bf16": {"enabled": config.dtype == "bfloat16"},
         "zero_optimization": {
@@ -35,6 +38,7 @@ def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
             "allgather_bucket_size": 50_000_000,
             **_offload(config),
         },
+        # Allow torch's AdamW, also for offloading.
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
@@ -48,26 +52,35 @@ def _offload(config: LearnerConfig) -> dict[str, Any]:
 
 
 def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_updates: int) -> Any:
-    """Wrap `module`. The torch optimizer avoids DeepSpeed's compiled ones: same numbers, no compiler."""
+    """Wrap `module` in a DeepSpeed engine.
+
+    torch's AdamW is used in place of DeepSpeed's own optimizers, which need a compiler and compute the same.
+
+    Args:
+        config: options of the learner or critic.
+        module: a policy or critic; parameters that need no gradient are not trained.
+        world_size: number of ranks.
+        num_updates: of the whole run, for the schedule.
+    """
     import deepspeed
     from transformers import get_scheduler
 
     if config.gradient_checkpointing:
         model: Any = next(child for child in module.children() if hasattr(child, "gradient_checkpointing_enable"))
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        module.train()  # transformers checkpoints in train mode only; dropout is refused below
+        module.train()  # transformers checkpoints only in train mode; other dropout than adapters' is refused below
         set_dropout(module, is_active=False)
         _refuse_dropout(module)
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    parameters = [p for p in module.parameters() if p.requires_grad]  # under adapters, the adapters' alone
     optimizer = torch.optim.AdamW(
         parameters,
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
-        fused=config.offload_optimizer or None,  # on the CPU one pass over the state instead of a dozen
+        fused=config.offload_optimizer or None,  # on CPUs one pass over the state instead of a dozen
     )
-    # transformers' "constant" would silently leave the warm-up out.
+    # transformers' schedule "constant" ignores warm-up steps.
     name = "constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule
     schedule = get_scheduler(name, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=num_updates)
     engine, *_ = deepspeed.initialize(
@@ -75,7 +88,7 @@ def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_
         optimizer=optimizer,
         lr_scheduler=schedule,
         config=deepspeed_config(config, world_size),
-        dist_init_required=False,
+        dist_init_required=False,  # the rank has joined its group already
     )
     if config.zero_stage == 0 and config.dtype == "float32":
         _record_norm(engine, config.max_grad_norm or NO_CLIPPING)
@@ -83,16 +96,22 @@ def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_
 
 
 def forget_gradients(engine: Any) -> None:
-    """After a step that was refused. DeepSpeed does so itself, but with an offloaded optimizer of ZeRO 1 or 2 it adds
-    the next gradients to those that were not finite."""
+    """Drop the gradients of a step that was refused.
+
+    DeepSpeed does this itself, except with an offloaded optimizer of ZeRO 1 or 2: there it would add the next gradients
+    to the ones that were not finite.
+    """
     optimizer = engine.optimizer
     if getattr(optimizer, "cpu_offload", False) and isinstance(getattr(optimizer, "averaged_gradients", None), dict):
         optimizer.averaged_gradients = dict.fromkeys(optimizer.averaged_gradients)
 
 
 def _record_norm(engine: Any, max_norm: float) -> None:
-    """DeepSpeed clips without ZeRO too, but throws the norm away and steps whatever it was: clip the same way, keep it,
-    and leave nothing to step with when it is not finite (as ZeRO does)."""
+    """Replace DeepSpeed's clipping without ZeRO by one that records the norm and refuses a gradient that is not finite.
+
+    DeepSpeed's own clips in the same way, but discards the norm and applies the gradient even when it holds NaN. Under
+    ZeRO it refuses such a step itself.
+    """
 
     def clip() -> None:
         parameters = list(engine.module.parameters())
@@ -106,9 +125,11 @@ def _record_norm(engine: Any, max_norm: float) -> None:
 
 
 def _refuse_dropout(model: nn.Module) -> None:
+    """Raise ValueError when the model itself (not its adapters) has dropout, which train mode would switch on."""
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Dropout) and module.p > 0 and ".lora_dropout." not in name:
             raise ValueError(
-                f"'{name}' has dropout {module.p}: the ratio of two forwards would be noise. Set the model's dropout "
-                "to 0 or turn learner.gradient_checkpointing off"
+                f"learner.gradient_checkpointing=true runs the model in train mode, but its layer '{name}' has dropout "
+                f"{module.p}, which would make the ratio of two forwards noise: set the dropout to 0 in the model's "
+                "config.json, or set learner.gradient_checkpointing=false"
             )

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.learner.policy_worker import LearnerSetup
+from rlsys.learner.policy_rank import PolicyRank
 from rlsys.learner.rank_group import RankGroup
-from rlsys.learner.worker import LearnerWorker
+from rlsys.learner.setup import PolicySetup
 from rlsys.runtime.balance import balance
 from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster
@@ -22,8 +22,8 @@ class PolicyGroup(RankGroup):
 
     METRICS = "policy"
 
-    def __init__(self, cluster: Cluster, setup: LearnerSetup, demands: list[Demand]) -> None:
-        super().__init__(cluster, LearnerWorker, setup.learner, setup, demands)
+    def __init__(self, cluster: Cluster, setup: PolicySetup, demands: list[Demand]) -> None:
+        super().__init__(cluster, PolicyRank, setup.learner, setup, demands)
         self._update_info: Mapping[str, Any] = {}
 
     async def weight_update_info(self, backend: str) -> Mapping[str, Any]:
@@ -56,14 +56,14 @@ class PolicyGroup(RankGroup):
 
     async def reference_scores(self, groups: Sequence[RolloutGroup]) -> list[ReferenceScores]:
         """Score whole groups under the policy without its adapter; one result per group."""
-        chunks, places = chunks_of(group.trajectories for group in groups)
+        chunks, chunk_indices = chunks_of(group.trajectories for group in groups)
         sizes = [sum(summary.num_tokens for summary in group.summaries) for group in groups]
         shares = [sorted(share) for share in balance(sizes, len(self._workers))]
         calls: dict[str, Any] = {}
         logprobs: list[Any] = [None] * len(groups)
         for (name, worker), share in zip(self._workers.items(), shares, strict=True):
             call = worker.reference.options(num_returns=2 + len(share))
-            calls[name], _, *of_groups = call.remote(share, places, *chunks)
+            calls[name], _, *of_groups = call.remote(share, chunk_indices, *chunks)
             for number, ref in zip(share, of_groups, strict=True):
                 logprobs[number] = ref
         # An update may be ahead of this call on every rank.

@@ -1,4 +1,4 @@
-"""One rank of a gang around a DeepSpeed engine: what policy and critic have in common."""
+"""One rank of a group around a DeepSpeed engine: what policy and critic have in common."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -16,88 +15,31 @@ from torch import nn
 from rlsys.config.schema import LearnerConfig
 from rlsys.errors import RlsysError
 from rlsys.learner.engine import build_engine, forget_gradients
-from rlsys.models.packing import TokenBatch, TokenRow, microbatches, token_batch
-from rlsys.runtime.chunks import Place, picked
+from rlsys.learner.rank_batch import EMPTY_ITEM, TrainItem
+from rlsys.models.packing import TokenBatch, microbatches, token_batch
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
 from rlsys.runtime.spans import Span, Spans
-from rlsys.types import Coefficients, ExperienceRow, Trajectory, ValueEstimate
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one rank trains on in a step: its rows of every minibatch, and what it must know of the others'."""
-
-    minibatches: tuple[tuple[ExperienceRow, ...], ...]
-    num_tokens: tuple[int, ...]  # trained tokens of each minibatch, all ranks
-    coefficients: Coefficients
-    policy_version: int
-    places: Sequence[Sequence[Place]]  # of every group's trajectories in the chunks
-    has_reference: bool
-    has_estimates: bool
-
-
-@dataclass(frozen=True)
-class TrainItem:
-    """One trajectory with everything its loss needs; arrays [L]."""
-
-    row: ExperienceRow
-    trajectory: Trajectory
-    ref_logprobs: np.ndarray | None = None
-    estimate: ValueEstimate | None = None
-
-    def token_row(self) -> TokenRow:
-        """What the model sees of it."""
-        return TokenRow(self.trajectory.token_ids, self.trajectory.loss_mask, self.row.group)
-
-
-ZEROS = np.zeros(2, dtype=np.float32)
-NOTHING = TrainItem(
-    row=ExperienceRow(-1, 0, 0, 0.0, 0.0, 2, 0),
-    trajectory=Trajectory(
-        token_ids=np.ones(2, dtype=np.int32),
-        loss_mask=np.zeros(2, dtype=bool),
-        behavior_logprobs=ZEROS,
-        versions=(),
-        finish_reason="stop",
-        engine=0,
-    ),
-    ref_logprobs=ZEROS,
-    estimate=ValueEstimate(ZEROS, ZEROS, ZEROS),
-)
-"""Two tokens with nothing to train: what an empty microbatch holds."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step. `is_applied` is False when the gradient held NaN or infinity: nothing was changed."""
+    """One optimizer step. `is_applied` is False when the gradient held NaN or infinity; then nothing was changed."""
 
     lr: float
     grad_norm: float
     is_applied: bool
 
 
-def items_of(share: Share, arrays: Sequence[Any]) -> list[list[TrainItem]]:
-    """The share's rows with their arrays: the chunks, then every group's reference, then its estimates, if given."""
-    size = len(share.places)
-    num_chunks = len(arrays) - size * (share.has_reference + share.has_estimates)
-    trajectories = picked(arrays[:num_chunks], share.places)
-    references = arrays[num_chunks : num_chunks + size] if share.has_reference else None
-    estimates = arrays[len(arrays) - size :] if share.has_estimates else None
-
-    def item(row: ExperienceRow) -> TrainItem:
-        return TrainItem(
-            row,
-            trajectories[row.group][row.sample],
-            references[row.group][row.sample] if references is not None else None,
-            estimates[row.group][row.sample] if estimates is not None else None,
-        )
-
-    return [[item(row) for row in minibatch] for minibatch in share.minibatches]
-
-
 def mean_metrics(rows: Sequence[dict[str, float]], num_tokens: Sequence[int]) -> dict[str, float]:
-    """Of one pass over the minibatches: means weighted by tokens, the largest of a maximum, the last learning rate."""
+    """Combine the metrics of one pass over the minibatches.
+
+    Args:
+        rows: each minibatch's metrics.
+        num_tokens: trained tokens of each minibatch.
+
+    Returns: means weighted by tokens, but the largest of keys that end in /max and the last of those in /lr.
+    """
     total = max(sum(num_tokens), 1)
     combined = {}
     for name in rows[0]:
@@ -111,14 +53,15 @@ def mean_metrics(rows: Sequence[dict[str, float]], num_tokens: Sequence[int]) ->
     return combined
 
 
-class GangWorker:
-    """Lives in a Ray process; the group calls all ranks with the same method at the same time.
+class Rank:
+    """A Ray worker; the group calls all its ranks with the same method at the same time.
 
-    A subclass says what is trained (`_module`) and defines its passes over the data.
+    A subclass builds the model (`_build_model`) and defines its passes over the data. All ranks must reach the same
+    collectives (gathers, reductions, and under ZeRO-3 every forward and backward) in the same order; otherwise they
+    wait for each other until the deadline.
     """
 
-    TAG = "learner"
-    """Names its part of a checkpoint."""
+    TAG = "learner"  # names this role's part of a checkpoint
 
     def __init__(self, rank: int, config: LearnerConfig, num_updates: int, seed: int) -> None:
         log_worker()
@@ -127,118 +70,121 @@ class GangWorker:
         self._num_updates = num_updates
         self._seed = seed
         self._world_size = config.num_workers
-        self._engine: Any = None
+        self._engine: Any = None  # built by `start`, once all ranks have joined
         self._spans = Spans()
 
     def address(self) -> tuple[str, int]:
-        """This node's address and a free port."""
+        """Return this node's address and a free port."""
         import ray
 
         host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return host, probe.getsockname()[1]
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            return host, listener.getsockname()[1]
 
     def start(self, host: str, port: int) -> Any:
-        """Join the gang and build the engine."""
+        """Join the process group that meets at rank 0's address, and build the engine."""
         os.environ.update(
             RANK=str(self._rank),
-            LOCAL_RANK="0",
+            LOCAL_RANK="0",  # Ray shows each worker its own GPU only, as device 0
             WORLD_SIZE=str(self._world_size),
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
         )
         import deepspeed
 
-        # The g++ shared-memory collective is built at run time; gloo does the same without a compiler.
+        # DeepSpeed would compile a shared-memory collective with g++ at run time; gloo does the same without it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
         deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
         torch.manual_seed(self._seed)
-        self._engine = build_engine(self._config, self._module(), self._world_size, self._num_updates)
-        started = self._started()
+        self._engine = build_engine(self._config, self._build_model(), self._world_size, self._num_updates)
+        result = self._on_started()
         freeze_started()
-        return started
+        return result
 
     def save(self, folder: str) -> None:
-        """Write the DeepSpeed state."""
+        """Write this rank's DeepSpeed state into a checkpoint's folder."""
         has_adapters = self._config.lora.rank > 0
         self._engine.save_checkpoint(folder, tag=self.TAG, save_latest=False, exclude_frozen_parameters=has_adapters)
 
     def load(self, folder: str) -> None:
-        """Restore what `save` wrote."""
+        """Restore what `save` wrote; raises RlsysError when the folder holds nothing for this role and group size."""
         path, _ = self._engine.load_checkpoint(folder, tag=self.TAG, load_module_strict=self._config.lora.rank == 0)
         if path is None:
             raise RlsysError(f"{folder} holds no {self.TAG} checkpoint that {self._world_size} rank(s) can load")
 
     def take_spans(self) -> list[Span]:
-        """What this rank did since the last call."""
+        """Return the timeline's spans since the last call."""
         return self._spans.take()
 
     def stop(self) -> None:
-        """Leave the gang: an interpreter that ends inside a process group can abort."""
+        """Leave the process group: an interpreter that exits inside one can abort."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _module(self) -> nn.Module:
+    def _build_model(self) -> nn.Module:
+        """Return the model to train; it has a `layout`."""
         raise NotImplementedError
 
-    def _started(self) -> Any:
-        """What `start` answers."""
+    def _on_started(self) -> Any:
+        """Finish the start, once the engine exists; return the result of `start`."""
 
     def _microbatches(self, items: Sequence[TrainItem]) -> list[list[TrainItem]]:
-        """What goes through one forward together; as many lists on every rank, empty ones last.
+        """Divide items over forwards; every rank gets the same number of them, with empty ones last.
 
-        Under ZeRO-3 every forward is a collective: a rank with less to do runs empty ones until all are done.
+        Under ZeRO-3 every forward is a collective, so a rank with less to do runs empty ones until all are done.
         """
         rows = [item.token_row() for item in items]
         split = microbatches(rows, self._config.microbatch_tokens, self._engine.module.layout)
-        num_empty = self._most(len(split)) - len(split)
-        return [[items[index] for index in indices] for indices in split] + [[NOTHING]] * num_empty
+        num_empty = self._max_over_ranks(len(split)) - len(split)
+        return [[items[index] for index in indices] for indices in split] + [[EMPTY_ITEM]] * num_empty
 
     def _batch(self, items: Sequence[TrainItem]) -> TokenBatch:
-        """The items' tokens in the model's layout."""
+        """Lay out the items' tokens as the model's input."""
         with self._spans.span("pack"):
             rows = [item.token_row() for item in items]
             return token_batch(rows, self._engine.module.layout).to(self._engine.device)
 
     def _backward(self, loss: torch.Tensor, *, is_finite: bool = True) -> None:
-        """Add the gradient of this rank's share of a global sum.
+        """Add the gradient of `loss`, which is this rank's part of a sum over all ranks.
 
-        DeepSpeed averages over ranks, hence the factor. It refuses a step whose gradient norm is not finite: with what
-        was not finite before, the gradient is spoiled on purpose, wherever a mask or a clip has hidden it.
+        DeepSpeed averages gradients over ranks, hence the factor `world_size`. It refuses a step whose gradient norm is
+        not finite. A mask or a clip may have hidden the NaN or infinity of an input, so with `is_finite=False` the
+        gradient is made NaN on purpose.
         """
         scale = self._world_size if is_finite else float("nan")
         with self._spans.span("backward"):
             self._engine.backward(loss * scale)
 
     def _step(self) -> StepResult:
-        lr = float(self._engine.get_lr()[0])
+        """Apply the accumulated gradient, unless it is not finite."""
+        lr = float(self._engine.get_lr()[0])  # before the step, which advances the schedule
         with self._spans.span("optimizer"):
             self._engine.step()
         norm = self._engine.get_global_grad_norm()
-        # DeepSpeed's own sign of a norm that is not finite is -1 or infinity.
-        found = float("nan") if norm is None else float(norm)
-        is_applied = 0.0 <= found < float("inf")
+        # DeepSpeed reports a norm that is not finite as -1 or infinity.
+        grad_norm = float("nan") if norm is None else float(norm)
+        is_applied = 0.0 <= grad_norm < float("inf")
         if not is_applied:
             forget_gradients(self._engine)
-        return StepResult(lr, found, is_applied)
+        return StepResult(lr, grad_norm, is_applied)
 
-    def _reduced(self, values: Mapping[str, float], op: Any = dist.ReduceOp.SUM) -> dict[str, float]:
-        """`values` reduced over all ranks, which must have the same keys."""
+    def _all_reduce(self, values: Mapping[str, float], op: Any = dist.ReduceOp.SUM) -> dict[str, float]:
+        """Reduce `values` over all ranks, which must have the same keys."""
         if not values:
             return {}
-        names = sorted(values)
+        names = sorted(values)  # the same order on every rank
         vector = torch.tensor([values[name] for name in names], dtype=torch.float64, device=self._engine.device)
         dist.all_reduce(vector, op=op)
         return dict(zip(names, vector.tolist(), strict=True))
 
-    def _gathered(self, value: Any) -> list[Any]:
-        """Every rank's value, in the order of ranks."""
+    def _all_gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in the order of ranks."""
         gathered: list[Any] = [None] * self._world_size
         dist.all_gather_object(gathered, value)
         return gathered
 
-    def _most(self, count: int) -> int:
-        """The largest `count` of all ranks."""
-        return int(self._reduced({"count": count}, dist.ReduceOp.MAX)["count"])
+    def _max_over_ranks(self, count: int) -> int:
+        """Return the largest `count` of all ranks."""
+        return int(self._all_reduce({"count": count}, dist.ReduceOp.MAX)["count"])

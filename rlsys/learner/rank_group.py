@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlsys.config.schema import LearnerConfig
-from rlsys.learner.rank import GangWorker, Share
+from rlsys.learner.rank import Rank
+from rlsys.learner.rank_batch import RankBatch
 from rlsys.runtime.balance import balance
 from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster
@@ -26,7 +27,7 @@ class RankGroup:
     METRICS = ""  # first word of its metrics
 
     def __init__(
-        self, cluster: Cluster, worker: type[GangWorker], config: LearnerConfig, setup: Any, demands: Sequence[Demand]
+        self, cluster: Cluster, worker: type[Rank], config: LearnerConfig, setup: Any, demands: Sequence[Demand]
     ) -> None:
         self._calls = cluster.calls
         self._config = config
@@ -49,21 +50,21 @@ class RankGroup:
         """
         shares = [divide(rows, len(self._workers)) for rows in experience.minibatches]
         num_tokens = tuple(sum(row.num_response_tokens for row in rows) for rows in experience.minibatches)
-        chunks, places = chunks_of(experience.trajectories)
+        chunks, chunk_indices = chunks_of(experience.trajectories)
         arrays = [*chunks, *(experience.ref_logprobs or ()), *(experience.estimates or ())]
         calls = {}
         for rank, (name, worker) in enumerate(self._workers.items()):
             parts = zip(experience.minibatches, shares, strict=True)
-            share = Share(
+            batch = RankBatch(
                 minibatches=tuple(tuple(rows[index] for index in split[rank]) for rows, split in parts),
                 num_tokens=num_tokens,
                 coefficients=experience.coefficients,
                 policy_version=experience.policy_version,
-                places=places,
+                chunk_indices=chunk_indices,
                 has_reference=experience.ref_logprobs is not None,
                 has_estimates=experience.estimates is not None,
             )
-            calls[name] = worker.update.remote(share, *arrays)
+            calls[name] = worker.update.remote(batch, *arrays)
         results = await self._calls.gather(calls, what=f"{self._name} update", deadline_s=self._config.deadline_s)
         metrics: dict[str, float] = next(iter(results.values()))[0]
         nonfinite = [trajectory for _, found in results.values() for trajectory in found]

@@ -1,4 +1,4 @@
-"""How far a policy that sampled is from another, over whole responses."""
+"""The divergence of the policy that sampled from another policy, summed over whole responses."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import torch
 
 from rlsys.types import Trajectory
 
+# Takes the log-probabilities of the same n tokens under two policies, [n] each, and returns [n].
 Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of log-probabilities of the same tokens under two policies, [n] each, to [n]."""
 
 
 def kl_sums(
     divergence: Divergence, groups: Sequence[Sequence[Trajectory]], ref_logprobs: Sequence[Sequence[np.ndarray]]
 ) -> list[list[float]]:
-    """The divergence of the policy that sampled from the reference, summed over each response.
+    """Return the divergence of each response, summed over its tokens, one list per group.
 
     Args:
-        ref_logprobs: of every trajectory of every group, [L] float32.
+        divergence: an estimator of the KL per token.
+        groups: the trajectories, with the log-probabilities of the policy that sampled them.
+        ref_logprobs: the other policy's log-probabilities of every trajectory of every group, [L] float32 each.
     """
     return [
         [_kl_sum(divergence, *pair) for pair in zip(group, of_group, strict=True)]
@@ -29,5 +31,6 @@ def kl_sums(
 
 def _kl_sum(divergence: Divergence, trajectory: Trajectory, ref_logprobs: np.ndarray) -> float:
     mask = trajectory.loss_mask
+    # Copies: arrays out of Ray's object store are read-only, and torch warns about wrapping them.
     sampled = torch.from_numpy(trajectory.behavior_logprobs[mask].copy())
     return float(divergence(sampled, torch.from_numpy(ref_logprobs[mask].copy())).sum())

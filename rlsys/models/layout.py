@@ -1,4 +1,7 @@
-"""Which layout a model can be trained in: packed needs attention that follows the segments, in every layer."""
+"""The layout that a model can be trained in, and the states that it computes for a batch in that layout.
+
+Packed layouts need attention that follows the segments in every layer, and no other layer that looks at neighbours.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,16 @@ from rlsys.models.packing import LAYOUTS, TokenBatch, TokenRow, token_batch
 
 
 def use_layout(hf: Any, wanted: str) -> str:
-    """Prepare a transformers causal model for `wanted` in place; returns the layout to use.
+    """Prepare a transformers causal model for the layout `wanted` in place; return the layout to use.
 
-    `auto` is shared_prompt where the model allows it, otherwise padded. Raises ConfigError for a packed layout that was
-    asked for by name and is not possible.
+    `auto` is shared_prompt where the model allows it, otherwise padded.
+
+    Raises:
+        ConfigError: a packed layout is asked for by name and the model cannot be computed in it.
     """
     if wanted == "padded":
         return wanted
-    before = hf.config._attn_implementation
+    before = hf.config._attn_implementation  # restored when the trial fails
     attention.register()
     obstacle = _obstacle(hf)
     if obstacle is None:
@@ -32,14 +37,15 @@ def use_layout(hf: Any, wanted: str) -> str:
 
 
 def _obstacle(hf: Any) -> str | None:
-    """Why packed rows would not be computed right; None, and the attention switched, when they are.
+    """Switch the attention and return why packed rows would be computed wrongly, or None when they are right.
 
-    A trial says more than a list of architectures: what one stretch holds must not be seen by the next.
+    A trial is more reliable than a list of architectures: two rows that differ in their first segment only must give
+    exactly the same states in the second.
     """
     try:
         hf.set_attn_implementation(attention.NAME)
         states = [_states(hf, first) for first in ([1, 2, 3], [3, 1, 1])]
-    except Exception as error:  # a model of any make may refuse in any way: the answer is no, with its reason
+    except Exception as error:  # a model of any origin may fail in any way; the failure itself is the obstacle
         return f"{type(error).__name__}: {error}"
     if not torch.equal(states[0][3:], states[1][3:]):
         return "a layer other than attention carries state from one trajectory into the next"
@@ -48,7 +54,7 @@ def _obstacle(hf: Any) -> str | None:
 
 @torch.no_grad()
 def _states(hf: Any, first: list[int]) -> torch.Tensor:
-    """States [T, H] of two stretches, the second always alike."""
+    """Return the states [T, H] of two segments: the tokens `first`, then always the same three tokens."""
     rows = [
         TokenRow(np.array(ids), np.array([False, True, True]), group) for group, ids in enumerate([first, [1, 3, 2]])
     ]
@@ -56,7 +62,7 @@ def _states(hf: Any, first: list[int]) -> torch.Tensor:
 
 
 def decoder_states(decoder: Any, batch: TokenBatch) -> torch.Tensor:
-    """The decoder's states at every place of the input, flattened: [places, H]."""
+    """Return the decoder's states at every position of the input, flattened over rows: [positions, H]."""
     extra = {} if batch.segments is None else {"segments": batch.segments}
     hidden = decoder(
         input_ids=batch.input_ids,
@@ -69,5 +75,8 @@ def decoder_states(decoder: Any, batch: TokenBatch) -> torch.Tensor:
 
 
 def prefix_states(decoder: Any, batch: TokenBatch) -> torch.Tensor:
-    """The decoder's state before each token that is asked for, [n, H]: the only place that shifts by one."""
+    """Return the decoder's state before each target token, [n, H].
+
+    This is the only place that shifts by one: every other array is aligned to the token that it describes.
+    """
     return decoder_states(decoder, batch)[batch.prefixes]

@@ -1,4 +1,4 @@
-"""Padding of ragged arrays, and the two ways of dividing work: over ranks, over microbatches."""
+"""Padding of arrays of different lengths, and microbatches of padded rows."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import torch
 
 
 def pad(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
-    """Stack ragged 1-D arrays into [B, T], zeros on the right."""
+    """Stack 1-D arrays of different lengths into [B, T], with zeros on the right."""
     width = max((len(array) for array in arrays), default=0)
     out = torch.zeros(len(arrays), width, dtype=dtype)
     for row, array in enumerate(arrays):
+        # Copied: arrays out of Ray's object store are read-only, which torch does not know.
         out[row, : len(array)] = torch.from_numpy(np.array(array))
     return out
 
 
 def split_microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Group rows of similar length so that rows * longest <= max_tokens; returns indices, longest rows first.
+    """Group rows of similar length so that rows * longest <= max_tokens; return indices, longest rows first.
 
     A row longer than `max_tokens` gets a microbatch of its own.
     """
@@ -26,7 +27,7 @@ def split_microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int
     microbatches: list[list[int]] = []
     for index in order:
         current = microbatches[-1] if microbatches else None
-        # Sorted descending: the first row of a microbatch is its width.
+        # In descending order the first row of a microbatch is its width.
         if current is not None and (len(current) + 1) * lengths[current[0]] <= max_tokens:
             current.append(index)
         else:

@@ -1,4 +1,4 @@
-"""A causal language model that returns token log-probabilities."""
+"""The policy: a causal language model that returns token log-probabilities."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import torch
 from torch import nn
 
 from rlsys.config.schema import LoraConfig
-from rlsys.models.adapters import add_adapters
 from rlsys.models.kernels.head import use_token_head
 from rlsys.models.kernels.linear import use_onednn
 from rlsys.models.layout import prefix_states, use_layout
+from rlsys.models.lora import add_adapters
 from rlsys.models.packing import TokenBatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class PolicyModel(nn.Module):
-    """Wraps a Hugging Face causal model; `forward` gives each masked token's log-probability under its prefix.
+    """A Hugging Face causal model whose `forward` returns each target token's log-probability given its prefix.
 
-    Only the positions that are asked for go through the vocabulary projection: with long prompts and short responses
-    that is most of the work and of the memory saved.
+    Only the states before target tokens go through the vocabulary projection. With long prompts and short responses
+    that saves most of the work and of the memory.
     """
 
     def __init__(self, hf: Any, packing: str = "auto", lora: LoraConfig | None = None) -> None:
@@ -30,22 +30,23 @@ class PolicyModel(nn.Module):
         use_token_head(hf)
         if lora is not None and lora.rank > 0:
             add_adapters(hf, lora)
-        use_onednn(hf)
+        use_onednn(hf)  # after the adapters, so that their linear layers are switched too
         self.hf = hf
 
     def forward(
         self, batch: TokenBatch, temperature: float, entropy_gradient: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability and entropy of the sampling distribution `softmax(logits / temperature)`.
+        """Compute log-probability and entropy of the sampling distribution `softmax(logits / temperature)`.
 
         Args:
             batch: B trajectories in this model's `layout`.
             temperature: positive.
             entropy_gradient: whether the entropy carries a gradient; it costs a second pass over the logits.
 
-        Returns: logprobs [B, T] float32 (with gradient) and entropy [B, T] float32; 0 outside the batch's loss mask.
+        Returns: log-probabilities [B, T] float32 (with gradient) and entropies [B, T] float32; 0 outside the batch's
+        loss mask.
         """
-        states = prefix_states(self.hf.get_decoder(), batch)
+        states = prefix_states(self.hf.get_decoder(), batch)  # [n, H]
         logprobs, entropy = self.hf.get_output_embeddings()(states, batch.targets, temperature, entropy_gradient)
         return batch.spread(logprobs), batch.spread(entropy)
 
@@ -58,7 +59,10 @@ def load_policy(
     lora: LoraConfig | None = None,
     trust_remote_code: bool = False,
 ) -> PolicyModel:
-    """Load a causal model from a folder or hub id in `dtype`, in eval mode (no dropout: ratios must be exact)."""
+    """Load a causal model from a folder or hub id in `dtype`.
+
+    It is in eval mode: with dropout the ratio of two forwards would be noise.
+    """
     from transformers import AutoModelForCausalLM
 
     extra = {} if lora is None or lora.quantize_base is None else {"quantization_config": _quantization(lora, dtype)}
@@ -67,7 +71,10 @@ def load_policy(
 
 
 def _quantization(lora: LoraConfig, dtype: torch.dtype) -> Any:
-    """The frozen weights in 4 bits as the engines have them, products in `dtype` (QLoRA, arXiv:2305.14314)."""
+    """Return the settings that hold frozen weights in 4 bits, as the engines do (QLoRA, arXiv:2305.14314).
+
+    Products are computed in `dtype`.
+    """
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

@@ -1,14 +1,15 @@
-"""From configuration to a model folder: an existing one, or one built on the spot and cached."""
+"""The folder of the run's model: the one that the configuration names, or one built on the spot and cached."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,15 +21,23 @@ from rlsys.models.tiny import PRINTABLE, build_model, build_tokenizer, check_bui
 
 Row = dict[str, Any]
 Rows = Sequence[Row]
+# Part of the names of cached models. Raise it when the same options and rows come to build another model.
+RECIPE = 2
+
+logger = logging.getLogger(__name__)
 
 
 class Part(Protocol):
-    """Rows of one source of data, which knows where each stands."""
+    """Rows of one data source, with the position of each for messages."""
 
     @property
-    def rows(self) -> Rows: ...
+    def rows(self) -> Rows:
+        """The rows."""
+        ...
 
-    def where(self, index: int) -> str: ...
+    def where(self, index: int) -> str:
+        """Return file and line of a row, or its number."""
+        ...
 
 
 Parts = Sequence[Part]
@@ -42,49 +51,66 @@ def resolve_model(
     train: Parts,
     held_out: Parts,
     corpus: Rows,
-    say: Callable[[str], None],
 ) -> str:
-    """The model's folder or hub id. Raises ConfigError when `model.path` is neither."""
+    """Return the model's folder or hub id, building the model where `model.path` is null.
+
+    Args:
+        config: the options of `model`.
+        seed: of the initial weights and the warm-up's batches.
+        prompt_column: the column of prompts in all rows.
+        train: rows for the warm-up's supervised steps.
+        held_out: rows for its accuracy.
+        corpus: rows that a BPE tokenizer is trained on.
+
+    Raises:
+        ConfigError: `model.path` is neither a model's folder nor a hub id, or the model cannot be built.
+        DataError: a row does not fit the model's alphabet or the warm-up.
+    """
     if config.path is not None:
         return _existing(config.path, config.trust_remote_code)
     check_build(config.build)
     _check_alphabet(config.build.tokenizer, prompt_column, [*train, *held_out])
     if config.build.warmup.max_steps > 0 and config.build.warmup.target_accuracy < 1 and not held_out:
         raise ConfigError(
-            "model.build.warmup.target_accuracy is measured on held-out rows, but data.eval is null: set data.eval, "
-            "model.build.warmup.max_steps=0 or model.path"
+            "model.build.warmup.target_accuracy is measured on held-out rows, but data.eval is null: set data.eval, or "
+            "turn the warm-up off with model.build.warmup.max_steps=0, or give model.path"
         )
     digest = _digest(config.build, seed, prompt_column, _rows(train), _rows(held_out), corpus)
     folder = Path(config.cache_dir).expanduser() / f"{config.build.architecture}-{digest}"
     if (folder / "config.json").exists():
         return str(folder)
-    say(f"building a {config.build.architecture} policy on the spot (cached afterwards in {folder})")
+    logger.info("building a %s policy on the spot (cached afterwards in %s)", config.build.architecture, folder)
     accuracy = _build(config.build, folder, seed, prompt_column, train, held_out, corpus)
     if accuracy is not None:
-        say(
-            f"warmed up by supervised steps: greedy accuracy {accuracy:.3f} on {len(_rows(held_out))} held-out problems"
+        logger.info(
+            "warmed up by supervised steps: greedy accuracy %.3f on %d held-out problems",
+            accuracy,
+            len(_rows(held_out)),
         )
     return str(folder)
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False, chat_template: str | None = None) -> Any:
-    """The tokenizer of a model folder or hub id, with another chat template if one is given; ConfigError when it has
-    none."""
+    """Return the tokenizer of a model folder or hub id, with `chat_template` in place of its own if given.
+
+    Raises:
+        ConfigError: the model has no usable tokenizer.
+    """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path '{path}' has no usable tokenizer: {error}") from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one up where there is none
-        raise ConfigError(f"model.path '{path}' has no usable tokenizer: it knows no tokens but special ones")
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers invents an empty one for a folder without
+        raise ConfigError(f"model.path '{path}' has no usable tokenizer: it has only special tokens")
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     return tokenizer
 
 
 def context_length(path: str, *, trust_remote_code: bool = False) -> int:
-    """Longest sequence the model takes, in tokens."""
+    """Return the longest sequence that the model accepts, in tokens."""
     from transformers import AutoConfig
 
     try:
@@ -95,6 +121,7 @@ def context_length(path: str, *, trust_remote_code: bool = False) -> int:
 
 
 def _existing(path: str, trust_remote_code: bool) -> str:
+    """Return the absolute folder or the hub id that `path` names; ConfigError when it names neither."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -109,20 +136,20 @@ def _existing(path: str, trust_remote_code: bool) -> str:
     except (OSError, ValueError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise ConfigError(
-            f"model.path '{path}' is neither a folder here nor a model that the hub gives{offline}: "
+            f"model.path '{path}' is neither a folder on this machine nor a model on the hub{offline}: "
             f"{str(error).splitlines()[0]}"
         ) from error
     return path
 
 
 def _digest(build: ModelBuild, seed: int, prompt_column: str, *rows: Rows) -> str:
-    """Names a build by everything that shapes it: options, seed, and the rows it learns from."""
-    shaped_by = [dataclasses.asdict(build), seed, prompt_column, *map(list, rows)]
+    """Return a name made of everything that shapes a build: recipe, options, seed, and the rows it learns from."""
+    shaped_by = [RECIPE, dataclasses.asdict(build), seed, prompt_column, *map(list, rows)]
     return hashlib.sha256(json.dumps(shaped_by, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def _check_alphabet(config: TokenizerBuild, prompt_column: str, parts: Parts) -> None:
-    """A character tokenizer drops what it does not know: refuse a prompt that it would change."""
+    """Raise DataError for a prompt with a character outside the alphabet, which the tokenizer would drop silently."""
     if config.kind != "chars":
         return
     alphabet = config.alphabet or PRINTABLE
@@ -132,14 +159,16 @@ def _check_alphabet(config: TokenizerBuild, prompt_column: str, parts: Parts) ->
             if unknown:
                 raise DataError(
                     f"{loaded.where(index)}: the prompt has {unknown!r}, which the alphabet of the model built on the "
-                    f"spot lacks ({alphabet!r}); extend model.build.tokenizer.alphabet, set its kind to bpe, or give "
-                    "model.path"
+                    f"spot lacks ({alphabet!r}); extend model.build.tokenizer.alphabet, set "
+                    "model.build.tokenizer.kind=bpe, or give model.path"
                 )
 
 
 def _build(
     build: ModelBuild, folder: Path, seed: int, prompt_column: str, train: Parts, held_out: Parts, corpus: Rows
 ) -> float | None:
+    """Write the model to `folder`; return the warm-up's accuracy, or None without a warm-up."""
+    # Every text column: a BPE tokenizer should know prompts and answers.
     strings = (value for row in corpus for value in row.values() if isinstance(value, str))
     tokenizer = build_tokenizer(build.tokenizer, strings)
     model = build_model(build, tokenizer, seed)
@@ -150,11 +179,11 @@ def _build(
         column = build.warmup.answer_column
         examples = [_examples(parts, tokenizer, prompt_column, column) for parts in (train, held_out)]
         accuracy = warm_up(model, examples[0], examples[1], build.warmup, seed)
-    # Written aside and renamed: a killed build must not leave a folder that looks complete.
+    # Written to another name and renamed: a killed build must not leave a folder that looks complete.
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
     save_model(model, tokenizer, partial)
-    if folder.exists():
+    if folder.exists():  # another run has built the same model meanwhile
         shutil.rmtree(partial)
     else:
         partial.rename(folder)
@@ -164,6 +193,7 @@ def _build(
 def _examples(
     parts: Parts, tokenizer: Any, prompt_column: str, answer_column: str
 ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return prompt and answer ids (with the end token) of every row; DataError for a row without text in both."""
     examples = []
     for loaded in parts:
         for index, row in enumerate(loaded.rows):

@@ -1,4 +1,4 @@
-"""Tiny policies made on the spot: any of three architectures, random weights, a tokenizer with a chat template."""
+"""Tiny policies built on the spot: one of three architectures, random weights, a tokenizer with a chat template."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 ARCHITECTURES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}
-PRINTABLE = string.printable[:95] + "\n"
-"""What a character tokenizer knows unless it is told otherwise."""
+PRINTABLE = string.printable[:95] + "\n"  # the default alphabet of a character tokenizer
 MIN_HEAD_DIM = 32  # the smallest that vLLM's CPU attention supports
 
 
 def build_tokenizer(config: TokenizerBuild, corpus: Iterable[str] = ()) -> Any:
-    """A byte-level `Qwen2Tokenizer`: one token per character, or merges trained on `corpus`.
+    """Build a byte-level `Qwen2Tokenizer`: one token per character, or merges trained on `corpus`.
 
-    The class is Qwen2's whatever the architecture: `AutoTokenizer` insists on it for Qwen2 models, and takes it for the
-    others, so that a saved folder gives the same ids everywhere.
+    The class is Qwen2's for every architecture: `AutoTokenizer` insists on it for Qwen2 models and accepts it for the
+    others, so a saved folder gives the same ids everywhere.
+
+    Raises:
+        ConfigError: the kind is unknown, or the alphabet of a character tokenizer is not ASCII.
     """
     from transformers import Qwen2Tokenizer
 
@@ -37,7 +39,9 @@ def build_tokenizer(config: TokenizerBuild, corpus: Iterable[str] = ()) -> Any:
     elif config.kind == "bpe":
         vocab, merges = _train_bpe(corpus, config.vocab_size)
     else:
-        raise ConfigError(f"model.build.tokenizer.kind '{config.kind}': {nearest(config.kind, ['chars', 'bpe'])}")
+        raise ConfigError(
+            f"model.build.tokenizer.kind '{config.kind}' is unknown, {nearest(config.kind, ['chars', 'bpe'])}"
+        )
     tokenizer = Qwen2Tokenizer(
         vocab=vocab,
         merges=merges,
@@ -52,8 +56,11 @@ def build_tokenizer(config: TokenizerBuild, corpus: Iterable[str] = ()) -> Any:
 
 def _character_vocab(alphabet: str) -> dict[str, int]:
     if not alphabet.isascii():
-        raise ConfigError("model.build.tokenizer.alphabet: one token per character works for ASCII; use kind=bpe")
-    # GPT-2's byte-level alphabet shows printable ASCII as itself and shifts the rest (space, newline) by 256.
+        raise ConfigError(
+            "model.build.tokenizer.alphabet has characters outside ASCII, which kind=chars cannot give one token each; "
+            "use model.build.tokenizer.kind=bpe"
+        )
+    # GPT-2's byte-level alphabet writes printable ASCII as itself and shifts the rest (space, newline) by 256.
     shown = [chr(ord(c) + 256) if ord(c) <= 32 or ord(c) == 127 else c for c in dict.fromkeys(alphabet)]
     return {token: index for index, token in enumerate([*SPECIAL_TOKENS, *shown])}
 
@@ -62,6 +69,7 @@ def _train_bpe(corpus: Iterable[str], vocab_size: int) -> tuple[dict[str, int], 
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+    # The same normalizer and pre-tokenizer as Qwen2Tokenizer, which the merges are used in.
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -82,25 +90,29 @@ def _train_bpe(corpus: Iterable[str], vocab_size: int) -> tuple[dict[str, int], 
 
 
 def check_build(config: ModelBuild) -> None:
-    """Raise ConfigError for a shape that cannot be built, or that vLLM's CPU backend cannot run."""
+    """Raise ConfigError for an unknown architecture, or a shape that torch cannot build or vLLM cannot run on CPUs."""
     if config.architecture not in ARCHITECTURES:
         raise ConfigError(
-            f"model.build.architecture '{config.architecture}': {nearest(config.architecture, ARCHITECTURES)}"
+            f"model.build.architecture '{config.architecture}' is unknown, "
+            f"{nearest(config.architecture, ARCHITECTURES)}"
         )
     if config.hidden_size % config.num_heads or config.num_heads % config.num_kv_heads:
         raise ConfigError(
-            "model.build: hidden_size must be a multiple of num_heads, and num_heads of num_kv_heads; got "
-            f"{config.hidden_size}, {config.num_heads}, {config.num_kv_heads}"
+            "model.build: hidden_size must be a multiple of num_heads, and num_heads a multiple of num_kv_heads; they "
+            f"are {config.hidden_size}, {config.num_heads}, {config.num_kv_heads}"
         )
     if config.hidden_size // config.num_heads < MIN_HEAD_DIM:
         raise ConfigError(
-            f"model.build: a head has {config.hidden_size // config.num_heads} dimensions, the engine's smallest is "
-            f"{MIN_HEAD_DIM}; raise hidden_size or lower num_heads"
+            f"model.build: hidden_size / num_heads is {config.hidden_size // config.num_heads}, but the engine needs "
+            f"heads of at least {MIN_HEAD_DIM} dimensions; raise hidden_size or lower num_heads"
         )
 
 
 def build_model(config: ModelBuild, tokenizer: Any, seed: int) -> Any:
-    """A randomly initialised `*ForCausalLM`, float32, with the tokenizer's vocabulary. Same seed, same weights."""
+    """Build a randomly initialised `*ForCausalLM` in float32 with the tokenizer's vocabulary.
+
+    The same seed gives the same weights, and torch's own generator is left as it was.
+    """
     import torch
     import transformers
 
@@ -116,7 +128,7 @@ def build_model(config: ModelBuild, tokenizer: Any, seed: int) -> Any:
         "head_dim": config.hidden_size // config.num_heads,
         "max_position_embeddings": config.max_context,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "bos_token_id": None,
+        "bos_token_id": None,  # prompts begin with their first character
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }

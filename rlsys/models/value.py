@@ -1,4 +1,4 @@
-"""A language model with a value head: the critic."""
+"""The critic: a language model with a value head."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from rlsys.models.packing import TokenBatch
 
 
 class ValueModel(nn.Module):
-    """A decoder and one linear layer on its states; `forward` gives the value of the state before each masked token."""
+    """A decoder and one linear layer whose `forward` returns the value of the state before each target token."""
 
     def __init__(self, hf: Any, packing: str = "auto") -> None:
         super().__init__()
         self.layout = use_layout(hf, packing)
-        self.decoder = hf.get_decoder()
+        self.decoder = hf.get_decoder()  # without the vocabulary projection, which a critic does not need
         use_onednn(self.decoder)
         hidden_size = hf.config.get_text_config().hidden_size
         self.head = nn.Linear(hidden_size, 1)
-        nn.init.zeros_(self.head.weight)  # every state is worth 0 until something has been learned
+        nn.init.zeros_(self.head.weight)  # every state has value 0 until something is learned
         nn.init.zeros_(self.head.bias)
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
-        """B trajectories in this model's `layout` to values [B, T] float32, 0 outside the batch's loss mask."""
-        states = prefix_states(self.decoder, batch)
+        """Compute the values [B, T] float32 of B trajectories in this model's `layout`; 0 outside the loss mask."""
+        states = prefix_states(self.decoder, batch)  # [n, H]
         return batch.spread(self.head(states.to(self.head.weight.dtype)).squeeze(-1).float())
 
 
 def load_critic(path: str, dtype: torch.dtype, *, packing: str = "auto", trust_remote_code: bool = False) -> ValueModel:
-    """The decoder of a causal model from a folder or hub id in `dtype`, in eval mode, with a fresh value head."""
+    """Load the decoder of a causal model from a folder or hub id in `dtype`, in eval mode, with a fresh value head."""
     from transformers import AutoModelForCausalLM
 
     hf = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
     model = ValueModel(hf, packing)
-    model.head.to(dtype)  # not the whole: rotary embeddings keep their frequencies in float32
+    model.head.to(dtype)  # the head alone: rotary embeddings must keep their frequencies in float32
     return model.eval()

@@ -15,7 +15,7 @@ from rlsys.data.encode import PromptEncoder, check_rows
 from rlsys.data.order import EpochOrder, MixtureOrder, Order
 from rlsys.data.sources import LoadedRows, absolute_sources, load, read, sources_of
 from rlsys.errors import RlsysError
-from rlsys.models.adapters import check_adapters
+from rlsys.models.lora import check_adapters
 from rlsys.models.resolve import context_length, resolve_model
 from rlsys.preflight.checks import check_config, check_lengths
 from rlsys.preflight.prepared import EvalSet, Prepared, run_tokenizer
@@ -44,7 +44,6 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
         train=train,
         held_out=held_out,
         corpus=_corpus(config, [row for loaded in train for row in loaded.rows]),
-        say=logger.info,
     )
     if training and config.learner.lora.rank > 0:
         check_adapters(model_path, config.learner.lora, trust_remote_code=config.model.trust_remote_code)

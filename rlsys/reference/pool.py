@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlsys.config.schema import ReferenceConfig, RefreshConfig
-from rlsys.reference.worker import REFERENCE_FILE, ReferenceWorker
+from rlsys.config.schema import RefreshConfig
+from rlsys.reference.worker import REFERENCE_FILE, ReferenceSetup, ReferenceWorker
 from rlsys.runtime.batching import BatchingQueue
 from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster
@@ -26,18 +26,15 @@ class ReferencePool:
     def __init__(
         self,
         cluster: Cluster,
-        config: ReferenceConfig,
+        setup: ReferenceSetup,
         refresh: RefreshConfig,
         demands: list[Demand],
-        *worker_args: Any,
     ) -> None:
         self._calls = cluster.calls
-        self._config = config
+        self._config = setup.reference
         self._refresh = refresh
         self.names = [demand.name for demand in demands]
-        self._workers = {
-            demand.name: cluster.start(ReferenceWorker, demand, config, *worker_args) for demand in demands
-        }
+        self._workers = {demand.name: cluster.start(ReferenceWorker, demand, setup) for demand in demands}
         self._is_initial = True  # until a refresh, or a checkpoint of one
         self.queue: BatchingQueue[RolloutGroup, ReferenceScores] | None = BatchingQueue(
             len(demands), self._score, cluster.calls.background, weight=num_tokens

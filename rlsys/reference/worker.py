@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlsys.algorithms import kl
-from rlsys.config.schema import ReferenceConfig
+from rlsys.config.schema import Config, ReferenceConfig
 from rlsys.models.divergence import kl_sums
 from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, load_policy
@@ -24,48 +25,75 @@ from rlsys.types import Trajectory
 REFERENCE_FILE = "reference.safetensors"
 
 
-class ReferenceWorker:
-    """Lives in a Ray process; holds the policy as it was before training, or as the last refresh left it."""
+@dataclass(frozen=True)
+class ReferenceSetup:
+    """What a reference worker needs to know of the run."""
 
-    def __init__(
-        self,
-        config: ReferenceConfig,
-        model_path: str,
-        dtype: str,
-        temperature: float,
-        divergence: str | None,
-        trust_remote_code: bool,
-    ) -> None:
+    reference: ReferenceConfig
+    model_path: str
+    dtype: str
+    temperature: float
+    divergence: str | None  # the KL estimator when the KL belongs in the reward; only then are its sums needed
+    trust_remote_code: bool
+
+    @classmethod
+    def from_config(cls, config: Config, model_path: str) -> ReferenceSetup:
+        """Build it from the run's configuration and the resolved model folder or hub id."""
+        penalty = config.algorithm.kl
+        return cls(
+            reference=config.reference,
+            model_path=model_path,
+            dtype=config.learner.dtype,
+            temperature=config.rollout.temperature,
+            divergence=penalty.name if penalty.apply_to == "reward" else None,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+
+
+class ReferenceWorker:
+    """A Ray worker that holds the policy as it was before training, or as the last refresh left it."""
+
+    def __init__(self, setup: ReferenceSetup) -> None:
         log_worker()
-        self._config = config
-        self._temperature = temperature
-        self._divergence = kl.registry.get(divergence) if divergence is not None else None
+        self._config = setup.reference
+        self._temperature = setup.temperature
+        self._divergence = kl.registry.get(setup.divergence) if setup.divergence is not None else None
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        policy = load_policy(model_path, DTYPES[dtype], packing=config.packing, trust_remote_code=trust_remote_code)
+        policy = load_policy(
+            setup.model_path,
+            DTYPES[setup.dtype],
+            packing=setup.reference.packing,
+            trust_remote_code=setup.trust_remote_code,
+        )
         self._policy = policy.to(self._device).requires_grad_(False)
-        self._whole: dict[str, torch.Tensor] = {}
+        self._precise: dict[str, torch.Tensor] = {}  # float32 values of parameters that a refresh has moved in part
         self._spans = Spans()
         freeze_started()
 
     def ping(self) -> None:
-        """Answers once the worker is ready."""
+        """Return once the worker is ready."""
 
-    def logprobs(self, places: Sequence[Sequence[Place]], *chunks: Sequence[Trajectory]) -> list[Any]:
-        """Score the groups whose trajectories lie at `places`.
+    def logprobs(self, chunk_indices: Sequence[Sequence[Place]], *chunks: Sequence[Trajectory]) -> list[Any]:
+        """Compute the log-probabilities of whole groups.
 
-        Returns: first the divergence of the policy that sampled, summed over each response, a list per group (none
-        without a `divergence`: only a KL in the reward reads it); then a list per group of log-probabilities of its
-        trajectories, [L] float32 each, 0 outside the loss mask.
+        Args:
+            chunk_indices: where each group's trajectories are in the chunks.
+            *chunks: lists of trajectories.
+
+        Returns: first the divergence of the policy that sampled, summed over each response, one list per group (an
+        empty list unless the KL belongs in the reward); then per group a list of its trajectories' log-probabilities,
+        [L] float32 each, 0 outside the loss mask.
         """
         with self._spans.span("reference"):
-            return self._logprobs(picked(chunks, places))
+            return self._logprobs(picked(chunks, chunk_indices))
 
     def take_spans(self) -> list[Span]:
-        """What this worker did since the last call."""
+        """Return the timeline's spans since the last call."""
         return self._spans.take()
 
     def _logprobs(self, groups: Sequence[Sequence[Trajectory]]) -> list[Any]:
         trajectories = [trajectory for group in groups for trajectory in group]
+        # The group of each trajectory: those of one group share their prompt in the packed row.
         owners = [number for number, group in enumerate(groups) for _ in group]
         token_rows = [TokenRow(t.token_ids, t.loss_mask, g) for g, t in zip(owners, trajectories, strict=True)]
         layout = self._policy.layout
@@ -73,29 +101,30 @@ class ReferenceWorker:
         for indices in microbatches(token_rows, self._config.microbatch_tokens, layout):
             batch = token_batch([token_rows[i] for i in indices], layout).to(self._device)
             with torch.inference_mode():
-                scores, _ = self._policy(batch, self._temperature)
-            found = scores.cpu().numpy()
+                logprobs, _ = self._policy(batch, self._temperature)  # [B, T]
+            found = logprobs.cpu().numpy()
             for row, index in enumerate(indices):
                 rows[index] = found[row, : trajectories[index].num_tokens]
-        nested: list[list[np.ndarray]] = []
-        for group in groups:
-            start = sum(map(len, nested))
-            nested.append(rows[start : start + len(group)])
+        # Microbatches are sorted by size; the rows are back in the order of trajectories here.
+        remaining = iter(rows)
+        nested = [[next(remaining) for _ in group] for group in groups]
         return [kl_sums(self._divergence, groups, nested) if self._divergence is not None else [], *nested]
 
     def blend(self, weights: Mapping[str, torch.Tensor], alpha: float) -> None:
-        """Move every parameter towards `weights` by the share `alpha`."""
+        """Move every parameter towards `weights` by the share `alpha`; 1 copies them."""
         with torch.no_grad():
             for name, parameter in self._policy.hf.named_parameters():
-                # Small steps of bfloat16 weights would round to nothing: their sum is kept in float32.
-                whole = self._whole.get(name, parameter.float())
-                whole = torch.lerp(whole, weights[name].to(whole), alpha)
-                parameter.copy_(whole)
+                # A small step of a bfloat16 weight would round to nothing, so the value is kept in float32.
+                precise = self._precise.get(name, parameter.float())
+                precise = torch.lerp(precise, weights[name].to(precise), alpha)
+                parameter.copy_(precise)
                 if parameter.dtype != torch.float32 and alpha < 1.0:
-                    self._whole[name] = whole
+                    self._precise[name] = precise
+                else:
+                    self._precise.pop(name, None)
 
     def save(self, folder: str) -> None:
-        """Write the parameters as `reference.safetensors`."""
+        """Write the parameters into a checkpoint's folder."""
         parameters = {name: p.detach().cpu().contiguous() for name, p in self._policy.hf.named_parameters()}
         save_file(parameters, Path(folder) / REFERENCE_FILE)
 

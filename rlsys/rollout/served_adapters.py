@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from rlsys.weights.adapter import PackedAdapter, Sums, check_sums
+from rlsys.weights.packed_adapter import PackedAdapter, Sums, check_sums
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM reserves room for."""

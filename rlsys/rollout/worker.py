@@ -21,7 +21,7 @@ from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
 from rlsys.runtime.spans import Span, Spans
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
-from rlsys.weights.adapter import PackedAdapter
+from rlsys.weights.packed_adapter import PackedAdapter
 
 LOADED_VERSION = -1
 """Policy version of weights read from `model.path`, before any broadcast."""

@@ -1,1 +1,5 @@
-"""Weights from learner to engines: manifest, channel, receivers, broadcaster, verification."""
+"""Weights on their way from the learner to the engines: sending, receiving, comparing both sides afterwards.
+
+Channels (gloo, NCCL, CUDA IPC), the packing of parameters into buckets, adapters as files, and the checks that engines
+compute with what the learner sent. When a broadcast happens is decided by the loop, not here.
+"""

@@ -17,7 +17,7 @@ import numpy as np
 from rlsys.errors import DeadlineError, WeightMismatchError
 from rlsys.metrics.step import Metrics
 from rlsys.runtime.calls import Calls
-from rlsys.weights.verify import LogprobDiff, check, diff_of
+from rlsys.weights.verify import LogprobDiff, check_logprobs, diff_of
 
 # Tokens of the text: enough to go through every layer many times, few enough to cost nothing.
 NUM_TOKENS = 64
@@ -138,7 +138,7 @@ class WeightCanary:
         if bare is not None:
             check_effect(engine, diff_of(logprobs, bare), difference)
         if self._bound is not None:
-            check(
+            check_logprobs(
                 {engine: difference},
                 bound=self._bound,
                 policy_version=policy_version,

@@ -1,7 +1,7 @@
-"""A broadcast group over gloo that leaves the process's default group alone.
+"""A broadcast group over gloo, apart from the process's default group.
 
-Receivers on the sender's machine read the bytes where the sender packs them, in shared memory, and gloo only tells them
-that they are there; to the others it carries them.
+Receivers on the sender's machine read the bytes in shared memory, where the sender packs them; gloo only signals that
+they are complete. Receivers on other machines get the bytes through gloo.
 """
 
 from __future__ import annotations
@@ -15,22 +15,36 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rlsys.weights.shared import SharedMemory
+from rlsys.weights.shared_memory import SharedMemory
 
 
 class GlooChannel:
-    """Rank 0 sends, the others receive; every operation has the group's deadline.
+    """One rank's end of a broadcast group: rank 0 sends, the others receive.
 
-    Both sides ask for the `rooms` of a broadcast's buckets and then `broadcast` one after another. What a receiver
-    finds in its rooms stays until the sender begins its next broadcast.
+    Both sides get the `buffers` of a broadcast's buckets and then call `broadcast` for one after another. The bytes in
+    a receiver's buffers stay valid until the sender begins its next broadcast.
 
-    Args:
-        shared_bytes: room for a whole broadcast, for the sender to say; 0 has gloo carry everything.
+    There are two process groups. `signal_group` has all ranks and moves one byte per bucket: "the bucket is complete in
+    shared memory". `data_group` has rank 0 and the ranks that cannot reach its memory, and moves the buckets.
     """
 
     def __init__(
         self, host: str, port: int, rank: int, world_size: int, deadline_s: float, shared_bytes: int = 0
     ) -> None:
+        """Join the group; blocks until all ranks have joined.
+
+        Args:
+            host: of rank 0.
+            port: of rank 0, where the ranks meet.
+            rank: of this process; 0 is the sender.
+            world_size: number of ranks.
+            deadline_s: for joining, and for each later operation.
+            shared_bytes: given by the sender: bytes of a whole broadcast to put into shared memory. 0 sends everything
+                through gloo.
+
+        Raises:
+            RuntimeError: a peer has not joined by the deadline.
+        """
         timeout = timedelta(seconds=deadline_s)
         store = dist.TCPStore(host, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
         self._store = dist.PrefixStore("rlsys-weights", store)
@@ -39,48 +53,58 @@ class GlooChannel:
         self._memory, remote = self._offered(shared_bytes, world_size) if self._is_sender else self._attached(rank)
         self._own: list[torch.Tensor] = []
         self._token = torch.zeros(1, dtype=torch.uint8)
-        self._telling = dist.ProcessGroupGloo(dist.PrefixStore("telling", self._store), rank, world_size, timeout)
-        self._carrying = None
+        signal_store = dist.PrefixStore("signal", self._store)
+        self._signal_group = dist.ProcessGroupGloo(signal_store, rank, world_size, timeout)
+        self._data_group = None
         members = [0, *remote]
         if rank in members and remote:
-            prefixed = dist.PrefixStore("carrying", self._store)
-            self._carrying = dist.ProcessGroupGloo(prefixed, members.index(rank), len(members), timeout)
+            data_store = dist.PrefixStore("data", self._store)
+            self._data_group = dist.ProcessGroupGloo(data_store, members.index(rank), len(members), timeout)
 
-    def rooms(self, sizes: Sequence[int]) -> list[torch.Tensor]:
-        """Where each bucket of a broadcast lies on this rank: [size] uint8 each."""
-        if self._memory is not None:
+    def buffers(self, sizes: Sequence[int]) -> list[torch.Tensor]:
+        """Return the memory of each bucket of a broadcast on this rank, [size] uint8 each.
+
+        In shared memory every bucket has a place of its own, one after another. Without it the sender reuses a single
+        buffer, which gloo has sent before the next bucket is packed, while a receiver has one per bucket.
+        """
+        if self._memory is not None:  # sender and attached receivers compute the same places from the same sizes
             starts = accumulate(sizes[:-1], initial=0)
             return [self._memory.tensor[start : start + size] for start, size in zip(starts, sizes, strict=True)]
-        # Kept from one broadcast to the next: to map a whole model's memory anew costs as much as to fill it.
+        # Kept from one broadcast to the next: mapping a whole model's memory again costs as much as filling it.
         wanted = [max(sizes)] if self._is_sender else list(sizes)
-        if [room.numel() for room in self._own] != wanted:
+        if [buffer.numel() for buffer in self._own] != wanted:
             self._own = [torch.empty(size, dtype=torch.uint8) for size in wanted]
         return [self._own[0][:size] for size in sizes] if self._is_sender else self._own
 
     def send(self, packed: Iterator[tuple[Any, torch.Tensor]]) -> None:
-        """Rank 0: broadcast every bucket as soon as it is packed in its room."""
-        for _, room in packed:
-            self.broadcast(room)
+        """Broadcast every bucket as soon as it is packed in its buffer; for rank 0."""
+        for _, buffer in packed:
+            self.broadcast(buffer)
 
-    def broadcast(self, room: torch.Tensor) -> None:
-        """Fill a bucket's room on every rank with rank 0's; returns when this rank is done. Raises RuntimeError past
-        the deadline or when a peer is gone."""
-        _broadcast(self._telling, self._token)  # first: who reads the memory need not wait for the others' bytes
-        if self._carrying is not None:
-            _broadcast(self._carrying, room)
+    def broadcast(self, buffer: torch.Tensor) -> None:
+        """Fill a bucket's buffer on every rank with rank 0's bytes; return when this rank is done.
+
+        Raises:
+            RuntimeError: the deadline has passed, or a peer is gone.
+        """
+        # The signal comes first, so that ranks which read the shared memory do not wait for the others' bytes.
+        _broadcast(self._signal_group, self._token)
+        if self._data_group is not None:
+            _broadcast(self._data_group, buffer)
 
     def _offered(self, shared_bytes: int, world_size: int) -> tuple[SharedMemory | None, list[int]]:
-        """The sender's memory, unless nobody reads it, and the ranks that do not."""
+        """Offer the sender's memory to all ranks; return it (None if no rank reads it), and the ranks that cannot."""
         memory = SharedMemory.create(shared_bytes) if shared_bytes else None
         self._store.set("memory", memory.address if memory is not None else "")
+        # Blocks until every rank has tried to attach.
         remote = [rank for rank in range(1, world_size) if self._store.get(f"attached/{rank}") == b"no"]
         self._store.set("remote", json.dumps(remote))
         if memory is not None:
-            memory.close()  # everybody has answered
+            memory.close()  # every rank has attached or failed to
         return (memory if len(remote) < world_size - 1 else None), remote
 
     def _attached(self, rank: int) -> tuple[SharedMemory | None, list[int]]:
-        """The sender's memory, if this rank can reach it, and the ranks that cannot."""
+        """Return the sender's memory (None when this rank cannot reach it), and the ranks that cannot."""
         address = self._store.get("memory").decode()
         memory = SharedMemory.attach(address) if address else None
         self._store.set(f"attached/{rank}", "no" if memory is None else "yes")
@@ -88,6 +112,7 @@ class GlooChannel:
 
 
 def _broadcast(group: Any, tensor: torch.Tensor) -> None:
+    # On the group itself: torch.distributed's functions would need it registered with the default group.
     options = dist.BroadcastOptions()
     options.rootRank = 0
     options.rootTensor = 0

@@ -1,4 +1,7 @@
-"""What one broadcast carries, known to both sides before a byte travels: names, dtypes, shapes, buckets."""
+"""The content of one broadcast: names, dtypes and shapes of parameters, and their division into buckets.
+
+Both sides know it before a byte is sent, so the bytes need no headers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter under its Hugging Face name, full shape."""
+    """One parameter, under its Hugging Face name and with its whole shape."""
 
     name: str
     dtype: torch.dtype
@@ -20,6 +23,7 @@ class Entry:
 
     @property
     def num_bytes(self) -> int:
+        """Size of the parameter."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -27,14 +31,14 @@ Manifest = Sequence[Entry]
 
 
 def total_bytes(entries: Sequence[Entry]) -> int:
-    """Of a bucket, or of a whole broadcast."""
+    """Return the size of a bucket or of a whole broadcast."""
     return sum(entry.num_bytes for entry in entries)
 
 
 def buckets(manifest: Manifest, max_bytes: int) -> list[list[Entry]]:
-    """Consecutive entries packed into buckets of at most `max_bytes`; a larger entry gets a bucket of its own.
+    """Divide consecutive entries into buckets of at most `max_bytes`; a larger entry gets a bucket of its own.
 
-    Order is kept (layer by layer), and both sides compute the same cut from the same manifest.
+    The order is kept (layer by layer), and both sides compute the same division from the same manifest.
     """
     packed: list[list[Entry]] = []
     size = 0
@@ -48,19 +52,23 @@ def buckets(manifest: Manifest, max_bytes: int) -> list[list[Entry]]:
     return packed
 
 
-def pack(tensors: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
-    """A [bytes] uint8 copy of the tensors, one after another: at the beginning of `out`, or in memory of its own."""
+def pack_bucket(tensors: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
+    """Copy the tensors one after another into [bytes] uint8: the beginning of `out`, or new memory without it."""
+    # Viewed as bytes, tensors of different dtypes fit into one buffer.
     parts = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
     return torch.cat(parts, out=None if out is None else out[: sum(part.numel() for part in parts)])
 
 
-def unpack(buffer: torch.Tensor, bucket: Sequence[Entry]) -> list[tuple[str, torch.Tensor]]:
-    """Named tensors out of one bucket; each owns its storage, so that the buffer may be reused."""
+def unpack_bucket(buffer: torch.Tensor, bucket: Sequence[Entry]) -> list[tuple[str, torch.Tensor]]:
+    """Return a bucket's named tensors as copies, so that the buffer may be reused."""
     return [(name, tensor.clone()) for name, tensor in views(buffer, bucket)]
 
 
 def views(buffer: torch.Tensor, bucket: Sequence[Entry]) -> list[tuple[str, torch.Tensor]]:
-    """Named tensors inside one bucket; one that does not begin at a multiple of its element's size is a copy."""
+    """Return a bucket's named tensors as views of the buffer.
+
+    A tensor whose bytes do not begin at a multiple of its element's size is a copy, since torch cannot view it.
+    """
     parts = buffer.split([entry.num_bytes for entry in bucket])
     return [(entry.name, _typed(part, entry)) for entry, part in zip(bucket, parts, strict=True)]
 
@@ -71,7 +79,7 @@ def _typed(part: torch.Tensor, entry: Entry) -> torch.Tensor:
 
 
 def to_update_info(manifest: Manifest) -> dict[str, Any]:
-    """The form that vLLM's weight-transfer protocol takes."""
+    """Return the manifest in the form of vLLM's weight-transfer protocol."""
     return {
         "names": [entry.name for entry in manifest],
         "dtype_names": [str(entry.dtype).removeprefix("torch.") for entry in manifest],
@@ -80,6 +88,6 @@ def to_update_info(manifest: Manifest) -> dict[str, Any]:
 
 
 def from_update_info(update_info: Mapping[str, Any]) -> Manifest:
-    """What `to_update_info` was made of."""
+    """Return the manifest that `to_update_info` was given."""
     columns = (update_info[key] for key in ("names", "dtype_names", "shapes"))
     return [Entry(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in zip(*columns, strict=True)]

@@ -2,41 +2,52 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from rlsys.models.adapters import adapter_parameters, wires
+from rlsys.models.parameters import exported_parameters
+from rlsys.weights.gather import gathered
 from rlsys.weights.gloo import GlooChannel
-from rlsys.weights.manifest import Entry, Manifest, buckets, pack, to_update_info, total_bytes, unpack
+from rlsys.weights.manifest import (
+    Entry,
+    Manifest,
+    buckets,
+    pack_bucket,
+    to_update_info,
+    total_bytes,
+    unpack_bucket,
+)
 
 PackedBuckets = Iterator[tuple[Sequence[Entry], torch.Tensor]]
 
 
 class Channel(Protocol):
-    """What rank 0 sends packed buckets through."""
+    """The channel that rank 0 sends packed buckets through."""
 
-    def rooms(self, sizes: Sequence[int]) -> Sequence[torch.Tensor | None]:
-        """Where each bucket of [size] bytes is to be packed; None for memory of its own."""
+    def buffers(self, sizes: Sequence[int]) -> Sequence[torch.Tensor | None]:
+        """Return the memory to pack each bucket of [size] bytes into; None for newly allocated memory."""
         ...
 
-    def send(self, packed: PackedBuckets) -> None: ...
+    def send(self, packed: PackedBuckets) -> None:
+        """Send every bucket."""
+        ...
 
 
 class WeightSender:
-    """Sends a module's parameters, in order, cast to the engines' dtype; adapters as part of what they adapt.
-
-    Args:
-        module: the Hugging Face model inside the learner's engine; the wire names are its parameters'.
-        dtype: what the engines hold.
-        rank: this learner rank; only rank 0 sends, all ranks gather (ZeRO-3 shards live everywhere).
-        bucket_bytes: size of one packed transfer.
-    """
+    """Sends a module's parameters in order, cast to the engines' dtype, with adapters merged in."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype, rank: int, bucket_bytes: int) -> None:
+        """Prepare to send; nothing is opened yet.
+
+        Args:
+            module: the Hugging Face model inside the learner's engine.
+            dtype: of the engines' weights.
+            rank: this learner rank. Only rank 0 sends, but all ranks gather, since ZeRO-3 keeps a shard on each.
+            bucket_bytes: size of one packed transfer.
+        """
         self._module = module
         self._dtype = dtype
         self._rank = rank
@@ -45,18 +56,18 @@ class WeightSender:
         self._exported: list[torch.Tensor] = []
 
     def manifest(self) -> Manifest:
-        """Every parameter that travels."""
-        return [Entry(wire.name, self._dtype, wire.shape) for wire in wires(self._module)]
+        """Return an entry for every parameter that is sent."""
+        return [Entry(parameter.name, self._dtype, parameter.shape) for parameter in exported_parameters(self._module)]
 
     def update_info(self) -> dict[str, Any]:
-        """The manifest in the form the engines take."""
+        """Return the manifest in the form that the engines take."""
         return to_update_info(self.manifest())
 
     def open(
         self, backend: str, host: str, port: int, world_size: int, deadline_s: float, share_memory: bool = True
     ) -> None:
-        """Join the weight group as its sender. Blocks until every engine has joined, or the deadline."""
-        if self._rank != 0 or backend == "ipc":
+        """Join the weight group as its sender; block until every engine has joined, or the deadline."""
+        if self._rank != 0 or backend == "ipc":  # IPC handles travel with the control call, without a group
             return
         if backend == "gloo":
             shared = total_bytes(self.manifest()) if share_memory else 0
@@ -65,43 +76,47 @@ class WeightSender:
             self._channel = NcclChannel(host, port, world_size, self._bucket_bytes)
 
     def send(self) -> None:
-        """Gather and broadcast bucket by bucket, the same fixed order on every rank."""
+        """Gather and broadcast bucket by bucket, in the same fixed order on every rank."""
         packed = self._packed(self._bucket_bytes, self._channel)
         if self._channel is not None:
             self._channel.send(packed)
-        for _ in packed:  # the other ranks only take part in the gathering
+        for _ in packed:  # ranks without the channel must take part in the gathering too
             pass
 
     def export_ipc(self) -> dict[str, Any]:
-        """CUDA IPC handles to owned copies of the parameters, for engines on the same GPU; kept until the next."""
+        """Return CUDA IPC handles to copies of the parameters, for engines on the same GPU.
+
+        The copies live until the next call.
+        """
         from torch.multiprocessing.reductions import reduce_tensor
 
         self._exported = []
         handles = []
-        for bucket, buffer in self._packed(0):
-            for entry, part in zip(bucket, unpack(buffer, bucket), strict=True):
-                uuid = str(torch.cuda.get_device_properties(part[1].device).uuid)
-                handles.append({uuid: reduce_tensor(part[1])[1]})
-                self._exported.append(part[1])
-                assert part[0] == entry.name
+        for bucket, buffer in self._packed(0):  # 0 bytes: one parameter per bucket, since each has its own handle
+            for entry, (name, tensor) in zip(bucket, unpack_bucket(buffer, bucket), strict=True):
+                uuid = str(torch.cuda.get_device_properties(tensor.device).uuid)
+                handles.append({uuid: reduce_tensor(tensor)[1]})
+                self._exported.append(tensor)  # a handle is valid only while its memory lives
+                assert name == entry.name
         return {**self.update_info(), "ipc_handles": handles}
 
     def _packed(self, max_bytes: int, channel: Channel | None = None) -> PackedBuckets:
-        """Packed copies of every bucket on rank 0, where the channel wants them; nothing on the other ranks. All must
-        exhaust it.
+        """Yield packed copies of all buckets on rank 0, in the channel's buffers; yield nothing on other ranks.
 
-        The copy is made inside the gathering context: what it yields is a view whose storage is given back (and soon
-        holds something else) when the context closes.
+        Every rank must exhaust the iterator. The copy is made inside the gathering context: the parameters there are
+        views of memory that DeepSpeed reuses when the context closes.
         """
-        by_name = {wire.name: wire for wire in wires(self._module)}
+        by_name = {parameter.name: parameter for parameter in exported_parameters(self._module)}
         cut = buckets(self.manifest(), max_bytes)
-        rooms = [None] * len(cut) if channel is None else channel.rooms([total_bytes(bucket) for bucket in cut])
-        for bucket, room in zip(cut, rooms, strict=True):
+        # Under ZeRO-3 at most one bucket of parameters is whole at a time.
+        no_buffers: list[torch.Tensor | None] = [None] * len(cut)
+        targets = no_buffers if channel is None else channel.buffers([total_bytes(bucket) for bucket in cut])
+        for bucket, target in zip(cut, targets, strict=True):
             chosen = [by_name[entry.name] for entry in bucket]
-            with gathered([source for wire in chosen for source in wire.sources]):
-                device = None if room is None else room.device
-                sent = [wire.read().to(device, self._dtype) for wire in chosen] if self._rank == 0 else []
-                packed = pack(sent, room) if sent else None
+            with gathered([source for parameter in chosen for source in parameter.sources]):
+                device = None if target is None else target.device
+                tensors = [p.read().to(device, self._dtype) for p in chosen] if self._rank == 0 else []
+                packed = pack_bucket(tensors, target) if tensors else None
             if packed is not None:
                 yield bucket, packed
 
@@ -109,9 +124,10 @@ class WeightSender:
 class NcclChannel:
     """Rank 0 of the group that vLLM's `nccl` engine opens; packs and double-buffers as that engine expects."""
 
-    NUM_BUFFERS = 2
+    NUM_BUFFERS = 2  # one is filled while the GPU sends the other
 
     def __init__(self, host: str, port: int, world_size: int, bucket_bytes: int) -> None:
+        """Join the group; raises RuntimeError when NCCL is disabled in this process."""
         from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
 
         self._bucket_bytes = bucket_bytes
@@ -119,54 +135,23 @@ class NcclChannel:
         self._communicator = stateless_init_process_group(host, port, 0, world_size, device)
         if self._communicator.disabled:
             raise RuntimeError(
-                "the NCCL communicator is disabled (libnccl missing, or VLLM_DISABLE_PYNCCL set): broadcasts would do "
-                "nothing, silently"
+                "the NCCL communicator is disabled, so broadcasts would silently do nothing: install libnccl, or unset "
+                "VLLM_DISABLE_PYNCCL"
             )
 
-    def rooms(self, sizes: Sequence[int]) -> list[None]:
-        """Its own buffers come between; what it is given need not stay."""
+    def buffers(self, sizes: Sequence[int]) -> list[None]:
+        """Return None for every bucket: vLLM's producer copies into its own buffers."""
         return [None] * len(sizes)
 
     def send(self, packed: PackedBuckets) -> None:
-        """Broadcast every packed bucket; returns when the GPU has sent the last one."""
+        """Broadcast every packed bucket; return when the GPU has sent the last one."""
         from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
 
         packed_nccl_broadcast_producer(
-            iterator=(named for bucket, buffer in packed for named in unpack(buffer, bucket)),
+            iterator=(named for bucket, buffer in packed for named in unpack_bucket(buffer, bucket)),
             group=self._communicator,
             src=0,
             post_iter_func=lambda named: named[1],
             buffer_size_bytes=self._bucket_bytes,
             num_buffers=self.NUM_BUFFERS,
         )
-
-
-def gathered(parameters: Sequence[nn.Parameter]) -> Any:
-    """ZeRO-3 parameters gathered for reading; nothing to do for whole ones."""
-    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if not sharded:
-        return contextlib.nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(sharded)
-
-
-def full_state(module: nn.Module, rank: int) -> dict[str, torch.Tensor]:
-    """Whole parameters on the CPU at rank 0, with their adapters' part; every rank must call."""
-    return dict(_full_parameters(module, rank))
-
-
-def _full_parameters(module: nn.Module, rank: int) -> Iterator[tuple[str, torch.Tensor]]:
-    for wire in wires(module):
-        with gathered(wire.sources):
-            if rank == 0:
-                yield wire.name, wire.read().cpu().clone()
-
-
-def adapter_state(module: nn.Module, rank: int, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """The adapter's tensors on the CPU at rank 0, in `dtype` where one is given; every rank must call."""
-    parameters = adapter_parameters(module)
-    with gathered(list(parameters.values())):
-        if rank != 0:
-            return {}
-        return {name: p.detach().to("cpu", dtype or p.dtype, copy=True) for name, p in parameters.items()}

@@ -1,4 +1,4 @@
-"""Engine against learner on the trained tokens: what the numbers say, and what most likely went wrong."""
+"""Comparison of engine and learner on the same tokens, and the likely cause when they disagree."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rlsys.config.schema import WeightsConfig
 from rlsys.errors import WeightMismatchError
 from rlsys.types import Trajectory
 
+# Largest accepted |engine - learner| log-probability of one token. bfloat16 rounds differently in every kernel.
 DEFAULT_BOUNDS = {"float32": 1e-3, "bfloat16": 1.0}
-"""Largest accepted |engine - learner| log-probability of one token. bfloat16 rounds differently in every kernel."""
 
 
 @dataclass(frozen=True)
 class LogprobDiff:
-    """Absolute differences over a set of tokens; sums, so that they add up over microbatches and ranks."""
+    """Absolute differences of log-probabilities over a set of tokens; differences of several sets can be added."""
 
     total: float = 0.0
     largest: float = 0.0
@@ -30,35 +30,38 @@ class LogprobDiff:
 
     @property
     def mean(self) -> float:
+        """Mean difference per token; 0 without tokens."""
         return self.total / max(self.num_tokens, 1)
 
 
 def diff_of(behavior: np.ndarray, learner: np.ndarray) -> LogprobDiff:
-    """Difference over two aligned [L] arrays; a value that is not finite counts as infinitely far."""
+    """Compare two aligned arrays [L]; a difference that is not finite counts as infinite."""
     if behavior.size == 0:
         return LogprobDiff()
-    with np.errstate(invalid="ignore"):  # inf - inf: counted as infinitely far below
+    with np.errstate(invalid="ignore"):  # inf - inf is replaced by infinity below
         difference = np.abs(behavior.astype(np.float64) - learner.astype(np.float64))
     difference = np.where(np.isfinite(difference), difference, np.inf)
     return LogprobDiff(float(difference.sum()), float(difference.max()), int(difference.size))
 
 
 def comparable(trajectory: Trajectory, policy_version: int, *, kv_is_kept: bool) -> np.ndarray:
-    """Tokens that the engine sampled as `policy_version` alone would, [L] bool.
+    """Return the tokens whose log-probabilities `policy_version` alone determines, [L] bool.
 
-    Of a response that ran across an update they are the tail, unless the engine kept its cache of keys and values: then
-    the tail was sampled with attention to what older weights had computed, and no version gives its log-probabilities.
+    In a response that ran across a weight update they are the tail. When the engine kept its cache of keys and values
+    there are none: the tail was sampled with attention to what older weights had computed, and no single version
+    reproduces its log-probabilities.
     """
     chosen = np.zeros(trajectory.num_tokens, dtype=bool)
     if kv_is_kept and len(trajectory.versions) > 1:
         return chosen
     for span in trajectory.versions:
+        # Spans do not overlap; each covers the tokens that one version sampled.
         chosen[span.start : span.end] = span.policy_version == policy_version
     return chosen & trajectory.loss_mask
 
 
 def merge(per_rank: Sequence[Mapping[int, LogprobDiff]]) -> dict[int, LogprobDiff]:
-    """Per-engine differences of all ranks together."""
+    """Add up the differences per engine of all ranks."""
     merged: dict[int, LogprobDiff] = {}
     for part in per_rank:
         for engine, diff in part.items():
@@ -67,15 +70,16 @@ def merge(per_rank: Sequence[Mapping[int, LogprobDiff]]) -> dict[int, LogprobDif
 
 
 def bound_of(config: WeightsConfig, *dtypes: str) -> float | None:
-    """The largest difference that is accepted between sides of these dtypes; None where nothing is checked."""
+    """Return the largest accepted difference between sides of these dtypes; None when the check is off."""
     if not config.verify:
         return None
     if config.max_logprob_diff is not None:
         return config.max_logprob_diff
+    # The coarser side decides: a float32 learner cannot be nearer to a bfloat16 engine than bfloat16 rounds.
     return max(DEFAULT_BOUNDS[dtype] for dtype in dtypes)
 
 
-def check(
+def check_logprobs(
     per_engine: Mapping[int, LogprobDiff],
     *,
     bound: float,
@@ -84,7 +88,16 @@ def check(
     tokens: str = "the trained tokens",
     consequence: str = "The update was not applied",
 ) -> None:
-    """Raise WeightMismatchError naming the likely cause when any engine is further than `bound` from the learner."""
+    """Raise WeightMismatchError with the likely cause when any engine differs from the learner by more than `bound`.
+
+    Args:
+        per_engine: the differences of each engine.
+        bound: largest accepted difference of one token.
+        policy_version: that both sides should hold.
+        num_engines: that were compared or could have been; with fewer wrong ones a broadcast was incomplete.
+        tokens: names the compared tokens in the message.
+        consequence: ends the message's description.
+    """
     wrong = {engine: diff for engine, diff in per_engine.items() if diff.largest > bound}
     if not wrong:
         return
@@ -103,9 +116,10 @@ def check(
 def _cause(worst: LogprobDiff, wrong: Mapping[int, LogprobDiff], num_engines: int, version: int, bound: float) -> str:
     if not np.isfinite(worst.largest):
         return "a log-probability is not finite: weights or logits hold NaN or inf"
-    if len(wrong) < num_engines:
+    if len(wrong) < num_engines:  # where other engines agree, the learner is right
         names = ", ".join(f"rollout/{engine}" for engine in sorted(wrong))
         return f"the last broadcast did not reach {names} completely; the other engines agree with the learner"
+    # Nothing has been broadcast yet: either rounding (small) or different models (large).
     if version == 0 and worst.largest < 30 * bound:
         return (
             "numerical difference (nothing was trained yet, and it is small): engine and learner run different dtypes "
@@ -114,10 +128,11 @@ def _cause(worst: LogprobDiff, wrong: Mapping[int, LogprobDiff], num_engines: in
     if version == 0:
         return (
             "nothing was trained yet, so engine and learner loaded or compute different models: check model.path, the "
-            "chat's temperature (rollout.temperature must reach both sides) and the engine's model implementation"
+            "temperature (rollout.temperature must reach both sides) and the engine's model implementation"
         )
     return (
         "the last broadcast left parameters behind on every engine: a layer that received nothing keeps its old "
         "weights, and so does a tied output layer (lm_head) whose packed copy was not renewed. If the difference was "
-        "near the bound from the first step on, it is numerical instead (sync/logprob_abs_diff/max in metrics.jsonl)"
+        "close to the bound from the first step on, it is numerical instead (see sync/logprob_abs_diff/max in "
+        "metrics.jsonl)"
     )

@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from rlsys.algorithms.requirements import needs_critic
-from rlsys.build.run import build_broadcaster, build_run, learner_setup
+from rlsys.build.run import build_broadcaster, build_run
 from rlsys.config.compose import load_config
 from rlsys.config.overrides import config_dir
 from rlsys.errors import RlsysError
+from rlsys.learner.setup import PolicySetup
 from rlsys.metrics.display import Display
 from rlsys.preflight.checks import check_config
 from rlsys.run_folder.checkpoint import RunState
@@ -78,10 +79,10 @@ def switched(shared: OpenRun, folder: Path, overrides: Sequence[str]) -> OpenRun
     check_config(config)
     config.rewards = run.prepared.config.rewards
     prepared = replace(run.prepared, config=config)
-    setup = replace(learner_setup(prepared), learner=run.prepared.config.learner)
+    setup = replace(PolicySetup.from_config(config, prepared.model_path), learner=run.prepared.config.learner)
     roles = run.roles
     for worker in roles.policy._workers.values():
-        call_worker(worker, lambda learner: learner._take(setup))
+        call_worker(worker, lambda learner: learner._configure(setup))
     assert roles.reference is not None
     for worker in roles.reference._workers.values():
         call_worker(worker, _divergence(config.algorithm.kl.name))
@@ -168,7 +169,7 @@ VARIANTS: dict[str, list[str]] = {
         "algorithm.refresh.every=2",
         "algorithm.refresh.alpha=1.0",
     ],
-    "head start": ["algorithm=ppo", "train.critic_warmup_steps=2"],
+    "critic warm-up": ["algorithm=ppo", "train.critic_warmup_steps=2"],
 }
 
 
@@ -211,8 +212,8 @@ def test_a_kl_coefficient_that_grows_and_a_reference_that_follows(shared: OpenRu
     assert rows[4]["policy/kl_ref"] < 1e-6 < rows[3]["policy/kl_ref"]
 
 
-def test_the_critic_s_head_start(shared: OpenRun, tmp_path: Path) -> None:
-    other = switched(shared, tmp_path, VARIANTS["head start"])
+def test_the_critic_warms_up_alone(shared: OpenRun, tmp_path: Path) -> None:
+    other = switched(shared, tmp_path, VARIANTS["critic warm-up"])
     other.train()
     rows = read_metrics(tmp_path)[1:]
     assert ["policy/loss" in row for row in rows] == [False, False, True, True, True]

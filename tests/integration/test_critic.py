@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from rlsys.build.placement import demands
-from rlsys.build.run import num_updates
 from rlsys.config.compose import load_config
 from rlsys.learner.critic_group import CriticGroup
-from rlsys.learner.critic_worker import CriticSetup
+from rlsys.learner.setup import CriticSetup
 from rlsys.runtime.cluster import Cluster
 from rlsys.types import (
     Coefficients,
@@ -34,8 +33,7 @@ from tests.integration.runs import kill, wait
 LENGTHS = [[3, 5], [4, 2], [6, 1]]
 REWARDS: list[list[float | None]] = [[1.0, 0.0], [2.0, None], [-1.0, 0.5]]
 LAMBDA = 0.9
-KL = 0.1
-"""Of every token: the engine said -2, the reference -2.1, and k1 is their difference."""
+KL = 0.1  # of every token: the engine's log-probability is -2, the reference's -2.1, and k1 is their difference
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +77,14 @@ def run(cluster: Cluster, model: str, *overrides: str) -> tuple[list[Any], list[
     """Estimates before and after twenty updates, the metrics of the first, and every update's loss."""
     import ray
 
-    common = ["critic.lr=1e-3", f"algorithm.advantage.lam={LAMBDA}", "algorithm.kl.coef=0.5"]
+    common = [
+        "critic.lr=1e-3",
+        "train.updates_per_step=1",
+        f"algorithm.advantage.lam={LAMBDA}",
+        "algorithm.kl.coef=0.5",
+    ]
     config = load_config(["experiment=quickstart", "algorithm=ppo", *common, *overrides])
-    setup = CriticSetup(config.critic, config.algorithm, model, False, num_updates(config), 1, seed=0)
-    critic = CriticGroup(cluster, setup, demands(config)["critic"])
+    critic = CriticGroup(cluster, CriticSetup.from_config(config, model), demands(config)["critic"])
     wait(critic.start(deadline_s=200))
     try:
         made = groups()

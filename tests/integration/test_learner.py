@@ -1,4 +1,4 @@
-"""The learner's gradient does not depend on how the work was divided; the optimizer does what it was told."""
+"""The learner's gradient does not depend on how the work is divided; the optimizer follows its configuration."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ import pytest
 import torch
 
 from rlsys.build.placement import demands
-from rlsys.build.run import num_updates
 from rlsys.config.compose import load_config
 from rlsys.config.schema import Config
 from rlsys.learner.policy_group import PolicyGroup
-from rlsys.learner.worker import LearnerSetup
+from rlsys.learner.setup import PolicySetup
 from rlsys.runtime.cluster import Cluster
 from rlsys.types import Coefficients, Experience, ExperienceRow, Trajectory, TrajectoryRef, VersionSpan
 from tests.integration.runs import call_worker, kill, wait
 
-LENGTHS = [5, 9, 14, 7, 11, 6, 16, 8]
-"""Response lengths of eight trajectories; the prompt has four tokens."""
+LENGTHS = [5, 9, 14, 7, 11, 6, 16, 8]  # of eight responses to a prompt of four tokens
 ADVANTAGES = [1.0, -0.5, 2.0, -1.5, 0.3, -0.2, 0.9, -2.0]
 
 LONG = pytest.mark.long
@@ -66,32 +64,15 @@ def trajectories() -> list[Trajectory]:
 
 
 def start_learner(cluster: Cluster, model: str, overrides: list[str]) -> tuple[PolicyGroup, Config]:
-    config = load_config(
-        ["experiment=quickstart", "weights.verify=false", "algorithm.kl.coef=0.1", *LINEAR, *overrides]
-    )
-    setup = LearnerSetup(
-        learner=config.learner,
-        algorithm=config.algorithm,
-        weights=config.weights,
-        model_path=model,
-        chat_template=None,
-        adapter=None,
-        trust_remote_code=False,
-        engine_dtype=config.learner.dtype,
-        temperature=0.7,
-        num_updates=num_updates(config),
-        passes=config.train.updates_per_step,
-        old_logprobs=config.train.old_logprobs,
-        kv_is_kept=False,
-        seed=0,
-    )
-    group = PolicyGroup(cluster, setup, demands(config)["learner"])
+    common = ["experiment=quickstart", "weights.verify=false", "algorithm.kl.coef=0.1", "rollout.temperature=0.7"]
+    config = load_config([*common, *LINEAR, *overrides])
+    group = PolicyGroup(cluster, PolicySetup.from_config(config, model), demands(config)["learner"])
     wait(group.start(deadline_s=200))
     return group, config
 
 
 def experience(num_minibatches: int = 1, given: list[Trajectory] | None = None) -> Experience:
-    """All eight trajectories, the loss a mean over the minibatch's tokens."""
+    """Build an experience of all eight trajectories; the loss is a mean over each minibatch's tokens."""
     import ray
 
     given = given or trajectories()
@@ -123,7 +104,7 @@ def updated_weights(
     num_minibatches: int = 1,
     prepare: Callable[[Any], None] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Parameters after one update, through the checkpoint's Hugging Face folder."""
+    """Return the parameters after one update, read from the checkpoint's Hugging Face folder."""
     from safetensors.torch import load_file
 
     group, _ = start_learner(cluster, model, overrides)
@@ -163,7 +144,7 @@ def test_gradient_is_the_same_on_two_ranks_with_several_microbatches(
     offload: bool,
     tmp_path: Path,
 ) -> None:
-    # 20 tokens a microbatch: one trajectory each, four on each rank.
+    # 20 tokens per microbatch: one trajectory each, four on each rank.
     overrides = [
         "learner.num_workers=2",
         f"learner.zero_stage={stage}",
@@ -181,7 +162,7 @@ def test_gradient_is_the_same_on_two_ranks_with_several_microbatches(
 
 
 def test_a_refused_step_leaves_nothing_behind_with_an_offloaded_optimizer(cluster: Cluster, model: str) -> None:
-    """Of bfloat16 DeepSpeed sums gradients in a buffer that it does not clear when it refuses them."""
+    """In bfloat16 DeepSpeed sums gradients in a buffer that it does not clear when it refuses them."""
     overrides = ["learner.dtype=bfloat16", "learner.offload_optimizer=true", "learner.microbatch_tokens=20"]
     group, _ = start_learner(cluster, model, overrides)
     nan = replace(experience(), minibatches=tuple(map(not_a_number, experience().minibatches)))
@@ -199,7 +180,7 @@ def not_a_number(rows: tuple[ExperienceRow, ...]) -> tuple[ExperienceRow, ...]:
 
 
 def in_chunks(_: Any) -> None:
-    """The output layer never holds more than one logit a token."""
+    """Let the output layer hold one logit per token at most."""
     from rlsys.models.kernels import head
 
     head.DENSE_ELEMENTS, head.CHUNK_ELEMENTS, head.MIN_CHUNK = 0, 1, 1
@@ -219,17 +200,17 @@ def test_gradient_is_the_same_with_the_vocabulary_in_chunks(
 
 
 @pytest.mark.parametrize(
-    "gang", [pytest.param((1, 1), marks=LONG), (2, 3)], ids=["one rank, ZeRO-1", "two ranks, ZeRO-3"]
+    "ranks_and_stage", [pytest.param((1, 1), marks=LONG), (2, 3)], ids=["one rank, ZeRO-1", "two ranks, ZeRO-3"]
 )
 def test_a_restored_learner_continues_as_the_saved_one(
-    cluster: Cluster, model: str, gang: tuple[int, int], tmp_path: Path
+    cluster: Cluster, model: str, ranks_and_stage: tuple[int, int], tmp_path: Path
 ) -> None:
     """Weights, Adam's moments and the schedule: the second update is the same as without the interruption."""
     from safetensors.torch import load_file
 
     overrides = [
-        f"learner.num_workers={gang[0]}",
-        f"learner.zero_stage={gang[1]}",
+        f"learner.num_workers={ranks_and_stage[0]}",
+        f"learner.zero_stage={ranks_and_stage[1]}",
         "learner.lr_schedule=linear",
         "learner.warmup_steps=2",
         "train.num_steps=10",
@@ -257,9 +238,9 @@ def test_a_restored_learner_continues_as_the_saved_one(
 
 
 def formula(hf: Any, rows: Iterable[int], old: Callable[[int, torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """A dozen lines of torch: full logits, clipped surrogate + 0.1 * k3, mean over these rows' tokens.
+    """Compute the loss in a dozen lines: full logits, clipped surrogate + 0.1 * k3, mean over these rows' tokens.
 
-    `old(row, logprobs)` are the log-probabilities that the ratio is taken to.
+    `old(row, logprobs)` returns the log-probabilities in the ratio's denominator.
     """
     total, given = torch.zeros(()), trajectories()
     chosen = list(rows)
@@ -280,7 +261,7 @@ def load(model: str) -> Any:
 
 
 def descend(hf: Any, loss: torch.Tensor, rate: float = 1.0) -> None:
-    """What the learner's linear optimizer does: the weights minus the gradient."""
+    """Do what the learner's linear optimizer does: subtract the gradient from the weights."""
     hf.zero_grad()
     loss.backward()
     with torch.no_grad():
@@ -289,7 +270,7 @@ def descend(hf: Any, loss: torch.Tensor, rate: float = 1.0) -> None:
 
 
 def assert_moved_alike(model: str, found: dict[str, torch.Tensor], expected: Any) -> None:
-    """The same step away from the initial weights, to 1e-4 of its length."""
+    """Compare the steps away from the initial weights, to 1e-4 of their length."""
     initial = _initial(model)
     for name, parameter in expected.named_parameters():
         step = (initial[name] - parameter.detach()).norm()
@@ -313,16 +294,18 @@ def test_on_policy_without_old_logprobs_is_the_same(
 
 
 def test_the_engine_s_logprobs_are_what_the_ratio_is_taken_to(cluster: Cluster, model: str, tmp_path: Path) -> None:
-    """The made-up engine said -2 everywhere: ratios are far from 1, and the clip decides for many tokens."""
+    """The engine's log-probabilities are -2 everywhere: ratios are far from 1, and many tokens are clipped."""
     hf = load(model)
     descend(hf, formula(hf, range(8), lambda _, logprobs: torch.full_like(logprobs, -2.0)))
     found = updated_weights(cluster, model, ["train.old_logprobs=engine", "learner.zero_stage=0"], tmp_path)
     assert_moved_alike(model, found, hf)
 
 
-@pytest.mark.parametrize("gang", [pytest.param((1, 0), marks=LONG), (2, 3)], ids=["one rank", "two ranks, ZeRO-3"])
+@pytest.mark.parametrize(
+    "ranks_and_stage", [pytest.param((1, 0), marks=LONG), (2, 3)], ids=["one rank", "two ranks, ZeRO-3"]
+)
 def test_two_minibatches_are_two_updates_with_old_logprobs_from_before_the_first(
-    cluster: Cluster, model: str, gang: tuple[int, int], tmp_path: Path
+    cluster: Cluster, model: str, ranks_and_stage: tuple[int, int], tmp_path: Path
 ) -> None:
     hf, before = load(model), load(model)
 
@@ -333,14 +316,18 @@ def test_two_minibatches_are_two_updates_with_old_logprobs_from_before_the_first
 
     for rows in (range(4), range(4, 8)):
         descend(hf, formula(hf, rows, old), rate=0.1)
-    overrides = [f"learner.num_workers={gang[0]}", f"learner.zero_stage={gang[1]}", "train.minibatches_per_step=2"]
+    overrides = [
+        f"learner.num_workers={ranks_and_stage[0]}",
+        f"learner.zero_stage={ranks_and_stage[1]}",
+        "train.minibatches_per_step=2",
+    ]
     overrides += ["learner.lr=1e5", "learner.betas=[0.0,0.999]"]  # a tenth of the gradient, and no momentum
     found = updated_weights(cluster, model, overrides, tmp_path, num_minibatches=2)
     assert_moved_alike(model, found, hf)
 
 
 def rounding(weights: torch.Tensor) -> float:
-    """What float32 loses when a step is read off as a difference of weights: the gradient itself is more exact."""
+    """Return the error of a step that is computed as a difference of float32 weights."""
     return 2.0**-23 * float(weights.norm()) + 1e-7
 
 
@@ -374,7 +361,7 @@ def test_bfloat16_warmup_schedule_checkpointing_and_two_updates(
         metrics: list[dict[str, Any]] = [wait(group.update(experience())).metrics for _ in range(3)]
     finally:
         kill(group)
-    # Two updates a step: the rate reported is that of the second. Linear warm-up over 4 updates, then down to 0 at 8.
+    # Two updates per step: the rate reported is that of the second. Linear warm-up over 4 updates, then down to 0 at 8.
     assert [round(m["policy/lr"] / 1e-3, 6) for m in metrics] == [0.25, 0.75, 0.75]
     assert all(np.isfinite(m["policy/grad_norm"]) and m["policy/entropy"] > 0 for m in metrics)
     # In the second update of a step the policy has moved away from the one that sampled.

@@ -96,7 +96,7 @@ def _lose_a_matrix(worker: Any) -> None:
     """What is written has one matrix of zeros; what was promised has not."""
     from safetensors.torch import load_file, save_file
 
-    from rlsys.weights.adapter import PackedAdapter
+    from rlsys.weights.packed_adapter import PackedAdapter
 
     worker._whole = PackedAdapter.write
 
@@ -110,7 +110,7 @@ def _lose_a_matrix(worker: Any) -> None:
 
 
 def _lose_none(worker: Any) -> None:
-    from rlsys.weights.adapter import PackedAdapter
+    from rlsys.weights.packed_adapter import PackedAdapter
 
     PackedAdapter.write = worker._whole  # type: ignore[method-assign]
 

@@ -27,7 +27,7 @@ LORA = ["learner.lora.rank=4", "learner.lora.alpha=8"]
 def adapter_after(
     cluster: Cluster, model: str, overrides: list[str], folder: Path, *, merged: bool = False
 ) -> dict[str, torch.Tensor]:
-    """What one update makes of a fresh adapter."""
+    """Return a fresh adapter's tensors after one update."""
     group, _ = start_learner(cluster, model, [*LORA, *overrides])
     try:
         metrics = wait(group.update(experience())).metrics

@@ -233,5 +233,5 @@ def test_make_model_refuses_a_shape_that_no_engine_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert run(monkeypatch, "make-model", str(tmp_path / "model"), "--hidden-size", "64") == 1
-    assert "a head has 16 dimensions" in capsys.readouterr().err
+    assert "hidden_size / num_heads is 16" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()

@@ -7,7 +7,7 @@ import inspect
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +58,25 @@ def test_train_checks_prepares_and_returns_the_run_s_folder(
 ) -> None:
     events: list[Any] = []
 
-    @contextlib.contextmanager
-    def open_run(prepared: Any, run_dir: Path, display: Any) -> Iterator[str]:
+    class Opened:
+        async def supervise(self, training: Any) -> None:
+            await training
+
+    @contextlib.asynccontextmanager
+    async def open_run(prepared: Any, run_dir: Path, display: Any) -> AsyncIterator[Opened]:
         events.append((prepared.config.run_dir, (run_dir / "config.yaml").is_file()))
-        yield "the run"
+        yield Opened()
         events.append("closed")
 
+    async def train(run: Any) -> None:
+        events.append(type(run))
+
     monkeypatch.setattr("rlsys.build.run.open_run", open_run)
-    monkeypatch.setattr(importlib.import_module("rlsys.train"), "train", events.append)
+    monkeypatch.setattr("rlsys.train.train", train)
     caplog.set_level(logging.INFO, "rlsys")
     run_dir = tmp_path / "run"
     assert rlsys.train_policy(config) == run_dir
-    assert events == [(str(run_dir), True), "the run", "closed"]
+    assert events == [(str(run_dir), True), Opened, "closed"]
     assert OmegaConf.load(run_dir / "config.yaml").data.train == f"{tmp_path}/rows.jsonl"
     assert (run_dir / "tokenizer" / "tokenizer_config.json").is_file()
     assert [f"run {run_dir}: starting Ray" in caplog.text, f"checkpoints in {run_dir}" in caplog.text] == [True, True]

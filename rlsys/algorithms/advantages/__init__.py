@@ -1,14 +1,14 @@
-"""Advantage estimators: `f(inputs, *, options) -> advantages [N]`, one a trajectory, over the whole step.
+"""Advantage estimators: `f(inputs, *, options) -> advantages [N]`, one per trajectory, over the whole step.
 
-Only trajectories with a valid reward come in, so a group may have fewer than G members. What an estimator needs of the
-run stands in its registration and is checked before Ray starts:
+Only trajectories with a valid reward are given, so a group may have fewer than G members. An estimator states what it
+needs of the run at its registration; that is checked before Ray starts:
 
-    min_group_size=2          its baseline is made of the group's own rewards
-    greedy=True               a greedy response to every prompt (`greedy_rewards`)
-    group_size_option="k"     the option `k` must be less than the samples of a prompt
-    raw_rewards=True          rewards as they are: a KL in the reward would change what they mean, and is refused
-    by_parts=True             it looks at the reward functions one by one, not at their total
-    critic=True               values of every token: not this signature but that of `gae`
+    min_group_size=2          its baseline is computed from the group's own rewards
+    greedy=True               every prompt also gets a greedy response (`greedy_rewards`)
+    group_size_option="k"     the option `k` must be less than the samples per prompt
+    raw_rewards=True          it needs unchanged rewards; algorithm.kl.apply_to=reward is refused
+    by_parts=True             it uses the reward functions' values one by one, not their total
+    critic=True               it uses a critic's value of every token, and has the signature of `gae` instead
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from rlsys.registry import Registry
 
 @dataclass(frozen=True)
 class AdvantageInputs:
-    """The N trajectories of a step. Rewards are float64."""
+    """The rewards of a step's N trajectories, float64."""
 
     rewards: torch.Tensor  # [N], totals
-    groups: torch.Tensor  # [N] int64, index of the prompt that each was sampled from
+    groups: torch.Tensor  # [N] int64, index of each one's prompt
     lengths: torch.Tensor  # [N] int64, response tokens
-    parts: torch.Tensor | None = None  # [N, K], of each reward function; NaN where it does not apply
+    parts: torch.Tensor | None = None  # [N, K], values of the K reward functions; NaN where one does not apply
     part_weights: torch.Tensor | None = None  # [K]
-    greedy_rewards: torch.Tensor | None = None  # [N], of the greedy response to the same prompt
+    greedy_rewards: torch.Tensor | None = None  # [N], reward of the greedy response to the same prompt
 
 
 AdvantageFn = Callable[..., Any]

@@ -11,7 +11,11 @@ from rlsys.algorithms.grouped import all_equal
 
 @register("gpg", min_group_size=2, raw_rewards=True)
 def gpg(inputs: AdvantageInputs) -> torch.Tensor:
-    """`alpha * (r - mean)`, [N], with `alpha = N / (N - M)` for M trajectories whose group's rewards are all equal:
-    what they do not contribute is made up for by the others (equation 6)."""
+    """Return `alpha * (r - mean)`, [N], with `alpha = N / (N - M)` (equation 6).
+
+    M trajectories are in groups whose rewards are all equal. They contribute nothing, and alpha scales up the others so
+    that the gradient does not shrink with their number.
+    """
+    # N - M
     useful = int((~all_equal(inputs.rewards, inputs.groups)).sum())
     return centre(inputs) * (len(inputs.rewards) / max(useful, 1))

@@ -12,14 +12,18 @@ from rlsys.errors import RlsysError
 
 @register("maxrl", min_group_size=2, raw_rewards=True)
 def maxrl(inputs: AdvantageInputs, *, eps: float = 1e-6) -> torch.Tensor:
-    """`(r - mean) / (mean + eps)` within the group, [N], for rewards that are not negative (0 and 1 in the paper).
+    """Return `(r - mean) / (mean + eps)` within the group, [N], for rewards that are not negative.
 
-    Divided by the success rate, the gradient approaches that of the likelihood of a correct answer as samples grow.
-    Raises RlsysError for a negative reward: there is no rate to divide by.
+    In the paper rewards are 0 and 1, so the mean is the success rate. Divided by it, the gradient approaches that of
+    the likelihood of a correct answer as the number of samples grows.
+
+    Raises:
+        RlsysError: a reward is negative, so the mean is no rate to divide by.
     """
     if bool((inputs.rewards < 0).any()):
         raise RlsysError(
-            f"the advantage estimator 'maxrl' divides by the mean reward and met {float(inputs.rewards.min()):g}: "
-            "its rewards must not be negative; choose another estimator or change the reward"
+            f"the advantage estimator 'maxrl' divides by the mean reward, but a reward is "
+            f"{float(inputs.rewards.min()):g}: rewards must not be negative; choose another estimator or "
+            "change the reward"
         )
     return centre(inputs) / (group_mean(inputs.rewards, inputs.groups) + eps)

@@ -1,4 +1,4 @@
-"""Pass@k as the reward of a group (arXiv:2508.10751)."""
+"""Advantages with pass@k as the reward of a group (arXiv:2508.10751)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from rlsys.algorithms.grouped import group_size, group_sum
 
 @register("grpo_passk", min_group_size=2, group_size_option="k", raw_rewards=True)
 def grpo_passk(inputs: AdvantageInputs, *, k: int = 4, correct_at: float = 1.0) -> torch.Tensor:
-    """The analytic advantage of section 2.4: expectation over all draws of k of the group's n responses, [N].
+    """Return the analytic advantage of section 2.4: the mean over all draws of k of the group's n responses, [N].
 
     With m wrong responses, the mean pass@k is `R = 1 - C(m, k) / C(n, k)` and its deviation `s = sqrt(R (1 - R))`. A
     correct response gets `(1 - R) / s`, a wrong one `(1 - R - C(m - 1, k - 1) / C(n - 1, k - 1)) / s`; 0 where s is 0.
 
     Args:
-        k: draws, fewer than the samples of a prompt; a group that has no more (failed rewards) teaches nothing.
+        inputs: the step's rewards.
+        k: responses per draw, fewer than the samples per prompt. A group with no more than k valid rewards has one
+            possible draw and gets 0.
         correct_at: a response is correct when its reward reaches this.
     """
     correct = inputs.rewards >= correct_at
@@ -29,8 +31,9 @@ def grpo_passk(inputs: AdvantageInputs, *, k: int = 4, correct_at: float = 1.0) 
 
 
 def _analytic(n: int, m: int, k: int, correct: bool) -> float:
-    mean = 1.0 - math.comb(m, k) / math.comb(n, k)
+    mean = 1.0 - math.comb(m, k) / math.comb(n, k)  # R: the share of draws with a correct response
     if mean in (0.0, 1.0):
         return 0.0
+    # The share of draws with this wrong response in which all others are wrong too.
     missed = 0.0 if correct else math.comb(m - 1, k - 1) / math.comb(n - 1, k - 1)
     return (1.0 - mean - missed) / math.sqrt(mean * (1.0 - mean))

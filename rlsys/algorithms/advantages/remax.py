@@ -9,6 +9,6 @@ from rlsys.algorithms.advantages import AdvantageInputs, register
 
 @register("remax", greedy=True)
 def remax(inputs: AdvantageInputs) -> torch.Tensor:
-    """Reward minus that of the greedy response to the same prompt, [N]."""
+    """Return reward minus the reward of the greedy response to the same prompt, [N]."""
     assert inputs.greedy_rewards is not None
     return inputs.rewards - inputs.greedy_rewards

@@ -11,6 +11,7 @@ from rlsys.algorithms.grouped import group_size
 
 @register("rloo", min_group_size=2)
 def rloo(inputs: AdvantageInputs) -> torch.Tensor:
-    """Reward minus the mean of the *other* samples of its prompt, [N]; 0 for a group of one."""
+    """Return reward minus the mean of the *other* samples of the same prompt, [N]; 0 for a group of one."""
+    # r - (sum - r) / (n - 1) = (r - mean) * n / (n - 1)
     sizes = group_size(inputs.rewards, inputs.groups)
     return centre(inputs) * sizes / (sizes - 1).clamp(min=1)

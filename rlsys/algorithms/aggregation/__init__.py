@@ -1,9 +1,11 @@
-"""Aggregation of per-token losses, as what a token of each trajectory weighs: `f(lengths [N], groups [N]) -> [N]`.
+"""Aggregation of per-token losses: `f(lengths [N], groups [N]) -> [N]`, the weight of a token of each trajectory.
 
-`lengths[i]` is the number of trained tokens of trajectory i (0 where a response is masked out), `groups[i]` its prompt;
-N runs over the whole optimizer update, all ranks and microbatches. The loss is the plain sum of `weight * loss` over
-trained tokens, so it does not depend on how the update was split. An aggregation that is defined over a microbatch
-registers with `local=True`: it is called with each microbatch's trajectories, and the microbatches are averaged.
+`lengths[i]` is the number of trained tokens of trajectory i (0 where a response is masked out), `groups[i]` its prompt.
+The N trajectories are those of the whole optimizer update, of all ranks and microbatches. The loss is the plain sum of
+`weight * loss` over trained tokens, so it does not depend on how the update was split.
+
+An aggregation that is defined over a microbatch registers with `local=True`: it is called with the trajectories of each
+microbatch, and the microbatches are averaged.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A constant in place of the length, so that nothing favours short or long responses (Dr. GRPO, arXiv:2503.20783)."""
+"""A constant in place of the length, which favours neither short nor long responses (Dr. GRPO, arXiv:2503.20783)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from rlsys.algorithms.aggregation import register
 
 @register("constant_length")
 def constant_length(lengths: torch.Tensor, groups: torch.Tensor, *, length: int) -> torch.Tensor:
-    """1 over `length` and over the update's trajectories. [N] int64, [N] int64 -> [N] float64.
+    """Return `1 / (length * N)` for every trajectory, [N] float64.
 
     Args:
+        lengths: [N] int64.
+        groups: [N] int64.
         length: in tokens; the paper takes the longest response allowed.
     """
     return torch.full(lengths.shape, 1.0 / (length * max(len(lengths), 1)), dtype=torch.float64)

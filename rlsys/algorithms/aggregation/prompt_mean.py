@@ -1,5 +1,7 @@
-"""Every prompt weighs the same: token mean over its responses, then mean over prompts (LitePPO, arXiv:2508.08221, calls
-the inner one group-level)."""
+"""Equal weight for every prompt: token mean over its responses, then mean over prompts.
+
+LitePPO (arXiv:2508.08221) calls the inner mean group-level.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,6 @@ from rlsys.algorithms.grouped import group_sum
 
 @register("prompt_mean")
 def prompt_mean(lengths: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """1 over the tokens of the trajectory's group and over the update's groups. [N] int64, [N] int64 -> [N] float64."""
+    """Return 1 / (tokens of the group * groups of the update). [N] int64, [N] int64 -> [N] float64."""
     num_groups = max(len(groups.unique()), 1)
     return 1.0 / (group_sum(lengths.double(), groups).clamp(min=1) * num_groups)

@@ -1,4 +1,4 @@
-"""Every trajectory weighs the same, whatever its length (GRPO, arXiv:2402.03300, equation 3)."""
+"""Equal weight for every trajectory, whatever its length (GRPO, arXiv:2402.03300, equation 3)."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from rlsys.algorithms.aggregation import register
 
 @register("sequence_mean")
 def sequence_mean(lengths: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """1 over the trajectory's tokens and over the update's trajectories. [N] int64, [N] int64 -> [N] float64."""
+    """Return 1 / (tokens of the trajectory * N). [N] int64, [N] int64 -> [N] float64."""
     return 1.0 / (lengths.double().clamp(min=1) * max(len(lengths), 1))

@@ -9,9 +9,13 @@ from rlsys.algorithms.corrections import LossInputs, ratio, register
 
 @register("decoupled", compares_old=True, weighs=True)
 def decoupled(inputs: LossInputs, *, cap: float | None = None) -> torch.Tensor:
-    """`old / behavior` of each token, [B, T]: the clip keeps the policy near `old`, this weight allows for the rest.
+    """Return the weight `old / behavior` of each token, [B, T].
+
+    The policy loss's clip keeps the policy near `old`; this weight corrects for the distance from `old` to the policy
+    that sampled.
 
     Args:
+        inputs: tensors [B, T].
         cap: tokens with a larger weight are left out (5 in AReaL's recipes); null keeps all.
     """
     weights = ratio(inputs, "token")

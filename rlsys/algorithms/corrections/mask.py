@@ -11,12 +11,14 @@ from rlsys.algorithms.corrections import Level, LossInputs, ratio, register
 def mask(
     inputs: LossInputs, *, level: Level = "token", high: float = 5.0, low: float | None = None, weigh: bool = True
 ) -> torch.Tensor:
-    """`old / behavior` (or, without `weigh`, 1) where it lies in [low, high], else 0; [B, T].
+    """Return the ratio `old / behavior` where it is within [low, high], else 0; [B, T].
 
     Args:
-        level: whose ratio: each `token`'s, the `sequence`'s product, or its `geometric` mean.
-        high, low: bounds; null is none below. IcePop is `low=0.5`.
-        weigh: false only decides: to leave out by one level what another correction weighs.
+        inputs: tensors [B, T].
+        level: the ratio of each `token`, the product over the `sequence`, or its `geometric` mean.
+        high: upper bound.
+        low: lower bound; null is none. IcePop is `low=0.5`.
+        weigh: false returns 1 in place of the ratio: tokens are left out here and weighted by another correction.
     """
     weights = ratio(inputs, level)
     outside = weights > high

@@ -9,10 +9,12 @@ from rlsys.algorithms.corrections import LossInputs, register, response_mean
 
 @register("opsm")
 def opsm(inputs: LossInputs, *, threshold: float = 0.1) -> torch.Tensor:
-    """0 for a response of negative advantage whose mean `behavior_logprob - logprob` exceeds `threshold`, else 1.
+    """Return 0 for bad responses that the policy has already moved away from, else 1; [B, T].
 
-    All [B, T]: what the policy has already moved away from is not pushed further. The threshold's default is ours.
+    Bad is a negative advantage; moved away is a mean of `behavior_logprob - logprob` over the response above
+    `threshold`. The paper gives no value for it; the default is our choice.
     """
     assert inputs.behavior_logprobs is not None
+    # [B, 1]: one decision per response, seen by all its tokens.
     moved = response_mean(inputs.behavior_logprobs - inputs.logprobs.detach(), inputs.loss_mask)
     return ((inputs.advantages >= 0) | (moved <= threshold)).to(inputs.logprobs.dtype)

@@ -1,5 +1,7 @@
-"""Truncated importance sampling (TIS; Yao et al., "Your efficient RL framework secretly brings you off-policy RL
-training", 2025)."""
+"""Truncated importance sampling (TIS).
+
+Yao et al., "Your efficient RL framework secretly brings you off-policy RL training", 2025.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ from rlsys.algorithms.corrections import Level, LossInputs, ratio, register
 def truncate(
     inputs: LossInputs, *, level: Level = "token", high: float = 2.0, low: float | None = None
 ) -> torch.Tensor:
-    """`clip(old / behavior, low, high)`, [B, T].
+    """Return the weight `clip(old / behavior, low, high)`, [B, T].
 
     Args:
-        level: whose ratio: each `token`'s, the `sequence`'s product, or its `geometric` mean.
-        high, low: bounds of the weight; null is none below.
+        inputs: tensors [B, T].
+        level: the ratio of each `token`, the product over the `sequence`, or its `geometric` mean.
+        high: upper bound of the weight.
+        low: lower bound of the weight; null is none.
     """
     return ratio(inputs, level).clamp(min=low, max=high)

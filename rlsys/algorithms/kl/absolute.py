@@ -1,4 +1,4 @@
-"""Absolute difference of log-probabilities."""
+"""The absolute difference of log-probabilities."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from rlsys.algorithms.kl import register
 
 @register("abs")
 def absolute(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """`|logprob - ref_logprob|`, [B, T]: not a KL, but bounded in its gradient."""
+    """Return `|logprob - ref_logprob|`, [B, T]; not a KL, but its gradient is bounded."""
     return (logprobs - ref_logprobs).abs()

@@ -9,9 +9,9 @@ from rlsys.algorithms.kl import register
 
 @register("k1")
 def k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """`logprob - ref_logprob`, [B, T]: unbiased, of high variance, negative half the time.
+    """Return `logprob - ref_logprob`, [B, T]; unbiased, of high variance, negative half the time.
 
-    In the loss its gradient has expectation 0 (only the sampled tokens' log-probabilities are differentiated): it
-    belongs into the reward.
+    In the loss its gradient has expectation 0, because only the sampled tokens' log-probabilities are differentiated.
+    It belongs in the reward.
     """
     return logprobs - ref_logprobs

@@ -9,5 +9,5 @@ from rlsys.algorithms.kl import register
 
 @register("k2")
 def k2(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """`(logprob - ref_logprob)**2 / 2`, [B, T]: biased in value; its gradient in the loss is that of the KL."""
+    """Return `(logprob - ref_logprob)**2 / 2`, [B, T]; biased in value, but in the loss its gradient is the KL's."""
     return 0.5 * (logprobs - ref_logprobs) ** 2

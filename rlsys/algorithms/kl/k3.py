@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from rlsys.algorithms.inputs import MAX_LOG_RATIO
 from rlsys.algorithms.kl import register
 
 
 @register("k3")
 def k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """`exp(d) - d - 1` with `d = ref_logprob - logprob`; both [B, T] float32, result [B, T], never negative."""
-    difference = (ref_logprobs - logprobs).clamp(-80.0, 80.0)
+    """Return `exp(d) - d - 1` with `d = ref_logprob - logprob`, never negative; all [B, T] float32."""
+    difference = (ref_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return torch.expm1(difference) - difference

@@ -1,13 +1,15 @@
-"""Policy losses: `f(inputs, *, options) -> PolicyLoss`, per token; masking and averaging happen elsewhere, once.
+"""Policy losses: `f(inputs, *, options) -> PolicyLoss`, per token; masking and averaging happen in `Objective`.
 
-Losses whose ratio belongs to a whole response (gspo, gmpo) give every token of it the same value, so that
-`aggregation=sequence_mean` is the mean over responses that their papers write.
+Losses whose ratio belongs to a whole response (gspo, gmpo) give all its tokens the same value, so that
+`aggregation=sequence_mean` is the mean over responses of their papers.
 
-A loss that treats some tokens of an update apart, chosen among all of them (clip_cov, kl_cov), registers with
-`selects=f`: `f(tokens: UpdateTokens, *, options) -> [n] bool`, which gets those of the loss's options that it names. It
-is called once an update with the tokens of all ranks, so the choice does not depend on how the update was split.
-One that only holds back what has moved in the step already registers with `min_updates=2`, and is refused with fewer.
-Options that must fit together are looked at by `check=f`: `f(**options)` raises ConfigError before Ray starts.
+Facts that a loss may state at its registration:
+    selects=f       it treats some tokens of an update differently (clip_cov, kl_cov). `f(tokens: UpdateTokens, *,
+                    options) -> [n] bool` chooses them and gets those of the loss's options that it names. It is called
+                    once per update with the tokens of all ranks, so the choice does not depend on the split.
+    min_updates=2   it penalises drift since the start of the step and does nothing with one update per step, so fewer
+                    are refused.
+    check=f         `f(**options)` raises ConfigError, before Ray starts, for options that do not fit together.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ __all__ = ["LossInputs", "PolicyLoss", "clipped_surrogate", "log_ratio", "regist
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """`per_token` [B, T] float32 to be minimised; `clipped` [B, T] bool marks tokens whose gradient the clip cut."""
+    """The loss of each token."""
 
-    per_token: torch.Tensor
-    clipped: torch.Tensor
+    per_token: torch.Tensor  # [B, T] float32, to be minimised
+    clipped: torch.Tensor  # [B, T] bool, tokens whose gradient a clip cut
 
 
 PolicyLossFn = Callable[..., PolicyLoss]

@@ -1,5 +1,8 @@
-"""Clip-Cov and KL-Cov (arXiv:2505.22617): the few tokens whose log-probability and advantage covary most, and which
-drive the entropy down, are kept from being pushed."""
+"""Clip-Cov and KL-Cov (arXiv:2505.22617).
+
+A few tokens, those whose log-probability and advantage covary most, drive the entropy down. Both losses hold these
+tokens back: one takes their gradient away, the other penalises their movement.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,28 @@ from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, clipped_surro
 from rlsys.algorithms.selection import UpdateTokens, covariances
 
 
-def _by_lot(tokens: UpdateTokens, *, ratio: float = 2e-4, cov_low: float = 1.0, cov_high: float = 5.0) -> torch.Tensor:
-    """`ratio` of all tokens (at least one), drawn from those whose covariance lies in [cov_low, cov_high]."""
+def _draw_from_band(
+    tokens: UpdateTokens, *, ratio: float = 2e-4, cov_low: float = 1.0, cov_high: float = 5.0
+) -> torch.Tensor:
+    """Draw a share `ratio` of all tokens (at least one) from those with a covariance in [cov_low, cov_high]."""
     values = covariances(tokens)
     eligible = ((values >= cov_low) & (values <= cov_high)).nonzero().squeeze(1)
-    lots = torch.randperm(len(eligible), generator=torch.Generator().manual_seed(tokens.seed))
+    # A generator of its own with the update's seed: every rank draws the same tokens.
+    order = torch.randperm(len(eligible), generator=torch.Generator().manual_seed(tokens.seed))
     chosen = torch.zeros(len(values), dtype=torch.bool)
-    chosen[eligible[lots[: max(1, int(ratio * len(values)))]]] = True
+    chosen[eligible[order[: max(1, int(ratio * len(values)))]]] = True
     return chosen
 
 
 def _largest(tokens: UpdateTokens, *, ratio: float = 2e-3) -> torch.Tensor:
-    """The `ratio` of all tokens (at least one) with the largest covariance."""
+    """Choose the share `ratio` of all tokens (at least one) with the largest covariance."""
     values = covariances(tokens)
     chosen = torch.zeros(len(values), dtype=torch.bool)
     chosen[values.topk(min(len(values), max(1, int(ratio * len(values))))).indices] = True
     return chosen
 
 
-@register("clip_cov", selects=_by_lot)
+@register("clip_cov", selects=_draw_from_band)
 def clip_cov(
     inputs: LossInputs,
     *,
@@ -37,12 +43,15 @@ def clip_cov(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ) -> PolicyLoss:
-    """The clipped surrogate, and no gradient at the tokens drawn by lot, [B, T].
+    """Return the clipped surrogate, without gradient at the tokens drawn at random, [B, T].
 
     Args:
-        ratio: share of all the update's tokens that loses its gradient.
-        cov_low, cov_high: they are drawn from tokens with a covariance in between.
-        clip_low, clip_high: as in ppo_clip.
+        inputs: tensors [B, T].
+        ratio: share of all tokens of the update that loses its gradient.
+        cov_low: they are drawn from tokens with at least this covariance ...
+        cov_high: ... and at most this.
+        clip_low: as in ppo_clip.
+        clip_high: as in ppo_clip.
     """
     assert inputs.selected is not None
     per_token, clipped = clipped_surrogate(torch.exp(log_ratio(inputs)), inputs.advantages, clip_low, clip_high)
@@ -51,11 +60,12 @@ def clip_cov(
 
 @register("kl_cov", selects=_largest, min_updates=2)
 def kl_cov(inputs: LossInputs, *, ratio: float = 2e-3, coef: float = 1.0) -> PolicyLoss:
-    """`-ratio * A`, and at the tokens with the largest covariance `coef * |logprob - old_logprob|` on top, [B, T].
+    """Return `-ratio * A`, plus `coef * |logprob - old_logprob|` at the tokens with the largest covariance, [B, T].
 
     Args:
-        ratio: share of all the update's tokens that carries the penalty.
-        coef: its coefficient.
+        inputs: tensors [B, T].
+        ratio: share of all tokens of the update that gets the penalty.
+        coef: of the penalty.
     """
     assert inputs.selected is not None
     difference = log_ratio(inputs)

@@ -9,14 +9,15 @@ from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, log_ratio, re
 
 @register("gmpo")
 def gmpo(inputs: LossInputs, *, clip: float = 0.4) -> PolicyLoss:
-    """`-A * exp(mean over tokens of the clipped log ratio)` for each response.
+    """Return `-A * exp(mean over tokens of the clipped log ratio)` of each response.
 
     Each token's log ratio is clipped to `[-clip, clip]` on the side where the advantage pushes it, as a minimum with
     the unclipped one (equation 4: bounds e^-0.4 and e^0.4).
 
-    Returns [B, T] with the response's value at every token: use `aggregation=sequence_mean`.
+    Returns: [B, T] with the response's value at every token; use `aggregation=sequence_mean`.
     """
     own = log_ratio(inputs)
+    # Multiplied by the sign, "pushed too far" is the upper side for both signs of the advantage.
     sign = torch.where(inputs.advantages > 0, 1.0, -1.0)
     pushed = torch.minimum(sign * own, sign * own.clamp(-clip, clip)) * sign
     ratio = torch.exp(response_mean(pushed, inputs.loss_mask)).expand_as(inputs.logprobs)

@@ -11,8 +11,8 @@ from rlsys.errors import ConfigError
 def _check(clip_high: float = 0.2, dual_clip: float | None = None, **_: object) -> None:
     if dual_clip is not None and dual_clip <= 1.0 + clip_high:
         raise ConfigError(
-            f"policy loss 'ppo_clip': dual_clip={dual_clip} must be above 1 + clip_high = {1.0 + clip_high:g}; below "
-            "it would undo the first clip"
+            f"policy loss 'ppo_clip': dual_clip={dual_clip} must be above 1 + clip_high = {1.0 + clip_high:g}; a "
+            "smaller one would replace the first clip"
         )
 
 
@@ -20,18 +20,21 @@ def _check(clip_high: float = 0.2, dual_clip: float | None = None, **_: object) 
 def ppo_clip(
     inputs: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None
 ) -> PolicyLoss:
-    """`-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)` with `ratio = exp(logprob - old_logprob)`.
+    """Return `-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)`, `ratio = exp(logprob - old_logprob)`.
 
-    All tensors [B, T]. On policy the ratio is exactly 1 and the gradient is the policy gradient's.
+    All tensors are [B, T]. On policy the ratio is exactly 1 and the gradient is the policy gradient.
 
     Args:
-        clip_low, clip_high: distances of the bounds from 1; clip-higher is `clip_high > clip_low`.
-        dual_clip: upper bound of the ratio where the advantage is negative and the clip above does nothing (dual-clip
-            PPO, arXiv:1912.09729, there 3; called `delta` in TRL). Larger than `1 + clip_high`; null is none.
+        inputs: tensors [B, T].
+        clip_low: distance of the lower bound from 1.
+        clip_high: distance of the upper bound from 1; clip-higher is `clip_high > clip_low`.
+        dual_clip: upper bound of the ratio where the advantage is negative and the other clip does nothing (dual-clip
+            PPO, arXiv:1912.09729, which uses 3; TRL calls it `delta`). Must exceed `1 + clip_high`; null is none.
     """
     ratio = torch.exp(log_ratio(inputs))
     if dual_clip is None:
         return PolicyLoss(*clipped_surrogate(ratio, inputs.advantages, clip_low, clip_high))
+    # For A > 0 the bound changes nothing, since clip_high is below it; for A < 0 it limits -ratio * A.
     bounded = ratio.clamp(max=dual_clip)
     per_token, clipped = clipped_surrogate(bounded, inputs.advantages, clip_low, clip_high)
     return PolicyLoss(per_token, clipped | ((ratio > dual_clip) & (inputs.advantages < 0)))

@@ -9,12 +9,15 @@ from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, log_ratio, re
 
 @register("sapo")
 def sapo(inputs: LossInputs, *, temperature_pos: float = 1.0, temperature_neg: float = 1.05) -> PolicyLoss:
-    """`-A * sigmoid(tau * (ratio - 1)) * 4 / tau`, [B, T]; the gate's slope at ratio 1 is 1.
+    """Return `-A * sigmoid(tau * (ratio - 1)) * 4 / tau`, [B, T]; the gate's slope at ratio 1 is 1.
 
     Args:
-        temperature_pos, temperature_neg: tau where the advantage is positive, and elsewhere.
+        inputs: tensors [B, T].
+        temperature_pos: tau where the advantage is positive.
+        temperature_neg: tau elsewhere.
     """
     ratio = torch.exp(log_ratio(inputs))
+    # A larger tau for negative advantages narrows the gate: they are the less stable ones.
     tau = torch.where(inputs.advantages > 0, temperature_pos, temperature_neg)
     gate = torch.sigmoid(tau * (ratio - 1.0)) * 4.0 / tau
     return PolicyLoss(-gate * inputs.advantages, torch.zeros_like(inputs.loss_mask))

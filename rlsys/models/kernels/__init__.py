@@ -1,1 +1,1 @@
-"""Attention and output layers for packed rows: PyTorch functions without knowledge of a run."""
+"""Attention, output layer and linear layers for packed rows: PyTorch functions that know nothing of a run."""

@@ -1,7 +1,7 @@
-"""The output layer as what training needs of it: log-probability and entropy of given tokens, never all logits.
+"""The output layer for training: log-probability and entropy of given tokens without holding all logits.
 
 With a vocabulary of 150,000 the logits of 4,096 tokens are 2.5 GB, and a plain log-softmax holds several such arrays.
-Here the vocabulary is walked in chunks, forward with a running log-sum-exp and again backward, so one chunk is held.
+Here forward and backward go through the vocabulary in chunks with a running log-sum-exp, and hold one chunk at a time.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from torch import nn
 from rlsys.errors import RlsysError
 from rlsys.models.kernels.linear import OneDnnLinear, multiply
 
+# Up to this many logits (64 MiB) are kept for the backward: computing them again would cost more than it saves.
 DENSE_ELEMENTS = 2**24
-"""Up to this many logits (64 MiB) are kept: computing them again would cost more than it saves."""
-CHUNK_ELEMENTS = 2**24
-"""Logits of one chunk."""
+CHUNK_ELEMENTS = 2**24  # logits of one chunk
+# What some models (Gemma 2, Granite, Cohere) do to logits after the output layer, with the value that does nothing.
 AFTER_HEAD: dict[str, float | None] = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
-"""What some models (Gemma 2, Granite, Cohere) do to logits afterwards, and the value that does nothing."""
-MIN_CHUNK = 256
-"""Vocabulary entries of one chunk at least: below that a matrix product is all overhead."""
+MIN_CHUNK = 256  # vocabulary entries per chunk: with fewer a matrix product is all overhead
 
 
 class TokenHead(OneDnnLinear):
-    """A linear output layer; `forward` answers for the given tokens. A module, so that ZeRO-3's hooks gather it."""
+    """A linear output layer whose `forward` returns log-probabilities of given tokens.
+
+    It is a module, not a function on the weights, because ZeRO-3 gathers parameters in hooks around a module's forward.
+    """
 
     def forward(
         self,
@@ -34,15 +35,15 @@ class TokenHead(OneDnnLinear):
         temperature: float = 1.0,
         entropy_gradient: bool = False,
     ) -> Any:
-        """Of the distribution `softmax(logits / temperature)`: the targets' log-probability, and its entropy.
+        """Compute the targets' log-probability and the entropy under `softmax(logits / temperature)`.
 
         Args:
             states: [n, H].
-            targets: [n] int64; without them the logits are returned, as by any linear layer.
+            targets: [n] int64; without them the logits [n, V] are returned, as by any linear layer.
             temperature: positive.
             entropy_gradient: whether the entropy carries a gradient too.
 
-        Returns: [n] float32 each.
+        Returns: log-probabilities and entropies, [n] float32 each.
         """
         if targets is None:
             return super().forward(states)
@@ -54,19 +55,20 @@ class TokenHead(OneDnnLinear):
 
 
 def use_token_head(hf: Any) -> TokenHead:
-    """Switch the model's linear output layer in place; its name and parameters stay.
+    """Switch the model's linear output layer to a TokenHead in place; its name and parameters stay.
 
-    Raises RlsysError for a model whose logits are more than that layer's product.
+    Raises:
+        RlsysError: the output layer is not linear, or the model changes its logits afterwards.
     """
     head = hf.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        raise RlsysError(f"the model's output layer is {type(head).__name__}: only a linear one can be trained")
+        raise RlsysError(f"the model's output layer is a {type(head).__name__}; only a linear one can be trained")
     config = hf.config.get_text_config()
     for name, plain in AFTER_HEAD.items():
         if getattr(config, name, plain) not in (plain, None):
             raise RlsysError(
                 f"the model changes its logits after the output layer ({name}={getattr(config, name)}), which rlsys "
-                "does not do yet: it would train another distribution than the engine samples from"
+                "does not support: it would train a different distribution from the one that the engine samples from"
             )
     head.__class__ = TokenHead
     assert isinstance(head, TokenHead)
@@ -76,15 +78,18 @@ def use_token_head(hf: Any) -> TokenHead:
 def dense_logprobs(
     logits: torch.Tensor, targets: torch.Tensor, entropy_gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """From all logits [n, V] float32: log-probability of `targets` [n] and entropy, [n] each."""
-    log_z = torch.logsumexp(logits, dim=-1)
+    """Compute log-probabilities of `targets` [n] and entropies from all logits [n, V] float32; [n] each."""
+    log_z = torch.logsumexp(logits, dim=-1)  # [n]
     picked = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - log_z
+    # Without its gradient the softmax [n, V] of the entropy is freed at once.
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = log_z - (torch.softmax(logits, dim=-1) * logits).sum(-1)
     return picked, entropy
 
 
 class _Chunked(torch.autograd.Function):
+    """Log-probability and entropy with one chunk of the vocabulary in memory at a time."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -94,6 +99,8 @@ class _Chunked(torch.autograd.Function):
         targets: torch.Tensor,
         temperature: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Running sums over chunks, as in an online softmax: `total` is sum_j exp(l_j - largest) and `moment` is
+        # sum_j l_j exp(l_j - largest). When a chunk raises the maximum, both shrink by exp(before - largest).
         size, dtype = len(targets), torch.float32
         largest = torch.full((size,), -torch.inf, dtype=dtype, device=states.device)
         total, moment, picked = (torch.zeros_like(largest) for _ in range(3))
@@ -105,22 +112,22 @@ class _Chunked(torch.autograd.Function):
             total = total * shrink + exponentials.sum(dim=1)
             moment = moment * shrink + exponentials.mul_(logits).sum(dim=1)
         log_z = largest + total.log()
-        entropy = log_z - moment / total
+        entropy = log_z - moment / total  # -sum_j p_j (l_j - log Z)
         ctx.save_for_backward(states, weight, bias, targets, log_z, entropy)
         ctx.temperature = temperature
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # the gradient of an unused output is None, and its work is skipped
         return picked - log_z, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        """`d logprob / d logit_j = 1[j = target] - p_j` and `d H / d logit_j = -p_j (ln p_j + H)`."""
+        """Apply `d logprob / d logit_j = 1[j = target] - p_j` and `d H / d logit_j = -p_j (ln p_j + H)`."""
         states, weight, bias, targets, log_z, entropy = ctx.saved_tensors
         by_logprob, by_entropy = grads
         grad_states = torch.zeros_like(states, dtype=torch.float32)
-        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None  # not of a frozen policy
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None  # frozen under adapters
         grad_bias = None if bias is None else torch.empty_like(bias)
         for start, logits in _chunks(states, weight, bias, ctx.temperature):
-            logs = logits.sub_(log_z[:, None])
+            logs = logits.sub_(log_z[:, None])  # ln p_j, in place of the chunk's logits
             grad = torch.zeros_like(logs)
             if by_logprob is not None:
                 grad = logs.exp().mul_(-by_logprob[:, None])
@@ -138,7 +145,7 @@ class _Chunked(torch.autograd.Function):
 
 
 def _chunks(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float) -> Any:
-    """First vocabulary entry and logits [n, chunk] float32 of each chunk."""
+    """Yield the first vocabulary entry and the logits [n, chunk] float32 of each chunk."""
     width = max(MIN_CHUNK, CHUNK_ELEMENTS // max(len(states), 1))
     for start in range(0, len(weight), width):
         part = slice(start, start + width)
@@ -147,12 +154,13 @@ def _chunks(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 
 def _at(logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Each row's logit at its column, 0 where the column lies outside, [n]."""
+    """Return each row's logit at its column, or 0 where the column is in another chunk, [n]."""
     inside = (columns >= 0) & (columns < logits.shape[1])
     found = logits.gather(1, columns.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
     return torch.where(inside, found, 0.0)
 
 
 def _add_at(grad: torch.Tensor, columns: torch.Tensor, values: torch.Tensor) -> None:
+    """Add `values` [n] to each row of `grad` at its column, where the column is in this chunk."""
     inside = ((columns >= 0) & (columns < grad.shape[1])).nonzero().squeeze(1)
     grad[inside, columns[inside]] += values[inside]

@@ -1,6 +1,6 @@
 """Float32 linear layers through oneDNN on CPUs.
 
-PyTorch multiplies float32 matrices with MKL, which keeps to AVX2 kernels on processors that are not Intel's. oneDNN has
+PyTorch multiplies float32 matrices with MKL, which uses AVX2 kernels on processors that are not Intel's. oneDNN has
 AVX-512 kernels for all of them: on an AMD EPYC about twice the rate, forward and backward, at the same precision.
 """
 
@@ -18,14 +18,14 @@ class OneDnnLinear(nn.Linear):
     """`nn.Linear` whose float32 products on a CPU go through oneDNN; anything else takes PyTorch's own path."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in_features] to [..., out_features], as `nn.Linear`."""
+        """Map [..., in_features] to [..., out_features], as `nn.Linear` does."""
         if not _suits_onednn(x):
             return super().forward(x)
         return _Linear.apply(x, self.weight, self.bias)
 
 
 def multiply(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`left @ right.T + bias`, without gradient, on the faster of the two paths. [n, k], [m, k], [m] to [n, m]."""
+    """Compute `left @ right.T + bias` on the faster path, without gradient. [n, k], [m, k], [m] to [n, m]."""
     return _multiply(left, right, bias) if _suits_onednn(left) else nn.functional.linear(left, right, bias)
 
 
@@ -34,11 +34,11 @@ def _suits_onednn(x: torch.Tensor) -> bool:
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Switch every plain linear layer of `model` in place; names, parameters and results stay what they were."""
+    """Switch every plain linear layer of `model` in place; names, parameters and results stay the same."""
     if not HAS_ONEDNN:
         return
     for module in model.modules():
-        if type(module) is nn.Linear:
+        if type(module) is nn.Linear:  # subclasses may compute something else
             module.__class__ = OneDnnLinear
 
 
@@ -54,6 +54,7 @@ class _Linear(torch.autograd.Function):
         ctx: Any, *grads: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         x, weight = ctx.saved_tensors
+        # Contiguous: the gradient of a sum is one number with strides of 0, which oneDNN would misread.
         rows, grad = x.reshape(-1, x.shape[-1]), grads[0].reshape(-1, weight.shape[0]).contiguous()
         needs_input, needs_weight, _ = ctx.needs_input_grad
         return (
@@ -64,12 +65,13 @@ class _Linear(torch.autograd.Function):
 
 
 def _weight_grad(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """`grad.T @ x`, [out, in]. oneDNN is up to a third faster with the shorter side first."""
+    """Compute `grad.T @ x`, [out, in]. oneDNN is up to a third faster with the shorter side first."""
     if grad.shape[1] <= x.shape[1]:
         return _multiply(grad.t(), x.t(), None)
     return _multiply(x.t(), grad.t(), None).t()
 
 
 def _multiply(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`left @ right.T + bias`."""
+    """Compute `left @ right.T + bias` with oneDNN."""
+    # "none" is the activation that is fused behind the product.
     return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")

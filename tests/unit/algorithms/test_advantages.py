@@ -95,7 +95,7 @@ def test_maxrl_by_hand() -> None:
 
 def test_maxrl_refuses_negative_rewards() -> None:
     inputs = AdvantageInputs(torch.tensor([0.5, -0.5]), torch.tensor([0, 0]), torch.tensor([1, 1]))
-    with pytest.raises(RlsysError, match=r"'maxrl'.*met -0.5"):
+    with pytest.raises(RlsysError, match=r"'maxrl'.*a reward is -0.5"):
         registry.get("maxrl")(inputs)
 
 

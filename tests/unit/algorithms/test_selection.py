@@ -1,18 +1,12 @@
-"""Tokens chosen among all of an update's: by hand, and the same however the update is split over ranks."""
+"""Tokens chosen among all tokens of an update, by hand and compared with TRL."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 
 from rlsys.algorithms.policy_losses import registry
 from rlsys.algorithms.selection import UpdateTokens, covariances, top_entropy
-from rlsys.learner.rank import NOTHING, TrainItem
-from rlsys.learner.tokens import TokenRecord, choose
-from rlsys.types import ExperienceRow, Trajectory
 
 
 def tokens(logprobs: list[float], advantages: list[float], entropies: list[float] | None = None) -> UpdateTokens:
@@ -51,59 +45,12 @@ def test_the_top_by_entropy_is_trl_s() -> None:
 
 def test_kl_cov_takes_the_largest_and_clip_cov_draws_from_the_band() -> None:
     given = tokens([-1.0, -5.0, -2.0, -4.0], [4.0, -4.0, 0.0, 0.0])  # covariances 8, 8, 0, 0
-    largest, by_lot = (registry.fact(name, "selects", None) for name in ("kl_cov", "clip_cov"))
+    largest, by_draw = (registry.fact(name, "selects", None) for name in ("kl_cov", "clip_cov"))
     assert largest(given, ratio=0.5).tolist() == [True, True, False, False]
-    drawn = [by_lot(given, ratio=0.25, cov_low=1.0, cov_high=9.0).tolist() for _ in range(3)]
-    assert drawn[0] == drawn[1] == drawn[2]  # every rank draws alike
+    drawn = [by_draw(given, ratio=0.25, cov_low=1.0, cov_high=9.0).tolist() for _ in range(3)]
+    assert drawn[0] == drawn[1] == drawn[2]  # every rank draws the same
     assert sum(drawn[0]) == 1
     assert drawn[0][:2].count(True) == 1
-    assert by_lot(given, ratio=0.25, cov_low=9.0, cov_high=10.0).tolist() == [False] * 4
+    assert by_draw(given, ratio=0.25, cov_low=9.0, cov_high=10.0).tolist() == [False] * 4
     empty = tokens([], [])
-    assert largest(empty).tolist() == by_lot(empty).tolist() == top_entropy(empty, 0.2).tolist() == []
-
-
-def trajectory(row: int) -> tuple[TrainItem, TokenRecord]:
-    """Three to five sampled tokens after a prompt of two."""
-    generator = np.random.default_rng(row)
-    length = 5 + row % 3
-    mask = np.arange(length) >= 2
-    record = TokenRecord(*(np.where(mask, generator.normal(size=length), 0).astype(np.float32) for _ in range(2)))
-    arrays = Trajectory(np.ones(length, np.int32), mask, np.zeros(length, np.float32), (), "stop", 0)
-    return TrainItem(ExperienceRow(row, 0, row, float(generator.normal()), 1.0, length, length - 2), arrays), record
-
-
-@pytest.mark.parametrize("split", [[[0, 1, 2, 3, 4]], [[3, 0], [4, 2, 1]], [[], [1, 2], [0, 3, 4]]])
-def test_the_choice_is_the_same_under_any_split_over_ranks(split: list[list[int]]) -> None:
-    whole = chosen([[0, 1, 2, 3, 4]])
-    found = chosen(split)
-    for row in range(5):
-        assert found[row].selected is not None
-        assert found[row].high_entropy is not None
-        assert found[row].selected.tolist() == whole[row].selected.tolist()
-        assert found[row].high_entropy.tolist() == whole[row].high_entropy.tolist()
-        assert not found[row].selected[:2].any()
-    assert sum(int(found[row].selected.sum()) for row in range(5)) == 4  # a quarter of 19 tokens
-
-
-def chosen(split: list[list[int]]) -> dict[int, TokenRecord]:
-    """`choose` on every rank of a made-up gang, whose gathering hands out what all of them would send."""
-
-    def select(given: UpdateTokens) -> Any:
-        return registry.fact("kl_cov", "selects", None)(given, ratio=0.25)
-
-    ranks = [[trajectory(row) for row in rows] for rows in split]
-    sent: list[Any] = []
-    for rank in ranks:  # first what each would send
-        choose([i for i, _ in rank], records(rank), lambda value: sent.append(value) or [value], select, 0.3, seed=1)
-    everything: dict[int, TokenRecord] = {}
-    for rank in ranks:
-        mine = records(rank)
-        choose([item for item, _ in rank], mine, lambda _: sent, select, 0.3, seed=1)
-        assert not mine[-1].selected.any()  # type: ignore[union-attr]
-        everything |= mine
-    return everything
-
-
-def records(rank: list[tuple[TrainItem, TokenRecord]]) -> dict[int, TokenRecord]:
-    nothing = TokenRecord(np.zeros(2, np.float32), np.zeros(2, np.float32))
-    return {NOTHING.row.index: nothing, **{item.row.index: record for item, record in rank}}
+    assert largest(empty).tolist() == by_draw(empty).tolist() == top_entropy(empty, 0.2).tolist() == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlsys.build.checkpoints import start_coefficients
-from rlsys.build.run import num_updates, sampling_plan
+from rlsys.build.run import sampling_plan
 from rlsys.config.compose import load_config
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.types import Coefficients
@@ -31,9 +31,3 @@ def test_a_greedy_response_only_where_the_estimator_asks(algorithm: str, wanted:
     plan = sampling_plan(load_config([f"algorithm={algorithm}", "train.samples_per_prompt=5"]))
     drawn = [(sampling.temperature, sampling.samples_per_prompt) for sampling in plan]
     assert drawn == ([(1.0, 5), (0.0, 1)] if wanted else [(1.0, 5)])
-
-
-def test_the_schedule_counts_every_optimizer_update() -> None:
-    config = load_config(["train.num_steps=10", "train.updates_per_step=3", "train.minibatches_per_step=2"])
-    assert num_updates(config) == 60
-    assert num_updates(config, steps_without=4) == 36  # a critic's head start

@@ -15,8 +15,9 @@ from rlsys.cli import execute
 from rlsys.config.compose import load_config
 from rlsys.config.schema import LoraConfig
 from rlsys.errors import ConfigError
-from rlsys.models.adapters import adapter_parameters, peft_config, write_adapter
-from tests.unit.models.test_adapters import changed, logprobs, oracle, untied
+from rlsys.models.lora import peft_config, write_adapter
+from rlsys.models.parameters import adapter_parameters
+from tests.unit.models.test_lora import changed, logprobs, oracle, untied
 
 __all__ = ["untied"]
 LORA = LoraConfig(rank=4, alpha=8.0, use_rslora=True)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlsys.models.kernels.attention import packed_attention
 from rlsys.models.kernels.flash import VarlenFlash, is_usable
-from rlsys.models.kernels.segments import Segments, Stretch, segments_of
+from rlsys.models.kernels.segments import Segment, Segments, segments_of
 from tests.unit.models.test_packing import structures
 
 Tensors = tuple[torch.Tensor, ...]
@@ -26,7 +26,7 @@ def _pieces(ends: torch.Tensor) -> list[slice]:
 
 
 def _scores(query: torch.Tensor, key: torch.Tensor, causal: bool, scale: float) -> torch.Tensor:
-    """[H, q, k] of query [q, H, D] and key [k, H_kv, D]."""
+    """Compute scores [H, q, k] of query [q, H, D] and key [k, H_kv, D]."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     scores = torch.einsum("qhd,khd->hqk", query, key) * scale
     if causal:
@@ -49,7 +49,7 @@ def forward(
     scale: float,
     **_: object,
 ) -> Tensors:
-    """Output [T, H, D] and log-sum-exp [H, T], sequence by sequence."""
+    """Compute output [T, H, D] and log-sum-exp [H, T], sequence by sequence."""
     out, lse = torch.empty_like(query), torch.empty(query.shape[1], len(query))
     pieces = list(zip(_pieces(ends_q), _pieces(ends_k), strict=True))
     assert pieces[-1][0].stop == len(query)
@@ -83,7 +83,7 @@ def backward(
     scale: float,
     **_: object,
 ) -> Tensors:
-    """By the formulas of flash attention: probabilities from the log-sum-exp given, the rows' sums from the output."""
+    """Apply the formulas of flash attention: probabilities from the given log-sum-exp, row sums from the output."""
     assert lse.is_contiguous()
     assert state.dtype == torch.uint64
     found = [torch.zeros_like(tensor) for tensor in (query, key, value)]
@@ -101,7 +101,7 @@ def backward(
 
 @pytest.fixture(autouse=True, scope="module")
 def kernels() -> Iterator[None]:
-    """PyTorch has them for GPUs only."""
+    """Register the kernels for CPUs; PyTorch has them for GPUs only."""
     library = torch.library.Library("aten", "IMPL")
     library.impl("_flash_attention_forward", forward, "CPU")
     library.impl("_flash_attention_backward", backward, "CPU")
@@ -126,8 +126,8 @@ def test_both_parts_make_the_attention_of_the_cpu(segments: Segments, kv_heads: 
 
 
 def test_it_can_be_checkpointed() -> None:
-    stretches = [Stretch(0, 7, None), Stretch(7, 12, 0), Stretch(12, 13, 0)]
-    segments = segments_of(stretches, 13)
+    members = [Segment(0, 7, None), Segment(7, 12, 0), Segment(12, 13, 0)]
+    segments = segments_of(members, 13)
     inputs = [torch.randn(1, 2, 13, 8).requires_grad_() for _ in range(3)]
 
     def attend(*rows: torch.Tensor) -> torch.Tensor:
@@ -149,8 +149,8 @@ def test_the_kernels_themselves_agree_with_flex_attention() -> None:
     """In bfloat16, to its precision."""
     from rlsys.models.kernels.attention import flex
 
-    stretches = [Stretch(0, 70, None), Stretch(70, 120, 0), Stretch(120, 131, 0), Stretch(131, 200, None)]
-    segments = segments_of(stretches, 200).to(torch.device("cuda"))
+    members = [Segment(0, 70, None), Segment(70, 120, 0), Segment(120, 131, 0), Segment(131, 200, None)]
+    segments = segments_of(members, 200).to(torch.device("cuda"))
     generator = torch.Generator("cuda").manual_seed(0)
     inputs = [
         torch.randn(1, h, 200, 64, generator=generator, device="cuda", dtype=torch.bfloat16).requires_grad_()

@@ -1,4 +1,4 @@
-"""Layouts of trajectories, and attention over them against a mask written out."""
+"""Layouts of trajectories, and attention over them compared with an explicit mask."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlsys.errors import RlsysError
-from rlsys.learner.rank_group import divide
 from rlsys.models.kernels.attention import flex, packed_attention
-from rlsys.models.kernels.segments import Segments, Stretch, segments_of
+from rlsys.models.kernels.segments import Segment, Segments, segments_of
 from rlsys.models.packing import LAYOUTS, TokenRow, microbatches, token_batch
-from rlsys.types import ExperienceRow
 
 PROMPT = [7, 8, 9]
 ROWS = [
@@ -47,10 +45,10 @@ def test_shared_prompt_by_hand() -> None:
     batch = token_batch(ROWS, "shared_prompt")
     assert batch.input_ids.tolist() == [[7, 8, 9, 1, 2, 3, 4, 0, 6]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 0, 1, 2]]
-    assert batch.prefixes.tolist() == [2, 3, 6, 7, 2]  # the prompt's last state is asked twice
+    assert batch.prefixes.tolist() == [2, 3, 6, 7, 2]  # the prompt's last state predicts two tokens
     assert batch.targets.tolist() == [1, 2, 0, 6, 3]
     assert batch.segments is not None
-    assert [(s.start, s.end, s.root) for s in batch.segments.stretches] == [
+    assert [(s.start, s.end, s.prompt) for s in batch.segments.members] == [
         (0, 3, None),
         (3, 5, 0),
         (5, 6, 0),
@@ -59,7 +57,7 @@ def test_shared_prompt_by_hand() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_said_of_a_token_stands_at_its_place(layout: str) -> None:
+def test_values_of_target_tokens_return_to_their_rows_and_columns(layout: str) -> None:
     batch = token_batch(ROWS, layout)
     spread = batch.spread(batch.targets)
     for number, row in enumerate(ROWS):
@@ -72,10 +70,10 @@ def test_prompts_that_differ_are_not_shared() -> None:
 
 
 def test_microbatches_by_hand() -> None:
-    # Group 5 takes 6 tokens behind one prompt, group 6 takes 3; packed they take 5, 4 and 3.
+    # Group 5 takes 6 tokens with one prompt, group 6 takes 3; packed the rows take 5, 4 and 3.
     assert microbatches(ROWS, 9, "shared_prompt") == [[0, 2, 1]]
     assert microbatches(ROWS, 6, "shared_prompt") == [[0, 2], [1]]
-    assert microbatches(ROWS, 5, "shared_prompt") == [[0], [2], [1]]  # the second response finds no room any more
+    assert microbatches(ROWS, 5, "shared_prompt") == [[0], [2], [1]]  # the second response does not fit
     assert microbatches(ROWS, 8, "packed") == [[0, 1], [2]]
 
 
@@ -103,35 +101,35 @@ def test_every_row_is_in_one_microbatch_that_fits(rows: list[TokenRow], max_toke
         assert len(part) == 1 or token_batch([rows[i] for i in part], layout).input_ids.numel() <= max_tokens
 
 
-def written_out(segments: Segments) -> torch.Tensor:
-    """[T, T] bool: whether the row's token sees the column's."""
+def explicit_mask(segments: Segments) -> torch.Tensor:
+    """Return [T, T] bool: whether the row's token sees the column's."""
     mask = torch.zeros(segments.size, segments.size, dtype=torch.bool)
-    for stretch in segments.stretches:
-        for place in range(stretch.start, stretch.end):
-            mask[place, stretch.start : place + 1] = True
-            if stretch.root is not None:
-                root = segments.stretches[stretch.root]
-                mask[place, root.start : root.end] = True
+    for segment in segments.members:
+        for index in range(segment.start, segment.end):
+            mask[index, segment.start : index + 1] = True
+            if segment.prompt is not None:
+                prompt = segments.members[segment.prompt]
+                mask[index, prompt.start : prompt.end] = True
     return mask
 
 
 @st.composite
 def structures(draw: st.DrawFn) -> Segments:
-    stretches: list[Stretch] = []
+    members: list[Segment] = []
     total = 0
     for _ in range(draw(st.integers(1, 4))):
-        root = len(stretches) if draw(st.booleans()) else None
-        lengths = draw(st.lists(st.integers(1, 20), min_size=2 if root is not None else 1, max_size=6))
+        prompt = len(members) if draw(st.booleans()) else None
+        lengths = draw(st.lists(st.integers(1, 20), min_size=2 if prompt is not None else 1, max_size=6))
         for number, length in enumerate(lengths):
-            stretches.append(Stretch(total, total + length, root if number else None))
+            members.append(Segment(total, total + length, prompt if number else None))
             total += length
-    return segments_of(stretches, total)
+    return segments_of(members, total)
 
 
 @settings(max_examples=40, deadline=None)
 @given(structures(), st.sampled_from([1, 2, 4]), st.integers(0, 2**31))
 def test_attention_follows_the_structure(segments: Segments, kv_heads: int, seed: int) -> None:
-    """Output and gradients against scaled_dot_product_attention under the mask, written out."""
+    """Output and gradients are those of scaled_dot_product_attention under the explicit mask."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> torch.Tensor:
@@ -146,7 +144,7 @@ def test_attention_follows_the_structure(segments: Segments, kv_heads: int, seed
         inputs[0],
         inputs[1].repeat_interleave(4 // kv_heads, dim=1),
         inputs[2].repeat_interleave(4 // kv_heads, dim=1),
-        attn_mask=written_out(segments),
+        attn_mask=explicit_mask(segments),
     ).transpose(1, 2)
     assert torch.allclose(out, expected, atol=1e-5)
     for one, other in zip(mine, torch.autograd.grad(expected, inputs, grad), strict=True):
@@ -154,36 +152,17 @@ def test_attention_follows_the_structure(segments: Segments, kv_heads: int, seed
 
 
 def test_flex_attention_has_the_same_mask() -> None:
-    """What runs on GPUs, in its uncompiled form."""
-    stretches = [Stretch(0, 7, None), Stretch(7, 12, 0), Stretch(12, 13, 0), Stretch(13, 20, None)]
-    segments = segments_of(stretches, 20)
+    """The path for GPUs, uncompiled."""
+    members = [Segment(0, 7, None), Segment(7, 12, 0), Segment(12, 13, 0), Segment(13, 20, None)]
+    segments = segments_of(members, 20)
     inputs = [torch.randn(1, heads, 20, 16, generator=torch.Generator().manual_seed(heads)) for heads in (4, 2, 2)]
     out, _ = packed_attention(torch.nn.Module(), *inputs, None, segments=segments)  # type: ignore[arg-type]
     assert torch.allclose(flex(*inputs, segments, 16**-0.5), out, atol=1e-5)
 
 
 @pytest.mark.parametrize("extra", [{"softcap": 30.0}, {"sliding_window": 8}, {"s_aux": 1}, {"dropout": 0.1}])
-def test_what_it_does_not_do_is_refused(extra: dict[str, Any]) -> None:
+def test_unsupported_arguments_are_refused(extra: dict[str, Any]) -> None:
     heads = torch.zeros(1, 1, 2, 16)
-    segments = segments_of([Stretch(0, 2, None)], 2)
-    with pytest.raises(RlsysError, match=r"packed attention has no"):
+    segments = segments_of([Segment(0, 2, None)], 2)
+    with pytest.raises(RlsysError, match=r"packed attention does not support"):
         packed_attention(torch.nn.Module(), heads, heads, heads, None, segments=segments, **extra)
-
-
-def rows_of(lengths: list[tuple[int, int, int]]) -> list[ExperienceRow]:
-    """From group, prompt and response tokens."""
-    return [ExperienceRow(i, g, 0, 0.0, 1.0, prompt + tokens, tokens) for i, (g, prompt, tokens) in enumerate(lengths)]
-
-
-def test_ranks_get_whole_groups() -> None:
-    # Behind one prompt group 0 takes 10 + 1 + 1 tokens, group 1 takes 2 + 3 + 3, group 2 takes 2 + 4.
-    rows = rows_of([(0, 10, 1), (1, 2, 3), (0, 10, 1), (1, 2, 3), (2, 2, 4), (3, 1, 1)])
-    assert divide(rows, 2) == [[0, 2, 5], [1, 3, 4]]
-
-
-def test_few_groups_are_cut() -> None:
-    shares = divide(rows_of([(0, 4, 5)] * 8), 2)
-    assert [len(share) for share in shares] == [4, 4]
-    assert sorted(shares[0] + shares[1]) == list(range(8))
-    assert divide(rows_of([(0, 4, 5)] * 3), 1) == [[0, 1, 2]]
-    assert divide([], 2) == [[], []]

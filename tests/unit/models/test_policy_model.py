@@ -190,7 +190,7 @@ def test_a_model_that_leaks_between_trajectories_is_padded(tokenizer: Any) -> No
 def test_sliding_windows_are_padded(tokenizer: Any) -> None:
     hf = build_model(ModelBuild(**TINY), tokenizer, seed=1)
     hf.model.layers[0].self_attn.sliding_window = 4
-    with pytest.raises(ConfigError, match="no sliding_window"):
+    with pytest.raises(ConfigError, match="does not support sliding_window; use auto or padded"):
         PolicyModel(hf, "shared_prompt")
     model = PolicyModel(hf)
     assert (model.layout, hf.config._attn_implementation) == ("padded", "sdpa")

@@ -1,7 +1,8 @@
-"""From `model.path` or `model.build` to a folder."""
+"""The model's folder from `model.path` or `model.build`."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,21 @@ import pytest
 from rlsys.config.schema import ModelBuild, ModelConfig, TokenizerBuild, Warmup
 from rlsys.data.sources import LoadedRows, Source
 from rlsys.errors import ConfigError, DataError
+from rlsys.models import resolve as resolve_module
 from rlsys.models.resolve import context_length, load_tokenizer, resolve_model
 from tests.unit.conftest import TINY
 
 ROWS = [{"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(4)]
 
 
-def resolve(config: ModelConfig, rows: Sequence[dict[str, Any]] = ROWS, said: list[str] | None = None) -> Path:
-    say = (said if said is not None else []).append
+@pytest.fixture(autouse=True)
+def _log_messages(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="rlsys.models")
+
+
+def resolve(config: ModelConfig, rows: Sequence[dict[str, Any]] = ROWS) -> Path:
     train, held_out = [loaded(rows)], [loaded(rows[:1])]
-    return Path(
-        resolve_model(config, seed=0, prompt_column="prompt", train=train, held_out=held_out, corpus=rows, say=say)
-    )
+    return Path(resolve_model(config, seed=0, prompt_column="prompt", train=train, held_out=held_out, corpus=rows))
 
 
 def loaded(rows: Sequence[dict[str, Any]], name: str = "rows.csv") -> LoadedRows:
@@ -33,13 +37,12 @@ def built(cache: Path, **changes: Any) -> ModelConfig:
     return ModelConfig(build=ModelBuild(**TINY, **changes), cache_dir=str(cache))
 
 
-def test_built_once_then_taken_from_the_cache(tmp_path: Path) -> None:
-    said: list[str] = []
-    first = resolve(built(tmp_path), said=said)
-    again = resolve(built(tmp_path), said=said)
+def test_built_once_then_taken_from_the_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = resolve(built(tmp_path))
+    again = resolve(built(tmp_path))
     assert first == again
-    assert len(said) == 1
-    assert str(first) in said[0]
+    assert len(caplog.messages) == 1
+    assert str(first) in caplog.messages[0]
     assert context_length(str(first)) == TINY["max_context"]
     assert [path.name for path in tmp_path.iterdir()] == [first.name]  # nothing half-written stays behind
 
@@ -53,11 +56,16 @@ def test_every_option_and_every_row_names_another_model(tmp_path: Path) -> None:
     assert len(folders) == 4
 
 
-def test_warm_up_teaches_and_says_how_well(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_another_recipe_names_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resolve(built(tmp_path))
+    monkeypatch.setattr(resolve_module, "RECIPE", resolve_module.RECIPE + 1)
+    assert resolve(built(tmp_path)) != before
+
+
+def test_the_warm_up_logs_its_accuracy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     warmup = Warmup(max_steps=60, batch_size=4, lr=3e-3, check_every=5)
-    resolve(built(tmp_path, warmup=warmup), rows=ROWS[:1], said=said)
-    assert "accuracy 1.000 on 1 held-out" in said[1]
+    resolve(built(tmp_path, warmup=warmup), rows=ROWS[:1])
+    assert "accuracy 1.000 on 1 held-out" in caplog.messages[1]
 
 
 def test_warm_up_names_a_row_without_text(tmp_path: Path) -> None:
@@ -69,9 +77,7 @@ def test_warm_up_names_a_row_without_text(tmp_path: Path) -> None:
 def test_a_prompt_outside_the_alphabet_names_its_source_and_row(tmp_path: Path) -> None:
     parts = [loaded(ROWS, "a.csv"), loaded([*ROWS, {"prompt": "é"}], "b.csv")]
     with pytest.raises(DataError, match=r"b\.csv, row 5: the prompt has \['é'\]"):
-        resolve_model(
-            built(tmp_path), seed=0, prompt_column="prompt", train=parts, held_out=[], corpus=[], say=lambda _: None
-        )
+        resolve_model(built(tmp_path), seed=0, prompt_column="prompt", train=parts, held_out=[], corpus=[])
 
 
 def test_a_folder_is_taken_as_it_is(model_folder: Path) -> None:

@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from rlsys.config.schema import ReferenceConfig
-from rlsys.reference.worker import ReferenceWorker
+from rlsys.config.compose import load_config
+from rlsys.reference.worker import ReferenceSetup, ReferenceWorker
 from rlsys.types import Trajectory
+
+
+def make_worker(model_folder: Path, *overrides: str) -> ReferenceWorker:
+    config = load_config(["algorithm.kl.name=k1", *overrides])
+    return ReferenceWorker(ReferenceSetup.from_config(config, str(model_folder)))
 
 
 @pytest.fixture
 def worker(model_folder: Path) -> ReferenceWorker:
-    return ReferenceWorker(ReferenceConfig(), str(model_folder), "float32", 1.0, "k1", False)
+    return make_worker(model_folder, "algorithm.kl.apply_to=reward")
 
 
 def trajectory(length: int) -> Trajectory:
@@ -36,7 +41,7 @@ def test_the_divergence_is_summed_over_each_response(worker: ReferenceWorker) ->
 
 
 def test_without_a_divergence_none_is_computed(model_folder: Path) -> None:
-    worker = ReferenceWorker(ReferenceConfig(), str(model_folder), "float32", 1.0, None, False)
+    worker = make_worker(model_folder, "algorithm.kl.apply_to=loss")
     sums, rows = worker.logprobs([[(0, 0)]], [trajectory(3)])
     assert sums == []
     assert rows[0].shape == (5,)

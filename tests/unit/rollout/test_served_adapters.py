@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,15 @@ import pytest
 import torch
 
 from rlsys.errors import WorkerError
-from rlsys.rollout.served_adapters import Adapters, AdapterSlots
-from rlsys.weights.adapter import PackedAdapter, pack, tensor_sums
+from rlsys.rollout.served_adapters import MEMORY, Adapters, AdapterSlots, make_folder, remove_orphans
+from rlsys.weights.packed_adapter import PackedAdapter, pack_adapter, tensor_sums
 
 DESCRIPTION = {"r": 2, "lora_alpha": 4, "use_rslora": False}
 
 
 def packed(value: float) -> PackedAdapter:
     tensors = {"a.lora_A.weight": torch.full((2, 3), value), "a.lora_B.weight": torch.full((3, 2), value)}
-    return pack(tensors, DESCRIPTION)
+    return pack_adapter(tensors, DESCRIPTION)
 
 
 class Engine:
@@ -122,3 +124,21 @@ def test_what_does_not_arrive_whole_is_never_served(engine: Engine, adapters: Ad
 def test_an_engine_reserves_room_for_the_next_rank_that_it_knows(rank: int, reserved: int) -> None:
     arguments = AdapterSlots(rank, 3).arguments()
     assert (arguments["max_lora_rank"], arguments["max_loras"], arguments["max_cpu_loras"]) == (reserved, 3, 4)
+
+
+def test_adapters_of_killed_workers_are_removed() -> None:
+    alive = make_folder(1000)
+    gone = alive.with_name(alive.name.replace(str(os.getpid()), str(2**22 + 1)))
+    elsewhere = gone.with_name(gone.name.replace(socket.gethostname(), "another-host"))
+    assert len({alive, gone, elsewhere}) == 3
+    for folder in (gone, elsewhere):
+        folder.mkdir()
+    remove_orphans()
+    assert alive.is_dir()
+    assert not gone.exists()
+    assert elsewhere.is_dir()  # nobody here knows whether that process lives
+    for folder in (alive, elsewhere):
+        folder.rmdir()
+    other = make_folder(2**60)  # more than there is room for
+    assert MEMORY not in other.parents
+    other.rmdir()

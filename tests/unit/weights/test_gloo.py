@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from rlsys.weights.gloo import GlooChannel
-from rlsys.weights.manifest import buckets, total_bytes, unpack
+from rlsys.weights.manifest import buckets, total_bytes, unpack_bucket
 from rlsys.weights.sender import WeightSender
-from rlsys.weights.shared import SharedMemory
+from rlsys.weights.shared_memory import SharedMemory
 
 BUCKET_BYTES = 24
 
@@ -35,8 +35,10 @@ def free_port() -> int:
 
 
 def receive(port: int, rank: int, world_size: int, is_remote: bool, pipe: Connection) -> None:
-    """A receiving rank: every bucket of the module's manifest, twice; sends back what came. A remote one
-    cannot open the sender's memory."""
+    """Run a receiving rank: receive every bucket of the module's manifest twice and send back the result.
+
+    A remote one cannot open the sender's memory.
+    """
     if is_remote:
         SharedMemory.attach = classmethod(lambda cls, address: None)  # type: ignore[method-assign, assignment]
     channel = GlooChannel("127.0.0.1", port, rank, world_size, deadline_s=60.0)
@@ -44,15 +46,15 @@ def receive(port: int, rank: int, world_size: int, is_remote: bool, pipe: Connec
     cut = buckets(manifest, BUCKET_BYTES)
     for _ in range(2):
         received = {}
-        rooms = channel.rooms([total_bytes(bucket) for bucket in cut])
-        for bucket, room in zip(cut, rooms, strict=True):
-            channel.broadcast(room)
-            received |= {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in unpack(room, bucket)}
+        buffers = channel.buffers([total_bytes(bucket) for bucket in cut])
+        for bucket, buffer in zip(cut, buffers, strict=True):
+            channel.broadcast(buffer)
+            received |= {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in unpack_bucket(buffer, bucket)}
         pipe.send(received)
 
 
 @pytest.mark.parametrize("are_remote", [[False], [True], [False, True], [True, False, True]])
-def test_a_module_travels_bucket_by_bucket(are_remote: list[bool]) -> None:
+def test_a_module_is_sent_bucket_by_bucket(are_remote: list[bool]) -> None:
     """To ranks on this machine, elsewhere, and to both at once."""
     context = multiprocessing.get_context("spawn")
     port, world_size = free_port(), 1 + len(are_remote)

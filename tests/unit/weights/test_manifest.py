@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsys.weights.manifest import Entry, buckets, from_update_info, pack, to_update_info, unpack, views
+from rlsys.weights.manifest import Entry, buckets, from_update_info, pack_bucket, to_update_info, unpack_bucket, views
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int8, torch.uint8]
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -54,9 +54,9 @@ def filled(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tenso
 def test_there_and_back_over_shapes_and_dtypes(kinds: list[tuple[tuple[int, ...], torch.dtype]]) -> None:
     tensors = [filled(shape, dtype, seed) for seed, (shape, dtype) in enumerate(kinds)]
     bucket = [Entry(f"layer.{i}", dtype, shape) for i, (shape, dtype) in enumerate(kinds)]
-    buffer = pack(tensors)
+    buffer = pack_bucket(tensors)
     assert (buffer.dtype, buffer.numel()) == (torch.uint8, sum(entry.num_bytes for entry in bucket))
-    unpacked = unpack(buffer, bucket)
+    unpacked = unpack_bucket(buffer, bucket)
     assert [name for name, _ in unpacked] == [entry.name for entry in bucket]
     for (_, got), sent in zip(unpacked, tensors, strict=True):
         assert got.dtype == sent.dtype
@@ -65,22 +65,22 @@ def test_there_and_back_over_shapes_and_dtypes(kinds: list[tuple[tuple[int, ...]
 
 def test_bits_survive_that_no_number_has() -> None:
     odd = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
-    (_, got), *_ = unpack(pack([odd]), [Entry("odd", torch.float32, (4,))])
+    (_, got), *_ = unpack_bucket(pack_bucket([odd]), [Entry("odd", torch.float32, (4,))])
     assert torch.equal(got.view(torch.int32), odd.view(torch.int32))
 
 
 def test_a_transposed_view_is_packed_as_it_reads() -> None:
     matrix = torch.arange(6.0).view(2, 3).T
-    (_, got), *_ = unpack(pack([matrix]), [Entry("matrix", torch.float32, (3, 2))])
+    (_, got), *_ = unpack_bucket(pack_bucket([matrix]), [Entry("matrix", torch.float32, (3, 2))])
     assert got.tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
 
 
 def test_both_ends_own_their_copies() -> None:
     sent = torch.ones(3, requires_grad=True)
-    buffer = pack([sent])
+    buffer = pack_bucket([sent])
     with torch.no_grad():
         sent.fill_(7.0)
-    (_, got), *_ = unpack(buffer, [Entry("a", torch.float32, (3,))])
+    (_, got), *_ = unpack_bucket(buffer, [Entry("a", torch.float32, (3,))])
     buffer.zero_()
     assert got.tolist() == [1.0, 1.0, 1.0]
     assert not got.requires_grad
@@ -89,7 +89,7 @@ def test_both_ends_own_their_copies() -> None:
 @pytest.mark.parametrize("missing", [1, -1])
 def test_a_buffer_of_the_wrong_size_is_refused(missing: int) -> None:
     with pytest.raises(RuntimeError):
-        unpack(torch.zeros(12 + missing, dtype=torch.uint8), [Entry("a", torch.float32, (3,))])
+        unpack_bucket(torch.zeros(12 + missing, dtype=torch.uint8), [Entry("a", torch.float32, (3,))])
 
 
 def test_the_form_that_the_engines_take() -> None:

@@ -1,4 +1,4 @@
-"""Engine against learner: what the difference says."""
+"""The comparison of engine and learner, and its message."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from rlsys.errors import WeightMismatchError
 from rlsys.types import Trajectory, VersionSpan
-from rlsys.weights.verify import LogprobDiff, check, comparable, diff_of, merge
+from rlsys.weights.verify import LogprobDiff, check_logprobs, comparable, diff_of, merge
 
 
 def diff(largest: float) -> LogprobDiff:
@@ -20,7 +20,7 @@ def cause(per_engine: dict[int, float], *, version: int = 3, bound: float = 1e-3
     """The message about engines whose largest differences are given."""
     diffs = {engine: diff(largest) for engine, largest in per_engine.items()}
     with pytest.raises(WeightMismatchError) as caught:
-        check(diffs, bound=bound, policy_version=version, num_engines=engines)
+        check_logprobs(diffs, bound=bound, policy_version=version, num_engines=engines)
     return str(caught.value)
 
 
@@ -49,8 +49,8 @@ def test_ranks_are_merged_engine_by_engine() -> None:
 
 
 def test_up_to_the_bound_is_agreement() -> None:
-    check({0: diff(1e-3), 1: diff(0.0)}, bound=1e-3, policy_version=3, num_engines=2)
-    check({}, bound=1e-3, policy_version=3, num_engines=2)
+    check_logprobs({0: diff(1e-3), 1: diff(0.0)}, bound=1e-3, policy_version=3, num_engines=2)
+    check_logprobs({}, bound=1e-3, policy_version=3, num_engines=2)
 
 
 def test_the_message_has_the_numbers_and_the_way_out() -> None:

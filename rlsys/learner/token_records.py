@@ -1,4 +1,4 @@
-"""What a learner keeps of each token from before the step, and the choices made among all of an update's tokens."""
+"""Numbers of each token from before the step, and the choice of tokens among all tokens of an update."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from rlsys.algorithms.loss import Select
 from rlsys.algorithms.selection import UpdateTokens, top_entropy
-from rlsys.learner.rank import TrainItem
+from rlsys.learner.rank_batch import TrainItem
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class TokenRecord:
 
     logprobs: np.ndarray  # float32
     entropies: np.ndarray  # float32
-    selected: np.ndarray | None = None  # bool: the policy loss's own choice
-    high_entropy: np.ndarray | None = None  # bool
+    selected: np.ndarray | None = None  # bool, tokens chosen by the policy loss
+    high_entropy: np.ndarray | None = None  # bool, tokens that the policy gradient uses
 
 
 def records_of(items: Sequence[TrainItem], logprobs: torch.Tensor, entropy: torch.Tensor) -> dict[int, TokenRecord]:
-    """Each item's rows of [B, T] tensors, by its index in the step."""
+    """Cut [B, T] tensors into one record per item, by the item's index in the step."""
     columns = logprobs.detach().cpu().numpy(), entropy.detach().cpu().numpy()
     return {
         item.row.index: TokenRecord(*(column[row, : item.trajectory.num_tokens] for column in columns))
@@ -33,47 +33,54 @@ def records_of(items: Sequence[TrainItem], logprobs: torch.Tensor, entropy: torc
     }
 
 
-def choose(
+def select_tokens(
     items: Sequence[TrainItem],
     records: MutableMapping[int, TokenRecord],
-    gathered: Callable[[Any], list[Any]],
+    all_gather: Callable[[Any], list[Any]],
     select: Select | None,
     top_quantile: float,
     *,
     seed: int,
 ) -> None:
-    """Fill in `selected` and `high_entropy` of this rank's `records`, deciding over the tokens of all ranks.
+    """Fill in `selected` and `high_entropy` of this rank's `records`, choosing among the tokens of all ranks.
 
-    Every rank gathers three floats a token and decides alike; the order of rows is the step's, whoever holds them.
+    A quantile is one of the whole update, not of a rank's part. So every rank gathers three floats per token, puts them
+    in the order of the step's rows, whichever rank holds them, and makes the same choice.
 
     Args:
-        gathered: gives every rank's value; all ranks must call.
+        items: this rank's trajectories of the update.
+        records: by the items' indices; changed in place.
+        all_gather: returns every rank's value; a collective, so all ranks must call.
         select: the policy loss's choice, or None.
-        top_quantile: share of tokens that count as of high entropy; 1 makes no choice.
+        top_quantile: share of tokens that count as high entropy; 1 makes no choice.
+        seed: of random choices, the same on every rank.
     """
     if select is None and top_quantile >= 1.0:
         return
-    columns: dict[int, tuple[np.ndarray, ...]] = {}
-    for rank in gathered({item.row.index: _columns(item, records[item.row.index]) for item in items}):
-        columns |= rank
+    columns: dict[int, tuple[np.ndarray, ...]] = {}  # of all ranks, by the rows' indices in the step
+    for of_rank in all_gather({item.row.index: _columns(item, records[item.row.index]) for item in items}):
+        columns |= of_rank
     order = sorted(columns)
-    empty = np.zeros(0, dtype=np.float32)
-    flat = [torch.from_numpy(np.concatenate([empty, *(columns[i][k] for i in order)])) for k in range(3)]
+    empty = np.zeros(0, dtype=np.float32)  # np.concatenate refuses an update without rows
+    flat = [torch.from_numpy(np.concatenate([empty, *(columns[i][k] for i in order)])) for k in range(3)]  # [n] each
     tokens = UpdateTokens(logprobs=flat[0], entropies=flat[1], advantages=flat[2], seed=seed)
+    # Where each row's tokens begin among all n.
     starts = dict(zip(order, np.cumsum([0, *(len(columns[i][0]) for i in order)]).tolist(), strict=False))
     selected = select(tokens).numpy() if select is not None else None
     high = top_entropy(tokens, top_quantile).numpy() if top_quantile < 1.0 else None
     masks: dict[int, np.ndarray] = {item.row.index: item.trajectory.loss_mask for item in items}
     for index in list(records):
+        # The records of empty microbatches have no item: nothing in them is trained.
         mask = masks.get(index, np.zeros(len(records[index].logprobs), dtype=bool))
         records[index] = replace(
             records[index],
-            selected=_spread(selected, starts, index, mask) if select is not None else None,
+            selected=_spread(selected, starts, index, mask) if selected is not None else None,
             high_entropy=_spread(high, starts, index, mask) if high is not None else None,
         )
 
 
 def _columns(item: TrainItem, record: TokenRecord) -> tuple[np.ndarray, ...]:
+    """Return log-probability, entropy and advantage of an item's trained tokens, [n] float32 each."""
     mask = item.trajectory.loss_mask
     advantages = np.full(int(mask.sum()), item.row.advantage, dtype=np.float32)
     if item.estimate is not None:
@@ -81,10 +88,10 @@ def _columns(item: TrainItem, record: TokenRecord) -> tuple[np.ndarray, ...]:
     return record.logprobs[mask], record.entropies[mask], advantages
 
 
-def _spread(flags: np.ndarray | None, starts: Mapping[int, int], index: int, mask: np.ndarray) -> np.ndarray:
-    """This trajectory's flags, back at its tokens' places: [L] bool."""
+def _spread(flags: np.ndarray, starts: Mapping[int, int], index: int, mask: np.ndarray) -> np.ndarray:
+    """Bring one trajectory's flags from the list of all tokens back to its tokens, [L] bool."""
     out = np.zeros(len(mask), dtype=bool)
-    if flags is not None and index in starts:
+    if index in starts:
         start = starts[index]
         out[mask] = flags[start : start + int(mask.sum())]
     return out

@@ -1,9 +1,8 @@
-"""The learner's side that others ask: weights, adapter, log-probabilities of what they give it, files."""
+"""What a policy rank does for other roles: weights, adapter, log-probabilities of given tokens, files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +11,34 @@ import torch
 from torch import nn
 
 from rlsys.algorithms import kl
-from rlsys.config.schema import AlgorithmConfig, LearnerConfig, WeightsConfig
-from rlsys.learner.rank import NOTHING, GangWorker, TrainItem
-from rlsys.models.adapters import load_adapter, peft_config, without_adapters, write_adapter
+from rlsys.learner.rank import Rank
+from rlsys.learner.rank_batch import EMPTY_ITEM, TrainItem
+from rlsys.learner.setup import PolicySetup
 from rlsys.models.divergence import kl_sums
+from rlsys.models.lora import load_adapter, peft_config, without_adapters, write_adapter
 from rlsys.models.packing import TokenRow, token_batch
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.models.resolve import load_tokenizer
 from rlsys.runtime.chunks import Place, picked
 from rlsys.types import ExperienceRow
-from rlsys.weights.adapter import PackedAdapter, pack
-from rlsys.weights.sender import WeightSender, adapter_state, full_state
+from rlsys.weights.gather import adapter_state, full_state
+from rlsys.weights.packed_adapter import PackedAdapter, pack_adapter
+from rlsys.weights.sender import WeightSender
 
 
-@dataclass(frozen=True)
-class LearnerSetup:
-    """What a learner rank needs of the run's configuration."""
+class PolicyServices(Rank):
+    """A rank that holds the policy and serves it; `PolicyRank` adds the training.
 
-    learner: LearnerConfig
-    algorithm: AlgorithmConfig
-    weights: WeightsConfig
-    model_path: str
-    trust_remote_code: bool
-    chat_template: str | None
-    adapter: str | None  # a folder to start from
-    engine_dtype: str
-    temperature: float
-    num_updates: int  # of the whole run, for the schedule
-    passes: int  # over a step's minibatches
-    old_logprobs: str
-    kv_is_kept: bool  # of responses that run across a weight update
-    seed: int
+    Under ZeRO-3 no rank has the whole policy. Every method here is a collective that all ranks must call, and most
+    return the result from rank 0.
+    """
 
-
-class PolicyWorker(GangWorker):
-    """A rank that holds the policy and speaks for it; how it is trained is a subclass's matter."""
-
-    def __init__(self, rank: int, setup: LearnerSetup) -> None:
+    def __init__(self, rank: int, setup: PolicySetup) -> None:
         super().__init__(rank, setup.learner, setup.num_updates, setup.seed)
         self._setup = setup
 
     def open_weights(self, backend: str, host: str, port: int, world_size: int) -> None:
-        """Join the weight group (rank 0)."""
+        """Join the weight group; rank 0 is its sender."""
         weights = self._setup.weights
         self._sender.open(backend, host, port, world_size, weights.deadline_s, weights.share_memory)
 
@@ -63,33 +48,42 @@ class PolicyWorker(GangWorker):
             self._sender.send()
 
     def export_weights(self) -> dict[str, Any]:
-        """CUDA IPC handles of the policy, for engines on the same GPU."""
+        """Return CUDA IPC handles of the policy, for engines on the same GPU."""
         with self._spans.span("broadcast"):
             return self._sender.export_ipc()
 
     def read_weights(self) -> dict[str, torch.Tensor]:
-        """The whole policy on the CPU, from rank 0; the other ranks take part in the gathering."""
+        """Return the whole policy on the CPU from rank 0, and an empty dictionary from the other ranks."""
         return full_state(self._engine.module.hf, self._rank)
 
     def read_adapter(self) -> tuple[None, PackedAdapter]:
-        """The policy's adapter in the engines' dtype, from rank 0 (of others one without tensors): to be called for two
-        objects, the first to wait for and the second to hand on."""
+        """Return the policy's adapter in the engines' dtype from rank 0; those of other ranks have no tensors.
+
+        To be called with two Ray objects for the result: the first to wait for, the second to pass on to the engines
+        without fetching it.
+        """
         setup = self._setup
         with self._spans.span("broadcast"):
             state = adapter_state(self._engine.module.hf, self._rank, DTYPES[setup.engine_dtype])
-            return None, pack(state, peft_config(setup.learner.lora, setup.model_path).to_dict())
+            return None, pack_adapter(state, peft_config(setup.learner.lora, setup.model_path).to_dict())
 
     def probe(self, token_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Log-probabilities of given tokens [L] under the policy as it is, without temperature: [L - 1] float32, from
-        the second token on; and the same without its adapter, where it has one."""
+        """Return log-probabilities of given tokens under the policy as it is, at temperature 1.
+
+        Args:
+            token_ids: [L] int.
+
+        Returns: [L - 1] float32, from the second token on; and the same without the policy's adapter, or None for a
+        policy that has none.
+        """
         batch = token_batch([TokenRow(token_ids, np.arange(len(token_ids)) > 0)], self._engine.module.layout)
         batch = batch.to(self._engine.device)
 
         def scored() -> np.ndarray:
             with torch.no_grad():
                 logprobs, _ = self._engine(batch, 1.0, False)
-            answer: np.ndarray = logprobs[0, 1:].float().cpu().numpy()
-            return answer
+            found: np.ndarray = logprobs[0, 1:].float().cpu().numpy()
+            return found
 
         if self._setup.learner.lora.rank == 0:
             return scored(), None
@@ -97,14 +91,21 @@ class PolicyWorker(GangWorker):
             bare = scored()
         return scored(), bare
 
-    def reference(self, numbers: Sequence[int], places: Sequence[Sequence[Place]], *chunks: Any) -> list[Any]:
-        """The policy without its adapter on the groups at `places`, of which `numbers` are this rank's.
+    def reference(self, numbers: Sequence[int], chunk_indices: Sequence[Sequence[Place]], *chunks: Any) -> list[Any]:
+        """Compute the reference's log-probabilities: those of the policy without its adapter.
 
-        Returns: the divergence summed over each response, a list a group (empty where it is not in the reward); None,
-        so that Ray has several answers to take apart; then a list of [L] float32 a group.
+        Args:
+            numbers: this rank's groups, as indices into `chunk_indices`.
+            chunk_indices: where each group's trajectories are in the chunks.
+            *chunks: lists of trajectories.
+
+        Returns: first the divergence of the policy that sampled, summed over each response, one list per group (an
+        empty list unless the KL belongs in the reward); then None, because Ray splits the result into objects and
+        needs at least two; then per group a list of [L] float32.
         """
+        # Every rank calls with groups of its own; `_microbatches` keeps their numbers of forwards equal.
         with self._spans.span("reference"), without_adapters(self._engine.module):
-            groups = picked(chunks, places)
+            groups = picked(chunks, chunk_indices)
             items = [
                 TrainItem(ExperienceRow(-1, number, sample, 0.0, 0.0, t.num_tokens, 0), t)
                 for number in numbers
@@ -118,18 +119,20 @@ class PolicyWorker(GangWorker):
                 found |= {
                     (item.row.group, item.row.sample): row[: item.trajectory.num_tokens]
                     for item, row in rows
-                    if item is not NOTHING  # of a rank that has fewer microbatches than others
+                    if item is not EMPTY_ITEM
                 }
-        answers = [[found[number, sample] for sample in range(len(groups[number]))] for number in numbers]
+        nested = [[found[number, sample] for sample in range(len(groups[number]))] for number in numbers]
         penalty = self._setup.algorithm.kl
         if penalty.apply_to != "reward":
-            return [[], None, *answers]
-        of_groups = [groups[number] for number in numbers]
-        return [kl_sums(kl.registry.get(penalty.name), of_groups, answers), None, *answers]
+            return [[], None, *nested]
+        return [kl_sums(kl.registry.get(penalty.name), [groups[n] for n in numbers], nested), None, *nested]
 
     def save(self, folder: str) -> None:
-        """Write the DeepSpeed state and, from rank 0, the policy as a Hugging Face folder `policy/`; of a policy with
-        adapters `adapter/`, and `policy/` only where engines could not be given the adapter alone."""
+        """Write the DeepSpeed state and, from rank 0, the policy in a form that others load.
+
+        That is a Hugging Face folder `policy/`; for a policy with adapters the peft folder `adapter/`, and `policy/`
+        beside it only where engines cannot serve the adapter alone.
+        """
         super().save(folder)
         hf, setup = self._engine.module.hf, self._setup
         if setup.learner.lora.rank > 0:
@@ -140,12 +143,8 @@ class PolicyWorker(GangWorker):
         if not setup.learner.lora.syncs_adapter_only:
             weights = full_state(hf, self._rank)
             if self._rank == 0:
-                self._save_policy(Path(folder) / "policy", weights)
-
-    def _save_policy(self, target: Path, weights: dict[str, torch.Tensor]) -> None:
-        """A Hugging Face folder that needs no adapter."""
-        self._engine.module.hf.save_pretrained(target, state_dict=weights)
-        self._save_tokenizer(target)
+                hf.save_pretrained(Path(folder) / "policy", state_dict=weights)
+                self._save_tokenizer(Path(folder) / "policy")
 
     def _save_tokenizer(self, target: Path) -> None:
         setup = self._setup
@@ -153,7 +152,7 @@ class PolicyWorker(GangWorker):
             setup.model_path, trust_remote_code=setup.trust_remote_code, chat_template=setup.chat_template
         ).save_pretrained(target)
 
-    def _module(self) -> nn.Module:
+    def _build_model(self) -> nn.Module:
         setup = self._setup
         policy = load_policy(
             setup.model_path,
@@ -166,8 +165,8 @@ class PolicyWorker(GangWorker):
             load_adapter(policy.hf, setup.adapter)
         return policy
 
-    def _started(self) -> dict[str, Any]:
-        """What rank 0 will send in a broadcast."""
+    def _on_started(self) -> dict[str, Any]:
+        """Create the sender; return the manifest of its broadcasts in the engines' form."""
         dtype, bucket_bytes = DTYPES[self._setup.engine_dtype], self._setup.weights.bucket_mib * 2**20
         self._sender = WeightSender(self._engine.module.hf, dtype, self._rank, bucket_bytes)
         return self._sender.update_info()

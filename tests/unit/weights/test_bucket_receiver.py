@@ -1,4 +1,4 @@
-"""A broadcast is received beside other work, and what goes wrong is told to whoever asks or takes."""
+"""A broadcast is received in the background, and its failure is raised to whoever waits for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from rlsys.weights.inbox import Inbox
+from rlsys.weights.bucket_receiver import BucketReceiver
 from rlsys.weights.manifest import Entry, total_bytes
 
 CUT = [[Entry("a", torch.uint8, (4,))], [Entry("b", torch.uint8, (2,)), Entry("c", torch.uint8, (1,))]]
@@ -19,18 +19,18 @@ def buckets() -> list[tuple[list[Entry], torch.Tensor]]:
 
 
 class Sender:
-    """Fills each bucket with its number, once it may; `fails_at` breaks the connection."""
+    """A channel that fills each bucket with its number when the test lets it; `fails_at` breaks the connection."""
 
     def __init__(self, fails_at: int | None = None) -> None:
         self.may_send = threading.Semaphore(0)
         self._number = 0
         self._fails_at = fails_at
 
-    def broadcast(self, tensor: torch.Tensor) -> None:
+    def broadcast(self, buffer: torch.Tensor) -> None:
         assert self.may_send.acquire(timeout=30)
         if self._number == self._fails_at:
             raise RuntimeError("Connection closed by peer")
-        tensor.fill_(self._number)
+        buffer.fill_(self._number)
         self._number += 1
 
 
@@ -44,34 +44,34 @@ def until(true: Callable[[], bool]) -> None:
 
 def test_buckets_come_in_order_as_they_are_sent() -> None:
     sender = Sender()
-    inbox = Inbox(sender, buckets())
-    assert not inbox.is_done()
+    receiver = BucketReceiver(sender, buckets())
+    assert not receiver.is_done()
     sender.may_send.release()
-    taken = iter(inbox)
+    taken = iter(receiver)
     bucket, buffer = next(taken)  # the first is there before the second is sent
     assert ([entry.name for entry in bucket], buffer.tolist()) == (["a"], [0, 0, 0, 0])
     sender.may_send.release()
     bucket, buffer = next(taken)
     assert ([entry.name for entry in bucket], buffer.tolist()) == (["b", "c"], [1, 1, 1])
     assert list(taken) == []
-    assert inbox.waited_s > 0
+    assert receiver.waited_s > 0
 
 
 def test_all_of_it_can_come_before_anything_is_taken() -> None:
     sender = Sender()
     sender.may_send.release(2)
-    inbox = Inbox(sender, buckets())
-    until(inbox.is_done)
-    assert [buffer.tolist() for _, buffer in inbox] == [[0] * 4, [1] * 3]
+    receiver = BucketReceiver(sender, buckets())
+    until(receiver.is_done)
+    assert [buffer.tolist() for _, buffer in receiver] == [[0] * 4, [1] * 3]
 
 
 def test_a_broken_transfer_is_an_error_with_its_cause() -> None:
     sender = Sender(fails_at=1)
     sender.may_send.release(2)
-    inbox = Inbox(sender, buckets())
-    taken = iter(inbox)
+    receiver = BucketReceiver(sender, buckets())
+    taken = iter(receiver)
     next(taken)
-    with pytest.raises(RuntimeError, match="the transfer failed: Connection closed by peer"):
+    with pytest.raises(RuntimeError, match="the transfer of weights failed: Connection closed by peer"):
         next(taken)
-    with pytest.raises(RuntimeError, match="the transfer failed: Connection closed by peer"):
-        until(inbox.is_done)
+    with pytest.raises(RuntimeError, match="the transfer of weights failed: Connection closed by peer"):
+        until(receiver.is_done)

@@ -1,4 +1,4 @@
-"""One broadcast on its way into an engine: a thread receives, whoever loads the weights takes."""
+"""The receiving of one broadcast in an engine: a thread receives buckets while the engine still generates."""
 
 from __future__ import annotations
 
@@ -12,42 +12,53 @@ import torch
 
 from rlsys.weights.manifest import Entry
 
-Received = tuple[Sequence[Entry], torch.Tensor]
+Received = tuple[Sequence[Entry], torch.Tensor]  # a bucket's parameters, and its bytes
 
 
 class Source(Protocol):
     """The receiving end of a channel; every call has the channel's deadline."""
 
-    def broadcast(self, tensor: torch.Tensor) -> None: ...
+    def broadcast(self, buffer: torch.Tensor) -> None:
+        """Fill the buffer with the next bucket's bytes."""
+        ...
 
 
-class Inbox:
-    """Buckets in the order they were sent.
+class BucketReceiver:
+    """The buckets of one broadcast, in the order that they were sent; iterating waits for each.
 
-    The thread never waits for the taker: every bucket has a room of its own, so that a transfer can end while the
-    engine still generates.
+    The thread never waits for the consumer: every bucket has a buffer of its own. So a transfer can end while the
+    engine still generates, and generation stops only for loading.
 
-    Args:
-        buckets: what each bucket holds and the buffer to fill.
+    Attributes:
+        transfer_s: seconds that the transfer took.
+        waited_s: seconds that the consumer waited for buckets.
     """
 
     def __init__(self, source: Source, buckets: Sequence[Received]) -> None:
+        """Start to receive.
+
+        Args:
+            source: the channel.
+            buckets: the parameters of each bucket, and the buffer to fill with their bytes.
+        """
         self._source = source
         self._buckets = buckets
+        # None marks the end.
         self._received: queue.SimpleQueue[Received | None] = queue.SimpleQueue()
         self._error: Exception | None = None
         self.transfer_s = 0.0
-        self.waited_s = 0.0  # that the taker stood still for
+        self.waited_s = 0.0
+        # A daemon: an engine that ends must not wait for a broadcast.
         self._thread = threading.Thread(target=self._receive, name="weights", daemon=True)
         self._thread.start()
 
     def is_done(self) -> bool:
-        """Whether every bucket is there. Raises RuntimeError with the cause when the transfer failed."""
+        """Return whether every bucket has arrived. Raises RuntimeError with the cause when the transfer failed."""
         self._check()
         return not self._thread.is_alive()
 
     def __iter__(self) -> Iterator[Received]:
-        """Every bucket once, as it comes in. Raises RuntimeError with the cause when the transfer failed."""
+        """Yield every bucket once, as it arrives. Raises RuntimeError with the cause when the transfer failed."""
         while True:
             started = time.perf_counter()
             received = self._received.get()
@@ -67,8 +78,8 @@ class Inbox:
             self._error = error
         finally:
             self.transfer_s = time.perf_counter() - started
-            self._received.put(None)
+            self._received.put(None)  # the end, also after an error: the consumer must not wait for more
 
     def _check(self) -> None:
         if self._error is not None:
-            raise RuntimeError(f"the transfer failed: {self._error}") from self._error
+            raise RuntimeError(f"the transfer of weights failed: {self._error}") from self._error

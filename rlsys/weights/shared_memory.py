@@ -1,4 +1,4 @@
-"""Memory that the processes of one machine share: what is written into it need not travel to the others."""
+"""Memory that processes of one machine share, so that bytes written by one need not be sent to the others."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from dataclasses import dataclass
 
 import torch
 
-NAME = "rlsys-weights"
-NONCE_BYTES = 16
+NAME = "rlsys-weights"  # shown by /proc as the target of the descriptor
+NONCE_BYTES = 16  # random bytes behind the memory, by which a process recognises that it has opened the right one
 
 
 @dataclass(frozen=True)
 class SharedMemory:
-    """`num_bytes` of memory without a name; it is gone with the last process that has it, however that one ends.
+    """Anonymous shared memory; the system frees it with the last process that holds it, however that one ends.
 
     Attributes:
-        address: what another process opens it by, until `close`.
-        tensor: [num_bytes] uint8, the memory itself. Pages exist from the first write to them on.
+        address: text by which another process attaches, until `close`.
+        tensor: [num_bytes] uint8, the memory itself. The system allocates a page at the first write to it.
+        descriptor: the owner's file descriptor; None in processes that attached.
     """
 
     address: str
@@ -28,12 +29,13 @@ class SharedMemory:
 
     @classmethod
     def create(cls, num_bytes: int) -> SharedMemory | None:
-        """None where the system has no such memory (it is Linux' `memfd_create`) or does not allow it."""
+        """Create memory, or return None where the system has none (Linux' `memfd_create`) or does not allow it."""
         if not hasattr(os, "memfd_create"):
             return None
         descriptor = None
         try:
             descriptor = os.memfd_create(NAME)
+            # A memfd has no name in the file system, so nothing has to be deleted after a crash.
             os.ftruncate(descriptor, num_bytes + NONCE_BYTES)
             nonce = secrets.token_bytes(NONCE_BYTES)
             os.pwrite(descriptor, nonce, num_bytes)
@@ -46,11 +48,11 @@ class SharedMemory:
 
     @classmethod
     def attach(cls, address: str) -> SharedMemory | None:
-        """Another process' memory; None where this process cannot reach it, as on another machine."""
+        """Attach to another process's memory, or return None where it is out of reach, as on another machine."""
         process, number, num_bytes, nonce = address.split()
         path = f"/proc/{process}/fd/{number}"
         try:
-            # The same numbers may name something else here: in another container, on another machine.
+            # In another container or on another machine the same numbers may name something else.
             if not os.readlink(path).startswith(f"/memfd:{NAME}"):
                 return None
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -59,14 +61,14 @@ class SharedMemory:
         try:
             if os.pread(descriptor, NONCE_BYTES, int(num_bytes)).hex() != nonce:
                 return None
-            return cls(address, _mapped(descriptor, int(num_bytes)))
+            return cls(address, _mapped(descriptor, int(num_bytes)))  # the mapping outlives the descriptor
         except OSError:
             return None
         finally:
             os.close(descriptor)
 
     def close(self) -> None:
-        """Let nobody else attach; who has, keeps the memory."""
+        """End attaching. Processes that have attached keep the memory."""
         if self.descriptor is not None:
             os.close(self.descriptor)
 

@@ -1,40 +1,31 @@
-"""Adapters inside a policy, against peft's own model as the oracle."""
+"""Adapters inside a policy, compared with peft's own model."""
 
 from __future__ import annotations
 
-import copy
-import os
-import pickle
-import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
 from rlsys.config.schema import LoraConfig, ModelBuild
-from rlsys.errors import ConfigError, WorkerError
-from rlsys.models.adapters import (
-    adapter_parameters,
+from rlsys.errors import ConfigError
+from rlsys.models.lora import (
     add_adapters,
     check_adapters,
-    layers,
     load_adapter,
     peft_config,
     set_dropout,
-    wires,
     without_adapters,
     write_adapter,
 )
 from rlsys.models.packing import TokenRow, token_batch
+from rlsys.models.parameters import adapter_parameters, exported_parameters
 from rlsys.models.policy import PolicyModel, load_policy
 from rlsys.models.tiny import build_model, save_model
-from rlsys.rollout.served_adapters import MEMORY, make_folder, remove_orphans
-from rlsys.weights.adapter import check_sums, pack, tensor_sums
 from tests.unit.conftest import TINY
 
 CASES = {
@@ -55,7 +46,7 @@ def untied(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
 
 
 def changed(path: str, lora: LoraConfig) -> PolicyModel:
-    """A policy whose adapter does something."""
+    """Load a policy with an adapter that changes its outputs."""
     policy = load_policy(path, torch.float32, lora=lora)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -72,7 +63,7 @@ def logprobs(policy: PolicyModel) -> torch.Tensor:
 
 
 def oracle(hf: Any) -> torch.Tensor:
-    """The same of a plain transformers model."""
+    """Compute the same with a plain transformers model."""
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         scores = hf(ids).logits.log_softmax(-1)
@@ -89,22 +80,22 @@ def test_what_is_written_is_what_peft_reads(untied: str, tmp_path: Path, case: s
     assert set(tensors) == set(get_peft_model_state_dict(loaded))
     torch.testing.assert_close(logprobs(policy), oracle(loaded), rtol=0, atol=2e-5)
     merged = loaded.merge_and_unload().state_dict()
-    for wire in wires(policy.hf):
-        torch.testing.assert_close(wire.read(), merged[wire.name], rtol=0, atol=1e-6)
+    for exported in exported_parameters(policy.hf):
+        torch.testing.assert_close(exported.read(), merged[exported.name], rtol=0, atol=1e-6)
     again = load_policy(untied, torch.float32, lora=CASES[case])
     load_adapter(again.hf, str(tmp_path))
     assert torch.equal(logprobs(again), logprobs(policy))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_wires_are_the_parameters_of_the_model_without_adapters(untied: str, case: str) -> None:
+def test_the_exported_are_the_parameters_of_the_model_without_adapters(untied: str, case: str) -> None:
     plain = load_policy(untied, torch.float32).hf
     policy = load_policy(untied, torch.float32, lora=CASES[case])
     expected = [(name, tuple(parameter.shape)) for name, parameter in plain.named_parameters()]
-    found = [(wire.name, wire.shape) for wire in wires(policy.hf)]
+    found = [(exported.name, exported.shape) for exported in exported_parameters(policy.hf)]
     assert sorted(found) == sorted(expected)
-    for wire in wires(policy.hf):  # a fresh adapter changes nothing
-        torch.testing.assert_close(wire.read(), plain.get_parameter(wire.name), rtol=0, atol=1e-7)
+    for exported in exported_parameters(policy.hf):  # a fresh adapter changes nothing
+        torch.testing.assert_close(exported.read(), plain.get_parameter(exported.name), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -120,7 +111,7 @@ def test_off_is_the_model_as_it_was_and_on_again_it_trains(untied: str, case: st
 
 
 def test_gradients_are_peft_s(untied: str) -> None:
-    """Through our heads, layouts and linear layers."""
+    """Through rlsys's heads, layouts and linear layers."""
     lora = CASES["plain"]
     policy = changed(untied, lora)
     ids = np.arange(5, 25)
@@ -149,21 +140,27 @@ def test_dropout_only_where_it_is_asked_for(untied: str, use_dora: bool) -> None
     assert torch.equal(logprobs(policy), logprobs(policy))
 
 
-def test_what_travels_alone() -> None:
+def test_adapters_that_engines_can_serve_alone() -> None:
     assert [lora.syncs_adapter_only for lora in CASES.values()] == [True, True, False, True, False]
     assert not LoraConfig().syncs_adapter_only
 
 
 def test_what_cannot_be_adapted_is_refused_before_a_weight_is_read(untied: str, model_folder: Path) -> None:
     check_adapters(untied, CASES["saved"], trust_remote_code=False)
-    for lora, said in [
-        (LoraConfig(rank=2, target_modules=["wq"]), r"names nothing.*linear layers: down_proj, gate_proj.*q_proj"),
-        (LoraConfig(rank=2, target_modules=["lm_head"]), "the output layer cannot have an adapter"),
-        (LoraConfig(rank=2, target_modules=["embed_tokens", "q_proj"]), "belong to linear layers, not to a Embedding"),
+    for lora, message in [
+        (
+            LoraConfig(rank=2, target_modules=["wq"]),
+            r"matches no layer.*linear layers are: down_proj, gate_proj.*q_proj",
+        ),
+        (LoraConfig(rank=2, target_modules=["lm_head"]), "the output layer, which cannot have an adapter"),
+        (
+            LoraConfig(rank=2, target_modules=["embed_tokens", "q_proj"]),
+            "a layer of type Embedding; only linear layers can have adapters",
+        ),
     ]:
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             check_adapters(untied, lora, trust_remote_code=False)
-    with pytest.raises(ConfigError, match=r"names '(lm_head|model.embed_tokens)', whose matrix the model uses at both"):
+    with pytest.raises(ConfigError, match=r"names '(lm_head|model.embed_tokens)', whose matrix is both"):
         check_adapters(str(model_folder), CASES["saved"], trust_remote_code=False)
 
 
@@ -178,64 +175,3 @@ def test_an_adapter_of_another_shape_is_refused(untied: str, tmp_path: Path) -> 
     some = load_policy(untied, torch.float32, lora=CASES["some"])
     with pytest.raises(ConfigError, match=r"does not fit learner\.lora"):
         load_adapter(some.hf, str(tmp_path))
-
-
-def test_sums_tell_adapters_apart(untied: str) -> None:
-    policy = changed(untied, CASES["plain"])
-    state = {name: parameter.detach() for name, parameter in adapter_parameters(policy.hf).items()}
-    description = {"r": 4, "lora_alpha": 8, "use_rslora": False}
-    sums = tensor_sums(state, description)
-    assert sums["A"][0] == sums["B"][0] == len(layers(policy.hf))
-    halved = tensor_sums(state, {**description, "lora_alpha": 4})
-    assert halved["B"][1] == pytest.approx(sums["B"][1] / 2)
-    check_sums(sums, sums, "rollout/0")
-    with pytest.raises(WorkerError):  # a thousandth of one kind's sum is missing
-        check_sums({"A": sums["A"], "B": (sums["B"][0], sums["B"][1] * 1.001)}, sums, "rollout/0")
-    missing = copy.copy(state)
-    missing.pop(next(name for name in state if ".lora_B." in name))
-    for wrong in (tensor_sums(missing, description), halved):
-        with pytest.raises(WorkerError, match=r"rollout/0: the engine holds .* matrices B"):
-            check_sums(sums, wrong, "rollout/0")
-
-
-def test_sums_are_of_what_an_engine_holds_in_half_precision() -> None:
-    """After Adam's first step all entries of B are alike: what rounds one of them rounds all the same way."""
-    state = {"a.lora_B.weight": torch.full((64, 8), 1e-5).bfloat16(), "a.lora_A.weight": torch.ones(8, 64).bfloat16()}
-    description = {"r": 8, "lora_alpha": 32, "use_rslora": True}
-    in_engine = state["a.lora_B.weight"].clone()
-    in_engine *= 32 / 8**0.5  # as vLLM does, in place
-    held = {"A": (1, 512.0), "B": (1, float(in_engine.double().abs().sum()))}
-    check_sums(tensor_sums(state, description), held, "rollout/0")
-
-
-def test_what_travels_is_the_folder_that_peft_writes(untied: str, tmp_path: Path) -> None:
-    policy = changed(untied, CASES["rslora"])
-    state = {name: parameter.detach().bfloat16() for name, parameter in adapter_parameters(policy.hf).items()}
-    config = peft_config(CASES["rslora"], untied)
-    sent = pickle.loads(pickle.dumps(pack(state, config.to_dict())))
-    sent.write(tmp_path / "sent")
-    write_adapter(tmp_path / "saved", state, config)
-    sent_file, saved_file = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("sent", "saved"))
-    assert set(sent_file) == set(saved_file)
-    assert all(torch.equal(sent_file[name], saved_file[name]) for name in saved_file)
-    ours, peft_s = (PeftConfig.from_pretrained(str(tmp_path / name)) for name in ("sent", "saved"))
-    for key in ("r", "lora_alpha", "use_rslora", "target_modules", "base_model_name_or_path", "task_type"):
-        assert getattr(ours, key) == getattr(peft_s, key)
-
-
-def test_adapters_of_killed_workers_are_removed() -> None:
-    alive = make_folder(1000)
-    gone = alive.with_name(alive.name.replace(str(os.getpid()), str(2**22 + 1)))
-    elsewhere = gone.with_name(gone.name.replace(socket.gethostname(), "another-host"))
-    assert len({alive, gone, elsewhere}) == 3
-    for folder in (gone, elsewhere):
-        folder.mkdir()
-    remove_orphans()
-    assert alive.is_dir()
-    assert not gone.exists()
-    assert elsewhere.is_dir()  # nobody here knows whether that process lives
-    for folder in (alive, elsewhere):
-        folder.rmdir()
-    other = make_folder(2**60)  # more than there is room for
-    assert MEMORY not in other.parents
-    other.rmdir()

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from rlsys.weights.shared import SharedMemory
+from rlsys.weights.shared_memory import SharedMemory
 
 READER = """
 import sys
-from rlsys.weights.shared import SharedMemory
+from rlsys.weights.shared_memory import SharedMemory
 memory = SharedMemory.attach(sys.argv[1])
 print(None if memory is None else memory.tensor.tolist())
 """

@@ -1,0 +1,251 @@
+"""One policy rank: the optimizer updates of a step.
+
+Numbers from before the step (old log-probabilities, entropies) are needed for the ratio, for the choice of tokens and
+for the comparison with the engines. With one minibatch per step the forward of the first update gives them for free;
+otherwise a pass without gradient over the whole step comes first (`_needs_old_logprob_pass`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from rlsys.algorithms import aggregation
+from rlsys.algorithms.loss import Objective
+from rlsys.learner.loss_inputs import finite_rows, loss_inputs
+from rlsys.learner.policy_services import PolicyServices
+from rlsys.learner.rank import StepResult, mean_metrics
+from rlsys.learner.rank_batch import RankBatch, TrainItem, items_of
+from rlsys.learner.setup import PolicySetup
+from rlsys.learner.token_records import TokenRecord, records_of, select_tokens
+from rlsys.models.lora import set_dropout
+from rlsys.models.packing import TokenBatch
+from rlsys.types import NonFiniteTrajectory
+from rlsys.weights.verify import LogprobDiff, bound_of, check_logprobs, comparable, diff_of, merge
+
+
+@dataclass
+class _StepData:
+    """This rank's data of one step."""
+
+    batch: RankBatch
+    minibatches: list[list[TrainItem]]
+    old_tokens: dict[int, TokenRecord] = field(default_factory=dict)  # by the rows' indices, as far as computed
+
+
+@dataclass
+class _UpdateSums:
+    """Statistics of one update on this rank, summed over its microbatches."""
+
+    sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    largest: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    nonfinite: list[NonFiniteTrajectory] = field(default_factory=list)
+
+
+class PolicyRank(PolicyServices):
+    """A policy rank that trains."""
+
+    def __init__(self, rank: int, setup: PolicySetup) -> None:
+        super().__init__(rank, setup)
+        self._configure(setup)
+
+    def _configure(self, setup: PolicySetup) -> None:
+        """Set everything that depends on the algorithm alone; the model and its engine stay."""
+        self._setup = setup
+        self._objective = Objective(setup.algorithm)
+        node = setup.algorithm.aggregation
+        is_local = aggregation.registry.fact(str(node["name"]), "local", False)
+        self._local_weights = aggregation.registry.component(node) if is_local else None
+        self._has_dropout = setup.learner.lora.rank > 0 and setup.learner.lora.dropout > 0
+        # An adaptive bonus may be 0 now and return later, so its gradient path is always built.
+        self._has_bonus = setup.algorithm.entropy.coef > 0 or setup.algorithm.entropy.target is not None
+
+    def update(self, batch: RankBatch, *arrays: Any) -> tuple[dict[str, float], list[NonFiniteTrajectory]]:
+        """Make one step's optimizer updates.
+
+        Args:
+            batch: this rank's rows.
+            *arrays: as `items_of` takes them.
+
+        Returns: metrics, the same on every rank, and this rank's trajectories whose numbers were not finite. After an
+        update that was not applied, the remaining ones are left out.
+        """
+        step = _StepData(batch, items_of(batch, arrays))
+        num_minibatches = len(step.minibatches)
+        metrics: dict[str, float] = {}
+        has_first_pass = self._needs_old_logprob_pass(num_minibatches)
+        if has_first_pass:
+            self._compute_old_logprobs(step)
+            metrics |= self._verify(step, step.minibatches)
+            nonfinite = _nonfinite(step)
+            # Every rank must know whether any rank found one: the updates are collectives.
+            if any(self._all_gather(bool(nonfinite))):
+                return metrics | {"policy/not_applied": 1.0, "policy/updates_applied": 0.0}, nonfinite
+        done: list[dict[str, float]] = []
+        for update in range(self._setup.passes * num_minibatches):
+            number = update % num_minibatches
+            sums = self._accumulate(step, number)
+            if update == 0 and not has_first_pass:
+                # Still before the first optimizer step: a wrong broadcast must not train the policy.
+                metrics |= self._verify(step, step.minibatches[:1])
+            result = self._step()  # the policy changes here
+            done.append(self._metrics(sums, result, batch.num_tokens[number]))
+            if not result.is_applied:
+                refused = {"policy/not_applied": 1.0, "policy/updates_applied": float(update)}
+                return metrics | done[-1] | refused, sums.nonfinite
+        # The last pass, because it ends nearest to the policy that is broadcast.
+        last_pass = mean_metrics(done[-num_minibatches:], batch.num_tokens)
+        return metrics | last_pass | {"policy/not_applied": 0.0, "policy/updates_applied": float(len(done))}, []
+
+    def _needs_old_logprob_pass(self, num_minibatches: int) -> bool:
+        """Return whether the policy must go over the whole step before it changes.
+
+        With one minibatch the first update's own forward has the policy's numbers from before the step.
+        """
+        if self._objective.selects is not None or self._setup.algorithm.entropy.top_quantile < 1:
+            return True  # tokens are chosen among all of the update's, before the first backward
+        if self._has_dropout:
+            return True  # the engines sampled without dropout, and the ratio needs probabilities without it too
+        return num_minibatches > 1 and (self._setup.old_logprobs == "learner" or self._setup.weights.verify)
+
+    def _compute_old_logprobs(self, step: _StepData) -> None:
+        """Fill in `old_tokens` of the whole step under the policy as it is, with the tokens chosen by them."""
+        for number, items in enumerate(step.minibatches):
+            found: dict[int, TokenRecord] = {}
+            for chosen in self._microbatches(items):
+                batch = self._batch(chosen)
+                with torch.no_grad():
+                    found |= records_of(chosen, *self._forward(batch, with_entropy_gradient=False))
+            quantile = self._setup.algorithm.entropy.top_quantile
+            # Python's hash of integers is the same in every process, unlike that of strings.
+            seed = hash((self._setup.seed, step.batch.policy_version, number))
+            select_tokens(items, found, self._all_gather, self._objective.selects, quantile, seed=seed)
+            step.old_tokens |= found
+
+    def _forward(self, batch: TokenBatch, *, with_entropy_gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-probabilities and entropies, [B, T] each."""
+        with self._spans.span("forward"):
+            return self._engine(batch, self._setup.temperature, with_entropy_gradient)
+
+    def _accumulate(self, step: _StepData, number: int) -> _UpdateSums:
+        """Run forward and backward of every microbatch of a minibatch; the gradients add up in the engine."""
+        sums = _UpdateSums()
+        microbatches = self._microbatches(step.minibatches[number])
+        if self._has_dropout:
+            set_dropout(self._engine.module, is_active=True)
+        for chosen, weights in zip(microbatches, self._weights(microbatches), strict=True):
+            self._microbatch(step, number, chosen, weights, sums)
+        if self._has_dropout:
+            set_dropout(self._engine.module, is_active=False)
+        return sums
+
+    def _weights(self, microbatches: Sequence[Sequence[TrainItem]]) -> list[torch.Tensor]:
+        """Return the weight of a token of each row, [B] per microbatch.
+
+        The driver computed them over the whole update, unless the aggregation is defined over a microbatch.
+        """
+        if self._local_weights is None:
+            return [torch.tensor([item.row.weight for item in chosen]) for chosen in microbatches]
+        # Microbatches are averaged over all ranks, and empty ones do not count.
+        num_filled = self._all_reduce({"filled": sum(chosen[0].row.index >= 0 for chosen in microbatches)})["filled"]
+        weights = []  # [B] each
+        for chosen in microbatches:
+            lengths = torch.tensor([item.row.num_response_tokens for item in chosen])
+            groups = torch.tensor([item.row.group for item in chosen])
+            weights.append(self._local_weights(lengths, groups).float() / num_filled)
+        return weights
+
+    def _microbatch(
+        self, step: _StepData, number: int, items: Sequence[TrainItem], weights: torch.Tensor, sums: _UpdateSums
+    ) -> None:
+        """Run forward and backward of one microbatch, and add its statistics to `sums`.
+
+        The first forward over a trajectory also gives its record in `old_tokens`, if no pass before has.
+        """
+        batch = self._batch(items)
+        logprobs, entropy = self._forward(batch, with_entropy_gradient=self._has_bonus)
+        if any(item.row.index not in step.old_tokens for item in items):
+            step.old_tokens = records_of(items, logprobs, entropy) | step.old_tokens
+        inputs = loss_inputs(items, logprobs, entropy, batch.loss_mask, step.old_tokens, self._setup.old_logprobs)
+        num_tokens = step.batch.num_tokens[number]
+        result = self._objective(inputs, weights.to(self._engine.device), step.batch.coefficients, num_tokens)
+        rows_are_finite = finite_rows(inputs)
+        is_finite = all(rows_are_finite) and bool(torch.isfinite(result.loss.detach()))
+        self._backward(result.loss, is_finite=is_finite)
+        if not is_finite:
+            what = "log-probability or advantage" if not all(rows_are_finite) else "loss"
+            # A loss that overflows from finite inputs is the whole microbatch's.
+            bad = [item for item, finite in zip(items, rows_are_finite, strict=True) if not finite] or items
+            sums.nonfinite += [
+                NonFiniteTrajectory(item.row.group, item.row.sample, what) for item in bad if item.row.index >= 0
+            ]
+        for name, value in result.sums.items():
+            sums.sums[name] += float(value)
+        for name, value in result.largest.items():
+            sums.largest[name] = max(sums.largest[name], float(value))
+
+    def _verify(self, step: _StepData, minibatches: Sequence[Sequence[TrainItem]]) -> dict[str, float]:
+        """Compare engine and learner on the tokens that this policy version sampled, on all ranks together.
+
+        Runs before the first optimizer step. Raises WeightMismatchError when they differ by more than the bound.
+        """
+        version = step.batch.policy_version
+        local: dict[int, LogprobDiff] = {}
+        for item in (item for items in minibatches for item in items):
+            trajectory = item.trajectory
+            learned = step.old_tokens[item.row.index].logprobs
+            same = comparable(trajectory, version, kv_is_kept=self._setup.kv_is_kept)
+            same &= np.isfinite(learned)  # NaN in the learner is reported as a step that is not finite, not as this
+            diff = diff_of(trajectory.behavior_logprobs[same], learned[same])
+            local[trajectory.engine] = local.get(trajectory.engine, LogprobDiff()) + diff
+        per_engine = merge(self._all_gather(local))
+        bound = bound_of(self._setup.weights, self._setup.learner.dtype, self._setup.engine_dtype)
+        if bound is not None:
+            check_logprobs(per_engine, bound=bound, policy_version=version, num_engines=len(per_engine))
+        overall = sum(per_engine.values(), LogprobDiff())
+        if not overall.num_tokens:
+            return {}
+        return {"sync/logprob_abs_diff/mean": overall.mean, "sync/logprob_abs_diff/max": overall.largest}
+
+    def _metrics(self, sums: _UpdateSums, result: StepResult, num_tokens: int) -> dict[str, float]:
+        """Reduce one update's statistics over all ranks and return its metrics."""
+        # Collectives, and metrics that are the same on every rank: the driver reads rank 0's.
+        total = self._all_reduce(sums.sums)
+        largest = self._all_reduce(sums.largest, dist.ReduceOp.MAX)
+        tokens = max(num_tokens, 1)
+        metrics = {
+            "policy/loss": total["loss"],
+            "policy/entropy": total["entropy"] / tokens,
+            "policy/clip_fraction": total["clipped"] / tokens,
+            "policy/grad_norm": result.grad_norm,
+            "policy/lr": result.lr,
+        }
+        if "kl" in total:
+            metrics["policy/kl_ref"] = total["kl"] / tokens
+        if "weight" in total:
+            squares = max(tokens * total["weight_squares"], 1e-30)
+            metrics |= {
+                "correction/ratio/mean": total["ratio"] / tokens,
+                "correction/ratio/max": largest["ratio"],
+                "correction/weight/mean": total["weight"] / tokens,
+                "correction/masked_fraction": total["weight_zeros"] / tokens,
+                # Kish's effective sample size (sum w)^2 / sum w^2, as a share of all tokens.
+                "correction/effective_sample_fraction": total["weight"] ** 2 / squares,
+            }
+        return metrics
+
+
+def _nonfinite(step: _StepData) -> list[NonFiniteTrajectory]:
+    """Return this rank's trajectories whose log-probabilities under the present policy hold NaN or infinity."""
+    items = (item for minibatch in step.minibatches for item in minibatch)
+    return [
+        NonFiniteTrajectory(item.row.group, item.row.sample, "log-probability")
+        for item in items
+        if not np.isfinite(step.old_tokens[item.row.index].logprobs).all()
+    ]

@@ -1,0 +1,81 @@
+"""The ranks' part of a run's configuration, in the form that they are started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlsys.algorithms.requirements import needs_critic
+from rlsys.config.schema import AlgorithmConfig, Config, CriticConfig, LearnerConfig, WeightsConfig
+
+
+@dataclass(frozen=True)
+class PolicySetup:
+    """What a policy rank needs to know of the run."""
+
+    learner: LearnerConfig
+    algorithm: AlgorithmConfig
+    weights: WeightsConfig
+    model_path: str
+    trust_remote_code: bool
+    chat_template: str | None
+    adapter: str | None  # folder of an adapter to start from
+    engine_dtype: str
+    temperature: float
+    num_updates: int  # of the whole run: the length of the learning rate's schedule
+    passes: int  # over a step's minibatches
+    old_logprobs: str
+    kv_is_kept: bool  # by responses that run across a weight update
+    seed: int
+
+    @classmethod
+    def from_config(cls, config: Config, model_path: str) -> PolicySetup:
+        """Build it from the run's configuration and the resolved model folder or hub id."""
+        # While the critic warms up alone the policy makes no updates, so its schedule is shorter.
+        critic_alone = config.train.critic_warmup_steps if needs_critic(config) else 0
+        return cls(
+            learner=config.learner,
+            algorithm=config.algorithm,
+            weights=config.weights,
+            model_path=model_path,
+            trust_remote_code=config.model.trust_remote_code,
+            chat_template=config.model.chat_template,
+            adapter=config.model.adapter,
+            engine_dtype=config.rollout.dtype or config.learner.dtype,
+            temperature=config.rollout.temperature,
+            num_updates=num_updates(config, config.train.num_steps - critic_alone),
+            passes=config.train.updates_per_step,
+            old_logprobs=config.train.old_logprobs,
+            kv_is_kept=config.rollout.inflight_kv == "keep",
+            seed=config.seed,
+        )
+
+
+@dataclass(frozen=True)
+class CriticSetup:
+    """What a critic rank needs to know of the run."""
+
+    critic: CriticConfig
+    algorithm: AlgorithmConfig
+    model_path: str
+    trust_remote_code: bool
+    num_updates: int  # of the whole run: the length of the learning rate's schedule
+    passes: int  # over a step's minibatches
+    seed: int
+
+    @classmethod
+    def from_config(cls, config: Config, model_path: str) -> CriticSetup:
+        """Build it from the run's configuration and the resolved model folder or hub id."""
+        return cls(
+            critic=config.critic,
+            algorithm=config.algorithm,
+            model_path=model_path,
+            trust_remote_code=config.model.trust_remote_code,
+            num_updates=num_updates(config, config.train.num_steps),
+            passes=config.train.updates_per_step,
+            seed=config.seed,
+        )
+
+
+def num_updates(config: Config, num_steps: int) -> int:
+    """Return the number of optimizer updates in `num_steps` steps."""
+    return num_steps * config.train.updates_per_step * config.train.minibatches_per_step

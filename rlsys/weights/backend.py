@@ -1,0 +1,12 @@
+"""The choice of the channel that weights are sent through."""
+
+from __future__ import annotations
+
+from rlsys.config.schema import Config
+
+
+def weight_backend(config: Config) -> str:
+    """Return the run's backend; `auto` is nccl on GPUs and gloo on CPUs."""
+    if config.weights.backend != "auto":
+        return config.weights.backend
+    return "nccl" if config.cluster.num_gpus > 0 else "gloo"
