@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from rlsys.config.schema import LoggingConfig
+from rlsys.metrics.formatting import short
 from rlsys.types import Experience, Reward, RolloutGroup, TextRef, Trajectory, TrajectorySummary
 
 SURROGATES = "backslashreplace"
 """Half a character, as a model's JSON may hold one, is no UTF-8; its escape is what JSON has for it."""
-DIGITS = 4
-"""Of log-probabilities and advantages: a file for people, not for training."""
+DIGITS = 4  # significant digits of log-probabilities and advantages: the file is for people, not for training
 
 
 class Transcript:
@@ -79,7 +79,7 @@ class Transcript:
     ) -> list[dict[str, Any]]:
         columns = zip(group.summaries, rewards, advantages, strict=True)
         return [
-            _row(group, summary, reward, self._text_of(reward.response)) | {"advantage": _short(advantage)}
+            _row(group, summary, reward, self._text_of(reward.response)) | {"advantage": short(advantage, DIGITS)}
             for summary, reward, advantage in columns
         ]
 
@@ -121,9 +121,4 @@ def _row(group: RolloutGroup, summary: TrajectorySummary, reward: Reward, respon
 
 
 def _rounded(values: np.ndarray) -> list[float | None]:
-    return [_short(float(value)) for value in values]
-
-
-def _short(value: float | None) -> float | None:
-    """JSON has no NaN: null stands for a number that is not one."""
-    return None if value is None or not np.isfinite(value) else round(value, DIGITS)
+    return [short(float(value), DIGITS) for value in values]
