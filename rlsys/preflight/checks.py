@@ -14,7 +14,7 @@ from rlsys.algorithms.requirements import needs_critic, reference_workers
 from rlsys.config.bounds import check_bounds, one_of
 from rlsys.config.schema import Config, DataConfig
 from rlsys.errors import ConfigError
-from rlsys.metrics.trackers.choice import chosen
+from rlsys.metrics.trackers.choice import chosen_trackers
 from rlsys.models.packing import LAYOUTS
 from rlsys.preflight.adapters import check_adapter, check_lora
 from rlsys.preflight.algorithm import check_algorithm
@@ -55,7 +55,7 @@ def check_config(config: Config, *, training: bool = True) -> None:
         _check_batch(config)
         check_algorithm(config)
         check_lora(config)
-        chosen(config.logging.trackers)
+        chosen_trackers(config.logging.trackers)
     check_adapter(config, training=training)
     _check_devices(config, training=training)
     _check_reward_list(config, training=training)
