@@ -38,7 +38,7 @@ from rlsys.data.order import EpochOrder
 from rlsys.data.stream import PromptStream
 from rlsys.metrics.step import StageClock
 from rlsys.preflight.prepare import prepare
-from rlsys.run_folder.metrics import RunLog
+from rlsys.run_folder.metrics import MetricsWriter
 from rlsys.train import _experience, train
 from rlsys.types import Prompt, TrajectoryRef
 
@@ -175,7 +175,7 @@ def _step_s(run: Run, staleness: int, num_steps: int, folder: Path) -> list[floa
         config=config,
         prompts=prompts,
         pipeline=build_pipeline(config, 0, run.calls, run.sampler, None, prompts),
-        log=RunLog(folder, config.logging),
+        log=MetricsWriter(folder, config.logging),
         display=display,
     )
     train(stretch)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsys.config.compose import register_schema, to_config
@@ -127,11 +127,10 @@ def _train(config: Config, name: str) -> None:
     display = Display(config.train.num_steps)
 
     from rlsys.preflight.prepare import prepare
+    from rlsys.run_folder.folder import RunFolder
 
     prepared = prepare(config, display.say)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.structured(prepared.config), run_dir / "config.yaml")
-    prepared.tokenizer().save_pretrained(run_dir / "tokenizer")
+    RunFolder.create(run_dir, prepared.config, prepared.tokenizer())
     display.say(f"run {run_dir}: starting Ray, engines and learner (about half a minute)")
 
     from rlsys.build.run import open_run

@@ -68,7 +68,7 @@ CONFIG: dict[str, Any] = {
         "policy_loss": {"name": "ppo_clip", "clip_high": 0.28},
         "aggregation": {"name": "token_mean"},
         "corrections": [{"name": "truncate", "high": 2.0}],
-        "kl": {"coef": 0.04, "name": "k3", "place": "loss"},
+        "kl": {"coef": 0.04, "name": "k3", "apply_to": "loss"},
     },
     "rewards": [{"name": "math_answer", "weight": 1.0}, {"name": "format", "weight": 0.2}],
 }
@@ -103,7 +103,7 @@ def metrics(recipe: Recipe, step: int) -> dict[str, Any]:
         "correction/ratio/max": 1.3,
         "throughput/tokens_per_s": 5000 + 800 * wave,
         "time/rollout_s": 2.0 + wave,
-        "time/reward_s": 0.2,
+        "time/scoring_s": 0.2,
         "time/update_s": 1.5,
         "time/broadcast_s": 0.1,
         "time/step_s": 4.1,

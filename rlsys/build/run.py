@@ -24,7 +24,6 @@ from rlsys.learner.group import LearnerGroup
 from rlsys.learner.ranks import GangGroup
 from rlsys.learner.worker import LearnerSetup
 from rlsys.metrics.display import Display
-from rlsys.metrics.timeline import Timeline, timeline_path
 from rlsys.orchestrator.admission import Ledger
 from rlsys.orchestrator.experience import CreditAssignment
 from rlsys.orchestrator.pipeline import Pipeline
@@ -37,8 +36,9 @@ from rlsys.rollout.adapters import AdapterSlots
 from rlsys.rollout.pool import RolloutPool
 from rlsys.rollout.worker import EngineModel
 from rlsys.run_folder import checkpoint
-from rlsys.run_folder.metrics import RunLog, set_aside
+from rlsys.run_folder.metrics import MetricsWriter, set_aside
 from rlsys.run_folder.rollouts import Transcript
+from rlsys.run_folder.timeline import TimelineWriter, timeline_path
 from rlsys.runtime.calls import Calls, fetch
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.runtime.lanes import Lanes
@@ -76,7 +76,7 @@ class Run:
     critic: CriticGroup | None
     weights: WeightBroadcaster | AdapterBroadcaster
     probe: Probe | None  # where sampling runs ahead, or adapters travel
-    log: RunLog
+    log: MetricsWriter
     transcript: Transcript
     failures: FirstFailures
     lanes: Lanes | None  # of the timeline, where one is written
@@ -113,11 +113,11 @@ def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Iterator[Ru
         state, folder = _newest(config, run_dir, display)
         if folder is not None:
             _restore(folder, learner, critic, reference)
-        log = RunLog(run_dir, config.logging, resume_step=state.step, settings=asdict(config), say=display.say)
+        log = MetricsWriter(run_dir, config.logging, resume_step=state.step, settings=asdict(config))
         stack.callback(log.close)
         lanes = None
         if config.logging.timeline:
-            timeline = Timeline(timeline_path(run_dir, state.step))
+            timeline = TimelineWriter(timeline_path(run_dir, state.step))
             stack.callback(timeline.close)
             lanes = Lanes(cluster.calls, roles, timeline.add)
         prompts = _prompt_stream(prepared, state, display.say)

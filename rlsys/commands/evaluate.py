@@ -20,7 +20,7 @@ from rlsys.evaluation.evaluate import Evaluation, evaluate
 from rlsys.evaluation.intervals import Estimate
 from rlsys.preflight.prepare import EvalSet, Prepared, prepare
 from rlsys.rollout.pool import RolloutPool
-from rlsys.run_folder.finished import FinishedRun, overridden
+from rlsys.run_folder.folder import RunFolder, overridden
 from rlsys.types import Reward
 
 
@@ -91,8 +91,8 @@ def as_json(prepared: Prepared, results: Sequence[Evaluation]) -> dict[str, Any]
 
 def _config(target: str | None, step: int | None, overrides: Sequence[str]) -> Config:
     """What is evaluated: a run as it was configured, or a model without an experiment's settings."""
-    if target is not None and FinishedRun.is_one(target):
-        run = FinishedRun(Path(target).expanduser().resolve())
+    if target is not None and RunFolder.is_run(target):
+        run = RunFolder.open(target)
         own = run.composed()
         config = to_config(overridden(own, composed(overrides), overrides) if overrides else own)
         checkpoint = run.checkpoint(step)

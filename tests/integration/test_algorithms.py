@@ -25,7 +25,7 @@ from rlsys.guards.nonfinite import NonFiniteGuard
 from rlsys.orchestrator.experience import CreditAssignment
 from rlsys.preflight.checks import check_config
 from rlsys.run_folder import checkpoint
-from rlsys.run_folder.metrics import RunLog
+from rlsys.run_folder.metrics import MetricsWriter
 from rlsys.train import train
 from tests.integration.runs import SMALL, call_worker, read_metrics, small_run
 
@@ -102,7 +102,7 @@ def switched(run: Run, folder: Path, overrides: Sequence[str]) -> Run:
         unscored=unscored_steps(config, state, print),
         reference=reference,
         critic=run.critic if needs_critic(config) else None,
-        log=RunLog(folder, config.logging),
+        log=MetricsWriter(folder, config.logging),
     )
 
 

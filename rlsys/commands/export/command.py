@@ -1,4 +1,4 @@
-"""The command line, and what goes into the folder."""
+"""The command line of `rlsys export`, and the weights of the exported folder."""
 
 from __future__ import annotations
 
@@ -9,42 +9,45 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlsys.commands.export.card import write_card
-from rlsys.config.compose import to_config
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
-from rlsys.run_folder.finished import FinishedRun
+from rlsys.run_folder.checkpoint import step_of
+from rlsys.run_folder.folder import RunFolder
 
 
 def export(arguments: Sequence[str]) -> None:
-    """Write the folder and say where it is."""
+    """Write the folder and print where it is."""
     parser = argparse.ArgumentParser(
         "rlsys export", description="Write a run's policy, or its adapter, as a Hugging Face folder with a model card."
     )
-    parser.add_argument("run", help="a run's folder")
-    parser.add_argument("--step", type=int, help="of the checkpoint; the newest without")
-    parser.add_argument("--merge", action="store_true", help="an adapter becomes part of its model's weights")
-    parser.add_argument("--output", type=Path, help="default: RUN/export/step-N, or step-N-merged")
+    parser.add_argument("run", help="folder of a run")
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    parser.add_argument("--merge", action="store_true", help="merge an adapter into the weights of its model")
+    parser.add_argument("--output", type=Path, help="folder to write (default: RUN/export/step-N, or step-N-merged)")
     options = parser.parse_args(arguments)
-    run = FinishedRun(Path(options.run).expanduser().resolve())
+    run = RunFolder.open(options.run)
     checkpoint = run.checkpoint(options.step)
     name = checkpoint.name + ("-merged" if options.merge else "")
-    target: Path = options.output or run.folder / "export" / name
+    target: Path = options.output or run.path / "export" / name
     if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{target} is there already and not empty: choose another with --output")
-    config = to_config(run.composed())
+        raise ConfigError(f"{target} exists and is not empty: choose another folder with --output")
+    config = run.config()
     kind = _write(checkpoint, target, config, merge=options.merge)
-    write_card(target, run.folder, checkpoint, config, is_adapter=kind == "adapter")
-    print(f"{target}: the {kind} after {checkpoint.name.removeprefix('step-').lstrip('0')} steps")
+    write_card(target, run, checkpoint, config, is_adapter=kind == "adapter")
+    print(f"{target}: the {kind} after {step_of(checkpoint)} steps")
     if kind == "adapter" and Path(base_of(target)).is_dir():
-        print(f"note: it belongs to the model in {base_of(target)}, on this machine alone; --merge writes both as one")
+        print(
+            f"note: the adapter needs the model in {base_of(target)}, a folder of this machine; --merge writes one "
+            "model of both"
+        )
 
 
 def _write(checkpoint: Path, target: Path, config: Config, *, merge: bool) -> str:
-    """Copies what the checkpoint has, or merges; returns what it is."""
+    """Copy the checkpoint's weights, or merge its adapter; return "policy" or "adapter", which the folder holds."""
     adapter, policy = checkpoint / "adapter", checkpoint / "policy"
     if merge and not adapter.is_dir():
-        raise ConfigError(f"{checkpoint} holds no adapter: there is nothing to merge; export it without --merge")
-    if policy.is_dir():  # whole weights, whether they were trained so or had to travel so
+        raise ConfigError(f"{checkpoint} holds no adapter, so there is nothing to merge: export it without --merge")
+    if policy.is_dir():  # whole weights: without LoRA, or with an adapter that vLLM cannot load by itself
         shutil.copytree(policy, target, dirs_exist_ok=True)
         return "policy"
     if not merge:
@@ -52,18 +55,20 @@ def _write(checkpoint: Path, target: Path, config: Config, *, merge: bool) -> st
         return "adapter"
     base = base_of(adapter)
     if Path(base).is_absolute() and not Path(base).is_dir():
-        raise ConfigError(f"{adapter} belongs to the model in {base}, which is not there any more")
+        raise ConfigError(
+            f"{adapter} needs the model in {base}, and that folder does not exist: restore it, then export"
+        )
     merge_adapter(base, adapter, target, trust_remote_code=config.model.trust_remote_code)
     return "policy"
 
 
 def base_of(adapter: Path) -> str:
-    """The model that an adapter belongs to."""
+    """Return the path or hub id of the model that an adapter belongs to."""
     return str(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
 
 
 def merge_adapter(base: str, adapter: Path, target: Path, *, trust_remote_code: bool) -> None:
-    """The model with the adapter as part of its weights: added in float32, stored in the model's own dtype."""
+    """Write the model with the adapter merged into its weights: added in float32, stored in the model's own dtype."""
     import torch
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

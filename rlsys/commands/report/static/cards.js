@@ -90,7 +90,7 @@ async function responseBlock(run, row, mode) {
   const response = responseElement(text.response, text.tokens, mode, index.advantage[row], run.scale);
   const uncoloured =
     mode !== "none" && !text.tokens
-      ? el("p", { class: "told" }, "This response was written without its tokens.")
+      ? el("p", { class: "readout" }, "This response was written without its tokens.")
       : null;
   return el(
     "div",

@@ -18,7 +18,7 @@ function showTimelines(runs) {
 }
 
 function timelineOf(run, r) {
-  const said = el("p", { class: "explained" });
+  const caption = el("p", { class: "explained" });
   const element = el("div", { class: "plot", "data-timeline": r });
   const choice = el("select", { name: `timeline-${r}`, "aria-label": "File" });
   choice.append(...run.timelines.map((one, place) => option(place, one.file)));
@@ -26,7 +26,7 @@ function timelineOf(run, r) {
   let data = null;
   const show = async () => {
     const place = Number(choice.value);
-    said.textContent = timelineText(run.timelines[place]);
+    caption.textContent = timelineText(run.timelines[place]);
     data = await load(`${r}-timeline-${place}`);
     element.style.height = `${110 + 36 * data.lanes.length}px`;
     if (started.has(element)) await draw(element);
@@ -35,7 +35,7 @@ function timelineOf(run, r) {
   choice.addEventListener("change", show);
   whenNear(element, show);
   const label = run.timelines.length > 1 ? [el("label", { class: "field" }, "File ", choice)] : [];
-  return [...label, said, el("figure", { class: "wide" }, element)];
+  return [...label, caption, el("figure", { class: "wide" }, element)];
 }
 
 /** Call once, when an element comes near the window: the data of timelines is not small. */
@@ -69,7 +69,7 @@ function timelinePlot(data, width) {
   const colors = palette();
   const styles = new Map(data.names.map((name, n) => [name, { color: colors[n % colors.length], kind: "area" }]));
   const bars = byDuration(data).map(([name, spans]) => addSpans(figure, data, name, spans, styles.get(name)));
-  const tooltips = [["", "@told"]];
+  const tooltips = [["", "@label"]];
   figure.add_tools(new Bokeh.HoverTool({ renderers: bars, tooltips, point_policy: "follow_mouse" }));
   return { figure, keys: [...styles] };
 }
@@ -87,7 +87,7 @@ function addSpans(figure, data, name, spans, style) {
     lane: spans.map((i) => data.lanes[data.lane[i]]),
     left: spans.map((i) => data.start[i]),
     right: spans.map((i) => data.start[i] + data.duration[i]),
-    told: spans.map((i) => `${name}, ${number(data.duration[i])} s from ${data.start[i].toFixed(3)} s`),
+    label: spans.map((i) => `${name}, ${number(data.duration[i])} s from ${data.start[i].toFixed(3)} s`),
   };
   const pen = {
     source: source(columns),

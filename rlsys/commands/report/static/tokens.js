@@ -8,7 +8,7 @@ const MODES = { none: "not", probability: "by probability", advantage: "by advan
  */
 function responseElement(text, tokens, mode, advantage, scale) {
   if (!tokens || mode === "none") return el("div", { class: "text response" }, text);
-  const told = el("p", { class: "told", "aria-live": "polite" }, "Point at a token to read its numbers.");
+  const readout = el("p", { class: "readout", "aria-live": "polite" }, "Point at a token to read its numbers.");
   const body = el("div", { class: "text response tokens" });
   tokens.pieces.forEach((piece, i) => {
     if (piece === "") return; // a part of a character, which a later token shows
@@ -20,13 +20,13 @@ function responseElement(text, tokens, mode, advantage, scale) {
       ),
     );
   });
-  const tell = (event) => {
+  const showNumbers = (event) => {
     const i = event.target.dataset?.token;
-    if (i !== undefined) told.textContent = tokenText(tokens, Number(i), advantage);
+    if (i !== undefined) readout.textContent = tokenText(tokens, Number(i), advantage);
   };
-  body.addEventListener("pointerover", tell);
-  body.addEventListener("click", tell);
-  return el("div", {}, body, told);
+  body.addEventListener("pointerover", showNumbers);
+  body.addEventListener("click", showNumbers);
+  return el("div", {}, body, readout);
 }
 
 function advantageOf(tokens, i, advantage) {
