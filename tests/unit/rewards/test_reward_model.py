@@ -102,7 +102,7 @@ def test_the_end_of_a_long_text_is_what_is_judged(classifier: Path) -> None:
 
 
 def test_a_label_that_is_not_there(classifier: Path) -> None:
-    with pytest.raises(ValueError, match="label=1, the model has 1"):
+    with pytest.raises(ValueError, match="label=1, but the model has 1"):
         score(["a"], classifier, label=1)
 
 
