@@ -9,7 +9,7 @@ from rlsys.learner.critic_worker import CriticSetup, CriticWorker
 from rlsys.learner.rank import Share
 from rlsys.learner.ranks import GangGroup
 from rlsys.runtime.balance import balance
-from rlsys.runtime.chunks import Place, chunks_of
+from rlsys.runtime.chunks import ChunkIndex, chunks_of
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.types import Coefficients, ExperienceRow, Reward, RolloutGroup
 
@@ -49,7 +49,10 @@ class CriticGroup(GangGroup):
 
 
 def _whole(
-    groups: Sequence[RolloutGroup], places: Sequence[Sequence[Place]], coefficients: Coefficients, has_reference: bool
+    groups: Sequence[RolloutGroup],
+    places: Sequence[Sequence[ChunkIndex]],
+    coefficients: Coefficients,
+    has_reference: bool,
 ) -> Share:
     """Every trajectory of the groups as one minibatch; a row's group is its place among them."""
     pairs = [(g, s, summary) for g, group in enumerate(groups) for s, summary in enumerate(group.summaries)]

@@ -19,7 +19,7 @@ from rlsys.models.divergence import kl_sums
 from rlsys.models.packing import TokenRow, token_batch
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.models.resolve import load_tokenizer
-from rlsys.runtime.chunks import Place, picked
+from rlsys.runtime.chunks import ChunkIndex, picked
 from rlsys.types import ExperienceRow
 from rlsys.weights.adapter import PackedAdapter, pack
 from rlsys.weights.sender import WeightSender, adapter_state, full_state
@@ -97,7 +97,7 @@ class PolicyWorker(GangWorker):
             bare = scored()
         return scored(), bare
 
-    def reference(self, numbers: Sequence[int], places: Sequence[Sequence[Place]], *chunks: Any) -> list[Any]:
+    def reference(self, numbers: Sequence[int], places: Sequence[Sequence[ChunkIndex]], *chunks: Any) -> list[Any]:
         """The policy without its adapter on the groups at `places`, of which `numbers` are this rank's.
 
         Returns: the divergence summed over each response, a list a group (empty where it is not in the reward); None,

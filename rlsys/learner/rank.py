@@ -17,9 +17,9 @@ from rlsys.config.schema import LearnerConfig
 from rlsys.errors import RlsysError
 from rlsys.learner.engine import build_engine, forget_gradients
 from rlsys.models.packing import TokenBatch, TokenRow, microbatches, token_batch
-from rlsys.runtime.chunks import Place, picked
+from rlsys.runtime.chunks import ChunkIndex, picked
 from rlsys.runtime.garbage import freeze_started
-from rlsys.runtime.spans import Span, Spans
+from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.types import Coefficients, ExperienceRow, Trajectory, ValueEstimate
 
 
@@ -31,7 +31,7 @@ class Share:
     num_tokens: tuple[int, ...]  # trained tokens of each minibatch, all ranks
     coefficients: Coefficients
     policy_version: int
-    places: Sequence[Sequence[Place]]  # of every group's trajectories in the chunks
+    places: Sequence[Sequence[ChunkIndex]]  # of every group's trajectories in the chunks
     has_reference: bool
     has_estimates: bool
 
@@ -126,7 +126,7 @@ class GangWorker:
         self._seed = seed
         self._world_size = config.num_workers
         self._engine: Any = None
-        self._spans = Spans()
+        self._spans = SpanRecorder()
 
     def address(self) -> tuple[str, int]:
         """This node's address and a free port."""

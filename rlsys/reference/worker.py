@@ -15,9 +15,9 @@ from rlsys.config.schema import ReferenceConfig
 from rlsys.models.divergence import kl_sums
 from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, load_policy
-from rlsys.runtime.chunks import Place, picked
+from rlsys.runtime.chunks import ChunkIndex, picked
 from rlsys.runtime.garbage import freeze_started
-from rlsys.runtime.spans import Span, Spans
+from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.types import Trajectory
 
 REFERENCE_FILE = "reference.safetensors"
@@ -42,13 +42,13 @@ class ReferenceWorker:
         policy = load_policy(model_path, DTYPES[dtype], packing=config.packing, trust_remote_code=trust_remote_code)
         self._policy = policy.to(self._device).requires_grad_(False)
         self._whole: dict[str, torch.Tensor] = {}
-        self._spans = Spans()
+        self._spans = SpanRecorder()
         freeze_started()
 
     def ping(self) -> None:
         """Answers once the worker is ready."""
 
-    def logprobs(self, places: Sequence[Sequence[Place]], *chunks: Sequence[Trajectory]) -> list[Any]:
+    def logprobs(self, places: Sequence[Sequence[ChunkIndex]], *chunks: Sequence[Trajectory]) -> list[Any]:
         """Score the groups whose trajectories lie at `places`.
 
         Returns: first the divergence of the policy that sampled, summed over each response, a list per group (none

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Collection
 
-from rlsys.runtime.spans import Spans
+from rlsys.runtime.spans import SpanRecorder
 from rlsys.types import Finished, Trajectory
 
 Answer = tuple[Finished, Trajectory | None]
@@ -16,7 +16,7 @@ Answer = tuple[Finished, Trajectory | None]
 class Outbox:
     """Holds answers until they are taken, and lets the taker wait for them."""
 
-    def __init__(self, spans: Spans) -> None:
+    def __init__(self, spans: SpanRecorder) -> None:
         self._answers: list[Answer] = []
         self._first_at = 0.0
         self._news = asyncio.Event()

@@ -24,7 +24,7 @@ from rlsys.errors import WorkerError
 from rlsys.rewards import Failed, registry
 from rlsys.rewards.entry import bind_reward
 from rlsys.runtime.garbage import freeze_started
-from rlsys.runtime.parent import exit_with_parent
+from rlsys.runtime.processes import exit_with_parent
 from rlsys.scoring.call import RewardLog, RewardRequest, call_reward
 from rlsys.types import Outcome, RewardPart
 

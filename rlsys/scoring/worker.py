@@ -11,9 +11,9 @@ from rlsys.config.schema import ScoringConfig
 from rlsys.models.resolve import load_tokenizer
 from rlsys.rewards import content
 from rlsys.rewards.entry import deadline_of, labelled
-from rlsys.runtime.chunks import Place, picked
+from rlsys.runtime.chunks import ChunkIndex, picked
 from rlsys.runtime.garbage import freeze_started
-from rlsys.runtime.spans import Span, Spans
+from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.combine import combine
 from rlsys.scoring.process import RewardProcess
@@ -52,7 +52,7 @@ class RewardWorker:
             for label, spec in labelled(rewards)
         }
         self._callers = ThreadPoolExecutor(len(self._processes))  # a function that is late keeps no other waiting
-        self._spans = Spans()
+        self._spans = SpanRecorder()
         freeze_started()
 
     def start(self) -> None:
@@ -61,7 +61,7 @@ class RewardWorker:
             process.start()
 
     def score(
-        self, prompts: Sequence[Prompt], step: int, places: Sequence[Place], *chunks: Sequence[Trajectory]
+        self, prompts: Sequence[Prompt], step: int, places: Sequence[ChunkIndex], *chunks: Sequence[Trajectory]
     ) -> tuple[tuple[list[Reward], dict[str, float]], list[str]]:
         """Rewards of the trajectories at `places`, each with its prompt, and the mean of every logged metric; and the
         texts that were scored, to be called for as an object of its own: the driver does not read it."""

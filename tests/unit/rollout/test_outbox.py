@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from rlsys.rollout.outbox import Outbox
-from rlsys.runtime.spans import Spans
+from rlsys.runtime.spans import SpanRecorder
 from rlsys.types import Finished
 
 LONG_S = 30.0
@@ -22,7 +22,7 @@ def run(scenario: Callable[[Outbox], Coroutine[Any, Any, None]]) -> float:
     """Seconds that it took; two requests run at first."""
 
     async def whole() -> None:
-        outbox = Outbox(Spans())
+        outbox = Outbox(SpanRecorder())
         outbox.started()
         outbox.started()
         await scenario(outbox)
