@@ -12,9 +12,7 @@ def _check(*, n_grams: int, max_penalty: float, **_: Any) -> None:
     if n_grams < 1 or n_grams != int(n_grams):
         raise ValueError(f"n_grams={n_grams} must be a whole number, at least 1")
     if max_penalty > 0:
-        raise ValueError(
-            f"max_penalty={max_penalty} must be 0 or negative: it is the score of full repetition"
-        )
+        raise ValueError(f"max_penalty={max_penalty} must be 0 or negative: it is the score of full repetition")
 
 
 @register("repetition_penalty", check=_check)

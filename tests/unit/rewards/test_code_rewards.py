@@ -121,7 +121,10 @@ def test_a_program_that_takes_too_much_fails_its_case_and_is_counted() -> None:
             "programs in 'pyton' cannot be run: did you mean",
         ),
         ({"test_cases": [{"input": ""}]}, "a test case has no 'output'"),
-        ({"language": "javascript", "test_cases": [{"fn_name": "f", "input": [], "output": 1}]}, "only functions in python can be called"),
+        (
+            {"language": "javascript", "test_cases": [{"fn_name": "f", "input": [], "output": 1}]},
+            "only functions in python can be called",
+        ),
     ],
 )
 def test_cases_that_cannot_be_run_are_errors_and_not_the_response_s_fault(info: Mapping[str, Any], said: str) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rlsys.runtime.processes import adopt_orphans
 from rlsys.sandbox.command import python
 from rlsys.sandbox.program import Limits, Program, Result
-from rlsys.runtime.processes import adopt_orphans
 from rlsys.sandbox.run import obstacle, run
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"no sandbox on this machine: {obstacle()}")
