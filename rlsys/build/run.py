@@ -43,7 +43,7 @@ from rlsys.runtime.calls import Calls, fetch
 from rlsys.runtime.cluster import Cluster, Demand
 from rlsys.runtime.lanes import Lanes
 from rlsys.scoring.pool import RewardPool
-from rlsys.scoring.worker import Extent
+from rlsys.scoring.worker import ScoringSetup
 from rlsys.types import Coefficients, Sampling
 from rlsys.weights.broadcaster import AdapterBroadcaster, WeightBroadcaster
 from rlsys.weights.canary import Probe, probe_text
@@ -220,10 +220,7 @@ def adapter_slots(config: Config) -> AdapterSlots | None:
 
 def start_scoring(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> RewardPool:
     """The reward workers."""
-    config = prepared.config
-    extent = Extent(config.train.num_steps, len(prepared.train_prompts) / config.train.prompts_per_step or 1.0)
-    model = (prepared.model_path, config.model.trust_remote_code)
-    return RewardPool(cluster, config.scoring, wanted, config.rewards, *model, extent)
+    return RewardPool(cluster, ScoringSetup.of(prepared), wanted)
 
 
 def _start_reference(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> ReferencePool | None:

@@ -45,7 +45,11 @@ def start_process(command: Sequence[str], **options: Any) -> subprocess.Popen[by
     The kernel ends a child that called `exit_with_parent` with the *thread* that started it; a thread of a pool that
     shrinks would take the child with it.
     """
-    return _STARTER.submit(subprocess.Popen, command, **options).result()
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, **options)
+
+    return _STARTER.submit(start).result()
 
 
 def exit_with_parent() -> None:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
-from rlsys.config.schema import ScoringConfig
 from rlsys.runtime.calls import fetch
 from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster, Demand
-from rlsys.scoring.worker import RewardWorker
+from rlsys.scoring.worker import RewardWorker, ScoringSetup
 from rlsys.types import Prompt, TextRef, TrajectoryRef
 
 HELD_CHUNKS = 16
@@ -20,12 +19,12 @@ HELD_CHUNKS = 16
 class RewardPool:
     """Interchangeable workers, by index."""
 
-    def __init__(self, cluster: Cluster, config: ScoringConfig, demands: list[Demand], *worker_args: Any) -> None:
+    def __init__(self, cluster: Cluster, setup: ScoringSetup, demands: list[Demand]) -> None:
         self._calls = cluster.calls
         self._texts = lru_cache(HELD_CHUNKS)(partial(fetch, who="the object store", what="reading responses"))
         self.names = [demand.name for demand in demands]
-        self.deadline_s = config.deadline_s
-        self._workers = [cluster.start(RewardWorker, demand, config, *worker_args) for demand in demands]
+        self.deadline_s = setup.scoring.deadline_s
+        self._workers = [cluster.start(RewardWorker, demand, setup) for demand in demands]
 
     def start(self, deadline_s: float) -> None:
         """Wait until every worker has loaded its functions."""
