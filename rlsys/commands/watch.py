@@ -38,6 +38,7 @@ def _follow(run_dir: Path, num_steps: int, display: Display, *, once: bool) -> N
     metrics = run_dir / "metrics.jsonl"
     follower = MetricsFollower(metrics)
     rows = follower.rows()
+    # Rows hold no time of day: that of the last one is when the file was written.
     last_row_at = metrics.stat().st_mtime if rows else time.time()
     for row, end in zip(rows, end_times(rows, last_row_at), strict=True):
         display.step(row, at=end)

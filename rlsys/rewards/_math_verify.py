@@ -35,6 +35,7 @@ def verdicts(completions: list[Any], solution: list[Any]) -> list[bool | None]:
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig
 
+    # open-r1's settings: a box first, then a formula after words that announce an answer, never one somewhere else.
     answers = LatexExtractionConfig(
         boxed_match_priority=0, try_extract_without_anchor=False, normalization_config=NormalizationConfig(units=True)
     )

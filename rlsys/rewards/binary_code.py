@@ -7,7 +7,7 @@ from typing import Any
 from rlsys.rewards import Failed, Scores, register
 from rlsys.rewards.code import Code, check_code
 
-THRESHOLD = 0.99
+THRESHOLD = 0.99  # all cases passed: the fraction is a floating-point number
 
 
 @register("binary_code", check=check_code, deadline_s=300.0)

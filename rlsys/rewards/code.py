@@ -53,11 +53,13 @@ class Code:
         **_: Any,
     ) -> Scores:
         """Return one score per completion; rows for which no time was left are timeouts."""
+        # Judging stops by itself before the process is killed: then only the rows that are left are lost.
         end = time.monotonic() + deadline_s - MARGIN_S
         texts = [content(completion) for completion in completions]
         calls = [self._executor.submit(self._judged, *row, end) for row in zip(texts, verification_info, strict=True)]
         found = [call.result() for call in calls]
         results = [result for verdict in found if isinstance(verdict, Verdict) for result in verdict.results]
+        # How often a limit decided: responses that are slow or large, or limits that are too tight.
         for outcome in ("timeout", "memory", "processes", "output"):
             if results:
                 log_metric(f"code/{outcome}", sum(result.outcome == outcome for result in results) / len(results))
@@ -68,7 +70,7 @@ class Code:
             return None
         language = str(info.get("language") or self._language)
         code = fenced(text, language)
-        if code is None:
+        if code is None:  # the response's fault
             return 0.0
         try:
             return judge(code, language, info["test_cases"], self._limits, end)

@@ -44,6 +44,7 @@ def cosine(
             scores.append(None)
             continue
         start, end = (max_value_correct, min_value_correct) if right else (min_value_wrong, max_value_wrong)
+        # Half a cosine from `start` at length 0 to `end` at max_len: flat at both ends.
         progress = min(len(content(completion)) / max_len, 1.0)
         scores.append(end + (start - end) * (1.0 + math.cos(math.pi * progress)) / 2.0)
     return scores

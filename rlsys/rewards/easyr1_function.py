@@ -56,6 +56,7 @@ class EasyR1Function:
         ]
         scores = self._called(inputs)
         for score in scores:
+            # EasyR1 reports every other number of the result, such as the parts `format` and `accuracy`.
             for name, value in score.items():
                 if name != "overall" and value is not None:
                     log_metric(name, value)

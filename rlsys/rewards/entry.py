@@ -77,6 +77,7 @@ def labelled(rewards: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any
     labels: list[str] = []
     for spec in rewards:
         base = str(spec["name"]).rpartition(":")[2]
+        # a.py:score, b.py:score -> score, score_2; a number is skipped if a function already has that name.
         candidates = (base if number == 1 else f"{base}_{number}" for number in itertools.count(1))
         labels.append(next(label for label in candidates if label not in labels))
     return list(zip(labels, [dict(spec) for spec in rewards], strict=True))

@@ -75,9 +75,11 @@ class Http:
         self._columns = columns
         self._batch_size, self._timeout_s = batch_size, timeout_s
         self._max_tries, self._wait_s = max_tries, wait_s
+        # A token comes from the environment, not the configuration, which is written to the run's folder.
         token = secret(token_env, "reward 'http': token_env")
         self._client = httpx.Client(headers={"Authorization": f"Bearer {token}"} if token else {})
         self._executor = ThreadPoolExecutor(num_parallel)
+        # Around each single try: the retries of all threads share the count of failures.
         breaker = CircuitBreaker(breaker_failures, breaker_s, UnavailableError, name=f"reward service {url}")
         self._post_once = breaker.decorate(self._post)
 
@@ -93,7 +95,7 @@ class Http:
         **columns: Sequence[Any],
     ) -> Scores:
         """Return one score per completion; what a function behind `rlsys serve-reward` logged is logged here."""
-        end = time.monotonic() + deadline_s - MARGIN_S
+        end = time.monotonic() + deadline_s - MARGIN_S  # then the rows are errors, not a killed process
         parts = batches(prompts, self._batch_size)
         sent = self._sendable(columns)
         bodies = [
@@ -202,7 +204,7 @@ def batches(prompts: Sequence[Any], size: int) -> list[slice]:
     start = 0
     for _, same in itertools.groupby(prompts):
         end = start + len(list(same))
-        if found and end - found[-1].start <= size:
+        if found and end - found[-1].start <= size:  # this prompt's rows still fit
             found[-1] = slice(found[-1].start, end)
         else:
             found.append(slice(start, end))
@@ -226,6 +228,7 @@ def _log(replies: Sequence[dict[str, Any] | Failed], sizes: Sequence[int], log_m
     names = {name for reply in sent for name in (reply.get("extra") or {})}
     for name in sorted(names):
         columns = [(reply.get("extra") or {}).get(name) for reply in sent]
+        # Batches that failed or sent a column of another length have no entries for their rows.
         rows = [c if c and len(c) == size else [None] * size for c, size in zip(columns, sizes, strict=True)]
         log_extra(name, [value for column in rows for value in column])
 

@@ -52,6 +52,7 @@ def json_schema(completions: list[Any], *, schema: Any, fenced: bool = False, **
 
 def _fits(text: str, validator: Any, fenced: bool) -> bool:
     if fenced:
+        # The last block: earlier ones may be drafts.
         blocks = BLOCK.findall(text)
         if not blocks:
             return False

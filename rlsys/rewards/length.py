@@ -24,6 +24,7 @@ def length(prompts: list[Any], completions: list[Any], solution: list[Any], **_:
     lengths = [len(content(completion)) for completion in completions]
     rows = zip(prompts, solution, lengths, verdicts(completions, solution), strict=True)
     scores: Scores = []
+    # By prompt and solution: data sets may repeat a prompt with another solution.
     for _prompt, group in itertools.groupby(rows, key=lambda row: row[:2]):
         scores += _compared([row[2:] for row in group])
     return scores

@@ -93,9 +93,11 @@ class LlmJudge:
         ]
         slots = asyncio.Semaphore(self._num_parallel)
         # The client retries connection errors and the statuses 408, 409, 429 and 5xx, after random waits that double.
+        # A client per call: it belongs to the event loop, and no connection stays open between steps.
         async with AsyncOpenAI(
             base_url=self._url, api_key=self._key, timeout=self._timeout_s, max_retries=self._max_tries - 1
         ) as client:
+            # Wait for all, but not longer than the deadline: rows that are done keep their grades.
             tasks = [asyncio.create_task(self._grade(client, slots, request)) for request in requests]
             await asyncio.wait(tasks, timeout=max(deadline_s - MARGIN_S, 0.0))
             scores = [_result(task, deadline_s) for task in tasks]

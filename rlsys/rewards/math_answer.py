@@ -22,7 +22,7 @@ def math_answer(completions: list[Any], answer: list[Any], *, marker: str = "###
     scores: Scores = []
     for completion, expected in zip(completions, answer, strict=True):
         correct = "" if expected is None else str(expected).rpartition(marker)[2].strip()
-        gold = _expressions(parse(f"${correct}$"))
+        gold = _expressions(parse(f"${correct}$"))  # as a formula: bare LaTeX would not be found
         if not gold:
             scores.append(None)
             continue

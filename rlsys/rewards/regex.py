@@ -44,6 +44,7 @@ def regex(
         full_match: whether the pattern must match the whole response instead of some part.
     """
     expression = _compiled(pattern=pattern, flags=flags)
+    # Only a pattern that captures an answer is compared with the data's answers.
     compares = answer is not None and "answer" in expression.groupindex
     wanted = answer if answer is not None and compares else [None] * len(completions)
     scores: Scores = []

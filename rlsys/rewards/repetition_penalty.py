@@ -27,5 +27,6 @@ def repetition_penalty(completions: list[Any], *, n_grams: int = 3, max_penalty:
 
 
 def _repeated(words: list[str], n: int) -> float:
+    # "a b a b" with n = 2 has the n-grams ab, ba, ab: one of three is repeated.
     grams = [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0

@@ -62,6 +62,7 @@ class RewardModel:
         # another position than a text alone.
         self._model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         self._model.config.pad_token_id = self._tokenizer.pad_token_id
+        # Cut on the left, so that the end of the response is judged.
         self._tokenizer.padding_side, self._tokenizer.truncation_side = "right", "left"
         self._label, self._score, self._batch_size = label, score, batch_size
         self._max_tokens = max_tokens or longest_text(self._model.config, self._tokenizer)
@@ -69,6 +70,7 @@ class RewardModel:
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> Scores:
         """Return one score per completion."""
         texts = [self._text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        # Texts of similar length together: less padding in each batch.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index][0]))
         scores: list[Any] = [None] * len(texts)
         for start in range(0, len(order), self._batch_size):

@@ -27,5 +27,5 @@ def soft_overlong_punishment(
         buffer_tokens: the number of tokens over which the score falls.
     """
     _check(max_response_tokens=max_response_tokens, buffer_tokens=buffer_tokens)
-    start = max_response_tokens - buffer_tokens
+    start = max_response_tokens - buffer_tokens  # where the score begins to fall
     return [-min(max(len(ids) - start, 0) / buffer_tokens, 1.0) for ids in completion_ids]

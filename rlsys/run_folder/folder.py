@@ -79,6 +79,7 @@ class RunFolder:
         if not file.is_file():
             return {}
         try:
+            # resolve=False: environment variables of the machine that ran it may not exist here.
             options = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
         except (YAMLError, UnicodeDecodeError, OSError) as error:
             raise DataError(f"{file} is not readable YAML: {error}") from error
@@ -166,6 +167,7 @@ def overridden(base: DictConfig, changed: DictConfig, overrides: Sequence[str]) 
     result = OmegaConf.create(base)
     keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
     nodes = [GROUP_NODES.get(key, key) for key in keys]
+    # Nodes without a dot are groups: they come first, so that a key inside of them is not replaced by its group.
     for node in sorted(nodes, key=lambda name: "." in name):
         if node == "experiment":
             raise ConfigError("experiment=... cannot be given with a run's folder: the run has its own configuration")

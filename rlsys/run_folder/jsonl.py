@@ -41,7 +41,7 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
     rows = {}
     for number, row in json_rows(path):
         step, numbers = _metrics(row, f"{path}, line {number}")
-        rows[step] = numbers
+        rows[step] = numbers  # a step that was run again after a resume replaces the earlier row
     return [rows[step] for step in sorted(rows)]
 
 
@@ -81,6 +81,7 @@ class MetricsFollower:
                 self._offset = 0
             file.seek(self._offset)
             data = file.read()
+        # A line without its end is being written: it is read again with its end.
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         return whole.splitlines()

@@ -13,6 +13,7 @@ def balance(weights: Sequence[int], num_parts: int) -> list[list[int]]:
     parts: list[list[int]] = [[] for _ in range(num_parts)]
     loads = [0] * num_parts
     for index in sorted(range(len(weights)), key=lambda i: (-weights[i], i)):
+        # Ties go to the first part, so that the result is the same everywhere.
         lightest = min(range(num_parts), key=lambda part: (loads[part], part))
         parts[lightest].append(index)
         loads[lightest] += weights[index]

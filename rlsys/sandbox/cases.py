@@ -68,7 +68,7 @@ def judge(code: str, language: str, cases: Sequence[Mapping[str, Any]], limits: 
     num_passed = 0
     for program, case in zip(programs, cases, strict=True):
         left = end - time.monotonic()
-        if left < limits.wall_s:
+        if left < limits.wall_s:  # the next run might be cut off through no fault of the program
             raise OutOfTimeError
         result = run(program, limits)
         if result.outcome == "refused":
@@ -112,7 +112,7 @@ def _program(code: str, language: str, case: Mapping[str, Any]) -> Program:
         node = os.path.realpath(shutil.which("node") or "node")
         made = Program([node, file], {file: code}, str(given), reserves_memory=True)
     else:
-        made = Program([python(), "-I", file], {file: code}, str(given))
+        made = Program([python(), "-I", file], {file: code}, str(given))  # -I: no user site, no PYTHON* variables
     if not name:
         return made
     if language != "python" or not str(name).isidentifier():
@@ -127,6 +127,7 @@ def _passes(result: Result, case: Mapping[str, Any]) -> bool:
     if result.outcome != "ok":
         return False
     if not case.get("fn_name"):
+        # Trailing white space is the commonest difference that no judge means.
         return _lines(result.stdout) == _lines(str(case["output"]))
     try:
         returned = json.loads(result.stdout.strip().rpartition("\n")[2])

@@ -45,19 +45,23 @@ def sandbox_command(
         status_fd: an open descriptor for bubblewrap's report.
     """
     command = ["timeout", "-s", "KILL", str(math.ceil(limits.wall_s) + GRACE_S), shutil.which("bwrap") or "bwrap"]
+    # No network, no other processes, no environment; and the sandbox ends with the process that started it.
     command += ["--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
     command += ["--seccomp", str(filter_fd), "--json-status-fd", str(status_fd)]
+    # What programs need of the system, all of it read-only.
     for path in dict.fromkeys((*SYSTEM, base_prefix(), *_tools(program))):
         command += _bound(path)
+    # The only writable folders are in memory, with a size limit; everything else is read-only from here on.
     command += ["--dev", "/dev", "--size", str(limits.disk_mib * 2**20), "--tmpfs", HOME, "--chdir", HOME]
     command += ["--size", str(2**20), "--tmpfs", "/dev/shm", "--remount-ro", "/dev", "--remount-ro", "/"]
     command += ["--uid", "65534", "--gid", "65534", "--hostname", "sandbox"]
     command += ["--setenv", "HOME", HOME, "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "LANG", "C.UTF-8"]
     for name, descriptor in files.items():
         command += ["--file", str(descriptor), f"{HOME}/{name}"]
+    # One second after SIGXCPU the kernel sends SIGKILL. --nproc counts threads too.
     command += ["--", "prlimit", f"--cpu={limits.cpu_s}:{limits.cpu_s + 1}", "--core=0", "--nofile=64"]
     command += [f"--fsize={limits.disk_mib * 2**20}", f"--nproc={limits.processes + limits.threads}"]
-    if not program.reserves_memory:
+    if not program.reserves_memory:  # else resident memory is watched from outside
         command.append(f"--as={limits.memory_mib * 2**20}")
     return [*command, "--", *program.command]
 
@@ -92,6 +96,8 @@ def filter_bytes(*, may_fork: bool) -> bytes:
         for name in ("fork", "vfork"):
             if pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) >= 0:
                 made.add_rule(refuse, name)
+        # A clone that makes a thread is allowed, any other is not. The flags of clone3 are in memory, which filters
+        # cannot read, so it must not exist.
         made.add_rule(refuse, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, CLONE_THREAD, 0))
         made.add_rule(pyseccomp.ERRNO(NO_SUCH_CALL), "clone3")
     descriptor = os.memfd_create("filter")

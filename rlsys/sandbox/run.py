@@ -60,7 +60,7 @@ def run(program: Program, limits: Limits) -> Result:
             stderr=subprocess.PIPE,
             env={name: os.environ[name] for name in KEPT if name in os.environ},
             pass_fds=[*files.values(), filter_fd, status_fd],
-            start_new_session=True,
+            start_new_session=True,  # a process group of its own, which _end kills as a whole
         )
         stack.callback(_end, process)
         result = _watched(process, limits)
@@ -122,7 +122,7 @@ class _Streams:
         self._text = {process.stdout: bytearray(), process.stderr: bytearray()}
         self._selector = selectors.DefaultSelector()
         for stream in self._text:
-            os.set_blocking(stream.fileno(), False)
+            os.set_blocking(stream.fileno(), False)  # a read must not wait for a program that writes nothing
             self._selector.register(stream, selectors.EVENT_READ)
 
     def read(self, wait_s: float) -> None:
@@ -156,13 +156,14 @@ def _watched(process: subprocess.Popen[bytes], limits: Limits) -> Result:
     streams = _Streams(process, limits.output_kib * 1024)
     reached: ProgramOutcome | None = None
     next_look = started + WATCH_S
+    # Streams may stay open longer than the process: a child of the program may hold them.
     while reached is None and (process.poll() is None or streams.is_open):
         now = time.monotonic()
         if now - started > limits.wall_s:
             reached = "timeout"
         elif streams.is_full:
             reached = "output"
-        elif now >= next_look:
+        elif now >= next_look:  # not at every turn: a look costs more than reading the streams
             reached, next_look = _over(process.pid, limits), now + WATCH_S
         if streams.is_open:
             streams.read(min(WATCH_S, max(0.0, started + limits.wall_s - now)))
@@ -202,6 +203,7 @@ def _outcome(status: int, stderr: str, *, had_time: bool) -> ProgramOutcome:
     """
     if status == 0:
         return "ok"
+    # An allocation beyond the limit of address space fails; Python then ends with this error.
     last = stderr.rstrip().rpartition("\n")[2]
     if last.startswith("MemoryError"):
         return "memory"

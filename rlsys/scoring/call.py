@@ -112,6 +112,7 @@ def call_reward(function: Callable[..., Any], request: RewardRequest, log: Rewar
         ValueError: the function returned another number of scores than rows.
         Exception: whatever the function raises.
     """
+    # Columns first: rlsys's own arguments win over columns of the same name.
     arguments: dict[str, Any] = {
         **request.columns,
         "prompts": list(request.prompts),

@@ -96,6 +96,7 @@ class RewardProcess:
         rows: list[RewardPart] = []
         log = RewardLog()
         end = time.monotonic() + max(self._call_deadline_s, self._row_deadline_s)
+        # Rows that share a prompt must stay together for a function that compares them; else each row is tried alone.
         for size in request.runs_of_prompts() if self._whole_groups else [1] * len(request):
             left = end - time.monotonic()
             if left <= 0:
@@ -118,7 +119,7 @@ class RewardProcess:
                 raise
             raise self._failed("error", str(error)) from error  # a failed restart costs a call, not the run
         try:
-            pipe.send(replace(request, deadline_s=deadline_s))
+            pipe.send(replace(request, deadline_s=deadline_s))  # the function may ask how much time it has
             if not pipe.poll(deadline_s):
                 self.close()
                 raise self._failed("timeout", f"no result within {deadline_s:g} s; its process was killed")
@@ -187,7 +188,7 @@ def serve(pipe: Connection) -> None:
         pipe.send(Reply(error=traceback.format_exc(limit=5)))
         return
     freeze_started()
-    pipe.send(Reply())
+    pipe.send(Reply())  # loaded: deadlines of calls start to count
     while True:
         try:
             request: RewardRequest = pipe.recv()

@@ -73,6 +73,7 @@ class RewardWorker:
 
     def start(self) -> None:
         """Load every function. Raises WorkerError for one that cannot be loaded."""
+        # At the same time: most of it is imports.
         list(self._threads.map(RewardProcess.start, self._processes.values()))
 
     def score(
@@ -121,6 +122,7 @@ class RewardWorker:
     def _request(self, prompts: Sequence[Prompt], step: int, trajectories: Sequence[Trajectory]) -> RewardRequest:
         ids = [trajectory.response_ids.tolist() for trajectory in trajectories]
         responses = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        # Data sets may have different columns; a row without a column has None there.
         names = sorted({name for prompt in prompts for name in prompt.columns})
         return RewardRequest(
             prompts=[prompt.text for prompt in prompts],

@@ -72,6 +72,7 @@ def _text(name: str, step: int, rows: Sequence[dict[str, Any]], config: Config, 
 
 
 def _evaluations(rows: Sequence[dict[str, Any]]) -> str:
+    # Evenly spaced rows, with the first and the last.
     chosen = rows if len(rows) <= MAX_ROWS else [rows[i * (len(rows) - 1) // (MAX_ROWS - 1)] for i in range(MAX_ROWS)]
     lines = [f"| {row['step']:.0f} | {row['eval/accuracy']:.3f} | {row['eval/reward/mean']:.4g} |" for row in chosen]
     head = "## Held-out evaluation (greedy)\n\n| step | accuracy | mean reward |\n|---:|---:|---:|\n"

@@ -73,6 +73,7 @@ def merge_adapter(base: str, adapter: Path, target: Path, *, trust_remote_code: 
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    # bfloat16 would round away small changes of the adapter while it is added.
     stored = getattr(AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code), "dtype", None)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=trust_remote_code)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()

@@ -37,6 +37,7 @@ def write_curve(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
 def _series(points: Sequence[tuple[float, float]], label: str, color: str, number: int) -> str:
     steps, values = [step for step, _ in points], [value for _, value in points]
     low, high = min(values), max(values)
+    # A curve that never changes, or of one step, has no extent: it is drawn at the bottom or on the left.
     span, length = (high - low) or 1.0, (max(steps) - min(steps)) or 1.0
     points_text = " ".join(
         f"{MARGIN + (step - min(steps)) / length * (WIDTH - 2 * MARGIN):.1f},"

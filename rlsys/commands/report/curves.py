@@ -103,7 +103,7 @@ def choose_panels(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
     panels, shown = [], set(HIDDEN)
     for panel in PANELS:
         labels = {key: label for key, label in _matching(panel.keys, known) if not _matches(panel.exclude, key)}
-        shown.update(labels)
+        shown.update(labels)  # also those that are hidden because they are 0: they get no small plot either
         if panel.skip_zero:
             labels = {key: label for key, label in labels.items() if key in nonzero}
         if labels:

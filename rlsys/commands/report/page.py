@@ -65,6 +65,7 @@ def render(runs: Sequence[RunFolder], rollouts: Sequence[Rollouts], notes: Seque
             "version": rlsys.__version__,
         }
     )
+    # One script in a function of its own: no global names, and one hash in the policy.
     script = '"use strict";\n(() => {\n' + "\n".join(_static(f"{name}.js") for name in SCRIPTS) + "\n})();\n"
     bokeh = plotting_script()
     chunks["bokeh"] = compressed(bokeh)

@@ -74,6 +74,7 @@ class Collector:
             self.rollouts.index.setdefault(name, []).append(value)
         self._measure(line["advantage"], *text.get("tokens", {}).get("advantages", ()))
         self._texts.append(text)
+        # A rough size: a token's piece with its numbers is about 12 characters, the rest of a row about 100.
         self._size += len(text["response"]) + 12 * len(text.get("tokens", {}).get("pieces", ())) + 100
         self._count += 1
         if self._size > CHUNK_CHARACTERS:
@@ -180,7 +181,7 @@ def _groups(file: Path, count: int) -> Iterator[list[dict[str, Any]]]:
         if group and row.get("group_id") != group[0].get("group_id"):
             yield group
             taken, group = taken + len(group), []
-        if taken and taken + len(group) >= count:
+        if taken and taken + len(group) >= count:  # the group is not complete yet, and would already be too many
             return
         group.append(row)
     if group:

@@ -28,6 +28,7 @@ class TokenTexts:
         pieces = [self._piece(token) for token in ids]
         start = 0
         while start < len(pieces):
+            # A character of several bytes may be spread over several tokens: find the shortest run that is complete.
             window = ids[start : start + MAX_SHARED] if UNFINISHED in pieces[start] else ()
             length = next((n for n in range(2, len(window) + 1) if UNFINISHED not in self._decode(window[:n])), 1)
             if length > 1:
@@ -43,6 +44,7 @@ class TokenTexts:
     def _decode(self, ids: Sequence[int]) -> str:
         front = self._plain(self._anchor)
         text = self._plain([*self._anchor, *ids])
+        # A token may merge with the anchor; then it is decoded alone.
         return text.removeprefix(front) if text.startswith(front) else self._plain(ids)
 
     def _plain(self, ids: Sequence[int]) -> str:

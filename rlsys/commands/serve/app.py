@@ -71,12 +71,13 @@ class Processes:
 
 def build_app(processes: Processes, token: str | None, deadline_s: float) -> FastAPI:
     """Return the service: `POST /score`, which requires the bearer token if there is one, and `GET /health`."""
-    wait_s = WAIT * deadline_s
+    wait_s = WAIT * deadline_s  # then the client gets 503, and has time to try again
     app = FastAPI(title="rlsys reward service", docs_url=None, redoc_url=None, openapi_url=None)
     bearer = HTTPBearer(auto_error=False)
 
     def authorised(credentials: HTTPAuthorizationCredentials | None = Depends(bearer)) -> None:  # noqa: B008
         given = credentials.credentials if credentials is not None else ""
+        # Compared in constant time: the time must not show how much of a guess is right.
         if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
             raise HTTPException(401, "the request has no valid bearer token")
 

@@ -81,6 +81,7 @@ def read_costs(run: RunFolder, config: Config, skip: int = 2) -> Costs:
     rollouts = [[response for _, response in json_rows(files[int(_value(row, "step"))])] for row in rows]
     responses = [response for step in rollouts for response in step]
     tokens = [sum(response["response_tokens"] for response in step) for step in rollouts]
+    # With an adapter the learner also computes the reference: as work of the learner it slows down with fewer ranks.
     learner_stages = ("update", "reference") if learner_is_reference(config) else ("update",)
     update, update_token = _line(tokens, [_stages_s(row, learner_stages) for row in rows])
     per_step = len(responses) / len(rows)
@@ -140,6 +141,7 @@ def _intervals(
     begins = _begins(starts, ends, max_num_seqs)
     edges = np.unique(np.concatenate([begins, ends]))
     left, right = edges[:-1], edges[1:]
+    # Between two neighbouring edges nothing begins or ends, so the number of running sequences is constant.
     alive = (begins[:, None] <= left[None]) & (ends[:, None] >= right[None])
     running = alive.sum(axis=0)
     slack = 1e-3  # requests that arrive together start within a millisecond
@@ -154,7 +156,7 @@ def _begins(starts: np.ndarray, ends: np.ndarray, max_num_seqs: int) -> np.ndarr
     for index in np.argsort(starts, kind="stable"):
         while running and running[0] <= starts[index]:
             heapq.heappop(running)
-        if len(running) >= max_num_seqs:
+        if len(running) >= max_num_seqs:  # it waited for the first running response to end
             begins[index] = heapq.heappop(running)
         heapq.heappush(running, float(ends[index]))
     return begins
@@ -163,6 +165,7 @@ def _begins(starts: np.ndarray, ends: np.ndarray, max_num_seqs: int) -> np.ndarr
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     """Return intercept and slope, neither negative; if all x are nearly equal, everything is slope."""
     xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    # Steps of nearly equal size, or of noise, cannot separate a constant part from one per token.
     spread = xs.std() / max(xs.mean(), 1e-12)
     slope = float(((xs - xs.mean()) * (ys - ys.mean())).sum() / max(((xs - xs.mean()) ** 2).sum(), 1e-12))
     intercept = float(ys.mean() - slope * xs.mean())

@@ -55,6 +55,7 @@ class MLflow:
         """Send one row in one request."""
         from mlflow.entities import Metric
 
+        # One request per step, not one per metric.
         now_ms = int(time.time() * 1000)
         rows = [Metric(_key(key), value, now_ms, step) for key, value in finite_items(metrics).items()]
         self._client.log_batch(self._id, metrics=rows)

@@ -16,6 +16,7 @@ class TensorBoard:
         """Open an event file."""
         from torch.utils.tensorboard import SummaryWriter
 
+        # TensorBoard shows events from this step on only from the newest file.
         purge_step = run.resume_step + 1 if run.resume_step else None
         self._writer = SummaryWriter(str(run.run_dir), purge_step=purge_step)
 

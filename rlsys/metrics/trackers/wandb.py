@@ -53,7 +53,7 @@ class WeightsAndBiases:
             entity=entity,
             name=run_name or run.run_dir.name,
             group=group,
-            id=run.run_id,
+            id=run.run_id,  # the same after a resume, so that W&B continues the run
             resume="allow" if run.resume_step else None,
             dir=str(run.run_dir),
             config=dict(run.config),
