@@ -41,7 +41,7 @@ from rlsys.orchestrator.batch import StepBatch
 from rlsys.preflight.prepare import prepare
 from rlsys.reference.policy import FrozenReference
 from rlsys.run_folder.checkpoint import RunState
-from rlsys.run_folder.metrics import RunLog
+from rlsys.run_folder.metrics import MetricsWriter
 from rlsys.train import train
 from rlsys.types import Prompt, Sample, ScoringUnit
 
@@ -187,7 +187,7 @@ async def _step_s(run: Run, staleness: int, num_steps: int, folder: Path) -> tup
     """Return the seconds of each step, and the driver's CPU seconds per step."""
     before = run.prepared.config
     config = replace(before, train=replace(before.train, max_staleness=staleness, num_steps=num_steps))
-    display, log = ClockedDisplay(num_steps), RunLog(folder, config.logging)
+    display, log = ClockedDisplay(num_steps), MetricsWriter(folder, config.logging)
     broadcaster = build_broadcaster(config, run.roles)
     stretch = build_run(
         replace(run.prepared, config=config), folder, run.roles, broadcaster, RunState(0, 0), log, None, display

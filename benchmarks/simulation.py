@@ -26,6 +26,7 @@ from rlsys.commands.simulate.costs import Costs, read_costs
 from rlsys.commands.simulate.run import Simulation
 from rlsys.config.schema import Config
 from rlsys.preflight.prepare import prepare
+from rlsys.run_folder.folder import RunFolder
 from rlsys.train import train
 
 GOAL = 0.15
@@ -98,7 +99,7 @@ def _run(workload: Workload, folder: Path, workers: int, staleness: int, num_ste
     asyncio.run(run())
     gaps = [end - start for start, end in zip(display.done_at, display.done_at[1:], strict=False)]
     counted = gaps[SKIP : len(gaps) - staleness - 1]
-    return Measured(config, read_costs(folder, config, skip=SKIP), statistics.mean(counted))
+    return Measured(config, read_costs(RunFolder(folder), config, skip=SKIP), statistics.mean(counted))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from rlsys.metrics.display import Display
 from rlsys.metrics.step import Metrics, StageClock, reward_metrics, rollout_metrics
 from rlsys.orchestrator.batch import StepBatch
 from rlsys.orchestrator.orchestrator import Orchestrator
-from rlsys.run_folder.metrics import RunLog
+from rlsys.run_folder.metrics import MetricsWriter
 from rlsys.run_folder.rollouts import RolloutWriter
 from rlsys.runtime.timeline_collector import TimelineCollector
 from rlsys.types import Experience, Update
@@ -30,7 +30,7 @@ class Recorder:
         self,
         clock: StageClock,
         orchestrator: Orchestrator,
-        log: RunLog,
+        log: MetricsWriter,
         rollouts: RolloutWriter,
         display: Display,
         timeline: TimelineCollector | None,

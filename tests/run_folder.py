@@ -103,7 +103,7 @@ def metrics(recipe: Recipe, step: int) -> dict[str, Any]:
         "correction/ratio/max": 1.3,
         "throughput/tokens_per_s": 5000 + 800 * wave,
         "time/rollout_s": 2.0 + wave,
-        "time/reward_s": 0.2,
+        "time/scoring_s": 0.2,
         "time/update_s": 1.5,
         "time/broadcast_s": 0.1,
         "time/step_s": 4.1,

@@ -26,7 +26,6 @@ from rlsys.learner.policy_group import PolicyGroup
 from rlsys.learner.setup import CriticSetup, PolicySetup
 from rlsys.metrics.display import Display
 from rlsys.metrics.step import StageClock
-from rlsys.metrics.timeline import Timeline, timeline_path
 from rlsys.orchestrator.admission import Admission
 from rlsys.orchestrator.experience import ExperienceBuilder
 from rlsys.orchestrator.orchestrator import GroupRule, Orchestrator
@@ -42,15 +41,16 @@ from rlsys.rollout.pool import RolloutPool
 from rlsys.rollout.served_adapters import AdapterSlots
 from rlsys.rollout.worker import EngineModel
 from rlsys.run_folder.checkpoint import RunState
-from rlsys.run_folder.metrics import RunLog
+from rlsys.run_folder.metrics import MetricsWriter
 from rlsys.run_folder.rollouts import RolloutWriter
+from rlsys.run_folder.timeline import TimelineWriter, timeline_path
 from rlsys.runtime.calls import fetch
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.garbage import collect_rarely
 from rlsys.runtime.room import Demand
 from rlsys.runtime.timeline_collector import TimelineCollector
 from rlsys.scoring.pool import RewardPool
-from rlsys.scoring.worker import Extent
+from rlsys.scoring.worker import ScoringSetup
 from rlsys.types import Sampling
 from rlsys.weights.backend import weight_backend
 from rlsys.weights.broadcaster import AdapterBroadcaster, Broadcaster, WeightBroadcaster
@@ -142,11 +142,11 @@ async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Async
         broadcaster = build_broadcaster(config, roles)
         await broadcaster.open()
         state, folder = newest(config, run_dir)
-        log = RunLog(run_dir, config.logging, resume_step=state.step, settings=asdict(config))
+        log = MetricsWriter(run_dir, config.logging, resume_step=state.step, settings=asdict(config))
         stack.callback(log.close)
         timeline = None
         if config.logging.timeline:
-            file = Timeline(timeline_path(run_dir, state.step))
+            file = TimelineWriter(timeline_path(run_dir, state.step))
             stack.callback(file.close)
             timeline = TimelineCollector(cluster.calls, roles.all, file.add)
         run = build_run(prepared, run_dir, roles, broadcaster, state, log, timeline, display)
@@ -221,7 +221,7 @@ def build_run(
     roles: Roles,
     broadcaster: Broadcaster,
     state: RunState,
-    log: RunLog,
+    log: MetricsWriter,
     timeline: TimelineCollector | None,
     display: Display,
 ) -> Run:
@@ -295,10 +295,7 @@ def adapter_slots(config: Config) -> AdapterSlots | None:
 
 def start_scoring(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> RewardPool:
     """Start the reward workers' processes."""
-    config = prepared.config
-    extent = Extent(config.train.num_steps, len(prepared.train_prompts) / config.train.prompts_per_step or 1.0)
-    model = (prepared.model_path, config.model.trust_remote_code)
-    return RewardPool(cluster, config.scoring, wanted, config.rewards, *model, extent)
+    return RewardPool(cluster, ScoringSetup.of(prepared), wanted)
 
 
 def _reference(config: Config, roles: Roles) -> Reference:

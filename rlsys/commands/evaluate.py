@@ -14,10 +14,10 @@ from rlsys.commands.libraries import quiet_libraries
 from rlsys.commands.overrides import add_overrides
 from rlsys.config.compose import composed, to_config
 from rlsys.config.overrides import names_a_run
-from rlsys.config.paths import absolute, expanded
+from rlsys.config.paths import expanded
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
-from rlsys.run_folder.finished import FinishedRun, overridden
+from rlsys.run_folder.folder import RunFolder, overridden
 
 if TYPE_CHECKING:  # `rlsys eval --help` and completion load no torch
     from rlsys.evaluation.evaluate import Evaluation, Evaluations, Responses
@@ -102,8 +102,8 @@ def as_json(prepared: Prepared, results: Sequence[Evaluation]) -> dict[str, Any]
 
 def config_of(target: str | None, overrides: Sequence[str], *, step: int | None = None) -> Config:
     """Return the configuration to evaluate: a run's own, or the defaults with a model; both with `overrides`."""
-    if target is not None and FinishedRun.is_one(target):
-        run = FinishedRun(Path(absolute(target)))
+    if target is not None and RunFolder.is_run(target):
+        run = RunFolder.open(target)
         own = run.composed()
         config = to_config(overridden(own, composed(overrides), overrides) if overrides else own)
         checkpoint = run.checkpoint(step)

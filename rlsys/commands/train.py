@@ -89,12 +89,11 @@ def run(options: argparse.Namespace) -> None:
 
 def train_job(job: Job) -> Path:
     """Check, prepare and train one run; return its folder. Raise RlsysError, before Ray starts where possible."""
-    from omegaconf import OmegaConf
-
     from rlsys.build.run import open_run
     from rlsys.metrics.display import Display
     from rlsys.preflight.checks import check_resume, check_run_dir
     from rlsys.preflight.prepare import prepare
+    from rlsys.run_folder.folder import RunFolder
     from rlsys.runtime.interrupt import run_until_interrupted
     from rlsys.train import train
 
@@ -105,9 +104,7 @@ def train_job(job: Job) -> Path:
     check_run_dir(run_dir, job.config.resume)
     prepared = prepare(dataclasses.replace(job.config, run_dir=str(run_dir)))
     # Nothing is written before everything has been checked.
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.structured(prepared.config), run_dir / "config.yaml")
-    prepared.tokenizer().save_pretrained(run_dir / "tokenizer")
+    RunFolder.create(run_dir, prepared.config, prepared.tokenizer())
     logger.info("run %s: starting Ray, engines and learner (about half a minute)", run_dir)
     display = Display(prepared.config.train.num_steps)
 

@@ -136,19 +136,19 @@ def _evaluation(
     samples = [[reward.total >= bar for reward in group if reward.total is not None] for group in drawn]
     answered = [hits for hits in samples if hits]
     pass_at = {}
-    for k in intervals.powers(config.eval.num_samples) if answered else ():
-        values = [intervals.pass_at(len(hits), sum(hits), k) for hits in answered if len(hits) >= k]
+    for k in intervals.reported_ks(config.eval.num_samples) if answered else ():
+        values = [intervals.pass_at_k(len(hits), sum(hits), k) for hits in answered if len(hits) >= k]
         if values:
-            pass_at[k] = intervals.mean(values, level)
+            pass_at[k] = intervals.bootstrap_mean(values, level)
     return Evaluation(
         label=eval_set.label,
-        accuracy=intervals.share([total >= bar for total in valid], level),
+        accuracy=intervals.wilson_interval([total >= bar for total in valid], level),
         reward_mean=float(np.mean(valid)),
         num_prompts=len(greedy),
         num_failed=len(greedy) - len(valid),
         num_samples=config.eval.num_samples,
         num_failed_samples=sum(map(len, drawn)) - sum(map(len, samples)),
-        mean_at=intervals.mean([float(np.mean(hits)) for hits in answered], level) if answered else None,
+        mean_at=intervals.bootstrap_mean([float(np.mean(hits)) for hits in answered], level) if answered else None,
         pass_at=pass_at,
     )
 

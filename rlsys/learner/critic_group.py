@@ -10,7 +10,7 @@ from rlsys.learner.rank_batch import RankBatch
 from rlsys.learner.rank_group import RankGroup
 from rlsys.learner.setup import CriticSetup
 from rlsys.runtime.balance import balance
-from rlsys.runtime.chunks import Place, chunks_of
+from rlsys.runtime.chunks import ChunkIndex, chunks_of
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.room import Demand
 from rlsys.types import Coefficients, ExperienceRow, ScoredGroup
@@ -53,7 +53,7 @@ class CriticGroup(RankGroup):
 
 def _whole(
     groups: Sequence[ScoredGroup],
-    chunk_indices: Sequence[Sequence[Place]],
+    chunk_indices: Sequence[Sequence[ChunkIndex]],
     coefficients: Coefficients,
     *,
     has_reference: bool,

@@ -18,7 +18,7 @@ from rlsys.models.packing import TokenBatch
 from rlsys.models.padding import pad
 from rlsys.models.policy import DTYPES
 from rlsys.models.value import load_critic
-from rlsys.types import ValueEstimate
+from rlsys.types import NonFiniteTrajectory, ValueEstimate
 
 Rewards = Sequence[Sequence[float | None]]  # totals per group and sample; None where a reward failed
 WHITEN_EPS = 1e-8  # added to the standard deviation

@@ -19,7 +19,7 @@ from rlsys.models.lora import load_adapter, peft_config, without_adapters, write
 from rlsys.models.packing import TokenRow, token_batch
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.models.resolve import load_tokenizer
-from rlsys.runtime.chunks import Place, picked
+from rlsys.runtime.chunks import ChunkIndex, picked
 from rlsys.types import ExperienceRow
 from rlsys.weights.gather import adapter_state, full_state
 from rlsys.weights.packed_adapter import PackedAdapter, pack_adapter
@@ -91,7 +91,9 @@ class PolicyServices(Rank):
             bare = scored()
         return scored(), bare
 
-    def reference(self, numbers: Sequence[int], chunk_indices: Sequence[Sequence[Place]], *chunks: Any) -> list[Any]:
+    def reference(
+        self, numbers: Sequence[int], chunk_indices: Sequence[Sequence[ChunkIndex]], *chunks: Any
+    ) -> list[Any]:
         """Compute the reference's log-probabilities: those of the policy without its adapter.
 
         Args:

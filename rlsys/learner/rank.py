@@ -19,7 +19,7 @@ from rlsys.learner.rank_batch import EMPTY_ITEM, TrainItem
 from rlsys.models.packing import TokenBatch, microbatches, token_batch
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
-from rlsys.runtime.spans import Span, Spans
+from rlsys.runtime.spans import Span, SpanRecorder
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Rank:
         self._seed = seed
         self._world_size = config.num_workers
         self._engine: Any = None  # built by `start`, once all ranks have joined
-        self._spans = Spans()
+        self._spans = SpanRecorder()
 
     def address(self) -> tuple[str, int]:
         """Return this node's address and a free port."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlsys.models.packing import TokenRow
-from rlsys.runtime.chunks import Place, picked
+from rlsys.runtime.chunks import ChunkIndex, picked
 from rlsys.types import Coefficients, ExperienceRow, Trajectory, ValueEstimate
 
 
@@ -25,7 +25,7 @@ class RankBatch:
     num_tokens: tuple[int, ...]  # trained tokens of each minibatch on all ranks: the denominators of means
     coefficients: Coefficients
     policy_version: int
-    chunk_indices: Sequence[Sequence[Place]]  # where each group's trajectories are in the chunks
+    chunk_indices: Sequence[Sequence[ChunkIndex]]  # where each group's trajectories are in the chunks
     has_reference: bool
     has_estimates: bool
 

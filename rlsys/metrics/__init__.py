@@ -1,1 +1,1 @@
-"""Records to numbers, and numbers to files and terminal."""
+"""The metrics of a step: computing, formatting and showing them, and the trackers. Files belong to `run_folder`."""

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+from rlsys.metrics.formatting import duration
 from rlsys.metrics.step import Metrics
 
 NUMBERS = (
@@ -65,7 +66,7 @@ class Display:
         from rich.table import Table
 
         step = int(metrics["step"] or 0)
-        title = f"rlsys  step {step}/{self._num_steps}  ETA {_duration(eta_s)}"
+        title = f"rlsys  step {step}/{self._num_steps}  ETA {'-' if eta_s is None else duration(eta_s)}"
         numbers = Table(title=title, title_justify="left")
         for label, _, _ in NUMBERS:
             numbers.add_column(label, justify="right")
@@ -92,17 +93,9 @@ def plain_line(metrics: Metrics, num_steps: int, eta_s: float | None) -> str:
     if times:
         parts.append(f"{_number(metrics.get('time/step_s'), 2)} s ({', '.join(times)})")
     if eta_s is not None:
-        parts.append(f"ETA {_duration(eta_s)}")
+        parts.append(f"ETA {duration(eta_s)}")
     return "  ".join(parts)
 
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -16,10 +16,10 @@ from rlsys.config.schema import Config, ReferenceConfig
 from rlsys.models.divergence import kl_sums
 from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, load_policy
-from rlsys.runtime.chunks import Place, picked
+from rlsys.runtime.chunks import ChunkIndex, picked
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
-from rlsys.runtime.spans import Span, Spans
+from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.types import Trajectory
 
 REFERENCE_FILE = "reference.safetensors"
@@ -67,13 +67,13 @@ class ReferenceWorker:
         )
         self._policy = policy.to(self._device).requires_grad_(False)
         self._precise: dict[str, torch.Tensor] = {}  # float32 values of parameters that a refresh has moved in part
-        self._spans = Spans()
+        self._spans = SpanRecorder()
         freeze_started()
 
     def ping(self) -> None:
         """Return once the worker is ready."""
 
-    def logprobs(self, chunk_indices: Sequence[Sequence[Place]], *chunks: Sequence[Trajectory]) -> list[Any]:
+    def logprobs(self, chunk_indices: Sequence[Sequence[ChunkIndex]], *chunks: Sequence[Trajectory]) -> list[Any]:
         """Compute the log-probabilities of whole groups.
 
         Args:

@@ -1,22 +1,25 @@
-"""Reward functions, TRL's signature unchanged.
+"""Reward functions, one file each, with the signature of TRL's.
 
 `f(prompts, completions, completion_ids, **dataset_columns, trainer_state, log_extra, log_metric) -> list[float | None]`
 
-A function takes the arguments it names (all of them with `**kwargs`); `None` means not applicable. Prompts and
-completions are strings, or chat messages for conversational data. Keyword-only parameters with a default are options
-that the run's `rewards` list may set; one without a default is an option that it must set (in outside code: a column).
+A function gets the arguments that it names, or all of them if it takes `**kwargs`; `None` as a score means that the
+reward does not apply to this row. Prompts and completions are strings, or chat messages for conversational data.
+Keyword-only parameters with a default are options that the run's `rewards` list may set. One without a default is an
+option that the list must set; in your own functions it is a column of the data.
 
-A class does for a reward that must load something: its keyword-only arguments are the options, it is made before the
-first deadline runs, and its objects are called like functions.
+A reward that must load something is a class: its keyword-only arguments are the options, an object is made before the
+first deadline starts, and the object is called like a function.
 
 A reward may register with facts:
-    imports=("module",)     what is slow to import: its process imports it before the first deadline runs
-    check=function          takes every option and raises ValueError, before Ray starts, for values that cannot work or
-                            a machine that lacks what they need
-    paths=("option",)       options that name files, resolved where the run is started
-    whole_groups=True       compares a prompt's responses: one call must hold all of them
-    deadline_s=60.0         of a call, unless its entry in `rewards` says otherwise; a function that takes `deadline_s`
-                            is told how many seconds it has before its process is killed
+    imports=("module",)     modules that are slow to import; its process imports them before the first deadline starts
+    check=function          is called with all options before Ray starts, and raises ValueError for values that cannot
+                            work or a machine that lacks what they need
+    paths=("option",)       options that name files; relative paths are resolved where the run is started
+    whole_groups=True       the reward compares a prompt's responses: one call must hold all of them
+    deadline_s=60.0         the deadline of a call, if its entry in `rewards` has none; a function with a parameter
+                            `deadline_s` gets the number of seconds until its process is killed
+
+How functions are called, in processes and with deadlines, belongs to `scoring`.
 """
 
 from __future__ import annotations
@@ -31,34 +34,32 @@ from rlsys.types import Outcome
 
 @dataclass(frozen=True)
 class Failed:
-    """In place of a score: this row could not be judged, through no fault of the response."""
+    """A score's place for a row that could not be judged, for reasons that are not the response's fault."""
 
     detail: str
     outcome: Outcome = "error"
 
 
 Scores = list[float | Failed | None]
-RewardFn = Callable[..., Any]
-"""Gives Scores, or an awaitable of them; or a class whose objects do."""
+RewardFn = Callable[..., Any]  # returns Scores or an awaitable of them; or a class whose objects do
 registry: Registry[RewardFn] = Registry("reward", __name__)
 register = registry.register
 
 
-OPENRLHF_LABELS = ("label", "answer")
-"""The columns that OpenRLHF's labels come from: the first that there is."""
+OPENRLHF_LABELS = ("label", "answer")  # OpenRLHF's labels come from the first of these columns that exists
 
 
 def openrlhf_labels(columns: Mapping[str, Sequence[Any]], count: int) -> list[Any]:
-    """One a row; None where there is no such column."""
+    """Return OpenRLHF's labels, one per row; None for each row if there is no such column."""
     column = next((columns[name] for name in OPENRLHF_LABELS if name in columns), [None] * count)
     return list(column)
 
 
 def content(completion: str | list[dict[str, str]]) -> str:
-    """The text of a completion, plain or conversational."""
+    """Return the text of a completion, plain or conversational."""
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def plain(messages: str | list[dict[str, str]]) -> str:
-    """A text as it is; of messages the contents, a blank line between them."""
+    """Return text unchanged, and messages as their contents with a blank line in between."""
     return messages if isinstance(messages, str) else "\n\n".join(str(message["content"]) for message in messages)

@@ -1,4 +1,4 @@
-"""Programs judged by their test cases, each run in a sandbox (open-r1's `code`)."""
+"""open-r1's `code`: programs judged by test cases, each run in a sandbox."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rlsys.rewards import Failed, Scores, content, register
+from rlsys.runtime.processes import adopt_orphans
 from rlsys.sandbox.cases import OutOfTimeError, Verdict, check_language, fenced, judge
 from rlsys.sandbox.program import Limits
-from rlsys.sandbox.run import adopt_orphans, check
+from rlsys.sandbox.run import check
 
-MARGIN_S = 5.0
-"""Before the process is killed."""
+MARGIN_S = 5.0  # how long before the process is killed judging stops
 
 
 def check_code(*, language: str, **_: Any) -> None:
-    """Raise ValueError for a language that cannot be run here, ConfigError where there can be no sandbox."""
+    """Check that programs in `language` can be run here. Raises ValueError or, without sandboxes, ConfigError."""
     check()
     check_language(language)
 
 
 @register("code", check=check_code, deadline_s=300.0)
 class Code:
-    """The share of test cases that the last fenced block of a response passes; 0 without a block.
+    """The fraction of test cases that the last fenced code block of a response passes; 0 without a block.
 
-    The data's `verification_info` column holds `language` and `test_cases`, each with `input` and `output`. A row
-    without it is not applicable; one whose cases cannot be run is an error, and not the response's fault.
+    The column `verification_info` holds `language` and `test_cases`, each with `input` and `output`. Rows without it
+    are not applicable. A row whose cases cannot be run is an error, because that is not the response's fault.
 
     Args:
-        language: of rows that do not name one.
-        num_parallel: responses that are judged at once.
-        wall_s, memory_mib: limits of one program; reaching one fails the case.
+        language: for rows that do not name one.
+        num_parallel: how many responses are judged at once.
+        wall_s: seconds that a program may run; one that takes longer fails the case.
+        memory_mib: memory that a program may use; one that needs more fails the case.
     """
 
     def __init__(
@@ -51,27 +52,29 @@ class Code:
         log_metric: Any,
         **_: Any,
     ) -> Scores:
-        """One share a completion. What the deadline leaves no time for is a timeout of its own row."""
+        """Return one score per completion; rows for which no time was left are timeouts."""
+        # Judging stops by itself before the process is killed: then only the rows that are left are lost.
         end = time.monotonic() + deadline_s - MARGIN_S
         texts = [content(completion) for completion in completions]
         calls = [self._executor.submit(self._judged, *row, end) for row in zip(texts, verification_info, strict=True)]
         found = [call.result() for call in calls]
         results = [result for verdict in found if isinstance(verdict, Verdict) for result in verdict.results]
+        # How often a limit decided: responses that are slow or large, or limits that are too tight.
         for outcome in ("timeout", "memory", "processes", "output"):
             if results:
                 log_metric(f"code/{outcome}", sum(result.outcome == outcome for result in results) / len(results))
-        return [verdict.share if isinstance(verdict, Verdict) else verdict for verdict in found]
+        return [verdict.passed_fraction if isinstance(verdict, Verdict) else verdict for verdict in found]
 
     def _judged(self, text: str, info: Mapping[str, Any] | None, end: float) -> float | Verdict | Failed | None:
         if not info or not info.get("test_cases"):
             return None
         language = str(info.get("language") or self._language)
         code = fenced(text, language)
-        if code is None:
+        if code is None:  # the response's fault
             return 0.0
         try:
             return judge(code, language, info["test_cases"], self._limits, end)
         except OutOfTimeError:
-            return Failed("no time was left to run its test cases", "timeout")
+            return Failed("no time was left to run all of its test cases", "timeout")
         except (ValueError, RuntimeError) as error:
             return Failed(str(error))

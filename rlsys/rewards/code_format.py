@@ -1,4 +1,4 @@
-"""open-r1's code_format: its format, with a block of code in the answer."""
+"""open-r1's `code_format`: reasoning and answer between tags, with a code block in the answer."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 from typing import Any
 
 from rlsys.rewards import Scores, register
-from rlsys.rewards._think_answer import ANYTHING, laid_out
+from rlsys.rewards._think_answer import ANYTHING, format_scores
 
 
 @register("code_format")
 def code_format(completions: list[Any], *, language: str = "python", **_: Any) -> Scores:
-    """1 where the response has `format`'s layout and its answer a fenced block of `language`; else 0.
+    """Score 1 if the response has the format of `format` and its answer a fenced block of `language`, else 0.
 
-    open-r1 also reads a `language` column; here the option counts for every row.
+    open-r1 also reads a column `language`; here the option is for all rows.
     """
-    return laid_out(completions, rf"{ANYTHING}```{re.escape(language)}{ANYTHING}```{ANYTHING}")
+    return format_scores(completions, rf"{ANYTHING}```{re.escape(language)}{ANYTHING}```{ANYTHING}")

@@ -1,4 +1,4 @@
-"""Correctness scaled by length along a cosine (arXiv:2502.03373, appendix C.1), as open-r1 has it."""
+"""open-r1's `cosine`: correctness scaled by length along a cosine (arXiv:2502.03373, appendix C.1)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlsys.rewards._math_verify import verdicts
 
 
 def _check(*, max_len: int, **_: Any) -> None:
-    """Raises ValueError for a length that nothing can be measured by."""
+    """Check the options. Raises ValueError for a length that is not positive."""
     if max_len <= 0:
         raise ValueError(f"max_len={max_len} must be positive")
 
@@ -27,15 +27,15 @@ def cosine(
     max_len: int = 1000,
     **_: Any,
 ) -> Scores:
-    """Half a cosine over `max_len` characters, between two values for right answers and two for wrong ones.
+    """Score along half a cosine over `max_len` characters: between two values for right answers, two for wrong ones.
 
-    A right answer falls from `max_value_correct` at length 0 to `min_value_correct` at `max_len`. A wrong one goes from
-    `min_value_wrong` to `max_value_wrong`: open-r1's recipe defaults, taken here, punish long wrong answers more; the
-    paper's way round, which spares them, is -1 and -0.5 or the like.
+    The score of a right answer falls from `max_value_correct` at length 0 to `min_value_correct` at `max_len`. That of
+    a wrong one goes from `min_value_wrong` to `max_value_wrong`. The defaults are those of open-r1's recipe, which
+    punish long wrong answers more; the paper punishes them less, with values such as -1 and -0.5.
 
-    Right and wrong are `accuracy`'s. Two things differ from open-r1: beyond `max_len` the value at `max_len` holds,
-    where its cosine climbs again, and a solution that cannot be parsed is not applicable, where it pays 1. TRL's
-    version does both as here, but counts tokens.
+    `accuracy` decides what is right. Two things differ from open-r1: above `max_len` the score stays at its value for
+    `max_len`, where open-r1's cosine rises again; and rows whose solution cannot be parsed are not applicable, where
+    open-r1 gives 1. TRL's version agrees with this one in both, but counts tokens.
     """
     _check(max_len=max_len)
     scores: Scores = []
@@ -44,6 +44,7 @@ def cosine(
             scores.append(None)
             continue
         start, end = (max_value_correct, min_value_correct) if right else (min_value_wrong, max_value_wrong)
+        # Half a cosine from `start` at length 0 to `end` at max_len: flat at both ends.
         progress = min(len(content(completion)) / max_len, 1.0)
         scores.append(end + (start - end) * (1.0 + math.cos(math.pi * progress)) / 2.0)
     return scores

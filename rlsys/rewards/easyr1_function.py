@@ -1,4 +1,4 @@
-"""A reward function as EasyR1 takes it, unchanged."""
+"""Reward functions written for EasyR1, used unchanged."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ def _loaded(*, function: str, **_: Any) -> Any:
 
 @register("easyr1_function", check=_loaded, paths=("function",))
 class EasyR1Function:
-    """`f(reward_inputs: list[dict]) -> list[dict]`, or of one such dictionary with `reward_type: sequential`.
+    """An EasyR1 function `f(reward_inputs: list[dict]) -> list[dict]`, or `f(dict) -> dict` if it is sequential.
 
-    It is given `response`, `response_length` in tokens and `ground_truth` (the `answer` column); of what it returns
-    `overall` is the reward, and the means of the other numbers stand in the metrics under their names. A function
-    of two arguments is called as in EasyR1's first releases: responses (or one), ground truths.
+    Its inputs are `response`, `response_length` in tokens and `ground_truth` (the column `answer`). Of its result
+    `overall` is the reward; the means of the other numbers become metrics under their names. A function with two
+    required arguments is called as in EasyR1's first releases: with responses and ground truths, or with one of each.
 
     Args:
         function: `path.py:compute_score` or `module:function`.
-        options: its keyword arguments, EasyR1's `reward_function_kwargs`.
+        reward_type: whether a call gets all rows (`batch`) or one (`sequential`).
+        options: the function's keyword arguments, EasyR1's `reward_function_kwargs`.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class EasyR1Function:
         log_metric: Any,
         **_: Any,
     ) -> list[float]:
+        """Return one score per completion."""
         inputs = [
             {"response": content(completion), "response_length": len(ids), "ground_truth": truth}
             for completion, ids, truth in zip(completions, completion_ids, answer, strict=True)
         ]
         scores = self._called(inputs)
         for score in scores:
+            # EasyR1 reports every other number of the result, such as the parts `format` and `accuracy`.
             for name, value in score.items():
                 if name != "overall" and value is not None:
                     log_metric(name, value)
@@ -70,7 +73,7 @@ class EasyR1Function:
 
 
 def _num_required(function: Any, options: Mapping[str, Any]) -> int:
-    """Arguments that must be given by place."""
+    """Return how many positional arguments the function requires."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(function).parameters.values()
     return sum(p.kind in kinds and p.default is p.empty and p.name not in options for p in parameters)

@@ -1,4 +1,4 @@
-"""1 where the response is the answer, else 0."""
+"""Whether the response is exactly the answer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from rlsys.rewards import Scores, content, register
 
 @register("exact_match")
 def exact_match(completions: list[Any], answer: list[Any], *, strip: bool = True, **_: Any) -> Scores:
-    """Compares text with the dataset's `answer` column; `strip` ignores white space at both ends.
+    """Score 1 if the response equals the column `answer`, else 0. Rows without an answer are not applicable.
 
-    A row without an answer is not applicable.
+    Args:
+        completions: the responses.
+        answer: the expected answers.
+        strip: whether white space at both ends is ignored.
     """
 
     def score(text: str, expected: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""A reward service somewhere else, asked over HTTP."""
+"""A reward service on another machine, called over HTTP."""
 
 from __future__ import annotations
 
@@ -16,39 +16,40 @@ from rlsys.errors import ConfigError
 from rlsys.rewards import OPENRLHF_LABELS, Failed, Scores, openrlhf_labels, plain, register
 from rlsys.types import FAILURES
 
-MARGIN_S = 2.0
-"""Before the process is killed."""
-MAX_WAIT_S = 10.0
-"""Between two tries."""
-RETRIED = (408, 425, 429, 500, 502, 503, 504)
-"""Answers that may be another the next time; any other error is the same however often one asks."""
+MARGIN_S = 2.0  # how long before the process is killed the last try ends
+MAX_WAIT_S = 10.0  # the longest wait between two tries
+RETRIED = (408, 425, 429, 500, 502, 503, 504)  # status codes that may change; other errors stay the same when repeated
 
 
 class RefusedError(Exception):
-    """The service's answer is final."""
+    """The service refused the request, and would refuse it again."""
 
 
 class UnavailableError(Exception):
-    """No answer, or one that may be better the next time."""
+    """The service did not reply, or with an error that may be temporary."""
 
 
 @register("http", imports=("httpx", "tenacity"), deadline_s=60.0)
 class Http:
-    """Scores of a service: `rlsys serve-reward` on another machine, or one of OpenRLHF's `remote_rm_url` kind.
+    """Scores from a service: `rlsys serve-reward`, or one for OpenRLHF's `remote_rm_url`.
 
-    Rows travel in batches, a prompt's responses together. A batch that gets no answer is tried again a bounded number
-    of times, after waits that double and are drawn at random; then its rows are errors. After several such failures in
-    a row nothing is sent for a while (circuit breaker): a service that is down costs its rows, not minutes of the run.
+    Rows are sent in batches, with a prompt's responses in one batch. A batch without a reply is sent again, after waits
+    that are random and double each time; after the last try its rows are errors. After several failed tries in a row
+    nothing is sent for a while (circuit breaker): a service that is down costs the run its rows, not minutes.
 
     Args:
         url: where to post; with `rlsys serve-reward` it ends in `/score`.
         token_env: name of the environment variable with the bearer token; empty for none.
         protocol: `rlsys` sends prompts, completions, completion_ids and columns; `openrlhf` sends queries (prompt and
             completion as one text), prompts and labels (the column `label`, else `answer`).
-        timeout_s: of one try, longer than the service's own deadline; max_tries of them. What the call's deadline
-            leaves no time for is an error of its rows.
-        columns: of the data set, that are sent; null for all.
-        breaker_failures: tries in a row that failed until it opens, for breaker_s seconds.
+        batch_size: rows per request; more if one prompt has more responses.
+        num_parallel: requests at the same time.
+        timeout_s: seconds per try; longer than the service's own deadline.
+        max_tries: tries per batch; fewer if the deadline of the call comes first.
+        wait_s: about how long the first wait between two tries is.
+        breaker_failures: failed tries in a row after which nothing is sent.
+        breaker_s: for how many seconds nothing is sent then.
+        columns: columns of the data that are sent; null for all.
     """
 
     def __init__(
@@ -69,14 +70,16 @@ class Http:
         import httpx
 
         if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"reward 'http': url={url}: it must begin with http:// or https://")
+            raise ConfigError(f"reward 'http': url={url} must begin with http:// or https://")
         self._url, self._protocol = url, protocol
         self._columns = columns
         self._batch_size, self._timeout_s = batch_size, timeout_s
         self._max_tries, self._wait_s = max_tries, wait_s
+        # A token comes from the environment, not the configuration, which is written to the run's folder.
         token = secret(token_env, "reward 'http': token_env")
         self._client = httpx.Client(headers={"Authorization": f"Bearer {token}"} if token else {})
         self._executor = ThreadPoolExecutor(num_parallel)
+        # Around each single try: the retries of all threads share the count of failures.
         breaker = CircuitBreaker(breaker_failures, breaker_s, UnavailableError, name=f"reward service {url}")
         self._post_once = breaker.decorate(self._post)
 
@@ -91,8 +94,8 @@ class Http:
         log_extra: Any,
         **columns: Sequence[Any],
     ) -> Scores:
-        """One score a completion; what a function behind `rlsys serve-reward` notes is noted here."""
-        end = time.monotonic() + deadline_s - MARGIN_S
+        """Return one score per completion; what a function behind `rlsys serve-reward` logged is logged here."""
+        end = time.monotonic() + deadline_s - MARGIN_S  # then the rows are errors, not a killed process
         parts = batches(prompts, self._batch_size)
         sent = self._sendable(columns)
         bodies = [
@@ -105,14 +108,14 @@ class Http:
             )
             for part in parts
         ]
-        answers = list(self._executor.map(lambda body: self._asked(body, end), bodies))
+        replies = list(self._executor.map(lambda body: self._request(body, end), bodies))
         sizes = [len(completions[part]) for part in parts]
-        log_metric("http/failed_batches", sum(isinstance(answer, Failed) for answer in answers) / len(answers))
-        _note(answers, sizes, log_metric, log_extra)
-        return [score for answer, size in zip(answers, sizes, strict=True) for score in _scores(answer, size)]
+        log_metric("http/failed_batches", sum(isinstance(reply, Failed) for reply in replies) / len(replies))
+        _log(replies, sizes, log_metric, log_extra)
+        return [score for reply, size in zip(replies, sizes, strict=True) for score in _scores(reply, size)]
 
     def _sendable(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """The columns that are to be sent. Raises ValueError for one that is no JSON."""
+        """Return the columns to send. Raises ValueError for one that cannot be written as JSON."""
         wanted = OPENRLHF_LABELS if self._protocol == "openrlhf" else columns
         names = [name for name in columns if name in wanted and (self._columns is None or name in self._columns)]
         chosen = {name: list(columns[name]) for name in names}
@@ -121,8 +124,8 @@ class Http:
                 json.dumps(column, allow_nan=False)
             except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"the column '{name}' cannot be sent ({error}): name those that the service needs in the option "
-                    "'columns'"
+                    f"the column '{name}' cannot be sent as JSON ({error}): list only the columns that the service "
+                    "needs in the option 'columns'"
                 ) from error
         return chosen
 
@@ -146,8 +149,8 @@ class Http:
             "step": step,
         }
 
-    def _asked(self, body: dict[str, Any], end: float) -> dict[str, Any] | Failed:
-        """The service's answer to one batch, with all its tries, until `end` on the monotonic clock."""
+    def _request(self, body: dict[str, Any], end: float) -> dict[str, Any] | Failed:
+        """Send one batch with all its tries, until `end` on the monotonic clock, and return the service's reply."""
         import tenacity
 
         retrying = tenacity.Retrying(
@@ -160,48 +163,48 @@ class Http:
             reraise=True,
         )
         try:
-            answer: dict[str, Any] = retrying(self._post_once, body, end)
+            reply: dict[str, Any] = retrying(self._post_once, body, end)
         except CircuitBreakerError:
-            return Failed(f"{self._url} failed too often just now: nothing is sent for a while (circuit breaker open)")
+            return Failed(f"{self._url} failed too often: nothing is sent to it for a while (circuit breaker open)")
         except UnavailableError as error:
             return Failed(f"{self._url}: {error}, in {retrying.statistics['attempt_number']} tries")
         except RefusedError as error:
             return Failed(f"{self._url}: {error}")
-        return answer
+        return reply
 
     def _post(self, body: dict[str, Any], end: float) -> dict[str, Any]:
-        """One try."""
+        """Send one batch once and return the reply."""
         import httpx
 
         left = end - time.monotonic()
         if left <= 0:
-            raise UnavailableError("no time was left to ask")
+            raise UnavailableError("no time was left to send it")
         try:
             response = self._client.post(self._url, json=body, timeout=min(self._timeout_s, left))
         except httpx.TransportError as error:
-            raise UnavailableError(f"no answer ({type(error).__name__}: {error})") from error
+            raise UnavailableError(f"no reply ({type(error).__name__}: {error})") from error
         if response.status_code in RETRIED:
             raise UnavailableError(f"status {response.status_code}")
         if response.is_error:
             raise RefusedError(f"status {response.status_code}: {response.text[:200]}")
         try:
-            answer: dict[str, Any] = response.json()
-            rewards = answer["rewards"]
+            reply: dict[str, Any] = response.json()
+            rewards = reply["rewards"]
         except (ValueError, KeyError, TypeError) as error:
-            raise RefusedError(f"the answer is not an object with 'rewards': {response.text[:200]!r}") from error
+            raise RefusedError(f"the reply is not an object with 'rewards': {response.text[:200]!r}") from error
         size = len(body["prompts"])
         if not isinstance(rewards, list) or len(rewards) != size:
-            raise RefusedError(f"the answer has not one reward for each of {size} completions")
-        return answer
+            raise RefusedError(f"the reply does not have one reward for each of {size} completions")
+        return reply
 
 
 def batches(prompts: Sequence[Any], size: int) -> list[slice]:
-    """Rows in order, `size` of them or one prompt's whole group, whichever is more: a service may compare these."""
+    """Divide the rows into batches of about `size` that never part a prompt's responses: a service may compare them."""
     found: list[slice] = []
     start = 0
     for _, same in itertools.groupby(prompts):
         end = start + len(list(same))
-        if found and end - found[-1].start <= size:
+        if found and end - found[-1].start <= size:  # this prompt's rows still fit
             found[-1] = slice(found[-1].start, end)
         else:
             found.append(slice(start, end))
@@ -209,32 +212,33 @@ def batches(prompts: Sequence[Any], size: int) -> list[slice]:
     return found
 
 
-def _scores(answer: dict[str, Any] | Failed, size: int) -> Scores:
-    if isinstance(answer, Failed):
-        return [answer] * size
-    return [_score(entry) for entry in answer["rewards"]]
+def _scores(reply: dict[str, Any] | Failed, size: int) -> Scores:
+    if isinstance(reply, Failed):
+        return [reply] * size
+    return [_score(entry) for entry in reply["rewards"]]
 
 
-def _note(answers: Sequence[dict[str, Any] | Failed], sizes: Sequence[int], log_metric: Any, log_extra: Any) -> None:
-    """What the service says beside the scores: means, and columns with an entry a row."""
-    whole = [answer if isinstance(answer, dict) else {} for answer in answers]
-    for answer in whole:
-        for name, value in (answer.get("metrics") or {}).items():
+def _log(replies: Sequence[dict[str, Any] | Failed], sizes: Sequence[int], log_metric: Any, log_extra: Any) -> None:
+    """Log what the service sent besides the scores: means, and columns with one entry per row."""
+    sent = [reply if isinstance(reply, dict) else {} for reply in replies]
+    for reply in sent:
+        for name, value in (reply.get("metrics") or {}).items():
             if isinstance(value, int | float):  # NaN arrives as null
                 log_metric(name, value)
-    names = {name for answer in whole for name in (answer.get("extra") or {})}
+    names = {name for reply in sent for name in (reply.get("extra") or {})}
     for name in sorted(names):
-        columns = [(answer.get("extra") or {}).get(name) for answer in whole]
+        columns = [(reply.get("extra") or {}).get(name) for reply in sent]
+        # Batches that failed or sent a column of another length have no entries for their rows.
         rows = [c if c and len(c) == size else [None] * size for c, size in zip(columns, sizes, strict=True)]
         log_extra(name, [value for column in rows for value in column])
 
 
 def _score(entry: Any) -> float | Failed | None:
-    """A number, null, or `{value, outcome, detail}` as `rlsys serve-reward` answers."""
+    """Return the score of an entry: a number, null, or `{value, outcome, detail}` as `rlsys serve-reward` sends."""
     if isinstance(entry, dict):
         if entry.get("outcome") in FAILURES:
             return Failed(str(entry.get("detail") or "the service gave no reason"), entry["outcome"])
         entry = entry.get("value")
     if entry is None or (isinstance(entry, int | float) and not isinstance(entry, bool)):
         return None if entry is None else float(entry)
-    return Failed(f"the service answered {entry!r}, which is no number")
+    return Failed(f"the service sent {entry!r} as a reward; it must be a number or null")

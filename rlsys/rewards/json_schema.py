@@ -1,4 +1,4 @@
-"""A response in JSON that fits a schema."""
+"""Whether the response is JSON that fits a schema."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOCK = re.compile(r"^```[^\S\n]*(?:json)?[^\S\n]*\n(.*?)^```", re.DOTALL | re.M
 
 
 def _validator(*, schema: Any, **_: Any) -> Any:
-    """Raises ValueError for what is no schema, or a file that holds none."""
+    """Return a validator of the schema. Raises ValueError if it is not a schema, or a file without one."""
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import Draft202012Validator, validator_for
     from jsonschema_specifications import REGISTRY
@@ -25,25 +25,26 @@ def _validator(*, schema: Any, **_: Any) -> Any:
         except (OSError, ValueError) as error:
             raise ValueError(f"schema: cannot read '{schema}' as JSON: {error}") from error
     if not isinstance(schema, Mapping | bool):
-        raise ValueError(f"schema is {schema!r}, it must be a mapping or the path of a JSON file")
+        raise ValueError(f"schema is {schema!r}; it must be a mapping or the path of a JSON file")
     kind = validator_for(schema, default=Draft202012Validator)
     try:
         kind.check_schema(schema)
     except SchemaError as error:
-        raise ValueError(f"schema is no JSON schema: {error.json_path}: {error.message}") from error
-    # A registry of the specifications alone: a reference elsewhere is an error, never a request over the network.
+        raise ValueError(f"schema is not a JSON schema: {error.json_path}: {error.message}") from error
+    # The registry holds only the specifications: a reference to anything else is an error, never a network request.
     return kind(schema, registry=REGISTRY)
 
 
 @register("json_schema", imports=("jsonschema",), check=_validator, paths=("schema",))
 def json_schema(completions: list[Any], *, schema: Any, fenced: bool = False, **_: Any) -> Scores:
-    """1 where the response is JSON that fits `schema`, else 0. NaN and Infinity are no JSON.
+    """Score 1 if the response is JSON that fits `schema`, else 0. NaN and Infinity are not JSON.
 
     Args:
+        completions: the responses.
         schema: a JSON schema (draft 2020-12 unless its `$schema` says otherwise), or the path of a file that holds one
-            and that every machine can read. `format` is not enforced, as the specification has it.
-        fenced: the JSON is in the last block between lines of three backquotes, bare or marked `json`; a response
-            without one gets 0.
+            and that every machine can read. `format` is not enforced, which is the specification's default.
+        fenced: whether the JSON is in the last fenced block, without a language or marked `json`; a response without
+            such a block gets 0.
     """
     validator = _validator(schema=schema)
     return [float(_fits(content(completion), validator, fenced)) for completion in completions]
@@ -51,6 +52,7 @@ def json_schema(completions: list[Any], *, schema: Any, fenced: bool = False, **
 
 def _fits(text: str, validator: Any, fenced: bool) -> bool:
     if fenced:
+        # The last block: earlier ones may be drafts.
         blocks = BLOCK.findall(text)
         if not blocks:
             return False

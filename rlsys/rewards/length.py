@@ -1,4 +1,4 @@
-"""Kimi k1.5's length reward (arXiv:2501.12599, section 2.3.3), as open-r1 has it: shorter responses of a prompt."""
+"""open-r1's `length`: Kimi k1.5's reward for short responses to a prompt (arXiv:2501.12599, section 2.3.3)."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from rlsys.rewards._math_verify import verdicts
 
 @register("length", imports=("math_verify",), whole_groups=True)
 def length(prompts: list[Any], completions: list[Any], solution: list[Any], **_: Any) -> Scores:
-    """0.5 for the shortest of a prompt's responses down to -0.5 for the longest, in a straight line over characters.
+    """Score from 0.5 for the shortest of a prompt's responses to -0.5 for the longest, linear in characters.
 
-    A wrong response gets at most 0. Where all are equally long, each gets 0; a response alone has nothing to be
-    compared with and is not applicable. Right and wrong are `accuracy`'s, and a solution that cannot be parsed is not
+    A wrong response gets at most 0. If all are equally long, each gets 0. A single response has nothing to be compared
+    with and is not applicable. `accuracy` decides what is right; rows whose solution cannot be parsed are not
     applicable.
 
-    open-r1 takes shortest and longest over all responses of a call, whichever prompts they answer, and counts a
-    response as right when its solution cannot be parsed. Here they are of one prompt, as in the paper: neighbouring
-    rows with the same prompt and solution belong together, so each call must hold all responses of its prompts.
+    open-r1 takes the shortest and the longest of all responses in a call, whatever their prompts, and counts a response
+    as right if its solution cannot be parsed. Here they are those of one prompt, as in the paper: neighbouring rows
+    with the same prompt and solution form a group, so each call must hold all responses of its prompts.
     """
     lengths = [len(content(completion)) for completion in completions]
     rows = zip(prompts, solution, lengths, verdicts(completions, solution), strict=True)
     scores: Scores = []
+    # By prompt and solution: data sets may repeat a prompt with another solution.
     for _prompt, group in itertools.groupby(rows, key=lambda row: row[:2]):
         scores += _compared([row[2:] for row in group])
     return scores
 
 
 def _compared(responses: list[tuple[int, bool | None]]) -> Scores:
-    """One prompt's responses, each by its length and verdict."""
+    """Return the scores of one prompt's responses, given as length and verdict."""
     if len(responses) == 1:
         return [None]
     lengths = [characters for characters, _ in responses]

@@ -1,4 +1,4 @@
-"""A language model behind an OpenAI-compatible endpoint, asked for a grade."""
+"""Grades from a language model behind an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ Question:
 
 Reply with a JSON object whose key "score" holds the grade, a whole number."""
 
-
-MARGIN_S = 2.0
-"""Before the process is killed."""
+MARGIN_S = 2.0  # how long before the process is killed waiting for grades ends
 
 
 @register("llm_judge", imports=("openai", "jinja2"), paths=("instruction",), deadline_s=120.0)
 class LlmJudge:
-    """The judge's grade over the highest one, in [0, 1]; a reply without a grade is an error, not a 0.
+    """The judge's grade divided by the highest grade, in [0, 1]. A reply without a grade is an error, not 0.
 
     Args:
-        url: of the endpoint, ending in `/v1`.
-        model: the judge, as the endpoint calls it.
+        url: the endpoint; it ends in `/v1`.
+        model: the judge's name at the endpoint.
         api_key_env: name of the environment variable with the key; empty for none.
-        instruction: what the judge is told, jinja text or a file of it; it sees `prompt`, `completion`, `max_score` and
-            the data's columns.
+        instruction: the judge's instruction, a jinja template or a file with one; its variables are `prompt`,
+            `completion`, `max_score` and the columns of the data.
         max_score: the highest grade.
-        is_constrained: the endpoint keeps the reply to a JSON object with a grade (`response_format`).
-        timeout_s: of one try; max_tries of them.
-        num_parallel: questions at once.
+        is_constrained: whether the endpoint must restrict the reply to a JSON object with a grade (`response_format`).
+        temperature: the judge's sampling temperature.
+        max_tokens: the most tokens of a reply.
+        timeout_s: seconds per try.
+        max_tries: tries per response.
+        num_parallel: requests at the same time.
     """
 
     def __init__(
@@ -77,56 +78,58 @@ class LlmJudge:
     async def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], deadline_s: float, log_metric: Any, **columns: Any
     ) -> Scores:
-        """One grade a completion; a question without an answer by the deadline costs its own row."""
+        """Return one grade per completion; a row without a grade at the deadline is a timeout."""
         from openai import AsyncOpenAI
 
         rows = [
             {name: column[index] for name, column in columns.items() if isinstance(column, list)}
             for index in range(len(completions))
         ]
-        questions = [
+        requests = [
             self._template.render(
                 **{**row, "prompt": plain(prompt), "completion": content(completion), "max_score": self._max_score}
             )
             for row, prompt, completion in zip(rows, prompts, completions, strict=True)
         ]
-        places = asyncio.Semaphore(self._num_parallel)
-        # Its own retries wait twice as long each time, at random; connection errors, 408, 409, 429 and 5xx.
+        slots = asyncio.Semaphore(self._num_parallel)
+        # The client retries connection errors and the statuses 408, 409, 429 and 5xx, after random waits that double.
+        # A client per call: it belongs to the event loop, and no connection stays open between steps.
         async with AsyncOpenAI(
             base_url=self._url, api_key=self._key, timeout=self._timeout_s, max_retries=self._max_tries - 1
         ) as client:
-            asked = [asyncio.create_task(self._grade(client, places, question)) for question in questions]
-            await asyncio.wait(asked, timeout=max(deadline_s - MARGIN_S, 0.0))
-            scores = [_answer(task, deadline_s) for task in asked]
+            # Wait for all, but not longer than the deadline: rows that are done keep their grades.
+            tasks = [asyncio.create_task(self._grade(client, slots, request)) for request in requests]
+            await asyncio.wait(tasks, timeout=max(deadline_s - MARGIN_S, 0.0))
+            scores = [_result(task, deadline_s) for task in tasks]
         log_metric("llm_judge/failed", sum(isinstance(score, Failed) for score in scores) / len(scores))
         return list(scores)
 
-    async def _grade(self, client: Any, places: asyncio.Semaphore, question: str) -> float | Failed:
+    async def _grade(self, client: Any, slots: asyncio.Semaphore, request: str) -> float | Failed:
         from openai import OpenAIError
 
-        async with places:
+        async with slots:
             try:
-                answer = await client.chat.completions.create(
-                    messages=[{"role": "user", "content": question}], **self._request
+                reply = await client.chat.completions.create(
+                    messages=[{"role": "user", "content": request}], **self._request
                 )
             except OpenAIError as error:
                 return Failed(f"{self._url}: {type(error).__name__}: {error}")
-        if not answer.choices:
-            return Failed(f"{self._url}: a reply without a choice")
-        return self._score(answer.choices[0].message.content or "")
+        if not reply.choices:
+            return Failed(f"{self._url}: the reply has no choices")
+        return self._score(reply.choices[0].message.content or "")
 
     def _score(self, reply: str) -> float | Failed:
-        start, end = reply.find("{"), reply.rfind("}")
+        start, end = reply.find("{"), reply.rfind("}")  # text around the object is ignored
         try:
             score = json.loads(reply[start : end + 1])["score"]
         except (ValueError, KeyError, TypeError):
             return Failed(f"no grade in the judge's reply: {reply[:200]!r}")
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= self._max_score:
-            return Failed(f"the judge's grade is {score!r}, not a number from 0 to {self._max_score}")
+            return Failed(f"the judge's grade is {score!r}; it must be a number from 0 to {self._max_score}")
         return float(score) / self._max_score
 
 
-def _answer(task: asyncio.Task[float | Failed], deadline_s: float) -> float | Failed:
+def _result(task: asyncio.Task[float | Failed], deadline_s: float) -> float | Failed:
     if not task.done():
         task.cancel()
         return Failed(f"no grade within the {deadline_s:g} s of the call", "timeout")

@@ -1,4 +1,4 @@
-"""Verifiable answers to mathematics, compared by the math-verify library."""
+"""Answers to mathematical problems, compared by the math-verify library."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from rlsys.rewards._math_verify import equal, parse
 
 @register("math_answer", imports=("math_verify",))
 def math_answer(completions: list[Any], answer: list[Any], *, marker: str = "####", **_: Any) -> Scores:
-    """1 where the response's final answer equals the gold one, 0 where it differs or the response has none.
+    """Score 1 if the response's final answer equals the correct one, 0 if it differs or there is none.
 
-    The gold answer is what follows `marker` (GSM8K's `#### 18`), or the whole `answer` column without it. A gold
-    answer that cannot be parsed is not applicable.
+    Rows whose correct answer cannot be parsed are not applicable.
+
+    Args:
+        completions: the responses.
+        answer: texts with the correct answer after `marker` (GSM8K's `#### 18`), or as a whole if they lack it.
+        marker: the text before the final answer, in `answer` and in responses.
     """
     scores: Scores = []
     for completion, expected in zip(completions, answer, strict=True):
-        wanted = "" if expected is None else str(expected).rpartition(marker)[2].strip()
-        gold = _expressions(parse(f"${wanted}$"))
+        correct = "" if expected is None else str(expected).rpartition(marker)[2].strip()
+        gold = _expressions(parse(f"${correct}$"))  # as a formula: bare LaTeX would not be found
         if not gold:
             scores.append(None)
             continue
@@ -28,5 +32,5 @@ def math_answer(completions: list[Any], answer: list[Any], *, marker: str = "###
 
 
 def _expressions(parsed: list[Any]) -> list[Any]:
-    """What was understood: the library adds the raw text, alone when it understood nothing."""
+    """Return what the library could parse: it adds the raw text to it, and returns only that if it parsed nothing."""
     return parsed if any(not isinstance(part, str) for part in parsed) else []

@@ -1,4 +1,4 @@
-"""A reward function as OpenRLHF takes it, unchanged."""
+"""Reward functions written for OpenRLHF, used unchanged."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def _loaded(*, function: str) -> Any:
 
 @register("openrlhf_function", check=_loaded, paths=("function",))
 class OpenRLHFFunction:
-    """`f(queries, prompts, labels)`, which returns rewards or `{rewards, scores, extra_logs}`.
+    """An OpenRLHF function `f(queries, prompts, labels)` that returns rewards or `{rewards, scores, extra_logs}`.
 
-    Queries are prompt and response as one text, labels the column `label`, else `answer`. `scores` are not used:
-    `algorithm.groups` goes by the rewards. Means of `extra_logs` stand in the metrics under their names.
+    Queries are prompt and response as one text; labels are the column `label`, else `answer`. `scores` are not used:
+    `algorithm.groups` works on the rewards. The means of `extra_logs` become metrics under their names.
 
-    Unlike there, prompts are the messages' contents, without the tokens of a chat template.
+    Unlike in OpenRLHF, prompts are the contents of the messages, without the tokens of a chat template.
 
     Args:
         function: `path.py:reward_func` or `module:function`.
@@ -34,6 +34,7 @@ class OpenRLHFFunction:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], log_metric: Any, **columns: Sequence[Any]
     ) -> list[float]:
+        """Return one score per completion."""
         texts = [plain(prompt) for prompt in prompts]
         queries = [text + plain(completion) for text, completion in zip(texts, completions, strict=True)]
         given = self._function(queries, texts, openrlhf_labels(columns, len(texts)))
@@ -45,5 +46,5 @@ class OpenRLHFFunction:
 
 
 def _numbers(values: Any) -> list[float]:
-    """Of a tensor, an array or a list."""
+    """Return a tensor, an array or a list as a list of floats."""
     return [float(value) for value in np.asarray(values, dtype=np.float64).reshape(-1)]

@@ -1,4 +1,4 @@
-"""open-r1's reasoning_steps: reasoning that proceeds in steps."""
+"""open-r1's `reasoning_steps`: reasoning in visible steps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ENOUGH = 3
 
 @register("reasoning_steps")
 def reasoning_steps(completions: list[Any], **_: Any) -> Scores:
-    """A third for each mark of a step, 1 from three on.
+    """Score a third for each mark of a step, at most 1.
 
     Marks are `Step 1:`, a line that begins with `-` or `*`, `First,`, `Second,`, `Next,`, `Finally,`, and a number with
-    a full stop at the very beginning of the response: as in open-r1, later numbered lines do not count.
+    a full stop at the very beginning of the response. As in open-r1, later numbered lines do not count.
     """
     return [min(1.0, len(MARK.findall(content(completion))) / ENOUGH) for completion in completions]

@@ -1,4 +1,4 @@
-"""A pattern that the response must match, and the answer that it must find there."""
+"""Whether the response matches a pattern, and whether the answer that the pattern finds is the right one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ FLAGS = {"a": re.ASCII, "i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL, "
 
 
 def _compiled(*, pattern: str, flags: str, **_: Any) -> re.Pattern[str]:
-    """Raises ValueError for what is no regular expression, or no flag."""
+    """Return the compiled pattern. Raises ValueError for a bad pattern or an unknown flag."""
     unknown = [letter for letter in flags if letter not in FLAGS]
     if unknown:
-        raise ValueError(f"flags={flags!r}: '{unknown[0]}' is not one of the letters {', '.join(FLAGS)}")
+        raise ValueError(f"flags={flags!r}: '{unknown[0]}' is unknown; use the letters {', '.join(FLAGS)}")
     try:
         return re.compile(pattern, sum(FLAGS[letter] for letter in set(flags)))
-    except (re.error, TypeError) as error:  # a number in YAML is no text
-        raise ValueError(f"pattern={pattern!r} is no regular expression: {error}") from error
+    except (re.error, TypeError) as error:  # YAML may make a number of the pattern
+        raise ValueError(f"pattern={pattern!r} is not a regular expression: {error}") from error
 
 
 @register("regex", check=_compiled)
@@ -31,18 +31,20 @@ def regex(
     full_match: bool = False,
     **_: Any,
 ) -> Scores:
-    """1 where the response matches `pattern` somewhere, or as a whole with `full_match`; else 0.
+    r"""Score 1 if the response matches `pattern`, else 0.
 
-    A pattern with a group named `answer` asks for more where the data set has an `answer` column: the text of that
-    group in the last match must be the row's answer, white space at both ends aside. Such a row without an answer is
-    not applicable.
+    If the pattern has a group named `answer` and the data has a column `answer`, the group's text in the last match
+    must also equal the row's answer, ignoring white space at both ends. Rows without an answer are then not applicable.
 
     Args:
-        pattern: in Python's syntax, such as `Answer: (?P<answer>\\d+)`.
+        completions: the responses.
+        answer: the expected answers.
+        pattern: a regular expression in Python's syntax, such as `Answer: (?P<answer>\d+)`.
         flags: letters of Python's inline flags, any of `aimsx`.
-        full_match: `pattern` must match the whole response.
+        full_match: whether the pattern must match the whole response instead of some part.
     """
     expression = _compiled(pattern=pattern, flags=flags)
+    # Only a pattern that captures an answer is compared with the data's answers.
     compares = answer is not None and "answer" in expression.groupindex
     wanted = answer if answer is not None and compares else [None] * len(completions)
     scores: Scores = []

@@ -1,4 +1,4 @@
-"""A trained classifier as the reward."""
+"""The score of a trained classifier."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from typing import Any, Literal
 
 from rlsys.rewards import Scores, content, plain, register
 
-NO_LIMIT = 10**9
+NO_LIMIT = 10**9  # tokenizers that know no limit state a huge number
 
 
 @register("reward_model", imports=("torch", "transformers"), paths=("model",))
 class RewardModel:
-    """A transformers sequence classifier's score of prompt and response.
+    """The score that a transformers sequence classifier gives to prompt and response.
 
-    Conversations go through the classifier's own chat template, plain text is put behind the prompt.
+    Conversations go through the classifier's own chat template; a plain response is appended to its prompt.
 
     Args:
-        model: folder or hub id.
-        label: which of the classifier's outputs, by number.
-        score: the output itself, or its probability: a sigmoid for a single output, a softmax over several.
-        batch_size: texts of one forward, of similar length.
-        max_tokens: longer texts lose their beginning, so that the end of the response is judged; 0: the model's limit.
-        device: `auto` is a GPU where this process sees one.
+        model: the classifier's folder or hub id.
+        label: which of its outputs is the score, by number.
+        score: the output itself (`logit`), or its probability: a sigmoid for a single output, a softmax over several.
+        batch_size: texts per forward pass; they have similar lengths.
+        max_tokens: longer texts are cut at their beginning, so that the end of the response is judged; 0: the model's
+            limit.
+        device: `auto` is a GPU if this process sees one.
+        dtype: the number format of the weights.
+        num_threads: threads of torch.
+        trust_remote_code: whether code in the model's folder may run.
     """
 
     def __init__(
@@ -49,19 +53,24 @@ class RewardModel:
         )
         self._model = loaded.to(where).eval()
         if not 0 <= label < self._model.config.num_labels:
-            raise ValueError(f"reward 'reward_model': label={label}, the model has {self._model.config.num_labels}")
+            raise ValueError(
+                f"reward 'reward_model': label={label}, but the model has {self._model.config.num_labels} outputs"
+            )
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        # Decoders find the last token by it: another one's place would be scored in a batch, and only there.
+        # Decoder models find the last token of a text by the padding token. With a wrong one a batch would score
+        # another position than a text alone.
         self._model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         self._model.config.pad_token_id = self._tokenizer.pad_token_id
+        # Cut on the left, so that the end of the response is judged.
         self._tokenizer.padding_side, self._tokenizer.truncation_side = "right", "left"
         self._label, self._score, self._batch_size = label, score, batch_size
         self._max_tokens = max_tokens or longest_text(self._model.config, self._tokenizer)
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> Scores:
-        """One score a completion."""
+        """Return one score per completion."""
         texts = [self._text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        # Texts of similar length together: less padding in each batch.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index][0]))
         scores: list[Any] = [None] * len(texts)
         for start in range(0, len(order), self._batch_size):
@@ -71,7 +80,7 @@ class RewardModel:
         return scores
 
     def _text(self, prompt: Any, completion: Any) -> tuple[str, bool]:
-        """The text, and whether the tokenizer is to add its special tokens: a template holds them already."""
+        """Return the text, and whether the tokenizer must add special tokens: a chat template holds them already."""
         if isinstance(prompt, str):
             return prompt + content(completion), True
         if self._tokenizer.chat_template is None:
@@ -98,11 +107,11 @@ class RewardModel:
 
 
 def longest_text(config: Any, tokenizer: Any) -> int | None:
-    """Tokens that a classifier takes; None where nothing bounds them."""
-    limits = [tokenizer.model_max_length]  # a huge number where the tokenizer knows none
+    """Return the most tokens that a classifier takes, or None if there is no limit."""
+    limits = [tokenizer.model_max_length]
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None:
-        # RoBERTa and its kin count positions from behind the padding token's number.
+        # Models like RoBERTa count positions from the padding token's number plus 1.
         limits.append(positions - config.pad_token_id - 1 if "roberta" in config.model_type else positions)
     longest = min(limits)
     return int(longest) if longest < NO_LIMIT else None

@@ -1,4 +1,4 @@
-"""open-r1's tag_count: part of the reward for each tag of `format` in place."""
+"""open-r1's `tag_count`: a part of the reward for each tag of `format` that is in place."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ TAGS = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")
 
 @register("tag_count")
 def tag_count(completions: list[Any], **_: Any) -> Scores:
-    """A quarter for each of the four tags that occurs exactly once, with the line breaks that belong to it."""
+    """Score a quarter for each of the four tags that occurs exactly once, with the line breaks that belong to it."""
     return [sum(content(completion).count(tag) == 1 for tag in TAGS) / len(TAGS) for completion in completions]

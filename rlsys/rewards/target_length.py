@@ -1,4 +1,4 @@
-"""The classic tutorial's reward: be as long as asked for."""
+"""How close the response is to a given length: the reward of TRL's tutorials."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from rlsys.rewards import Scores, content, register
 
 @register("target_length")
 def target_length(completions: list[Any], *, target: int = 50, **_: Any) -> Scores:
-    """`-abs(target - characters)`."""
+    """Score `-abs(target - number of characters)`."""
     return [-float(abs(target - len(content(completion)))) for completion in completions]

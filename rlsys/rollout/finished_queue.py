@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Collection
 
-from rlsys.runtime.spans import Spans
+from rlsys.runtime.spans import SpanRecorder
 from rlsys.types import Finished, Trajectory
 
 Result = tuple[Finished, Trajectory | None]
@@ -16,7 +16,7 @@ Result = tuple[Finished, Trajectory | None]
 class FinishedQueue:
     """Holds results until they are taken, and lets the taker wait for them."""
 
-    def __init__(self, spans: Spans) -> None:
+    def __init__(self, spans: SpanRecorder) -> None:
         self._results: list[Result] = []
         self._first_at = 0.0
         self._changed = asyncio.Event()

@@ -19,7 +19,7 @@ from rlsys.rollout.served_adapters import Adapters, AdapterSlots
 from rlsys.rollout.trajectory import prompt_logprobs, summary_of, trajectory_of
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
-from rlsys.runtime.spans import Span, Spans
+from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
 from rlsys.weights.packed_adapter import PackedAdapter
 
@@ -67,7 +67,7 @@ class RolloutWorker:
         self._versions = [LOADED_VERSION]  # of every epoch, as the scheduler counts them; the last is served now
         self._probes = itertools.count()
         self._tasks: dict[int, set[asyncio.Task[None]]] = {}  # by request
-        self._spans = Spans()
+        self._spans = SpanRecorder()
         self._finished = FinishedQueue(self._spans)
         self._failed_update: str | None = None
 

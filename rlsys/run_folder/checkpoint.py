@@ -1,8 +1,9 @@
-"""Checkpoints of a run: complete or absent, newest first."""
+"""Checkpoints of a run: complete or absent, newest first to go on from."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
@@ -15,39 +16,55 @@ STATE_FILE = "state.json"
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands besides its weights: enough to continue at the next step."""
+    """What a run needs besides its weights to continue at the next step."""
 
     step: int
-    prompt_cursor: int
-    kl_coef: float | None = None  # null: as configured
-    entropy_coef: float | None = None  # as applied
-    entropy_level: float = 0.0
+    prompt_cursor: int  # how many prompts have been handed out
+    kl_coef: float | None = None  # None: as configured
+    entropy_coef: float | None = None  # as applied; None: as configured
+    entropy_level: float = 0.0  # the adaptive coefficient, also while it is not applied
     nonfinite_in_a_row: int = 0
     nonfinite_total: int = 0
-    prompts_pending: list[int] = field(default_factory=list)  # places handed out and not trained
-    prompts_digest: str = ""  # of all training prompts: the cursor counts places among these
+    prompts_pending: list[int] = field(default_factory=list)  # positions handed out but not trained yet
+    prompts_digest: str = ""  # of all training prompts: the cursor is a position among exactly these
     unscored_in_a_row: int = 0
     unscored_total: int = 0
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """Complete checkpoints, oldest first. One without its state file was cut off while being written."""
+    """Return the folders of complete checkpoints, oldest first.
+
+    A folder without its state file was cut off while it was written, and is left out.
+    """
     found = (run_dir / "checkpoints").glob("step-*")
-    complete = [folder for folder in found if (folder / STATE_FILE).is_file()]
-    return sorted(complete, key=lambda folder: int(folder.name.removeprefix("step-")))
+    return sorted((folder for folder in found if (folder / STATE_FILE).is_file()), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Return the step in the name of a file or folder, or 0 if it has none, as `timeline.json`."""
+    numbers = re.findall(r"\d+", path.stem)
+    return int(numbers[-1]) if numbers else 0
 
 
 def is_due(config: CheckpointConfig, step: int, num_steps: int) -> bool:
-    """Whether a checkpoint follows this step."""
+    """Return whether a checkpoint is written after this step."""
     return (config.every > 0 and step % config.every == 0) or (config.last and step == num_steps)
 
 
 async def save(run_dir: Path, state: RunState, write: Callable[[str], Awaitable[None]], *, keep: int) -> Path:
-    """Let `write(folder)` fill a new checkpoint, mark it complete, and remove all but the newest `keep`."""
+    """Write a new checkpoint, then remove all but the newest `keep`; return its folder.
+
+    Args:
+        run_dir: the run's folder.
+        state: what is saved besides the weights.
+        write: fills the folder that it is given with the weights.
+        keep: how many checkpoints stay; at least the new one.
+    """
     folder = run_dir / "checkpoints" / f"step-{state.step:06d}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     await write(str(folder))
+    # The state file comes last and by a rename: a checkpoint that has one is whole.
     partial = folder / f".{STATE_FILE}"
     partial.write_text(json.dumps(asdict(state)), encoding="utf-8")
     partial.rename(folder / STATE_FILE)
@@ -57,5 +74,5 @@ async def save(run_dir: Path, state: RunState, write: Callable[[str], Awaitable[
 
 
 def load_state(folder: Path) -> RunState:
-    """The state of a complete checkpoint."""
+    """Return the state of a complete checkpoint."""
     return RunState(**json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))

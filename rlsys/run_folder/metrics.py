@@ -1,27 +1,26 @@
-"""The numbers in a run's folder: `metrics.jsonl`, and what its trackers put there."""
+"""The writer of a run's numbers: `metrics.jsonl`, and the trackers that follow it."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rlsys.config.schema import LoggingConfig
-from rlsys.metrics.row import as_json
+from rlsys.metrics.formatting import as_json
 from rlsys.metrics.step import Metrics
-from rlsys.metrics.trackers import Start
+from rlsys.metrics.trackers import TrackedRun
 from rlsys.metrics.trackers.threads import Trackers
+from rlsys.run_folder.checkpoint import step_of
 
-logger = logging.getLogger(__name__)
+# Prefixes of the names of everything that a run writes besides its checkpoints and configuration.
 WRITTEN = ("metrics.jsonl", "rollouts", "nonfinite", "timeline", "events.out.", "wandb", "tracker_id")
-"""How the names begin of what a run writes besides its checkpoints and configuration."""
 
 
-class RunLog:
-    """Writes as the run goes; every line is on disk when the call returns. Trackers follow in the background."""
+class MetricsWriter:
+    """Writes each step's metrics; the row is on disk when `write` returns. Trackers follow in the background."""
 
     def __init__(
         self,
@@ -31,31 +30,36 @@ class RunLog:
         resume_step: int = 0,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """`settings` is the run's configuration, for trackers to keep."""
-        self._run_dir = run_dir
-        self._config = config
+        """Open the files, and drop what an earlier start wrote after the checkpoint.
+
+        Args:
+            run_dir: the run's folder; it is made if it does not exist.
+            config: which trackers follow.
+            resume_step: the step of the checkpoint that the run continues from; 0 for a new run.
+            settings: the run's configuration, for trackers to keep.
+        """
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / "metrics.jsonl"
-        _drop_after(path, resume_step)
+        _drop_rows_after(path, resume_step)
         _drop_rollouts_after(run_dir, resume_step)
-        self._metrics = path.open("a", encoding="utf-8")
-        self._trackers = Trackers(config.trackers, Start(run_dir, settings or {}, resume_step, logger.info))
+        self._file = path.open("a", encoding="utf-8")
+        self._trackers = Trackers(config.trackers, TrackedRun(run_dir, settings or {}, resume_step))
 
     def write(self, metrics: Metrics) -> None:
-        """One object for one step, in `metrics.jsonl` and to the trackers."""
+        """Append one step's row to `metrics.jsonl` and hand it to the trackers."""
         row = {**metrics, **self._trackers.dropped()}
-        self._metrics.write(as_json(row) + "\n")
-        self._metrics.flush()
+        self._file.write(as_json(row) + "\n")
+        self._file.flush()
         self._trackers.write(int(metrics["step"] or 0), row)
 
     def close(self) -> None:
-        """Close every file and tracker; a tracker that hangs is left behind after a few seconds."""
-        self._metrics.close()
+        """Close the file and every tracker; a tracker that hangs is abandoned after a few seconds."""
+        self._file.close()
         self._trackers.close()
 
 
 def set_aside(run_dir: Path) -> Path | None:
-    """Move what an earlier start wrote into `earlier-N/`; None when there is nothing. Nothing is lost."""
+    """Move what an earlier start wrote into `earlier-N/` and return that folder; None if there was nothing."""
     written = [path for path in run_dir.glob("*") if path.name.startswith(WRITTEN)]
     if not written:
         return None
@@ -67,8 +71,8 @@ def set_aside(run_dir: Path) -> Path | None:
     return folder
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """A resumed run writes the steps after its checkpoint again: their old lines go."""
+def _drop_rows_after(path: Path, step: int) -> None:
+    """Remove the rows of the steps that a resumed run will write again, and a row that was cut off."""
     if not path.exists():
         return
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
@@ -77,7 +81,10 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def _drop_rollouts_after(run_dir: Path, step: int) -> None:
-    """The same of rollouts, which would stand beside other metrics, for good where fewer are written now."""
+    """Remove the rollouts of the steps that a resumed run will run again.
+
+    They would stay beside metrics of another try, and for good if rollouts are written less often now.
+    """
     for path in (run_dir / "rollouts").glob("step-*.jsonl"):
-        if int(path.stem.removeprefix("step-")) > step:
+        if step_of(path) > step:
             path.unlink()

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from rlsys.config.schema import LoggingConfig
+from rlsys.metrics.formatting import short
 from rlsys.types import Experience, Reward, RolloutGroup, ScoredGroup, TextRef, Trajectory, TrajectorySummary
 
 # Lone surrogates (half a character, which JSON of a model may hold) cannot be encoded as UTF-8: write them as \uXXXX.
 SURROGATES = "backslashreplace"
-# Decimals of log-probabilities and advantages: the file is for people, not for training.
+# Significant digits of log-probabilities and advantages: the file is for people, not for training.
 DIGITS = 4
 
 
@@ -81,7 +82,7 @@ class RolloutWriter:
         for sample, (summary, reward) in enumerate(zip(group.rollout.summaries, group.rewards, strict=True)):
             advantage = None if number is None else advantages.get((number, sample))
             response = await self._text_of(reward.response)
-            rows.append(_row(group.rollout, summary, reward, response) | {"advantage": _short(advantage)})
+            rows.append(_row(group.rollout, summary, reward, response) | {"advantage": short(advantage, DIGITS)})
         return rows
 
     async def _tokens(self, group: RolloutGroup, number: int | None, experience: Experience) -> list[dict[str, Any]]:
@@ -122,9 +123,4 @@ def _row(group: RolloutGroup, summary: TrajectorySummary, reward: Reward, respon
 
 
 def _rounded(values: np.ndarray) -> list[float | None]:
-    return [_short(float(value)) for value in values]
-
-
-def _short(value: float | None) -> float | None:
-    """Round a number; None for one that is not finite, since JSON has no NaN."""
-    return None if value is None or not np.isfinite(value) else round(value, DIGITS)
+    return [short(float(value), DIGITS) for value in values]

@@ -1,6 +1,7 @@
-"""Trajectories of groups and the chunks they came in: a task takes whole chunks as arguments, and places as plain data.
+"""Trajectories in chunks: workers return them in lists, one Ray object each, and tasks take whole chunks as arguments.
 
-So token arrays go from worker to worker, and the driver only says which of them are meant.
+These helpers turn references to groups into (chunks, indices) and back. Token arrays so go from worker to worker, and
+the driver handles only indices.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ from typing import Any, TypeVar
 from rlsys.types import TrajectoryRef
 
 T = TypeVar("T")
-Place = tuple[int, int]
-"""Which of a task's chunks, and where in it."""
+# Which of a task's chunks, and the position in it.
+ChunkIndex = tuple[int, int]
 
 
-def chunks_of(groups: Iterable[Sequence[TrajectoryRef]]) -> tuple[list[Any], list[list[Place]]]:
-    """The distinct chunks that hold the groups' trajectories, and each trajectory's place in them."""
+def chunks_of(groups: Iterable[Sequence[TrajectoryRef]]) -> tuple[list[Any], list[list[ChunkIndex]]]:
+    """Return the distinct chunks that hold the groups' trajectories, and each trajectory's index in them."""
     numbers: dict[Any, int] = {}
-    places = [[(numbers.setdefault(ref.chunk, len(numbers)), ref.index) for ref in refs] for refs in groups]
-    return list(numbers), places
+    indices = [[(numbers.setdefault(ref.chunk, len(numbers)), ref.index) for ref in refs] for refs in groups]
+    return list(numbers), indices
 
 
-def picked(chunks: Sequence[Sequence[T]], places: Sequence[Sequence[Place]]) -> list[list[T]]:
-    """What lies at `places`, in the same nesting."""
-    return [[chunks[chunk][index] for chunk, index in group] for group in places]
+def picked(chunks: Sequence[Sequence[T]], indices: Sequence[Sequence[ChunkIndex]]) -> list[list[T]]:
+    """Return the items at `indices`, in the same nesting."""
+    return [[chunks[chunk][position] for chunk, position in group] for group in indices]

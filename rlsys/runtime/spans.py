@@ -1,4 +1,4 @@
-"""What a worker does when: spans on the wall clock, kept until the driver asks for them."""
+"""Spans of a worker's work on the wall clock, kept until the driver fetches them for the timeline."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+# Name, start and end, in seconds since the epoch: the clock that processes and nodes share.
 Span = tuple[str, float, float]
-"""Name, start and end in seconds since the epoch: the clock that processes and nodes share."""
-MAX_KEPT = 20_000
-"""Of a worker that nobody asks; older ones are forgotten."""
+MAX_KEPT = 20_000  # spans kept for a driver that never fetches them; older ones are dropped
 
 
-class Spans:
-    """One worker's lane of the timeline."""
+class SpanRecorder:
+    """Records what one worker does when."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        """Start without spans; `clock` is replaced in tests."""
         self._clock = clock
         self._done: deque[Span] = deque(maxlen=MAX_KEPT)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Measure a block, also one that fails."""
+        """Record the time of a block, also of one that raises."""
         start = self._clock()
         try:
             yield
@@ -30,11 +30,11 @@ class Spans:
             self._done.append((name, start, self._clock()))
 
     def add(self, name: str, start: float, end: float) -> None:
-        """A span measured elsewhere, on `time.time`."""
+        """Record a span that was measured elsewhere, on `time.time`."""
         self._done.append((name, start, end))
 
     def take(self) -> list[Span]:
-        """Everything since the last call."""
+        """Return the spans since the last call."""
         taken = list(self._done)
         self._done.clear()
         return taken

@@ -1,4 +1,4 @@
-"""What goes into a sandbox, what it may use, and what comes out."""
+"""The records of a sandbox: the program, its limits, and its result."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+# `ok`: exit status 0. `exit`, `signal`: another status, or ended by a signal. `timeout`: the limit of wall-clock or CPU
+# time was reached. `memory`, `processes`, `output`: that limit was reached. `refused`: the sandbox could not be made.
 ProgramOutcome = Literal["ok", "exit", "signal", "timeout", "memory", "processes", "output", "refused"]
-"""`ok`: exit status 0. `exit`, `signal`: another status, or a signal of its own. `timeout`: of the wall clock or of CPU
-time. `memory`, `processes`, `output`: that limit was reached. `refused`: the sandbox itself could not be made."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A command and the files it finds in its directory, which is otherwise empty."""
+    """A command, its standard input, and the only files in its working directory."""
 
     command: Sequence[str]
     files: Mapping[str, str] = field(default_factory=dict)
     stdin: str = ""
-    reserves_memory: bool = False  # address space far beyond what it uses, as JavaScript engines do
+    reserves_memory: bool = False  # it reserves far more address space than it uses, as JavaScript engines do
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one program with everything it starts."""
+    """What one program may use, with everything that it starts."""
 
     wall_s: float = 5.0
-    cpu_s: int = 5  # each process
-    memory_mib: int = 512  # address space of each process, and resident memory of all
-    disk_mib: int = 16  # of its directory, which is memory too
-    processes: int = 1  # more only where we are not root, whom the kernel counts no processes of
-    threads: int = 64  # of all of them
-    output_kib: int = 256  # of each of the two streams
+    cpu_s: int = 5  # per process
+    memory_mib: int = 512  # address space per process, and resident memory of all together
+    disk_mib: int = 16  # its working directory, which is in memory too
+    processes: int = 1  # more than 1 only if we are not root, whose processes the kernel does not limit
+    threads: int = 64  # in all processes together
+    output_kib: int = 256  # per stream: standard output and standard error
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Result:
     """How a program ended."""
 
     outcome: ProgramOutcome
-    exit_status: int | None  # None where it was killed
+    exit_status: int | None  # None if it was killed at a limit
     stdout: str
     stderr: str
     seconds: float

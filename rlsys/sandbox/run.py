@@ -1,14 +1,13 @@
-"""One program in namespaces of its own, by bubblewrap (https://github.com/containers/bubblewrap).
+"""Running one program in namespaces of its own, by bubblewrap (https://github.com/containers/bubblewrap).
 
-It sees read-only system directories, an empty directory in memory, no network, no other process, no variable of ours.
-Limits that the kernel keeps for each process are set inside; what all of its processes use together is watched from
-outside. The end of the namespace's first process ends everything in it, at once.
+The program sees read-only system folders, an empty working directory in memory, no network, no other processes and none
+of our environment variables. The kernel enforces the limits per process; what all its processes use together is watched
+from outside. When the namespace's first process ends, the kernel ends everything in it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import selectors
@@ -22,34 +21,38 @@ from functools import cache
 import psutil
 
 from rlsys.errors import ConfigError
+from rlsys.runtime.processes import TAG
 from rlsys.sandbox.command import filter_bytes, sandbox_command
 from rlsys.sandbox.program import Limits, Program, ProgramOutcome, Result
 
+# Seconds between two looks at what a program uses: a fork bomb starts a few hundred processes in between, not more.
 WATCH_S = 0.05
-"""Between two looks at what a program uses: a fork bomb gets a few hundred processes far, not further."""
 TOOLS = ("bwrap", "timeout", "prlimit")
-OWN_PROCESSES = 3
-"""bubblewrap's, and the shell's between two commands."""
-PR_SET_CHILD_SUBREAPER = 36
-KEPT = ("PATH", "RLSYS_RUN_TAG")
-"""Of our environment, for bubblewrap alone: where it is, and what the run's guardian knows its processes by."""
+OWN_PROCESSES = 3  # those of bubblewrap, and of the shell between two commands
+# Variables that bubblewrap gets, but not the program: where tools are, and the tag by which the run's guardian finds
+# its processes.
+KEPT = ("PATH", TAG)
 
 
 def run(program: Program, limits: Limits) -> Result:
-    """Run to the end, or to the first limit reached. Never raises for what a program does.
+    """Run a program until it ends or reaches a limit. Nothing that the program does raises an exception here.
 
-    Raises ValueError for several processes where nothing would keep them from becoming many.
+    Raises:
+        ValueError: several processes are allowed and we are root, so that nothing would limit their number.
     """
     if limits.processes > 1 and os.geteuid() == 0:
-        raise ValueError("a sandbox of several processes is not for root: the kernel does not limit root's processes")
+        raise ValueError(
+            f"processes={limits.processes}: root may run only single-process sandboxes, because the kernel does not "
+            "limit the number of root's processes; run as another user"
+        )
     with contextlib.ExitStack() as stack:
 
-        def held(content: bytes) -> int:
+        def memory_file(content: bytes) -> int:
             return stack.enter_context(_memory_file(content))
 
-        files = {name: held(text.encode()) for name, text in program.files.items()}
-        filter_fd = held(filter_bytes(may_fork=limits.processes > 1))
-        status_fd, stdin_fd = held(b""), held(program.stdin.encode())
+        files = {name: memory_file(text.encode()) for name, text in program.files.items()}
+        filter_fd = memory_file(filter_bytes(may_fork=limits.processes > 1))
+        status_fd, stdin_fd = memory_file(b""), memory_file(program.stdin.encode())
         process = subprocess.Popen(
             sandbox_command(program, limits, files, filter_fd, status_fd),
             stdin=stdin_fd,
@@ -57,40 +60,34 @@ def run(program: Program, limits: Limits) -> Result:
             stderr=subprocess.PIPE,
             env={name: os.environ[name] for name in KEPT if name in os.environ},
             pass_fds=[*files.values(), filter_fd, status_fd],
-            start_new_session=True,
+            start_new_session=True,  # a process group of its own, which _end kills as a whole
         )
         stack.callback(_end, process)
         result = _watched(process, limits)
         first = _first_process(os.pread(status_fd, 4096, 0))
         if first is None:
             return Result("refused", None, result.stdout, result.stderr, result.seconds)
-        for left in (-process.pid, first):  # its group, and the namespace's: ours only where orphans are adopted
+        # Wait for what is left of its process group, and for the namespace's first process, which outlives bubblewrap.
+        # They are children of this process only if it called `adopt_orphans`.
+        for left in (-process.pid, first):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(left, 0)
         return result
 
 
-def adopt_orphans() -> None:
-    """Let this process wait for what its sandboxes leave behind: bubblewrap ends before the namespace's first process,
-    which otherwise stays in the process table where nobody else waits for orphans (as in many containers)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
-
-
 def check() -> None:
-    """Raise ConfigError where programs cannot be run in a sandbox on this machine, with the reason."""
+    """Check that programs can be run in a sandbox on this machine. Raises ConfigError with the reason if not."""
     problem = obstacle()
     if problem is not None:
         raise ConfigError(
             f"programs cannot be run safely here: {problem}. Sandboxes need bubblewrap and libseccomp (Debian: apt-get "
-            "install bubblewrap libseccomp2) and user namespaces (in a container they must be allowed)"
+            "install bubblewrap libseccomp2) and user namespaces (a container must allow them)"
         )
 
 
 @cache
 def obstacle() -> str | None:
-    """Why there can be no sandbox on this machine; None where there can."""
+    """Return why this machine cannot make sandboxes, or None if it can."""
     for tool in TOOLS:
         if shutil.which(tool) is None:
             return f"'{tool}' is not installed"
@@ -104,7 +101,7 @@ def obstacle() -> str | None:
 
 @contextlib.contextmanager
 def _memory_file(content: bytes) -> Iterator[int]:
-    """A descriptor of a file that holds `content` and has no name."""
+    """Yield the descriptor of a nameless file in memory that holds `content`."""
     descriptor = os.memfd_create("sandbox")
     try:
         with open(descriptor, "wb", closefd=False) as file:
@@ -116,7 +113,7 @@ def _memory_file(content: bytes) -> Iterator[int]:
 
 
 class _Streams:
-    """What a program writes, up to a limit each."""
+    """A program's standard output and error, read up to a limit."""
 
     def __init__(self, process: subprocess.Popen[bytes], limit: int) -> None:
         assert process.stdout is not None
@@ -125,11 +122,11 @@ class _Streams:
         self._text = {process.stdout: bytearray(), process.stderr: bytearray()}
         self._selector = selectors.DefaultSelector()
         for stream in self._text:
-            os.set_blocking(stream.fileno(), False)
+            os.set_blocking(stream.fileno(), False)  # a read must not wait for a program that writes nothing
             self._selector.register(stream, selectors.EVENT_READ)
 
     def read(self, wait_s: float) -> None:
-        """Take what is there, waiting at most `wait_s` for it."""
+        """Read what has arrived, waiting at most `wait_s` for it."""
         for key, _ in self._selector.select(wait_s):
             stream = key.fileobj
             part = stream.read(65536)  # type: ignore[union-attr]
@@ -147,25 +144,26 @@ class _Streams:
         return any(len(text) > self._limit for text in self._text.values())
 
     def texts(self) -> tuple[str, str]:
-        """Both streams, cut at the limit."""
+        """Return both streams as text, cut off at the limit."""
         self._selector.close()
         out, err = (bytes(text[: self._limit]).decode(errors="replace") for text in self._text.values())
         return out, err
 
 
 def _watched(process: subprocess.Popen[bytes], limits: Limits) -> Result:
-    """Wait for the end, and bring it about where a limit is reached."""
+    """Wait until the program ends, and kill it if it reaches a limit."""
     started = time.monotonic()
     streams = _Streams(process, limits.output_kib * 1024)
     reached: ProgramOutcome | None = None
     next_look = started + WATCH_S
+    # Streams may stay open longer than the process: a child of the program may hold them.
     while reached is None and (process.poll() is None or streams.is_open):
         now = time.monotonic()
         if now - started > limits.wall_s:
             reached = "timeout"
         elif streams.is_full:
             reached = "output"
-        elif now >= next_look:
+        elif now >= next_look:  # not at every turn: a look costs more than reading the streams
             reached, next_look = _over(process.pid, limits), now + WATCH_S
         if streams.is_open:
             streams.read(min(WATCH_S, max(0.0, started + limits.wall_s - now)))
@@ -181,8 +179,11 @@ def _watched(process: subprocess.Popen[bytes], limits: Limits) -> Result:
 
 
 def _over(pid: int, limits: Limits) -> ProgramOutcome | None:
-    """What all processes of the sandbox use too much of together. The kernel bounds their number already: looking at
-    them would be no match for a program that may start them without end."""
+    """Return the limit that all processes of the sandbox exceed together, or None.
+
+    Their number is bounded by the kernel already; counting here would be too slow against a program that starts
+    processes without end.
+    """
     resident, count = 0, 0
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(pid).children(recursive=True):
@@ -195,10 +196,14 @@ def _over(pid: int, limits: Limits) -> ProgramOutcome | None:
 
 
 def _outcome(status: int, stderr: str, *, had_time: bool) -> ProgramOutcome:
-    """Of a program that ended by itself; a signal is reported as 128 and its number. At the limit of CPU time the
-    kernel sends SIGXCPU, and SIGKILL to one that does not mind."""
+    """Return how a program ended that was not killed here.
+
+    The shell's convention reports a signal as 128 plus its number. At the limit of CPU time the kernel sends SIGXCPU,
+    and SIGKILL one second later to a program that ignored it.
+    """
     if status == 0:
         return "ok"
+    # An allocation beyond the limit of address space fails; Python then ends with this error.
     last = stderr.rstrip().rpartition("\n")[2]
     if last.startswith("MemoryError"):
         return "memory"
@@ -208,7 +213,7 @@ def _outcome(status: int, stderr: str, *, had_time: bool) -> ProgramOutcome:
 
 
 def _first_process(report: bytes) -> int | None:
-    """The namespace's first, as bubblewrap reports it; None of a sandbox that was not made."""
+    """Return the process id of the namespace's first process from bubblewrap's report; None if there is no sandbox."""
     for line in report.splitlines():
         found = json.loads(line).get("child-pid")
         if found is not None:
@@ -217,7 +222,7 @@ def _first_process(report: bytes) -> int | None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill it with everything in it; nothing to do for one that has ended."""
+    """Kill the sandbox with everything in it, if it has not ended, and close its streams."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

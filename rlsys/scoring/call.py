@@ -1,4 +1,4 @@
-"""One call of a reward function with TRL's contract."""
+"""One call of a reward function: its request, its reply, and the arguments that TRL's signature gives it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -18,22 +18,22 @@ from rlsys.types import Messages
 
 @dataclass(frozen=True)
 class RewardRequest:
-    """What one call of a reward function sees: parallel lists, one entry a trajectory."""
+    """The rows of one call, as parallel lists with one entry per trajectory."""
 
     prompts: Sequence[str | Messages]
     completions: Sequence[str | list[dict[str, str]]]
     completion_ids: Sequence[list[int]]
     columns: Mapping[str, Sequence[Any]]
     step: int
-    deadline_s: float = 30.0  # until the process that scores it is killed
-    num_steps: int = 0  # of the whole run
+    deadline_s: float = 30.0  # seconds until the process that scores it is killed
+    num_steps: int = 0  # of the run
     epoch: float = 0.0
 
     def __len__(self) -> int:
         return len(self.completions)
 
     def part(self, start: int, end: int) -> RewardRequest:
-        """The request for the trajectories [start, end) alone."""
+        """Return the request for only the rows [start, end)."""
         chosen = slice(start, end)
         columns = {key: values[chosen] for key, values in self.columns.items()}
         return replace(
@@ -45,33 +45,44 @@ class RewardRequest:
         )
 
     def runs_of_prompts(self) -> list[int]:
-        """How many trajectories in a row have the same prompt."""
+        """Return the sizes of the runs of neighbouring rows with the same prompt: `[a, a, b, a]` gives `[2, 1, 1]`."""
         return [len(list(same)) for _, same in itertools.groupby(self.prompts)]
 
 
 @dataclass
 class RewardLog:
-    """What the function logged through `log_metric` and `log_extra`."""
+    """What a function logged through `log_metric` and `log_extra`."""
 
     metrics: dict[str, list[float]] = field(default_factory=dict)
     extra: dict[str, list[Any]] = field(default_factory=dict)
 
     def metric(self, name: str, value: float) -> None:
+        """Log one value of a metric: `log_metric`."""
         self.metrics.setdefault(name, []).append(float(value))
 
-    def column(self, column: str, values: list[Any]) -> None:  # TRL's names: functions may give them as keywords
+    def column(self, column: str, values: list[Any]) -> None:
+        """Log one value per row: `log_extra`. The parameters have TRL's names, so that they can be given by name."""
         self.extra.setdefault(column, []).extend(values)
 
     def plain(self) -> RewardLog:
-        """With nothing that only the function's own process knows: its classes, arrays, numbers of other libraries."""
+        """Return the log as plain values, without classes and arrays that only the function's process can load."""
         return RewardLog(self.metrics, json.loads(json.dumps(self.extra, default=str)))
 
     def merge(self, other: RewardLog) -> None:
-        """Add what another call logged."""
+        """Append what another call logged."""
         for name, values in other.metrics.items():
             self.metrics.setdefault(name, []).extend(values)
         for name, column in other.extra.items():
             self.column(name, column)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the function's process sends back: the result of loading the function, or of one call."""
+
+    scores: Sequence[float | Failed | None] = ()
+    log: RewardLog = field(default_factory=RewardLog)
+    error: str | None = None  # the traceback of what was raised
 
 
 @dataclass(frozen=True)
@@ -83,15 +94,25 @@ class TrainerState:
     epoch: float = 0.0
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"trainer_state has no '{name}' here: it has {', '.join(self.__dataclass_fields__)}")
+        raise AttributeError(f"rlsys's trainer_state has no '{name}'; it has {', '.join(self.__dataclass_fields__)}")
 
 
 def call_reward(function: Callable[..., Any], request: RewardRequest, log: RewardLog) -> list[float | Failed | None]:
-    """Call `function` with the arguments it accepts; awaits a coroutine. Returns one float (NaN and infinity too: the
-    loop counts those), None or Failed a row.
+    """Call a reward function with the arguments that it accepts, and wait for the result of a coroutine.
 
-    Raises ValueError when the result has the wrong length, and whatever the function raises.
+    Args:
+        function: the function, with its options filled in.
+        request: the rows.
+        log: takes what the function logs.
+
+    Returns:
+        One score per row: a float, also NaN or infinite, which the loop counts; None; or Failed.
+
+    Raises:
+        ValueError: the function returned another number of scores than rows.
+        Exception: whatever the function raises.
     """
+    # Columns first: rlsys's own arguments win over columns of the same name.
     arguments: dict[str, Any] = {
         **request.columns,
         "prompts": list(request.prompts),
@@ -113,7 +134,7 @@ def call_reward(function: Callable[..., Any], request: RewardRequest, log: Rewar
 
 def _accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     signature = inspect.signature(function)
-    if "deadline_s" not in signature.parameters:  # not TRL's: for those alone that ask for it by name
+    if "deadline_s" not in signature.parameters:  # not in TRL: a function with only **kwargs does not expect it
         arguments = {name: value for name, value in arguments.items() if name != "deadline_s"}
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
         options = getattr(function, "keywords", {})
@@ -122,28 +143,28 @@ def _accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[s
 
 
 def _awaited(result: Any) -> Any:
-    """What a coroutine gives. Of one that fails no task stays behind, to go on during its retries."""
+    """Return the result of an awaitable. If it fails, its tasks are cancelled: they must not run on during retries."""
     runner = _event_loop()
     before = asyncio.all_tasks(runner.get_loop())
     try:
         return runner.run(_await(result))
     except BaseException:
-        runner.run(_end(asyncio.all_tasks(runner.get_loop()) - before))
+        runner.run(_cancel(asyncio.all_tasks(runner.get_loop()) - before))
         raise
 
 
 @cache
 def _event_loop() -> asyncio.Runner:
-    """One for every call: clients and locks that a function keeps belong to the loop they were made in."""
+    """Return the event loop of this process: clients and locks that a function keeps belong to one loop."""
     return asyncio.Runner()
 
 
-async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    left = list(tasks)
-    for task in left:
+async def _cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _await(result: Any) -> Any:
+    """Make a coroutine of any awaitable, which the runner insists on."""
     return await result

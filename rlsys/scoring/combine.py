@@ -1,4 +1,4 @@
-"""Parts to a total."""
+"""From the parts of a reward to its total."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ def combine(
     weights: Mapping[str, float],
     extra: Mapping[str, Any] | None = None,
 ) -> Reward:
-    """Weighted sum of the parts that apply. A part that failed leaves the trajectory without a total: never a 0."""
+    """Return the weighted sum of the parts that apply. If a part failed there is no total; a failure is never a 0.
+
+    Args:
+        parts: the result of each function, by label.
+        weights: the weight of each label.
+        extra: what functions logged for this trajectory.
+    """
     outcomes = [part.outcome for part in parts.values()]
     outcome: Outcome = "not_applicable"
+    # The worst outcome of a part is that of the whole; parts that do not apply do not count.
     for candidate in ("not_finite", "error", "timeout", "ok"):
         if candidate in outcomes:
             outcome = candidate
@@ -29,7 +36,7 @@ def combine(
 
 
 def first_failure(rewards: Sequence[Sequence[Reward]], outcomes: Sequence[str] = NOT_OK) -> str:
-    """What the first part with one of `outcomes` said, for a message."""
+    """Return label, outcome and detail of the first part with one of `outcomes`, for a message."""
     parts = (item for group in rewards for reward in group for item in reward.parts.items())
     for label, part in parts:
         if part.outcome in outcomes:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rlsys.config.schema import ScoringConfig
 from rlsys.runtime.batching import BatchingQueue
 from rlsys.runtime.calls import fetch
 from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.room import Demand
-from rlsys.scoring.worker import RewardWorker
+from rlsys.scoring.worker import RewardWorker, ScoringSetup
 from rlsys.types import Scores, ScoringUnit, TextRef
 
 # Chunks of texts that the driver holds at a time: a group's responses are mostly in one chunk or in few, which hold
@@ -24,12 +23,12 @@ MAX_HELD_CHUNKS = 16
 class RewardPool:
     """Interchangeable workers; what is put into `queue` goes to whichever is idle."""
 
-    def __init__(self, cluster: Cluster, config: ScoringConfig, demands: list[Demand], *worker_args: Any) -> None:
+    def __init__(self, cluster: Cluster, setup: ScoringSetup, demands: list[Demand]) -> None:
         self._calls = cluster.calls
         self._texts: OrderedDict[Any, Sequence[str]] = OrderedDict()
-        self._deadline_s = config.deadline_s
+        self._deadline_s = setup.scoring.deadline_s
         self.names = [demand.name for demand in demands]
-        self._workers = [cluster.start(RewardWorker, demand, config, *worker_args) for demand in demands]
+        self._workers = [cluster.start(RewardWorker, demand, setup) for demand in demands]
         self.queue: BatchingQueue[ScoringUnit, Scores] = BatchingQueue(
             len(demands), self._score, cluster.calls.background, weight=len
         )

@@ -1,7 +1,7 @@
-"""A reward function in a process of its own, so that a hung or crashing one can be killed.
+"""A reward function in a process of its own, so that one that hangs or crashes can be killed.
 
-`python -m rlsys.scoring.process FD` is the child: it reads its function's description, then answers calls until the
-pipe closes.
+`python -m rlsys.scoring.process FD` is the child: it reads its function's description from the pipe, then replies to
+requests until the pipe closes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
@@ -24,27 +24,29 @@ from rlsys.errors import WorkerError
 from rlsys.rewards import Failed, registry
 from rlsys.rewards.entry import bind_reward
 from rlsys.runtime.garbage import freeze_started
-from rlsys.runtime.parent import exit_with_parent
-from rlsys.scoring.call import RewardLog, RewardRequest, call_reward
+from rlsys.runtime.processes import exit_with_parent, start_process
+from rlsys.scoring.call import Reply, RewardLog, RewardRequest, call_reward
 from rlsys.types import Outcome, RewardPart
 
 START_DEADLINE_S = 300.0
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What one call gave: a part a row, or the failure of the call as a whole."""
+class CallFailedError(Exception):
+    """A call failed as a whole; `part` is the outcome of each of its rows."""
 
-    parts: list[RewardPart]
-    log: RewardLog
-    failure: RewardPart | None = None
+    def __init__(self, outcome: Outcome, detail: str) -> None:
+        super().__init__(detail)
+        self.part = RewardPart(None, outcome, detail)
 
 
 class RewardProcess:
-    """One reward function (an entry of `rewards`) behind a pipe, restarted after every kill.
+    """One reward function (an entry of `rewards`) behind a pipe; its process is started again after it was killed.
 
     Args:
-        whole_groups: it sees a prompt's responses together, in a retry as well.
+        spec: the entry of `rewards`.
+        call_deadline_s: seconds that a call may take.
+        row_deadline_s: seconds that a call of one row, or of one prompt's rows, may take when a call is retried.
+        whole_groups: whether the function must see a prompt's responses together, in a retry too.
     """
 
     def __init__(
@@ -58,37 +60,30 @@ class RewardProcess:
         self._pipe: Connection | None = None
         self._was_loaded = False
 
-    def score(self, request: RewardRequest) -> tuple[list[RewardPart], RewardLog]:
-        """One part a row. A call that fails as a whole is retried row by row, so that each row gets its own outcome; of
-        a function that compares a prompt's responses prompt by prompt.
-
-        Rows that come after `call_deadline_s` of retries are counted as timeouts: one bad batch must not hold up the
-        step for rows * deadline. It takes `longest_s` of these deadlines, and the restarts of what was killed.
-        """
-        answer = self._call(request, self._call_deadline_s)
-        if answer.failure is None:
-            return answer.parts, answer.log
-        rows: list[RewardPart] = []
-        log = RewardLog()
-        end = time.monotonic() + max(self._call_deadline_s, self._row_deadline_s)
-        for size in request.runs_of_prompts() if self._whole_groups else [1] * len(request):
-            left = end - time.monotonic()
-            if left <= 0:
-                rows += [RewardPart(None, "timeout", "not tried: earlier rows used up the deadline")] * size
-                continue
-            part = self._call(request.part(len(rows), len(rows) + size), min(self._row_deadline_s, left))
-            rows += part.parts if part.failure is None else [part.failure] * size
-            log.merge(part.log)
-        return rows, log
-
     def start(self) -> None:
-        """Load the function, so that the first call need not. Raises WorkerError when it cannot."""
-        self._ensure_started()
+        """Start the process and load the function, if it is not running. Raises WorkerError if that fails."""
+        self._started()
+
+    def score(self, request: RewardRequest) -> tuple[list[RewardPart], RewardLog]:
+        """Return one part per row and what the function logged.
+
+        A call that fails as a whole is retried row by row, so that each row gets its own outcome; prompt by prompt if
+        the function compares a prompt's responses. Rows that come after `call_deadline_s` of retries count as timeouts,
+        because one bad batch must not hold up the step for as many deadlines as it has rows. In all it takes at most
+        `longest_s` of these deadlines and the restarts of what was killed.
+
+        Raises:
+            WorkerError: the function cannot be loaded, and never was.
+        """
+        try:
+            return self._call(request, self._call_deadline_s)
+        except CallFailedError:
+            return self._retry(request)
 
     def close(self) -> None:
-        """Kill the child."""
+        """Kill the process and everything that it started."""
         if self._process is not None:
-            # Its own session: what the function started ends with it.
+            # The process leads a session of its own: what the function started is in the same process group.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -97,36 +92,83 @@ class RewardProcess:
             self._pipe.close()
             self._pipe = None
 
-    def _call(self, request: RewardRequest, deadline_s: float) -> Answer:
+    def _retry(self, request: RewardRequest) -> tuple[list[RewardPart], RewardLog]:
+        rows: list[RewardPart] = []
+        log = RewardLog()
+        end = time.monotonic() + max(self._call_deadline_s, self._row_deadline_s)
+        # Rows that share a prompt must stay together for a function that compares them; else each row is tried alone.
+        for size in request.runs_of_prompts() if self._whole_groups else [1] * len(request):
+            left = end - time.monotonic()
+            if left <= 0:
+                rows += [RewardPart(None, "timeout", "not tried: earlier rows used up the deadline")] * size
+                continue
+            try:
+                parts, part_log = self._call(request.part(len(rows), len(rows) + size), min(self._row_deadline_s, left))
+                log.merge(part_log)
+            except CallFailedError as error:
+                parts = [error.part] * size
+            rows += parts
+        return rows, log
+
+    def _call(self, request: RewardRequest, deadline_s: float) -> tuple[list[RewardPart], RewardLog]:
+        """Call the function once. Raises CallFailedError for a failed call, WorkerError if it never could be loaded."""
         try:
-            pipe = self._ensure_started()
+            pipe = self._started()
         except WorkerError as error:
             if not self._was_loaded:
                 raise
-            return self._failed("error", str(error))  # a restart that fails is a failed call, not the run's end
+            raise self._failed("error", str(error)) from error  # a failed restart costs a call, not the run
         try:
-            pipe.send(replace(request, deadline_s=deadline_s))
+            pipe.send(replace(request, deadline_s=deadline_s))  # the function may ask how much time it has
             if not pipe.poll(deadline_s):
                 self.close()
-                return self._failed("timeout", f"no answer within {deadline_s:g} s; its process was killed")
-            kind, payload, log = pipe.recv()
+                raise self._failed("timeout", f"no result within {deadline_s:g} s; its process was killed")
+            reply: Reply = pipe.recv()
         except (EOFError, OSError) as error:
-            return self._failed("error", f"its process died (exit code {self._exit_code()}): {error!r}")
-        if kind == "error":
-            return self._failed("error", payload)
-        return Answer([self._part(value) for value in payload], log)
+            detail = f"its process died (exit code {self._exit_code()}): {error!r}"
+            raise self._failed("error", detail) from error
+        if reply.error is not None:
+            raise self._failed("error", reply.error)
+        return [self._part(score) for score in reply.scores], reply.log
 
-    def _part(self, value: float | Failed | None) -> RewardPart:
-        if value is None:
+    def _part(self, score: float | Failed | None) -> RewardPart:
+        if score is None:
             return RewardPart(None, "not_applicable")
-        if isinstance(value, Failed):
-            return RewardPart(None, value.outcome, f"reward '{self._spec['name']}': {value.detail}")
-        if not math.isfinite(value):
-            return RewardPart(None, "not_finite", f"reward '{self._spec['name']}': returned {value}")
-        return RewardPart(value, "ok")
+        if isinstance(score, Failed):
+            return self._failed(score.outcome, score.detail).part
+        if not math.isfinite(score):
+            return self._failed("not_finite", f"returned {score}").part
+        return RewardPart(score, "ok")
+
+    def _failed(self, outcome: Outcome, detail: str) -> CallFailedError:
+        return CallFailedError(outcome, f"reward '{self._spec['name']}': {detail}")
+
+    def _started(self) -> Connection:
+        """Return the pipe to the running process, which is started if there is none."""
+        if self._pipe is not None:
+            return self._pipe
+        self._pipe, theirs = Pipe()
+        command = [sys.executable, "-m", "rlsys.scoring.process", str(theirs.fileno())]
+        self._process = start_process(
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        theirs.close()
+        # Imports are not the function's fault: they have a deadline of their own, before that of the first call.
+        problem: str | None = f"its process did not start within {START_DEADLINE_S:g} s"
+        try:
+            self._pipe.send(self._spec)
+            if self._pipe.poll(START_DEADLINE_S):
+                problem = self._pipe.recv().error
+        except (EOFError, OSError):
+            problem = f"its process ended while it was imported (exit code {self._exit_code()})"
+        if problem is not None or self._pipe is None:
+            self.close()
+            raise WorkerError(f"reward '{self._spec['name']}' cannot be loaded: {problem}")
+        self._was_loaded = True
+        return self._pipe
 
     def _exit_code(self) -> int | None:
-        """How the child ended; None when it closed the pipe and lives on, which ends now."""
+        """Return how the child ended, or None if it only closed the pipe; then it is killed."""
         code = None
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -134,47 +176,19 @@ class RewardProcess:
         self.close()
         return code
 
-    def _failed(self, outcome: Outcome, detail: str) -> Answer:
-        return Answer([], RewardLog(), RewardPart(None, outcome, f"reward '{self._spec['name']}': {detail}"))
-
-    def _ensure_started(self) -> Connection:
-        if self._pipe is not None:
-            return self._pipe
-        ours, theirs = Pipe()
-        command = [sys.executable, "-m", "rlsys.scoring.process", str(theirs.fileno())]
-        self._process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
-        )
-        theirs.close()
-        self._pipe = ours
-        with contextlib.suppress(BrokenPipeError):  # a child that is gone already is reported below
-            ours.send(self._spec)
-        # Starting (imports) is not the function's fault: it has a deadline of its own.
-        problem = f"its process did not start in {START_DEADLINE_S:g} s"
-        if ours.poll(START_DEADLINE_S):
-            try:
-                problem = ours.recv()
-            except (EOFError, OSError):
-                problem = f"its process ended while it was imported (exit code {self._exit_code()})"
-        if problem is not None:
-            self.close()
-            raise WorkerError(f"reward '{self._spec['name']}' cannot be loaded: {problem}")
-        self._was_loaded = True
-        return ours
-
 
 def serve(pipe: Connection) -> None:
-    """The child's life: load the function, answer calls, stop at the end of the pipe."""
+    """Load the function, then reply to requests until the pipe closes: the life of the child."""
     try:
         spec = pipe.recv()
         for module in registry.fact(str(spec["name"]), "imports", ()):
             importlib.import_module(module)
         function = bind_reward(spec)
     except Exception:
-        pipe.send(traceback.format_exc(limit=5))
+        pipe.send(Reply(error=traceback.format_exc(limit=5)))
         return
     freeze_started()
-    pipe.send(None)
+    pipe.send(Reply())  # loaded: deadlines of calls start to count
     while True:
         try:
             request: RewardRequest = pipe.recv()
@@ -182,10 +196,9 @@ def serve(pipe: Connection) -> None:
             return
         log = RewardLog()
         try:
-            scores = call_reward(function, request, log)
-            pipe.send(("ok", scores, log.plain()))
+            pipe.send(Reply(call_reward(function, request, log), log.plain()))
         except Exception:
-            pipe.send(("error", traceback.format_exc(limit=5), RewardLog()))
+            pipe.send(Reply(error=traceback.format_exc(limit=5)))
 
 
 if __name__ == "__main__":

@@ -1,112 +1,140 @@
-"""One reward worker: decodes responses and calls every configured function in its own process."""
+"""One scoring worker: it decodes responses and calls every configured function in a process of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlsys.config.schema import ScoringConfig
 from rlsys.models.resolve import load_tokenizer
 from rlsys.rewards import content
 from rlsys.rewards.entry import deadline_of, labelled
-from rlsys.runtime.chunks import Place, picked
+from rlsys.runtime.chunks import ChunkIndex, picked
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
-from rlsys.runtime.spans import Span, Spans
+from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.combine import combine
 from rlsys.scoring.process import RewardProcess
 from rlsys.types import Prompt, Reward, Trajectory
 
+if TYPE_CHECKING:
+    from rlsys.preflight.prepared import Prepared
+
 
 @dataclass(frozen=True)
-class Extent:
-    """How long the run is, for functions that follow a schedule."""
+class ScoringSetup:
+    """What a scoring worker is made of."""
 
-    num_steps: int = 0
+    scoring: ScoringConfig
+    rewards: Sequence[dict[str, Any]]  # entries `{name, weight, ...options}`
+    model_path: str  # where the tokenizer is
+    trust_remote_code: bool = False
+    num_steps: int = 0  # of the run, for functions that follow a schedule
     steps_per_epoch: float = 1.0
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> ScoringSetup:
+        """Return the setup of a run."""
+        config = prepared.config
+        return cls(
+            scoring=config.scoring,
+            rewards=config.rewards,
+            model_path=prepared.model_path,
+            trust_remote_code=config.model.trust_remote_code,
+            num_steps=config.train.num_steps,
+            # An evaluation has no training prompts.
+            steps_per_epoch=len(prepared.train_prompts) / config.train.prompts_per_step or 1.0,
+        )
 
 
 class RewardWorker:
-    """Lives in a Ray process; `rewards` is the run's list of `{name, weight, ...options}`."""
+    """The worker inside of its Ray process."""
 
-    def __init__(
-        self,
-        config: ScoringConfig,
-        rewards: Sequence[dict[str, Any]],
-        model_path: str,
-        trust_remote_code: bool = False,
-        extent: Extent | None = None,
-    ) -> None:
+    def __init__(self, setup: ScoringSetup) -> None:
+        """Load the tokenizer; the functions' processes are started by `start`."""
+        self._setup = setup
         log_worker()
-        self._tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
-        self._extent = extent or Extent()
-        self._weights = {label: float(spec.get("weight", 1.0)) for label, spec in labelled(rewards)}
+        self._tokenizer = load_tokenizer(setup.model_path, trust_remote_code=setup.trust_remote_code)
+        rewards = labelled(setup.rewards)
+        self._weights = {label: float(spec.get("weight", 1.0)) for label, spec in rewards}
         self._processes = {
             label: RewardProcess(
                 spec,
-                call_deadline_s=deadline_of(spec, config.function_deadline_s),
-                row_deadline_s=deadline_of(spec, config.row_deadline_s),
-                whole_groups=config.whole_groups,
+                call_deadline_s=deadline_of(spec, setup.scoring.function_deadline_s),
+                row_deadline_s=deadline_of(spec, setup.scoring.row_deadline_s),
+                whole_groups=setup.scoring.whole_groups,
             )
-            for label, spec in labelled(rewards)
+            for label, spec in rewards
         }
-        self._callers = ThreadPoolExecutor(len(self._processes))  # a function that is late keeps no other waiting
-        self._spans = Spans()
+        self._threads = ThreadPoolExecutor(len(rewards))  # one per function: a slow one keeps no other waiting
+        self._spans = SpanRecorder()
         freeze_started()
 
     def start(self) -> None:
-        """Answers once every function is loaded; raises what keeps one from it."""
-        for process in self._processes.values():
-            process.start()
+        """Load every function. Raises WorkerError for one that cannot be loaded."""
+        # At the same time: most of it is imports.
+        list(self._threads.map(RewardProcess.start, self._processes.values()))
 
     def score(
-        self, prompts: Sequence[Prompt], step: int, places: Sequence[Place], *chunks: Sequence[Trajectory]
+        self, prompts: Sequence[Prompt], step: int, indices: Sequence[ChunkIndex], *chunks: Sequence[Trajectory]
     ) -> tuple[tuple[list[Reward], dict[str, float]], list[str]]:
-        """Rewards of the trajectories at `places`, each with its prompt, and the mean of every logged metric; and the
-        texts that were scored, to be called for as an object of its own: the driver does not read it."""
+        """Score the trajectories at `indices`.
+
+        Args:
+            prompts: the prompt of each trajectory.
+            step: the step that they are scored for.
+            indices: where each trajectory is in the chunks.
+            chunks: lists of trajectories, these and others.
+
+        Returns:
+            The rewards with the mean of every logged metric; and the responses' texts, which Ray keeps as an object of
+            their own, because the driver does not need them.
+        """
         with self._spans.span("score"):
-            request = self._request(prompts, step, picked(chunks, [places])[0])
+            request = self._request(prompts, step, picked(chunks, [indices])[0])
             return self._score(request), [content(completion) for completion in request.completions]
 
     def take_spans(self) -> list[Span]:
-        """What this worker did since the last call."""
+        """Return what this worker did since the last call."""
         return self._spans.take()
 
     def _score(self, request: RewardRequest) -> tuple[list[Reward], dict[str, float]]:
-        calls = {label: self._callers.submit(process.score, request) for label, process in self._processes.items()}
-        answers = {label: call.result() for label, call in calls.items()}
-        rewards = []
-        for row in range(len(request)):
-            parts = {label: parts[row] for label, (parts, _) in answers.items()}
-            extra = {
-                name: column[row]
-                for _, log in answers.values()
-                for name, column in log.extra.items()
-                if len(column) == len(request)
-            }
-            rewards.append(combine(parts, self._weights, extra))
+        results = list(self._threads.map(lambda process: process.score(request), self._processes.values()))
+        # A column that a function logged belongs to rows only if it has an entry for each.
+        extra = {
+            name: column for _, log in results for name, column in log.extra.items() if len(column) == len(request)
+        }
+        rewards = [
+            combine(
+                dict(zip(self._processes, (parts[row] for parts, _ in results), strict=True)),
+                self._weights,
+                {name: column[row] for name, column in extra.items()},
+            )
+            for row in range(len(request))
+        ]
         logged: dict[str, list[float]] = {}
-        for _, log in answers.values():
+        for _, log in results:
             for name, values in log.metrics.items():
                 logged.setdefault(name, []).extend(values)
         return rewards, {name: sum(values) / len(values) for name, values in logged.items()}
 
-    def _request(self, owners: Sequence[Prompt], step: int, trajectories: Sequence[Trajectory]) -> RewardRequest:
+    def _request(self, prompts: Sequence[Prompt], step: int, trajectories: Sequence[Trajectory]) -> RewardRequest:
         ids = [trajectory.response_ids.tolist() for trajectory in trajectories]
         responses = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-        names = sorted({name for owner in owners for name in owner.columns})
+        # Data sets may have different columns; a row without a column has None there.
+        names = sorted({name for prompt in prompts for name in prompt.columns})
         return RewardRequest(
-            prompts=[owner.text for owner in owners],
+            prompts=[prompt.text for prompt in prompts],
             completions=[
-                [{"role": "assistant", "content": text}] if owner.is_conversation else text
-                for owner, text in zip(owners, responses, strict=True)
+                [{"role": "assistant", "content": text}] if prompt.is_conversation else text
+                for prompt, text in zip(prompts, responses, strict=True)
             ],
             completion_ids=ids,
-            columns={name: [owner.columns.get(name) for owner in owners] for name in names},
+            columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
             step=step,
-            num_steps=self._extent.num_steps,
-            epoch=step / self._extent.steps_per_epoch,
+            num_steps=self._setup.num_steps,
+            epoch=step / self._setup.steps_per_epoch,
         )

@@ -14,7 +14,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
 
-from rlsys.runtime.parent import exit_with_parent
+from rlsys.runtime.processes import exit_with_parent
 from rlsys.weights.bucket_receiver import BucketReceiver
 from rlsys.weights.gloo import GlooChannel
 from rlsys.weights.manifest import buckets, from_update_info, total_bytes, views

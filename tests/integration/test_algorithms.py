@@ -24,7 +24,7 @@ from rlsys.learner.setup import PolicySetup
 from rlsys.metrics.display import Display
 from rlsys.preflight.checks import check_config
 from rlsys.run_folder.checkpoint import RunState
-from rlsys.run_folder.metrics import RunLog
+from rlsys.run_folder.metrics import MetricsWriter
 from tests.integration.runs import SMALL, OpenRun, call_worker, read_metrics, small_run
 
 PRESETS = sorted(path.stem for path in (config_dir() / "algorithm").glob("*.yaml"))
@@ -93,7 +93,7 @@ def switched(shared: OpenRun, folder: Path, overrides: Sequence[str]) -> OpenRun
         reference=roles.reference if config.algorithm.kl.coef > 0 else None,
     )
     state = RunState(0, run.prompts.cursor)
-    log = RunLog(folder, config.logging)
+    log = MetricsWriter(folder, config.logging)
     display = Display(STEPS, live=False)
     broadcaster = build_broadcaster(config, used)
     return OpenRun(build_run(prepared, folder, used, broadcaster, state, log, None, display), folder)

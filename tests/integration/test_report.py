@@ -69,8 +69,8 @@ def choose(browser: Browser, name: str, value: str) -> None:
 
 
 def counted(browser: Browser) -> str:
-    told: str = browser.run("document.querySelector('.count').textContent")
-    return told
+    text: str = browser.run("document.querySelector('.count').textContent")
+    return text
 
 
 def shown(browser: Browser) -> list[list[str]]:
@@ -122,8 +122,8 @@ def test_curves_hold_the_runs_numbers_and_are_smoothed(opened: Browser) -> None:
     own, stages = "my/own_number", "Time per stage"
     assert curve(opened, own, own, "x") == [1, 2, 3, 4, 5]  # the evaluation before the first step has none
     assert curve(opened, own, own, "y") == [7, 14, 21, 28, 35]
-    assert curve(opened, stages, "reward", "x") == [1, 2, 3, 4, 5]
-    below, above = curve(opened, stages, "reward", "y1"), curve(opened, stages, "reward", "y2")
+    assert curve(opened, stages, "scoring", "x") == [1, 2, 3, 4, 5]
+    below, above = curve(opened, stages, "scoring", "y1"), curve(opened, stages, "scoring", "y2")
     assert [high - low for low, high in zip(below, above, strict=True)] == pytest.approx([0.2] * 5)
     assert below == curve(opened, stages, "rollout", "y2")
     slider = "document.querySelector('input[name=smooth]')"
@@ -148,8 +148,8 @@ def test_a_plot_is_read_and_zoomed_by_pointer(opened: Browser) -> None:
     opened.point(*at(0.9))
     tooltip = "document.querySelector('.bk-Tooltip')?.shadowRoot.textContent ?? ''"
     opened.wait(f"({tooltip}).includes('step')")
-    told = opened.run(tooltip)
-    assert f"{metrics(RECIPE, 5)['policy/entropy']:.4g}" in told
+    text = opened.run(tooltip)
+    assert f"{metrics(RECIPE, 5)['policy/entropy']:.4g}" in text
     steps = f"(() => {{ const range = {figure('Entropy')}.x_range; return [range.start, range.end]; }})()"
     start, end = opened.run(steps)
     opened.drag(at(0.4), at(0.6))
@@ -160,9 +160,9 @@ def test_a_plot_is_read_and_zoomed_by_pointer(opened: Browser) -> None:
 
 
 def test_the_header_says_what_was_run(opened: Browser) -> None:
-    told = opened.run("document.querySelector('header').textContent")
+    text = opened.run("document.querySelector('header').textContent")
     for part in ("run", "Qwen/Qwen2.5-0.5B", "grpo advantages", "math_answer (weight 1.0)", "0.700", "best 0.700"):
-        assert part in told
+        assert part in text
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_filters(opened: Browser, controls: dict[str, str], wanted: list[tuple[i
     for name, value in controls.items():
         choose(opened, name, value)
     assert counted(opened) == f"{len(wanted)} of 80 rollouts"
-    told = [(int(step), int(group), int(length)) for step, group, _, _, length, *_ in shown(opened)]
+    text = [(int(step), int(group), int(length)) for step, group, _, _, length, *_ in shown(opened)]
     expected = [(step, 4 * (step - 1) + group, length_of(step, sample)) for step, group, sample in wanted]
-    assert told == expected[:25]
+    assert text == expected[:25]
     opened.run("document.querySelector('.filters').reset()")
     opened.wait("document.querySelector('.count').textContent === '80 of 80 rollouts'")
     assert opened.complaints == []
@@ -231,10 +231,10 @@ def test_the_group_view(opened: Browser) -> None:
 
 
 def colours(browser: Browser) -> list[str]:
-    told: list[str] = browser.run(
+    text: list[str] = browser.run(
         "[...document.querySelectorAll('.detail .tokens span')].map((span) => getComputedStyle(span).backgroundColor)"
     )
-    return told
+    return text
 
 
 def written_tokens(page: Path, row: int) -> dict[str, Any]:
@@ -279,9 +279,9 @@ def test_tokens_are_coloured_by_probability_and_by_advantage(opened: Browser, pa
     assert len(set(signs.values())) == 2  # one colour for better, one for worse
     token = visible[2]
     opened.run(f"document.querySelector('.detail [data-token=\"{token}\"]').click()")
-    told = opened.run("document.querySelector('.detail .told').textContent")
-    assert told.startswith(f"Token {token} ")
-    assert f"log-probability {tokens['logprobs'][token]:.4g}" in told
+    text = opened.run("document.querySelector('.detail .readout').textContent")
+    assert text.startswith(f"Token {token} ")
+    assert f"log-probability {tokens['logprobs'][token]:.4g}" in text
     choose(opened, "mode", "none")
     assert opened.run("document.querySelector('.detail .tokens') === null")
     assert opened.complaints == []
@@ -374,9 +374,9 @@ def test_a_run_of_which_little_is_known(browser: Browser, tmp_path: Path) -> Non
     execute(["report", str(tmp_path)])
     browser.size(*WIDE)
     browser.open(tmp_path / "report.html")
-    told = browser.run("document.querySelector('main').textContent")
-    assert "There are none to look at." in told
-    assert "This run wrote no timeline." in told
+    text = browser.run("document.querySelector('main').textContent")
+    assert "There are none to look at." in text
+    assert "This run wrote no timeline." in text
     assert browser.complaints == []
 
 

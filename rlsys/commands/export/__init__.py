@@ -1,1 +1,1 @@
-"""`rlsys export`: a checkpoint as a folder that transformers, peft and vLLM load."""
+"""`rlsys export`: a checkpoint as a folder that transformers, peft and vLLM load, with a model card."""

@@ -1,4 +1,4 @@
-"""The model card: what was trained on what, how, and how it went."""
+"""The model card of an exported checkpoint: what was trained on which data, how, and with what result."""
 
 from __future__ import annotations
 
@@ -12,27 +12,35 @@ from rlsys.commands.export.curve import write_curve
 from rlsys.commands.export.difference import changed_options
 from rlsys.config.schema import Config
 from rlsys.data.sources import sources_of
-from rlsys.run_folder.reading import read_metrics
+from rlsys.run_folder.checkpoint import step_of
+from rlsys.run_folder.folder import RunFolder
 
-MAX_ROWS = 12
-"""Of the table of evaluations."""
+MAX_ROWS = 12  # rows of the table of evaluations
 
 
-def write_card(target: Path, run_dir: Path, checkpoint: Path, config: Config, *, is_adapter: bool) -> None:
-    """`README.md` with Hugging Face's metadata, `curve.svg` and the run's configuration as `rlsys_config.yaml`."""
+def write_card(target: Path, run: RunFolder, checkpoint: Path, config: Config, *, is_adapter: bool) -> None:
+    """Write `README.md` with Hugging Face's metadata, `curve.svg`, and the configuration as `rlsys_config.yaml`.
+
+    Args:
+        target: the exported folder.
+        run: the run that the checkpoint is of.
+        checkpoint: what is exported; the card covers the steps up to it.
+        config: the run's configuration.
+        is_adapter: whether the folder holds an adapter instead of whole weights.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
-    step = int(checkpoint.name.removeprefix("step-"))
-    rows = [row for row in read_metrics(run_dir / "metrics.jsonl") if (row["step"] or 0) <= step]
+    step = step_of(checkpoint)
+    rows = [row for row in run.rows if (row["step"] or 0) <= step]
     data = ModelCardData(
         library_name="peft" if is_adapter else "transformers",
         base_model=config.model.path,
         pipeline_tag="text-generation",
         tags=["reinforcement-learning", "rlsys", *(["lora"] if config.learner.lora.rank else [])],
     )
-    shutil.copy(run_dir / "config.yaml", target / "rlsys_config.yaml")
+    shutil.copy(run.path / "config.yaml", target / "rlsys_config.yaml")
     has_curve = write_curve(target / "curve.svg", rows)
-    content = f"---\n{data.to_yaml()}\n---\n\n{_text(run_dir.name, step, rows, config, has_curve=has_curve)}"
+    content = f"---\n{data.to_yaml()}\n---\n\n{_text(run.path.name, step, rows, config, has_curve=has_curve)}"
     ModelCard(content).save(target / "README.md")
 
 
@@ -41,12 +49,12 @@ def _text(name: str, step: int, rows: Sequence[dict[str, Any]], config: Config, 
     train = ", ".join(_public(source.name) for source in sources_of(config.data.train, "data.train", config.data))
     lora = config.learner.lora
     facts = {
-        "base model": config.model.path or "built on the spot by rlsys (see the configuration)",
+        "base model": config.model.path or "a small model built by rlsys from random weights (see the configuration)",
         "steps": f"{step} of {config.train.num_steps}, each {config.train.prompts_per_step} prompts with "
         f"{config.train.samples_per_prompt} responses",
         "advantage, loss": f"{algorithm.advantage['name']}, {algorithm.policy_loss['name']}",
         "KL to the reference": f"{algorithm.kl.coef:g} ({algorithm.kl.name})" if algorithm.kl.coef else "none",
-        "adapter": f"rank {lora.rank}, alpha {lora.alpha}" if lora.rank else "none: every parameter was trained",
+        "adapter": f"rank {lora.rank}, alpha {lora.alpha}" if lora.rank else "none (all parameters were trained)",
         "training data": train,
         "rewards": ", ".join(f"{spec['name']} (weight {spec.get('weight', 1.0):g})" for spec in config.rewards),
         "learning rate": f"{config.learner.lr:g}, {config.learner.lr_schedule}",
@@ -64,6 +72,7 @@ def _text(name: str, step: int, rows: Sequence[dict[str, Any]], config: Config, 
 
 
 def _evaluations(rows: Sequence[dict[str, Any]]) -> str:
+    # Evenly spaced rows, with the first and the last.
     chosen = rows if len(rows) <= MAX_ROWS else [rows[i * (len(rows) - 1) // (MAX_ROWS - 1)] for i in range(MAX_ROWS)]
     lines = [f"| {row['step']:.0f} | {row['eval/accuracy']:.3f} | {row['eval/reward/mean']:.4g} |" for row in chosen]
     head = "## Held-out evaluation (greedy)\n\n| step | accuracy | mean reward |\n|---:|---:|---:|\n"
@@ -71,7 +80,7 @@ def _evaluations(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _public(source: str) -> str:
-    """Of a file its name alone: the folders above it are this machine's."""
+    """Return a source's public name: of a file only its name, because its folders are those of this machine."""
     return Path(source).name if Path(source).is_absolute() else source
 
 

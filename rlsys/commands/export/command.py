@@ -1,4 +1,4 @@
-"""The command line, and what goes into the folder."""
+"""The command line of `rlsys export`, and the weights of the exported folder."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from rlsys.commands.export.card import write_card
 from rlsys.commands.libraries import quiet_libraries
-from rlsys.config.compose import to_config
-from rlsys.config.paths import absolute, expanded
+from rlsys.config.paths import expanded
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
-from rlsys.run_folder.finished import FinishedRun
+from rlsys.run_folder.checkpoint import step_of
+from rlsys.run_folder.folder import RunFolder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,26 +33,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Write the folder and print where it is."""
     quiet_libraries()
-    finished = FinishedRun(Path(absolute(options.folder)))
-    checkpoint = finished.checkpoint(options.step)
+    folder = RunFolder.open(options.folder)
+    checkpoint = folder.checkpoint(options.step)
     name = checkpoint.name + ("-merged" if options.merge else "")
-    target: Path = options.output or finished.folder / "export" / name
+    target: Path = options.output or folder.path / "export" / name
     if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{target} is there already and not empty: choose another with --output")
-    config = to_config(finished.composed())
+        raise ConfigError(f"{target} exists and is not empty: choose another folder with --output")
+    config = folder.config()
     kind = _write(checkpoint, target, config, merge=options.merge)
-    write_card(target, finished.folder, checkpoint, config, is_adapter=kind == "adapter")
-    print(f"{target}: the {kind} after {checkpoint.name.removeprefix('step-').lstrip('0')} steps")
+    write_card(target, folder, checkpoint, config, is_adapter=kind == "adapter")
+    print(f"{target}: the {kind} after {step_of(checkpoint)} steps")
     if kind == "adapter" and Path(base_of(target)).is_dir():
-        print(f"note: it belongs to the model in {base_of(target)}, on this machine alone; --merge writes both as one")
+        print(
+            f"note: the adapter needs the model in {base_of(target)}, a folder of this machine; --merge writes one "
+            "model of both"
+        )
 
 
 def _write(checkpoint: Path, target: Path, config: Config, *, merge: bool) -> str:
-    """Copies what the checkpoint has, or merges; returns what it is."""
+    """Copy the checkpoint's weights, or merge its adapter; return "policy" or "adapter", which the folder holds."""
     adapter, policy = checkpoint / "adapter", checkpoint / "policy"
     if merge and not adapter.is_dir():
-        raise ConfigError(f"{checkpoint} holds no adapter: there is nothing to merge; export it without --merge")
-    if policy.is_dir():  # whole weights, whether they were trained so or had to travel so
+        raise ConfigError(f"{checkpoint} holds no adapter, so there is nothing to merge: export it without --merge")
+    if policy.is_dir():  # whole weights: without LoRA, or with an adapter that vLLM cannot load by itself
         shutil.copytree(policy, target, dirs_exist_ok=True)
         return "policy"
     if not merge:
@@ -60,22 +63,25 @@ def _write(checkpoint: Path, target: Path, config: Config, *, merge: bool) -> st
         return "adapter"
     base = base_of(adapter)
     if Path(base).is_absolute() and not Path(base).is_dir():
-        raise ConfigError(f"{adapter} belongs to the model in {base}, which is not there any more")
+        raise ConfigError(
+            f"{adapter} needs the model in {base}, and that folder does not exist: restore it, then export"
+        )
     merge_adapter(base, adapter, target, trust_remote_code=config.model.trust_remote_code)
     return "policy"
 
 
 def base_of(adapter: Path) -> str:
-    """The model that an adapter belongs to."""
+    """Return the path or hub id of the model that an adapter belongs to."""
     return str(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
 
 
 def merge_adapter(base: str, adapter: Path, target: Path, *, trust_remote_code: bool) -> None:
-    """The model with the adapter as part of its weights: added in float32, stored in the model's own dtype."""
+    """Write the model with the adapter merged into its weights: added in float32, stored in the model's own dtype."""
     import torch
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    # bfloat16 would round away small changes of the adapter while it is added.
     stored = getattr(AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code), "dtype", None)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=trust_remote_code)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()

@@ -1,4 +1,7 @@
-"""A run's curve as a small SVG, for a page that cannot run a plotting library."""
+"""The curve of a model card: a small SVG image, because a card on the Hub shows images but runs no scripts.
+
+Drawn by hand: of the libraries that rlsys depends on, none writes an image without a browser.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ SERIES = (("reward/total/mean", "reward", "#1f6feb"), ("eval/accuracy", "held-ou
 
 
 def write_curve(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
-    """Reward and held-out accuracy by step, each on its own scale; False where there is nothing to draw."""
+    """Draw reward and held-out accuracy over steps, each on its own scale; return False if there is nothing to draw."""
     drawn = []
-    for number, (key, label, colour) in enumerate(SERIES):
+    for number, (key, label, color) in enumerate(SERIES):
         points = [(float(row["step"]), float(row[key])) for row in rows if row.get(key) is not None]
         if len(points) > 1:
-            drawn.append(_series(points, label, colour, number))
+            drawn.append(_series(points, label, color, number))
     if not drawn:
         return False
     frame = (
@@ -31,17 +34,18 @@ def write_curve(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
     return True
 
 
-def _series(points: Sequence[tuple[float, float]], label: str, colour: str, number: int) -> str:
+def _series(points: Sequence[tuple[float, float]], label: str, color: str, number: int) -> str:
     steps, values = [step for step, _ in points], [value for _, value in points]
     low, high = min(values), max(values)
+    # A curve that never changes, or of one step, has no extent: it is drawn at the bottom or on the left.
     span, length = (high - low) or 1.0, (max(steps) - min(steps)) or 1.0
-    places = " ".join(
+    points_text = " ".join(
         f"{MARGIN + (step - min(steps)) / length * (WIDTH - 2 * MARGIN):.1f},"
         f"{HEIGHT - 40 - (value - low) / span * (HEIGHT - 64):.1f}"
         for step, value in points
     )
     text = f"{label}: {values[0]:.3g} to {values[-1]:.3g}, steps {steps[0]:g} to {steps[-1]:g}"
     return (
-        f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="2"/>\n'
-        f'<text x="{MARGIN + number * 290}" y="{HEIGHT - 14}" fill="{colour}">{text}</text>'
+        f'<polyline points="{points_text}" fill="none" stroke="{color}" stroke-width="2"/>\n'
+        f'<text x="{MARGIN + number * 290}" y="{HEIGHT - 14}" fill="{color}">{text}</text>'
     )

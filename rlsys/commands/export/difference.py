@@ -1,4 +1,4 @@
-"""What a run's configuration changes of the defaults."""
+"""The options of a run that differ from the defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlsys.config.schema import Config
 
 
 def changed_options(config: Config) -> str:
-    """As YAML."""
+    """Return the options that differ from the defaults, as YAML."""
     given, default = OmegaConf.structured(config), OmegaConf.structured(Config)
     plain = OmegaConf.to_container(given), OmegaConf.to_container(default)
     return OmegaConf.to_yaml(_difference(*plain)) or "{}\n"

@@ -1,1 +1,1 @@
-"""A finished or running run as one HTML file: `rlsys report`."""
+"""`rlsys report`: one HTML file with a run's curves, timeline and rollouts. Reading the run belongs to `run_folder`."""

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlsys.commands.numbers import at_least
-from rlsys.commands.report.page import pack, render
+from rlsys.commands.report.page import compressed_json, render
 from rlsys.commands.report.rollouts import Rollouts, collect
-from rlsys.commands.report.tokens import Pieces
+from rlsys.commands.report.tokens import TokenTexts
 from rlsys.config.paths import expanded
 from rlsys.errors import RlsysError
-from rlsys.run_folder.reading import RunFolder, read_run
+from rlsys.run_folder.folder import RunFolder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,54 +34,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Write the page and print where it is."""
-    runs = [read_run(path) for path in (options.folder, options.other) if path is not None]
+    runs = [RunFolder.open(path) for path in (options.folder, options.other) if path is not None]
+    for run in runs:
+        _ = run.rows  # raises for a folder without metrics, before anything else is read
     output = (options.output or runs[0].path / "report.html").expanduser()
     if output.is_dir():
         raise RlsysError(f"--output {output} is a folder: name a file, such as {output / 'report.html'}")
     if not output.parent.is_dir():
-        raise RlsysError(f"--output {output}: no such folder: {output.parent.resolve()}")
-    rollouts, notes = [], []
+        raise RlsysError(f"--output {output}: the folder {output.parent.resolve()} does not exist; create it first")
+    shown, notes = [], []
     for run in runs:
-        kept, told = run_rollouts(run, options.max_rollouts // len(runs))
-        rollouts.append(kept)
-        notes.append(told)
-        for note in told:
+        rollouts, run_notes = run_rollouts(run, options.max_rollouts // len(runs))
+        shown.append(rollouts)
+        notes.append(run_notes)
+        for note in run_notes:
             print(f"{run.name}: {note}")
-    output.write_text(render(runs, rollouts, notes), encoding="utf-8")
+    output.write_text(render(runs, shown, notes), encoding="utf-8")
     print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB")
 
 
 def run_rollouts(run: RunFolder, limit: int) -> tuple[Rollouts, list[str]]:
-    """At most `limit` rollouts of a run, and what the reader should know of them."""
+    """Return at most `limit` rollouts of a run, and notes for the reader on what is missing."""
     decode = _Decoder(run.path / "tokenizer")
-    kept = collect(run.rollouts, limit, decode, pack)
-    shown = len(kept.index.get("step", ()))
+    files = run.rollouts
+    rollouts = collect(files, limit, decode, compressed_json)
+    shown = len(rollouts.index.get("step", ()))
     notes = []
-    if not run.rollouts:
-        notes.append("no rollouts: the run writes none (logging.rollouts_every=0), or has not come to its first file")
-    elif shown < kept.total:
+    if not files:
+        notes.append("no rollouts: the run writes none (logging.rollouts_every=0), or has not written the first yet")
+    elif shown < rollouts.total:
         notes.append(
-            f"{shown:,} of {kept.total:,} rollouts are shown, the first groups of each step; --max-rollouts shows more"
+            f"{shown:,} of {rollouts.total:,} rollouts are shown, the first groups of each step; give a higher "
+            "--max-rollouts to see more"
         )
-    if kept.num_undecoded:
-        notes.append(f"the tokens of {kept.num_undecoded:,} rollouts are not coloured: {decode.why_not}")
-    return kept, notes
+    if rollouts.num_undecoded:
+        notes.append(f"the tokens of {rollouts.num_undecoded:,} rollouts are not coloured: {decode.problem}")
+    return rollouts, notes
 
 
 class _Decoder:
-    """Reads ids with the tokenizer that a run left, which is loaded when the first ids come."""
+    """Decodes token ids with the tokenizer in the run's folder, which is loaded when it is first needed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._pieces: Pieces | None = None
-        self.why_not = "" if folder.is_dir() else f"the run has no folder {folder.name}/ to read their ids with"
+        self._texts: TokenTexts | None = None
+        self.problem = "" if folder.is_dir() else f"the run has no folder {folder.name}/ to decode their ids with"
 
     def __call__(self, ids: Sequence[int]) -> list[str] | None:
-        if self._pieces is None and not self.why_not:
+        """Return the text of each token, or None if there is no tokenizer."""
+        if self._texts is None and not self.problem:
             from rlsys.models.resolve import load_tokenizer
 
             try:
-                self._pieces = Pieces(load_tokenizer(str(self._folder)))
+                self._texts = TokenTexts(load_tokenizer(str(self._folder)))
             except RlsysError as error:
-                self.why_not = str(error)
-        return None if self._pieces is None else self._pieces(ids)
+                self.problem = str(error)
+        return None if self._texts is None else self._texts(ids)

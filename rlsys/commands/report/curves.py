@@ -1,4 +1,4 @@
-"""Which numbers share a plot, and what it is called. Every other number of a run gets a small one at the end."""
+"""Which metrics share a plot, and the plot's title. Every other metric of a run gets a small plot at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlsys.run_folder.reading import RunFolder, short
+from rlsys.metrics.formatting import short
+from rlsys.run_folder.folder import RunFolder
 
 REST = "All other numbers"
 HIDDEN = ("step", "policy_version")
@@ -15,81 +16,94 @@ HIDDEN = ("step", "policy_version")
 
 @dataclass(frozen=True)
 class Panel:
-    """`keys` are metrics; a `*` in one stands for anything, and what it stands for names the curve.
+    """One plot: the metrics whose curves it shows.
 
-    Metrics without a finite number in any run are left out, and so is a panel that has none left.
+    Metrics without a finite value in any run are left out, and so is a panel that has no metric left.
     """
 
     section: str
     title: str
-    keys: tuple[str, ...]
+    keys: tuple[str, ...]  # metrics or patterns: a `*` matches anything, and what it matches names the curve
     unit: str = ""
     log: bool = False
     stacked: bool = False
-    but: tuple[str, ...] = ()  # patterns left out of `keys`
-    skip_zero: bool = False  # leave out what is 0 in every step: counts of what went wrong
+    exclude: tuple[str, ...] = ()  # patterns of metrics that are left out of `keys`
+    skip_zero: bool = False  # leave out metrics that are 0 in every step: counts of failures
 
 
 PANELS = (
     Panel("Reward", "Total reward, mean", ("reward/total/mean",)),
-    Panel("Reward", "Reward parts, mean", ("reward/*/mean", "reward/logged/*"), but=("reward/total/*",)),
+    Panel("Reward", "Reward parts, mean", ("reward/*/mean", "reward/logged/*"), exclude=("reward/total/*",)),
     Panel("Reward", "Total reward, standard deviation", ("reward/total/std",)),
-    Panel("Reward", "Held-out evaluation", ("eval/*",), but=("eval/failed", "eval/*/failed", "eval/unscored")),
+    Panel("Reward", "Held-out evaluation", ("eval/*",), exclude=("eval/failed", "eval/*/failed", "eval/unscored")),
     Panel("Reward", "Groups whose rewards are all equal", ("groups/zero_variance", "groups/discarded"), "groups"),
     Panel(
         "Reward",
-        "Rewards that failed",
+        "Responses without a valid reward",
         ("reward/*/timeout", "reward/*/error", "reward/*/not_finite", "reward/masked_trajectories", "eval/failed"),
         "responses",
         skip_zero=True,
     ),
     Panel(
         "Reward",
-        "Steps and evaluations without one reward",
+        "Steps and evaluations without any valid reward",
         ("reward/unscored_steps", "eval/unscored"),
         "so far",
         skip_zero=True,
     ),
-    Panel("Policy", "KL to the reference", ("policy/kl_ref",), "nats a token"),
-    Panel("Policy", "Entropy", ("policy/entropy",), "nats a token"),
-    Panel("Policy", "Clipped tokens", ("policy/clip_fraction",), "share"),
+    Panel("Policy", "KL divergence from the reference", ("policy/kl_ref",), "nats per token"),
+    Panel("Policy", "Entropy", ("policy/entropy",), "nats per token"),
+    Panel("Policy", "Clipped tokens", ("policy/clip_fraction",), "fraction of tokens"),
     Panel("Policy", "Loss", ("policy/loss",)),
     Panel("Policy", "Gradient norm", ("policy/grad_norm",)),
     Panel("Policy", "Learning rate", ("policy/lr",)),
     Panel("Responses", "Response length, mean", ("rollout/response_tokens/mean",), "tokens"),
-    Panel("Responses", "Cut at the limit", ("rollout/truncated_fraction",), "share"),
-    Panel("Responses", "Staleness", ("rollout/staleness/mean", "rollout/staleness/max"), "versions"),
+    Panel("Responses", "Responses cut off at the length limit", ("rollout/truncated_fraction",), "fraction"),
+    Panel(
+        "Responses", "Staleness of responses", ("rollout/staleness/mean", "rollout/staleness/max"), "policy versions"
+    ),
     Panel("Critic", "Value and return, mean", ("critic/*/mean",)),
     Panel("Critic", "Explained variance", ("critic/explained_variance",)),
     Panel("Critic", "Critic loss", ("critic/loss",)),
-    Panel("Throughput and time", "Throughput", ("throughput/tokens_per_s",), "tokens/s"),
-    Panel("Throughput and time", "Time of a step", ("time/step_s", "time/eval_s"), "s"),
+    Panel("Throughput and time", "Throughput", ("throughput/tokens_per_s",), "tokens per second"),
+    Panel("Throughput and time", "Time per step", ("time/step_s", "time/eval_s"), "s"),
     Panel(
-        "Throughput and time", "Time per stage", ("time/*_s",), "s", stacked=True, but=("time/step_s", "time/eval_s")
+        "Throughput and time",
+        "Time per stage",
+        ("time/*_s",),
+        "s",
+        stacked=True,
+        exclude=("time/step_s", "time/eval_s"),
     ),
-    Panel("Throughput and time", "Idle", ("idle/*",), "share of the step"),
-    Panel("Throughput and time", "New weights", ("weights/*_s",), "s"),
+    Panel("Throughput and time", "Idle workers", ("idle/*",), "fraction of the step"),
+    Panel("Throughput and time", "Transfer of new weights", ("weights/*_s",), "s"),
     Panel("Engine against learner", "Difference of log-probabilities", ("sync/logprob_abs_diff/*",), "nats", log=True),
-    Panel("Engine against learner", "What the adapter changes of a text", ("sync/adapter_effect/*",), "nats", log=True),
-    Panel("Engine against learner", "Ratio, learner over engine", ("correction/ratio/*",), log=True),
+    Panel(
+        "Engine against learner",
+        "Effect of the adapter on log-probabilities",
+        ("sync/adapter_effect/*",),
+        "nats",
+        log=True,
+    ),
+    Panel("Engine against learner", "Probability ratio, learner to engine", ("correction/ratio/*",), log=True),
     Panel("Engine against learner", "Weight after correction, mean", ("correction/weight/mean",)),
     Panel(
         "Engine against learner",
         "Effective and masked tokens",
         ("correction/effective_sample_fraction", "correction/masked_fraction"),
-        "share",
+        "fraction",
     ),
 )
 
 
 def choose_panels(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
-    """Plots that have something to show in any of the runs, in the order of the page."""
+    """Return the plots that show something in at least one of the runs, in the order of the page."""
     known = _keys(runs, lambda value: value is not None)
     nonzero = _keys(runs, bool)
     panels, shown = [], set(HIDDEN)
     for panel in PANELS:
-        labels = {key: label for key, label in _matching(panel.keys, known) if not _matches(panel.but, key)}
-        shown.update(labels)
+        labels = {key: label for key, label in _matching(panel.keys, known) if not _matches(panel.exclude, key)}
+        shown.update(labels)  # also those that are hidden because they are 0: they get no small plot either
         if panel.skip_zero:
             labels = {key: label for key, label in labels.items() if key in nonzero}
         if labels:
@@ -98,7 +112,7 @@ def choose_panels(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
 
 
 def columns(run: RunFolder) -> dict[str, Any]:
-    """The run's steps and each metric's values, None where a step has none."""
+    """Return the run's steps and each metric's values, None for steps without a value."""
     keys = [key for key in _keys([run], lambda value: value is not None) if key not in HIDDEN]
     return {
         "steps": [int(row["step"] or 0) for row in run.rows],
@@ -107,7 +121,7 @@ def columns(run: RunFolder) -> dict[str, Any]:
 
 
 def _described(panel: Panel, labels: dict[str, str]) -> dict[str, Any]:
-    if len(set(labels.values())) < len(labels):
+    if len(set(labels.values())) < len(labels):  # two metrics with the same last part: show their whole keys
         labels = {key: key for key in labels}
     return {
         "section": panel.section,
@@ -121,12 +135,12 @@ def _described(panel: Panel, labels: dict[str, str]) -> dict[str, Any]:
 
 
 def _keys(runs: Iterable[RunFolder], wanted: Callable[[float | None], bool]) -> dict[str, None]:
-    """Metrics with such a value somewhere, in the order of their first."""
+    """Return the metrics with at least one wanted value, in the order of their first appearance."""
     return {key: None for run in runs for row in run.rows for key, value in row.items() if wanted(value)}
 
 
 def _matching(patterns: Sequence[str], keys: Iterable[str]) -> list[tuple[str, str]]:
-    """Keys and their labels, by patterns and then in the keys' order."""
+    """Return the keys that match any pattern with the labels of their curves, pattern by pattern."""
     found = []
     for pattern in patterns:
         expression = re.compile("(.+)".join(map(re.escape, pattern.split("*"))))

@@ -1,21 +1,26 @@
-"""What a reader wants to know of a run first: what it trained, how, how far it came."""
+"""The header of a report: what the run trained, how, and how far it got."""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from rlsys.run_folder.reading import RunFolder
+from rlsys.algorithms.requirements import reference_workers
+from rlsys.config.dotted import flatten
+from rlsys.errors import RlsysError
+from rlsys.metrics.formatting import duration
+from rlsys.run_folder.folder import RunFolder
 
 Facts = list[tuple[str, str]]
 
 
 def facts(run: RunFolder) -> Facts:
-    """What was run, as labels and texts; what the configuration does not say is left out."""
-    config = run.config
+    """Return what was run, as labels and texts; options that the configuration does not hold are left out."""
+    config = run.options
     train, algorithm = _node(config, "train"), _node(config, "algorithm")
     stated = [
         ("Model", _model(config)),
@@ -27,7 +32,7 @@ def facts(run: RunFolder) -> Facts:
         ("Learning rate", _text(_node(config, "learner").get("lr"))),
         ("Batch", _batch(train)),
         ("Staleness allowed", _text(train.get("max_staleness"))),
-        ("Workers", _workers(config)),
+        ("Workers", _workers(run)),
         ("Seed", _text(config.get("seed"))),
         ("Folder", str(run.path).encode("utf-8", "replace").decode()),
     ]
@@ -35,45 +40,32 @@ def facts(run: RunFolder) -> Facts:
 
 
 def figures(run: RunFolder) -> list[tuple[str, str, str]]:
-    """How far it came, as labels, texts and what qualifies them."""
+    """Return how far the run got, as labels, values and details."""
     rows = run.rows
     steps = int(rows[-1]["step"] or 0)
-    planned = _node(run.config, "train").get("num_steps")
-    told = [("Steps", str(steps), f"of {planned}" if planned else "")]
+    planned = _node(run.options, "train").get("num_steps")
+    found = [("Steps", str(steps), f"of {planned}" if planned else "")]
     for label, key in (("Held-out accuracy", "eval/accuracy"), ("Mean reward", "reward/total/mean")):
         values = _values(rows, key)
         if values:
             (last, value), best = values[-1], max(values, key=lambda pair: pair[1])
-            told.append((label, f"{value:.3f}", f"at step {last}; best {best[1]:.3f} at step {best[0]}"))
+            found.append((label, f"{value:.3f}", f"at step {last}; best {best[1]:.3f} at step {best[0]}"))
     speeds = [value for _, value in _values(rows, "throughput/tokens_per_s")]
     if speeds:
-        told.append(("Throughput", f"{statistics.median(speeds):,.0f}", "tokens a second, median of the steps"))
+        found.append(("Throughput", f"{statistics.median(speeds):,.0f}", "tokens per second, median over steps"))
     seconds = [value for key in ("time/step_s", "time/eval_s") for _, value in _values(rows, key)]
     if seconds:
-        told.append(("Time", duration(sum(seconds)), "in steps and evaluations"))
-    return told
+        found.append(("Time", duration(sum(seconds)), "in steps and evaluations"))
+    return found
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A configuration's values by dotted names, as YAML."""
-    values: dict[str, str] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            values |= flat(value, f"{name}.")
-        else:
-            values[name] = OmegaConf.to_yaml(OmegaConf.create({"v": value})).removeprefix("v:").strip()
-    return values
+def config_lines(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return a configuration's values under dotted keys, as YAML."""
+    return {key: _yaml(value) for key, value in flatten(options).items()}
 
 
-def duration(seconds: float) -> str:
-    """Two units at most: `1 h 5 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+def _yaml(value: Any) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create({"v": value})).removeprefix("v:").strip()
 
 
 def _values(rows: Sequence[Mapping[str, float | None]], key: str) -> list[tuple[int, float]]:
@@ -90,7 +82,7 @@ def _text(value: Any) -> str:
 
 
 def _component(node: Any) -> str:
-    """`{name: n, option: v}` as `n (option v)`."""
+    """Return a component `{name: n, option: v}` as text: `n (option v)`."""
     if not isinstance(node, Mapping):
         return _text(node)
     options = ", ".join(f"{key} {_text(value)}" for key, value in node.items() if key not in ("name", "path"))
@@ -119,7 +111,7 @@ def _algorithm(algorithm: Mapping[str, Any]) -> str:
 
 
 def _kl(kl: Mapping[str, Any]) -> str:
-    return f"{kl['coef']} × {kl.get('name')} in the {kl.get('apply_to')}" if kl.get("coef") else ""
+    return f"{kl['coef']} × {kl.get('name')} in the {kl.get('apply_to', '?')}" if kl.get("coef") else ""
 
 
 def _batch(train: Mapping[str, Any]) -> str:
@@ -127,9 +119,8 @@ def _batch(train: Mapping[str, Any]) -> str:
     return f"{prompts} prompts × {samples} responses" if prompts and samples else ""
 
 
-def _workers(config: Mapping[str, Any]) -> str:
-    has_reference = _node(_node(config, "algorithm"), "kl").get("coef")
-    has_reference = has_reference and not _node(_node(config, "learner"), "lora").get("rank")
-    roles = ["rollout", "scoring", *(["reference"] if has_reference else []), "learner"]
-    counts = [(role, _node(config, role).get("num_workers")) for role in roles]
-    return ", ".join(f"{role} {count}" for role, count in counts if count)
+def _workers(run: RunFolder) -> str:
+    counts = {role: _node(run.options, role).get("num_workers") for role in ("rollout", "scoring", "learner")}
+    with contextlib.suppress(RlsysError):  # the configuration of another version: whether there are any is not known
+        counts["reference"] = reference_workers(run.config())
+    return ", ".join(f"{role} {count}" for role, count in counts.items() if count)

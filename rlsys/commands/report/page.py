@@ -1,8 +1,8 @@
-"""One HTML file: markup, style, script and data together; it opens from disk and asks nothing of any network.
+"""The report's HTML file: markup, style, script and data together. It opens from disk and needs no network.
 
-What comes of a run, above all text that a model wrote, stands in the page packed (gzip, base64) and is never markup.
-The page's policy lets only the two scripts run whose sums it names, so that text which slipped into the markup all the
-same could neither run nor reach anything (https://www.w3.org/TR/CSP3/).
+Everything that comes from a run, above all text that a model wrote, is in the page compressed (gzip, base64) and is
+never markup. As a second line of defence the page's content security policy allows only the two scripts whose hashes it
+lists: text that got into the markup all the same could neither run nor reach anything (https://www.w3.org/TR/CSP3/).
 """
 
 from __future__ import annotations
@@ -22,37 +22,42 @@ from bokeh.resources import Resources
 
 import rlsys
 from rlsys.commands.report.curves import choose_panels, columns
-from rlsys.commands.report.facts import facts, figures, flat
+from rlsys.commands.report.facts import config_lines, facts, figures
 from rlsys.commands.report.rollouts import Rollouts
 from rlsys.commands.report.timeline import Window, windows
-from rlsys.run_folder.reading import RunFolder
+from rlsys.run_folder.folder import RunFolder
 
 STYLES = ("style", "rollouts")
+# In the order of the page: each script uses only those before it.
 SCRIPTS = ("data", "dom", "plots", "header", "curves", "timeline", "filter", "tokens", "cards", "rollouts", "main")
-"""In the order of the page: each uses only what stands before it."""
 
 
-def pack(data: Any) -> str:
-    """JSON, compressed, in characters that mean nothing to HTML. Raises ValueError for NaN or infinity."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return pack_text(text)
+def compressed_json(data: Any) -> str:
+    """Return data as compressed JSON (see `compressed`). Raises ValueError for NaN and infinity."""
+    return compressed(json.dumps(data, separators=(",", ":"), allow_nan=False))
 
 
-def pack_text(text: str) -> str:
-    """Text, compressed, in characters that mean nothing to HTML. The same text gives the same characters."""
+def compressed(text: str) -> str:
+    """Return text compressed, in characters without a meaning in HTML. Equal texts give equal results."""
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 def render(runs: Sequence[RunFolder], rollouts: Sequence[Rollouts], notes: Sequence[Sequence[str]]) -> str:
-    """The page of one run or two. `notes` are sentences for the reader, of each run."""
+    """Return the page of one run or two.
+
+    Args:
+        runs: the runs, in the order they are shown.
+        rollouts: each run's rollouts.
+        notes: each run's notes for the reader.
+    """
     names = _names(runs)
     chunks: dict[str, str] = {}
     described = []
-    for number, (run, kept) in enumerate(zip(runs, rollouts, strict=True)):
+    for number, (run, shown) in enumerate(zip(runs, rollouts, strict=True)):
         timelines = windows(run.timelines)
-        chunks |= _run_chunks(number, run, kept, timelines)
-        described.append(_described(run, kept, timelines, names[number], notes[number]))
-    chunks["head"] = pack(
+        chunks |= _run_chunks(number, run, shown, timelines)
+        described.append(_described(run, shown, timelines, names[number], notes[number]))
+    chunks["head"] = compressed_json(
         {
             "runs": described,
             "panels": choose_panels(runs),
@@ -60,23 +65,24 @@ def render(runs: Sequence[RunFolder], rollouts: Sequence[Rollouts], notes: Seque
             "version": rlsys.__version__,
         }
     )
+    # One script in a function of its own: no global names, and one hash in the policy.
     script = '"use strict";\n(() => {\n' + "\n".join(_static(f"{name}.js") for name in SCRIPTS) + "\n})();\n"
     bokeh = plotting_script()
-    chunks["bokeh"] = pack_text(bokeh)
+    chunks["bokeh"] = compressed(bokeh)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(_static("page.html")).render(
         title=" and ".join(names),
         style="\n".join(_static(f"{name}.css") for name in STYLES),
         script=script,
-        sums=[_sum(script), _sum(bokeh)],
+        hashes=[_script_hash(script), _script_hash(bokeh)],
         chunks=chunks,
     )
 
 
 def plotting_script() -> str:
-    """BokehJS and its interface for scripts, as the package ships them."""
+    """Return BokehJS and its interface for scripts, as the package ships them."""
     components = ["bokeh", "bokeh-api"]
-    # Behind them stands a line that sets the level of its log, which it would tell the console.
+    # After them the package adds a line that sets the log level, which would be reported in the browser's console.
     return "\n".join(Resources(mode="inline", components=components).js_raw[: len(components)])
 
 
@@ -85,24 +91,24 @@ def _names(runs: Sequence[RunFolder]) -> list[str]:
     if len(set(names)) == len(names):
         return names
     longer = [f"{run.path.parent.name}/{run.path.name}" for run in runs]
-    return longer if len(set(longer)) == len(names) else [f"{name} ({place})" for place, name in enumerate(names, 1)]
+    return longer if len(set(longer)) == len(names) else [f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
 def _described(
-    run: RunFolder, kept: Rollouts, timelines: Sequence[Window], name: str, notes: Sequence[str]
+    run: RunFolder, shown: Rollouts, timelines: Sequence[Window], name: str, notes: Sequence[str]
 ) -> dict[str, Any]:
     return {
         "name": name,
         "facts": facts(run),
         "figures": figures(run),
-        "config": flat(run.config),
+        "config": config_lines(run.options),
         "notes": list(notes),
         "rollouts": {
-            "total": kept.total,
-            "shown": len(kept.index.get("step", ())),
-            "names": kept.names,
-            "starts": kept.starts,
-            "largest_advantage": kept.largest_advantage,
+            "total": shown.total,
+            "shown": len(shown.index.get("step", ())),
+            "names": shown.names,
+            "starts": shown.starts,
+            "largest_advantage": shown.largest_advantage,
         },
         "timelines": [
             {"file": one.file, "shown": len(one.start), "spans": one.num_spans, "steps": [n for n, _ in one.steps]}
@@ -111,14 +117,14 @@ def _described(
     }
 
 
-def _run_chunks(number: int, run: RunFolder, kept: Rollouts, timelines: Sequence[Window]) -> dict[str, str]:
+def _run_chunks(number: int, run: RunFolder, shown: Rollouts, timelines: Sequence[Window]) -> dict[str, str]:
     chunks = {
-        f"{number}-curves": pack(columns(run)),
-        f"{number}-index": pack(kept.index),
-        f"{number}-prompts": pack(kept.prompts),
+        f"{number}-curves": compressed_json(columns(run)),
+        f"{number}-index": compressed_json(shown.index),
+        f"{number}-prompts": compressed_json(shown.prompts),
     }
-    chunks |= {f"{number}-texts-{place}": packed for place, packed in enumerate(kept.chunks)}
-    chunks |= {f"{number}-timeline-{place}": pack(asdict(one)) for place, one in enumerate(timelines)}
+    chunks |= {f"{number}-texts-{index}": chunk for index, chunk in enumerate(shown.chunks)}
+    chunks |= {f"{number}-timeline-{index}": compressed_json(asdict(one)) for index, one in enumerate(timelines)}
     return chunks
 
 
@@ -126,5 +132,5 @@ def _static(name: str) -> str:
     return (files("rlsys.commands.report") / "static" / name).read_text(encoding="utf-8")
 
 
-def _sum(script: str) -> str:
+def _script_hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""A run's rollouts as the page holds them: an index of columns, read at once, and texts in chunks, read as needed."""
+"""A run's rollouts as the page holds them: an index of columns, loaded at once, and texts in chunks, on demand."""
 
 from __future__ import annotations
 
@@ -8,47 +8,56 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlsys.run_folder.reading import finite, json_rows, last_number, short
+from rlsys.metrics.formatting import finite, short
+from rlsys.run_folder.checkpoint import step_of
+from rlsys.run_folder.jsonl import json_rows
 
+# Size of the texts and tokens that are decompressed together: a few milliseconds in a browser.
 CHUNK_CHARACTERS = 300_000
-"""Of texts and tokens that are unpacked together: a few milliseconds in a browser."""
 
+# Returns the text of each token, or None if there is no tokenizer.
 Decode = Callable[[Sequence[int]], list[str] | None]
-"""From ids to pieces of text, or None where nothing can read them."""
-Row = dict[str, Any]
 
+# Columns of the index and the keys of a rollout's row that they come from: numbers, and names from small sets.
 NUMBERS = {"length": "response_tokens", "engine": "engine", "version": "policy_version", "group": "group_id"}
 NAMES = {"outcome": "outcome", "ended": "finish_reason"}
 
 
 @dataclass
 class Rollouts:
-    """`index` is columns, a value a rollout; names and prompts stand there by their places in lists of their own."""
+    """A run's rollouts. The index has one value per rollout; names and prompts are positions in their own lists."""
 
-    total: int  # that the run wrote
+    total: int  # how many the run wrote, also those not shown
     index: dict[str, list[Any]] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
     prompts: list[Any] = field(default_factory=list)
-    chunks: list[str] = field(default_factory=list)  # packed
+    chunks: list[str] = field(default_factory=list)  # compressed texts
     starts: list[int] = field(default_factory=list)  # number of each chunk's first rollout
-    num_undecoded: int = 0  # with tokens that nothing could read
-    largest_advantage: float = 0.0  # by size, of rollouts and of tokens
+    num_undecoded: int = 0  # rollouts whose tokens could not be decoded
+    largest_advantage: float = 0.0  # absolute value, over rollouts and tokens
 
 
 class Collector:
-    """Takes rows one after the other; memory holds the index and packed texts."""
+    """Builds `Rollouts` row by row; only the index and compressed texts stay in memory."""
 
-    def __init__(self, total: int, decode: Decode, pack: Callable[[Any], str]) -> None:
+    def __init__(self, total: int, decode: Decode, compress: Callable[[Any], str]) -> None:
+        """Start with no rollouts.
+
+        Args:
+            total: how many the run wrote.
+            decode: gives the texts of token ids.
+            compress: makes one string of a chunk of texts.
+        """
         self.rollouts = Rollouts(total)
         self._decode = decode
-        self._pack = pack
-        self._places: dict[str, dict[str, int]] = {}
-        self._texts: list[Row] = []
+        self._compress = compress
+        self._positions: dict[str, dict[str, int]] = {}
+        self._texts: list[dict[str, Any]] = []
         self._size = 0
         self._count = 0
 
-    def add(self, step: int, row: Row) -> None:
-        """One rollout of a step."""
+    def add(self, step: int, row: dict[str, Any]) -> None:
+        """Add one rollout of a step."""
         if not self._texts:
             self.rollouts.starts.append(self._count)
         text = self._text(row)
@@ -56,24 +65,25 @@ class Collector:
             "step": step,
             "reward": short(row.get("reward")),
             "advantage": short(row.get("advantage")),
-            "prompt": self._place("prompt", _prompt(row.get("prompt")), self.rollouts.prompts),
+            "prompt": self._position("prompt", _prompt(row.get("prompt")), self.rollouts.prompts),
             "tokens": int("tokens" in text),
-            **{name: _whole(row.get(key)) for name, key in NUMBERS.items()},
+            **{name: _integer(row.get(key)) for name, key in NUMBERS.items()},
             **{name: self._named(name, row.get(key)) for name, key in NAMES.items()},
         }
         for name, value in line.items():
             self.rollouts.index.setdefault(name, []).append(value)
         self._measure(line["advantage"], *text.get("tokens", {}).get("advantages", ()))
         self._texts.append(text)
+        # A rough size: a token's piece with its numbers is about 12 characters, the rest of a row about 100.
         self._size += len(text["response"]) + 12 * len(text.get("tokens", {}).get("pieces", ())) + 100
         self._count += 1
         if self._size > CHUNK_CHARACTERS:
             self.close()
 
     def close(self) -> None:
-        """Pack what is waiting."""
+        """Compress the texts that wait for a full chunk."""
         if self._texts:
-            self.rollouts.chunks.append(self._pack(self._texts))
+            self.rollouts.chunks.append(self._compress(self._texts))
         self._texts, self._size = [], 0
 
     def _measure(self, *advantages: float | None) -> None:
@@ -81,18 +91,20 @@ class Collector:
         self.rollouts.largest_advantage = max(self.rollouts.largest_advantage, *sizes, 0.0)
 
     def _named(self, column: str, name: Any) -> int:
-        return self._place(column, "unknown" if name is None else str(name), self.rollouts.names.setdefault(column, []))
+        names = self.rollouts.names.setdefault(column, [])
+        return self._position(column, "unknown" if name is None else str(name), names)
 
-    def _place(self, column: str, value: Any, values: list[Any]) -> int:
-        places = self._places.setdefault(column, {})
+    def _position(self, column: str, value: Any, values: list[Any]) -> int:
+        """Return the position of `value` in `values`, where it is added if it is new."""
+        positions = self._positions.setdefault(column, {})
         key = value if isinstance(value, str) else json.dumps(value)
-        if key not in places:
-            places[key] = len(values)
+        if key not in positions:
+            positions[key] = len(values)
             values.append(value)
-        return places[key]
+        return positions[key]
 
-    def _text(self, row: Row) -> Row:
-        text: Row = {"response": _string(row.get("response"))}
+    def _text(self, row: dict[str, Any]) -> dict[str, Any]:
+        text: dict[str, Any] = {"response": _string(row.get("response"))}
         parts = row.get("parts")
         if isinstance(parts, dict):
             text["parts"] = [[name, *_part(part)] for name, part in parts.items()]
@@ -102,11 +114,11 @@ class Collector:
         if started is not None and finished is not None:
             text["seconds"] = short(finished - started, 4)
         tokens = row.get("tokens")
-        if isinstance(tokens, dict) and _is_whole(tokens):
+        if isinstance(tokens, dict) and _is_complete(tokens):
             self._add_tokens(text, tokens)
         return text
 
-    def _add_tokens(self, text: Row, tokens: Row) -> None:
+    def _add_tokens(self, text: dict[str, Any], tokens: dict[str, Any]) -> None:
         pieces = self._decode(tokens["ids"])
         if pieces is None:
             self.rollouts.num_undecoded += 1
@@ -117,45 +129,59 @@ class Collector:
         text["tokens"] = shown
 
 
-def collect(files: Sequence[Path], limit: int, decode: Decode, pack: Callable[[Any], str]) -> Rollouts:
-    """At most `limit` rollouts, in whole groups and evenly over the steps; of a step its first groups.
+def collect(files: Sequence[Path], limit: int, decode: Decode, compress: Callable[[Any], str]) -> Rollouts:
+    """Return at most `limit` rollouts, in whole groups and spread evenly over the steps.
 
-    The first groups are the ones that a run writes with their tokens. Raises DataError for a file that is not readable.
+    Of each step they are the first groups, which are the ones that a run writes with their tokens.
+
+    Args:
+        files: the rollouts of each step.
+        limit: the most rollouts to return.
+        decode: gives the texts of token ids.
+        compress: makes one string of a chunk of texts.
+
+    Raises:
+        DataError: a file is not readable.
     """
     sizes = [_num_lines(file) for file in files]
-    collector = Collector(sum(sizes), decode, pack)
-    for file, share in zip(files, shares(sizes, limit, _group_size(files)), strict=True):
-        step = last_number(file)
-        for group in _groups(file, share):
+    collector = Collector(sum(sizes), decode, compress)
+    for file, count in zip(files, rollouts_per_step(sizes, limit, _group_size(files)), strict=True):
+        step = step_of(file)
+        for group in _groups(file, count):
             for row in group:
                 collector.add(step, row)
     collector.close()
     return collector.rollouts
 
 
-def shares(sizes: Sequence[int], limit: int, group_size: int) -> list[int]:
-    """How many rollouts of each step to take: all, or evenly many; of steps spread evenly where some get no group."""
+def rollouts_per_step(sizes: Sequence[int], limit: int, group_size: int) -> list[int]:
+    """Return how many rollouts to take of each step.
+
+    All, if they are at most `limit`, else equally many; if not every step can have a group, of evenly spaced steps that
+    include the last.
+    """
     chosen = list(range(len(sizes)))
-    most = max(limit // group_size, 1)
-    if sum(sizes) > limit and len(chosen) > most:
-        gap = (len(sizes) - 1) / max(most - 1, 1)
-        chosen = sorted({len(sizes) - 1 - round(place * gap) for place in range(most)})
+    max_steps = max(limit // group_size, 1)
+    if sum(sizes) > limit and len(chosen) > max_steps:
+        gap = (len(sizes) - 1) / max(max_steps - 1, 1)
+        chosen = sorted({len(sizes) - 1 - round(i * gap) for i in range(max_steps)})
     taken, left = [0] * len(sizes), limit
+    # The smallest first: what a small step cannot use is divided among the others.
     for rank, step in enumerate(sorted(chosen, key=sizes.__getitem__)):
         taken[step] = min(sizes[step], left // (len(chosen) - rank))
         left -= taken[step]
     return taken
 
 
-def _groups(file: Path, share: int) -> Iterator[list[Row]]:
-    """Whole groups from the start of a step's file while they fit into `share`; one at least, if any is asked for."""
+def _groups(file: Path, count: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield whole groups from the start of a step's file while they fit into `count` rows; at least one if not 0."""
     taken = 0
-    group: list[Row] = []
-    for _, row in json_rows(file) if share else ():
+    group: list[dict[str, Any]] = []
+    for _, row in json_rows(file) if count else ():
         if group and row.get("group_id") != group[0].get("group_id"):
             yield group
             taken, group = taken + len(group), []
-        if taken and taken + len(group) >= share:
+        if taken and taken + len(group) >= count:  # the group is not complete yet, and would already be too many
             return
         group.append(row)
     if group:
@@ -163,7 +189,7 @@ def _groups(file: Path, share: int) -> Iterator[list[Row]]:
 
 
 def _group_size(files: Sequence[Path]) -> int:
-    """Responses of the last step's first group."""
+    """Return the size of the last step's first group."""
     return len(next(_groups(files[-1], 1), [])) or 1 if files else 1
 
 
@@ -172,14 +198,15 @@ def _num_lines(file: Path) -> int:
         return sum(1 for _ in lines)
 
 
-def _is_whole(tokens: Row) -> bool:
+def _is_complete(tokens: dict[str, Any]) -> bool:
+    """Return whether the columns of a response's tokens are lists of one length."""
     columns = [tokens.get("ids"), tokens.get("logprobs"), tokens.get("advantages") or tokens.get("ids")]
     lengths = {len(values) if isinstance(values, list) else None for values in columns}
     return len(lengths) == 1 and None not in lengths
 
 
 def _prompt(prompt: Any) -> Any:
-    """Text, or chat messages as `[role, text]`."""
+    """Return a prompt as text, or as chat messages `[role, text]`."""
     if isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt):
         return [[_string(message.get("role")), _string(message.get("content"))] for message in prompt]
     return _string(prompt)
@@ -191,7 +218,7 @@ def _part(part: Any) -> tuple[float | None, str, str]:
     return short(part.get("value")), _string(part.get("outcome")), _string(part.get("detail"))
 
 
-def _whole(value: Any) -> int | None:
+def _integer(value: Any) -> int | None:
     number = finite(value)
     return None if number is None else int(number)
 

@@ -1,63 +1,65 @@
-"""The last steps of a run's timeline, in columns small enough for a page."""
+"""The last steps of a run's timelines, in columns small enough for a page."""
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from rlsys.errors import DataError
-from rlsys.run_folder.reading import last_number
+from rlsys.run_folder.checkpoint import step_of
+from rlsys.run_folder.timeline import timeline_events
 
-MAX_SPANS = 3000
-"""Shown of a file: what a browser draws in a fraction of a second."""
-MAX_FILES = 4
-"""Shown of a run: a run has one of each time that it was resumed."""
-MEMORY = 20 * MAX_SPANS
-"""Spans held while reading a file: the last ones, from which the window is cut."""
-ROLES = ("rollout", "reward", "reference", "critic", "learner")
-"""From top to bottom: the way that a step's data takes."""
+MAX_SPANS = 3000  # spans shown per file: a browser draws them in a fraction of a second
+MAX_FILES = 4  # files shown per run, which has one for each time it was started or resumed
+MAX_HELD = 20 * MAX_SPANS  # spans kept while a file is read: the last ones, from which the window is cut
+# Lanes from top to bottom, in the order that a step's data takes.
+ROLES = ("rollout", "scoring", "reference", "critic", "learner")
+# The lane and name of the span that ends a step.
 STEP_ENDS = ("learner/0", "broadcast")
-"""The lane and span with which a step ends."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """What is shown of one file, a column entry a span. Times in seconds; `start` counts from `epoch_s`."""
+    """The part of one file that is shown: columns with one entry per span. Times are in seconds from `epoch_s`."""
 
     file: str
     epoch_s: float
-    num_spans: int  # of the whole file
+    num_spans: int  # in the whole file
     lanes: list[str]
     names: list[str]
     lane: list[int]
     name: list[int]
     start: list[float]
     duration: list[float]
-    steps: list[tuple[int, float]]  # number and end of each step within
+    steps: list[tuple[int, float]]  # number and end of each step in the window
 
 
 @dataclass
 class _Events:
-    """The last spans of a file, as (start, duration, lane, name) in microseconds and numbers."""
+    """The last spans of a file, as (start, duration, lane, name), in microseconds and with numbers for lanes."""
 
-    spans: deque[tuple[int, int, int, str]] = field(default_factory=lambda: deque(maxlen=MEMORY))
+    spans: deque[tuple[int, int, int, str]] = field(default_factory=lambda: deque(maxlen=MAX_HELD))
     lanes: dict[int, str] = field(default_factory=dict)
     num_spans: int = 0
     num_broadcasts: int = 0
 
 
 def windows(files: Sequence[Path]) -> list[Window]:
-    """One for each of the newest files that holds a span, newest last. Raises DataError for one not of our making."""
+    """Return a window of each of the newest files that holds a span, newest last.
+
+    Raises:
+        DataError: a file was not written by a run.
+    """
     found = (window(file) for file in files[-MAX_FILES:])
     return [one for one in found if one is not None]
 
 
 def window(file: Path) -> Window | None:
-    """As many of the last whole steps as fit; the last spans, where not one step does. None of a file without spans."""
+    """Return as many of a file's last whole steps as fit, or its last spans if not even one step does.
+
+    Returns None for a file without spans.
+    """
     events = _read(file)
     if not events.spans:
         return None
@@ -68,11 +70,11 @@ def window(file: Path) -> Window | None:
     if cut > spans[0][0] and len(fitting) > 1:
         cut = fitting[0]
     shown = [span for span in spans if span[0] >= cut][-MAX_SPANS:]
-    lanes = sorted({events.lanes.get(lane, str(lane)) for _, _, lane, _ in shown}, key=_place)
+    lanes = sorted({events.lanes.get(lane, str(lane)) for _, _, lane, _ in shown}, key=_lane_order)
     names = list(dict.fromkeys(name for *_, name in shown))
-    # The first broadcast of a file hands out the policy that the run starts from.
-    first = last_number(file) + events.num_broadcasts - len(ends)
-    numbered = [(first + place, (end - cut) / 1e6) for place, end in enumerate(ends) if end >= cut]
+    # The first broadcast of a file sends the policy that the run starts from: step 0, or the step it was resumed at.
+    first = step_of(file) + events.num_broadcasts - len(ends)
+    numbered = [(first + index, (end - cut) / 1e6) for index, end in enumerate(ends) if end >= cut]
     return Window(
         file=file.name,
         epoch_s=cut / 1e6,
@@ -87,14 +89,14 @@ def window(file: Path) -> Window | None:
     )
 
 
-def _place(lane: str) -> tuple[int, str, int]:
+def _lane_order(lane: str) -> tuple[int, str, int]:
     role, _, number = lane.partition("/")
     return ROLES.index(role) if role in ROLES else len(ROLES), role, int(number) if number.isdigit() else 0
 
 
 def _read(file: Path) -> _Events:
     events = _Events()
-    for event in _lines(file):
+    for event in timeline_events(file):
         kind, lane = event.get("ph"), int(event.get("tid", 0))
         if kind == "M" and event.get("name") == "thread_name":
             events.lanes[lane] = str(event.get("args", {}).get("name", lane))
@@ -103,25 +105,3 @@ def _read(file: Path) -> _Events:
             events.num_spans += 1
             events.num_broadcasts += (events.lanes.get(lane), event["name"]) == STEP_ENDS
     return events
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Events of a file with one a line; an empty one for a bracket."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            event = _event(line, f"{file}, line {number}")
-            if event is None:
-                return
-            yield event
-
-
-def _event(line: bytes, where: str) -> dict[str, Any] | None:
-    """None for a last line that is not whole."""
-    text = line.strip().removeprefix(b"[").removesuffix(b"]").strip().removesuffix(b",")
-    try:
-        event: dict[str, Any] = json.loads(text or b"{}")
-    except ValueError as error:
-        if not line.endswith(b"\n"):
-            return None
-        raise DataError(f"{where}: not an event a line as runs write it ({error})") from error
-    return event

@@ -1,33 +1,34 @@
-"""The text of single tokens, such that the pieces joined are the response (but for bytes that are no character)."""
+"""The text of single tokens. Joined, the texts are the response, except for bytes that are not a character."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-UNFINISHED = "\ufffd"
-"""What decoding gives for bytes that are no whole character."""
-MAX_SHARED = 16
-"""Tokens in a row that end within characters, looked at together. Most characters are whole after two to four."""
-ANCHORS_TRIED = 2000
+UNFINISHED = "\ufffd"  # what decoding gives for bytes that are not a whole character
+MAX_SHARED = 16  # tokens in a row that may share characters; most characters are complete after two to four
+ANCHORS_TRIED = 2000  # tokens that are tried as the anchor
 
 
-class Pieces:
-    """Decodes ids one by one, behind a token that stands still.
+class TokenTexts:
+    """Decodes token ids one by one, each behind an anchor: a token whose text is known.
 
-    The token in front keeps what a tokenizer does at the start of a text, such as dropping a space, out of the pieces.
+    Tokenizers treat the start of a text differently, for example by dropping a space. With the anchor in front no token
+    is at the start.
     """
 
     def __init__(self, tokenizer: Any) -> None:
+        """Find an anchor for this tokenizer."""
         self._tokenizer = tokenizer
         self._known: dict[int, str] = {}
         self._anchor = self._find_anchor()
 
     def __call__(self, ids: Sequence[int]) -> list[str]:
-        """A piece for every id; of tokens that share a character the last shows it, and the others are empty."""
+        """Return a text for each id. Of tokens that share a character the last has it, and the others are empty."""
         pieces = [self._piece(token) for token in ids]
         start = 0
         while start < len(pieces):
+            # A character of several bytes may be spread over several tokens: find the shortest run that is complete.
             window = ids[start : start + MAX_SHARED] if UNFINISHED in pieces[start] else ()
             length = next((n for n in range(2, len(window) + 1) if UNFINISHED not in self._decode(window[:n])), 1)
             if length > 1:
@@ -43,6 +44,7 @@ class Pieces:
     def _decode(self, ids: Sequence[int]) -> str:
         front = self._plain(self._anchor)
         text = self._plain([*self._anchor, *ids])
+        # A token may merge with the anchor; then it is decoded alone.
         return text.removeprefix(front) if text.startswith(front) else self._plain(ids)
 
     def _plain(self, ids: Sequence[int]) -> str:
@@ -53,7 +55,7 @@ class Pieces:
         )
 
     def _find_anchor(self) -> list[int]:
-        """The first token that is a letter or digit wherever it stands; none where no token is."""
+        """Return the first token that is the same letter or digit wherever it stands; none if there is none."""
         for token in range(min(len(self._tokenizer), ANCHORS_TRIED)):
             text = self._plain([token])
             if len(text) == 1 and text.isascii() and text.isalnum() and self._plain([token, token]) == text * 2:

@@ -1,1 +1,1 @@
-"""`rlsys serve-reward`: a reward function behind HTTP."""
+"""`rlsys serve-reward`: a reward function as an HTTP service, the other end of the reward `http`."""

@@ -1,4 +1,4 @@
-"""The service: one reward, scored in processes that are killed at their deadline."""
+"""The HTTP service: one reward function, called in processes that are killed at their deadline."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rlsys.scoring.process import RewardProcess
 from rlsys.types import RewardPart
 
 MAX_ROWS = 10_000
+# How a request's deadline is divided: waiting for a free process, and the call; its retries may take as long again.
 WAIT, CALL = 1 / 4, 3 / 8
-"""Shares of a request's deadline."""
 
 
 class ScoreRequest(BaseModel):
-    """Parallel lists, one entry a completion, as reward functions take them."""
+    """The rows of a request, as parallel lists with one entry per completion."""
 
     prompts: list[Any]
     completions: list[Any]
@@ -32,10 +32,17 @@ class ScoreRequest(BaseModel):
 
 
 class Processes:
-    """A reward function in several processes; a request gets one to itself. It is answered within `deadline_s`: of
-    four parts one is for waiting for a free process, and three for the call, half of these for its retries."""
+    """A reward function in several processes; each request has one to itself."""
 
     def __init__(self, spec: dict[str, Any], count: int, deadline_s: float, *, whole_groups: bool = False) -> None:
+        """Start the processes.
+
+        Args:
+            spec: the function, as an entry of `rewards`.
+            count: how many processes.
+            deadline_s: seconds per request, with waiting and retries.
+            whole_groups: whether the function must see a prompt's completions together.
+        """
         self._free: queue.SimpleQueue[RewardProcess] = queue.SimpleQueue()
         self._all = [
             RewardProcess(
@@ -49,7 +56,7 @@ class Processes:
 
     @contextmanager
     def one(self, wait_s: float) -> Iterator[RewardProcess]:
-        """A process for one call. Raises queue.Empty when all are busy for that long."""
+        """Reserve a process for one call. Raises queue.Empty if all are busy for `wait_s`."""
         process = self._free.get(timeout=wait_s)
         try:
             yield process
@@ -63,23 +70,24 @@ class Processes:
 
 
 def build_app(processes: Processes, token: str | None, deadline_s: float) -> FastAPI:
-    """`POST /score` with a bearer token, where there is one; `GET /health` without."""
-    wait_s = WAIT * deadline_s
+    """Return the service: `POST /score`, which requires the bearer token if there is one, and `GET /health`."""
+    wait_s = WAIT * deadline_s  # then the client gets 503, and has time to try again
     app = FastAPI(title="rlsys reward service", docs_url=None, redoc_url=None, openapi_url=None)
     bearer = HTTPBearer(auto_error=False)
 
     def authorised(credentials: HTTPAuthorizationCredentials | None = Depends(bearer)) -> None:  # noqa: B008
         given = credentials.credentials if credentials is not None else ""
+        # Compared in constant time: the time must not show how much of a guess is right.
         if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
-            raise HTTPException(401, "no valid bearer token")
+            raise HTTPException(401, "the request has no valid bearer token")
 
     @app.get("/health")
-    async def health() -> dict[str, str]:  # not among the threads that wait for scores
+    async def health() -> dict[str, str]:  # async: answered even if every thread waits for scores
         return {"status": "ok"}
 
     @app.post("/score", dependencies=[Depends(authorised)])
     def score(request: ScoreRequest) -> dict[str, Any]:
-        """One entry a completion, with the means of what the function logged."""
+        """Return one entry per completion, and the means of what the function logged."""
         call = _checked(request)
         try:
             with processes.one(wait_s) as process:
@@ -101,7 +109,7 @@ def _checked(request: ScoreRequest) -> RewardRequest:
         if length != size:
             raise HTTPException(422, f"{name} has {length} entries, completions has {size}")
     if not 0 < size <= MAX_ROWS:
-        raise HTTPException(422, f"{size} completions: 1 to {MAX_ROWS} are taken at once")
+        raise HTTPException(422, f"{size} completions: a request must have 1 to {MAX_ROWS}")
     return RewardRequest(request.prompts, request.completions, ids, request.columns, request.step)
 
 

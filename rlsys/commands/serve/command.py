@@ -1,4 +1,4 @@
-"""The command line of the reward service."""
+"""The command line of `rlsys serve-reward`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rlsys.errors import ConfigError
 from rlsys.preflight.rewards import check_options
 from rlsys.rewards.entry import absolute, deadline_of
 
+# Seconds per request if neither the command line nor the reward's registration gives another number.
 DEADLINE_S = 30.0
-"""Of a request, where neither the command line nor the reward asks for another."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,10 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--deadline",
         type=float,
         metavar="S",
-        help="seconds that one request may take, with retries of its rows (default: 30, or what the reward needs)",
+        help="seconds per request, with retries of its rows (default: 30, or more if the reward needs it)",
     )
     parser.add_argument(
-        "--whole-groups", action="store_true", help="the function compares a prompt's completions: never part them"
+        "--whole-groups",
+        action="store_true",
+        help="the function compares a prompt's completions: keep them together when a call is retried",
     )
 
 
@@ -52,8 +54,8 @@ def run(given: argparse.Namespace) -> None:
     processes = Processes(spec, given.processes, deadline_s, whole_groups=given.whole_groups)
     try:
         print(
-            f"rlsys: serving {given.reward} on http://{given.host}:{given.port}/score, {deadline_s:g} s a request at "
-            "most: the timeout_s of its clients is to be longer",
+            f"rlsys: serving {given.reward} on http://{given.host}:{given.port}/score with at most {deadline_s:g} s "
+            "per request; set timeout_s of its clients to more",
             flush=True,
         )
         uvicorn.run(build_app(processes, token, deadline_s), host=given.host, port=given.port, log_level="warning")
@@ -62,19 +64,22 @@ def run(given: argparse.Namespace) -> None:
 
 
 def checked_token(host: str, token_env: str | None) -> str | None:
-    """The token to ask for; None where only this machine is served. Raises ConfigError rather than serve others
-    without one."""
+    """Return the token that clients must send, or None if there is none and only this machine is served.
+
+    Raises:
+        ConfigError: the address can be reached from other machines and there is no token.
+    """
     token = secret(token_env or "", "--token-env") or None
     if token is None and not is_loopback(host):
         raise ConfigError(
-            f"--host {host} serves other machines, which takes a token: put one in an environment variable and name it "
-            "with --token-env NAME"
+            f"--host {host} can be reached from other machines, so a token is required: put one in an environment "
+            "variable and name it with --token-env NAME"
         )
     return token
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine alone."""
+    """Return whether an address can be reached only from this machine."""
     if host == "localhost":
         return True
     try:
@@ -86,5 +91,5 @@ def is_loopback(host: str) -> bool:
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         if "=" not in pair:
-            raise ConfigError(f"'{pair}' is not of the form option=value")
+            raise ConfigError(f"'{pair}' must have the form option=value")
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs))))

@@ -1,20 +1,18 @@
-"""`rlsys simulate RUN`: what a step would take, and who would hold it up."""
+"""`rlsys simulate RUN`: how long a step would take with other numbers of workers, and which role is the bottleneck."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import cast
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from rlsys.algorithms.requirements import reference_workers
 from rlsys.commands.simulate.costs import read_costs
 from rlsys.commands.simulate.run import Outcome, Shape, Simulation
 from rlsys.config.paths import expanded
 from rlsys.config.schema import Config
-from rlsys.errors import RlsysError
+from rlsys.run_folder.folder import RunFolder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,15 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rollout-workers", type=int, nargs="+", help="default: the run's")
     parser.add_argument("--learner-ranks", type=int, nargs="+", help="default: the run's")
     parser.add_argument("--max-staleness", type=int, nargs="+", help="default: the run's")
-    parser.add_argument("--steps", type=int, default=40, help="simulated steps")
+    parser.add_argument("--steps", type=int, default=40, help="simulated steps (default: 40)")
 
 
 def run(options: argparse.Namespace) -> None:
     """Print the step time and the bottleneck for every combination asked for."""
-    config = run_config(options.folder)
-    costs = read_costs(options.folder, config)
-    table = Table(title=f"{options.folder}: {costs.step_s:.3f} s a step as measured")
-    for column in ("rollout workers", "learner ranks", "max staleness", "s a step", "bottleneck", "idle"):
+    folder = RunFolder.open(options.folder)
+    config = folder.config()
+    costs = read_costs(folder, config)
+    table = Table(title=f"{options.folder}: {costs.step_s:.3f} s per step as measured")
+    for column in ("rollout workers", "learner ranks", "max staleness", "s per step", "bottleneck", "idle"):
         table.add_column(column, justify="right")
     for workers in options.rollout_workers or [config.rollout.num_workers]:
         for ranks in options.learner_ranks or [config.learner.num_workers]:
@@ -44,22 +43,13 @@ def run(options: argparse.Namespace) -> None:
     Console().print(table)
 
 
-def run_config(run_dir: Path) -> Config:
-    """The resolved configuration that a run left. Raises RlsysError when there is none."""
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise RlsysError(f"{path} is missing: is this the folder of a run?")
-    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
-    return cast(Config, OmegaConf.to_object(merged))
-
-
 def shape_of(config: Config, workers: int, ranks: int, staleness: int, num_steps: int = 40) -> Shape:
-    """The run's shape but for what is asked."""
+    """Return the shape of the configured run with other numbers of workers and ranks, staleness and steps."""
     return Shape(
         rollout_workers=workers,
         learner_ranks=ranks,
         reward_workers=config.scoring.num_workers,
-        reference_workers=config.reference.num_workers if config.algorithm.kl.coef > 0 else 0,
+        reference_workers=reference_workers(config),
         prompts_per_step=config.train.prompts_per_step,
         samples_per_prompt=config.train.samples_per_prompt,
         max_staleness=staleness,

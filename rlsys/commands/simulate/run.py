@@ -90,7 +90,7 @@ class Simulation:
         for engine in self._engines:
             for group, _ in engine.advance(self._now):
                 self._leases[group].release(1)
-                self._at(self._reward.serve(self._now, self._costs.reward), partial(self._scored, group))
+                self._at(self._reward.serve(self._now, self._costs.scoring), partial(self._scored, group))
         while self._events and self._events[0][0] <= self._now:
             heapq.heappop(self._events)[2]()
         self._admit()

@@ -1,12 +1,12 @@
 """Trackers: where a run's metrics go besides its own `metrics.jsonl`. One file each.
 
-A tracker is a class registered under the name that `logging.trackers` calls it by, or outside code `path.py:Class`. It
-is opened by its constructor, whose keyword-only parameters are its options, and has `write` and `close`. It may block
-and raise: it lives on a thread of its own (`threads.py`).
+A tracker is a class, registered under the name that `logging.trackers` gives, or a class of yours, `path.py:Class`. Its
+constructor takes the `TrackedRun` and keyword-only options, and opens it; `write` and `close` are the rest of its
+interface. It may block and raise: each tracker lives on a thread of its own (`threads.py`).
 
 A class may register with facts:
-    imports=("module",)     its library, imported before Ray starts; the file itself imports it inside the class only
-    extra="name"            the extra of rlsys that brings it
+    imports=("module",)     its library, imported before Ray starts; its own file imports it only inside the class
+    extra="name"            the extra of rlsys that installs it
 """
 
 from __future__ import annotations
@@ -20,36 +20,35 @@ from typing import Any, Protocol
 
 from rlsys.registry import Registry
 
-_ID_LOCK = threading.Lock()
+_ID_LOCK = threading.Lock()  # trackers open at the same time
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a tracker is opened with."""
+class TrackedRun:
+    """The run that a tracker is opened for."""
 
     run_dir: Path
-    config: Mapping[str, Any]  # of the run, as plain mappings, lists and values
-    resume_step: int  # 0: the run starts
-    say: Callable[[str], None]
+    config: Mapping[str, Any]  # as plain mappings, lists and values
+    resume_step: int  # 0 for a new run
 
     @property
     def run_id(self) -> str:
-        """Twelve letters and digits, the same whenever the run in this folder is resumed."""
+        """Twelve letters and digits, the same each time the run in this folder is resumed."""
         path = self.run_dir / "tracker_id"
-        with _ID_LOCK:  # trackers open side by side
+        with _ID_LOCK:
             if not path.exists():
                 path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
             return path.read_text(encoding="utf-8").strip()
 
 
 class Tracker(Protocol):
-    """What a tracker's class makes; all three calls come from one thread."""
+    """An open tracker. All calls come from one thread."""
 
     def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """One step's row. A value may be None, NaN or infinite. Steps after a checkpoint come again on resuming."""
+        """Record one step's row; values may be None, NaN or infinite. Resuming repeats steps after the checkpoint."""
 
     def close(self) -> None:
-        """The run has ended."""
+        """End the record: the run has ended."""
 
 
 registry: Registry[Callable[..., Tracker]] = Registry("tracker", __name__)

@@ -1,4 +1,4 @@
-"""From `logging.trackers` to classes with their options."""
+"""The trackers that `logging.trackers` names, with their options and libraries checked."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from rlsys.errors import ConfigError
 from rlsys.metrics.trackers import Tracker, registry
 
 
-def chosen(entries: Sequence[Any]) -> dict[str, Callable[..., Tracker]]:
-    """The class of each entry, a name or `{name: ..., option: value ...}`, by its name without a path.
+def chosen_trackers(entries: Sequence[Any]) -> dict[str, Callable[..., Tracker]]:
+    """Return the class of each entry, with its options filled in, under its name without a path.
 
-    Raises ConfigError for an unknown tracker or option, one that comes twice, and a library that cannot be imported.
+    Args:
+        entries: names, or mappings `{name: ..., option: value ...}`.
+
+    Raises:
+        ConfigError: a tracker or option is unknown, a tracker is named twice, or its library cannot be imported.
     """
     found: dict[str, Callable[..., Tracker]] = {}
     for entry in entries:
         spec = {"name": entry} if isinstance(entry, str) else entry
         if not isinstance(spec, Mapping):
-            raise ConfigError(f"logging.trackers: {entry!r} is neither a name nor {{name: ..., option: value ...}}")
+            raise ConfigError(f"logging.trackers: {entry!r} must be a name or {{name: ..., option: value ...}}")
         try:
             opener = registry.component(spec)
             _import_library(str(spec["name"]))
@@ -27,7 +31,7 @@ def chosen(entries: Sequence[Any]) -> dict[str, Callable[..., Tracker]]:
             raise ConfigError(f"logging.trackers: {error}") from error
         label = str(spec["name"]).rpartition(":")[2]
         if label in found:
-            raise ConfigError(f"logging.trackers: '{label}' comes twice")
+            raise ConfigError(f"logging.trackers: '{label}' is named twice; keep one of the entries")
         found[label] = opener
     return found
 
@@ -37,7 +41,7 @@ def _import_library(name: str) -> None:
     for module in registry.fact(name, "imports", ()):
         try:
             importlib.import_module(module)
-        except Exception as error:  # whatever a broken installation raises
+        except Exception as error:  # a broken installation may raise anything
             remedy = f"pip install 'rlsys[{extra}]'" if extra else "pip install rlsys"
             raise ConfigError(
                 f"tracker '{name}' cannot import {module} ({type(error).__name__}: {error}): {remedy}"

@@ -64,7 +64,7 @@ def test_an_adapter_alone_and_merged(run_dir: Path, untied: str, tokenizer: Any,
         assert "steps 1 to 2" in (folder / "curve.svg").read_text()
     assert "library_name: peft" in (alone / "README.md").read_text()
     assert "library_name: transformers" in (merged / "README.md").read_text()
-    with pytest.raises(ConfigError, match=r"step-000002 is there already.*--output"):
+    with pytest.raises(ConfigError, match=r"step-000002 exists and is not empty.*--output"):
         execute(["export", str(run_dir)])
 
 
@@ -78,5 +78,5 @@ def test_whole_weights_of_a_chosen_step(run_dir: Path, untied: str, tokenizer: A
         tokenizer.save_pretrained(folder)
     execute(["export", str(run_dir), "--step", "1", "--output", str(run_dir / "mine")])
     torch.testing.assert_close(loaded(run_dir / "mine"), oracle(policies[1].eval()))
-    with pytest.raises(ConfigError, match="holds no adapter: there is nothing to merge"):
+    with pytest.raises(ConfigError, match="holds no adapter, so there is nothing to merge"):
         execute(["export", str(run_dir), "--merge"])

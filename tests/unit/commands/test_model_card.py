@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from rlsys.commands.export.card import MAX_ROWS, write_card
 from rlsys.config.compose import load_config
+from rlsys.run_folder.folder import RunFolder
 
 
 @pytest.fixture
@@ -26,7 +27,9 @@ def run_dir(tmp_path: Path) -> Path:
 
 def written(run_dir: Path, step: int, *overrides: str) -> tuple[str, ModelCard]:
     config = load_config(["experiment=quickstart", *overrides])
-    write_card(run_dir / "export", run_dir, run_dir / "checkpoints" / f"step-{step}", config, is_adapter=False)
+    write_card(
+        run_dir / "export", RunFolder(run_dir), run_dir / "checkpoints" / f"step-{step}", config, is_adapter=False
+    )
     text = (run_dir / "export" / "README.md").read_text()
     return text, ModelCard(text)
 

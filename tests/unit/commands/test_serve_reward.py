@@ -116,7 +116,7 @@ def test_wider_than_this_machine_takes_a_token(monkeypatch: pytest.MonkeyPatch) 
     assert checked_token("127.0.0.1", None) is None
     for host in ("0.0.0.0", "10.0.0.1", "::", "rewards.example"):
         assert not is_loopback(host)
-        with pytest.raises(ConfigError, match="takes a token"):
+        with pytest.raises(ConfigError, match="so a token is required"):
             checked_token(host, None)
     with pytest.raises(ConfigError, match="has no such variable"):
         checked_token("0.0.0.0", "SOME_TOKEN")

@@ -24,13 +24,13 @@ def test_a_whole_line() -> None:
     }
     assert plain_line(metrics, num_steps=300, eta_s=3725.9) == (
         "step 7/300  reward 0.512  accuracy 0.750  kl 0.0012  tokens/s 1234  "
-        "3.40 s (rollout 1.23, reward 0.10, reference 0.00, update 2.00, broadcast 0.05)  ETA 1:02:05"
+        "3.40 s (rollout 1.23, reward 0.10, reference 0.00, update 2.00, broadcast 0.05)  ETA 1 h 2 min"
     )
 
 
 def test_what_is_not_known_is_left_out() -> None:
     assert plain_line({"step": 0, "policy/kl_ref": None}, num_steps=5, eta_s=None) == "step 0/5"
-    assert plain_line({"step": 2, "time/step_s": 1.5}, num_steps=5, eta_s=61.0) == "step 2/5  ETA 1:01"
+    assert plain_line({"step": 2, "time/step_s": 1.5}, num_steps=5, eta_s=61.0) == "step 2/5  ETA 1 min 1 s"
 
 
 def test_without_a_terminal_it_is_a_line_a_step(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +40,7 @@ def test_without_a_terminal_it_is_a_line_a_step(capsys: pytest.CaptureFixture[st
         display.step({"step": 2, "reward/total/mean": None})
     first, second, third = capsys.readouterr().out.splitlines()
     assert (first, second) == ("starting", "step 1/3  reward 0.500")
-    assert third.startswith("step 2/3  ETA 0:0")
+    assert third.startswith("step 2/3  ETA 0.")
 
 
 def test_the_rest_is_foretold_from_when_steps_ended(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,7 +49,7 @@ def test_the_rest_is_foretold_from_when_steps_ended(capsys: pytest.CaptureFixtur
             display.step({"step": step}, at=at)
     told = [line.split("  ")[1:] for line in capsys.readouterr().out.splitlines()]
     # 60 s for each of 6 more; 50 s for each of 4 more; then a resumed run is back at step 2 and takes 10 s for one.
-    assert told == [[], ["ETA 6:00"], ["ETA 3:20"], [], ["ETA 1:10"]]
+    assert told == [[], ["ETA 6 min 0 s"], ["ETA 3 min 20 s"], [], ["ETA 1 min 10 s"]]
 
 
 @pytest.mark.parametrize("columns", [80, 160])

@@ -15,19 +15,23 @@ from typing import Any
 import pytest
 
 TWO_STARTS = """
-import json, math, sys
+import json, logging, math, sys
 from pathlib import Path
 from rlsys.config.schema import LoggingConfig
-from rlsys.run_folder.metrics import RunLog
+from rlsys.metrics.trackers import threads
+from rlsys.run_folder.metrics import MetricsWriter
+
+logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+threads.CLOSE_S = 60.0  # a busy machine is no failure of the library
 
 folder, tracker = Path(sys.argv[1]), json.loads(sys.argv[2])
 config = {"seed": 3, "learner": {"lr": 1e-3, "notes": None}, "rewards": [{"name": "exact_match"}]}
 for resume_step, last in ((0, 4), (2, 5)):
-    log = RunLog(folder, LoggingConfig(trackers=[tracker]), resume_step=resume_step, settings=config, say=print)
+    writer = MetricsWriter(folder, LoggingConfig(trackers=[tracker]), resume_step=resume_step, settings=config)
     for step in range(resume_step + 1, last + 1):
         value = step + resume_step / 10
-        log.write({"step": step, "reward/total/mean": value, "policy/kl_ref": None, "bad": math.nan})
-    log.close()
+        writer.write({"step": step, "reward/total/mean": value, "policy/kl_ref": None, "bad": math.nan})
+    writer.close()
 """
 FIRST = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
 AGAIN = [(3, 3.2), (4, 4.2), (5, 5.2)]
@@ -39,7 +43,7 @@ def needs(*modules: str) -> pytest.MarkDecorator:
 
 
 def two_starts(folder: Path, tracker: str | dict[str, Any], **environment: str) -> list[str]:
-    """What the two starts said. The process ends by itself: no library keeps it."""
+    """Return what trackers logged in both starts. The process ends by itself: no library keeps it alive."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "MLFLOW", "TRACKIO"))}
     home = folder.parent / "home"  # nobody's keys, settings or databases
     home.mkdir(exist_ok=True)
@@ -77,8 +81,8 @@ def test_jsonl_appends_the_rows_of_metrics_jsonl(tmp_path: Path) -> None:
 
 
 def test_jsonl_keeps_off_the_run_s_own_record(tmp_path: Path) -> None:
-    said = two_starts(tmp_path / "run", {"name": "jsonl", "path": str(tmp_path / "run" / "metrics.jsonl")})
-    assert "the run's own record" in said[0]
+    logged = two_starts(tmp_path / "run", {"name": "jsonl", "path": str(tmp_path / "run" / "metrics.jsonl")})
+    assert "the run's own metrics.jsonl" in logged[0]
 
 
 def wandb_records(path: Path) -> list[Any]:
@@ -102,8 +106,8 @@ def wandb_records(path: Path) -> list[Any]:
 @needs("wandb")
 def test_wandb_without_a_key_is_offline_and_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    said = two_starts(folder, {"name": "wandb", "project": "mine", "group": "all"})
-    assert said == [f"tracker 'wandb': offline; upload later with: wandb sync {folder}/wandb/offline-run-*"] * 2
+    logged = two_starts(folder, {"name": "wandb", "project": "mine", "group": "all"})
+    assert logged == [f"tracker 'wandb': offline; upload later with: wandb sync {folder}/wandb/offline-run-*"] * 2
     run_id = (folder / "tracker_id").read_text()
     files = sorted(folder.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))  # by time
     found = [record for path in files for record in wandb_records(path)]
@@ -124,9 +128,9 @@ def test_wandb_without_a_key_is_offline_and_says_so(tmp_path: Path) -> None:
 
 @needs("wandb")
 def test_wandb_obeys_its_environment(tmp_path: Path) -> None:
-    said = two_starts(tmp_path / "run", "wandb", WANDB_MODE="offline", WANDB_API_KEY="k" * 40)
-    assert len(said) == 2
-    assert all("offline" in line for line in said)
+    logged = two_starts(tmp_path / "run", "wandb", WANDB_MODE="offline", WANDB_API_KEY="k" * 40)
+    assert len(logged) == 2
+    assert all("offline" in line for line in logged)
 
 
 MLFLOW = ("mlflow.tracking", "sqlalchemy", "alembic") if importlib.util.find_spec("mlflow") else ("mlflow",)

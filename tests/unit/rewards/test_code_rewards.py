@@ -89,7 +89,7 @@ def test_after_a_case_that_never_ends_the_others_are_not_run() -> None:
     started = time.monotonic()
     cases = {"test_cases": [{"input": str(n), "output": str(n)} for n in range(20)]}
     assert score("code", (block("n = int(input())\nwhile n: pass\nprint(n)"), cases), wall_s=0.5) == [0.05]
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 9  # the 19 others would take 9.5 s
 
 
 def test_without_time_a_row_is_a_timeout_and_the_others_have_their_scores() -> None:
@@ -99,7 +99,7 @@ def test_without_time_a_row_is_a_timeout_and_the_others_have_their_scores() -> N
     request = RewardRequest(["p"] * 7, texts, [[1]] * 7, {"verification_info": [forever] * 7}, 1, deadline_s=9.0)
     scores = call_reward(function, request, RewardLog())
     assert scores[:2] == [1.0, 0.0]
-    assert scores[-1] == Failed("no time was left to run its test cases", "timeout")
+    assert scores[-1] == Failed("no time was left to run all of its test cases", "timeout")
 
 
 def test_a_program_that_takes_too_much_fails_its_case_and_is_counted() -> None:
@@ -118,10 +118,13 @@ def test_a_program_that_takes_too_much_fails_its_case_and_is_counted() -> None:
     [
         (
             {"language": "pyton", "test_cases": [{"input": "", "output": ""}]},
-            "no way to run 'pyton': did you mean",
+            "programs in 'pyton' cannot be run: did you mean",
         ),
         ({"test_cases": [{"input": ""}]}, "a test case has no 'output'"),
-        ({"language": "javascript", "test_cases": [{"fn_name": "f", "input": [], "output": 1}]}, "in python only"),
+        (
+            {"language": "javascript", "test_cases": [{"fn_name": "f", "input": [], "output": 1}]},
+            "only functions in python can be called",
+        ),
     ],
 )
 def test_cases_that_cannot_be_run_are_errors_and_not_the_response_s_fault(info: Mapping[str, Any], said: str) -> None:

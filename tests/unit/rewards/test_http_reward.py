@@ -160,8 +160,8 @@ def test_tries_are_bounded_and_only_that_batch_fails(service: Any) -> None:
         ((404, b"not here"), "status 404: not here"),
         ((200, b"<html>"), "not an object with 'rewards'"),
         ((200, {"scores": [1]}), "not an object with 'rewards'"),
-        ((200, {"rewards": [1.0, 2.0]}), "not one reward for each of 1"),
-        ((200, {"rewards": "x"}), "not one reward for each of 1"),
+        ((200, {"rewards": [1.0, 2.0]}), "does not have one reward for each of 1"),
+        ((200, {"rewards": "x"}), "does not have one reward for each of 1"),
     ],
 )
 def test_a_final_answer_is_not_asked_for_again(service: Any, answer: tuple[int, Any], said: str) -> None:
@@ -184,15 +184,15 @@ def test_entries_with_an_outcome() -> None:
 
 def test_a_slow_service_is_given_up_at_the_deadline(service: Any) -> None:
     def slow(number: int, body: dict[str, Any]) -> tuple[int, Any]:
-        time.sleep(1.5)
+        time.sleep(5)
         return good(number, body)
 
     server = service(slow)
     started = time.monotonic()
     (failed,) = score(client(server.url, timeout_s=0.1, max_tries=2), "a")
-    assert time.monotonic() - started < 1.2
+    assert time.monotonic() - started < 4.5
     assert isinstance(failed, Failed)
-    assert "no answer (ReadTimeout" in failed.detail
+    assert "no reply (ReadTimeout" in failed.detail
 
 
 def test_all_tries_together_end_before_the_call_s_deadline(service: Any) -> None:

@@ -16,7 +16,7 @@ from rlsys.config.schema import ScoringConfig
 from rlsys.rewards.entry import bind_reward
 from rlsys.rewards.reward_model import longest_text
 from rlsys.scoring.call import RewardLog, RewardRequest, call_reward
-from rlsys.scoring.worker import RewardWorker
+from rlsys.scoring.worker import RewardWorker, ScoringSetup
 
 GOOD, BAD = ["yes", "oh yes", "yes yes yes", "say yes"], ["no", "oh no", "no no no no", "say nothing"]
 
@@ -102,7 +102,7 @@ def test_the_end_of_a_long_text_is_what_is_judged(classifier: Path) -> None:
 
 
 def test_a_label_that_is_not_there(classifier: Path) -> None:
-    with pytest.raises(ValueError, match="label=1, the model has 1"):
+    with pytest.raises(ValueError, match="label=1, but the model has 1"):
         score(["a"], classifier, label=1)
 
 
@@ -112,7 +112,7 @@ def test_mixed_with_a_function_by_weight(classifier: Path) -> None:
         {"name": "reward_model", "model": str(classifier), "score": "probability", "weight": 2.0},
         {"name": "exact_match", "weight": 0.5},
     ]
-    worker = RewardWorker(ScoringConfig(), specs, str(classifier))
+    worker = RewardWorker(ScoringSetup(ScoringConfig(), specs, str(classifier)))
     worker.start()
     request = RewardRequest(["Well? "] * 2, ["oh yes", "no"], [[1], [1]], {"answer": ["oh yes", "x"]}, 1)
     rewards, _ = worker._score(request)

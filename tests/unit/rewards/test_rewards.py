@@ -83,7 +83,7 @@ def test_soft_overlong_punishment_by_hand() -> None:
     ids = [[1] * length for length in (0, 6, 7, 9, 10, 15)]
     found = soft_overlong_punishment(ids, max_response_tokens=10, buffer_tokens=4)
     assert found == pytest.approx([0.0, 0.0, -0.25, -0.75, -1.0, -1.0])
-    with pytest.raises(ValueError, match="buffer_tokens=11 must lie between 1 and max_response_tokens=10"):
+    with pytest.raises(ValueError, match="buffer_tokens=11 must be between 1 and max_response_tokens=10"):
         soft_overlong_punishment(ids, max_response_tokens=10, buffer_tokens=11)
-    with pytest.raises(ConfigError, match="reward 'soft_overlong_punishment': buffer_tokens=9 must lie between 1 and"):
+    with pytest.raises(ConfigError, match="reward 'soft_overlong_punishment': buffer_tokens=9 must be between 1 and"):
         check_reward({"name": "soft_overlong_punishment", "max_response_tokens": 8, "buffer_tokens": 9}, ["answer"])

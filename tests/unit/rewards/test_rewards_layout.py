@@ -151,7 +151,7 @@ def test_repetition_penalty_against_counting(words: list[str], n: int, penalty: 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"max_penalty": 0.5}, "max_penalty=0.5 must not be positive"),
+        ({"max_penalty": 0.5}, "max_penalty=0.5 must be 0 or negative"),
         ({"n_grams": 0}, "n_grams=0 must be a whole number, at least 1"),
         ({"n_grams": 2.5}, "n_grams=2.5 must be a whole number"),
     ],

@@ -75,9 +75,9 @@ def called(function: Any, completions: list[str], columns: dict[str, list[Any]])
     ("options", "said"),
     [
         ({}, "reward 'regex' needs the option 'pattern'"),
-        ({"pattern": "(a"}, "is no regular expression: missing \\)"),
-        ({"pattern": 42}, "pattern=42 is no regular expression"),
-        ({"pattern": "a", "flags": "iq"}, "'q' is not one of the letters a, i, m, s, x"),
+        ({"pattern": "(a"}, "is not a regular expression: missing \\)"),
+        ({"pattern": 42}, "pattern=42 is not a regular expression"),
+        ({"pattern": "a", "flags": "iq"}, "'q' is unknown; use the letters a, i, m, s, x"),
         ({"pattern": "a", "full_match": "yes"}, "it must be true or false"),
         ({"patern": "a"}, "did you mean 'pattern'"),
     ],
@@ -157,7 +157,7 @@ def test_a_schema_from_a_file_whatever_the_working_directory(tmp_path: Path, mon
     ("options", "said"),
     [
         ({}, "reward 'json_schema' needs the option 'schema'"),
-        ({"schema": {"type": "objekt"}}, "schema is no JSON schema: \\$.type: 'objekt' is not valid"),
+        ({"schema": {"type": "objekt"}}, "schema is not a JSON schema: \\$.type: 'objekt' is not valid"),
         ({"schema": ["type"]}, "must be a mapping or the path of a JSON file"),
         ({"schema": "no/such.json"}, "cannot read 'no/such.json' as JSON: .*No such file"),
         ({"schema": __file__}, "cannot read '.*test_rewards_structure.py' as JSON"),

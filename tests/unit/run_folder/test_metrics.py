@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.config.schema import LoggingConfig
-from rlsys.run_folder.metrics import RunLog, set_aside
+from rlsys.run_folder.metrics import MetricsWriter, set_aside
 
 
-def open_log(run_dir: Path, *, resume_step: int = 0, every: int = 1, tensorboard: bool = False) -> RunLog:
-    return RunLog(
+def open_log(run_dir: Path, *, resume_step: int = 0, every: int = 1, tensorboard: bool = False) -> MetricsWriter:
+    return MetricsWriter(
         run_dir,
         LoggingConfig(trackers=["tensorboard"] if tensorboard else [], rollouts_every=every),
         resume_step=resume_step,
@@ -26,7 +26,7 @@ def lines(path: Path) -> list[Any]:
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
 
 
-def test_one_line_a_step_with_null_for_what_is_no_number(tmp_path: Path) -> None:
+def test_one_line_per_step_with_null_for_what_is_not_finite(tmp_path: Path) -> None:
     log = open_log(tmp_path / "new" / "run")
     log.write({"step": 1, "a": 0.5, "b": None, "c": math.nan, "d": math.inf})
     assert lines(tmp_path / "new" / "run" / "metrics.jsonl") == [{"step": 1, "a": 0.5, "b": None, "c": None, "d": None}]

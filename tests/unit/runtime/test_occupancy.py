@@ -36,5 +36,5 @@ def test_by_hand() -> None:
 
 def test_nothing_is_said_of_no_time_at_all() -> None:
     measured = Occupancy(Clock())
-    measured.begin("reward/0")
+    measured.begin("scoring/0")
     assert measured.take() == {}

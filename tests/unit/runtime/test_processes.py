@@ -152,3 +152,51 @@ def test_a_driver_that_closes_its_pipe_is_not_touched(start: Start, tag: str, pi
     guard(tag, driver.pid, pipe[0])
     assert worker.wait(timeout=5) == -signal.SIGTERM
     assert driver.poll() is None
+
+
+CHILD = """
+import os, re
+from rlsys.runtime.processes import exit_with_parent
+exit_with_parent()
+print(os.getpid(), flush=True)
+re.match(r"(a+)+$", "a" * 64 + "b")  # years in C code that holds the interpreter's lock
+"""
+
+PARENT = """
+import sys, threading, time
+from rlsys.runtime.processes import start_process
+def start():
+    start_process([sys.executable, "-c", sys.argv[1]], stdout=sys.stdout)
+thread = threading.Thread(target=start)
+thread.start()
+thread.join()
+time.sleep(60)
+"""
+
+
+def test_a_child_that_cannot_be_interrupted_ends_with_its_parent(start: Start) -> None:
+    parent = start(sys.executable, "-c", PARENT, CHILD)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    try:
+        assert not ends(child, timeout_s=1.0)  # the thread that asked for it has ended, the parent has not
+        os.kill(parent.pid, signal.SIGKILL)
+        assert ends(child, timeout_s=10.0)
+    finally:
+        if not ends(child, timeout_s=0.0):
+            os.kill(child, signal.SIGKILL)
+
+
+ADOPTER = """
+import os, subprocess
+from rlsys.runtime.processes import adopt_orphans
+adopt_orphans()
+middle = subprocess.Popen(["bash", "-c", "sleep 0.2 & echo $!"], stdout=subprocess.PIPE, text=True)
+orphan = int(middle.communicate()[0])
+print(os.waitpid(orphan, 0)[0] == orphan, flush=True)  # raises ChildProcessError unless it was adopted
+"""
+
+
+def test_orphans_are_adopted(start: Start) -> None:
+    process = start(sys.executable, "-c", ADOPTER)
+    assert process.communicate(timeout=60)[0] == "True\n"

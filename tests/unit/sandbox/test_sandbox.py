@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rlsys.runtime.processes import adopt_orphans
 from rlsys.sandbox.command import python
 from rlsys.sandbox.program import Limits, Program, Result
-from rlsys.sandbox.run import adopt_orphans, obstacle, run
+from rlsys.sandbox.run import obstacle, run
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"no sandbox on this machine: {obstacle()}")
 
@@ -145,7 +146,7 @@ def test_as_many_processes_as_are_allowed() -> None:
 
 @pytest.mark.skipif(MAY_FORK, reason="only root is refused")
 def test_several_processes_are_refused_where_nothing_would_limit_them() -> None:
-    with pytest.raises(ValueError, match="not for root"):
+    with pytest.raises(ValueError, match="root may run only single-process sandboxes"):
         program("print(1)", processes=2)
 
 
@@ -154,7 +155,7 @@ def _ends(code: str, limits: dict[str, float], outcomes: set[str]) -> None:
     marker = f"# {os.getpid()}-{started}\n"
     result = program(marker + code, **limits)
     assert result.outcome in outcomes, result
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 60  # by itself it would never end
     assert len(result.stdout) <= 256 * 1024
     assert len(result.stderr) <= 256 * 1024
     deadline = time.monotonic() + 5

@@ -94,7 +94,7 @@ def test_what_the_function_logs() -> None:
 
 
 def test_what_trainer_state_lacks_is_named() -> None:
-    with pytest.raises(AttributeError, match="no 'num_train_epochs' here: it has global_step, max_steps, epoch"):
+    with pytest.raises(AttributeError, match="no 'num_train_epochs'; it has global_step, max_steps, epoch"):
         call(lambda completions, trainer_state: [trainer_state.num_train_epochs])
 
 

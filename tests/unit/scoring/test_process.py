@@ -170,7 +170,7 @@ def test_a_hang_costs_its_row(start: Start) -> None:
     process = start("hangs", call_s=3.0, row_s=0.5)
     parts, _ = process.score(request("one", "bad", "three"))
     assert outcomes(parts) == [(3.0, "ok"), (None, "timeout"), (5.0, "ok")]
-    assert "no answer within 0.5 s" in parts[1].detail
+    assert "no result within 0.5 s" in parts[1].detail
     assert outcomes(process.score(request("four"))[0]) == [(4.0, "ok")]
 
 

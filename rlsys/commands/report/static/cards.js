@@ -1,6 +1,6 @@
-// One rollout, or one group of them, opened.
+// The opened card of one rollout, or of one group.
 
-/** Everything that the page knows of a run's rollouts. */
+/** A run's rollouts as the page holds them. */
 class RunRollouts {
   constructor(run, r, index) {
     this.r = r;
@@ -12,7 +12,7 @@ class RunRollouts {
     const { groups, of } = this.count ? groupsOf(index) : { groups: [], of: [] };
     this.groups = groups;
     this.groupOf = of;
-    this.scale = run.rollouts.largest_advantage; // its colour is the strongest
+    this.scale = run.rollouts.largest_advantage; // shown in the strongest colour
   }
 
   prompts() {
@@ -23,7 +23,7 @@ class RunRollouts {
     return (await this.prompts())[this.index.prompt[row]];
   }
 
-  /** Response, parts and tokens of a row. */
+  /** Return the response, reward parts and tokens of a row. */
   async text(row) {
     let chunk = this.starts.length - 1;
     while (this.starts[chunk] > row) chunk--;
@@ -39,14 +39,14 @@ class RunRollouts {
   }
 }
 
-/** One rollout with its prompt. */
+/** Return the card of one rollout with its prompt. */
 async function rolloutCard(run, row, mode, showGroup) {
   const [prompt, body] = await Promise.all([run.prompt(row), responseBlock(run, row, mode)]);
   const button = el("button", { type: "button", onclick: () => showGroup(run.groupOf[row]) }, "Show its group");
   return el("div", { class: "card" }, promptBlock(prompt), body, button);
 }
 
-/** A prompt and all its responses. `chosen` are the rows that the filter lets through. */
+/** Return the card of a prompt and all its responses; those not in `chosen`, the filtered rows, are dimmed. */
 async function groupCard(run, group, mode, chosen) {
   const { start, end } = run.groups[group];
   const rows = Array.from({ length: end - start }, (_, i) => start + i);
@@ -90,7 +90,7 @@ async function responseBlock(run, row, mode) {
   const response = responseElement(text.response, text.tokens, mode, index.advantage[row], run.scale);
   const uncoloured =
     mode !== "none" && !text.tokens
-      ? el("p", { class: "told" }, "This response was written without its tokens.")
+      ? el("p", { class: "readout" }, "This response was written without its tokens.")
       : null;
   return el(
     "div",

@@ -1,21 +1,21 @@
-// The numbers of metrics.jsonl over steps.
+// Plots of metrics over steps.
 
 const MISMATCH = "Engine against learner";
 const REST = "All other numbers";
-const FEW_POINTS = 40; // up to here each is marked
-const SMALL = 1e-3; // numbers below are written with an exponent
+const FEW_POINTS = 40; // curves of at most so many points have a mark on each
+const SMALL = 1e-3; // axes whose values are all smaller use exponents
 let smoothing = 0;
 
-/** Panels into their sections; `curves` holds each run's steps and values. */
+/** Add the panels to their sections; `curves` holds each run's steps and values. */
 function showCurves(head, curves) {
-  const places = new Map();
+  const sections = new Map();
   for (const panel of head.panels) {
-    if (!places.has(panel.section)) places.set(panel.section, sectionFor(panel.section));
-    places.get(panel.section).append(...panelFigures(panel, head.runs, curves));
+    if (!sections.has(panel.section)) sections.set(panel.section, sectionFor(panel.section));
+    sections.get(panel.section).append(...panelFigures(panel, head.runs, curves));
   }
   const mismatch = document.getElementById("mismatch");
   mismatch.querySelector("h2").after(el("p", { class: "explained" }, MISMATCH_TEXT));
-  if (!places.has(MISMATCH)) mismatch.append(el("p", { class: "note" }, "Nothing of this kind was measured."));
+  if (!sections.has(MISMATCH)) mismatch.append(el("p", { class: "note" }, "The run has no such measurements."));
   document.querySelector("input[name=smooth]").addEventListener("input", (event) => {
     smoothing = Number(event.target.value);
     for (const { smooth } of drawn.values()) smooth?.();
@@ -48,7 +48,7 @@ function panelFigures(panel, runs, curves) {
   return all.map((r) => figure(`${panel.title}: ${runs[r].name}`, [r]));
 }
 
-/** The curves of a panel, without the steps that have no number: names, styles, x and y. */
+/** Return a panel's curves (names, styles, x and y), without steps that have no value. */
 function curvesOf(panel, runs, curves, which) {
   const found = [];
   panel.series.forEach((series, s) =>
@@ -72,13 +72,13 @@ function curveName(panel, series, runs, which, r) {
   return panel.series.length === 1 ? runs[r].name : `${series.label}, ${runs[r].name}`;
 }
 
-/** Rows with a number in any curve: a stack takes what is missing for 0, and no number at all is not 0. */
+/** Return the rows with a value in any curve. In a stack a missing value is 0, but a row without any is left out. */
 function stackedRows(panel, { steps, values }) {
   const columns = panel.series.map((series) => values[series.key]).filter(Boolean);
   return [...steps.keys()].filter((i) => columns.some((column) => column[i] !== null));
 }
 
-/** Colours tell the curves of one run apart, and two runs where each has one curve; else the second run is dotted. */
+/** Colours distinguish curves, or runs if each has one curve; else the curves of the second run are dotted. */
 function lineStyle(panel, numRuns, s, r) {
   const colors = palette();
   const byRun = numRuns > 1 && panel.series.length === 1;
@@ -91,7 +91,7 @@ function panelPlot(panel, title, curves) {
   const figure = emptyFigure({ name: title, x_axis_label: "step", y_axis_type: panel.log ? "log" : "linear" });
   figure.xaxes.forEach((axis) => (axis.ticker.min_interval = 1));
   const largest = curves.flatMap(({ y }) => y).reduce((most, value) => Math.max(most, Math.abs(value)), 0);
-  if (!panel.log) figure.y_range.default_span = largest || 1; // of a curve that never changes
+  if (!panel.log) figure.y_range.default_span = largest || 1; // the height of the axis if the values never change
   if (panel.log && largest < SMALL) {
     figure.yaxes.forEach((axis) => (axis.formatter = new Bokeh.PrintfTickFormatter({ format: "%.1e" })));
   }
@@ -101,7 +101,7 @@ function panelPlot(panel, title, curves) {
   return { figure, keys, smooth: () => smoothers.forEach((smooth) => smooth()) };
 }
 
-/** A curve, and above it the smoothed one. Returns what to call when the smoothing changes. */
+/** Draw a curve and, above it, the smoothed one. Return a function to call when the smoothing changes. */
 function line(figure, { name, style, x, y }) {
   const pen = { line_color: style.color, line_dash: style.kind, name };
   const raw = figure.line({ field: "x" }, { field: "y" }, { ...pen, source: source({ x, y }), line_width: 1.6 });
@@ -118,7 +118,7 @@ function line(figure, { name, style, x, y }) {
   return smooth;
 }
 
-/** Areas on top of one another, the first lowest. They are not smoothed. */
+/** Draw areas on top of each other, the first lowest. They are not smoothed. */
 function stack(figure, curves) {
   let below = (curves[0]?.x ?? []).map(() => 0);
   for (const { name, style, x, y } of curves) {
@@ -130,7 +130,7 @@ function stack(figure, curves) {
   return [];
 }
 
-/** Under the pointer, every curve's number at the nearest step. */
+/** Show every curve's value at the step nearest to the pointer. */
 function addReading(figure, panel, curves) {
   const steps = [...new Set(curves.flatMap(({ x }) => x))].sort((a, b) => a - b);
   if (!steps.length) return;
@@ -149,13 +149,13 @@ function source(data) {
   return new Bokeh.ColumnDataSource({ data });
 }
 
-/** Exponential moving average that starts unbiased: each value's weight is taken over the sum of weights. */
+/** Return the exponential moving average, unbiased at the start: weighted values divided by the sum of weights. */
 function smoothed(values, decay) {
   let sum = 0;
   let weight = 0;
   return values.map((value) => {
     sum = decay * sum + value;
     weight = decay * weight + 1;
-    return Number((sum / weight).toPrecision(6)); // without the noise of the last bits a constant stays one
+    return Number((sum / weight).toPrecision(6)); // rounded, so that a constant stays constant
   });
 }

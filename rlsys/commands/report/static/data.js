@@ -1,15 +1,15 @@
-// What the page carries: texts packed by gzip and base64, each unpacked once, when it is first asked for.
+// The page's data: texts compressed with gzip in base64, each decompressed once, when it is first needed.
 
 const unpacked = new Map();
 const parsed = new Map();
 
-/** A promise of the text under an id. */
+/** Return a promise of the text with an id. */
 function unpack(id) {
   if (!unpacked.has(id)) unpacked.set(id, inflate(id));
   return unpacked.get(id);
 }
 
-/** A promise of the JSON value under an id. */
+/** Return a promise of the JSON value with an id. */
 function load(id) {
   if (!parsed.has(id)) parsed.set(id, inflate(id).then(JSON.parse));
   return parsed.get(id);

@@ -1,6 +1,6 @@
-// Elements and numbers. Texts of a run enter the page only as text nodes: never as markup.
+// Elements and numbers. A run's texts enter the page only as text nodes, never as markup.
 
-/** An element with properties (`class`, `data-…`, `on…` and attributes) and children, which are elements or texts. */
+/** Make an element with properties (`class`, `data-…`, `on…`, attributes) and children: elements or texts. */
 function el(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -12,7 +12,7 @@ function el(tag, properties = {}, ...children) {
   return element;
 }
 
-/** Four significant digits; a dash for what is not a number. */
+/** Return a number as text with four significant digits, or a dash. */
 function number(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   if (Number.isInteger(value)) return value.toLocaleString("en-US");
@@ -21,7 +21,7 @@ function number(value) {
   return String(Number(value.toPrecision(4)));
 }
 
-/** The start of a text without its line breaks. */
+/** Return the start of a text without its line breaks. */
 function oneLine(text, limit = 160) {
   return text
     .slice(0, 4 * limit)
@@ -30,7 +30,7 @@ function oneLine(text, limit = 160) {
     .slice(0, limit);
 }
 
-/** A prompt as text: what is searched, and shown in one line. */
+/** Return a prompt as text, which is searched and shown in one line. */
 function promptText(prompt) {
   return typeof prompt === "string" ? prompt : prompt.map(([role, text]) => `${role}: ${text}`).join("\n");
 }

@@ -1,4 +1,4 @@
-// Which rollouts are shown, in which order: numbers of rows in, numbers of rows out.
+// Filtering and ordering of rollouts, given and returned as row numbers.
 
 const RANGES = ["step", "reward", "length"];
 const ORDERS = {
@@ -12,9 +12,9 @@ const ORDERS = {
 };
 
 /**
- * Rows within `filter`: `step`, `reward` and `length` are `[from, to]`, either end null where it is open; `outcome` and
- * `ended` are places in the lists of names, or null; `prompts` is a Set of prompts' places, or null. A row without a
- * number is in no range.
+ * Return the rows that pass `filter`: `step`, `reward` and `length` are `[from, to]`, with null for an open end;
+ * `outcome` and `ended` are positions in the lists of names, or null; `prompts` is a Set of positions of prompts, or
+ * null. A row without a value is in no range.
  */
 function matching(index, filter) {
   const ranges = RANGES.map((name) => [index[name], filter[name]]).filter(
@@ -35,7 +35,7 @@ function within(value, [from, to]) {
   return value !== null && (from === null || value >= from) && (to === null || value <= to);
 }
 
-/** Sorted by one of ORDERS; what has no number comes last, equals keep the run's order. */
+/** Return the items in one of ORDERS. Items without a value come last; equal ones keep the run's order. */
 function ordered(items, order, valueOf) {
   const compare = ORDERS[order];
   return [...items].sort((a, b) => {
@@ -45,7 +45,7 @@ function ordered(items, order, valueOf) {
   });
 }
 
-/** Groups of a run, `[start, end)` each: the rows of a group lie behind one another. */
+/** Return the groups of a run as row ranges `[start, end)`: a group's rows follow each other. */
 function groupsOf(index) {
   const groups = [];
   const of = new Int32Array(index.step.length);
@@ -62,7 +62,7 @@ function groupsOf(index) {
   return { groups, of };
 }
 
-/** Mean and standard deviation of a column over a group's rows that have a number. */
+/** Return mean and standard deviation of a column over a group's rows with a value. */
 function moments(column, { start, end }) {
   const values = column.slice(start, end).filter((value) => value !== null);
   if (!values.length) return { mean: null, std: null };

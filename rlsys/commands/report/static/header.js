@@ -1,4 +1,4 @@
-// What was run and how far it came; of two runs, side by side.
+// The header: what was run and how far it got; two runs side by side.
 
 function showHeader(head) {
   const { runs } = head;

@@ -1,4 +1,4 @@
-// From data to page. `data-ready` on the root says when what is in the window was drawn, in milliseconds.
+// Builds the page. `data-ready` on the root element is the time in milliseconds when the visible part was drawn.
 
 function fail(error) {
   const failure = document.getElementById("failure");

@@ -1,4 +1,4 @@
-// Plots by BokehJS, which is unpacked for the first of them. A plot is drawn when it comes near the window.
+// Plots by BokehJS, which is loaded for the first plot. A plot is drawn when it comes near the window.
 
 const LIGHT = [
   ...["#1f6fb2", "#cf5f17", "#2a8a5b", "#a8478f", "#a87d00", "#3a93b5"],
@@ -12,7 +12,7 @@ const prefersDark = window.matchMedia("(prefers-color-scheme: dark)");
 const isTouch = window.matchMedia("(pointer: coarse)").matches;
 const builders = new Map(); // element -> function that makes its figure
 const started = new Map(); // element -> promise of its first drawing
-const drawn = new Map(); // element -> what its builder made, and the view of it
+const drawn = new Map(); // element -> what its builder returned, and its view
 let queue = Promise.resolve();
 let bokehLoaded = null;
 
@@ -35,15 +35,15 @@ const nearWindow = new IntersectionObserver(
 );
 
 /**
- * Let an element show, from when it comes near the window, what `build()` makes: a `figure`, its `keys` as names with
- * styles, and `smooth()`, if it has something to do when the smoothing changes.
+ * Draw a plot in an element when it comes near the window. `build()` returns a `figure`, its `keys` as names with
+ * styles and, if it depends on the smoothing, `smooth()`, which is called when that changes.
  */
 function plot(element, build) {
   builders.set(element, build);
   nearWindow.observe(element);
 }
 
-/** One after the other, so that the page answers in between. */
+/** Draw one plot after the other, so that the page stays responsive in between. */
 function drawOnce(element) {
   nearWindow.unobserve(element);
   if (!started.has(element)) {
@@ -65,12 +65,12 @@ async function draw(element) {
   element.dataset.drawn = "";
 }
 
-/** Draw again what is drawn. */
+/** Draw every plot again that was drawn. */
 function redraw() {
   return Promise.all([...started.keys()].map(draw));
 }
 
-/** Draw what is in the window now. */
+/** Draw the plots that are in the window now. */
 function drawVisible() {
   const visible = [...builders.keys()].filter((element) => {
     const box = element.getBoundingClientRect();
@@ -84,7 +84,7 @@ function keyList(keys) {
   return el("div", { class: "keys" }, ...keys.map(([name, style]) => el("span", {}, swatch(style), name)));
 }
 
-/** An empty figure in the page's colours. Dragging over it zooms in x, a double click goes back. */
+/** Make an empty figure in the page's colours. Dragging zooms in x, a double click resets it. */
 function emptyFigure(options) {
   const figure = Bokeh.Plotting.figure({
     tools: [],

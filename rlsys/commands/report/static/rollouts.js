@@ -1,4 +1,4 @@
-// The browser of rollouts: filters, a page of rows, and what is opened of them.
+// The rollout browser: filters, a page of rows, and opened rows.
 
 const PAGE_ROWS = 25;
 const ORDER_LABELS = {
@@ -16,8 +16,8 @@ class RolloutBrowser {
     this.runs = runs;
     this.run = runs.find((run) => run.count) ?? runs[0];
     this.page = 0;
-    this.changes = 0; // of the form
-    this.turn = 0; // counts what is drawn: what comes too late is dropped
+    this.changes = 0; // changes of the form
+    this.turn = 0; // counts drawings: one that was overtaken is dropped
     this.form = this.makeForm();
     this.count = el("p", { class: "count", "aria-live": "polite" });
     this.table = el("table", { class: "rows" });
@@ -48,7 +48,7 @@ class RolloutBrowser {
     form.elements.mode.querySelector("[value=probability]").defaultSelected = true;
     if (this.runs.length > 1) {
       const first = form.elements.run.options[this.runs.indexOf(this.run)];
-      first.selected = first.defaultSelected = true; // what a reset comes back to
+      first.selected = first.defaultSelected = true; // a reset restores it
     }
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("input", (event) => this.changed(event.target.name));
@@ -56,11 +56,11 @@ class RolloutBrowser {
     return form;
   }
 
-  /** Outcomes are the run's own. */
+  /** Fill the choices of outcomes with those of the run. */
   fillNames() {
     for (const name of ["outcome", "ended"]) {
       const names = this.run.names[name] ?? [];
-      this.form.elements[name].replaceChildren(option("", "any"), ...names.map((label, place) => option(place, label)));
+      this.form.elements[name].replaceChildren(option("", "any"), ...names.map((label, index) => option(index, label)));
     }
   }
 
@@ -79,12 +79,12 @@ class RolloutBrowser {
     if (change === this.changes) this.table.setAttribute("aria-busy", "false");
   }
 
-  /** The filter that the form describes. The prompts are unpacked for the first search. */
+  /** Return the filter that the form describes. Prompts are decompressed for the first search. */
   async filter() {
     const value = (name) => this.form.elements[name].value.trim();
     const limit = (name) => (value(name) === "" ? null : Number(value(name)));
-    const place = (name) => (value(name) === "" ? null : Number(value(name)));
-    const filter = { outcome: place("outcome"), ended: place("ended"), prompts: null };
+    const position = (name) => (value(name) === "" ? null : Number(value(name)));
+    const filter = { outcome: position("outcome"), ended: position("ended"), prompts: null };
     for (const name of RANGES) filter[name] = [limit(`${name}-from`), limit(`${name}-to`)];
     const sought = value("search").toLowerCase();
     if (sought) {
@@ -220,7 +220,7 @@ class RolloutBrowser {
     else line.after(detail);
   }
 
-  /** The same rows open, in other colours. */
+  /** Colour the opened rows in another way. */
   async recolour() {
     this.legend.replaceWith((this.legend = legend(this.form.elements.mode.value, this.run.scale)));
     const details = [...this.table.querySelectorAll("tr.detail")];

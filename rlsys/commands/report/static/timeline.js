@@ -1,6 +1,6 @@
-// Who did what when: a lane a worker, the last steps of each timeline file.
+// The timeline: one lane per worker, with the last steps of each timeline file.
 
-const LABEL_WIDTH = 34; // pixels of a step's number above the lanes
+const LABEL_WIDTH = 34; // pixels that a step's number above the lanes needs
 const ZOOM = isTouch ? "" : "Drag to zoom, double-click to go back. ";
 
 function showTimelines(runs) {
@@ -18,16 +18,16 @@ function showTimelines(runs) {
 }
 
 function timelineOf(run, r) {
-  const said = el("p", { class: "explained" });
+  const caption = el("p", { class: "explained" });
   const element = el("div", { class: "plot", "data-timeline": r });
   const choice = el("select", { name: `timeline-${r}`, "aria-label": "File" });
-  choice.append(...run.timelines.map((one, place) => option(place, one.file)));
+  choice.append(...run.timelines.map((one, index) => option(index, one.file)));
   choice.value = run.timelines.length - 1;
   let data = null;
   const show = async () => {
-    const place = Number(choice.value);
-    said.textContent = timelineText(run.timelines[place]);
-    data = await load(`${r}-timeline-${place}`);
+    const index = Number(choice.value);
+    caption.textContent = timelineText(run.timelines[index]);
+    data = await load(`${r}-timeline-${index}`);
     element.style.height = `${110 + 36 * data.lanes.length}px`;
     if (started.has(element)) await draw(element);
     else plot(element, () => timelinePlot(data, element.clientWidth));
@@ -35,10 +35,10 @@ function timelineOf(run, r) {
   choice.addEventListener("change", show);
   whenNear(element, show);
   const label = run.timelines.length > 1 ? [el("label", { class: "field" }, "File ", choice)] : [];
-  return [...label, said, el("figure", { class: "wide" }, element)];
+  return [...label, caption, el("figure", { class: "wide" }, element)];
 }
 
-/** Call once, when an element comes near the window: the data of timelines is not small. */
+/** Call a function once, when an element comes near the window: the data of timelines is not small. */
 function whenNear(element, call) {
   const observer = new IntersectionObserver(
     (entries) => {
@@ -69,12 +69,12 @@ function timelinePlot(data, width) {
   const colors = palette();
   const styles = new Map(data.names.map((name, n) => [name, { color: colors[n % colors.length], kind: "area" }]));
   const bars = byDuration(data).map(([name, spans]) => addSpans(figure, data, name, spans, styles.get(name)));
-  const tooltips = [["", "@told"]];
+  const tooltips = [["", "@label"]];
   figure.add_tools(new Bokeh.HoverTool({ renderers: bars, tooltips, point_policy: "follow_mouse" }));
   return { figure, keys: [...styles] };
 }
 
-/** Names with their spans, the longer first: the short ones lie above those that contain them. */
+/** Return names with their spans, the longest first: short spans are drawn above those that contain them. */
 function byDuration(data) {
   const spans = data.names.map((name) => [name, []]);
   data.name.forEach((n, i) => spans[n][1].push(i));
@@ -87,7 +87,7 @@ function addSpans(figure, data, name, spans, style) {
     lane: spans.map((i) => data.lanes[data.lane[i]]),
     left: spans.map((i) => data.start[i]),
     right: spans.map((i) => data.start[i] + data.duration[i]),
-    told: spans.map((i) => `${name}, ${number(data.duration[i])} s from ${data.start[i].toFixed(3)} s`),
+    label: spans.map((i) => `${name}, ${number(data.duration[i])} s from ${data.start[i].toFixed(3)} s`),
   };
   const pen = {
     source: source(columns),
@@ -99,13 +99,13 @@ function addSpans(figure, data, name, spans, style) {
   return figure.hbar({ y: { field: "lane" }, left: { field: "left" }, right: { field: "right" }, ...pen, name });
 }
 
-/** A line where a step ends, and the step's number above as many as have room. */
+/** Draw a line where each step ends, with the step's number above if there is room. */
 function addStepEnds(figure, steps, width) {
   const ends = source({ x: steps.map(([, end]) => end) });
   const color = cssColor("--muted");
   figure.vspan({ field: "x" }, { source: ends, line_color: color, line_dash: "dotted", line_alpha: 0.7 });
   const every = Math.ceil((steps.length * LABEL_WIDTH) / width);
-  const labelled = steps.filter((_, place) => place % every === 0);
+  const labelled = steps.filter((_, index) => index % every === 0);
   const axis = new Bokeh.LinearAxis({
     ticker: new Bokeh.FixedTicker({ ticks: labelled.map(([, end]) => end), minor_ticks: [] }),
     major_label_overrides: new Map(labelled.map(([step, end]) => [end, String(step)])),

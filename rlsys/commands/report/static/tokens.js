@@ -1,17 +1,17 @@
-// A response with its tokens coloured: by how probable each was, or by its advantage.
+// A response with coloured tokens: by their probability or by their advantage.
 
 const MODES = { none: "not", probability: "by probability", advantage: "by advantage" };
 
 /**
- * The element of a response. `tokens` are its pieces with log-probabilities and, where they differ, advantages; without
- * it, and in the mode `none`, the text stands as it is. `scale` is the advantage of the strongest colour.
+ * Return the element of a response. `tokens` holds its pieces with log-probabilities and, if tokens have their own,
+ * advantages; without it, or in the mode `none`, the text is plain. `scale` is the advantage with the strongest colour.
  */
 function responseElement(text, tokens, mode, advantage, scale) {
   if (!tokens || mode === "none") return el("div", { class: "text response" }, text);
-  const told = el("p", { class: "told", "aria-live": "polite" }, "Point at a token to read its numbers.");
+  const readout = el("p", { class: "readout", "aria-live": "polite" }, "Point at a token to read its numbers.");
   const body = el("div", { class: "text response tokens" });
   tokens.pieces.forEach((piece, i) => {
-    if (piece === "") return; // a part of a character, which a later token shows
+    if (piece === "") return; // part of a character that a later token shows
     body.append(
       el(
         "span",
@@ -20,13 +20,13 @@ function responseElement(text, tokens, mode, advantage, scale) {
       ),
     );
   });
-  const tell = (event) => {
+  const showNumbers = (event) => {
     const i = event.target.dataset?.token;
-    if (i !== undefined) told.textContent = tokenText(tokens, Number(i), advantage);
+    if (i !== undefined) readout.textContent = tokenText(tokens, Number(i), advantage);
   };
-  body.addEventListener("pointerover", tell);
-  body.addEventListener("click", tell);
-  return el("div", {}, body, told);
+  body.addEventListener("pointerover", showNumbers);
+  body.addEventListener("click", showNumbers);
+  return el("div", {}, body, readout);
 }
 
 function advantageOf(tokens, i, advantage) {
@@ -46,7 +46,7 @@ function tokenText(tokens, i, advantage) {
   return `Token ${i} ${piece}: ${numbers.join(", ")}`;
 }
 
-/** The stronger the colour, the less probable the token, or the further its advantage is from 0. */
+/** Return a token's style: the colour is stronger for less probable tokens, or for larger advantages. */
 function tokenStyle(mode, logprob, advantage, scale) {
   const value = mode === "probability" ? logprob : advantage;
   if (value === null || value === undefined) return "outline: 1px dashed var(--muted)";

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlsys.cli import execute
-from rlsys.commands.report.page import SCRIPTS, pack
+from rlsys.commands.report.page import SCRIPTS, compressed_json
 from rlsys.errors import RlsysError
 from tests.run_folder import CONFIG, Recipe, write_lines, write_run
 
@@ -33,15 +33,15 @@ def unpacked(page: str, name: str) -> Any:
 @given(
     value=st.recursive(st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.text(), st.lists, max_leaves=9)
 )
-def test_packed_data_comes_back_and_means_nothing_to_html(value: Any) -> None:
-    packed = pack(value)
-    assert re.fullmatch("[A-Za-z0-9+/=]+", packed)
-    assert json.loads(gzip.decompress(base64.b64decode(packed))) == value
+def test_compressed_data_comes_back_and_means_nothing_to_html(value: Any) -> None:
+    text = compressed_json(value)
+    assert re.fullmatch("[A-Za-z0-9+/=]+", text)
+    assert json.loads(gzip.decompress(base64.b64decode(text))) == value
 
 
-def test_packing_refuses_what_json_has_no_word_for() -> None:
+def test_numbers_that_json_does_not_have_are_refused() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        pack([float("nan")])
+        compressed_json([float("nan")])
 
 
 def test_the_page_holds_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +51,7 @@ def test_the_page_holds_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert re.fullmatch(rf"{re.escape(str(output))}: \d\.\d MiB\n", capsys.readouterr().out)
     page = output.read_text()
     head = unpacked(page, "head")
-    assert [told["name"] for told in head["runs"]] == ["run"]
+    assert [run["name"] for run in head["runs"]] == ["run"]
     assert head["runs"][0]["rollouts"] == {
         "total": 80,
         "shown": 80,
@@ -121,10 +121,10 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.Capt
     output = tmp_path / "both.html"
     execute(["report", *map(str, runs), "--output", str(output), "--max-rollouts", "32"])
     head = unpacked(output.read_text(), "head")
-    assert [told["name"] for told in head["runs"]] == ["first/run", "second/run"]
-    assert [told["rollouts"]["shown"] for told in head["runs"]] == [16, 16]
+    assert [run["name"] for run in head["runs"]] == ["first/run", "second/run"]
+    assert [run["rollouts"]["shown"] for run in head["runs"]] == [16, 16]
     assert head["runs"][1]["notes"] == [
-        "16 of 32 rollouts are shown, the first groups of each step; --max-rollouts shows more"
+        "16 of 32 rollouts are shown, the first groups of each step; give a higher --max-rollouts to see more"
     ]
     assert not (runs[0] / "report.html").exists()
 
@@ -137,13 +137,13 @@ def test_a_run_without_rollouts_or_timeline(tmp_path: Path) -> None:
     assert unpacked(page, "head")["runs"][0]["notes"][0].startswith("no rollouts")
 
 
-def test_tokens_without_their_tokenizer_are_told_of(tmp_path: Path) -> None:
+def test_tokens_without_their_tokenizer_are_noted(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", Recipe(num_steps=1))
     write_lines(run / "rollouts" / "step-000001.jsonl", [{"response": "a", "tokens": {"ids": [1], "logprobs": [-1.0]}}])
     execute(["report", str(run)])
     notes = unpacked((run / "report.html").read_text(), "head")["runs"][0]["notes"]
     assert notes == [
-        "the tokens of 1 rollouts are not coloured: the run has no folder tokenizer/ to read their ids with"
+        "the tokens of 1 rollouts are not coloured: the run has no folder tokenizer/ to decode their ids with"
     ]
 
 
@@ -151,7 +151,7 @@ def test_where_the_file_cannot_be_written(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", Recipe(num_steps=1))
     with pytest.raises(RlsysError, match="is a folder: name a file"):
         execute(["report", str(run), "--output", str(tmp_path)])
-    with pytest.raises(RlsysError, match="no such folder"):
+    with pytest.raises(RlsysError, match="does not exist; create it first"):
         execute(["report", str(run), "--output", str(tmp_path / "nowhere" / "report.html")])
     with pytest.raises(SystemExit):
         execute(["report", str(run), "--max-rollouts", "-1"])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsys.commands.report.rollouts import CHUNK_CHARACTERS, Rollouts, collect, shares
+from rlsys.commands.report.rollouts import CHUNK_CHARACTERS, Rollouts, collect, rollouts_per_step
 from rlsys.errors import DataError
 from tests.run_folder import Recipe, length_of, reward_of, write_lines, write_run
 
@@ -37,19 +37,19 @@ def one(tmp_path: Path, row: dict[str, Any], decode: Any = letters) -> tuple[Rol
     return rollouts, texts(rollouts)[0]
 
 
-def test_shares_by_hand() -> None:
-    assert shares([8, 8, 8], 100, 4) == [8, 8, 8]  # all
-    assert shares([8, 8, 8], 12, 4) == [4, 4, 4]
-    assert shares([2, 20, 20], 22, 2) == [2, 10, 10]  # what the small one leaves is shared
-    assert shares([8, 8, 8, 8, 8], 12, 4) == [4, 0, 4, 0, 4]  # no group fits into 12 / 5
-    assert shares([8, 8, 8], 3, 4) == [0, 0, 3]  # one group, of the last step
-    assert shares([8, 8], 0, 4) == [0, 0]
-    assert shares([], 5, 1) == []
+def test_rollouts_per_step_by_hand() -> None:
+    assert rollouts_per_step([8, 8, 8], 100, 4) == [8, 8, 8]  # all
+    assert rollouts_per_step([8, 8, 8], 12, 4) == [4, 4, 4]
+    assert rollouts_per_step([2, 20, 20], 22, 2) == [2, 10, 10]  # what the small one leaves is shared
+    assert rollouts_per_step([8, 8, 8, 8, 8], 12, 4) == [4, 0, 4, 0, 4]  # no group fits into 12 / 5
+    assert rollouts_per_step([8, 8, 8], 3, 4) == [0, 0, 3]  # one group, of the last step
+    assert rollouts_per_step([8, 8], 0, 4) == [0, 0]
+    assert rollouts_per_step([], 5, 1) == []
 
 
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12), limit=st.integers(0, 300), group=st.integers(1, 8))
-def test_shares_never_pass_the_limit_nor_a_size(sizes: list[int], limit: int, group: int) -> None:
-    found = shares(sizes, limit, group)
+def test_rollouts_per_step_stay_within_the_limit_and_the_sizes(sizes: list[int], limit: int, group: int) -> None:
+    found = rollouts_per_step(sizes, limit, group)
     assert sum(found) <= max(limit, 0)
     assert all(0 <= share <= size for share, size in zip(found, sizes, strict=True))
     assert sum(sizes) > limit or found == sizes

@@ -9,7 +9,7 @@ import pytest
 
 from rlsys.commands.report.timeline import MAX_SPANS, window, windows
 from rlsys.errors import DataError
-from rlsys.metrics.timeline import Timeline
+from rlsys.run_folder.timeline import TimelineWriter
 from tests.run_folder import EPOCH_S, timeline
 
 
@@ -55,8 +55,8 @@ def test_of_a_long_one_the_last_whole_steps(tmp_path: Path) -> None:
 
 def test_a_step_too_large_to_show_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "timeline.json"
-    log = Timeline(path)
-    log.add("reward/0", [("score", float(second), second + 0.5) for second in range(MAX_SPANS + 10)])
+    log = TimelineWriter(path)
+    log.add("scoring/0", [("score", float(second), second + 0.5) for second in range(MAX_SPANS + 10)])
     log.close()
     shown = window(path)
     assert shown is not None
@@ -67,7 +67,7 @@ def test_a_step_too_large_to_show_is_cut(tmp_path: Path) -> None:
 
 def test_what_a_run_wrote_is_read_though_it_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "timeline.json"
-    log = Timeline(path)
+    log = TimelineWriter(path)
     log.add("rollout/10", [("generate", 1.0, 2.0)])
     log.add("rollout/9", [("generate", 1.5, 2.0)])
     log.add("learner/0", [("forward", 1.0, 2.0), ("matmul", 1.25, 1.5)])
@@ -89,5 +89,5 @@ def test_files_without_spans_and_old_ones_are_passed_over(tmp_path: Path) -> Non
 def test_another_programs_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "timeline.json"
     path.write_text(json.dumps([{"ph": "X"}, {"ph": "X"}]) + "\n")
-    with pytest.raises(DataError, match=r"timeline\.json, line 1: not an event a line"):
+    with pytest.raises(DataError, match=r"timeline\.json, line 1: not one event per line"):
         windows([path])

@@ -1,4 +1,4 @@
-"""Pieces of text, one a token, that together are the response."""
+"""Texts of single tokens, which together are the response."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlsys.commands.report.tokens import Pieces
+from rlsys.commands.report.tokens import TokenTexts
 from rlsys.config.schema import TokenizerBuild
 from rlsys.models.tiny import build_tokenizer
 
@@ -34,29 +34,29 @@ class WordStart:
 def test_characters(bytes_tokenizer: Any) -> None:
     tokenizer = build_tokenizer(TokenizerBuild(kind="chars", alphabet="0123456789+="))
     ids = tokenizer("12+3=15")["input_ids"]
-    assert Pieces(tokenizer)([*ids, tokenizer.eos_token_id]) == ["1", "2", "+", "3", "=", "1", "5", "<end>"]
+    assert TokenTexts(tokenizer)([*ids, tokenizer.eos_token_id]) == ["1", "2", "+", "3", "=", "1", "5", "<end>"]
 
 
 def test_the_last_token_of_a_character_shows_it(bytes_tokenizer: Any) -> None:
     ids = bytes_tokenizer("é!🙂")["input_ids"]
     assert len(ids) == 7  # two bytes, one, four
-    assert Pieces(bytes_tokenizer)(ids) == ["", "é", "!", "", "", "", "🙂"]
+    assert TokenTexts(bytes_tokenizer)(ids) == ["", "é", "!", "", "", "", "🙂"]
 
 
 def test_bytes_that_are_no_character(bytes_tokenizer: Any) -> None:
     smile = bytes_tokenizer("🙂")["input_ids"]
     letter = bytes_tokenizer("h")["input_ids"]
-    assert Pieces(bytes_tokenizer)([smile[0], *letter, *smile]) == ["\ufffd", "h", "", "", "", "🙂"]
+    assert TokenTexts(bytes_tokenizer)([smile[0], *letter, *smile]) == ["\ufffd", "h", "", "", "", "🙂"]
 
 
 def test_a_space_that_a_texts_start_loses_is_kept() -> None:
-    assert Pieces(WordStart())([2, 3, 4]) == [" two", " words", "s"]
+    assert TokenTexts(WordStart())([2, 3, 4]) == [" two", " words", "s"]
 
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_pieces_joined_are_the_text(bytes_tokenizer: Any, text: str) -> None:
     ids = bytes_tokenizer(text)["input_ids"]
-    pieces = Pieces(bytes_tokenizer)(ids)
+    pieces = TokenTexts(bytes_tokenizer)(ids)
     assert len(pieces) == len(ids)
     assert "".join(pieces) == bytes_tokenizer.decode(ids, clean_up_tokenization_spaces=False)

@@ -1,4 +1,4 @@
-"""Spans of workers, and the file that Perfetto opens."""
+"""The timeline file, which Perfetto opens."""
 
 from __future__ import annotations
 
@@ -6,28 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from rlsys.metrics.timeline import Timeline
-from rlsys.runtime.spans import MAX_KEPT, Spans
-
-
-def test_spans_are_told_once_and_measured_when_the_block_fails() -> None:
-    ticks = iter([1.0, 3.0, 4.0, 4.5])
-    spans = Spans(lambda: next(ticks))
-    with spans.span("forward"):
-        pass
-    with pytest.raises(ValueError, match="in the block"), spans.span("backward"):
-        raise ValueError("in the block")
-    assert spans.take() == [("forward", 1.0, 3.0), ("backward", 4.0, 4.5)]
-    assert spans.take() == []
-
-
-def test_what_nobody_asks_for_does_not_grow() -> None:
-    spans = Spans()
-    for _ in range(MAX_KEPT + 5):
-        spans.add("x", 0.0, 1.0)
-    assert len(spans.take()) == MAX_KEPT
+from rlsys.run_folder.timeline import TimelineWriter
 
 
 def written(path: Path) -> list[dict[str, Any]]:
@@ -35,7 +14,7 @@ def written(path: Path) -> list[dict[str, Any]]:
 
 
 def test_lanes_and_what_lies_between(tmp_path: Path) -> None:
-    timeline = Timeline(tmp_path / "timeline.json")
+    timeline = TimelineWriter(tmp_path / "timeline.json")
     timeline.add("learner/0", [("backward", 2.0, 4.0), ("forward", 1.0, 2.0)])
     timeline.add("rollout/0", [("generate", 0.5, 3.0), ("reload", 1.0, 1.5)])  # one inside the other
     timeline.add("learner/0", [("broadcast", 5.5, 6.0)])
@@ -54,8 +33,8 @@ def test_lanes_and_what_lies_between(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_cut_off_leaves_whole_events(tmp_path: Path) -> None:
-    timeline = Timeline(tmp_path / "timeline.json")
-    timeline.add("reward/0", [("score", 1.0, 2.0)])
+    timeline = TimelineWriter(tmp_path / "timeline.json")
+    timeline.add("scoring/0", [("score", 1.0, 2.0)])
     text = (tmp_path / "timeline.json").read_text(encoding="utf-8")
     assert [event["name"] for event in json.loads(text + "]")][-1] == "score"
     timeline.close()

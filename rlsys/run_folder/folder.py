@@ -1,0 +1,175 @@
+"""A run's folder on disk, finished or not, as the commands read it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from rlsys.config.compose import to_config
+from rlsys.config.schema import Config
+from rlsys.errors import ConfigError, DataError, RlsysError, nearest
+from rlsys.run_folder.checkpoint import checkpoints, step_of
+from rlsys.run_folder.jsonl import read_metrics
+
+# Folder names that need their parent's name beside them: a start time, or the number of a sweep's job.
+NUMBERED = re.compile(r"\d{8}-\d{6}|\d+")
+# Groups whose name differs from the configuration node that they fill.
+GROUP_NODES = {"reward": "rewards"}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder: its configuration, metrics, rollouts, timelines and checkpoints.
+
+    Files are read when asked for. Configuration comes in two forms: `config()` insists on a file of this version,
+    `options` takes any mapping, so that a report can also show an older run.
+    """
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Return the run folder at `path`.
+
+        Raises:
+            RlsysError: there is no such folder; the message names the most similar one beside it.
+        """
+        path = Path(path).expanduser().resolve()
+        if not path.is_dir():
+            neighbours = [folder.name for folder in path.parent.glob("*/")] if path.parent.is_dir() else []
+            raise RlsysError(f"{path}: no such folder; {nearest(path.name, neighbours)}")
+        return cls(path)
+
+    @classmethod
+    def create(cls, path: Path, config: Config, tokenizer: Any) -> RunFolder:
+        """Make the folder and write the configuration and the tokenizer, which readers need besides metrics."""
+        path.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(config), path / "config.yaml")
+        tokenizer.save_pretrained(path / "tokenizer")
+        return cls(path)
+
+    @staticmethod
+    def is_run(path: str | Path) -> bool:
+        """Return whether `path` is the folder of a run: one with a config.yaml."""
+        return (Path(path).expanduser() / "config.yaml").is_file()
+
+    @property
+    def name(self) -> str:
+        """The folder's name, with its parent's name before it if it is only a time or a number."""
+        path = self.path
+        name = f"{path.parent.name}/{path.name}" if NUMBERED.fullmatch(path.name) else path.name
+        return name.encode("utf-8", "replace").decode()  # a file name may hold bytes that are not UTF-8
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The configuration as plain values, empty if the run left none.
+
+        Raises:
+            DataError: config.yaml cannot be read, or is not a mapping.
+        """
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            return {}
+        try:
+            # resolve=False: environment variables of the machine that ran it may not exist here.
+            options = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        except (YAMLError, UnicodeDecodeError, OSError) as error:
+            raise DataError(f"{file} is not readable YAML: {error}") from error
+        if not isinstance(options, dict):
+            raise DataError(f"{file} is not the configuration of a run: it must be a mapping of options")
+        return {str(key): value for key, value in options.items()}
+
+    def composed(self) -> DictConfig:
+        """Return the configuration as a typed node, to which overrides can be applied.
+
+        Raises:
+            ConfigError: there is no config.yaml, or one with options that this version does not know.
+        """
+        if not self.is_run(self.path):
+            raise ConfigError(f"{self.path} is not the folder of a run: it has no config.yaml")
+        try:
+            return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), self.options))
+        except OmegaConfBaseException as error:
+            raise ConfigError(
+                f"{self.path / 'config.yaml'} was not written by this version of rlsys: {str(error).splitlines()[0]}"
+            ) from error
+
+    def config(self) -> Config:
+        """Return the configuration. Raises ConfigError as `composed` does."""
+        return to_config(self.composed())
+
+    @cached_property
+    def rows(self) -> list[dict[str, float | None]]:
+        """The metrics of each step, in order of steps; None stands for NaN, infinity and what is not a number.
+
+        Raises:
+            RlsysError: there is no metrics.jsonl, or no step in it yet.
+            DataError: a line is not a row of metrics.
+        """
+        file = self.path / "metrics.jsonl"
+        if not file.is_file():
+            raise RlsysError(f"{file} is missing: give the folder of a run, the one that holds its config.yaml")
+        rows = read_metrics(file)
+        if not rows:
+            raise RlsysError(f"{file} is empty: the run has not finished a step yet")
+        return rows
+
+    @property
+    def rollouts(self) -> list[Path]:
+        """The files of sampled responses, in order of steps."""
+        return sorted((self.path / "rollouts").glob("step-*.jsonl"), key=step_of)
+
+    @property
+    def timelines(self) -> list[Path]:
+        """The timeline files, one for each time the run was started or resumed, in order of steps."""
+        return sorted(self.path.glob("timeline*.json"), key=step_of)
+
+    def checkpoint(self, step: int | None = None) -> Path:
+        """Return the folder of the newest complete checkpoint, or of the one after `step`.
+
+        Raises:
+            ConfigError: there is none, or none after `step`; the message lists those there are.
+        """
+        found = {step_of(folder): folder for folder in checkpoints(self.path)}
+        if not found:
+            raise ConfigError(
+                f"{self.path} has no checkpoint: one is written after the last step (checkpoint.last=true), and after "
+                "every N steps with checkpoint.every=N"
+            )
+        if step is None:
+            return found[max(found)]
+        if step not in found:
+            raise ConfigError(f"{self.path} has no checkpoint of step {step}; there are: {', '.join(map(str, found))}")
+        return found[step]
+
+
+def overridden(base: DictConfig, changed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return a run's configuration `base` with the keys that `overrides` name taken from `changed`.
+
+    Whole nodes are taken first, for groups such as `data=gsm8k`, then single keys such as `data.eval_limit=3`.
+
+    Args:
+        base: the run's own configuration.
+        changed: a configuration composed from the defaults and `overrides`.
+        overrides: what the user gave on the command line.
+
+    Raises:
+        ConfigError: an experiment is named, which would replace the run's own configuration.
+    """
+    result = OmegaConf.create(base)
+    keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
+    nodes = [GROUP_NODES.get(key, key) for key in keys]
+    # Nodes without a dot are groups: they come first, so that a key inside of them is not replaced by its group.
+    for node in sorted(nodes, key=lambda name: "." in name):
+        if node == "experiment":
+            raise ConfigError("experiment=... cannot be given with a run's folder: the run has its own configuration")
+        OmegaConf.update(result, node, OmegaConf.select(changed, node), merge=False, force_add=True)
+    return result
