@@ -8,8 +8,9 @@ from typing import Any
 
 from rlsys.commands.importers import axolotl, easyr1, open_r1, openrlhf, trl
 from rlsys.commands.importers.options import Dialect, version_key
-from rlsys.commands.importers.reading import Source, flatten
+from rlsys.commands.importers.reading import Source
 from rlsys.commands.importers.translate import spellings
+from rlsys.config.dotted import flatten
 from rlsys.errors import ConfigError, nearest
 
 DIALECTS: dict[str, Dialect] = {

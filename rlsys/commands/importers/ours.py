@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rlsys.algorithms import advantages, aggregation, policy_losses
+from rlsys.config import dotted
 from rlsys.config.compose import load_config
 from rlsys.registry import Registry
 
@@ -39,24 +40,7 @@ def look_up(key: str, tree: Mapping[str, Any]) -> Any:
         if key.startswith(f"{prefix}."):
             node, option = look_up(prefix, tree), key.removeprefix(f"{prefix}.")
             return MISSING if node is MISSING else node.get(option, _signature_default(registry, node, option))
-    node = tree
-    for name in key.split("."):
-        if not isinstance(node, Mapping) or name not in node:
-            return MISSING
-        node = node[name]
-    return node
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys to a tree, in the order given."""
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        *above, last = key.split(".")
-        node = tree
-        for name in above:
-            node = node.setdefault(name, {})
-        node[last] = value
-    return tree
+    return dotted.look_up(tree, key, MISSING)
 
 
 def differences(written: Mapping[str, Any]) -> dict[str, Any]:

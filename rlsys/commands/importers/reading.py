@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from rlsys.commands.importers.shell import Call, calls
+from rlsys.config.dotted import put
 from rlsys.errors import ConfigError
 
 BASE_KEYS = ("config",)
@@ -46,18 +47,6 @@ def read(path: Path) -> Source:
     return _from_call(max(found, key=lambda call: len(call.arguments)), path)
 
 
-def flatten(tree: Mapping[str, Any], whole: Collection[str], prefix: str = "") -> dict[str, Any]:
-    """Nested options by dotted name, down to values and to the names in `whole`, whose mappings stay together."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value and name not in whole:
-            flat |= flatten(value, whole, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
-
-
 def _json(path: Path, text: str) -> dict[str, Any]:
     try:
         tree = json.loads(text)
@@ -89,19 +78,11 @@ def _from_call(call: Call, path: Path) -> Source:
             tree, files = _yaml(base), [path, base]
     for name, value in call.arguments.items():
         if name not in BASE_KEYS:
-            _set(tree, name, value)
+            try:
+                put(tree, name, value)
+            except ValueError as error:
+                raise ConfigError(f"{path}: {error}") from error
     return Source(tree, files, call.program)
-
-
-def _set(tree: dict[str, Any], name: str, value: Any) -> None:
-    """Replace the value at a dotted name, wherever in the tree it stands."""
-    *above, last = name.split(".")
-    node: Any = tree
-    for part in above:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"'{name}' is set, but '{part}' is a value already: {node!r}")
-    node[last] = value
 
 
 def _beside(name: str, script: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 from rlsys.commands.importers import ours
 from rlsys.commands.importers.draft import Draft, Setting
 from rlsys.commands.importers.options import ABSENT, Dialect, Mark, NotSupportedError, Option, Rule
+from rlsys.config.dotted import nested
 from rlsys.errors import ConfigError, nearest
 
 
@@ -60,7 +61,7 @@ class Translation:
     @property
     def config(self) -> dict[str, Any]:
         """What an experiment file needs to say: the differences from our defaults, nested."""
-        return ours.nested(ours.differences(self.written))
+        return nested(ours.differences(self.written))
 
 
 def translate(given: Mapping[str, Any], dialect: Dialect, version: str, setting: Setting) -> Translation:
@@ -90,7 +91,7 @@ def translate(given: Mapping[str, Any], dialect: Dialect, version: str, setting:
             "recipe was written"
         )
     result.written, result.remarks = draft.written, draft.remarks
-    tree = ours.nested(draft.written)
+    tree = nested(draft.written)
     for name in options:
         _account(result, draft, name, spelling[name], dialect.options[name], options[name], tree)
     shown = {known: name for name, known in reversed(list(dialect.aliases.items()))} if dialect.renames else {}

@@ -17,6 +17,7 @@ from rlsys.commands.importers.draft import Setting
 from rlsys.commands.importers.options import Dialect, Mark, latest_default
 from rlsys.commands.importers.reading import Source, read
 from rlsys.commands.importers.translate import Translation, spellings, translate
+from rlsys.config.dotted import nested
 from rlsys.config.overrides import known_keys
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
@@ -170,7 +171,7 @@ def test_a_default_is_listed_exactly_where_it_changes_a_run(name: str) -> None:
         assert any(entry == key or entry.startswith(f"{key}.") for entry in said), key
     for row in result.defaults:
         for key, value in row.written.items():
-            assert value == ours.look_up(key, ours.nested(result.written))
+            assert value == ours.look_up(key, nested(result.written))
             assert value != row.ours[key]
 
 

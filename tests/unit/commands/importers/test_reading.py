@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlsys.commands.importers.reading import flatten, read
+from rlsys.commands.importers.reading import read
 from rlsys.commands.importers.shell import calls, scalar
 from rlsys.errors import ConfigError
 
@@ -162,13 +162,3 @@ def test_json_and_yaml_are_the_same_recipe(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(tree))
     (tmp_path / "a.yaml").write_text("learning_rate: 2e-5\nnested:\n  a: [1, 2]\nnone:\n")
     assert read(tmp_path / "a.json").tree == read(tmp_path / "a.yaml").tree == tree
-
-
-def test_mappings_that_are_one_option_stay_together() -> None:
-    tree = {"a": {"b": 1, "kwargs": {"x": 1}}, "kwargs": {"y": 2}, "empty": {}}
-    assert flatten(tree, {"kwargs", "a.kwargs"}) == {
-        "a.b": 1,
-        "a.kwargs": {"x": 1},
-        "kwargs": {"y": 2},
-        "empty": {},
-    }

@@ -14,6 +14,7 @@ from rlsys.commands.importers.draft import Setting
 from rlsys.commands.importers.options import ABSENT, NONE_STATED, Option, default_at
 from rlsys.commands.importers.reading import read
 from rlsys.commands.importers.translate import Translation, translate
+from rlsys.config.dotted import nested
 from rlsys.errors import ConfigError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -321,4 +322,4 @@ def test_trl_s_script_flags() -> None:
     assert [left.option for left in result.unknown] == ["learing_rate_typo"]
     assert "did you mean 'learning_rate'" in result.unknown[0].reason
     assert [left.option for left in result.unsupported] == ["top_p"]
-    assert ours.look_up("algorithm.policy_loss.dual_clip", ours.nested(result.written)) == 4.0
+    assert ours.look_up("algorithm.policy_loss.dual_clip", nested(result.written)) == 4.0
