@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from rlsys.algorithms import advantages, aggregation, policy_losses
 from rlsys.config import dotted
 from rlsys.config.compose import load_config
+from rlsys.config.overrides import known_keys
 from rlsys.registry import Registry
 
 FUNCTIONS: dict[str, Registry[Any]] = {
@@ -44,14 +45,13 @@ def look_up(key: str, tree: Mapping[str, Any]) -> Any:
 
 
 def differences(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Of dotted keys that were written, those that change a run, in the order of our options."""
+    """Return the dotted keys that change a run with their values, in the order of the configuration schema."""
     changed = {}
     for key, value in written.items():
         value = _without_defaults(key, value)
         if value != look_up(key, defaults()):
             changed[key] = value
-    order = {name: position for position, name in enumerate(defaults())}
-    return dict(sorted(changed.items(), key=lambda item: order[item[0].partition(".")[0]]))
+    return {key: changed[key] for key in known_keys() if key in changed}
 
 
 def _without_defaults(key: str, value: Any) -> Any:
