@@ -1,25 +1,35 @@
-"""What a shell script passes to the program that it starts. Nothing is executed."""
+"""The options that a shell script passes to the program it starts, from the script's syntax tree.
+
+Nothing is executed: tree-sitter parses the script, and variables, arrays and here-documents are filled in. Branches are
+not decided: every command of the script is read, the last assignment to a variable counts.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
-import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import tree_sitter_bash
+from tree_sitter import Language, Node, Parser
 
 from rlsys.errors import ConfigError
 
-ASSIGNMENT = re.compile(r"^(?:export\s+|local\s+|readonly\s+)?([A-Za-z_]\w*)=(.*)$", re.DOTALL)
-VARIABLE = re.compile(r"\$(?:\{(\w+)(\[@\]|:?-([^}]*))?\}|(\w+))")
-HEREDOC = re.compile(r"^read\s.*?(\w+)\s*<<-?\s*['\"]?(\w+)['\"]?\s*$")
-COMMENT = re.compile(r"(?<=\S)\s+#[^\"']*$")
-"""After a command; one with quotes in it may be within them, and is left to shlex."""
-ENDS = (";", "&&", "||", "|", "&", ">", ">>", "2>&1")
+BASH = Language(tree_sitter_bash.language())
+# bash ends a command at a comment between continued lines; scripts in use have such comments and mean to go on.
+COMMENTS_BETWEEN = re.compile(r"(?<=\\\n)(?:[ \t]*#.*\n)+")
+LAUNCHERS = re.compile(r"(python\d*(\.\d+)?|torchrun|accelerate|deepspeed)$")
+SUBCOMMANDS = ("trl", "axolotl")  # programs whose first argument says what they do
+OVERRIDE = re.compile(r"^[+~]*([A-Za-z_][\w.]*)=(.*)$", re.DOTALL)
 NUMBER = re.compile(r"^-\.?\d")
+VARIABLE = re.compile(r"\$\{?(\w+)(?:\[@\])?(?::?-(.*))?\}?", re.DOTALL)  # its name and its default
+QUOTED_ARRAY = re.compile(r'"\$\{\w+\[@\]\}"')
+EXPANSIONS = ("simple_expansion", "expansion")
+UNSET = "\0"  # stands around a variable that is set nowhere
+CONSTANTS = {"true": True, "false": False, "none": None, "null": None}
 
 
 @dataclass(frozen=True)
@@ -30,181 +40,177 @@ class Call:
     arguments: dict[str, Any]
 
 
-@dataclass
-class _Script:
-    origin: str
-    variables: dict[str, list[str]] = field(default_factory=dict)  # as words: an array has several
-    calls: list[Call] = field(default_factory=list)
-
-
 def calls(text: str, origin: str) -> list[Call]:
-    """The calls of a script that pass options. Variables are those that it sets, then those of the environment.
+    """Return the calls of a script that pass options; `origin` names the script in errors.
 
-    Raises ConfigError for a variable in an option that neither sets, and for quotes that do not close.
+    Variables are those that the script sets, then those of the environment. Raises ConfigError for a variable in an
+    option that neither sets, and for a script that bash could not parse.
     """
+    text = COMMENTS_BETWEEN.sub("", text)
+    root = Parser(BASH).parse(text.encode()).root_node
+    _check_parsed(root, text, origin)
     script = _Script(origin)
-    for statement in _statements(text):
-        assigned = ASSIGNMENT.match(statement)
-        if assigned and not _has_command(assigned[2]):
-            _assign(script, assigned[1], assigned[2])
-        elif (call := _call(script, statement)) is not None:
-            script.calls.append(call)
-    bare = [call for call in script.calls if not call.program]
-    if len(bare) > 1:  # a list of flags, one a line
-        merged = {name: value for call in bare for name, value in call.arguments.items()}
-        script.calls = [call for call in script.calls if call.program] + [Call("", merged)]
-    return script.calls
+    script.read(root)
+    with_program = [call for call in script.calls if call.program]
+    flags = {name: value for call in script.calls if not call.program for name, value in call.arguments.items()}
+    return [*with_program, Call("", flags)] if flags else with_program
 
 
 def scalar(text: str) -> Any:
-    """A word as the value it stands for: JSON where it is, Python's True, False and None, a number, else text."""
-    for name, value in {"true": True, "false": False, "none": None, "null": None}.items():
-        if text.lower() == name:
-            return value
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    """Return the value that a word stands for: a constant, JSON, a number, else the text."""
+    if text.lower() in CONSTANTS:
+        return CONSTANTS[text.lower()]
+    for parse in (json.loads, float):
+        try:
+            return parse(text)
+        except ValueError:
+            continue
+    return text
 
 
-def _statements(text: str) -> list[str]:
-    """Logical lines: continued ones joined, comments left out, arrays and here-documents in one piece."""
-    lines = iter([COMMENT.sub("", line).strip() for line in text.splitlines()])
-    statements = []
-    for line in lines:
-        heredoc = HEREDOC.match(line)
-        statement = _here_document(heredoc, lines) if heredoc else _whole(line, lines)
-        if statement and not statement.startswith("#"):
-            statements.append(statement)
-    return statements
+def _check_parsed(root: Node, text: str, origin: str) -> None:
+    node = root
+    while node.has_error and node.type != "ERROR" and not node.is_missing:
+        node = next(child for child in node.children if child.has_error)
+    if node.has_error:
+        line = text.splitlines()[node.start_point.row].strip()
+        raise ConfigError(f"{origin}: bash could not parse this (an open quote or bracket?): {line[:80]}")
 
 
-def _here_document(start: re.Match[str], lines: Iterator[str]) -> str:
-    """`read ... NAME <<END` as if it were an array of words."""
-    body = itertools.takewhile(lambda line: line != start[2], lines)
-    return f"{start[1]}=({' '.join(line.removesuffix(chr(92)) for line in body)})"
+def _text(node: Node) -> str:
+    return (node.text or b"").decode()
 
 
-def _whole(statement: str, lines: Iterator[str]) -> str:
-    """A line with those that continue it. A comment between them is passed over, where bash would end the command."""
-    while _is_open(statement):
-        following = next((line for line in lines if not line.startswith("#")), None)
-        if following is None:
-            break
-        statement = f"{statement.removesuffix(chr(92))} {following}"
-    return statement
+class _Script:
+    """Variables set and calls made so far while a script's syntax tree is read from top to bottom."""
+
+    def __init__(self, origin: str) -> None:
+        self.calls: list[Call] = []
+        self._origin = origin
+        self._variables: dict[str, list[str]] = {}  # as words: an array has several
+
+    def read(self, node: Node) -> None:
+        """Read one node and what is below it."""
+        if node.type == "variable_assignment":
+            self._assign(node)
+        elif node.type == "command":
+            self._call(node)
+        elif node.type == "heredoc_body":
+            self._read_here_document(node)
+        else:
+            for child in node.named_children:
+                self.read(child)
+
+    def _assign(self, node: Node) -> None:
+        name, _, text = _text(node).partition("=")
+        value = node.child_by_field_name("value")
+        if text.startswith(("$(", '"$(')):
+            self._variables.pop(name, None)  # a command's output, which is not known without running it
+        else:
+            self._variables[name] = [""] if value is None else self._words(value)
+
+    def _read_here_document(self, body: Node) -> None:
+        """Set the variable of `read ... NAME <<END` to the words of the document."""
+        statement = body.parent and body.parent.parent
+        command = _text(statement.children[0]).split() if statement else []
+        if command[:1] == ["read"]:
+            root = Parser(BASH).parse(f"{command[-1]}=({_text(body)})".encode()).root_node
+            self.read(root.children[0])
+
+    def _call(self, node: Node) -> None:
+        parts = [part for part in node.named_children if part.type not in ("variable_assignment", "file_redirect")]
+        words = [word for part in parts for word in self._words(part)]
+        program, before, after = _program(words)
+        launcher = {name: v for name, v in self._arguments(words[:before]).items() if name == "num_processes"}
+        arguments = launcher | self._arguments(words[after:])
+        if arguments:
+            self.calls.append(Call(program, arguments))
+
+    def _words(self, node: Node) -> list[str]:
+        """Return the words that bash makes of one node: several for an array and for an unquoted variable."""
+        text = _text(node)
+        if node.type in ("array", "command_name"):
+            return [word for child in node.named_children for word in self._words(child)]
+        if node.type in EXPANSIONS:
+            values = self._values(node)
+            return values[0].split() if len(values) == 1 else values
+        if QUOTED_ARRAY.fullmatch(text):
+            return self._values(node.named_children[0])
+        return [] if node.type == "comment" else [self._filled(node)]
+
+    def _filled(self, node: Node) -> str:
+        """Return one word, with its variables filled in and its quotes and escapes taken off."""
+        if node.type in EXPANSIONS:
+            return " ".join(self._values(node))
+        if node.type == "concatenation":
+            return "".join(self._filled(child) for child in node.children)
+        if node.type == "raw_string":
+            return _text(node)[1:-1]
+        if node.type != "string":
+            return re.sub(r"\\(.)", r"\1", _text(node))
+        text, position, filled = node.text or b"", 1, ""
+        for child in [child for child in node.children if child.type in EXPANSIONS]:
+            start, end = child.start_byte - node.start_byte, child.end_byte - node.start_byte
+            filled += _unescaped(text[position:start]) + self._filled(child)
+            position = end
+        return filled + _unescaped(text[position:-1])
+
+    def _values(self, node: Node) -> list[str]:
+        """Return the words that a variable stands for; one that is set nowhere stays as it is, marked as UNSET."""
+        text = _text(node)
+        found = VARIABLE.fullmatch(text)
+        if found is None:  # `${NAME%suffix}` and the like
+            return [text]
+        if found[1] in self._variables:
+            return self._variables[found[1]]
+        if found[1] in os.environ:
+            return [os.environ[found[1]]]
+        if found[2] is None:
+            return [f"{UNSET}{text}{UNSET}"]
+        return self._words(node.named_children[1]) if found[2] else [""]
+
+    def _arguments(self, words: Sequence[str]) -> dict[str, Any]:
+        """Return flags with the words after them, and `name=value` overrides."""
+        found: dict[str, list[str]] = {}
+        values: list[str] | None = None  # of the flag that is being read
+        for word in words:
+            override = OVERRIDE.match(word)
+            if word.startswith("--") and len(word) > 2:
+                name, equals, value = word[2:].partition("=")
+                found[name] = [value] if equals else []
+                values = None if equals else found[name]
+            elif values is not None and (not word.startswith("-") or NUMBER.match(word)):
+                values.append(word)
+            else:
+                values = None
+                if override is not None:
+                    found[override[1]] = [override[2]]
+        return {name: self._argument(name, words) for name, words in found.items()}
+
+    def _argument(self, name: str, words: Sequence[str]) -> Any:
+        for word in words:
+            if UNSET in word:
+                raise ConfigError(
+                    f"{self._origin}: '{name}' is {word.replace(UNSET, '')!r}, and the script does not set "
+                    f"{word.split(UNSET)[1]}: set it in the environment of this command"
+                )
+        if not words:
+            return True
+        return scalar(words[0]) if len(words) == 1 else [scalar(word) for word in words]
 
 
-def _is_open(statement: str) -> bool:
-    is_array = re.match(r"^\w+=\(", statement) is not None and not statement.endswith(")")
-    return not statement.startswith("#") and (statement.endswith("\\") or is_array)
-
-
-def _has_command(value: str) -> bool:
-    """Whether what follows `NAME=` is a value and then a command, as in `A=1 python train.py --x`."""
-    return not value.startswith("(") and re.search(r"\s--?\w|\s\w+\.py\b", value) is not None and value[:1] not in "\"'"
-
-
-def _assign(script: _Script, name: str, value: str) -> None:
-    if value.startswith(("$(", '"$(')):
-        script.variables.pop(name, None)  # a command's output, which only running it would tell
-    elif value.startswith("("):
-        script.variables[name] = _split(script, value.strip()[1:-1])
-    else:
-        script.variables[name] = _split(script, value)[:1] or [""]
-
-
-def _split(script: _Script, text: str) -> list[str]:
-    try:
-        return shlex.split(text, comments=True)
-    except ValueError as error:
-        raise ConfigError(f"{script.origin}: {error} in: {text[:80]}") from error
-
-
-def _call(script: _Script, statement: str) -> Call | None:
-    words = [word for raw in _split(script, statement) for word in _expanded(script, raw)]
-    program, before, after = _program(words)
-    launcher = {n: v for n, v in _arguments(script, words[:before]).items() if n == "num_processes"}
-    arguments = launcher | _arguments(script, words[after:])
-    return Call(program, arguments) if arguments else None
-
-
-def _expanded(script: _Script, word: str, depth: int = 0) -> list[str]:
-    """A word with its variables filled in; one that nobody sets stays as it is, to be complained about later.
-
-    A word that is one variable becomes all words of an array, or of flags kept as text.
-    """
-
-    def value(match: re.Match[str]) -> list[str]:
-        name, fallback = match[1] or match[4], match[3]
-        found = script.variables.get(name)
-        if found is None:
-            outside = os.environ.get(name, fallback)
-            found = None if outside is None else [outside]
-        if found is None or depth > 8:
-            return [match[0]]
-        return [inner for part in found for inner in _expanded(script, part, depth + 1)]
-
-    whole = VARIABLE.fullmatch(word)
-    if whole is None:
-        return [VARIABLE.sub(lambda match: " ".join(value(match)), word)]
-    words = value(whole)
-    return words[0].split() if len(words) == 1 and re.search(r"(^|\s)--?\w", words[0]) else words
+def _unescaped(text: bytes) -> str:
+    return re.sub(r'\\([$`"\\])', r"\1", text.decode().replace("\\\n", ""))
 
 
 def _program(words: Sequence[str]) -> tuple[str, int, int]:
-    """What is started, where its launcher's arguments end, and where its own begin."""
-    for position, word in enumerate(words):
-        if word in ("-m", "--module") and position + 1 < len(words) and not words[position + 1].isdigit():
-            return words[position + 1], position, position + 2
-        if word.endswith(".py") and not word.startswith("-") and "=" not in word and _is_run(words, position):
+    """Return what is started, where its launcher's arguments end, and where its own begin."""
+    for position, (word, following) in enumerate(zip(words, [*words[1:], ""], strict=True)):
+        if following and word in ("-m", "--module") and not following.isdigit():
+            return following, position, position + 2
+        if following and word in SUBCOMMANDS:
+            return f"{word} {following}", position, position + 2
+        is_file = word.endswith(".py") and not word.startswith("-") and "=" not in word
+        if is_file and any(LAUNCHERS.search(launcher) for launcher in words[:position]):
             return word, position, position + 1
-        if word == "trl" and words[position + 1 : position + 2]:
-            return f"trl {words[position + 1]}", position, position + 2
-        if word == "axolotl" and words[position + 1 : position + 2]:
-            return f"axolotl {words[position + 1]}", position, position + 2
     return "", 0, 0
-
-
-def _is_run(words: Sequence[str], position: int) -> bool:
-    """Whether a `.py` word is the program, not the value of a flag before it."""
-    before = words[:position]
-    return any(re.search(r"(python\d*(\.\d+)?|torchrun|accelerate|deepspeed)$", word) for word in before)
-
-
-def _arguments(script: _Script, words: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    position = 0
-    while position < len(words) and words[position] not in ENDS:
-        word = words[position].rstrip(";")
-        position += 1
-        if word.startswith("--") and len(word) > 2:
-            name, equals, value = word[2:].partition("=")
-            values = [value] if equals else []
-            while not equals and position < len(words) and _is_value(words[position]):
-                values.append(words[position])
-                position += 1
-            found[name] = _value(script, name, values)
-        elif (override := re.match(r"^[+~]*([A-Za-z_][\w.]*)=(.*)$", word, re.DOTALL)) is not None:
-            found[override[1]] = _value(script, override[1], [override[2]])
-    return found
-
-
-def _is_value(word: str) -> bool:
-    return word not in ENDS and (not word.startswith("-") or NUMBER.match(word) is not None)
-
-
-def _value(script: _Script, name: str, words: Sequence[str]) -> Any:
-    for word in words:
-        if unset := VARIABLE.search(word):
-            raise ConfigError(
-                f"{script.origin}: '{name}' is {word!r}, and the script does not set {unset[0]}: set it in the "
-                "environment of this command"
-            )
-    if not words:
-        return True
-    return scalar(words[0]) if len(words) == 1 else [scalar(word) for word in words]
