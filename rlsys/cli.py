@@ -43,7 +43,7 @@ COMMANDS = {
     "watch": "rlsys.commands.watch:watch",
     "report": "rlsys.commands.report.command:report",
     "export": "rlsys.commands.export.command:export",
-    "import": "rlsys.commands.importers.command:import_recipe",
+    "import": "rlsys.commands.importers.import_command:import_recipe",
     "serve-reward": "rlsys.commands.serve.command:serve_reward",
     "simulate": "rlsys.commands.simulate.command:simulate",
     "make-model": "rlsys.commands.make_model:make_model",
@@ -154,7 +154,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # The driver computes nothing on a device; workers get their own setting (rlsys/build/run.py).
+    # The driver computes nothing on a device; workers get their own size (rlsys/build/run.py).
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("datasets").setLevel(logging.ERROR)
     from transformers.utils.logging import disable_progress_bar

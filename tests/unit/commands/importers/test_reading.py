@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rlsys.commands.importers.reading import read
-from rlsys.commands.importers.shell import calls, scalar
+from rlsys.commands.importers.recipe_file import read
+from rlsys.commands.importers.shell_script import calls, scalar
 from rlsys.errors import ConfigError
 
 RECIPES = Path(__file__).parent / "recipes"

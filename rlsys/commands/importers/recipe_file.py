@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from rlsys.commands.importers.shell import Call, calls
+from rlsys.commands.importers.shell_script import Call, calls
 from rlsys.config.dotted import put
 from rlsys.errors import ConfigError
 
@@ -21,7 +21,7 @@ BASE_KEYS = ("config",)
 
 
 @dataclass(frozen=True)
-class Source:
+class RecipeFile:
     """A recipe as it was written."""
 
     tree: dict[str, Any]  # nested as in the file; later arguments replace earlier values
@@ -29,15 +29,15 @@ class Source:
     program: str = ""  # what a script starts, such as `verl.trainer.main`
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> RecipeFile:
     """Read a recipe. Raises ConfigError when the file is not there or cannot be understood."""
     if not path.is_file():
         raise ConfigError(f"no such file: {path}")
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json" or text.lstrip().startswith("{"):
-        return Source(_json(path, text), [path])
+        return RecipeFile(_json(path, text), [path])
     if path.suffix in (".yaml", ".yml"):
-        return Source(_yaml(path), [path])
+        return RecipeFile(_yaml(path), [path])
     found = calls(text, str(path))
     if not found:
         raise ConfigError(
@@ -69,7 +69,7 @@ def _mapping(tree: Any, path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-def _from_call(call: Call, path: Path) -> Source:
+def _from_call(call: Call, path: Path) -> RecipeFile:
     tree: dict[str, Any] = {}
     files = [path]
     for key in BASE_KEYS:
@@ -82,7 +82,7 @@ def _from_call(call: Call, path: Path) -> Source:
                 put(tree, name, value)
             except ValueError as error:
                 raise ConfigError(f"{path}: {error}") from error
-    return Source(tree, files, call.program)
+    return RecipeFile(tree, files, call.program)
 
 
 def _beside(name: str, script: Path) -> Path:

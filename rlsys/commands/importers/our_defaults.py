@@ -32,6 +32,11 @@ def defaults() -> dict[str, Any]:
     return {str(key): value for key, value in composed.items()}
 
 
+@functools.cache
+def _schema_keys() -> list[str]:
+    return known_keys()
+
+
 def look_up(key: str, tree: Mapping[str, Any]) -> Any:
     """The value at a dotted key of a nested mapping, MISSING when there is none.
 
@@ -51,7 +56,7 @@ def differences(written: Mapping[str, Any]) -> dict[str, Any]:
         value = _without_defaults(key, value)
         if value != look_up(key, defaults()):
             changed[key] = value
-    return {key: changed[key] for key in known_keys() if key in changed}
+    return {key: changed[key] for key in _schema_keys() if key in changed}
 
 
 def _without_defaults(key: str, value: Any) -> Any:
