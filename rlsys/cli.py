@@ -20,7 +20,7 @@ COMMANDS = {
     "report": ("rlsys.commands.report.command", "write one HTML file about a run, or about two side by side"),
     "export": ("rlsys.commands.export.command", "write a checkpoint as a Hugging Face folder with a model card"),
     "import": (
-        "rlsys.commands.importers.command",
+        "rlsys.commands.importers.import_command",
         "turn a recipe of TRL, open-r1, axolotl, EasyR1 or OpenRLHF into an experiment",
     ),
     "serve-reward": ("rlsys.commands.serve.command", "serve a reward function over HTTP"),

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from rlsys.algorithms.requirements import corrections_of, needs_critic
-from rlsys.commands.importers.dialects import choose, options_of
-from rlsys.commands.importers.draft import Setting
-from rlsys.commands.importers.reading import read
+from rlsys.commands.importers.choose import choose, options_of
+from rlsys.commands.importers.recipe import RunSize
+from rlsys.commands.importers.recipe_file import read
 from rlsys.commands.importers.translate import translate
 from rlsys.config.compose import load_config
 from rlsys.config.overrides import config_dir
@@ -73,42 +73,42 @@ def test_figures_by_hand(name: str) -> None:
     assert {key: value(config, key) for key in BY_HAND[name]} == BY_HAND[name]
 
 
-IMPORTED: list[tuple[str, str, Setting, set[str]]] = [
+IMPORTED: list[tuple[str, str, RunSize, set[str]]] = [
     (
         "open_r1_math_lora",
         "open_r1_demo.yaml",
-        Setting(num_processes=8, num_rows=93733),
+        RunSize(num_processes=8, num_rows=93733),
         {"data.system_prompt", "checkpoint", "logging", "rewards", "seed", "learner.lora"},
     ),
     (
         "axolotl_r1",
         "axolotl_r1.yaml",
-        Setting(num_rows=7473),
+        RunSize(num_rows=7473),
         {"data", "rewards", "checkpoint", "logging", "eval", "seed"},
     ),
     (
         "easyr1_math",
         "easyr1_config.yaml",
-        Setting(num_rows=12000),
+        RunSize(num_rows=12000),
         {"data.prompt_template", "seed", "logging"},
     ),
     (
         "openrlhf_math",
         "openrlhf_math.sh",
-        Setting(num_rows=17000),
+        RunSize(num_rows=17000),
         {"rewards", "seed", "logging", "algorithm.corrections", "reference"},
     ),
 ]
 """Experiment, the recipe that it is from, and what it says otherwise on purpose."""
 
 
-@pytest.mark.parametrize(("name", "recipe", "setting", "otherwise"), IMPORTED, ids=[row[0] for row in IMPORTED])
+@pytest.mark.parametrize(("name", "recipe", "size", "otherwise"), IMPORTED, ids=[row[0] for row in IMPORTED])
 def test_an_experiment_is_what_its_recipe_imports_to(
-    name: str, recipe: str, setting: Setting, otherwise: set[str]
+    name: str, recipe: str, size: RunSize, otherwise: set[str]
 ) -> None:
     source = read(RECIPES / recipe)
     choice = choose(source, None, None)
-    written = translate(options_of(source, choice.dialect), choice.dialect, choice.version, setting)
+    written = translate(options_of(source, choice.dialect), choice.dialect, choice.version, size)
     config = experiment(name)
     compared = [key for key in flat(written.config) if not any(f"{key}.".startswith(f"{skip}.") for skip in otherwise)]
     assert len(compared) > 8

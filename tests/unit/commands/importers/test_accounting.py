@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from rlsys.commands.importers import ours
-from rlsys.commands.importers.dialects import DIALECTS, choose, options_of
-from rlsys.commands.importers.draft import Setting
-from rlsys.commands.importers.options import Dialect, Mark, latest_default
-from rlsys.commands.importers.reading import Source, read
+from rlsys.commands.importers import our_defaults
+from rlsys.commands.importers.choose import DIALECTS, choose, options_of
+from rlsys.commands.importers.options import Dialect, NoDefault, latest_default
+from rlsys.commands.importers.recipe import RunSize
+from rlsys.commands.importers.recipe_file import RecipeFile, read
 from rlsys.commands.importers.translate import Translation, spellings, translate
+from rlsys.config.dotted import nested
 from rlsys.config.overrides import known_keys
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
@@ -60,11 +61,11 @@ def example(dialect: Dialect, name: str) -> Any:
     if known in EXAMPLES:
         return EXAMPLES[known]
     value = latest_default(dialect.options[known])
-    return "some value" if isinstance(value, Mark) else value
+    return "some value" if isinstance(value, NoDefault) else value
 
 
 def accounted(result: Translation) -> list[str]:
-    lists = (result.taken, result.unsupported, result.moot, result.unknown)
+    lists = (result.translated, result.unsupported, result.ignored, result.unknown)
     return [row.option for rows in lists for row in rows]
 
 
@@ -78,8 +79,8 @@ def test_whatever_a_file_sets_is_accounted_for_once(name: str, data: st.DataObje
     given_options = {option: example(dialect, option) for option in chosen}
     unknown = data.draw(st.lists(st.sampled_from(["learning_rat", "foo.bar", "x"]), unique=True))
     given_options |= dict.fromkeys(unknown, 1)
-    setting = Setting(num_processes=8, num_rows=data.draw(st.sampled_from([None, 1000])))
-    result = translate(given_options, dialect, data.draw(st.sampled_from(dialect.versions)), setting)
+    size = RunSize(num_processes=8, num_rows=data.draw(st.sampled_from([None, 1000])))
+    result = translate(given_options, dialect, data.draw(st.sampled_from(dialect.versions)), size)
     assert Counter(accounted(result)) == Counter(list(given_options))
     assert {left.option for left in result.unknown} == set(unknown)
     listed = {names.get(row.option, row.option) for row in result.defaults}
@@ -94,7 +95,7 @@ def test_every_option_alone_is_accounted_for(name: str) -> None:
             {option: example(dialect, option)},
             dialect,
             dialect.default_version,
-            Setting(num_processes=8),
+            RunSize(num_processes=8),
         )
         assert accounted(result) == [option]
 
@@ -122,11 +123,11 @@ def test_axolotl_s_server_and_its_client_are_options_of_their_own() -> None:
         "micro_batch_size": 4,
     }
     dialect = DIALECTS["axolotl"]
-    options = options_of(Source(tree), dialect)
-    result = translate(options, dialect, dialect.default_version, Setting(num_processes=2))
+    options = options_of(RecipeFile(tree), dialect)
+    result = translate(options, dialect, dialect.default_version, RunSize(num_processes=2))
     assert Counter(accounted(result)) == Counter(list(options))
     ends = ("host", "port", "timeout", "dtype", "model_len")
-    assert {left.option for left in result.moot} >= {name for name in options if name.endswith(ends)}
+    assert {left.option for left in result.ignored} >= {name for name in options if name.endswith(ends)}
     assert result.written["rollout.tensor_parallel_size"] == 2
     assert result.written["rollout.gpu_memory_utilization"] == 0.85
 
@@ -136,7 +137,7 @@ def test_recipes_are_accounted_for(path: Path) -> None:
     source = read(path)
     choice = choose(source, None, None)
     options = options_of(source, choice.dialect)
-    result = translate(options, choice.dialect, choice.version, Setting(num_rows=10000))
+    result = translate(options, choice.dialect, choice.version, RunSize(num_rows=10000))
     assert sorted(accounted(result)) == sorted(options)
     assert len(options) > 15
 
@@ -147,41 +148,41 @@ def test_a_table_names_keys_that_exist(name: str) -> None:
     for option, entry in DIALECTS[name].options.items():
         for key in (*entry.keys, *entry.also):
             prefix, _, last = key.rpartition(".")
-            assert key in known or (prefix in ours.FUNCTIONS and last), f"{option}: {key}"
+            assert key in known or (prefix in our_defaults.FUNCTIONS and last), f"{option}: {key}"
 
 
 @pytest.mark.parametrize("name", DIALECTS)
 def test_every_alias_leads_to_an_option(name: str) -> None:
     dialect = DIALECTS[name]
     assert set(dialect.aliases.values()) <= set(dialect.options)
-    assert set(dialect.marks) <= {*spellings(dialect), "trl"}
+    assert set(dialect.unique_options) <= {*spellings(dialect), "trl"}
 
 
 @pytest.mark.parametrize("name", DIALECTS)
 def test_a_default_is_listed_exactly_where_it_changes_a_run(name: str) -> None:
     """With nothing set, what is written beside our defaults is what the list says."""
     dialect = DIALECTS[name]
-    setting = Setting(num_processes=8, num_rows=1000)
-    result = translate({}, dialect, dialect.default_version, setting)
+    size = RunSize(num_processes=8, num_rows=1000)
+    result = translate({}, dialect, dialect.default_version, size)
     said = {key for row in result.defaults for key in row.written}
-    changed = set(ours.differences(result.written))
+    changed = set(our_defaults.differences(result.written))
     by_others = {"data.eval", "data.overlong", "data.chat_template"}  # what the data asks for, not a default
     for key in {key for key in changed - by_others if not key.startswith("critic.")}:
         assert any(entry == key or entry.startswith(f"{key}.") for entry in said), key
     for row in result.defaults:
         for key, value in row.written.items():
-            assert value == ours.look_up(key, ours.nested(result.written))
+            assert value == our_defaults.look_up(key, nested(result.written))
             assert value != row.ours[key]
 
 
 def test_our_defaults_are_what_a_bare_run_has() -> None:
     schema = OmegaConf.to_container(OmegaConf.structured(Config))
     assert isinstance(schema, dict)
-    found = ours.defaults()
+    found = our_defaults.defaults()
     assert found["learner"] == schema["learner"]
     assert found["algorithm"]["kl"]["coef"] == 0.04  # the group `algorithm: grpo`
-    assert ours.look_up("algorithm.policy_loss.clip_low", found) == 0.2  # the function's own
-    assert ours.look_up("algorithm.policy_loss.no_such", found) is ours.MISSING
+    assert our_defaults.look_up("algorithm.policy_loss.clip_low", found) == 0.2  # the function's own
+    assert our_defaults.look_up("algorithm.policy_loss.no_such", found) is our_defaults.MISSING
 
 
 def test_differences_leave_out_what_a_run_has_anyway() -> None:
@@ -192,7 +193,7 @@ def test_differences_leave_out_what_a_run_has_anyway() -> None:
         "train.num_steps": 7,
         "seed": 0,
     }
-    assert ours.differences(written) == {
+    assert our_defaults.differences(written) == {
         "train.num_steps": 7,
         "algorithm.policy_loss": {"name": "ppo_clip", "clip_high": 0.28},
     }
@@ -212,13 +213,13 @@ def test_differences_leave_out_what_a_run_has_anyway() -> None:
     ],
 )
 def test_the_dialect_is_guessed_from_what_only_it_has(tree: dict[str, Any], dialect: str) -> None:
-    choice = choose(Source(tree, [Path("recipe.yaml")]), None, None)
+    choice = choose(RecipeFile(tree, [Path("recipe.yaml")]), None, None)
     assert choice.dialect.name == dialect
     assert choice.because.startswith("guessed: it sets ")
 
 
 def test_a_dialect_that_nothing_tells_is_asked_for() -> None:
-    source = Source({"learning_rate": 1}, [Path("recipe.yaml")])
+    source = RecipeFile({"learning_rate": 1}, [Path("recipe.yaml")])
     with pytest.raises(ConfigError, match=r"say so with --dialect trl\|open-r1"):
         choose(source, None, None)
     assert choose(source, "trl", None).dialect.name == "trl"
@@ -231,7 +232,7 @@ def test_a_dialect_that_nothing_tells_is_asked_for() -> None:
     [(None, "1.16"), ("1.8", "1.8"), ("1.8.2", "1.8"), ("1.9", "1.8"), ("0.19.1", "0.19"), ("2.0", "1.16")],
 )
 def test_a_version_is_read_as_the_newest_known_up_to_it(asked: str | None, read_at: str) -> None:
-    choice = choose(Source({}, [Path("recipe.yaml")]), "trl", asked)
+    choice = choose(RecipeFile({}, [Path("recipe.yaml")]), "trl", asked)
     assert choice.version == read_at
     assert f"defaults of trl {read_at}" in choice.because
 
@@ -239,4 +240,4 @@ def test_a_version_is_read_as_the_newest_known_up_to_it(asked: str | None, read_
 @pytest.mark.parametrize(("asked", "said"), [("0.9", "older than any known"), ("latest", "not a version")])
 def test_a_version_that_cannot_be_read_is_refused(asked: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        choose(Source({}, [Path("recipe.yaml")]), "trl", asked)
+        choose(RecipeFile({}, [Path("recipe.yaml")]), "trl", asked)

@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsys.commands.importers.draft import Setting
+from rlsys.commands.importers.dialects.trl import DIALECT
+from rlsys.commands.importers.recipe import RunSize
 from rlsys.commands.importers.translate import Translation, translate
-from rlsys.commands.importers.trl import DIALECT
 from rlsys.errors import ConfigError
 
 
-def run(options: dict[str, Any], setting: Setting | None = None, version: str = "1.16") -> Translation:
-    return translate(options, DIALECT, version, setting or Setting())
+def run(options: dict[str, Any], size: RunSize | None = None, version: str = "1.16") -> Translation:
+    return translate(options, DIALECT, version, size or RunSize())
 
 
 def batch(options: dict[str, Any], processes: int = 1) -> tuple[int, ...]:
     """Prompts, samples, minibatches, passes."""
-    written = run(options, Setting(num_processes=processes)).written
+    written = run(options, RunSize(num_processes=processes)).written
     names = ("prompts_per_step", "samples_per_prompt", "minibatches_per_step", "updates_per_step")
     return tuple(written[f"train.{name}"] for name in names)
 
@@ -130,7 +130,7 @@ LARGER = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "
     ],
 )
 def test_updates_and_epochs_become_steps(options: dict[str, Any], rows: int | None, num_steps: int) -> None:
-    assert run(LARGER | options, Setting(num_rows=rows)).written["train.num_steps"] == num_steps
+    assert run(LARGER | options, RunSize(num_rows=rows)).written["train.num_steps"] == num_steps
 
 
 def test_epochs_without_rows_are_said() -> None:
@@ -152,14 +152,14 @@ def test_epochs_without_rows_are_said() -> None:
     ],
 )
 def test_warm_up_counts_updates(options: dict[str, Any], warmup: int) -> None:
-    result = run(LARGER | options, Setting(num_rows=100))
+    result = run(LARGER | options, RunSize(num_rows=100))
     assert result.written["learner.warmup_steps"] == warmup
 
 
 def test_constant_has_no_warm_up_in_transformers() -> None:
     result = run({"lr_scheduler_type": "constant", "warmup_steps": 9})
     assert (result.written["learner.lr_schedule"], result.written["learner.warmup_steps"]) == ("constant", 0)
-    assert [left.option for left in result.moot] == ["warmup_steps"]
+    assert [left.option for left in result.ignored] == ["warmup_steps"]
     kept = run({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 9})
     assert (kept.written["learner.lr_schedule"], kept.written["learner.warmup_steps"]) == ("constant", 9)
 
@@ -182,5 +182,5 @@ def test_a_schedule_that_is_not_there_is_replaced_and_said() -> None:
     ],
 )
 def test_saves_count_updates(options: dict[str, Any], every: int, keep: int) -> None:
-    written = run(LARGER | options, Setting(num_rows=100)).written
+    written = run(LARGER | options, RunSize(num_rows=100)).written
     assert (written["checkpoint.every"], written["checkpoint.keep"]) == (every, keep)

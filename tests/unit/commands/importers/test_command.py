@@ -52,13 +52,13 @@ def test_the_three_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     )
     taken, rest = printed.split("Default differs")
     changed, rest = rest.split("Not supported")
-    refused, rest = rest.split("No meaning here")
-    moot, unknown = rest.split("Unknown")
+    unsupported, rest = rest.split("No meaning here")
+    ignored, unknown = rest.split("Unknown")
     assert "model.path=org/model" in taken
     assert "train.prompts_per_step=2" in taken
     assert "loss_type │ dapo │ {name: sequence_mean} │ algorithm.aggregation={name: token_mean}" in changed
-    assert "top_p │ 0.9" in refused
-    assert "vllm_server_port │ 8000" in moot
+    assert "top_p │ 0.9" in unsupported
+    assert "vllm_server_port │ 8000" in ignored
     assert "did you mean 'learning_rate'?" in unknown
     written = (tmp_path / "recipe.rlsys.yaml").read_text()  # beside the recipe
     assert "# - top_p: " in written

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlsys.commands.importers.draft import Setting
-from rlsys.commands.importers.open_r1 import DIALECT as OPEN_R1
-from rlsys.commands.importers.reading import read
+from rlsys.commands.importers.dialects.open_r1 import DIALECT as OPEN_R1
+from rlsys.commands.importers.recipe import RunSize
+from rlsys.commands.importers.recipe_file import read
 from rlsys.commands.importers.translate import translate
 
 RECIPES = Path(__file__).parent / "recipes"
-ROWS = Setting(num_rows=800)
+ROWS = RunSize(num_rows=800)
 
 
 def test_open_r1_s_demonstration() -> None:
     """Worked by hand from the recipe, 8 processes and the 93,733 problems of its data."""
     source = read(RECIPES / "open_r1_demo.yaml")
-    result = translate(source.tree, OPEN_R1, "0.18", Setting(num_processes=8, num_rows=93733))
+    result = translate(source.tree, OPEN_R1, "0.18", RunSize(num_processes=8, num_rows=93733))
     config = result.config
     prompt = config["data"].pop("system_prompt")
     assert prompt.endswith("<think>\n...\n</think>\n<answer>\n...\n</answer>")
@@ -84,7 +84,7 @@ def test_open_r1_s_options_go_to_the_rewards_that_they_are_for() -> None:
     ]
     assert "ioi_code" in next(left.reason for left in result.unsupported if left.option == "reward_funcs")
     unused = translate({"cosine_max_len": 500, "dataset_name": "d"}, OPEN_R1, "0.18", ROWS)
-    assert [left.option for left in unused.moot] == ["cosine_max_len"]
+    assert [left.option for left in unused.ignored] == ["cosine_max_len"]
 
 
 def test_a_reward_that_is_not_ours_takes_its_weight_along() -> None:
@@ -95,7 +95,7 @@ def test_a_reward_that_is_not_ours_takes_its_weight_along() -> None:
     reasons = {left.option: left.reason for left in result.unsupported}
     assert list(reasons) == ["reward_funcs"]
     assert "'cf_code'" in reasons["reward_funcs"]
-    (weights,) = [taken for taken in result.taken if taken.option == "reward_weights"]
+    (weights,) = [taken for taken in result.translated if taken.option == "reward_weights"]
     assert "1.0 of 'cf_code'" in weights.note
 
 
@@ -105,7 +105,7 @@ def test_weights_without_rewards_are_not_taken_over() -> None:
     assert "rewards" not in result.written
     (left,) = result.unsupported
     assert "'cf_code', 'ioi_code'" in left.reason
-    assert [left.option for left in result.moot] == ["reward_weights"]
+    assert [left.option for left in result.ignored] == ["reward_weights"]
 
 
 def test_one_reward_and_one_weight_need_no_list() -> None:
@@ -113,7 +113,7 @@ def test_one_reward_and_one_weight_need_no_list() -> None:
     result = translate(options, OPEN_R1, "0.18", ROWS)
     (reward,) = result.written["rewards"]
     assert (reward["name"], reward["max_len"], reward["weight"]) == ("cosine", 500, 0.5)
-    assert not result.moot
+    assert not result.ignored
 
 
 def test_open_r1_s_mixture_draws_shares_of_rows() -> None:
@@ -123,5 +123,5 @@ def test_open_r1_s_mixture_draws_shares_of_rows() -> None:
         {"name": "a", "subset": "default", "split": "train", "share": 0.5},
         {"name": "b"},
     ]
-    note = next(taken.note for taken in result.taken if taken.option == "dataset_mixture")
+    note = next(taken.note for taken in result.translated if taken.option == "dataset_mixture")
     assert "of its entries not carried over: columns" in note

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from rlsys.commands.importers.axolotl import DIALECT as AXOLOTL
-from rlsys.commands.importers.dialects import options_of
-from rlsys.commands.importers.draft import Setting
-from rlsys.commands.importers.easyr1 import DIALECT as EASYR1
-from rlsys.commands.importers.openrlhf import DIALECT as OPENRLHF
+from rlsys.commands.importers.choose import options_of
+from rlsys.commands.importers.dialects.axolotl import DIALECT as AXOLOTL
+from rlsys.commands.importers.dialects.easyr1 import DIALECT as EASYR1
+from rlsys.commands.importers.dialects.openrlhf import DIALECT as OPENRLHF
 from rlsys.commands.importers.options import Dialect
-from rlsys.commands.importers.reading import Source, read
+from rlsys.commands.importers.recipe import RunSize
+from rlsys.commands.importers.recipe_file import RecipeFile, read
 from rlsys.commands.importers.translate import Translation, translate
 from rlsys.config.schema import DataConfig
 from rlsys.data.sources import sources_of
@@ -23,9 +23,9 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def run(dialect: Dialect, tree: dict[str, Any] | str, rows: int | None = None, processes: int = 1) -> Translation:
-    source = read(RECIPES / tree) if isinstance(tree, str) else Source(tree)
-    setting = Setting(num_processes=processes, num_rows=rows)
-    return translate(options_of(source, dialect), dialect, dialect.default_version, setting)
+    source = read(RECIPES / tree) if isinstance(tree, str) else RecipeFile(tree)
+    size = RunSize(num_processes=processes, num_rows=rows)
+    return translate(options_of(source, dialect), dialect, dialect.default_version, size)
 
 
 def test_axolotl_s_r1_example() -> None:
@@ -55,7 +55,7 @@ def test_axolotl_s_r1_example() -> None:
     }
     assert not result.unknown
     assert not result.unsupported
-    transformation = next(taken for taken in result.taken if taken.option == "datasets")
+    transformation = next(taken for taken in result.translated if taken.option == "datasets")
     assert "gsm8k_grpo.axo_gsm8k_transform is not carried over" in transformation.note
 
 
@@ -101,7 +101,7 @@ def test_axolotl_s_other_keys_of_a_data_set_are_told() -> None:
     part = {"path": "org/x", "revision": "v2", "shards": 4, "ds_type": "json", "field_instruction": "question"}
     result = run(AXOLOTL, {"rl": "grpo", "micro_batch_size": 8, "datasets": [part], "test_datasets": [{"path": "y"}]})
     assert result.written["data.train"] == {"name": "org/x", "options": {"revision": "v2"}}
-    notes = {taken.option: taken.note for taken in result.taken}
+    notes = {taken.option: taken.note for taken in result.translated}
     assert "not carried over: ds_type, field_instruction, shards" in notes["datasets"]
     assert "not carried over" not in (notes["test_datasets"] or "")
 
@@ -333,7 +333,7 @@ def test_openrlhf_s_flat_flags_are_the_dotted_ones() -> None:
     assert (written["critic.zero_stage"], written["critic.offload_optimizer"]) == (3, True)
     served = {"name": "http", "url": "http://localhost:5000/get_reward", "protocol": "openrlhf"}
     assert written["rewards"] == [served]
-    assert {taken.option for taken in result.taken} >= {"pretrain", "train_batch_size"}  # as the file spells them
+    assert {taken.option for taken in result.translated} >= {"pretrain", "train_batch_size"}  # as the file spells them
 
 
 IS = "algo.advantage.is_correction_"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rlsys.commands.importers.reading import flatten, read
-from rlsys.commands.importers.shell import calls, scalar
+from rlsys.commands.importers.recipe_file import read
+from rlsys.commands.importers.shell_script import calls, scalar
 from rlsys.errors import ConfigError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -44,7 +44,9 @@ def only(text: str) -> dict[str, Any]:
 
 def test_flags_take_what_follows_until_the_next_one() -> None:
     text = "python -m pkg.main key.sub=4 --one --two 2 --many a b -3 --equals=x=y --range -10 10 && echo done --not"
-    assert only(text) == {
+    program, other = calls(text, "script.sh")
+    assert other.arguments == {"not": True}
+    assert program.arguments == {
         "one": True,
         "two": 2,
         "many": ["a", "b", -3],
@@ -86,6 +88,22 @@ def test_a_variable_that_nobody_sets_is_asked_for(use: str) -> None:
     assert "does not set $" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        (r"""python train.py --a "it's" --b 'x "$Y"' --c a\ b --d \$HOME --e="1 2" """,
+         {"a": "it's", "b": 'x "$Y"', "c": "a b", "d": "$HOME", "e": "1 2"}),
+        ("python train.py --url http://h:1/x#part --b >log.txt 2>&1 &", {"url": "http://h:1/x#part", "b": True}),
+        ("FLAGS='--a 1 --b two'\npython train.py $FLAGS --c 3 | tee log.txt", {"a": 1, "b": "two", "c": 3}),
+        ('A=(--x 1)\nB=("${A[@]}" --y "two words")\npython train.py "${B[@]}"', {"x": 1, "y": "two words"}),
+        ("if true; then\n  S=1\nfi\nrun() {\n  python train.py --seed $S\n}\nrun", {"seed": 1}),
+        ("cat > notes <<EOF\n--not 1\nEOF\npython train.py --a 1", {"a": 1}),
+    ],
+)  # fmt: skip
+def test_quotes_redirections_and_blocks_are_read_as_bash_reads_them(text: str, arguments: dict[str, Any]) -> None:
+    assert only(text) == arguments
+
+
 def test_arrays_and_here_documents_are_filled_in() -> None:
     array = """
     ARGS=(
@@ -114,7 +132,7 @@ def test_a_list_of_flags_needs_no_program() -> None:
 
 
 def test_quotes_that_do_not_close_are_said() -> None:
-    with pytest.raises(ConfigError, match="No closing quotation"):
+    with pytest.raises(ConfigError, match=r"script\.sh: bash could not parse this .*: python train\.py --a \"b"):
         calls('python train.py --a "b', "script.sh")
 
 
@@ -162,13 +180,3 @@ def test_json_and_yaml_are_the_same_recipe(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(tree))
     (tmp_path / "a.yaml").write_text("learning_rate: 2e-5\nnested:\n  a: [1, 2]\nnone:\n")
     assert read(tmp_path / "a.json").tree == read(tmp_path / "a.yaml").tree == tree
-
-
-def test_mappings_that_are_one_option_stay_together() -> None:
-    tree = {"a": {"b": 1, "kwargs": {"x": 1}}, "kwargs": {"y": 2}, "empty": {}}
-    assert flatten(tree, {"kwargs", "a.kwargs"}) == {
-        "a.b": 1,
-        "a.kwargs": {"x": 1},
-        "kwargs": {"y": 2},
-        "empty": {},
-    }

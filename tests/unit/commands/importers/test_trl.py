@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
-from rlsys.commands.importers import ours, trl, trl_parts
-from rlsys.commands.importers.draft import Setting
+from rlsys.commands.importers import our_defaults
+from rlsys.commands.importers.dialects import trl, trl_parts
 from rlsys.commands.importers.options import ABSENT, NONE_STATED, Option, default_at
-from rlsys.commands.importers.reading import read
+from rlsys.commands.importers.recipe import RunSize
+from rlsys.commands.importers.recipe_file import read
 from rlsys.commands.importers.translate import Translation, translate
+from rlsys.config.dotted import nested
 from rlsys.errors import ConfigError
 
 RECIPES = Path(__file__).parent / "recipes"
-ROWS = Setting(num_rows=800)
+ROWS = RunSize(num_rows=800)
 
 
 def run(options: dict[str, Any], version: str = "1.16") -> Translation:
@@ -98,7 +100,7 @@ def test_what_has_no_counterpart_is_refused(options: dict[str, Any], refused: st
 )
 def test_values_that_ask_for_nothing_are_the_same_here(options: dict[str, Any]) -> None:
     result = run(options)
-    assert [taken.option for taken in result.taken] == list(options)
+    assert [taken.option for taken in result.translated] == list(options)
     assert not result.unsupported
 
 
@@ -146,7 +148,7 @@ def test_kl_reference_and_entropy() -> None:
     assert (on["algorithm.refresh.every"], on["algorithm.refresh.alpha"]) == (16, 0.6)  # four updates a step
     off = run({"use_bias_correction_kl": True})
     assert off.written["algorithm.kl.coef"] == 0.0
-    assert [left.option for left in off.moot] == ["use_bias_correction_kl"]
+    assert [left.option for left in off.ignored] == ["use_bias_correction_kl"]
     adaptive = run({"entropy_coef": 0.01, "use_adaptive_entropy": True, "entropy_coef_max": 0.5}).written
     names = ("coef", "target", "delta", "max_coef")
     assert [adaptive[f"algorithm.entropy.{name}"] for name in names] == [0.01, 0.2, 0.005, 0.5]
@@ -181,7 +183,7 @@ def test_lora() -> None:
     everywhere = run({"use_peft": True, "lora_target_modules": ["all-linear"]}).written
     assert everywhere["learner.lora.target_modules"] == "all-linear"
     without = run({"lora_r": 8})
-    assert [left.option for left in without.moot] == ["lora_r"]
+    assert [left.option for left in without.ignored] == ["lora_r"]
     assert not any(".lora." in key for key in without.written)
 
 
@@ -212,7 +214,7 @@ def test_a_mixture_of_datasets() -> None:
         {"name": "a", "subset": "sub", "split": "train[:10]"},
         {"name": "json", "options": {"data_files": "x.json"}},
     ]
-    assert [left.option for left in result.moot] == ["dataset_name"]
+    assert [left.option for left in result.ignored] == ["dataset_name"]
 
 
 def test_evaluation_uses_the_held_out_split() -> None:
@@ -313,7 +315,7 @@ def test_every_option_of_the_installed_trl_is_known_with_its_default() -> None:
 
 def test_trl_s_script_flags() -> None:
     source = read(RECIPES / "trl_grpo.sh")
-    result = translate(source.tree, trl.DIALECT, "1.16", Setting())
+    result = translate(source.tree, trl.DIALECT, "1.16", RunSize())
     # 4 * 2 processes * 8 steps = 64 completions of 8 prompts, in two updates of 32, used twice: four updates a step.
     expected = {"prompts_per_step": 8, "minibatches_per_step": 2, "updates_per_step": 2, "num_steps": 250}
     assert result.config["train"] == expected
@@ -321,4 +323,4 @@ def test_trl_s_script_flags() -> None:
     assert [left.option for left in result.unknown] == ["learing_rate_typo"]
     assert "did you mean 'learning_rate'" in result.unknown[0].reason
     assert [left.option for left in result.unsupported] == ["top_p"]
-    assert ours.look_up("algorithm.policy_loss.dual_clip", ours.nested(result.written)) == 4.0
+    assert our_defaults.look_up("algorithm.policy_loss.dual_clip", nested(result.written)) == 4.0

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from rlsys.commands.importers import trl, trl_batch, trl_parts
-from rlsys.commands.importers.draft import Draft
-from rlsys.commands.importers.options import NONE_STATED, Dialect, Option, moot, read, refused, same
+from rlsys.commands.importers.dialects import trl, trl_batch, trl_parts
+from rlsys.commands.importers.options import NONE_STATED, Dialect, Option, by_rule, ignored, same, unsupported
+from rlsys.commands.importers.recipe import Recipe
 from rlsys.data.files import READERS
 from rlsys.errors import ConfigError
 
@@ -57,65 +57,68 @@ SPELT_AGAIN = {
 }
 
 OWN: dict[str, Option] = {
-    "rl": read(default=None, also=("algorithm.advantage.name",)),
-    "datasets": read("data.train", default=NONE_STATED),
-    "test_datasets": read("data.eval", default=NONE_STATED),
-    "sequence_len": moot("completions are bounded by trl.max_completion_length"),
-    "adapter": read("learner.lora.rank", default=None),
-    "lora_r": read("learner.lora.rank", default=None),
-    "lora_alpha": read("learner.lora.alpha", default=None),
-    "lora_dropout": read("learner.lora.dropout", default=0.0),
-    "lora_target_linear": read("learner.lora.target_modules", default=None),
-    "lora_model_dir": refused("training starts from a model, not from adapters: merge them into it first"),
+    "rl": by_rule(default=None, also=("algorithm.advantage.name",)),
+    "datasets": by_rule("data.train", default=NONE_STATED),
+    "test_datasets": by_rule("data.eval", default=NONE_STATED),
+    "sequence_len": ignored("completions are bounded by trl.max_completion_length"),
+    "adapter": by_rule("learner.lora.rank", default=None),
+    "lora_r": by_rule("learner.lora.rank", default=None),
+    "lora_alpha": by_rule("learner.lora.alpha", default=None),
+    "lora_dropout": by_rule("learner.lora.dropout", default=0.0),
+    "lora_target_linear": by_rule("learner.lora.target_modules", default=None),
+    "lora_model_dir": unsupported("training starts from a model, not from adapters: merge them into it first"),
     "vllm.enforce_eager": same("rollout.enforce_eager", NONE_STATED),
-    "lr_scheduler_type": read("learner.lr_schedule", default="cosine"),
-    "per_device_train_batch_size": read("train.prompts_per_step", default=1),
-    "num_train_epochs": read("train.num_steps", default=1.0),
+    "lr_scheduler_type": by_rule("learner.lr_schedule", default="cosine"),
+    "per_device_train_batch_size": by_rule("train.prompts_per_step", default=1),
+    "num_train_epochs": by_rule("train.num_steps", default=1.0),
     "learning_rate": same("learner.lr", NONE_STATED),
-    "warmup_ratio": read("learner.warmup_steps", default=0.03),
+    "warmup_ratio": by_rule("learner.warmup_steps", default=0.03),
     "gradient_checkpointing": same("learner.gradient_checkpointing", False),
-    "bf16": read("learner.dtype", default="auto"),
-    "vllm_gpu_memory_utilization": read("rollout.gpu_memory_utilization", default=0.9),
-    "ref_model_mixup_alpha": read("algorithm.refresh.alpha", default=0.9),
-    "ref_model_sync_steps": read("algorithm.refresh.every", default=64),
-    "scale_rewards": read("algorithm.advantage.scale", default=True),
-    "save_strategy": read("checkpoint.every", default="epoch"),
-    "save_total_limit": read("checkpoint.keep", default=4),
-    "saves_per_epoch": read("checkpoint.every", default=None),
-    "evals_per_epoch": read("eval.every", default=None),
-    "report_to": read("logging.trackers", default=[]),
+    "bf16": by_rule("learner.dtype", default="auto"),
+    "vllm_gpu_memory_utilization": by_rule("rollout.gpu_memory_utilization", default=0.9),
+    "ref_model_mixup_alpha": by_rule("algorithm.refresh.alpha", default=0.9),
+    "ref_model_sync_steps": by_rule("algorithm.refresh.every", default=64),
+    "scale_rewards": by_rule("algorithm.advantage.scale", default=True),
+    "save_strategy": by_rule("checkpoint.every", default="epoch"),
+    "save_total_limit": by_rule("checkpoint.keep", default=4),
+    "saves_per_epoch": by_rule("checkpoint.every", default=None),
+    "evals_per_epoch": by_rule("eval.every", default=None),
+    "report_to": by_rule("logging.trackers", default=[]),
     **{
-        f"use_{name}": read(default=None, also=("logging.trackers",))
+        f"use_{name}": by_rule(default=None, also=("logging.trackers",))
         for name in ("wandb", "mlflow", "tensorboard", "trackio")
     },
-    "use_comet": refused("there is no tracker for Comet"),
-    "wandb_project": read(default=None, also=("logging.trackers",)),
-    "wandb_entity": read(default=None, also=("logging.trackers",)),
-    **dict.fromkeys(("wandb_name", "mlflow_run_name", "trackio_run_name"), moot("a run is named by its folder")),
-    **dict.fromkeys(("wandb_run_id", "wandb_watch", "wandb_log_model", "wandb_mode"), moot("W&B's own environment")),
-    "test_split_size": refused("held-out rows are not split off; set data.eval", 0.0, (None, 0, 0.0)),
+    "use_comet": unsupported("there is no tracker for Comet"),
+    "wandb_project": by_rule(default=None, also=("logging.trackers",)),
+    "wandb_entity": by_rule(default=None, also=("logging.trackers",)),
+    **dict.fromkeys(("wandb_name", "mlflow_run_name", "trackio_run_name"), ignored("a run is named by its folder")),
+    **dict.fromkeys(("wandb_run_id", "wandb_watch", "wandb_log_model", "wandb_mode"), ignored("W&B's own environment")),
+    "test_split_size": unsupported("held-out rows are not split off; set data.eval", 0.0, (None, 0, 0.0)),
     "chat_template_jinja": same("model.chat_template", NONE_STATED),
-    "chat_template": moot("the tokenizer's own template is used; chat_template_jinja replaces it"),
+    "chat_template": ignored("the tokenizer's own template is used; chat_template_jinja replaces it"),
     "default_system_message": same("data.system_prompt", NONE_STATED),
     "shuffle_merged_datasets": same("data.shuffle", True),
-    "early_stopping_patience": refused("a run takes its number of steps"),
-    "torch_compile": moot(KERNELS),
-    "context_parallel_size": refused("a sequence stays on one device", None, (None, 0, 1)),
-    "tensor_parallel_size": refused("the learner is sharded by learner.zero_stage", None, (None, 0, 1)),
-    "world_size": read(default=NONE_STATED, also=("train.prompts_per_step",)),
+    "early_stopping_patience": unsupported("a run takes its number of steps"),
+    "torch_compile": ignored(KERNELS),
+    "context_parallel_size": unsupported("a sequence stays on one device", None, (None, 0, 1)),
+    "tensor_parallel_size": unsupported("the learner is sharded by learner.zero_stage", None, (None, 0, 1)),
+    "world_size": by_rule(default=NONE_STATED, also=("train.prompts_per_step",)),
 }
 REFUSED_UNDER_TRL = {
-    "rollout_func": refused("rollouts are rlsys's own"),
-    "replay_buffer_size": refused("groups are not replayed", 0, (None, 0)),
-    "reroll_start_fraction": refused("prompts are not rolled again later", 1.0, (None, 1, 1.0)),
-    "async_prefetch": read("train.max_staleness", default=False),
-    "prefetch_depth": read("train.max_staleness", default=None),
-    "vllm_sync_interval": refused("weights are broadcast after every step", None, (None, 1)),
-    **{name: moot("groups are scored as they finish") for name in ("streaming_partial_batch", "streaming_min_groups")},
-    "use_data_producer": moot("rollouts are rlsys's own"),
+    "rollout_func": unsupported("rollouts are rlsys's own"),
+    "replay_buffer_size": unsupported("groups are not replayed", 0, (None, 0)),
+    "reroll_start_fraction": unsupported("prompts are not rolled again later", 1.0, (None, 1, 1.0)),
+    "async_prefetch": by_rule("train.max_staleness", default=False),
+    "prefetch_depth": by_rule("train.max_staleness", default=None),
+    "vllm_sync_interval": unsupported("weights are broadcast after every step", None, (None, 1)),
+    **{
+        name: ignored("groups are scored as they finish")
+        for name in ("streaming_partial_batch", "streaming_min_groups")
+    },
+    "use_data_producer": ignored("rollouts are rlsys's own"),
     "reward_num_workers": same("scoring.num_workers", 1),
-    **dict.fromkeys(("replay_recompute_logps", "reroll_max_groups", "vllm_lora_sync"), moot("it is off here")),
-    "skip_zero_advantage_batches": moot("a group of equal rewards costs a forward, and has no gradient"),
+    **dict.fromkeys(("replay_recompute_logps", "reroll_max_groups", "vllm_lora_sync"), ignored("it is off here")),
+    "skip_zero_advantage_batches": ignored("a group of equal rewards costs a forward, and has no gradient"),
 }
 UNUSED = {
     PREPARED: ("dataset_prepared_path", "skip_prepare_dataset", "dataset_keep_in_memory", "dataset_shard_num",
@@ -138,53 +141,53 @@ OPTIONS = {
     **trl.OPTIONS,
     **OWN,
     **{f"trl.{name}": option for name, option in REFUSED_UNDER_TRL.items()},
-    **{name: moot(reason) for reason, names in UNUSED.items() for name in names},
+    **{name: ignored(reason) for reason, names in UNUSED.items() for name in names},
 }
 
 
-def algorithm(draft: Draft) -> None:
+def algorithm(recipe: Recipe) -> None:
     """`rl: grpo` or `rl: gdpo`."""
-    kind = draft.value("rl")
+    kind = recipe.value("rl")
     if kind not in (None, "grpo", "gdpo"):
         raise ConfigError(f"rl={kind}: rlsys trains by rewards, so of axolotl's methods there are grpo and gdpo")
     if kind == "gdpo":
-        draft.write("algorithm.advantage", {"name": "gdpo"})
+        recipe.write("algorithm.advantage", {"name": "gdpo"})
 
 
-def lora(draft: Draft) -> None:
+def lora(recipe: Recipe) -> None:
     """`adapter: lora` or `qlora` is what TRL calls use_peft."""
-    kind = draft.value("adapter")
-    draft.settle("use_peft", kind in ("lora", "qlora"))
+    kind = recipe.value("adapter")
+    recipe.settle("use_peft", kind in ("lora", "qlora"))
     if kind not in (None, "lora", "qlora"):
-        draft.refuse("adapter", f"there is no adapter '{kind}' here")
-    if draft.value("lora_target_linear"):
-        draft.settle("lora_target_modules", "all-linear")
-    trl_parts.lora(draft)
+        recipe.mark_unsupported("adapter", f"there is no adapter '{kind}' here")
+    if recipe.value("lora_target_linear"):
+        recipe.settle("lora_target_modules", "all-linear")
+    trl_parts.lora(recipe)
 
 
-def precision(draft: Draft) -> None:
+def precision(recipe: Recipe) -> None:
     """`bf16: auto` is bfloat16 wherever the device has it."""
-    if draft.value("bf16") in ("auto", "full"):
-        draft.note("bf16", f"'{draft.value('bf16')}' is taken to be bfloat16")
-        draft.settle("bf16", True)
-    trl_parts.precision(draft)
+    if recipe.value("bf16") in ("auto", "full"):
+        recipe.note("bf16", f"'{recipe.value('bf16')}' is taken to be bfloat16")
+        recipe.settle("bf16", True)
+    trl_parts.precision(recipe)
 
 
-def data(draft: Draft) -> None:
+def data(recipe: Recipe) -> None:
     """Rows go through a Python function there (`type: module.transform`), which is not carried over."""
-    datasets, held_out = draft.value("datasets"), draft.value("test_datasets")
-    draft.write("data.chat_template", True)
+    datasets, held_out = recipe.value("datasets"), recipe.value("test_datasets")
+    recipe.write("data.chat_template", True)
     if not datasets:
-        draft.refuse("datasets", "none is named; wrote nothing: set data.train and data.eval")
+        recipe.mark_unsupported("datasets", "none is named; wrote nothing: set data.train and data.eval")
         return
     sources = [_source(part, "datasets", "train") for part in datasets]
-    draft.write("data.train", sources[0] if len(sources) == 1 else sources)
-    draft.write("data.eval", [_source(part, "test_datasets", "test") for part in held_out] if held_out else None)
+    recipe.write("data.train", sources[0] if len(sources) == 1 else sources)
+    recipe.write("data.eval", [_source(part, "test_datasets", "test") for part in held_out] if held_out else None)
     for option, parts in (("datasets", datasets), ("test_datasets", held_out or [])):
-        trl_parts.left_out(draft, option, parts, (*READ, "type"))
+        trl_parts.left_out(recipe, option, parts, (*READ, "type"))
     kinds = sorted({str(part["type"]) for part in datasets if part.get("type")})
     if kinds:
-        draft.note(
+        recipe.note(
             "datasets",
             f"the transformation {', '.join(kinds)} is not carried over: name the columns with data.prompt_column and "
             "data.columns, or give rows that are transformed already",
@@ -209,64 +212,64 @@ def _source(part: Any, option: str, our_split: str) -> Any:
     return ({"name": node} if isinstance(node, str) else node) | {"options": options}
 
 
-def saves(draft: Draft) -> None:
+def saves(recipe: Recipe) -> None:
     """`save_steps` makes the strategy 'steps'; `saves_per_epoch` and `evals_per_epoch` divide an epoch."""
-    if draft.given("save_steps"):
-        draft.settle("save_strategy", "steps")
-    epoch = trl_batch.steps_an_epoch(draft)
+    if recipe.given("save_steps"):
+        recipe.settle("save_strategy", "steps")
+    epoch = trl_batch.steps_an_epoch(recipe)
     for name, key in (("saves_per_epoch", "checkpoint.every"), ("evals_per_epoch", "eval.every")):
-        count = draft.value(name)
-        if count and name == "evals_per_epoch" and not draft.value("test_datasets"):
-            draft.moot(name, "there is no held-out data")
+        count = recipe.value(name)
+        if count and name == "evals_per_epoch" and not recipe.value("test_datasets"):
+            recipe.mark_ignored(name, "there is no held-out data")
         elif count and epoch is None:
-            draft.refuse(name, trl_batch.NEEDS_ROWS.format(key=key))
+            recipe.mark_unsupported(name, trl_batch.NEEDS_ROWS.format(key=key))
         elif count and epoch is not None:
-            draft.write(key, max(round(epoch / float(count)), 1))
-    if draft.value("saves_per_epoch"):
-        draft.moot("save_strategy", "saves_per_epoch decides")
-        draft.moot("save_steps", "saves_per_epoch decides")
-        draft.write("checkpoint.keep", int(draft.value("save_total_limit")))
+            recipe.write(key, max(round(epoch / float(count)), 1))
+    if recipe.value("saves_per_epoch"):
+        recipe.mark_ignored("save_strategy", "saves_per_epoch decides")
+        recipe.mark_ignored("save_steps", "saves_per_epoch decides")
+        recipe.write("checkpoint.keep", int(recipe.value("save_total_limit")))
     else:
-        trl_batch.saves(draft)
+        trl_batch.saves(recipe)
 
 
-def evaluation(draft: Draft) -> None:
+def evaluation(recipe: Recipe) -> None:
     """Held-out data is evaluated; without it nothing is."""
-    if draft.value("evals_per_epoch") and draft.value("test_datasets"):
+    if recipe.value("evals_per_epoch") and recipe.value("test_datasets"):
         return
-    if draft.given("eval_steps") and draft.value("test_datasets"):
-        draft.settle("eval_strategy", "steps")
-    if not draft.value("test_datasets"):
-        draft.settle("eval_strategy", "no")
-    trl_parts.evaluation(draft)
+    if recipe.given("eval_steps") and recipe.value("test_datasets"):
+        recipe.settle("eval_strategy", "steps")
+    if not recipe.value("test_datasets"):
+        recipe.settle("eval_strategy", "no")
+    trl_parts.evaluation(recipe)
 
 
-def trackers(draft: Draft) -> None:
+def trackers(recipe: Recipe) -> None:
     """`use_wandb` and the like; naming a project of W&B turns it on."""
-    names = [name for name in trl_parts.TRACKERS if draft.value(f"use_{name}")]
-    if "wandb" not in names and draft.value("use_wandb") is None and draft.given("wandb_project"):
+    names = [name for name in trl_parts.TRACKERS if recipe.value(f"use_{name}")]
+    if "wandb" not in names and recipe.value("use_wandb") is None and recipe.given("wandb_project"):
         names.append("wandb")
-    draft.settle("report_to", names)
-    trl_parts.trackers(draft)
+    recipe.settle("report_to", names)
+    trl_parts.trackers(recipe)
 
 
-def ahead(draft: Draft) -> None:
+def ahead(recipe: Recipe) -> None:
     """Rollouts prefetched while the trainer works are of an older policy."""
-    if draft.value("trl.async_prefetch"):
-        draft.write("train.max_staleness", int(draft.value("trl.prefetch_depth") or 1))
+    if recipe.value("trl.async_prefetch"):
+        recipe.write("train.max_staleness", int(recipe.value("trl.prefetch_depth") or 1))
 
 
-def rewards(draft: Draft) -> None:
+def rewards(recipe: Recipe) -> None:
     """Dotted paths, importable from the folder of the run."""
-    trl_parts.rewards(draft, {})
+    trl_parts.rewards(recipe, {})
 
 
-def names(draft: Draft) -> None:
+def names(recipe: Recipe) -> None:
     """What stands under two names, or is decided otherwise than TRL does."""
-    if draft.given("world_size") and not draft.given("num_processes"):
-        draft.settle("num_processes", int(draft.value("world_size")))
-    if draft.given("warmup_steps"):  # 0 too, which TRL takes for unset
-        draft.settle("warmup_ratio", 0.0)
+    if recipe.given("world_size") and not recipe.given("num_processes"):
+        recipe.settle("num_processes", int(recipe.value("world_size")))
+    if recipe.given("warmup_steps"):  # 0 too, which TRL takes for unset
+        recipe.settle("warmup_ratio", 0.0)
 
 
 REPLACED = {
@@ -284,7 +287,7 @@ DIALECT = Dialect(
     versions=trl.VERSIONS,
     default_version="1.8",
     versions_of="trl",
-    marks=("base_model", "rl", "trl", "micro_batch_size", "sequence_len", "num_epochs", "val_set_size"),
+    unique_options=("base_model", "rl", "trl", "micro_batch_size", "sequence_len", "num_epochs", "val_set_size"),
     aliases=ALIASES | SPELT_AGAIN,
     renames=True,
 )

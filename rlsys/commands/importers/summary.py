@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rlsys.commands.importers.translate import Left, Translation
+from rlsys.commands.importers.translate import Translation, UntranslatedOption
 
 LONGEST = 60
 """Characters of a value that are shown."""
@@ -18,14 +18,14 @@ LONGEST = 60
 def show(result: Translation, console: Console) -> None:
     """Print every list that has something in it."""
     taken = _table("Taken over", "option", "value", "here", "note")
-    for row in result.taken:
+    for row in result.translated:
         taken.add_row(*_cells(row.option, brief(row.value), _keys(row.written) or "the same by itself", row.note))
     changed = _table("Default differs (the file does not set it)", "option", "theirs", "ours", "written", "note")
     for default in result.defaults:
         written = _keys(default.written) or "nothing"
         ours = ", ".join(brief(value) for value in default.ours.values())
         changed.add_row(*_cells(default.option, brief(default.theirs), ours, written, default.note))
-    tables = [taken, changed, _left("Not supported", result.unsupported), _left("No meaning here", result.moot)]
+    tables = [taken, changed, _left("Not supported", result.unsupported), _left("No meaning here", result.ignored)]
     for table in [*tables, _left("Unknown", result.unknown)]:
         if table.row_count:
             console.print(table)
@@ -62,7 +62,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _left(title: str, rows: Sequence[Left]) -> Table:
+def _left(title: str, rows: Sequence[UntranslatedOption]) -> Table:
     table = _table(title, "option", "value", "why")
     for row in rows:
         table.add_row(*_cells(row.option, brief(row.value), row.reason))

@@ -8,12 +8,12 @@ import sys
 
 from rich.console import Console
 
-from rlsys.commands.importers.dialects import DIALECTS, choose, options_of
-from rlsys.commands.importers.display import show
-from rlsys.commands.importers.draft import Setting
-from rlsys.commands.importers.reading import read
+from rlsys.commands.importers.choose import DIALECTS, choose, options_of
+from rlsys.commands.importers.experiment_file import check, experiment
+from rlsys.commands.importers.recipe import RunSize
+from rlsys.commands.importers.recipe_file import read
+from rlsys.commands.importers.summary import show
 from rlsys.commands.importers.translate import translate
-from rlsys.commands.importers.writing import check, experiment
 from rlsys.commands.numbers import at_least
 from rlsys.config.paths import expanded
 from rlsys.errors import ConfigError
@@ -46,8 +46,8 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError(f"--output {output} is the recipe itself: choose another file")
     source = read(options.file)
     choice = choose(source, options.dialect, options.version)
-    setting = Setting(num_processes=options.num_processes, num_rows=options.num_rows)
-    result = translate(options_of(source, choice.dialect), choice.dialect, choice.version, setting)
+    size = RunSize(num_processes=options.num_processes, num_rows=options.num_rows)
+    result = translate(options_of(source, choice.dialect), choice.dialect, choice.version, size)
     text = experiment(result, options.file.name)
     # Into a file or a pipe rich would write 80 columns, too few for a table of options.
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from rlsys.commands.importers.shell import Call, calls
+from rlsys.commands.importers.shell_script import Call, calls
+from rlsys.config.dotted import put
 from rlsys.errors import ConfigError
 
 BASE_KEYS = ("config",)
@@ -20,7 +21,7 @@ BASE_KEYS = ("config",)
 
 
 @dataclass(frozen=True)
-class Source:
+class RecipeFile:
     """A recipe as it was written."""
 
     tree: dict[str, Any]  # nested as in the file; later arguments replace earlier values
@@ -28,15 +29,15 @@ class Source:
     program: str = ""  # what a script starts, such as `verl.trainer.main`
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> RecipeFile:
     """Read a recipe. Raises ConfigError when the file is not there or cannot be understood."""
     if not path.is_file():
         raise ConfigError(f"no such file: {path}")
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json" or text.lstrip().startswith("{"):
-        return Source(_json(path, text), [path])
+        return RecipeFile(_json(path, text), [path])
     if path.suffix in (".yaml", ".yml"):
-        return Source(_yaml(path), [path])
+        return RecipeFile(_yaml(path), [path])
     found = calls(text, str(path))
     if not found:
         raise ConfigError(
@@ -44,18 +45,6 @@ def read(path: Path) -> Source:
             "a shell script or list of flags"
         )
     return _from_call(max(found, key=lambda call: len(call.arguments)), path)
-
-
-def flatten(tree: Mapping[str, Any], whole: Collection[str], prefix: str = "") -> dict[str, Any]:
-    """Nested options by dotted name, down to values and to the names in `whole`, whose mappings stay together."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value and name not in whole:
-            flat |= flatten(value, whole, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
 
 
 def _json(path: Path, text: str) -> dict[str, Any]:
@@ -80,7 +69,7 @@ def _mapping(tree: Any, path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-def _from_call(call: Call, path: Path) -> Source:
+def _from_call(call: Call, path: Path) -> RecipeFile:
     tree: dict[str, Any] = {}
     files = [path]
     for key in BASE_KEYS:
@@ -89,19 +78,11 @@ def _from_call(call: Call, path: Path) -> Source:
             tree, files = _yaml(base), [path, base]
     for name, value in call.arguments.items():
         if name not in BASE_KEYS:
-            _set(tree, name, value)
-    return Source(tree, files, call.program)
-
-
-def _set(tree: dict[str, Any], name: str, value: Any) -> None:
-    """Replace the value at a dotted name, wherever in the tree it stands."""
-    *above, last = name.split(".")
-    node: Any = tree
-    for part in above:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"'{name}' is set, but '{part}' is a value already: {node!r}")
-    node[last] = value
+            try:
+                put(tree, name, value)
+            except ValueError as error:
+                raise ConfigError(f"{path}: {error}") from error
+    return RecipeFile(tree, files, call.program)
 
 
 def _beside(name: str, script: Path) -> Path:

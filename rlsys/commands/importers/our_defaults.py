@@ -10,7 +10,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rlsys.algorithms import advantages, aggregation, policy_losses
+from rlsys.config import dotted
 from rlsys.config.compose import load_config
+from rlsys.config.overrides import known_keys
 from rlsys.registry import Registry
 
 FUNCTIONS: dict[str, Registry[Any]] = {
@@ -30,6 +32,11 @@ def defaults() -> dict[str, Any]:
     return {str(key): value for key, value in composed.items()}
 
 
+@functools.cache
+def _schema_keys() -> list[str]:
+    return known_keys()
+
+
 def look_up(key: str, tree: Mapping[str, Any]) -> Any:
     """The value at a dotted key of a nested mapping, MISSING when there is none.
 
@@ -39,35 +46,17 @@ def look_up(key: str, tree: Mapping[str, Any]) -> Any:
         if key.startswith(f"{prefix}."):
             node, option = look_up(prefix, tree), key.removeprefix(f"{prefix}.")
             return MISSING if node is MISSING else node.get(option, _signature_default(registry, node, option))
-    node = tree
-    for name in key.split("."):
-        if not isinstance(node, Mapping) or name not in node:
-            return MISSING
-        node = node[name]
-    return node
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys to a tree, in the order given."""
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        *above, last = key.split(".")
-        node = tree
-        for name in above:
-            node = node.setdefault(name, {})
-        node[last] = value
-    return tree
+    return dotted.look_up(tree, key, MISSING)
 
 
 def differences(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Of dotted keys that were written, those that change a run, in the order of our options."""
+    """Return the dotted keys that change a run with their values, in the order of the configuration schema."""
     changed = {}
     for key, value in written.items():
         value = _without_defaults(key, value)
         if value != look_up(key, defaults()):
             changed[key] = value
-    order = {name: position for position, name in enumerate(defaults())}
-    return dict(sorted(changed.items(), key=lambda item: order[item[0].partition(".")[0]]))
+    return {key: changed[key] for key in _schema_keys() if key in changed}
 
 
 def _without_defaults(key: str, value: Any) -> Any:

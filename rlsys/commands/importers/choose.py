@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlsys.commands.importers import axolotl, easyr1, open_r1, openrlhf, trl
+from rlsys.commands.importers.dialects import axolotl, easyr1, open_r1, openrlhf, trl
 from rlsys.commands.importers.options import Dialect, version_key
-from rlsys.commands.importers.reading import Source, flatten
+from rlsys.commands.importers.recipe_file import RecipeFile
 from rlsys.commands.importers.translate import spellings
+from rlsys.config.dotted import flatten
 from rlsys.errors import ConfigError, nearest
 
 DIALECTS: dict[str, Dialect] = {
@@ -34,7 +35,7 @@ class Choice:
     because: str
 
 
-def choose(source: Source, dialect: str | None, version: str | None) -> Choice:
+def choose(source: RecipeFile, dialect: str | None, version: str | None) -> Choice:
     """The dialect asked for, or the one that the recipe's options are from. Raises ConfigError when neither tells."""
     if dialect is None:
         found, because = _guess(source)
@@ -48,7 +49,7 @@ def choose(source: Source, dialect: str | None, version: str | None) -> Choice:
     return Choice(found, read_at, f"{because}; defaults of {found.versions_of} {read_at}, {origin}")
 
 
-def options_of(source: Source, dialect: Dialect) -> dict[str, Any]:
+def options_of(source: RecipeFile, dialect: Dialect) -> dict[str, Any]:
     """The recipe's options by the names that the dialect knows."""
     return flatten(source.tree, spellings(dialect))
 
@@ -70,7 +71,7 @@ def _listed(dialect: Dialect) -> str:
     return ", ".join(dialect.versions)
 
 
-def _guess(source: Source) -> tuple[Dialect, str]:
+def _guess(source: RecipeFile) -> tuple[Dialect, str]:
     for start, name in PROGRAMS.items():
         if start in source.program:
             return DIALECTS[name], f"guessed: the script starts {source.program}"
@@ -87,10 +88,10 @@ def _guess(source: Source) -> tuple[Dialect, str]:
     return DIALECTS[best], f"guessed: it sets {', '.join(own[:3])}"
 
 
-def _marks(source: Source, dialect: Dialect) -> list[str]:
+def _marks(source: RecipeFile, dialect: Dialect) -> list[str]:
     names = {**source.tree, **options_of(source, dialect)}
-    found = [mark for mark in dialect.marks if mark in names]
-    return found + [f"the reward '{reward}'" for reward in _rewards(names) if reward in dialect.reward_marks]
+    found = [mark for mark in dialect.unique_options if mark in names]
+    return found + [f"the reward '{reward}'" for reward in _rewards(names) if reward in dialect.unique_rewards]
 
 
 def _rewards(names: Mapping[str, Any]) -> list[str]:

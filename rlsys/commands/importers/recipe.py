@@ -6,29 +6,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlsys.commands.importers.options import ABSENT, Mark, Option, default_at, latest_default
+from rlsys.commands.importers.options import ABSENT, NoDefault, Option, default_at, latest_default
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunSize:
     """What a recipe needs to know and its file does not say."""
 
     num_processes: int | None = None  # of their trainer; None: what the file says, or 1
     num_rows: int | None = None  # of the training data, to turn epochs into steps
 
 
-class Draft:
+class Recipe:
     """Options given and their defaults on one side, our keys written so far on the other.
 
-    Every option ends in one place: written by a rule (or the same here), refused, or moot.
+    Every option ends in one place: written by a rule (or the same here), unsupported, or moot.
     """
 
-    def __init__(self, options: Mapping[str, Option], given: Mapping[str, Any], version: str, setting: Setting) -> None:
-        self.setting = setting
+    def __init__(self, options: Mapping[str, Option], given: Mapping[str, Any], version: str, size: RunSize) -> None:
+        self.size = size
         self.version = version
         self.written: dict[str, Any] = {}
-        self.refusals: dict[str, str] = {}
-        self.moot_because: dict[str, str] = {}
+        self.unsupported: dict[str, str] = {}
+        self.ignored: dict[str, str] = {}
         self.notes: dict[str, str] = {}
         self.remarks: list[str] = []
         self._given = given
@@ -43,7 +43,7 @@ class Draft:
         found = self._given.get(name)
         if found is None:
             found = self._defaults.get(name)
-        return None if isinstance(found, Mark) else found
+        return None if isinstance(found, NoDefault) else found
 
     def detail(self, name: str) -> Any:
         """The same; where the version does not have the option yet, the default that it came to have.
@@ -52,7 +52,9 @@ class Draft:
         """
         value = self.value(name)
         newest = latest_default(self._options[name])
-        return newest if value is None and self._defaults[name] is ABSENT and not isinstance(newest, Mark) else value
+        return (
+            newest if value is None and self._defaults[name] is ABSENT and not isinstance(newest, NoDefault) else value
+        )
 
     def given(self, name: str) -> bool:
         """Whether the file sets the option to something."""
@@ -70,13 +72,13 @@ class Draft:
         """Set our `key`."""
         self.written[key] = value
 
-    def refuse(self, name: str, reason: str) -> None:
+    def mark_unsupported(self, name: str, reason: str) -> None:
         """The option's value is not supported."""
-        self.refusals.setdefault(name, reason)
+        self.unsupported.setdefault(name, reason)
 
-    def moot(self, name: str, reason: str) -> None:
+    def mark_ignored(self, name: str, reason: str) -> None:
         """The option has no effect in this recipe."""
-        self.moot_because.setdefault(name, reason)
+        self.ignored.setdefault(name, reason)
 
     def note(self, name: str, text: str) -> None:
         """A difference that remains, to be read beside the option."""
