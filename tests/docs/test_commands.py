@@ -147,5 +147,7 @@ def test_the_keys_that_a_run_writes_are_documented(tmp_path: Path) -> None:
     write_run(tmp_path / "run", Recipe())
     file = tmp_path / "run" / "metrics.jsonl"
     rows = [json.loads(line) for line in file.open()]
-    file.write_text("".join(json.dumps({k: v for k, v in row.items() if not k.startswith("my/")}) + "\n" for row in rows))
+    file.write_text(
+        "".join(json.dumps({k: v for k, v in row.items() if not k.startswith("my/")}) + "\n" for row in rows)
+    )
     check_metrics(tmp_path)

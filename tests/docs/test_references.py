@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -19,9 +21,17 @@ from tests.docs.pages import NOT_RUN, OUTPUT, ROOT, Block, Page, pages, written_
 PAGES = written_pages()
 IN_THE_TREE = re.compile(r"(?<![\w./~-])(?:rlsys|configs|launch|benchmarks|tests|docs)/[\w./*-]*[\w*/]")
 README_BYTES = 10_000
+VALUE = "\0"  # in place of an f-string's value
+SHORTEST = 4  # characters of a quoted message that are looked for
+FILES = (".jsonl", ".json", ".yaml", ".py", ".md")
 KEY = re.compile(r"[a-z_]+(?:\.[a-z_0-9]+)*")
 # `rlsys eval` and what follows the benchmarks' own arguments take overrides as `rlsys train` does.
-TAKE_OVERRIDES = (["rlsys", "train"], ["rlsys", "eval"], ["bash", "launch/quickstart.sh"], ["bash", "launch/ray_job.sh"])
+TAKE_OVERRIDES = [
+    ["rlsys", "train"],
+    ["rlsys", "eval"],
+    ["bash", "launch/quickstart.sh"],
+    ["bash", "launch/ray_job.sh"],
+]
 
 
 def by_name(page: Page) -> str:
@@ -83,18 +93,27 @@ def overrides_of(words: list[str]) -> list[str] | None:
     """The overrides of a command that takes some; None for any other command."""
     if words[:2] == ["python", "-m"] and "--write" in words:
         return [word for word in words[3:] if "=" in word]
-    if words[:2] not in TAKE_OVERRIDES or "experiment" in " ".join(words[:1]):
+    if words[:2] not in TAKE_OVERRIDES:
         return None
     return [word for word in words[2:] if not word.startswith("-") and ("=" in word or word.startswith("~"))]
 
 
 def with_overrides() -> Iterator[tuple[Block, list[str], list[str]]]:
     for block in blocks("bash"):
+        if block.marker == "fragment":
+            continue
         for words in block.commands():
             while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # variables of the environment
                 words = words[1:]
             if (found := overrides_of(words)) is not None:
                 yield block, words, found
+
+
+def write_files(page: Page) -> None:
+    """Write the page's blocks that are files into the working directory."""
+    for block in page.blocks:
+        if block.file is not None:
+            Path(block.file).write_text(block.text, encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -105,9 +124,7 @@ def test_the_overrides_of_commands_compose_and_pass_the_checks(
     block: Block, words: list[str], overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for other in Page(block.page).blocks:
-        if other.file is not None:
-            Path(other.file).write_text(other.text, encoding="utf-8")
+    write_files(Page(block.page))
     if "--multirun" in words or any("recipe.rlsys.yaml" in override for override in overrides):
         pytest.skip("a sweep, or a file that an earlier command writes: the test of the page's commands runs it")
     try:
@@ -119,19 +136,21 @@ def test_the_overrides_of_commands_compose_and_pass_the_checks(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
-def test_options_that_are_named_exist(page: Page) -> None:
+def test_options_that_are_named_exist(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_files(page)
     known, folder = set(known_keys()), config_dir()
     roots = {key for key in known if "." not in key} | set(groups(folder))
     for span in page.code_spans:
-        key, equals, _ = span.partition("=")
-        if "/" in span or not KEY.fullmatch(key) or key.split(".")[0] not in roots or not (equals or "." in key):
+        key, _, value = span.partition("=")
+        if not KEY.fullmatch(key) or key.split(".")[0] not in roots or span.endswith(("=", *FILES)):
             continue
-        if equals:
+        if value:
             try:
                 load_config([span])
             except RlsysError as error:
                 pytest.fail(f"{page.name} names {span}: {error}")
-        else:
+        elif "." in key:
             is_open = any(key.startswith(f"{node}.") for node in OPEN_NODES)
             assert key in known or is_open, f"{page.name} names the option {key}, which does not exist"
 
@@ -141,6 +160,37 @@ def test_the_modules_of_the_benchmarks_exist() -> None:
         for words in block.commands():
             if words[:2] == ["python", "-m"]:
                 assert importlib.util.find_spec(words[2]) is not None, f"{block.where}: no module {words[2]}"
+    for span in Page("benchmarks/results/README.md").code_spans:
+        if span.startswith("python -m "):
+            assert importlib.util.find_spec(span.split()[2]) is not None, f"no module for {span}"
+
+
+@functools.cache
+def texts() -> str:
+    """Every text in the package's code, an f-string's values left out, and the scripts under launch/."""
+    found = []
+    for path in [*ROOT.glob("rlsys/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append(_joined(node))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join([*found, *(path.read_text(encoding="utf-8") for path in ROOT.glob("launch/*.sh"))])
+
+
+def _joined(node: ast.JoinedStr) -> str:
+    return "".join(str(part.value) if isinstance(part, ast.Constant) else VALUE for part in node.values)
+
+
+def test_messages_that_are_quoted_stand_in_the_code() -> None:
+    """In the tables of symptoms a quoted message is cut at `...` and at its numbers (`N`, `M`)."""
+    text, tables = texts(), Page("docs/troubleshooting.md").text.partition("## The metrics")[0]
+    for line in tables.splitlines():
+        if not line.startswith("| `"):
+            continue
+        for part in re.split(r"\.\.\.|\b[NM]\b|rollout/0|'\w+'", re.findall(r"`([^`]+)`", line)[0]):
+            wanted = part.strip(" :'")
+            assert len(wanted) < SHORTEST or wanted in text, f"docs/troubleshooting.md quotes {wanted!r}"
 
 
 def test_presets_registered_functions_and_experiments_are_documented() -> None:
