@@ -29,6 +29,7 @@ NOT_RUN = {
     "benchmark": "measures for minutes to hours on a machine that does nothing else: the module must exist",
     "fragment": "shows a part of a file or of an output",
 }
+FAILS = "fails"  # a block that ends with an error, on purpose
 OUTPUT = "output"  # a text block: every line of it is printed by the block before it; `...` stands for any lines
 
 

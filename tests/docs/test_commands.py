@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import OUTPUT, ROOT, Block, Page, written_pages
+from tests.docs.pages import FAILS, OUTPUT, ROOT, Block, Page, written_pages
 from tests.run_folder import Recipe, write_run
 
 SHORT = ("train.num_steps=2", "model.build.warmup.max_steps=0", "data.eval_limit=8")
@@ -58,7 +58,9 @@ def run_block(block: Block, folder: Path, env: dict[str, str], limit_s: float) -
     result = subprocess.run(
         command, cwd=folder, env=env, timeout=limit_s, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    assert result.returncode == 0, f"{block.where} ended with {result.returncode}:\n{result.stdout[-4000:]}"
+    assert (result.returncode != 0) == (FAILS in block.words), (
+        f"{block.where} ended with {result.returncode}:\n{result.stdout[-4000:]}"
+    )
     return result.stdout
 
 
@@ -118,9 +120,8 @@ def test_the_first_run_of_the_readme_on_the_cpu(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     subprocess.run(["rlsys", "make-model", "tiny"], cwd=folder, env=env, check=True, timeout=ALLOWED_S)
-    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    config = json.loads((folder / "tiny" / "tokenizer_config.json").read_text())
-    (folder / "tiny" / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "activate").touch()  # the test's own environment is active already
     for block in Page("README.md").blocks:
         if block.file is not None or (block.marker == "gpu" and "rlsys train" in block.text):
             run_block(block, folder, env, LONG_S)

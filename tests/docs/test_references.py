@@ -16,7 +16,7 @@ from rlsys.config.overrides import config_dir, groups, known_keys
 from rlsys.config.schema import OPEN_NODES
 from rlsys.errors import RlsysError
 from rlsys.preflight.checks import check_config
-from tests.docs.pages import NOT_RUN, OUTPUT, ROOT, Block, Page, pages, written_pages
+from tests.docs.pages import FAILS, NOT_RUN, OUTPUT, ROOT, Block, Page, pages, written_pages
 
 PAGES = written_pages()
 IN_THE_TREE = re.compile(r"(?<![\w./~-])(?:rlsys|configs|launch|benchmarks|tests|docs)/[\w./*-]*[\w*/]")
@@ -79,8 +79,10 @@ def blocks(*languages: str) -> list[Block]:
 def test_blocks_have_a_language_and_known_words(page: Page) -> None:
     for block in page.blocks:
         assert block.language, f"{block.where}: no language behind ```"
-        unknown = [word for word in block.words if word not in (*NOT_RUN, OUTPUT) and not word.startswith("file=")]
-        assert not unknown, f"{block.where}: {unknown}; known: {', '.join([*NOT_RUN, OUTPUT])}, file=NAME"
+        unknown = [
+            word for word in block.words if word not in (*NOT_RUN, FAILS, OUTPUT) and not word.startswith("file=")
+        ]
+        assert not unknown, f"{block.where}: {unknown}; known: {', '.join([*NOT_RUN, FAILS, OUTPUT])}, file=NAME"
 
 
 def test_the_reasons_why_blocks_are_not_run_are_documented() -> None:
@@ -100,7 +102,7 @@ def overrides_of(words: list[str]) -> list[str] | None:
 
 def with_overrides() -> Iterator[tuple[Block, list[str], list[str]]]:
     for block in blocks("bash"):
-        if block.marker == "fragment":
+        if block.marker == "fragment" or FAILS in block.words:
             continue
         for words in block.commands():
             while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # variables of the environment
