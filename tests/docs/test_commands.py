@@ -1,6 +1,6 @@
 """Every command and script of the documentation is run, page by page, or says in its fence why not.
 
-A page's blocks run in order in one folder, so that a later one finds the files of an earlier one. `long` blocks run
+A page's blocks run in order in one folder, where all of its files are written first. `long` blocks run
 with `-m long`, in a folder of their own, and every training is cut to two steps of a policy without warm-up.
 """
 
@@ -44,12 +44,15 @@ def shim(folder: Path, extra: tuple[str, ...] = ()) -> dict[str, str]:
     }
 
 
+def write_files(page: Page, folder: Path) -> None:
+    """Write every block of a page that is a file."""
+    for block in page.blocks:
+        if block.file is not None:
+            (folder / block.file).write_text(block.text, encoding="utf-8")
+
+
 def run_block(block: Block, folder: Path, env: dict[str, str], limit_s: float) -> str:
-    """What the block prints. A file is written first; a python file is run too."""
-    if block.file is not None:
-        path = folder / block.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(block.text, encoding="utf-8")
+    """Run a block and return what it prints; of a file with data, nothing."""
     if block.language not in LANGUAGES:
         return ""
     command = ["bash", "-euo", "pipefail", "-c", block.text]
@@ -89,6 +92,7 @@ def test_the_commands_of_a_page_run(page: Page, tmp_path: Path) -> None:
     folder.mkdir()
     for name, seed in (("mine", 0), ("one", 1), ("two", 2)):
         write_run(folder / "runs" / name, Recipe(seed=seed))
+    write_files(page, folder)
     printed = ""
     for block in page.blocks:
         if runs_at_once(block):
@@ -104,8 +108,9 @@ def test_the_long_commands_of_a_page_run(page: Page, tmp_path: Path) -> None:
     env = shim(tmp_path / "bin", SHORT)
     folder = tmp_path / "work"
     folder.mkdir()
+    write_files(page, folder)
     for block in page.blocks:
-        if block.marker == "long" or (block.file is not None and block.marker is None):
+        if block.marker == "long":
             run_block(block, folder, env, LONG_S)
     check_metrics(folder)
 
@@ -122,8 +127,9 @@ def test_the_first_run_of_the_readme_on_the_cpu(tmp_path: Path) -> None:
     subprocess.run(["rlsys", "make-model", "tiny"], cwd=folder, env=env, check=True, timeout=ALLOWED_S)
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "activate").touch()  # the test's own environment is active already
+    write_files(Page("README.md"), folder)
     for block in Page("README.md").blocks:
-        if block.file is not None or (block.marker == "gpu" and "rlsys train" in block.text):
+        if block.marker == "gpu":
             run_block(block, folder, env, LONG_S)
     check_metrics(folder)
 
