@@ -1,7 +1,7 @@
 """Every command and script of the documentation is run, page by page, or says in its fence why not.
 
-A page's blocks run in order in one folder, where all of its files are written first. `long` blocks run
-with `-m long`, in a folder of their own, and every training is cut to two steps of a policy without warm-up.
+A page's blocks run in order in one folder, where all of its files are written first. `long` blocks run with `-m long`,
+in a folder of their own, and every training is cut to two steps of a policy without warm-up.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,20 +52,31 @@ def write_files(page: Page, folder: Path) -> None:
             (folder / block.file).write_text(block.text, encoding="utf-8")
 
 
-def run_block(block: Block, folder: Path, env: dict[str, str], limit_s: float) -> str:
+def run_block(block: Block, folder: Path, env: dict[str, str], limit_s: int) -> str:
     """Run a block and return what it prints; of a file with data, nothing."""
     if block.language not in LANGUAGES:
         return ""
     command = ["bash", "-euo", "pipefail", "-c", block.text]
     if block.language == "python":
         command = [str(sys.executable), *([block.file] if block.file else ["-c", block.text])]
-    result = subprocess.run(
-        command, cwd=folder, env=env, timeout=limit_s, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
-    assert (result.returncode != 0) == (FAILS in block.words), (
-        f"{block.where} ended with {result.returncode}:\n{result.stdout[-4000:]}"
+    try:
+        printed, _ = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)  # what the block started too
+        pytest.fail(f"{block.where} did not end within {limit_s} s:\n{process.communicate()[0][-4000:]}")
+    assert (process.returncode != 0) == (FAILS in block.words), (
+        f"{block.where} ended with {process.returncode}:\n{printed[-4000:]}"
     )
-    return result.stdout
+    return printed
 
 
 def check_output(block: Block, printed: str) -> None:
