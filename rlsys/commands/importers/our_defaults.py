@@ -33,7 +33,7 @@ def defaults() -> dict[str, Any]:
 
 
 @functools.cache
-def _schema_keys() -> list[str]:
+def _schema_keys() -> frozenset[str]:
     return known_keys()
 
 
