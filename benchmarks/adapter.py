@@ -39,15 +39,16 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
     from rlsys.models.parameters import adapter_parameters
     from rlsys.models.policy import load_policy
     from rlsys.rollout.served_adapters import AdapterSlots
-    from rlsys.rollout.worker import EngineModel, RolloutWorker
+    from rlsys.rollout.setup import EngineSetup
+    from rlsys.rollout.worker import RolloutWorker
     from rlsys.runtime.calls import fetch
     from rlsys.weights.packed_adapter import pack_adapter
 
     config, lora = broadcast_config(folder, BUCKET_MIB), LoraConfig(rank=rank)
     wanted = demands(config)["rollout"]
     with connected(config, {"rollout": wanted}) as cluster:
-        model = EngineModel(str(folder), MAX_TOKENS, slots=AdapterSlots(rank, 1))
-        worker = cluster.start(RolloutWorker, wanted[0], 0, config.rollout, model, "gloo", 0, max_concurrency=8)
+        setup = EngineSetup(config.rollout, str(folder), MAX_TOKENS, "gloo", seed=0, slots=AdapterSlots(rank, 1))
+        worker = cluster.start(RolloutWorker, wanted[0], 0, setup, max_concurrency=8)
         wait(fetch(worker.start.remote(), who="rollout/0", what="starting"))
         policy = load_policy(str(folder), torch.bfloat16, packing="padded", lora=lora)
         state = {name: torch.randn_like(p) for name, p in adapter_parameters(policy.hf).items()}

@@ -14,7 +14,8 @@ import torch
 
 from benchmarks.loop import wait
 from rlsys.config.schema import Config
-from rlsys.rollout.worker import EngineModel, RolloutWorker
+from rlsys.rollout.setup import EngineSetup
+from rlsys.rollout.worker import RolloutWorker
 from rlsys.runtime.calls import fetch
 from rlsys.types import GroupRequest, Sampling
 from rlsys.weights.manifest import buckets, from_update_info, total_bytes, views
@@ -72,8 +73,8 @@ def engine_side(folder: Path, bucket_mib: int) -> Iterator[Callable[..., dict[st
     config = broadcast_config(folder, bucket_mib)
     wanted = demands(config)["rollout"]
     with connected(config, {"rollout": wanted}) as cluster:
-        arguments = (0, config.rollout, EngineModel(str(folder), MAX_TOKENS), "gloo", 0)
-        worker = cluster.start(MeasuredWorker, wanted[0], *arguments, max_concurrency=8)
+        setup = EngineSetup(config.rollout, str(folder), MAX_TOKENS, "gloo", seed=0)
+        worker = cluster.start(MeasuredWorker, wanted[0], 0, setup, max_concurrency=8)
         wait(fetch(worker.start.remote(), who="rollout/0", what="starting"))
         model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         sender = WeightSender(model, torch.bfloat16, rank=0, bucket_bytes=bucket_mib * 2**20)

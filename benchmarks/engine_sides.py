@@ -27,7 +27,7 @@ def engine_env(workload: Workload, tokens: int) -> dict[str, str]:
 def pool_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
     """One rollout worker through Ray, started as a run starts it."""
     from rlsys.build.run import connected, start_rollout
-    from rlsys.rollout.worker import LOADED_VERSION
+    from rlsys.rollout.setup import LOADED_VERSION
     from rlsys.types import Sampling
 
     prepared = prepare(rlsys_config(workload, max_tokens))

@@ -33,11 +33,12 @@ from benchmarks import report
 from benchmarks.rlsys_side import ClockedDisplay
 from benchmarks.sampling import sample
 from benchmarks.workload import Workload, build_workload, rlsys_config, side_env
-from rlsys.build.run import Run, build_broadcaster, build_orchestrator, build_run, open_run, sampling_plan
+from rlsys.build.run import Run, build_broadcaster, build_orchestrator, build_run, open_run
 from rlsys.config.schema import Config
 from rlsys.data.order import EpochOrder
 from rlsys.data.stream import PromptStream
 from rlsys.orchestrator.batch import StepBatch
+from rlsys.orchestrator.from_config import sampling_plan
 from rlsys.preflight.prepare import prepare
 from rlsys.reference.policy import FrozenReference
 from rlsys.run_folder.checkpoint import RunState

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlsys.algorithms import advantages
-from rlsys.algorithms.requirements import learner_is_reference, needs_greedy
+from rlsys.algorithms.requirements import learner_is_reference
 from rlsys.build.checkpoints import Checkpoints, newest, start_coefficients
 from rlsys.build.placement import demands
 from rlsys.config.schema import Config
@@ -26,9 +24,9 @@ from rlsys.learner.policy_group import PolicyGroup
 from rlsys.learner.setup import CriticSetup, PolicySetup
 from rlsys.metrics.display import Display
 from rlsys.metrics.step import StageClock
-from rlsys.orchestrator.admission import Admission
 from rlsys.orchestrator.experience import ExperienceBuilder
-from rlsys.orchestrator.orchestrator import GroupRule, Orchestrator
+from rlsys.orchestrator.from_config import admission_of, group_rule_of, sampling_plan
+from rlsys.orchestrator.orchestrator import Orchestrator
 from rlsys.orchestrator.router import Router
 from rlsys.orchestrator.sampling import GroupSampler
 from rlsys.preflight.prepared import Prepared
@@ -38,8 +36,7 @@ from rlsys.reference.pool import ReferencePool
 from rlsys.reference.worker import ReferenceSetup
 from rlsys.rewards.entry import wants_whole_groups
 from rlsys.rollout.pool import RolloutPool
-from rlsys.rollout.served_adapters import AdapterSlots
-from rlsys.rollout.worker import EngineModel
+from rlsys.rollout.setup import EngineSetup
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.metrics import MetricsWriter
 from rlsys.run_folder.rollouts import RolloutWriter
@@ -51,7 +48,6 @@ from rlsys.runtime.room import Demand
 from rlsys.runtime.timeline_collector import TimelineCollector
 from rlsys.scoring.pool import RewardPool
 from rlsys.scoring.worker import ScoringSetup
-from rlsys.types import Sampling
 from rlsys.weights.backend import weight_backend
 from rlsys.weights.broadcaster import AdapterBroadcaster, Broadcaster, WeightBroadcaster
 from rlsys.weights.canary import WeightCanary, canary_text
@@ -272,25 +268,7 @@ def build_run(
 
 def start_rollout(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> RolloutPool:
     """Start the engines' processes."""
-    config = prepared.config
-    rollout = replace(config.rollout, dtype=config.rollout.dtype or config.learner.dtype)
-    return RolloutPool(
-        cluster,
-        rollout,
-        wanted,
-        EngineModel(prepared.model_path, prepared.max_tokens, config.model.trust_remote_code, adapter_slots(config)),
-        weight_backend(config),
-        config.seed,
-    )
-
-
-def adapter_slots(config: Config) -> AdapterSlots | None:
-    """Return what engines keep ready for adapters; None where they serve none."""
-    lora = config.learner.lora
-    if not lora.syncs_adapter_only:
-        return None
-    quantization = None if lora.quantize_base is None else "bitsandbytes"
-    return AdapterSlots(lora.rank, 1 + config.train.max_staleness, config.model.adapter, quantization)
+    return RolloutPool(cluster, EngineSetup.of(prepared), wanted)
 
 
 def start_scoring(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> RewardPool:
@@ -362,45 +340,14 @@ def build_orchestrator(
     prompts: PromptStream,
 ) -> Orchestrator:
     """Return what feeds the loop from `policy_version` on."""
-    train, rule = config.train, config.algorithm.groups
-    is_resampling = rule.zero_variance == "resample"
-    oversample = rule.oversample if is_resampling else 1.0
-    tries = rule.max_tries if is_resampling else 1
-    admission = Admission(
-        train.prompts_per_step,
-        train.max_staleness,
-        policy_version=policy_version,
-        num_steps=train.num_steps,
-        max_rejects_per_step=(tries - 1) * math.ceil(train.prompts_per_step * oversample),
-        oversample=oversample,
-    )
-    estimator = str(config.algorithm.advantage["name"])
-    group_rule = GroupRule(
-        prompts_per_step=train.prompts_per_step,
-        keeps_equal_rewards=rule.zero_variance == "keep",
-        compares_parts=bool(advantages.registry.fact(estimator, "by_parts", default=False)),
-        on_error=config.scoring.on_error,
-    )
     return Orchestrator(
         cluster.calls.background,
         sampler,
-        admission,
+        admission_of(config, policy_version),
         prompts,
         sampling_plan(config),
-        group_rule,
+        group_rule_of(config),
         reference.queue,
         deadline_s=config.rollout.deadline_s,
         idle_shares=cluster.calls.occupancy.take,
     )
-
-
-def sampling_plan(config: Config) -> list[Sampling]:
-    """Return how each prompt is sampled: for training, and once greedily where the estimator asks for a baseline."""
-    training = Sampling(
-        temperature=config.rollout.temperature,
-        max_response_tokens=config.rollout.max_response_tokens,
-        samples_per_prompt=config.train.samples_per_prompt,
-        ignore_eos=config.rollout.ignore_eos,
-    )
-    greedy = replace(training, temperature=0.0, samples_per_prompt=1)
-    return [training, greedy] if needs_greedy(config) else [training]

@@ -128,7 +128,7 @@ def _evaluated(prepared: Prepared, responses: Path | None) -> list[Evaluation]:
     """Start engines and scoring workers, evaluate, and write the responses to a file when one is given."""
     from rlsys.build.run import open_evaluation
     from rlsys.evaluation.evaluate import evaluate
-    from rlsys.rollout.worker import LOADED_VERSION
+    from rlsys.rollout.setup import LOADED_VERSION
     from rlsys.runtime.interrupt import run_until_interrupted
 
     async def whole() -> Evaluations:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Protocol
 
 from rlsys.errors import DeadlineError, SampleError, WorkerDiedError, WorkerError
@@ -181,19 +181,18 @@ class GroupSampler:
             unit = ScoringUnit(prompt, tuple(together), self.step)
             scores.append((unit, self.scoring.put(unit)))
 
-        self.num_sampling += 1
-        try:
-            with lease:
-                engine = self._engines[lease.engine]
-                async with engine.sample(prompt, plan, stream=group_id, policy_version=policy_version) as finished:
-                    async for new in finished:
-                        lease.release(len(new))
-                        self.last_sample_at = time.perf_counter()
-                        samples |= {sample.number: sample for sample in new}
-                        if not self._whole_groups:
-                            score(new)
-        finally:
-            self.num_sampling -= 1
+        def take(delivered: Sequence[Sample]) -> None:
+            lease.release(len(delivered))
+            self.last_sample_at = time.perf_counter()
+            samples.update((sample.number, sample) for sample in delivered)
+            if not self._whole_groups:
+                score(delivered)
+
+        engine = self._engines[lease.engine]
+        with lease, self._counted("num_sampling"):
+            async with engine.sample(prompt, plan, stream=group_id, policy_version=policy_version) as finished:
+                async for delivered in finished:
+                    take(delivered)
         if self._whole_groups:
             score([samples[number] for number in sorted(samples)])
         return samples, scores
@@ -209,16 +208,13 @@ class GroupSampler:
         """Wait for the rewards and put the group together, in the order of its samples."""
         rewards: dict[int, Reward] = {}
         logged: dict[str, list[float]] = {}
-        self.num_scoring += 1
-        try:
+        with self._counted("num_scoring"):
             for unit, future in scores:
                 given, notes = await future
                 rewards |= {sample.number: reward for sample, reward in zip(unit.samples, given, strict=True)}
                 for name, value in notes.items():
                     logged.setdefault(name, []).append(value)
-        finally:
-            self.num_scoring -= 1
-            self.last_score_at = time.perf_counter()
+        self.last_score_at = time.perf_counter()
         size = plan[0].samples_per_prompt
         ordered = [samples[number] for number in range(size)]
         rollout = RolloutGroup(
@@ -233,3 +229,12 @@ class GroupSampler:
             baseline=rewards[size] if len(plan) > 1 else None,
             logged={name: sum(values) / len(values) for name, values in logged.items()},
         )
+
+    @contextmanager
+    def _counted(self, depth: str) -> Iterator[None]:
+        """Count a group in one of the depths that metrics show."""
+        setattr(self, depth, getattr(self, depth) + 1)
+        try:
+            yield
+        finally:
+            setattr(self, depth, getattr(self, depth) - 1)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.config.schema import RolloutConfig
 from rlsys.rollout.engine_client import EngineClient
+from rlsys.rollout.setup import EngineSetup
 from rlsys.rollout.worker import RolloutWorker
 from rlsys.runtime.calls import fetch
 from rlsys.runtime.chunks import chunks_of, picked
@@ -23,17 +23,17 @@ MAX_CONCURRENT_CALLS = 64
 class RolloutPool:
     """Interchangeable engines, by index. Token arrays stay in the object store; the driver sees summaries."""
 
-    def __init__(self, cluster: Cluster, config: RolloutConfig, demands: list[Demand], *worker_args: Any) -> None:
+    def __init__(self, cluster: Cluster, setup: EngineSetup, demands: list[Demand]) -> None:
         self._calls = cluster.calls
         self.names = [demand.name for demand in demands]
         self.num_workers = len(demands)
-        self.workers_per_engine = config.tensor_parallel_size
+        self.workers_per_engine = setup.rollout.tensor_parallel_size
         self._workers = [
-            cluster.start(RolloutWorker, demand, index, config, *worker_args, max_concurrency=MAX_CONCURRENT_CALLS)
+            cluster.start(RolloutWorker, demand, index, setup, max_concurrency=MAX_CONCURRENT_CALLS)
             for index, demand in enumerate(demands)
         ]
         self.engines = [
-            EngineClient(name, worker, cluster.calls, linger_s=config.linger_s)
+            EngineClient(name, worker, cluster.calls, linger_s=setup.rollout.linger_s)
             for name, worker in zip(self.names, self._workers, strict=True)
         ]
 

@@ -6,16 +6,15 @@ import asyncio
 import itertools
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlsys.config.schema import RolloutConfig
 from rlsys.errors import WorkerError
 from rlsys.rollout.finished_queue import FinishedQueue
-from rlsys.rollout.served_adapters import Adapters, AdapterSlots
+from rlsys.rollout.served_adapters import Adapters
+from rlsys.rollout.setup import LOADED_VERSION, EngineSetup
 from rlsys.rollout.trajectory import prompt_logprobs, summary_of, trajectory_of
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
@@ -23,23 +22,9 @@ from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
 from rlsys.weights.packed_adapter import PackedAdapter
 
-LOADED_VERSION = -1
-"""Policy version of weights read from `model.path`, before any broadcast."""
-
-
 PROBE_TRIES = 3
 TRANSFER_POLL_S = 0.01
 """Between two looks at a transfer that goes on beside generation; an engine answers between its steps."""
-
-
-@dataclass(frozen=True)
-class EngineModel:
-    """What an engine serves."""
-
-    path: str
-    max_tokens: int  # of the longest trajectory
-    trust_remote_code: bool = False
-    slots: AdapterSlots | None = None  # for adapters, where the policy has them
 
 
 class RolloutWorker:
@@ -49,20 +34,11 @@ class RolloutWorker:
     go unnoticed. A newer one is no fault: weights change while requests run, and every token has its version.
     """
 
-    def __init__(
-        self,
-        index: int,
-        config: RolloutConfig,
-        model: EngineModel,
-        backend: str,
-        seed: int,
-    ) -> None:
+    def __init__(self, index: int, setup: EngineSetup) -> None:
         log_worker()
         self._index = index
-        self._config = config
-        self._model = model
-        self._backend = backend
-        self._seed = seed
+        self._setup = setup
+        self._config = setup.rollout
         self._adapters: Adapters | None = None
         self._versions = [LOADED_VERSION]  # of every epoch, as the scheduler counts them; the last is served now
         self._probes = itertools.count()
@@ -77,29 +53,29 @@ class RolloutWorker:
         from vllm.config.weight_transfer import WeightTransferConfig
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        config, slots = self._config, self._model.slots
-        on_cpu = self._backend == "gloo"
+        config, slots = self._config, self._setup.slots
+        on_cpu = self._setup.backend == "gloo"
         memory: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         if on_cpu:
             memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
         arguments = AsyncEngineArgs(
-            model=self._model.path,
+            model=self._setup.model_path,
             skip_tokenizer_init=True,
             dtype=config.dtype,
             tensor_parallel_size=config.tensor_parallel_size,
-            trust_remote_code=self._model.trust_remote_code,
+            trust_remote_code=self._setup.trust_remote_code,
             # This run's longest trajectory: the engine insists on room in its cache for one of full length.
-            max_model_len=self._model.max_tokens,
+            max_model_len=self._setup.max_tokens,
             max_num_seqs=config.max_num_seqs,
             enforce_eager=config.enforce_eager,
             # Where only a part of a prompt is computed vLLM turns the request's generator back: CPUs' cannot be.
             enable_chunked_prefill=False if on_cpu and config.seeded else None,
             # Raw log-probabilities would ignore the temperature that the tokens were sampled with.
             logprobs_mode="processed_logprobs",
-            weight_transfer_config=WeightTransferConfig(backend=self._backend),
+            weight_transfer_config=WeightTransferConfig(backend=self._setup.backend),
             worker_extension_cls="rlsys.weights.receiver.WeightReceiver",
             generation_config="vllm",
-            seed=self._seed + self._index,
+            seed=self._setup.seed + self._index,
             disable_log_stats=True,
             async_scheduling=not on_cpu,
             scheduler_cls=f"rlsys.rollout.whole_responses.WholeResponse{'' if on_cpu else 'Async'}Scheduler",
@@ -132,7 +108,7 @@ class RolloutWorker:
         the transfer (with nccl and ipc they are one, and counted as both).
         """
         engine, keep = self._engine, self._config.inflight_kv == "keep"
-        if self._backend == "gloo":
+        if self._setup.backend == "gloo":
             await self._begin_transfer(update_info)
         # Not `pause_generation`: it sleeps for 20 ms after the engine has come to rest.
         await engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=not keep)
@@ -172,7 +148,7 @@ class RolloutWorker:
         for request in requests:
             samplings = [sampling for sampling in request.plan for _ in range(sampling.samples_per_prompt)]
             for sample, sampling in enumerate(samplings):
-                seed = response_seed(self._seed, request.stream, sample) if self._config.seeded else None
+                seed = response_seed(self._setup.seed, request.stream, sample) if self._config.seeded else None
                 self._start(request, sample, self._params(sampling, seed))
 
     async def finished(self, max_wait_s: float, linger_s: float) -> tuple[list[Finished], list[Trajectory | None]]:
@@ -243,7 +219,7 @@ class RolloutWorker:
         received_s = time.perf_counter() - started
         await self._engine.finish_weight_update()
         loaded_s = time.perf_counter() - started
-        if self._backend != "gloo":
+        if self._setup.backend != "gloo":
             return {"transfer_s": received_s, "reload_s": loaded_s}
         per_rank = await self._engine.collective_rpc("transfer_times")
         transfer_s, waited_s = (max(times) for times in zip(*per_rank, strict=True))

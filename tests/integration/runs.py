@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlsys.build.run import Run, open_run, sampling_plan
+from rlsys.build.run import Run, open_run
 from rlsys.config.compose import load_config
 from rlsys.metrics.display import Display
+from rlsys.orchestrator.from_config import sampling_plan
 from rlsys.preflight.prepare import prepare
 from rlsys.train import train
 from rlsys.types import ScoredGroup

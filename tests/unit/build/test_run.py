@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rlsys.build.checkpoints import start_coefficients
-from rlsys.build.run import sampling_plan
 from rlsys.config.compose import load_config
+from rlsys.orchestrator.from_config import sampling_plan
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.types import Coefficients
 

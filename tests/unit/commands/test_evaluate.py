@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rlsys.build.run import adapter_slots
 from rlsys.commands.evaluate import config_of
 from rlsys.config.compose import load_config
 from rlsys.errors import ConfigError
+from rlsys.rollout.setup import adapter_slots
 
 
 @pytest.fixture

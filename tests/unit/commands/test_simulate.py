@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlsys.commands.simulate.command import shape_of, simulate
+from rlsys.cli import execute
+from rlsys.commands.simulate.command import shape_of
 from rlsys.commands.simulate.costs import Costs, EngineCosts, SampledResponse, fit_engine, read_costs
 from rlsys.commands.simulate.engine import SimulatedEngine
 from rlsys.commands.simulate.run import Shape, Simulation
@@ -130,4 +131,4 @@ def test_a_run_that_cannot_be_simulated(tmp_path: Path) -> None:
         read_costs(RunFolder(run), load_config([]))
     (run / "config.yaml").write_text("leaner: {lr: 1}\n")
     with pytest.raises(ConfigError, match=r"config\.yaml was not written by this version of rlsys"):
-        simulate([str(run)])
+        execute(["simulate", str(run)])

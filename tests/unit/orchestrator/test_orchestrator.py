@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from rlsys.build.run import sampling_plan
 from rlsys.config.schema import AlgorithmConfig, Config, GroupsConfig
 from rlsys.errors import DeadlineError, RlsysError, WorkerError
 from rlsys.orchestrator.batch import StepBatch, has_variance
+from rlsys.orchestrator.from_config import sampling_plan
 from rlsys.preflight.checks import check_config
 from rlsys.types import Reward, RewardPart
 from tests.unit.orchestrator.made_up_workers import Source

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from rlsys.rollout.finished_queue import FinishedQueue
-from rlsys.runtime.spans import Spans
+from rlsys.runtime.spans import SpanRecorder
 from rlsys.types import Finished
 
 LONG_S = 30.0
@@ -22,7 +22,7 @@ def run(scenario: Callable[[FinishedQueue], Coroutine[Any, Any, None]]) -> float
     """Seconds that it took; two requests run at first."""
 
     async def whole() -> None:
-        queue = FinishedQueue(Spans())
+        queue = FinishedQueue(SpanRecorder())
         queue.started()
         queue.started()
         await scenario(queue)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from rlsys.learner.ranks import divide
-
+from rlsys.learner.rank_group import divide
 from rlsys.types import ExperienceRow
 
 

@@ -1,0 +1,52 @@
+"""What the configuration asks of the orchestrator."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from rlsys.algorithms import advantages
+from rlsys.algorithms.requirements import needs_greedy
+from rlsys.config.schema import Config
+from rlsys.orchestrator.admission import Admission
+from rlsys.orchestrator.orchestrator import GroupRule
+from rlsys.types import Sampling
+
+
+def admission_of(config: Config, policy_version: int) -> Admission:
+    """Return the bound on groups in flight, from `policy_version` on."""
+    train, rule = config.train, config.algorithm.groups
+    is_resampling = rule.zero_variance == "resample"
+    oversample = rule.oversample if is_resampling else 1.0
+    tries = rule.max_tries if is_resampling else 1
+    return Admission(
+        train.prompts_per_step,
+        train.max_staleness,
+        policy_version=policy_version,
+        num_steps=train.num_steps,
+        max_rejects_per_step=(tries - 1) * math.ceil(train.prompts_per_step * oversample),
+        oversample=oversample,
+    )
+
+
+def group_rule_of(config: Config) -> GroupRule:
+    """Return which groups are trained."""
+    estimator = str(config.algorithm.advantage["name"])
+    return GroupRule(
+        prompts_per_step=config.train.prompts_per_step,
+        keeps_equal_rewards=config.algorithm.groups.zero_variance == "keep",
+        compares_parts=bool(advantages.registry.fact(estimator, "by_parts", default=False)),
+        on_error=config.scoring.on_error,
+    )
+
+
+def sampling_plan(config: Config) -> list[Sampling]:
+    """Return how each prompt is sampled: for training, and once greedily where the estimator asks for a baseline."""
+    training = Sampling(
+        temperature=config.rollout.temperature,
+        max_response_tokens=config.rollout.max_response_tokens,
+        samples_per_prompt=config.train.samples_per_prompt,
+        ignore_eos=config.rollout.ignore_eos,
+    )
+    greedy = replace(training, temperature=0.0, samples_per_prompt=1)
+    return [training, greedy] if needs_greedy(config) else [training]

@@ -1,0 +1,49 @@
+"""What a rollout worker is made of, from the run's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from rlsys.config.schema import Config, RolloutConfig
+from rlsys.preflight.prepared import Prepared
+from rlsys.rollout.served_adapters import AdapterSlots
+from rlsys.weights.backend import weight_backend
+
+# Policy version of weights read from `model.path`, before any broadcast.
+LOADED_VERSION = -1
+
+
+@dataclass(frozen=True)
+class EngineSetup:
+    """One rollout worker's part of the configuration."""
+
+    rollout: RolloutConfig
+    model_path: str
+    max_tokens: int  # of the longest trajectory
+    backend: str  # of weight transfers: nccl | ipc | gloo
+    seed: int
+    trust_remote_code: bool = False
+    slots: AdapterSlots | None = None  # for adapters, where the policy has them
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> EngineSetup:
+        """Return the setup of a run."""
+        config = prepared.config
+        return cls(
+            rollout=replace(config.rollout, dtype=config.rollout.dtype or config.learner.dtype),
+            model_path=prepared.model_path,
+            max_tokens=prepared.max_tokens,
+            backend=weight_backend(config),
+            seed=config.seed,
+            trust_remote_code=config.model.trust_remote_code,
+            slots=adapter_slots(config),
+        )
+
+
+def adapter_slots(config: Config) -> AdapterSlots | None:
+    """Return what engines keep ready for adapters; None where they serve none."""
+    lora = config.learner.lora
+    if not lora.syncs_adapter_only:
+        return None
+    quantization = None if lora.quantize_base is None else "bitsandbytes"
+    return AdapterSlots(lora.rank, 1 + config.train.max_staleness, config.model.adapter, quantization)
