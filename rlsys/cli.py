@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
 
 from rlsys.errors import RlsysError
+from rlsys.runtime.logs import log_to_terminal
 
 # Each command: the module that declares its arguments and does its work, and a line of help.
 COMMANDS = {
@@ -37,7 +37,7 @@ def main() -> None:
     """Run the console command; print errors meant for people without a traceback."""
     signal.signal(signal.SIGTERM, _interrupt)
     sys.path.insert(0, os.getcwd())  # finds `my_module:my_reward` beside the user, as `python -m` does
-    _show_log()
+    log_to_terminal(errors=sys.argv[1:2] not in (["train"], ["watch"]))  # of the others stdout is for results
     try:
         execute(sys.argv[1:])
     except RlsysError as error:
@@ -82,20 +82,6 @@ def _parser(name: str) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser
             implementation.add_arguments(made)
             made.set_defaults(run=implementation.run)
     return parser, commands.choices.get(name)
-
-
-class _PlainLines(logging.Handler):
-    """Shows what is logged as plain lines: of `train` on stdout, else on stderr, because stdout is for results."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        stream = sys.stdout if sys.argv[1:2] == ["train"] else sys.stderr  # looked up now: a live display replaces both
-        print(self.format(record), file=stream, flush=True)
-
-
-def _show_log() -> None:
-    logger = logging.getLogger("rlsys")
-    logger.handlers = [_PlainLines()]
-    logger.setLevel(logging.INFO)
 
 
 def _interrupt(*_: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from rlsys.metrics.step import Metrics
 from rlsys.run_folder.folder import RunFolder
 from rlsys.run_folder.jsonl import MetricsFollower
 
+logger = logging.getLogger(__name__)
 POLL_S = 0.5
 QUIET_S = 300.0  # without a step for this long, the watcher asks once whether the run is still going
 
@@ -35,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
         with display:
             _follow(run.path, num_steps, display, once=options.once)
     except KeyboardInterrupt:
-        display.say("stopped watching; the run continues")
+        logger.info("stopped watching; the run continues")
 
 
 def _follow(run_dir: Path, num_steps: int, display: Display, *, once: bool) -> None:
@@ -47,7 +49,7 @@ def _follow(run_dir: Path, num_steps: int, display: Display, *, once: bool) -> N
     for row, end in zip(rows, end_times(rows, last_row_at), strict=True):
         display.step(row, at=end)
     step = int(rows[-1]["step"] or 0) if rows else None
-    display.say(_status(run_dir, step, num_steps, time.time() - last_row_at))
+    logger.info("%s", _status(run_dir, step, num_steps, time.time() - last_row_at))
     is_quiet = False
     while not once and (step is None or step < num_steps):
         time.sleep(POLL_S)
@@ -57,9 +59,9 @@ def _follow(run_dir: Path, num_steps: int, display: Display, *, once: bool) -> N
             display.step(row, at=last_row_at)
         if not is_quiet and time.time() - last_row_at > QUIET_S:
             is_quiet = True
-            display.say(f"no step for {duration(time.time() - last_row_at)}: is the run still going?")
+            logger.info("no step for %s: is the run still going?", duration(time.time() - last_row_at))
     if not once:
-        display.say(f"{run_dir}: all {num_steps} steps are done")
+        logger.info("%s: all %d steps are done", run_dir, num_steps)
 
 
 def end_times(rows: Sequence[Metrics], last: float) -> list[float]:

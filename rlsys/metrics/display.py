@@ -1,13 +1,16 @@
-"""What a person sees while a run goes: a live table on a terminal, a plain line a step without one."""
+"""The progress of a run for a person: a live table on a terminal, one plain line per step elsewhere."""
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from typing import Any
 
 from rlsys.metrics.formatting import duration
 from rlsys.metrics.step import Metrics
+from rlsys.runtime.logs import terminal
+
+logger = logging.getLogger(__name__)
 
 NUMBERS = (
     ("reward", "reward/total/mean", 3),
@@ -17,21 +20,26 @@ NUMBERS = (
     ("tokens/s", "throughput/tokens_per_s", 0),
     ("step s", "time/step_s", 2),
 )
-STAGES = ("rollout", "reward", "reference", "update", "broadcast")
+STAGES = ("rollout", "scoring", "reference", "update", "broadcast")
 
 
 class Display:
-    """Use as a context; `step` after every step, `say` for anything else."""
+    """The progress of a run; use it as a context and call `step` after every step.
+
+    On a terminal a table stays below the messages. Elsewhere each step is a message of its own.
+    """
 
     def __init__(self, num_steps: int, *, live: bool | None = None) -> None:
+        """Show steps out of `num_steps`; `live` overrides whether the output is a terminal."""
         self._num_steps = num_steps
         self._first_step: int | None = None
         self._started = 0.0
         self._live: Any = None
-        if sys.stdout.isatty() if live is None else live:
+        console = terminal()
+        if console.is_terminal if live is None else live:
             from rich.live import Live
 
-            self._live = Live(refresh_per_second=4)
+            self._live = Live(console=console, refresh_per_second=4)
 
     def __enter__(self) -> Display:
         if self._live is not None:
@@ -42,15 +50,8 @@ class Display:
         if self._live is not None:
             self._live.__exit__(*error)
 
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, flush=True)
-
     def step(self, metrics: Metrics, *, at: float | None = None) -> None:
-        """Show one finished step; it ended `at`, in seconds of any one clock (now)."""
+        """Show one finished step; it ended `at`, in seconds of any one clock (default: now)."""
         step, at = int(metrics["step"] or 0), time.monotonic() if at is None else at
         if self._first_step is None or step < self._first_step:
             self._first_step, self._started = step, at
@@ -59,7 +60,7 @@ class Display:
         if self._live is not None:
             self._live.update(self._table(metrics, eta_s))
         else:
-            print(plain_line(metrics, self._num_steps, eta_s), flush=True)
+            logger.info("%s", plain_line(metrics, self._num_steps, eta_s))
 
     def _table(self, metrics: Metrics, eta_s: float | None) -> Any:
         from rich.console import Group

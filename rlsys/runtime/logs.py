@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import sys
 from pathlib import Path
-from typing import TextIO
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -17,30 +18,39 @@ FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 logger = logging.getLogger(__name__)
 
 
-class _PlainFormatter(logging.Formatter):
-    """The message alone; anything above INFO begins with its level."""
+class _PlainHandler(logging.Handler):
+    """Prints the message alone; anything above INFO begins with its level."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+    def __init__(self, errors: bool) -> None:
+        super().__init__()
+        self._errors = errors
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if record.levelno > logging.INFO:
+            text = f"{record.levelname.lower()}: {text}"
+        print(text, file=sys.stderr if self._errors else sys.stdout, flush=True)
 
 
-def log_to_terminal(stream: TextIO) -> Console:
+@functools.cache
+def terminal() -> Console:
+    """Return the process' console. Everything shown there goes through it, so that nothing tears a live table."""
+    return Console()
+
+
+def log_to_terminal(*, errors: bool = False) -> None:
     """Show messages of rlsys from INFO on; call it once.
 
     A terminal gets rich's handler. Anything else (a file, a pipe) gets plain lines, which rich would wrap.
 
-    Returns:
-        The console, for whatever else is to be shown there without tearing the messages.
+    Args:
+        errors: use the standard error stream, because the standard output is for results.
     """
-    console = Console(file=stream)
-    handler: logging.Handler = logging.StreamHandler(stream)
+    console = Console(stderr=True) if errors else terminal()
+    handler: logging.Handler = _PlainHandler(errors)
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, omit_repeated_times=False, markup=False)
-    else:
-        handler.setFormatter(_PlainFormatter())
     _add(handler)
-    return console
 
 
 def log_to_file(folder: Path, name: str) -> None:
@@ -70,4 +80,8 @@ def log_worker() -> None:
 def _add(handler: logging.Handler) -> None:
     root = logging.getLogger("rlsys")
     root.setLevel(logging.INFO)
+    # A process that runs several commands or workers (tests do) has one handler of each kind.
+    for before in [each for each in root.handlers if type(each) is type(handler)]:
+        root.removeHandler(before)
+        before.close()
     root.addHandler(handler)

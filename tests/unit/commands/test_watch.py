@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -33,11 +34,20 @@ def test_ends_follow_from_the_durations_of_later_steps() -> None:
     assert end_times([], 100.0) == []
 
 
-def test_once_shows_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(autouse=True)
+def _info(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "rlsys")
+
+
+def shown(caplog: pytest.LogCaptureFixture) -> str:
+    return "".join(f"{message}\n" for message in caplog.messages)
+
+
+def test_once_shows_what_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = write_run(tmp_path / "run", Recipe(num_steps=3))
     os.utime(run / "metrics.jsonl", (time.time() - 90, time.time() - 90))
     execute(["watch", str(run), "--once"])
-    printed = capsys.readouterr().out.splitlines()
+    printed = shown(caplog).splitlines()
     assert printed[0] == "step 0/5  accuracy 0.400"
     assert printed[2].startswith("step 2/5  reward 0.6")
     # Steps of 4.1 s: two more take 8.2 s.
@@ -45,7 +55,7 @@ def test_once_shows_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert printed[4] == f"{run}: step 3 of 5 ended 1 min 30 s ago"
 
 
-def test_a_run_is_watched_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_watched_to_its_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "config.yaml").write_text(json.dumps({"train": {"num_steps": 2}}))
     path = tmp_path / "metrics.jsonl"
 
@@ -58,7 +68,7 @@ def test_a_run_is_watched_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     writer.start()
     execute(["watch", str(tmp_path)])
     writer.join()
-    printed = capsys.readouterr().out.splitlines()
+    printed = shown(caplog).splitlines()
     assert printed[0] == f"{tmp_path}: no step of 2 has ended yet"
     assert [line.split("  ")[0] for line in printed[1:-1]] == ["step 0/2", "step 1/2", "step 2/2"]
     assert printed[-1] == f"{tmp_path}: all 2 steps are done"
@@ -72,13 +82,13 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.time, "sleep", interrupt)
 
 
-def test_ctrl_c_stops_watching_only(tmp_path: Path, interrupted: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_stops_watching_only(tmp_path: Path, interrupted: None, caplog: pytest.LogCaptureFixture) -> None:
     execute(["watch", str(write_run(tmp_path / "run", Recipe(num_steps=1)))])
-    assert capsys.readouterr().out.endswith("stopped watching; the run continues\n")
+    assert shown(caplog).endswith("stopped watching; the run continues\n")
 
 
 def test_a_long_pause_is_reported_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = write_run(tmp_path / "run", Recipe(num_steps=4))
     os.utime(run / "metrics.jsonl", (time.time() - 1000, time.time() - 1000))
@@ -90,7 +100,7 @@ def test_a_long_pause_is_reported_once(
 
     monkeypatch.setattr(module.time, "sleep", last_step)
     execute(["watch", str(run)])
-    assert capsys.readouterr().out.count("no step for 16 min 40 s: is the run still going?") == 1
+    assert shown(caplog).count("no step for 16 min 40 s: is the run still going?") == 1
 
 
 def test_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
