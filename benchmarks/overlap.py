@@ -191,7 +191,7 @@ async def _step_s(run: Run, staleness: int, num_steps: int, folder: Path) -> tup
     display, log = ClockedDisplay(num_steps), MetricsWriter(folder, config.logging)
     broadcaster = build_broadcaster(config, run.roles)
     stretch = build_run(
-        replace(run.prepared, config=config), folder, run.roles, broadcaster, RunState(0, 0), log, None, display
+        replace(run.prepared, config=config), folder, run.roles, broadcaster, RunState(0, 0), log=log, display=display
     )
     cpu = time.process_time()
     await stretch.supervise(train(stretch))

@@ -1,14 +1,10 @@
-"""What a step leaves behind: a row of metrics, the rollouts file, the timeline, a line on the display.
-
-The guards count here too, and end a run that cannot go on.
-"""
+"""What a step leaves behind: a row of metrics, the rollouts file, the timeline, a line on the display."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from rlsys.guards.missing_rewards import MissingRewardGuard
-from rlsys.guards.nonfinite import NonFiniteGuard
+from rlsys.guards.guards import Guards
 from rlsys.guards.reward_failures import RewardFailureReporter
 from rlsys.metrics.display import Display
 from rlsys.metrics.step import Metrics, StageClock, reward_metrics, rollout_metrics
@@ -24,25 +20,22 @@ ALWAYS = ("policy/kl_ref", "sync/logprob_abs_diff/mean", "sync/logprob_abs_diff/
 
 
 class Recorder:
-    """Writes and shows every step, and lets the guards judge it."""
+    """Writes and shows every step, and lets the guards count what went wrong in it."""
 
     def __init__(
         self,
         clock: StageClock,
         orchestrator: Orchestrator,
+        guards: Guards,
+        *,
         log: MetricsWriter,
         rollouts: RolloutWriter,
         display: Display,
         timeline: TimelineCollector | None,
-        nonfinite: NonFiniteGuard,
-        missing_rewards: MissingRewardGuard,
-        missing_eval_rewards: MissingRewardGuard,
     ) -> None:
-        self.nonfinite = nonfinite
-        self.missing_rewards = missing_rewards
-        self._guards = (nonfinite, missing_rewards, missing_eval_rewards)
         self._clock = clock
         self._orchestrator = orchestrator
+        self._guards = guards
         self._log = log
         self._rollouts = rollouts
         self._display = display
@@ -74,19 +67,14 @@ class Recorder:
         for stage, seconds in batch.stage_s.items():
             self._clock.add(stage, seconds)
         metrics |= self._clock.metrics(without_s=evaluation.get("time/eval_s") or 0.0) | self._orchestrator.metrics()
-        metrics |= await self.nonfinite.record(step, nonfinite, batch.groups)
+        metrics |= await self._guards.nonfinite.record(step, nonfinite, batch.groups)
         if batch.groups:
-            metrics |= self.missing_rewards.record(step, batch.missing_rewards())
+            metrics |= self._guards.rewards.record(step, batch.missing_rewards())
         self._failures.report(step, batch.rewards)
         await self._rollouts.write(step, batch.groups, batch.trained, experience)
         self._write(metrics | evaluation)
         if self._timeline is not None:
             self._timeline.collect()
-
-    def check(self) -> None:
-        """Raise RlsysError when the run cannot go on: too many steps in a row were unusable."""
-        for guard in self._guards:
-            guard.check()
 
     async def finish(self) -> None:
         """Write what is still missing from the timeline."""

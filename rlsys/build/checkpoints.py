@@ -9,9 +9,9 @@ from pathlib import Path
 from rlsys.algorithms.coefficients import initial
 from rlsys.config.schema import Config
 from rlsys.data.stream import PromptStream
+from rlsys.guards.guards import Guards
 from rlsys.learner.learners import Learners
 from rlsys.orchestrator.orchestrator import Orchestrator
-from rlsys.recorder import Recorder
 from rlsys.reference.policy import Reference
 from rlsys.run_folder import checkpoint
 from rlsys.run_folder.checkpoint import RunState
@@ -32,7 +32,7 @@ class Checkpoints:
         orchestrator: Orchestrator,
         learners: Learners,
         reference: Reference,
-        recorder: Recorder,
+        guards: Guards,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
@@ -40,7 +40,7 @@ class Checkpoints:
         self._orchestrator = orchestrator
         self._learners = learners
         self._reference = reference
-        self._recorder = recorder
+        self._guards = guards
 
     async def save(self, step: int) -> None:
         """Write a checkpoint after `step`, if one is due."""
@@ -53,7 +53,7 @@ class Checkpoints:
         await self._reference.save(folder)
 
     def _state(self, step: int) -> RunState:
-        now, nonfinite, missing = self._learners.coefficients, self._recorder.nonfinite, self._recorder.missing_rewards
+        now, nonfinite, missing = self._learners.coefficients, self._guards.nonfinite, self._guards.rewards
         return RunState(
             step=step,
             prompt_cursor=self._prompts.cursor,

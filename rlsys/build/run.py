@@ -16,8 +16,7 @@ from rlsys.config.schema import Config
 from rlsys.data.stream import PromptStream
 from rlsys.errors import DeadlineError, WorkerError
 from rlsys.evaluation.periodic import PeriodicEvaluation
-from rlsys.guards.missing_rewards import MissingRewardGuard
-from rlsys.guards.nonfinite import NonFiniteGuard
+from rlsys.guards.guards import Guards
 from rlsys.learner.critic_group import CriticGroup
 from rlsys.learner.learners import Learners
 from rlsys.learner.policy_group import PolicyGroup
@@ -101,6 +100,7 @@ class Run:
     reference: Reference
     evaluation: PeriodicEvaluation
     recorder: Recorder
+    guards: Guards
     checkpoints: Checkpoints
     read_policy: Callable[[], Mapping[str, Any]] = field(repr=False)
 
@@ -145,7 +145,7 @@ async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Async
             file = TimelineWriter(timeline_path(run_dir, state.step))
             stack.callback(file.close)
             timeline = TimelineCollector(cluster.calls, roles.all, file.add)
-        run = build_run(prepared, run_dir, roles, broadcaster, state, log, timeline, display)
+        run = build_run(prepared, run_dir, roles, broadcaster, state, log=log, display=display, timeline=timeline)
         if folder is not None:
             await run.learners.load(str(folder))
             await run.reference.load(str(folder))
@@ -217,9 +217,10 @@ def build_run(
     roles: Roles,
     broadcaster: Broadcaster,
     state: RunState,
+    *,
     log: MetricsWriter,
-    timeline: TimelineCollector | None,
     display: Display,
+    timeline: TimelineCollector | None = None,
 ) -> Run:
     """Connect the parts of the loop around started workers."""
     config, clock = prepared.config, StageClock()
@@ -228,23 +229,11 @@ def build_run(
     prompts = _prompt_stream(prepared, state)
     sampler = build_sampler(config, roles.rollout, roles.scoring)
     orchestrator = build_orchestrator(config, state.step, roles.cluster, sampler, reference, prompts)
-    limit = config.scoring.max_unscored_steps
-    missing_eval = MissingRewardGuard("eval/unscored", limit)
-    recorder = Recorder(
-        clock,
-        orchestrator,
-        log,
-        RolloutWriter(run_dir, config.logging, roles.scoring.text, roles.rollout.trajectories, _fetched_estimates),
-        display,
-        timeline,
-        NonFiniteGuard(
-            run_dir, config.train.max_nonfinite_steps, roles.rollout.trajectories, roles.scoring.text, state
-        ),
-        MissingRewardGuard(
-            "reward/unscored_steps", limit, in_a_row=state.unscored_in_a_row, total=state.unscored_total
-        ),
-        missing_eval,
+    guards = Guards.of(config, run_dir, state, roles.rollout.trajectories, roles.scoring.text)
+    rollouts = RolloutWriter(
+        run_dir, config.logging, roles.scoring.text, roles.rollout.trajectories, _fetched_estimates
     )
+    recorder = Recorder(clock, orchestrator, guards, log=log, rollouts=rollouts, display=display, timeline=timeline)
     is_canary_needed = config.train.max_staleness > 0 or config.learner.lora.rank > 0
     canary = build_canary(prepared, roles) if is_canary_needed else None
     return Run(
@@ -259,9 +248,10 @@ def build_run(
         learners=learners,
         weights=PolicyBroadcast(broadcaster, canary, clock),
         reference=reference,
-        evaluation=PeriodicEvaluation(config, prepared.eval_sets, sampler, missing_eval),
+        evaluation=PeriodicEvaluation(config, prepared.eval_sets, sampler, guards.eval_rewards),
         recorder=recorder,
-        checkpoints=Checkpoints(config, run_dir, prompts, orchestrator, learners, reference, recorder),
+        guards=guards,
+        checkpoints=Checkpoints(config, run_dir, prompts, orchestrator, learners, reference, guards),
         read_policy=roles.policy.begin_read_weights,
     )
 

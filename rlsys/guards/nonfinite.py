@@ -12,6 +12,8 @@ from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.rollouts import SURROGATES
 from rlsys.types import NonFiniteTrajectory, RolloutGroup, ScoredGroup, TextRef, Trajectory
 
+Fetch = Callable[[RolloutGroup], Awaitable[list[Trajectory]]]
+TextOf = Callable[[TextRef | None], Awaitable[str]]
 # Trajectories written for one step; the rest are only counted.
 MAX_WRITTEN = 64
 
@@ -23,8 +25,8 @@ class NonFiniteGuard:
         self,
         run_dir: Path,
         limit: int,
-        fetch: Callable[[RolloutGroup], Awaitable[list[Trajectory]]],
-        text_of: Callable[[TextRef | None], Awaitable[str]],
+        fetch: Fetch,
+        text_of: TextOf,
         state: RunState,
     ) -> None:
         """Count on from a checkpoint's `state`.

@@ -21,15 +21,23 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                if not line.endswith(b"\n"):
-                    return
-                raise DataError(f"{path}, line {number}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: not a JSON object")
+            row = _object(line, f"{path}, line {number}")
+            if row is None:
+                return
             yield number, row
+
+
+def _object(line: bytes, where: str) -> dict[str, Any] | None:
+    """Return the object of a line; None for one that is being written."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        if not line.endswith(b"\n"):
+            return None
+        raise DataError(f"{where}: not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: not a JSON object")
+    return row
 
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:

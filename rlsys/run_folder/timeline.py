@@ -71,11 +71,19 @@ def timeline_events(path: Path) -> Iterator[dict[str, Any]]:
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            text = line.strip().removeprefix(b"[").removesuffix(b"]").strip().removesuffix(b",")
-            try:
-                event: dict[str, Any] = json.loads(text or b"{}")
-            except ValueError as error:
-                if not line.endswith(b"\n"):
-                    return
-                raise DataError(f"{path}, line {number}: not one event per line, as runs write it ({error})") from error
+            event = _parsed(line, f"{path}, line {number}")
+            if event is None:
+                return
             yield event
+
+
+def _parsed(line: bytes, where: str) -> dict[str, Any] | None:
+    """Return the event of a line; None for one that is being written."""
+    text = line.strip().removeprefix(b"[").removesuffix(b"]").strip().removesuffix(b",")
+    try:
+        event: dict[str, Any] = json.loads(text or b"{}")
+    except ValueError as error:
+        if not line.endswith(b"\n"):
+            return None
+        raise DataError(f"{where}: not one event per line, as runs write it ({error})") from error
+    return event

@@ -96,7 +96,7 @@ def switched(shared: OpenRun, folder: Path, overrides: Sequence[str]) -> OpenRun
     log = MetricsWriter(folder, config.logging)
     display = Display(STEPS, live=False)
     broadcaster = build_broadcaster(config, used)
-    return OpenRun(build_run(prepared, folder, used, broadcaster, state, log, None, display), folder)
+    return OpenRun(build_run(prepared, folder, used, broadcaster, state, log=log, display=display), folder)
 
 
 def _divergence(name: str) -> Any:

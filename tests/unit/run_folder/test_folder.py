@@ -32,8 +32,8 @@ def test_overrides_change_what_they_name_and_nothing_else(run: RunFolder, monkey
     assert config.rewards == [{"name": "target_length", "target": 5}]
     assert (config.data.eval, config.data.eval_limit) == ("here/gsm8k/test.jsonl", 3)
     assert config.eval.num_samples == 4
-    changed = ["reward=exact_match"]
-    assert to_config(overridden(run.composed(), composed(changed), changed)).rewards[0]["name"] == "exact_match"
+    changed = ["reward=target_length"]
+    assert to_config(overridden(run.composed(), composed(changed), changed)).rewards[0]["name"] == "target_length"
 
 
 def test_an_experiment_cannot_be_given_with_a_run(run: RunFolder) -> None:
