@@ -1,4 +1,4 @@
-"""What every worker asks of Ray: CPUs, GPUs, and the environment its process starts with."""
+"""Demands of every worker on Ray: CPUs, GPUs, and the environment that its process starts with."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
-
+# First glibc that takes any threshold. Earlier ones refuse values above 32 MiB, and then use the smallest.
 ANY_THRESHOLD = (2, 35)
-"""glibc before that refuses thresholds above 32 MiB, and then keeps to the smallest."""
 
 
 def threads_per_worker(config: Config, num_workers: int, wanted: int | None) -> int:
-    """OpenMP threads of one of a role's `num_workers` processes.
+    """Return the OpenMP threads of one of a role's `num_workers` processes.
 
-    Synchronous roles take turns on a machine, and the workers of one role share it. With sampling ahead of training
-    engines and learner work at the same time: then all of theirs do.
+    Synchronous roles take turns on a machine, so the workers of one role share its cores. When sampling runs ahead of
+    training, engines and learner work at the same time and share the cores among all of their workers.
     """
     if wanted is not None:
         return wanted
@@ -38,13 +37,15 @@ def threads_per_worker(config: Config, num_workers: int, wanted: int | None) -> 
 
 
 def keep_freed_memory(glibc: str) -> dict[str, str]:
-    """For glibc's malloc (engines that preload another do without): activations of one microbatch are freed and wanted
-    again by the next, packed weights of one policy version by the next. Given back to the system each time, every page
-    of them would be mapped and cleared anew: a tenth of an update, half of a reload. Huge pages, where the system
-    allows them, are mapped 512 at once.
+    """Return an environment that makes glibc's malloc keep freed memory for the process.
+
+    Activations of one microbatch are freed and allocated again by the next, packed weights of one policy version by
+    the next. If they went back to the system each time, every page would be mapped and cleared anew: that is a tenth
+    of an update, and half of a reload. Huge pages, where the system allows them, are mapped 512 at once. Engines that
+    preload another malloc ignore it.
 
     Args:
-        glibc: its version on the driver's machine, taken for everybody's; empty for another library.
+        glibc: version on the driver's machine, assumed on all nodes; empty for another C library.
     """
     if not glibc:
         return {}
@@ -68,24 +69,24 @@ def _rollout_env(config: Config, engine: int) -> dict[str, str]:
     env = _env(config, threads)
     if config.cluster.num_gpus > 0:
         return env | {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if weight_backend(config) == "ipc" else env
-    # Roles take turns on the same cores: engine threads that spin while they wait would hold up the learner's.
+    # Roles take turns on the same cores: engine threads that spin while they wait would slow the learner down.
     env |= {"OMP_WAIT_POLICY": "PASSIVE"} | (engine_preload() if config.rollout.preload else {})
     if tensor_parallel == 1:
-        # One process an engine: with two, each spins for a second waiting for the other, on the learner's cores.
-        # Left to itself every engine would pin its threads to the same cores.
+        # One process per engine: with two, each spins for a second waiting for the other, on the learner's cores.
+        # Without "nobind" every engine would pin its threads to the same cores.
         return env | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     ranks = range(engine * tensor_parallel, (engine + 1) * tensor_parallel)
     return env | {"VLLM_CPU_OMP_THREADS_BIND": "|".join(_cores_of(rank, threads) for rank in ranks)}
 
 
 def _cores_of(rank: int, threads: int) -> str:
-    """Cores for rank `rank` of all engines' ranks: neighbours without overlap, as far as the machine's cores go."""
+    """Return the cores of one rank among the ranks of all engines: neighbours, without overlap while cores last."""
     cores = sorted(os.sched_getaffinity(0))
     return ",".join(str(cores[(rank * threads + thread) % len(cores)]) for thread in range(min(threads, len(cores))))
 
 
 def demands(config: Config) -> dict[str, list[Demand]]:
-    """What every worker asks of Ray, by role."""
+    """Return the demands of every worker, by role."""
     shared = weight_backend(config) == "ipc"
     gpu = 0.0 if config.cluster.num_gpus == 0 else 0.3 if shared else 1.0
     rollout, learner, reference = config.rollout, config.learner, config.reference

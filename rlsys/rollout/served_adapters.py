@@ -1,4 +1,4 @@
-"""A rollout worker's low-rank adapters: one a policy version, kept until the last request under it has ended."""
+"""The low-rank adapters that a rollout worker serves: one per policy version, until its last request has ended."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ import psutil
 
 from rlsys.weights.packed_adapter import PackedAdapter, Sums, check_sums
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM reserves room for."""
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can reserve room for
 MEMORY = Path("/dev/shm")
 FOLDER = "rlsys-adapter"
+# Adapters that must fit into memory for it to be used: those of running versions, and what others put there.
 ROOM = 8
-"""Adapters of which size must fit: those of running versions, and what others put there."""
 
 
 @dataclass(frozen=True)
 class AdapterSlots:
-    """Room for adapters in an engine."""
+    """Room that an engine keeps for adapters."""
 
     rank: int
     count: int  # versions that requests may run under at once
-    loaded: str | None = None  # an adapter's folder that belongs to the weights of `model.path`
+    loaded: str | None = None  # folder of an adapter that belongs to the weights of `model.path`
     quantization: str | None = None  # of the engine's own weights
 
     def arguments(self) -> dict[str, Any]:
-        """The engine's options."""
+        """Return the engine's options."""
         rank = next((rank for rank in RANKS if rank >= self.rank), self.rank)
         arguments = {
             "enable_lora": True,
@@ -45,25 +44,26 @@ class AdapterSlots:
 
 
 class Adapters:
-    """What an engine of this worker serves, version by version.
+    """The adapters that this worker's engine serves, one per policy version.
 
-    vLLM reads adapters from files: they lie in memory, and are gone with their version.
+    vLLM reads adapters from files. They are written to memory and removed with their version.
     """
 
     def __init__(self, engine: Any, who: str) -> None:
         self._engine = engine
         self._who = who
         remove_orphans()
-        self._folder: Path | None = None  # made when it is known how much it must hold
+        self._folder: Path | None = None  # made with the first adapter, whose size decides where
         self._requests: dict[int, Any] = {}  # by version; vLLM's ids count from 1
         self._num_running: Counter[int] = Counter()
         self._num_added = 0
         self.version: int | None = None
 
     async def add(self, adapter: PackedAdapter, policy_version: int) -> None:
-        """Serve a version from now on; requests that run go on under the one they began with.
+        """Serve a version from now on; running requests keep the version that they began with.
 
-        Raises WorkerError unless the engine holds every matrix as it was sent.
+        Raises:
+            WorkerError: the engine does not hold every matrix as it was sent.
         """
         if self._folder is None:
             self._folder = make_folder(adapter.file.nbytes)
@@ -76,11 +76,11 @@ class Adapters:
             raise
 
     async def load(self, folder: Path, policy_version: int, expected: Sums | None = None) -> None:
-        """The same from a folder."""
+        """Serve an adapter from a folder; `expected` are the sums to check it by."""
         from vllm.lora.request import LoRARequest
 
         self._num_added += 1
-        # A name of its own: prefixes in the cache belong to it.
+        # A new name per version: vLLM keys cached prefixes by it.
         request = LoRARequest(f"{self._who}-version-{policy_version}", self._num_added, str(folder))
         await self._engine.add_lora(request)
         if expected is not None:
@@ -92,13 +92,13 @@ class Adapters:
             await self._retire(before)
 
     def begin(self) -> tuple[int, Any]:
-        """A request starts: its version, and what vLLM is to be told."""
+        """Count a request that starts; returns its policy version, and the adapter to give to vLLM."""
         assert self.version is not None
         self._num_running[self.version] += 1
         return self.version, self._requests[self.version]
 
     async def end(self, policy_version: int) -> None:
-        """It has ended, however."""
+        """Count a request that has ended, for whatever reason."""
         self._num_running[policy_version] -= 1
         if policy_version != self.version:
             await self._retire(policy_version)
@@ -119,20 +119,20 @@ class Adapters:
 
 
 def make_folder(num_bytes: int) -> Path:
-    """For adapters of that size: in memory where there is ample room, else where temporary files go."""
+    """Make a folder for adapters of that size: in memory if there is ample room, else among temporary files."""
     roomy = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM * num_bytes
     return Path(tempfile.mkdtemp(prefix=f"{_prefix()}{os.getpid()}-", dir=MEMORY if roomy else None))
 
 
 def _prefix() -> str:
-    """Of machine and container: another one's process ids say nothing here, though it may share the folder."""
+    """Return a prefix per machine and container: others may share the folder, but not the numbers of processes."""
     namespace = Path("/proc/self/ns/pid")
     container = namespace.stat().st_ino if namespace.exists() else 0
     return f"{FOLDER}-{socket.gethostname()}-{container}-"
 
 
 def remove_orphans() -> None:
-    """Adapters of workers that were killed: nobody else would remove them."""
+    """Remove adapters of workers that were killed and could not do it themselves."""
     prefix = _prefix()
     for folder in [*MEMORY.glob(f"{prefix}*"), *Path(tempfile.gettempdir()).glob(f"{prefix}*")]:
         owner = folder.name.removeprefix(prefix).partition("-")[0]

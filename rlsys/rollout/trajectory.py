@@ -1,4 +1,4 @@
-"""From an engine's answer to a trajectory and its summary."""
+"""Conversion of an engine's output to a trajectory and its summary."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import numpy as np
 from rlsys.errors import WorkerError
 from rlsys.types import Trajectory, TrajectorySummary, VersionSpan
 
-LOGPROBS = "rlsys_logprobs"
-"""Key of the sampled tokens' log-probabilities, the bytes of [tokens] float32; beside `EPOCHS`."""
-EPOCHS = "rlsys_epochs"
-"""Key of `[[epoch, number of tokens], ...]` among a response's `kv_transfer_params`, the one field of free form that
-vLLM carries from its scheduler to the front end; its own use of it, moving caches between engines, is not configured
-here."""
+# Keys in a response's `kv_transfer_params`, the one free-form field that vLLM carries from its scheduler to the front
+# end. vLLM's own use of it, moving caches between engines, is not configured here.
+LOGPROBS = "rlsys_logprobs"  # log-probabilities of the sampled tokens, the bytes of [tokens] float32
+EPOCHS = "rlsys_epochs"  # [[epoch, number of tokens], ...]; see whole_responses.py for what an epoch is
 
 
 def trajectory_of(prompt_ids: np.ndarray, answer: Any, versions: Sequence[int], engine: int) -> Trajectory:
-    """Prompt and response with everything the engine knows of its tokens.
+    """Return prompt and response with everything that the engine knows about their tokens.
 
     Args:
+        prompt_ids: [L_prompt] int32.
         answer: vLLM's final `RequestOutput` of a request for one sample.
         versions: the policy version of every epoch.
+        engine: index of the engine.
 
-    Raises WorkerError for an answer that is not whole.
+    Raises:
+        WorkerError: the answer is not whole.
     """
     [sample] = answer.outputs
     if sample.finish_reason not in ("length", "stop"):
@@ -50,7 +51,7 @@ def trajectory_of(prompt_ids: np.ndarray, answer: Any, versions: Sequence[int], 
 
 
 def summary_of(trajectory: Trajectory, started_s: float, finished_s: float) -> TrajectorySummary:
-    """What the driver is told."""
+    """Return what the driver gets to know."""
     return TrajectorySummary(
         num_tokens=trajectory.num_tokens,
         num_response_tokens=int(trajectory.loss_mask.sum()),
@@ -72,6 +73,6 @@ def _spans(epochs: Sequence[Sequence[int]], versions: Sequence[int], start: int)
 
 
 def prompt_logprobs(answer: Any) -> np.ndarray:
-    """Of the prompt [L] of a final `RequestOutput`, from its second token on, [L - 1] float32."""
+    """Return [L - 1] float32 prompt log-probabilities of a final `RequestOutput`, from the second token on."""
     flat = answer.prompt_logprobs
     return np.asarray([flat.logprobs[start] for start in flat.start_indices[1:]], dtype=np.float32)

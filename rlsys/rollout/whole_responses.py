@@ -1,14 +1,15 @@
-"""Engine schedulers that hand out a response once, when it is finished, and say which weights each token is of.
+"""Schedulers inside the engine that hand out a response once, when it is finished, with the weights of each token.
 
-vLLM's send every token of every request to the front end as it is sampled: at small models that traffic (three arrays a
-token, packed and unpacked, and a front end that wakes at every step, on a core the model computes on) costs a tenth of
-the rollout. Nobody reads the tokens before the last one is there. Log-probabilities go past vLLM's own field, which the
-front end would unpack number by number.
+vLLM's own schedulers send every token of every request to the front end as it is sampled. At small models that traffic
+(three arrays per token, packed and unpacked, and a front end that wakes at every step on a core that the model computes
+on) costs a tenth of the rollout, and nobody reads the tokens before the last one is there. Log-probabilities bypass
+vLLM's own field, which the front end would unpack number by number.
 
-vLLM credits what arrives at the front end to the version the weights have then: with whole responses that is the last
-one for every token. So the scheduler counts. Weights change only while generation is paused, and a pause is complete
-only when the results of all steps are in, also of those that were scheduled ahead: what the scheduler takes in between
-two resumptions was sampled under one set of weights, an epoch. The worker knows which policy version an epoch had.
+vLLM credits a token to the version that the weights have when it arrives at the front end. With whole responses that
+would be the last version for every token, so the scheduler counts itself. Weights change only while generation is
+paused, and a pause is complete only when the results of all steps are in, those scheduled ahead included. So everything
+the scheduler receives between two resumptions was sampled under one set of weights: an epoch. The worker knows which
+policy version an epoch had.
 """
 
 from __future__ import annotations
@@ -26,15 +27,14 @@ from vllm.v1.request import Request
 
 from rlsys.rollout.trajectory import EPOCHS, LOGPROBS
 
-Part = tuple[int, EngineCoreOutput]
-"""What one step gave to a request, after the epoch of the step."""
+Part = tuple[int, EngineCoreOutput]  # the epoch of a step, and what the step gave to a request
 
 
 class _WholeResponses:
-    """Mixin: keeps the parts of a response until the last one, each with its epoch; and gives cache salts by epoch.
+    """Mixin that keeps the parts of a response until the last one, each with its epoch, and salts the prefix cache.
 
-    A request's salt is the epoch in which its prefill began: it finds no prefix that was computed under older weights,
-    also when it was sent before an update and had to wait. While it holds a cache it keeps its salt.
+    A request's salt is the epoch in which its prefill began, so it finds no prefix that was computed under older
+    weights, even if it was sent before an update and had to wait. While it holds a cache it keeps its salt.
     """
 
     requests: dict[str, Request]
@@ -45,12 +45,12 @@ class _WholeResponses:
         self._epoch = 0
 
     def add_request(self, request: Request) -> None:
-        """Take a request in; the front end's salt may be out of date by now."""
+        """Accept a request. The front end's salt may be out of date by now."""
         _give_salt(request, self._epoch)
         super().add_request(request)  # type: ignore[misc]
 
     def set_pause_state(self, pause_state: PauseState) -> None:
-        """Resuming begins the next epoch."""
+        """Begin the next epoch when generation resumes."""
         if pause_state == PauseState.UNPAUSED and self.pause_state != PauseState.UNPAUSED:  # type: ignore[attr-defined]
             self._epoch += 1
             for request in self.requests.values():
@@ -59,13 +59,13 @@ class _WholeResponses:
         super().set_pause_state(pause_state)  # type: ignore[misc]
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, EngineCoreOutputs]:
-        """What the step gave, without the parts of responses that are not finished; nothing to tell is not told."""
+        """Return the step's results without unfinished responses, and nothing for clients without results."""
         by_client: dict[int, EngineCoreOutputs] = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
         for outputs in by_client.values():
             outputs.outputs = [whole for part in outputs.outputs if (whole := self._hold(part)) is not None]
         if len(self._held) > len(self.requests):  # aborted requests never finish
             self._held = {name: parts for name, parts in self._held.items() if name in self.requests}
-        return {client: outputs for client, outputs in by_client.items() if _says_something(outputs)}
+        return {client: outputs for client, outputs in by_client.items() if _has_content(outputs)}
 
     def _hold(self, output: EngineCoreOutput) -> EngineCoreOutput | None:
         parts = self._held.setdefault(output.request_id, [])
@@ -74,15 +74,15 @@ class _WholeResponses:
 
 
 class WholeResponseScheduler(_WholeResponses, Scheduler):
-    """For CPUs, where scheduling ahead only competes with the model for the cores."""
+    """The scheduler for CPUs, where scheduling ahead would only compete with the model for the cores."""
 
 
 class WholeResponseAsyncScheduler(_WholeResponses, AsyncScheduler):
-    """For GPUs: the next step is scheduled while this one runs."""
+    """The scheduler for GPUs: it schedules the next step while this one runs."""
 
 
 def joined(parts: Sequence[Part]) -> EngineCoreOutput:
-    """One output with the tokens and log-probabilities of all parts, in order; the rest is the last part's."""
+    """Return one output with the tokens and log-probabilities of all parts, in order; the rest is the last part's."""
     outputs = [output for _, output in parts]
     whole = outputs[-1]
     by_epoch = itertools.groupby(parts, key=lambda part: part[0])
@@ -100,12 +100,12 @@ def joined(parts: Sequence[Part]) -> EngineCoreOutput:
     return whole
 
 
-def _says_something(outputs: EngineCoreOutputs) -> bool:
+def _has_content(outputs: EngineCoreOutputs) -> bool:
     return bool(outputs.outputs or outputs.finished_requests or outputs.scheduler_stats)
 
 
 def _give_salt(request: Request, epoch: int) -> None:
-    """Hashes of a request's blocks begin with its salt: a new one means to hash them again."""
+    """Set a request's salt. The hashes of its blocks begin with the salt, so they are computed again."""
     if request.cache_salt != str(epoch):
         request.cache_salt = str(epoch)
         request.block_hashes.clear()

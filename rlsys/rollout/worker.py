@@ -23,15 +23,16 @@ from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
 from rlsys.weights.packed_adapter import PackedAdapter
 
 PROBE_TRIES = 3
+# Seconds between two checks of a transfer that runs beside generation: an engine answers between its steps.
 TRANSFER_POLL_S = 0.01
-"""Between two looks at a transfer that goes on beside generation; an engine answers between its steps."""
 
 
 class RolloutWorker:
-    """Token ids in, token ids and processed log-probabilities out: `submit`, then `finished` until all is told.
+    """Samples responses with one vLLM engine: token ids go in, token ids and log-probabilities come out.
 
-    Requests are refused when the weights are older than the caller believes, so a broadcast that did not arrive cannot
-    go unnoticed. A newer one is no fault: weights change while requests run, and every token has its version.
+    Callers `submit` requests and then call `finished` until every answer has arrived. Requests are refused when the
+    weights are older than the caller expects, so a broadcast that did not arrive is noticed at once. Newer weights are
+    accepted: they may change while requests run, and every token carries its policy version.
     """
 
     def __init__(self, index: int, setup: EngineSetup) -> None:
@@ -40,15 +41,17 @@ class RolloutWorker:
         self._setup = setup
         self._config = setup.rollout
         self._adapters: Adapters | None = None
-        self._versions = [LOADED_VERSION]  # of every epoch, as the scheduler counts them; the last is served now
+        self._versions = [
+            LOADED_VERSION
+        ]  # policy version by epoch, as the scheduler counts epochs; the last is current
         self._probes = itertools.count()
-        self._tasks: dict[int, set[asyncio.Task[None]]] = {}  # by request
+        self._tasks: dict[int, set[asyncio.Task[None]]] = {}  # by request id
         self._spans = SpanRecorder()
         self._finished = FinishedQueue(self._spans)
         self._failed_update: str | None = None
 
     async def start(self) -> None:
-        """Build the engine; answers once it can serve."""
+        """Build the engine and return once it can serve requests."""
         from vllm import AsyncEngineArgs
         from vllm.config.weight_transfer import WeightTransferConfig
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -64,13 +67,13 @@ class RolloutWorker:
             dtype=config.dtype,
             tensor_parallel_size=config.tensor_parallel_size,
             trust_remote_code=self._setup.trust_remote_code,
-            # This run's longest trajectory: the engine insists on room in its cache for one of full length.
+            # The longest trajectory of this run: vLLM demands cache space for one request of this length.
             max_model_len=self._setup.max_tokens,
             max_num_seqs=config.max_num_seqs,
             enforce_eager=config.enforce_eager,
-            # Where only a part of a prompt is computed vLLM turns the request's generator back: CPUs' cannot be.
+            # After a partial prefill vLLM rewinds the request's random generator, and CPU generators cannot rewind.
             enable_chunked_prefill=False if on_cpu and config.seeded else None,
-            # Raw log-probabilities would ignore the temperature that the tokens were sampled with.
+            # Raw log-probabilities would ignore the sampling temperature.
             logprobs_mode="processed_logprobs",
             weight_transfer_config=WeightTransferConfig(backend=self._setup.backend),
             worker_extension_cls="rlsys.weights.receiver.WeightReceiver",
@@ -93,31 +96,34 @@ class RolloutWorker:
         freeze_started()
 
     async def join_weights(self, init_info: dict[str, Any]) -> None:
-        """Open the weight channel; returns once the learner's side has joined too."""
+        """Open the weight channel and return once the learner has joined too."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def receive_weights(self, update_info: dict[str, Any], policy_version: int) -> dict[str, float]:
-        """Take one broadcast, also while requests run: they go on under the new weights.
+        """Receive one weight broadcast; running requests continue under the new weights.
 
-        With gloo the bytes arrive while the engine generates. It pauses to load them, or, when there is nothing to
-        generate, from the first bucket on, so that loading overlaps with the rest of the transfer.
+        With gloo the bytes arrive while the engine generates, and it pauses only to load them. An idle engine pauses at
+        the first bucket instead, so that loading overlaps with the rest of the transfer.
 
-        Returns: seconds that generation stood still, that the transfer took, and that loading took without waiting for
-        the transfer (with nccl and ipc they are one, and counted as both).
+        Returns: `stalled_s`, seconds without generation; `transfer_s`, seconds of the transfer; `reload_s`, seconds of
+            loading without waiting for the transfer. With nccl and ipc the two are one, and both contain the other.
+
+        Raises:
+            WorkerError: The engine could not load the weights. It stays paused, because its layers may now be a mix of
+                two policy versions.
         """
         engine, keep = self._engine, self._config.inflight_kv == "keep"
         if self._setup.backend == "gloo":
             await self._begin_transfer(update_info)
-        # Not `pause_generation`: it sleeps for 20 ms after the engine has come to rest.
+        # Not `pause_generation`, which sleeps for another 20 ms once the engine has paused.
         await engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=not keep)
         paused = time.perf_counter()
         try:
             with self._spans.span("reload"):
                 times = await self._load(update_info)
         except Exception as error:
-            # Old and new layers side by side: nothing may be sampled from them any more, so the engine stays paused.
             self._failed_update = f"{type(error).__name__}: {error}"
             raise WorkerError(
                 f"rollout/{self._index} could not load policy version {policy_version}: {error}"
@@ -127,9 +133,9 @@ class RolloutWorker:
         return {"stalled_s": time.perf_counter() - paused, **times}
 
     async def receive_adapter(self, adapter: PackedAdapter, policy_version: int) -> dict[str, float]:
-        """Serve the policy of an adapter from the next request on.
+        """Serve new requests with the policy of an adapter; running requests keep theirs.
 
-        Returns: seconds until it is loaded; generation goes on meanwhile.
+        Returns: The same keys as `receive_weights`; generation does not pause.
         """
         assert self._adapters is not None
         started = time.perf_counter()
@@ -139,12 +145,16 @@ class RolloutWorker:
         return {"stalled_s": 0.0, "transfer_s": 0.0, "reload_s": time.perf_counter() - started}
 
     async def submit(self, requests: Sequence[GroupRequest], policy_version: int) -> None:
-        """Start sampling every request; answers come through `finished`."""
+        """Start sampling every request; the answers come through `finished`.
+
+        Raises:
+            WorkerError: The weights are older than `policy_version`, or an update has failed.
+        """
         who, version = f"rollout/{self._index}", self._versions[-1]
         if self._failed_update is not None:
-            raise WorkerError(f"{who} has no whole weights since an update failed: {self._failed_update}")
+            raise WorkerError(f"{who} has had no usable weights since an update failed: {self._failed_update}")
         if version < policy_version:
-            raise WorkerError(f"{who} holds policy version {version}, version {policy_version} was expected")
+            raise WorkerError(f"{who} holds policy version {version}, but the request expects version {policy_version}")
         for request in requests:
             samplings = [sampling for sampling in request.plan for _ in range(sampling.samples_per_prompt)]
             for sample, sampling in enumerate(samplings):
@@ -152,19 +162,19 @@ class RolloutWorker:
                 self._start(request, sample, self._params(sampling, seed))
 
     async def finished(self, max_wait_s: float, linger_s: float) -> tuple[list[Finished], list[Trajectory | None]]:
-        """What has finished since the last call, as `FinishedQueue.take` waits for it; two lists of the same length.
+        """Wait for answers as `FinishedQueue.take` does, and return them as two lists of the same length.
 
-        To be called for two objects: what the driver reads, and the token arrays it does not (None where a request
-        failed).
+        Called with `num_returns=2`: the driver reads the first list, and the token arrays of the second (None for a
+        failed request) stay in the object store.
         """
         answers = await self._finished.take(max_wait_s, linger_s)
         return [finished for finished, _ in answers], [trajectory for _, trajectory in answers]
 
     async def probe(self, token_ids: np.ndarray) -> tuple[int, np.ndarray] | None:
-        """How probable given tokens [L] are, without temperature.
+        """Compute the log-probabilities of given tokens [L] at temperature 1.
 
-        Returns: a policy version, and log-probabilities under it, [L - 1] float32 from the second token on; None when
-        weights came in between every time.
+        Returns: The policy version and its [L - 1] float32 log-probabilities from the second token on, or None when
+            every attempt was interrupted by new weights.
         """
         from vllm import SamplingParams
 
@@ -172,14 +182,14 @@ class RolloutWorker:
         for _ in range(PROBE_TRIES):
             epoch = len(self._versions) - 1
             answer, versions = await self._sampled(token_ids, params, f"{self._index}-probe-{next(self._probes)}")
-            if self._adapters is not None:  # one version from beginning to end, whatever came meanwhile
+            if self._adapters is not None:  # a request keeps one adapter from beginning to end
                 return versions[0], prompt_logprobs(answer)
             if epoch == len(self._versions) - 1:
                 return self._versions[-1], prompt_logprobs(answer)
         return None
 
     async def cancel(self, request_ids: Collection[int]) -> None:
-        """Stop sampling for these requests; their results are dropped."""
+        """Stop sampling for these requests and drop their results."""
         self._finished.drop(set(request_ids))
         tasks = [task for request_id in request_ids for task in self._tasks.get(request_id, ())]
         for task in tasks:
@@ -187,13 +197,13 @@ class RolloutWorker:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def take_spans(self) -> list[Span]:
-        """What this engine did since the last call."""
+        """Return the spans recorded since the last call."""
         if self._finished.num_running:
             self._finished.record_span()
         return self._spans.take()
 
     async def stop(self) -> None:
-        """Shut the engine's processes down."""
+        """Stop the engine's processes."""
         engine = getattr(self, "_engine", None)
         if engine is not None:
             await asyncio.to_thread(engine.shutdown)
@@ -201,16 +211,16 @@ class RolloutWorker:
             self._adapters.close()
 
     async def _begin_transfer(self, update_info: Mapping[str, Any]) -> None:
-        """Returns when the bytes are there, or earlier when nothing is left to generate meanwhile."""
+        """Start receiving and return once all bytes have arrived, or earlier once no request is running."""
         await self._engine.collective_rpc("begin_transfer", args=(update_info,))
         try:
             while self._finished.num_running and not all(await self._engine.collective_rpc("is_transfer_done")):
                 await asyncio.sleep(TRANSFER_POLL_S)
-        except Exception as error:  # the engine has lost nothing: it goes on with the weights it has
+        except Exception as error:  # the engine still has its old weights and continues
             raise WorkerError(f"rollout/{self._index} received no weights: {error}") from error
 
     async def _load(self, update_info: Mapping[str, Any]) -> dict[str, float]:
-        """The paused engine's part of an update."""
+        """Load one update into the paused engine and return its times in seconds."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         started = time.perf_counter()
@@ -226,21 +236,23 @@ class RolloutWorker:
         return {"transfer_s": transfer_s, "reload_s": loaded_s - waited_s}
 
     async def _answer(self, request: GroupRequest, sample: int, params: Any) -> None:
-        """Sample one response and leave it in the queue; whatever goes wrong is the answer then."""
+        """Sample one response and queue it; a failure is queued as the answer."""
         key, started = (request.request_id, sample), time.time()
         try:
             name = f"{self._index}-{'-'.join(map(str, key))}"
             answer, versions = await self._sampled(request.token_ids, params, name)
             trajectory = trajectory_of(request.token_ids, answer, versions, self._index)
         except Exception as error:
-            cause = error.__cause__ or error  # vLLM's own wrapper says nothing
+            cause = error.__cause__ or error  # vLLM's wrapper has no message of its own
             self._finished.put(Finished(*key, summary=None, error=f"{type(cause).__name__}: {cause}"), None)
         else:
             self._finished.put(Finished(*key, summary_of(trajectory, started, time.time())), trajectory)
 
     async def _sampled(self, token_ids: np.ndarray, params: Any, name: str) -> tuple[Any, Sequence[int]]:
-        """The engine's last word on a request, and the policy version of every epoch: with adapters a request has one
-        version from its beginning to its end, and there is one epoch."""
+        """Return the engine's final output for a request, and the policy version of every epoch.
+
+        A request with an adapter keeps one version from beginning to end, so it has one epoch.
+        """
         if self._adapters is None:
             return await self._generated(token_ids, params, name, None), self._versions
         version, adapter = self._adapters.begin()
@@ -252,7 +264,7 @@ class RolloutWorker:
     async def _generated(self, token_ids: np.ndarray, params: Any, name: str, adapter: Any) -> Any:
         from vllm.inputs import tokens_input
 
-        # The salt keeps prefixes of other weights away; the scheduler knows better when an update comes in between.
+        # The salt separates prefixes cached under other weights; the scheduler handles updates within a request.
         prompt = tokens_input(token_ids.tolist(), cache_salt=str(len(self._versions) - 1 if adapter is None else 0))
         final = None
         async for output in self._engine.generate(prompt, params, request_id=name, lora_request=adapter):
@@ -289,9 +301,9 @@ class RolloutWorker:
             if not tasks:
                 self._tasks.pop(request.request_id, None)
 
-        task.add_done_callback(end)  # also of a task that is cancelled before it begins
+        task.add_done_callback(end)  # runs even when the task is cancelled before it begins
 
 
 def response_seed(seed: int, stream: int, sample: int) -> int:
-    """Return the seed of one response: the same whichever engine samples it, and beside whatever others."""
+    """Return the seed of one response, independent of the engine that samples it and of its batch."""
     return int(np.random.SeedSequence([seed, stream, sample]).generate_state(1)[0])

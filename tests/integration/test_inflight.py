@@ -210,7 +210,7 @@ def test_a_request_that_fails_is_reported_and_keeps_its_place_empty(engine: Engi
 
 
 def test_a_version_that_the_engine_lacks_is_refused(engine: Engine) -> None:
-    with pytest.raises(WorkerError, match="rollout/0 holds policy version 12, version 13 was expected"):
+    with pytest.raises(WorkerError, match="rollout/0 holds policy version 12, but the request expects version 13"):
         engine.submit(30, OTHER, SHORT, version=13)
 
 

@@ -147,9 +147,9 @@ def test_a_worker_s_failure_is_every_open_group_s() -> None:
 def test_a_request_that_is_refused_is_an_error_of_its_group() -> None:
     async def scenario(client: EngineClient, worker: Worker, calls: Calls) -> None:
         refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        refused.set_exception(WorkerError("rollout/0 holds policy version 2, version 3 was expected"))
+        refused.set_exception(WorkerError("rollout/0 holds policy version 2, but the request expects version 3"))
         worker.submit = Method(lambda *_: refused)
-        with pytest.raises(WorkerError, match="version 3 was expected"):
+        with pytest.raises(WorkerError, match="expects version 3"):
             await sampled(client)
 
     run(scenario)
