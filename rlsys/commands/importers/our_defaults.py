@@ -59,6 +59,24 @@ def differences(written: Mapping[str, Any]) -> dict[str, Any]:
     return {key: changed[key] for key in _schema_keys() if key in changed}
 
 
+def with_function_nodes(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Return written keys with the options of functions gathered under the function's key.
+
+    `algorithm.policy_loss.name` and `algorithm.policy_loss.clip_low` become one mapping `algorithm.policy_loss`.
+    Options that the function named there does not have are left out.
+    """
+    gathered = {key: value for key, value in written.items() if key.rpartition(".")[0] not in FUNCTIONS}
+    for prefix, registry in FUNCTIONS.items():
+        below = {
+            key.removeprefix(f"{prefix}."): value for key, value in written.items() if key.startswith(f"{prefix}.")
+        }
+        node = {**gathered.get(prefix, {}), **below}
+        if "name" in node:
+            accepted = ("name", *inspect.signature(registry.get(str(node["name"]))).parameters)
+            gathered[prefix] = {option: node[option] for option in accepted if option in node}
+    return gathered
+
+
 def _without_defaults(key: str, value: Any) -> Any:
     """A function's options less those that it has by itself; tuples as lists, as YAML has them."""
     if key in FUNCTIONS:

@@ -1,0 +1,285 @@
+"""What TRL's table cannot express: its batches, its precision, rewards and data. open-r1 and axolotl share it.
+
+TRL counts completions: `per_device_train_batch_size * num_processes * gradient_accumulation_steps` of them make one
+optimizer update, `generation_batch_size` of them are sampled at once, and each is used in `num_iterations` updates.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rlsys.commands.importers.dialects import shared
+from rlsys.commands.importers.options import UnsupportedError
+from rlsys.commands.importers.recipe import ABSENT, Recipe
+from rlsys.errors import ConfigError
+
+CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # loss types with PPO's clipped ratio
+AGGREGATIONS: dict[str, dict[str, Any]] = {
+    "grpo": {"name": "sequence_mean"},
+    "sapo": {"name": "sequence_mean"},
+    "bnpo": {"name": "local_token_mean"},
+    "dr_grpo": {"name": "constant_length"},
+    "luspo": {"name": "constant_length", "length": 1},  # the sum over a response's tokens
+}
+# peft's own choice for Qwen2, Qwen3, Llama, Mistral and Gemma (peft.utils.constants)
+PEFT_DEFAULT = ["q_proj", "v_proj"]
+DATA_KEYS = ("path", "name", "split", "data_dir", "data_files")  # of an entry of `datasets` that are carried over
+
+
+def prompts_per_step(recipe: Recipe, per_device: Any) -> int:
+    """Write the batch in prompts. Raises ConfigError where TRL does, and where an update would mix two generations."""
+    processes = int(recipe.size.num_processes or recipe.value("num_processes") or 1)
+    forward = int(per_device) * processes
+    update = forward * int(recipe.value("gradient_accumulation_steps"))
+    generation = _generation_batch(recipe, forward)
+    group, iterations = int(recipe.value("num_generations")), int(recipe.value("num_iterations"))
+    if group < 2 or generation % group:
+        possible = [n for n in range(2, generation + 1) if generation % n == 0]
+        raise ConfigError(
+            f"num_generations={group} does not divide the generation batch of {generation} completions "
+            f"(per_device_train_batch_size={per_device} * {processes} processes * steps_per_generation="
+            f"{generation // forward}); it could be {', '.join(map(str, possible)) or 'nothing'}. The number of "
+            "processes is --num-processes"
+        )
+    prompts, minibatches = generation // group, generation // update
+    if generation % update and (update % generation or iterations > 1):
+        raise ConfigError(
+            f"an update of {update} completions and a generation of {generation}, used {iterations} times: TRL would "
+            "mix generations within an update, and here a step samples once. Make one a multiple of the other, with "
+            "num_iterations=1 where the update is the larger one"
+        )
+    if generation % update:
+        prompts, minibatches = update // group, 1
+        recipe.note("steps_per_generation", "an update of several generations: here they are one step's")
+    if minibatches > prompts:
+        size = "steps_per_generation" if recipe.is_given("steps_per_generation") else "generation_batch_size"
+        recipe.mark_unsupported(
+            size,
+            f"{minibatches} updates a generation of {prompts} prompts: TRL divides a prompt's completions among "
+            f"updates, here they stay together; wrote train.minibatches_per_step={prompts}",
+        )
+    recipe.write("train.minibatches_per_step", min(minibatches, prompts))
+    return prompts
+
+
+def _generation_batch(recipe: Recipe, forward: int) -> int:
+    size, steps = recipe.value("generation_batch_size"), recipe.value("steps_per_generation")
+    if size is not None and steps is not None:
+        raise ConfigError("generation_batch_size and steps_per_generation are both set: TRL takes one of them")
+    if size is None:
+        return forward * int(steps or recipe.value("gradient_accumulation_steps"))
+    if int(size) % forward:
+        raise ConfigError(
+            f"generation_batch_size={size} is not a multiple of per_device_train_batch_size * processes = {forward} "
+            "(--num-processes)"
+        )
+    return int(size)
+
+
+def steps(recipe: Recipe, updates: Any) -> int:
+    """Return the steps that make that many optimizer updates."""
+    return math.ceil(int(updates) / shared.updates_per_step(recipe))
+
+
+def warmup_steps(recipe: Recipe, count: Any) -> int:
+    """Return the updates of warm-up; below 1 it is a share of all updates (transformers 5)."""
+    return int(count) if float(count) >= 1 else shared.share_of_updates(recipe, count)
+
+
+def betas(recipe: Recipe, beta1: Any) -> list[float]:
+    """Return both betas of Adam."""
+    return [float(beta1), float(recipe.value("adam_beta2"))]
+
+
+def dtype(recipe: Recipe, bf16: Any) -> str:
+    """Return the learner's precision.
+
+    TRL's float32 weights under bfloat16 autocast are what bfloat16 with DeepSpeed's float32 master weights is here.
+    """
+    weights = recipe.value("dtype")
+    if recipe.value("fp16") or weights in ("float16", "fp16"):
+        return "bfloat16"
+    if bf16 is None and recipe.default("bf16") is None:  # since TRL 0.19 unset means yes
+        recipe.note("bf16", "unset, TRL takes bfloat16")
+        bf16 = True
+    if weights == "auto":
+        recipe.note("dtype", "auto is what the model was saved in; taken to be bfloat16")
+    return "bfloat16" if bf16 or weights in ("bfloat16", "bf16", "auto") else "float32"
+
+
+def policy_loss(recipe: Recipe, loss: Any) -> str:
+    """Return the loss function of a loss type: with a ratio per response it is GSPO."""
+    if loss in ("cispo", "sapo"):
+        return str(loss)
+    if loss not in CLIPPED:
+        raise UnsupportedError("there is no '{value}' here; wrote ppo_clip with token_mean", "ppo_clip")
+    return "gspo" if recipe.value("importance_sampling_level") == "sequence" else "ppo_clip"
+
+
+def aggregation(recipe: Recipe, loss: Any) -> dict[str, Any]:
+    """Return how a loss type averages over tokens."""
+    node: dict[str, Any] = AGGREGATIONS.get(loss, {"name": "token_mean"})
+    if loss == "bnpo":
+        rows = recipe.value("per_device_train_batch_size")
+        recipe.note("loss_type", f"the local batch is {rows} rows there, learner.microbatch_tokens tokens here")
+    return node | {"length": recipe.value("max_completion_length")} if loss == "dr_grpo" else node
+
+
+def lower_bound(recipe: Recipe, epsilon: Any) -> float:
+    """Return the lower bound of the ratio, which bounds cispo from above where it has no other bound."""
+    if recipe.value("loss_type") == "cispo":
+        recipe.note("epsilon", f"cispo's bound epsilon_high is not set and defaults to epsilon, {float(epsilon)}")
+    return float(epsilon)
+
+
+def corrections(recipe: Recipe) -> None:
+    """Write what allows for the engine and the trainer not agreeing: TRL corrects only where vLLM samples."""
+    found: list[dict[str, Any]] = []
+    if recipe.value("use_vllm") and recipe.value("vllm_importance_sampling_correction"):
+        mode = str(recipe.value("vllm_importance_sampling_mode"))
+        level, _, name = mode.partition("_")
+        high, low = (recipe.value(f"vllm_importance_sampling_clip_{bound}") for bound in ("max", "min"))
+        if level not in ("token", "sequence") or name not in ("mask", "truncate"):
+            recipe.mark_unsupported(
+                "vllm_importance_sampling_mode", "there is no such mode here; wrote mask by sequence"
+            )
+            level, name = "sequence", "mask"
+        if high is None:
+            recipe.note("vllm_importance_sampling_clip_max", "no upper bound there; 1e30 here")
+        node = {"name": name, "level": level, "high": 1e30 if high is None else float(high)}
+        found.append(node if low is None else node | {"low": float(low)})
+    threshold = recipe.value("off_policy_mask_threshold")
+    if threshold is not None:
+        found.append({"name": "opsm", "threshold": float(threshold)})
+    recipe.write("algorithm.corrections", found or None)
+
+
+def target_modules(recipe: Recipe, modules: Any) -> Any:
+    """Return the modules that get adapters."""
+    if modules is None:
+        recipe.note("lora_target_modules", "unset, peft chooses by architecture; this is its choice for Qwen and Llama")
+    return "all-linear" if modules == ["all-linear"] else modules or PEFT_DEFAULT
+
+
+def quantization(recipe: Recipe, kind: Any) -> str:
+    """Return how frozen weights are held."""
+    if not recipe.value("use_bnb_nested_quant"):
+        recipe.note("use_bnb_nested_quant", "quantization constants are always quantized again here, as the engines do")
+    if kind != "nf4":
+        raise UnsupportedError("engines hold frozen weights as nf4, not as {value}")
+    return "nf4"
+
+
+def zero_stage(value: Any) -> int:
+    """Return the stage of a DeepSpeed configuration, or the one in the name of its file."""
+    if isinstance(value, Mapping):
+        return int(value.get("zero_optimization", {}).get("stage", 0))
+    if found := re.search(r"(?:zero|stage|z)_?([0-3])", str(value).lower()):
+        return int(found[1])
+    raise UnsupportedError("the file's name does not say the stage: set learner.zero_stage")
+
+
+def memory_share(recipe: Recipe, share: Any) -> Any:
+    """Return the engine's share of a GPU; the default counts where TRL starts the engine, beside the trainer."""
+    is_beside = recipe.value("use_vllm") and recipe.value("vllm_mode") == "colocate"
+    return float(share) if is_beside or recipe.is_given("vllm_gpu_memory_utilization") else ABSENT
+
+
+def rewards(recipe: Recipe, known: Mapping[str, dict[str, Any] | None]) -> None:
+    """Write `reward_funcs` with `reward_weights`; `known`: the names of their script, None where rlsys has none."""
+    names = [str(name) for name in shared.listed(recipe.value("reward_funcs"))]
+    nodes = [known[name] if name in known else _outside_reward(name) for name in names]
+    model = recipe.value("reward_model_name_or_path")
+    if model:  # theirs comes first
+        names, nodes = [str(model), *names], [{"name": "reward_model", "model": model}, *nodes]
+    weights = shared.listed(recipe.value("reward_weights")) if names else []
+    if weights and len(weights) != len(names):
+        raise ConfigError(f"reward_weights has {len(weights)} values for {len(names)} rewards: {', '.join(names)}")
+    options = [{"weight": float(weight)} for weight in weights] or [{}] * len(names)
+    missing = [(name, weight) for name, node, weight in zip(names, nodes, options, strict=True) if node is None]
+    if missing:
+        listed = ", ".join(f"'{name}'" for name, _ in missing)
+        recipe.mark_unsupported(
+            "reward_funcs", f"there is no reward {listed} here; write one as TRL's signature has it"
+        )
+    for name, weight in missing if weights else ():
+        recipe.note("reward_weights", f"{weight['weight']} of '{name}' is left out with it")
+    found = [node | weight for node, weight in zip(nodes, options, strict=True) if node is not None]
+    if found:
+        recipe.write("rewards", found)
+        return
+    recipe.mark_unsupported(
+        "reward_funcs", "none is named; wrote nothing: set rewards=[{name: my_rewards.py:function}]"
+    )
+    recipe.mark_ignored("reward_weights", "no reward was written")
+
+
+def _outside_reward(name: str) -> dict[str, Any] | None:
+    """Return `package.module.function` as rlsys names outside code, and a name with a slash as a reward model."""
+    if re.fullmatch(r"[A-Za-z_][\w.]*\.\w+", name):
+        module, _, function = name.rpartition(".")
+        return {"name": f"{module}:{function}"}
+    return {"name": "reward_model", "model": name} if "/" in name else None
+
+
+def data(recipe: Recipe) -> None:
+    """Write the dataset, unless an option for several of them did."""
+    name, subset = recipe.value("dataset_name"), recipe.value("dataset_config")
+    is_evaluated = recipe.value("eval_strategy") != "no"
+    if "data.train" in recipe.written:
+        recipe.write("data.eval", None)
+    elif name is None:
+        recipe.mark_unsupported("dataset_name", "none is named; wrote nothing: set data.train and data.eval")
+    else:
+        recipe.write("data.train", shared.source(name, subset, recipe.value("dataset_train_split"), "train"))
+        held_out = shared.source(name, subset, recipe.value("dataset_test_split"), "test")
+        recipe.write("data.eval", held_out if is_evaluated else None)
+
+
+def mixture(recipe: Recipe, parts: Any) -> list[Any]:
+    """Return the sources of `datasets`."""
+    shared.note_unread(recipe, "datasets", parts, DATA_KEYS)
+    return [_part(part) for part in parts]
+
+
+def _part(part: Any) -> dict[str, Any]:
+    shared.require(part, "path", "datasets")
+    files = {key: part.get(key) for key in ("data_dir", "data_files")}
+    return shared.source_node(part["path"], part.get("name"), part.get("split"), **files)
+
+
+def eval_steps(recipe: Recipe, updates: Any) -> Any:
+    """Return the steps between two evaluations; TRL takes its logging interval where none is set."""
+    return shared.whole_steps(recipe, updates or recipe.value("logging_steps") or 10)
+
+
+def eval_strategy(recipe: Recipe, strategy: Any) -> Any:
+    """Return the steps between two evaluations where the strategy alone decides them."""
+    if strategy == "no":
+        return 0
+    if recipe.value("datasets"):
+        raise UnsupportedError("a mixture's held-out part is not split off here: set data.eval and eval.every", 0)
+    # TRL's evaluation samples, that of rlsys is greedy, and samples beside that when asked to.
+    recipe.note("eval_strategy", "evaluation is greedy here, also before and after training; eval.num_samples samples")
+    return shared.steps_per_epoch(recipe) if strategy == "epoch" else ABSENT
+
+
+def save_strategy(recipe: Recipe, strategy: Any) -> Any:
+    """Return the steps between two checkpoints where the strategy alone decides them."""
+    if strategy in ("no", "steps"):
+        return 0 if strategy == "no" else ABSENT
+    if strategy != "epoch":
+        raise UnsupportedError("checkpoints are not chosen by a metric here ('{value}')")
+    return shared.steps_per_epoch(recipe)
+
+
+def trackers(recipe: Recipe, asked: Any) -> list[Any]:
+    """Return the trackers of `report_to`, with the project and entity that open-r1 and axolotl add."""
+    names = [str(name) for name in shared.listed(asked) if name != "none"]
+    if "all" in names:
+        raise UnsupportedError("'all' is whatever is installed there; wrote nothing: name them in logging.trackers")
+    wandb = {key: recipe.value(f"wandb_{key}") for key in ("project", "entity")}
+    return shared.trackers(recipe, "report_to", names, **wandb)
