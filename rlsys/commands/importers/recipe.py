@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -27,6 +27,7 @@ class RunSize:
     num_rows: int | None = None  # of the training data, to turn epochs into steps
 
 
+@dataclass
 class Recipe:
     """The options of one recipe, and what has become of them so far.
 
@@ -34,40 +35,26 @@ class Recipe:
     unsupported, or as ignored. Each is reported once: unsupported comes before ignored, the first reason counts.
     """
 
-    def __init__(self, given: Mapping[str, Any], defaults: Mapping[str, Any], size: RunSize) -> None:
-        self.size = size
-        self.written: dict[str, Any] = {}
-        self.unsupported: dict[str, str] = {}
-        self.ignored: dict[str, str] = {}
-        self.notes: dict[str, str] = {}
-        self.remarks: list[str] = []
-        self._given = given
-        self._defaults = defaults
-        self._settled: dict[str, Any] = {}
+    given: Mapping[str, Any]  # by the names of the table
+    defaults: Mapping[str, Any]  # in the recipe's version; a NoDefault where there is none
+    size: RunSize
+    settled: dict[str, Any] = field(default_factory=dict)  # values that replace the file's; the report shows the file's
+    written: dict[str, Any] = field(default_factory=dict)  # keys of rlsys, dotted
+    unsupported: dict[str, str] = field(default_factory=dict)  # reasons by option, as are the next two
+    ignored: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)  # about the whole recipe
 
     def value(self, name: str) -> Any:
         """Return the settled value of an option, else the file's, else the default, else None."""
-        if name in self._settled:
-            return self._settled[name]
-        found = self._given.get(name)
-        found = self._defaults.get(name) if found is None else found
+        if name in self.settled:
+            return self.settled[name]
+        found = self.given[name] if self.is_given(name) else self.defaults.get(name)
         return None if isinstance(found, NoDefault) else found
 
     def is_given(self, name: str) -> bool:
         """Return whether the file sets the option to a value."""
-        return self._given.get(name) is not None
-
-    def default(self, name: str) -> Any:
-        """Return the option's default in the recipe's version, or the NoDefault in its place."""
-        return self._defaults[name]
-
-    def settle(self, name: str, value: Any) -> None:
-        """Replace the option's value for everything that follows; the report still shows what the file says."""
-        self._settled[name] = value
-
-    def write(self, key: str, value: Any) -> None:
-        """Set a key of rlsys."""
-        self.written[key] = value
+        return self.given.get(name) is not None
 
     def mark_unsupported(self, name: str, reason: str) -> None:
         """Report that rlsys cannot do what the option asks for."""

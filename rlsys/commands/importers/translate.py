@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlsys.commands.importers import our_defaults
 from rlsys.commands.importers.options import (
+    Compute,
     Dialect,
     Noted,
     Option,
@@ -75,32 +77,28 @@ class Translation:
 
 def translate(given: Mapping[str, Any], dialect: Dialect, version: str, size: RunSize) -> Translation:
     """Translate options, given by dotted name. Raises ConfigError for a recipe that cannot work."""
-    names = spellings(dialect)
-    spelling: dict[str, str] = {}  # the table's name of an option to that of the file
-    for name in [name for name in given if name in names]:
-        if names[name] in spelling:
-            raise ConfigError(f"'{spelling[names[name]]}' and '{name}' are the same option: keep one of them")
-        spelling[names[name]] = name
+    names, spelling = spellings(dialect), _spelling(given, dialect)
     options = {name: given[shown] for name, shown in spelling.items()}
     recipe = Recipe(options, {name: default_at(row, version) for name, row in dialect.options.items()}, size)
     _apply_dialect(recipe, dialect)
-    result = Translation(dialect.name, version, recipe.written, remarks=recipe.remarks)
-    foreign = [spelling[name] for name in options if recipe.is_given(name) and recipe.default(name) is ABSENT]
+    foreign = [spelling[name] for name in options if recipe.is_given(name) and recipe.defaults[name] is ABSENT]
     if foreign:
-        result.remarks.append(
+        recipe.remarks.append(
             f"{dialect.versions_of} {version} does not have {', '.join(foreign)}: --version says for which version the "
             "recipe was written"
         )
-    report = _Report(result, recipe, nested(recipe.written))
-    for name, value in options.items():
-        report.add_given(name, spelling[name], dialect.options[name], value)
+    result = Translation(dialect.name, version, recipe.written, remarks=recipe.remarks)
     shown = {known: name for name, known in reversed(list(dialect.aliases.items()))} if dialect.renames else {}
+    report = _Report(result, recipe, nested(recipe.written))
     for name, row in dialect.options.items():
         if not recipe.is_given(name):
             report.add_default(name, shown.get(name, name), row)
-    for name in [name for name in given if name not in names]:
-        reason = f"{dialect.name} has no such option; {nearest(name, names)}"
-        result.unknown.append(UntranslatedOption(name, given[name], reason))
+    for name, value in given.items():
+        if name in names:
+            report.add_given(names[name], name, dialect.options[names[name]], value)
+        else:
+            reason = f"{dialect.name} has no such option; {nearest(name, names)}"
+            result.unknown.append(UntranslatedOption(name, value, reason))
     return result
 
 
@@ -110,36 +108,35 @@ def spellings(dialect: Dialect) -> dict[str, str]:
     return {name: name for name in dialect.options if name not in renamed} | dict(dialect.aliases)
 
 
+def _spelling(given: Mapping[str, Any], dialect: Dialect) -> dict[str, str]:
+    """Return the table's name of every option given with that of the file."""
+    names = spellings(dialect)
+    found: dict[str, str] = {}
+    for name in [name for name in given if name in names]:
+        if found.setdefault(names[name], name) != name:
+            raise ConfigError(f"'{found[names[name]]}' and '{name}' are the same option: keep one of them")
+    return found
+
+
 def _apply_dialect(recipe: Recipe, dialect: Dialect) -> None:
-    recipe.written.update(dialect.always)
+    recipe.written |= dialect.always
     for name, row in dialect.options.items():
-        if row.uses_newest and recipe.default(name) is ABSENT and not recipe.is_given(name):
-            recipe.settle(name, default_at(row, None))
-    for rule in dialect.prepare:
-        _run_rule(recipe, rule)
+        if row.uses_newest and recipe.defaults[name] is ABSENT and not recipe.is_given(name):
+            recipe.settled[name] = default_at(row, None)
     # Steps first: warm-up, checkpoints and evaluation are counted in them.
-    for name, row in sorted(dialect.options.items(), key=lambda item: not _sets_steps(item[1])):
+    rows = sorted(dialect.options.items(), key=lambda item: not any(key.startswith("train.") for key in item[1].writes))
+    actions: list[tuple[str, Rule]] = [
+        *((rule.__name__, rule) for rule in dialect.prepare),
+        *((name, functools.partial(_apply_row, name=name, row=row)) for name, row in rows),
+        ("functions", lambda recipe: our_defaults.gather_function_options(recipe.written)),
+        *((rule.__name__, rule) for rule in dialect.rules),
+    ]
+    for name, action in actions:
         try:
-            _apply_row(recipe, name, row)
+            action(recipe)
         except WRONG_KIND as error:
-            raise ConfigError(f"{name}={recipe.value(name)!r}: {error}") from error
-    recipe.written = our_defaults.with_function_nodes(recipe.written)
-    for rule in dialect.rules:
-        _run_rule(recipe, rule)
-
-
-def _sets_steps(row: Option) -> bool:
-    return any(key.startswith("train.") for key in row.writes)
-
-
-def _run_rule(recipe: Recipe, rule: Rule) -> None:
-    try:
-        rule(recipe)
-    except WRONG_KIND as error:
-        raise ConfigError(
-            f"a value of the recipe is not of the kind that its option has ({rule.__module__.rpartition('.')[2]}."
-            f"{rule.__name__}): {type(error).__name__}: {error}"
-        ) from error
+            where = f"{name}={recipe.value(name)!r}" if name in dialect.options else f"the recipe's {name}"
+            raise ConfigError(f"{where}: {error}") from error
 
 
 def _apply_row(recipe: Recipe, name: str, row: Option) -> None:
@@ -158,26 +155,30 @@ def _apply_row(recipe: Recipe, name: str, row: Option) -> None:
     elif row.unsupported and not asks_for_nothing:
         recipe.mark_unsupported(name, row.unsupported)
     elif value is not None or row.reads_none:
-        for key in row.writes:
-            _write(recipe, name, row, key, value)
+        for key, compute in row.writes.items():
+            found = _outcome(recipe, name, key, compute)
+            if found is not ABSENT:
+                recipe.written[key] = found
+            elif name in recipe.unsupported:
+                return
         if row.note:
             recipe.note(name, row.note)
 
 
-def _write(recipe: Recipe, name: str, row: Option, key: str, value: Any) -> None:
-    """Write one key of a row, unless the value has no counterpart."""
+def _outcome(recipe: Recipe, name: str, key: str, compute: Compute) -> Any:
+    """Return what an option's value becomes as the value of `key`, ABSENT for nothing."""
+    value = recipe.value(name)
     try:
-        found = row.writes[key](recipe, value)
+        found = compute(recipe, value)
     except UnsupportedError as error:
         found = error
     if isinstance(found, UnsupportedError):
         recipe.mark_unsupported(name, found.reason.format(value=value, key=key, instead=found.instead))
-        found = found.instead
+        return found.instead
     if isinstance(found, Noted):
         recipe.note(name, found.note)
-        found = found.value
-    if found is not ABSENT:
-        recipe.write(key, found)
+        return found.value
+    return found
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ class _Report:
 
     def add_default(self, name: str, shown: str, row: Option) -> None:
         """List an option that the file does not set where its default makes a run differ from one of rlsys."""
-        theirs, reason = self.recipe.default(name), self.recipe.unsupported.get(name)
+        theirs, reason = self.recipe.defaults[name], self.recipe.unsupported.get(name)
         note = reason or self.recipe.notes.get(name, "")
         if isinstance(theirs, NoDefault) or (
             not reason and (name in self.recipe.ignored or (theirs is None and not note))

@@ -71,29 +71,32 @@ SPELT_AGAIN = {
     "trl.vllm_max_model_len": "vllm_max_model_length",
 }
 
-DATA_KEYS = ("path", "name", "split", "data_files", "revision")  # of an entry of `datasets` that are carried over
+TRAINING, HELD_OUT = (
+    shared.Entries(option, options=("data_files", "revision"), also=("type",))
+    for option in ("datasets", "test_datasets")
+)
 
 
 def settle(recipe: Recipe) -> None:
     """Settle the values of TRL's options that axolotl derives from its own."""
     if recipe.is_given("world_size") and not recipe.is_given("num_processes"):
-        recipe.settle("num_processes", int(recipe.value("world_size")))
+        recipe.settled["num_processes"] = int(recipe.value("world_size"))
     if recipe.is_given("warmup_steps"):  # 0 too, which TRL takes for unset
-        recipe.settle("warmup_ratio", 0.0)
-    recipe.settle("use_peft", recipe.value("adapter") in ("lora", "qlora"))
+        recipe.settled["warmup_ratio"] = 0.0
+    recipe.settled["use_peft"] = recipe.value("adapter") in ("lora", "qlora")
     if recipe.value("lora_target_linear"):
-        recipe.settle("lora_target_modules", "all-linear")
+        recipe.settled["lora_target_modules"] = "all-linear"
     if recipe.is_given("save_steps"):
-        recipe.settle("save_strategy", "steps")
+        recipe.settled["save_strategy"] = "steps"
     if not recipe.value("test_datasets"):
-        recipe.settle("eval_strategy", "no")
+        recipe.settled["eval_strategy"] = "no"
     elif recipe.is_given("eval_steps"):
-        recipe.settle("eval_strategy", "steps")
+        recipe.settled["eval_strategy"] = "steps"
     trackers = [name for name in shared.TRACKERS if recipe.value(f"use_{name}")]
     # Naming a project of W&B turns it on.
     if "wandb" not in trackers and recipe.value("use_wandb") is None and recipe.is_given("wandb_project"):
         trackers.append("wandb")
-    recipe.settle("report_to", trackers)
+    recipe.settled["report_to"] = trackers
 
 
 def advantage(recipe: Recipe, method: Any) -> Any:
@@ -114,8 +117,7 @@ def training_data(recipe: Recipe, parts: Any) -> Any:
     """Return the sources of `datasets`, whose rows go through a Python function there (`type: module.transform`)."""
     if not parts:
         raise UnsupportedError("none is named; wrote nothing: set data.train and data.eval")
-    sources = [_source(part, "datasets", "train") for part in parts]
-    shared.note_unread(recipe, "datasets", parts, (*DATA_KEYS, "type"))
+    sources = [_source(node, "train") for node in TRAINING.sources(recipe, parts)]
     kinds = sorted({str(part["type"]) for part in parts if part.get("type")})
     if kinds:
         recipe.note(
@@ -128,18 +130,15 @@ def training_data(recipe: Recipe, parts: Any) -> Any:
 
 def held_out_data(recipe: Recipe, parts: Any) -> Any:
     """Return the sources of `test_datasets`."""
-    shared.note_unread(recipe, "test_datasets", parts or (), (*DATA_KEYS, "type"))
-    return [_source(part, "test_datasets", "test") for part in parts or ()] or None
+    return [_source(node, "test") for node in HELD_OUT.sources(recipe, parts or ())] or None
 
 
-def _source(part: Any, option: str, our_split: str) -> Any:
-    """Return an entry of `option` as a source; without a split axolotl reads `train`, of held-out data too."""
-    shared.require(part, "path", option)
-    split = part.get("split") or "train"
-    if split == "train" and PurePath(str(part["path"])).suffix.lower() in READERS:
-        split = our_split  # a file has this one alone, and takes no other here
-    options = {key: part.get(key) for key in ("data_files", "revision")}
-    return shared.source(part["path"], part.get("name"), split, our_split, **options)
+def _source(node: dict[str, Any], default_split: str) -> Any:
+    """Return a source in its shortest form; without a split axolotl reads `train`, of held-out data too."""
+    split = node.get("split", "train")
+    if split == "train" and PurePath(node["name"]).suffix.lower() in READERS:
+        split = default_split  # a file has the split `train` alone, and takes no other in rlsys
+    return shared.source(node["name"], node.get("subset"), split, default_split, **node.get("options", {}))
 
 
 def per_epoch(recipe: Recipe, times: Any) -> int:
@@ -188,6 +187,10 @@ OWN: dict[str, Option] = {
     "rl": computed("algorithm.advantage.name", None, advantage, keys=(), also=("algorithm.advantage.name",)),
     "datasets": computed("data.train", NONE_STATED, training_data, reads_none=True),
     "test_datasets": computed("data.eval", NONE_STATED, held_out_data, reads_none=True, when=(needs("datasets", ""),)),
+    **dict.fromkeys(
+        ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"),
+        ignored("datasets and test_datasets name the data"),
+    ),
     "sequence_len": ignored("completions are bounded by trl.max_completion_length"),
     "adapter": by_rule(
         "learner.lora.rank",
@@ -270,7 +273,7 @@ DIALECT = Dialect(
     name="axolotl",
     options=OPTIONS,
     prepare=(settle,),
-    rules=(rules.corrections, shared.fit_microbatch, rewards),
+    rules=(shared.fit_microbatch, rewards),
     versions=trl.VERSIONS,
     default_version="1.8",
     versions_of="trl",

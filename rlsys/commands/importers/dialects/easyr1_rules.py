@@ -71,7 +71,7 @@ def evaluation(recipe: Recipe, override: Any) -> Any:
     """Return the samples per held-out prompt; `val_override_config` replaces sampling options in evaluation."""
     if not isinstance(override, Mapping) or not override:
         return ABSENT
-    recipe.write("eval.temperature", float(override.get("temperature", 1.0)))
+    recipe.written["eval.temperature"] = float(override.get("temperature", 1.0))
     extra = sorted(set(override) - {"n", "temperature"})
     return Noted(
         int(override.get("n", 1)),
@@ -101,7 +101,7 @@ def rewards(recipe: Recipe) -> None:
     if PurePosixPath(path).parts[-2:] in (("reward_function", "math.py"), ("score_function", "math.py")):
         weight = float(options.get("format_weight", 0.1))
         accuracy = {"name": "math_answer", "weight": round(1.0 - weight, 6)}
-        recipe.write("rewards", [accuracy, {"name": "regex", "weight": weight, "pattern": BOXED}])
+        recipe.written["rewards"] = [accuracy, {"name": "regex", "weight": weight, "pattern": BOXED}]
         recipe.note(
             name, "the example's accuracy and format; answers are compared by math-verify here, mathruler there"
         )
@@ -109,5 +109,5 @@ def rewards(recipe: Recipe) -> None:
     attribute = attribute or recipe.value(f"{REWARD_OPTION}reward_function_name") or "compute_score"
     entry = {"name": "easyr1_function", "function": f"{path}:{attribute}", "options": dict(options)}
     one_by_one = recipe.value(f"{REWARD_OPTION}reward_type") == "sequential"
-    recipe.write("rewards", [entry | ({"reward_type": "sequential"} if one_by_one else {})])
+    recipe.written["rewards"] = [entry | ({"reward_type": "sequential"} if one_by_one else {})]
     recipe.note(name, "called as EasyR1 calls it; the file is looked up from the folder where the run starts")

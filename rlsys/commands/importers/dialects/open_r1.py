@@ -13,8 +13,9 @@ from rlsys.commands.importers.options import (
     Dialect,
     Option,
     by_rule,
-    computed,
     ignored,
+    option,
+    plain,
     same,
     unsupported,
     without,
@@ -44,6 +45,9 @@ PER_REWARD: dict[str, dict[str, tuple[str, Any]]] = {
 }
 
 
+MIXTURE = shared.Entries("dataset_mixture", "id", "config", also=("weight",))
+
+
 def _uses(reward: str) -> Condition:
     return Condition(
         ("reward_funcs",), lambda names: reward in shared.listed(names), f"the reward '{reward}' is not used"
@@ -55,28 +59,23 @@ def mixture(recipe: Recipe, asked: Any) -> list[Any]:
     if not isinstance(asked, Mapping) or not asked.get("datasets"):
         raise ConfigError(f"dataset_mixture needs datasets: a list of {{id, config, split, columns, weight}}: {asked}")
     recipe.note("dataset_mixture", "rows of a share are drawn by `seed`")
-    shared.note_unread(recipe, "dataset_mixture", asked["datasets"], ("id", "config", "split", "weight"))
+    sources = MIXTURE.sources(recipe, asked["datasets"])
     if asked.get("test_split_size"):
         recipe.note("dataset_mixture", "test_split_size is left out: set data.eval to other rows")
-    return [_part(part) for part in asked["datasets"]]
-
-
-def _part(part: Any) -> dict[str, Any]:
-    shared.require(part, "id", "dataset_mixture.datasets")
-    node = shared.source_node(part["id"], part.get("config"), part.get("split"))
-    return node if part.get("weight") is None else node | {"share": part["weight"]}
+    weights = [part.get("weight") for part in asked["datasets"]]
+    return [node | ({} if w is None else {"share": w}) for node, w in zip(sources, weights, strict=True)]
 
 
 def settle(recipe: Recipe) -> None:
     """Let a mixture replace TRL's datasets, and turn evaluation off where it would need the held-out part of one."""
     asked = recipe.value("dataset_mixture")
     if asked is not None:
-        recipe.settle("datasets", None)
+        recipe.settled["datasets"] = None
     if isinstance(asked, Mapping) and asked.get("test_split_size"):
         recipe.mark_unsupported(
             "eval_strategy", "the mixture's held-out part is not split off here: set data.eval and eval.every"
         )
-        recipe.settle("eval_strategy", "no")
+        recipe.settled["eval_strategy"] = "no"
 
 
 def rewards(recipe: Recipe) -> None:
@@ -108,7 +107,9 @@ OPTIONS: dict[str, Option] = {
     ),
     **dict.fromkeys(("e2b_router_url", "morph_router_url"), ignored(HOSTED)),
     "dataset_prompt_column": same("data.prompt_column", "prompt"),
-    "dataset_mixture": computed("data.train", NONE_STATED, mixture),
+    "dataset_mixture": option(
+        NONE_STATED, {"data.train": mixture, "data.eval": plain(lambda _: None)}, keys=("data.train",)
+    ),
     "system_prompt": same("data.system_prompt", NONE_STATED),
     "chat_template": same("model.chat_template", NONE_STATED),
     "wandb_entity": by_rule(default=None, also=("logging.trackers",)),
@@ -124,7 +125,7 @@ DIALECT = Dialect(
     name="open-r1",
     options=OPTIONS,
     prepare=(settle,),
-    rules=(*trl.RULES, rewards),
+    rules=(shared.fit_microbatch, rewards),
     versions=trl.VERSIONS,
     default_version="0.18",
     versions_of="trl",

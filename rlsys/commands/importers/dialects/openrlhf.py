@@ -42,6 +42,10 @@ TEXT_ONLY = "policies are text models here"
 ESTIMATOR, LOSS, FILTERING = "algo.advantage.estimator", "actor.policy_loss_type", "algo.dynamic_filtering_enable"
 CLIP_LOW, CLIP_HIGH = "algorithm.policy_loss.clip_low", "algorithm.policy_loss.clip_high"
 FILTERED = unless(ESTIMATOR, "gae", "reinforce")  # these learn from equal rewards too
+CORRECTED = (
+    unless(f"{rules.IS}level", "off", reason="no correction is asked for"),
+    unless(LOSS, "gspo", reason="with gspo the response's ratio is taken to the engine: train.old_logprobs=engine"),
+)
 HAS_CRITIC = only_if(ESTIMATOR, "gae", reason="only gae has a critic")
 HAS_LORA = needs("ds.lora.rank", "ds.lora.rank is 0")
 HAS_WANDB = needs("logger.wandb.key", "logger.wandb.key is not set")
@@ -108,11 +112,16 @@ ALGORITHM = {
     "algo.advantage.no_std_norm": unsupported("reinforce_pp and gae divide by the deviation here", False, when=only_if(
         ESTIMATOR, "gae", "reinforce", "reinforce_baseline", reason="'{0}' is not normalised over the batch")),
     "algo.advantage.is_correction_enable": by_rule("algorithm.corrections", default=False),  # 0.10
-    "algo.advantage.is_correction_type": by_rule("algorithm.corrections", default=NONE_STATED),  # 0.10
-    "algo.advantage.is_correction_level": by_rule(default="off", also=("algorithm.corrections",)),
-    "algo.advantage.is_correction_mode": by_rule("algorithm.corrections", default="mask"),
-    "algo.advantage.is_correction_gating": by_rule("algorithm.corrections", default="ratio"),
-    "algo.advantage.is_correction_threshold": by_rule("algorithm.corrections", default=[0.5, 5.0]),
+    "algo.advantage.is_correction_type": by_rule(
+        "algorithm.corrections", default=NONE_STATED, when=CORRECTED),  # 0.10
+    "algo.advantage.is_correction_level": option("off", {
+        "train.old_logprobs": rules.old_logprobs, "algorithm.corrections": rules.corrections},
+        keys=(), also=("algorithm.corrections",)),
+    "algo.advantage.is_correction_mode": by_rule("algorithm.corrections", default="mask", when=CORRECTED),
+    "algo.advantage.is_correction_gating": by_rule("algorithm.corrections", default="ratio", when=(
+        *CORRECTED, only_if(f"{rules.IS}gating", "ratio", reason="masks look at the ratio here; wrote no correction",
+        is_loss=True))),
+    "algo.advantage.is_correction_threshold": by_rule("algorithm.corrections", default=[0.5, 5.0], when=CORRECTED),
     "algo.kl.init_coef": computed("algorithm.kl.coef", 0.01, shared.zero_unless(HAS_GRADIENT)),
     "algo.kl.estimator": same("algorithm.kl.name", "k1", when=(HAS_GRADIENT, HAS_KL)),
     "algo.kl.use_loss": computed("algorithm.kl.apply_to", False, rules.kl_place, when=HAS_KL),
@@ -346,7 +355,8 @@ FLAT = {
 DIALECT = Dialect(
     name="openrlhf",
     options=OPTIONS,
-    rules=(rules.corrections, rules.lengths, rules.rewards, rules.critic),
+    prepare=(rules.settle,),
+    rules=(rules.lengths, rules.rewards, rules.critic),
     versions=("0.9", "0.10", "0.11"),
     default_version="0.11",
     versions_of="OpenRLHF",

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlsys.commands.importers.dialects import shared
 from rlsys.commands.importers.options import Noted, UnsupportedError
-from rlsys.commands.importers.recipe import Recipe
+from rlsys.commands.importers.recipe import ABSENT, Recipe
 from rlsys.errors import ConfigError
 
 ESTIMATORS: dict[str, dict[str, Any]] = {
@@ -70,32 +70,31 @@ def kl_place(recipe: Recipe, in_loss: Any) -> Any:
     return Noted("reward", "in the reward it is charged by token there, by response here")
 
 
-def corrections(recipe: Recipe) -> None:
-    """Write what allows for engine and learner not agreeing, in the words of 0.10 (type) or 0.11 (level, mode)."""
-    level, mode = str(recipe.value(f"{IS}level")), str(recipe.value(f"{IS}mode"))
+def settle(recipe: Recipe) -> None:
+    """Settle the correction that 0.10 asks for by its type in the words of 0.11: level and mode."""
+    kind = recipe.value(f"{IS}type") or "tis"
     if recipe.value(f"{IS}enable"):
-        kind = str(recipe.value(f"{IS}type") or "tis")
         if kind not in CORRECTIONS:
             raise ConfigError(f"{IS}type={kind}: OpenRLHF has {', '.join(CORRECTIONS)}")
-        level, mode = CORRECTIONS[kind]
+        recipe.settled[f"{IS}level"], recipe.settled[f"{IS}mode"] = CORRECTIONS[kind]
+
+
+def old_logprobs(recipe: Recipe, level: Any) -> Any:
+    """Return where the ratio's old logprobs come from: with gspo a correction takes the ratio to the engine."""
+    return "engine" if level != "off" and recipe.value("actor.policy_loss_type") == "gspo" else ABSENT
+
+
+def corrections(recipe: Recipe, level: Any) -> Any:
+    """Return what allows for engine and learner not agreeing."""
+    is_supported = recipe.value(f"{IS}gating") == "ratio" and recipe.value("actor.policy_loss_type") != "gspo"
+    if level == "off" or not is_supported:
+        return None
     low, high = [0.0, *map(float, shared.listed(recipe.value(f"{IS}threshold")))][-2:]
-    found: list[dict[str, Any]] = []
-    is_gspo = recipe.value("actor.policy_loss_type") == "gspo"
-    if level == "off" or is_gspo:
-        reason = "no correction is asked for"
-        if level != "off":
-            recipe.write("train.old_logprobs", "engine")
-            reason = "with gspo the response's ratio is taken to the engine: train.old_logprobs=engine"
-        for name in ("type", "mode", "gating", "threshold"):
-            recipe.mark_ignored(f"{IS}{name}", reason)
-    elif recipe.value(f"{IS}gating") != "ratio":
-        recipe.mark_unsupported(f"{IS}gating", "masks look at the ratio here; wrote no correction")
-    elif level == "seq":  # the sequence decides by its geometric mean, each token weighs by itself
+    if level == "seq":  # the sequence decides by its geometric mean, each token weighs by itself
         gate = {"name": "mask", "level": "geometric", "low": low, "high": high, "weigh": False}
-        found = [gate, {"name": "decoupled"}]
-    else:
-        found = [{"name": "truncate" if mode == "clip" else "mask", "level": "token", "low": low, "high": high}]
-    recipe.write("algorithm.corrections", found or None)
+        return [gate, {"name": "decoupled"}]
+    name = "truncate" if recipe.value(f"{IS}mode") == "clip" else "mask"
+    return [{"name": name, "level": "token", "low": low, "high": high}]
 
 
 def lengths(recipe: Recipe) -> None:
@@ -106,12 +105,12 @@ def lengths(recipe: Recipe) -> None:
         recipe.note("data.max_len", "there a response may fill what its prompt leaves; here half is for either")
     if int(response) >= whole and recipe.is_given("data.max_len"):
         raise ConfigError(f"rollout.max_new_tokens={response} leaves no room for a prompt within data.max_len={whole}")
-    recipe.write("data.max_prompt_tokens", max(whole - int(response), 1))
+    recipe.written["data.max_prompt_tokens"] = max(whole - int(response), 1)
     recipe.note("data.max_len", "longer prompts are cut there, left out here (data.overlong)")
-    recipe.write("rollout.max_response_tokens", int(response))
+    recipe.written["rollout.max_response_tokens"] = int(response)
     shared.fit_microbatch(recipe)
     if recipe.value("train.dynamic_batch_enable") and recipe.is_given("train.max_tokens_per_gpu"):
-        recipe.write("learner.microbatch_tokens", max(int(recipe.value("train.max_tokens_per_gpu")), whole))
+        recipe.written["learner.microbatch_tokens"] = max(int(recipe.value("train.max_tokens_per_gpu")), whole)
 
 
 def rewards(recipe: Recipe) -> None:
@@ -133,7 +132,7 @@ def rewards(recipe: Recipe) -> None:
         bound = {"max_response_tokens": recipe.written["rollout.max_response_tokens"], "buffer_tokens": int(buffer)}
         weight = float(recipe.value("reward.overlong_penalty_factor"))
         found.append({"name": "soft_overlong_punishment", "weight": weight, **bound})
-    recipe.write("rewards", found)
+    recipe.written["rewards"] = found
 
 
 def training_data(recipe: Recipe, names: Any) -> Any:
@@ -142,7 +141,7 @@ def training_data(recipe: Recipe, names: Any) -> Any:
     shares = str(recipe.value("data.prompt_probs") or "").split(",")
     if not sources:
         raise UnsupportedError("none is named; wrote nothing: set data.train")
-    recipe.write("data.eval", None)  # which eval.dataset replaces
+    recipe.written["data.eval"] = None  # which eval.dataset replaces
     if len(sources) == 1 or len(shares) != len(sources):
         return shared.only_or_all(sources)
     nodes = [source if isinstance(source, dict) else {"name": source} for source in sources]
@@ -158,7 +157,7 @@ def critic(recipe: Recipe) -> None:
     """Write what holds for the critic as for the actor: the options of DeepSpeed and the precision."""
     if recipe.value("algo.advantage.estimator") == "gae":
         for name in ("zero_stage", "offload_optimizer", "gradient_checkpointing", "dtype"):
-            recipe.write(f"critic.{name}", recipe.written[f"learner.{name}"])
+            recipe.written[f"critic.{name}"] = recipe.written[f"learner.{name}"]
 
 
 def trackers(recipe: Recipe, folder: Any) -> list[Any]:

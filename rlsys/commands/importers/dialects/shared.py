@@ -7,7 +7,8 @@ them `updates_per_step` times.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rlsys.commands.importers.options import Compute, Condition, Noted, UnsupportedError
@@ -100,18 +101,30 @@ def source(name: Any, subset: Any, split: Any, default_split: str, **options: An
     return node["name"] if len(node) == 1 else node
 
 
-def require(part: Any, key: str, option: str) -> None:
-    """Raise ConfigError unless an entry of a list of datasets names its data."""
-    if not isinstance(part, Mapping) or not part.get(key):
-        article = "an" if key == "id" else "a"
-        raise ConfigError(f"{option}: each entry needs {article} {key}; this one is {part!r}")
+@dataclass(frozen=True)
+class Entries:
+    """The keys by which a list of datasets names its data; other keys of an entry are not carried over."""
 
+    option: str
+    name: str = "path"
+    subset: str = "name"
+    split: str = "split"
+    options: tuple[str, ...] = ()  # passed to the loader
+    also: tuple[str, ...] = ()  # read elsewhere
 
-def note_unread(recipe: Recipe, option: str, parts: Iterable[Any], read: Container[str]) -> None:
-    """Note which keys of a list's entries are not carried over."""
-    keys = sorted({str(key) for part in parts if isinstance(part, Mapping) for key in part if key not in read})
-    if keys:
-        recipe.note(option, f"of its entries not carried over: {', '.join(keys)}")
+    def sources(self, recipe: Recipe, parts: Any) -> list[dict[str, Any]]:
+        """Return the source of every entry. Raises ConfigError for one that names no data."""
+        read = {self.name, self.subset, self.split, *self.options, *self.also}
+        keys = sorted({str(key) for part in parts if isinstance(part, Mapping) for key in part if key not in read})
+        if keys:
+            recipe.note(self.option, f"of its entries not carried over: {', '.join(keys)}")
+        return [self._source(part) for part in parts]
+
+    def _source(self, part: Any) -> dict[str, Any]:
+        if not isinstance(part, Mapping) or not part.get(self.name):
+            raise ConfigError(f"{self.option}: each entry needs {self.name}; this one is {part!r}")
+        options = {key: part.get(key) for key in self.options}
+        return source_node(part[self.name], part.get(self.subset), part.get(self.split), **options)
 
 
 def named_sources(text: Any, split: Any, default_split: str) -> list[Any]:
@@ -173,6 +186,6 @@ def fit_microbatch(recipe: Recipe) -> None:
     if longest > 8192:
         has_critic = recipe.written["algorithm.advantage"]["name"] == "gae"
         for role in ("learner", "reference", "critic")[: 3 if has_critic else 2]:
-            recipe.write(f"{role}.microbatch_tokens", longest)
+            recipe.written[f"{role}.microbatch_tokens"] = longest
         guess = "" if prompt else " (prompts of at most 1024 tokens assumed)"
         recipe.remarks.append(f"learner.microbatch_tokens={longest}: a forward must hold the longest trajectory{guess}")

@@ -134,13 +134,20 @@ MODEL = {
 }
 ONE_DATASET = without("datasets", "datasets names the data")
 DATA = {
-    "dataset_name": by_rule("data.train", "data.eval", default=None, when=ONE_DATASET),
+    "dataset_name": option(
+        None,
+        {"data.train": rules.training_data, "data.eval": rules.held_out_data},
+        when=ONE_DATASET,
+        reads_none=True,
+    ),
     "dataset_config": by_rule(default=None, also=("data.train", "data.eval"), when=ONE_DATASET),
     "dataset_train_split": by_rule(default="train", also=("data.train",), when=ONE_DATASET),
     "dataset_test_split": by_rule(
         default="test", also=("data.eval",), when=(unless("eval_strategy", "no", reason="eval_strategy is 'no'"),)
     ),
-    "datasets": computed("data.train", NONE_STATED, rules.mixture),
+    "datasets": option(
+        NONE_STATED, {"data.train": rules.MIXTURE.sources, "data.eval": plain(lambda _: None)}, keys=("data.train",)
+    ),
     "dataset_streaming": unsupported("data is loaded whole", absent_before("0.19", False)),
     "streaming": unsupported("data is loaded whole", False),
     "test_split_size": unsupported("held-out rows are not split off; set data.eval"),
@@ -306,12 +313,16 @@ def rewards(recipe: Recipe) -> None:
     rules.rewards(recipe, REWARDS)
 
 
-ALWAYS: dict[str, Any] = {"algorithm.advantage.name": "grpo", "learner.warmup_steps": 0}
-RULES = (rules.corrections, rules.data, shared.fit_microbatch)
+ALWAYS: dict[str, Any] = {
+    "algorithm.advantage.name": "grpo",
+    "algorithm.corrections": None,  # TRL corrects only where vLLM samples
+    "learner.warmup_steps": 0,
+}
+
 DIALECT = Dialect(
     name="trl",
     options=OPTIONS,
-    rules=(*RULES, rewards),
+    rules=(shared.fit_microbatch, rewards),
     versions=VERSIONS,
     default_version="1.16",
     versions_of="trl",

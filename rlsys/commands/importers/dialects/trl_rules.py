@@ -26,7 +26,12 @@ AGGREGATIONS: dict[str, dict[str, Any]] = {
 }
 # peft's own choice for Qwen2, Qwen3, Llama, Mistral and Gemma (peft.utils.constants)
 PEFT_DEFAULT = ["q_proj", "v_proj"]
-DATA_KEYS = ("path", "name", "split", "data_dir", "data_files")  # of an entry of `datasets` that are carried over
+MODES: dict[str, dict[str, Any]] = {
+    f"{level}_{name}": {"name": name, "level": level}
+    for level in ("token", "sequence")
+    for name in ("mask", "truncate")
+}
+MIXTURE = shared.Entries("datasets", options=("data_dir", "data_files"))
 
 
 def prompts_per_step(recipe: Recipe, per_device: Any) -> int:
@@ -61,7 +66,7 @@ def prompts_per_step(recipe: Recipe, per_device: Any) -> int:
             f"{minibatches} updates a generation of {prompts} prompts: TRL divides a prompt's completions among "
             f"updates, here they stay together; wrote train.minibatches_per_step={prompts}",
         )
-    recipe.write("train.minibatches_per_step", min(minibatches, prompts))
+    recipe.written["train.minibatches_per_step"] = min(minibatches, prompts)
     return prompts
 
 
@@ -102,7 +107,7 @@ def dtype(recipe: Recipe, bf16: Any) -> str:
     weights = recipe.value("dtype")
     if recipe.value("fp16") or weights in ("float16", "fp16"):
         return "bfloat16"
-    if bf16 is None and recipe.default("bf16") is None:  # since TRL 0.19 unset means yes
+    if bf16 is None and recipe.defaults["bf16"] is None:  # since TRL 0.19 unset means yes
         recipe.note("bf16", "unset, TRL takes bfloat16")
         bf16 = True
     if weights == "auto":
@@ -135,26 +140,20 @@ def lower_bound(recipe: Recipe, epsilon: Any) -> float:
     return float(epsilon)
 
 
-def corrections(recipe: Recipe) -> None:
-    """Write what allows for the engine and the trainer not agreeing: TRL corrects only where vLLM samples."""
-    found: list[dict[str, Any]] = []
-    if recipe.value("use_vllm") and recipe.value("vllm_importance_sampling_correction"):
-        mode = str(recipe.value("vllm_importance_sampling_mode"))
-        level, _, name = mode.partition("_")
-        high, low = (recipe.value(f"vllm_importance_sampling_clip_{bound}") for bound in ("max", "min"))
-        if level not in ("token", "sequence") or name not in ("mask", "truncate"):
-            recipe.mark_unsupported(
-                "vllm_importance_sampling_mode", "there is no such mode here; wrote mask by sequence"
-            )
-            level, name = "sequence", "mask"
-        if high is None:
-            recipe.note("vllm_importance_sampling_clip_max", "no upper bound there; 1e30 here")
-        node = {"name": name, "level": level, "high": 1e30 if high is None else float(high)}
-        found.append(node if low is None else node | {"low": float(low)})
-    threshold = recipe.value("off_policy_mask_threshold")
-    if threshold is not None:
-        found.append({"name": "opsm", "threshold": float(threshold)})
-    recipe.write("algorithm.corrections", found or None)
+def correction(recipe: Recipe, mode: Any) -> list[dict[str, Any]]:
+    """Return what allows for the engine and the trainer not agreeing."""
+    high, low = (recipe.value(f"vllm_importance_sampling_clip_{bound}") for bound in ("max", "min"))
+    if high is None:
+        recipe.note("vllm_importance_sampling_clip_max", "no upper bound there; 1e30 here")
+    bounds = {"high": 1e30 if high is None else float(high)} | ({} if low is None else {"low": float(low)})
+    if mode not in MODES:
+        raise UnsupportedError("there is no such mode here; wrote mask by sequence", [MODES["sequence_mask"] | bounds])
+    return [MODES[mode] | bounds]
+
+
+def off_policy_mask(recipe: Recipe, threshold: Any) -> list[dict[str, Any]]:
+    """Return the corrections with the mask of sequences that are too far off the policy."""
+    return [*(recipe.written["algorithm.corrections"] or ()), {"name": "opsm", "threshold": float(threshold)}]
 
 
 def target_modules(recipe: Recipe, modules: Any) -> Any:
@@ -209,7 +208,7 @@ def rewards(recipe: Recipe, known: Mapping[str, dict[str, Any] | None]) -> None:
         recipe.note("reward_weights", f"{weight['weight']} of '{name}' is left out with it")
     found = [node | weight for node, weight in zip(nodes, options, strict=True) if node is not None]
     if found:
-        recipe.write("rewards", found)
+        recipe.written["rewards"] = found
         return
     recipe.mark_unsupported(
         "reward_funcs", "none is named; wrote nothing: set rewards=[{name: my_rewards.py:function}]"
@@ -225,30 +224,18 @@ def _outside_reward(name: str) -> dict[str, Any] | None:
     return {"name": "reward_model", "model": name} if "/" in name else None
 
 
-def data(recipe: Recipe) -> None:
-    """Write the dataset, unless an option for several of them did."""
-    name, subset = recipe.value("dataset_name"), recipe.value("dataset_config")
-    is_evaluated = recipe.value("eval_strategy") != "no"
-    if "data.train" in recipe.written:
-        recipe.write("data.eval", None)
-    elif name is None:
-        recipe.mark_unsupported("dataset_name", "none is named; wrote nothing: set data.train and data.eval")
-    else:
-        recipe.write("data.train", shared.source(name, subset, recipe.value("dataset_train_split"), "train"))
-        held_out = shared.source(name, subset, recipe.value("dataset_test_split"), "test")
-        recipe.write("data.eval", held_out if is_evaluated else None)
+def training_data(recipe: Recipe, name: Any) -> Any:
+    """Return the source of the training data."""
+    if name is None:
+        raise UnsupportedError("none is named; wrote nothing: set data.train and data.eval")
+    return shared.source(name, recipe.value("dataset_config"), recipe.value("dataset_train_split"), "train")
 
 
-def mixture(recipe: Recipe, parts: Any) -> list[Any]:
-    """Return the sources of `datasets`."""
-    shared.note_unread(recipe, "datasets", parts, DATA_KEYS)
-    return [_part(part) for part in parts]
-
-
-def _part(part: Any) -> dict[str, Any]:
-    shared.require(part, "path", "datasets")
-    files = {key: part.get(key) for key in ("data_dir", "data_files")}
-    return shared.source_node(part["path"], part.get("name"), part.get("split"), **files)
+def held_out_data(recipe: Recipe, name: Any) -> Any:
+    """Return the source of the held-out data, None where nothing is evaluated."""
+    if recipe.value("eval_strategy") == "no":
+        return None
+    return shared.source(name, recipe.value("dataset_config"), recipe.value("dataset_test_split"), "test")
 
 
 def eval_steps(recipe: Recipe, updates: Any) -> Any:

@@ -195,8 +195,12 @@ LOSS = {
     "vllm_importance_sampling_correction": by_rule(
         "algorithm.corrections", default=absent_before(SINCE_1_0, True), when=CORRECTED[:1]
     ),
-    "vllm_importance_sampling_mode": by_rule(
-        "algorithm.corrections", default=absent_before(SINCE_1_0, "sequence_mask"), when=CORRECTED, uses_newest=True
+    "vllm_importance_sampling_mode": computed(
+        "algorithm.corrections",
+        absent_before(SINCE_1_0, "sequence_mask"),
+        rules.correction,
+        when=CORRECTED,
+        uses_newest=True,
     ),
     "vllm_importance_sampling_clip_max": by_rule(
         "algorithm.corrections", default=absent_before(SINCE_1_0, 3.0), when=CORRECTED, uses_newest=True
@@ -204,7 +208,9 @@ LOSS = {
     "vllm_importance_sampling_clip_min": by_rule(
         "algorithm.corrections", default=absent_before("1.8", None), when=CORRECTED
     ),
-    "off_policy_mask_threshold": by_rule("algorithm.corrections", default=absent_before(SINCE_1_0, None)),
+    "off_policy_mask_threshold": computed(
+        "algorithm.corrections", absent_before(SINCE_1_0, None), rules.off_policy_mask
+    ),
     "router_aux_loss_coef": unsupported(
         "experts are not balanced by a loss here", ByVersion({"1.8": 0.001, "1.16": None}), (None, 0, 0.0)
     ),
