@@ -72,7 +72,8 @@ class Option:
     unsupported: str = ""  # why no value but the neutral ones is supported
     neutral: tuple[Any, ...] = ()  # values that ask for nothing, so need no support
     ignored: str = ""  # why it never has an effect
-    note: str = ""  # what remains different
+    note: str = ""  # what remains different where the row has an effect
+    notes: Mapping[Any, str] = field(default_factory=dict)  # what remains different for these values
     reads_none: bool = False  # `writes` also convert the value None
     uses_newest: bool = False  # where the version lacks the option, the default with which it came counts
 

@@ -161,8 +161,9 @@ def _apply_row(recipe: Recipe, name: str, row: Option) -> None:
                 recipe.written[key] = found
             elif name in recipe.unsupported:
                 return
-        if row.note:
-            recipe.note(name, row.note)
+    for note in [row.note if value is not None else "", *(text for asked, text in row.notes.items() if asked == value)]:
+        if note:
+            recipe.note(name, note)
 
 
 def _outcome(recipe: Recipe, name: str, key: str, compute: Compute) -> Any:
@@ -204,20 +205,18 @@ class _Report:
         """List an option that the file does not set where its default makes a run differ from one of rlsys."""
         theirs, reason = self.recipe.defaults[name], self.recipe.unsupported.get(name)
         note = reason or self.recipe.notes.get(name, "")
-        if isinstance(theirs, NoDefault) or (
-            not reason and (name in self.recipe.ignored or (theirs is None and not note))
-        ):
-            return  # without a default, without effect, or reported beside the option that decides
-        here = our_defaults.defaults()
-        changed = {
-            key: value
-            for key, value in self._written(row.keys).items()
-            if our_defaults.look_up(key, here) != (list(value) if isinstance(value, tuple) else value)
-        }
+        has_effect = name not in self.recipe.ignored and (theirs is not None or note)  # else others report what decides
+        if isinstance(theirs, NoDefault) or not (reason or has_effect):
+            return
+        written = self._written(row.keys)
+        ours = {key: our_defaults.look_up(key, our_defaults.defaults()) for key in written}
+        changed = [
+            key for key, value in written.items() if ours[key] != (list(value) if type(value) is tuple else value)
+        ]
         if changed or reason:
-            old = {key: our_defaults.look_up(key, here) for key in changed}
-            ours = {key: None if value is our_defaults.MISSING else value for key, value in old.items()}
-            self.result.defaults.append(ChangedDefault(shown, theirs, ours, changed, note, is_supported=not reason))
+            old = {key: None if ours[key] is our_defaults.MISSING else ours[key] for key in changed}
+            new = {key: written[key] for key in changed}
+            self.result.defaults.append(ChangedDefault(shown, theirs, old, new, note, is_supported=not reason))
 
     def _written(self, keys: Sequence[str]) -> dict[str, Any]:
         found = {key: our_defaults.look_up(key, self.tree) for key in keys}

@@ -106,13 +106,6 @@ def advantage(recipe: Recipe, method: Any) -> Any:
     return "gdpo" if method == "gdpo" else ABSENT
 
 
-def dtype(recipe: Recipe, bf16: Any) -> str:
-    """Return the learner's precision; `bf16: auto` is bfloat16 wherever the device has it."""
-    if bf16 in ("auto", "full"):
-        recipe.note("bf16", f"'{bf16}' is taken to be bfloat16")
-    return rules.dtype(recipe, True if bf16 in ("auto", "full") else bf16)
-
-
 def training_data(recipe: Recipe, parts: Any) -> Any:
     """Return the sources of `datasets`, whose rows go through a Python function there (`type: module.transform`)."""
     if not parts:
@@ -200,7 +193,11 @@ OWN: dict[str, Option] = {
     "lora_target_linear": by_rule("learner.lora.target_modules", default=None, when=trl.HAS_LORA),
     "lora_model_dir": unsupported("training starts from a model, not from adapters: merge them into it first"),
     "vllm.enforce_eager": same("rollout.enforce_eager", NONE_STATED),
-    "bf16": computed("learner.dtype", "auto", dtype, reads_none=True),
+    "bf16": replace(
+        trl.OPTIONS["bf16"],
+        default="auto",
+        notes={name: f"'{name}' is taken to be bfloat16" for name in ("auto", "full")},
+    ),
     "save_strategy": replace(trl.OPTIONS["save_strategy"], default="epoch"),
     "saves_per_epoch": computed("checkpoint.every", None, per_epoch),
     "evals_per_epoch": computed(

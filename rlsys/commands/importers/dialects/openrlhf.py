@@ -260,12 +260,18 @@ RUN = {
     **dict.fromkeys(("ckpt.path", "ckpt.output_dir", "ckpt.load_enable"), ignored(f"{FOLDERS}, resume=auto continues")),
     **dict.fromkeys(("ckpt.save_hf", "ckpt.disable_ds", "ckpt.max_mem", "ds.use_universal_ckpt"), ignored(OWN_STATE)),
     "ckpt.best_metric_key": unsupported("the last policy is kept; choose another by metrics.jsonl", "", (None, "")),
-    "logger.wandb.key": by_rule("logging.trackers", default=None),
+    "logger.wandb.key": by_rule("logging.trackers", default=None, note="not written: W&B reads WANDB_API_KEY"),
     "logger.wandb.project": by_rule(default="openrlhf_train_ppo", also=("logging.trackers",), when=HAS_WANDB),
     "logger.wandb.org": by_rule(default=None, also=("logging.trackers",), when=HAS_WANDB),
     "logger.wandb.group": unsupported("runs are not grouped"),
     "logger.wandb.run_name": ignored("a run is named by its folder"),
-    "logger.tensorboard_dir": computed("logging.trackers", None, rules.trackers, reads_none=True),
+    "logger.tensorboard_dir": computed(
+        "logging.trackers",
+        None,
+        rules.trackers,
+        reads_none=True,
+        notes={None: "unset, nothing is written for TensorBoard"},
+    ),
     "logger.logging_steps": ignored("every step is written to metrics.jsonl"),
 }
 UNUSED = {

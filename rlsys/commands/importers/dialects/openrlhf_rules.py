@@ -162,11 +162,6 @@ def critic(recipe: Recipe) -> None:
 
 def trackers(recipe: Recipe, folder: Any) -> list[Any]:
     """Return the trackers: TensorBoard with a folder, W&B with a key."""
-    has_key = bool(recipe.value("logger.wandb.key"))
-    if not folder:
-        recipe.note("logger.tensorboard_dir", "unset, nothing is written for TensorBoard")
-    if has_key:
-        recipe.note("logger.wandb.key", "not written: W&B reads WANDB_API_KEY")
-    names = ["tensorboard"] * bool(folder) + ["wandb"] * has_key
-    project, entity = (recipe.value(f"logger.wandb.{name}") for name in ("project", "org"))
+    key, project, entity = (recipe.value(f"logger.wandb.{name}") for name in ("key", "project", "org"))
+    names = ["tensorboard"] * bool(folder) + ["wandb"] * bool(key)
     return shared.trackers(recipe, "logger.wandb.key", names, project=project, entity=entity)

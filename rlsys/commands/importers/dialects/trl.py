@@ -10,16 +10,25 @@ from typing import Any
 
 from rlsys.commands.importers.dialects import shared
 from rlsys.commands.importers.dialects import trl_rules as rules
-from rlsys.commands.importers.dialects.trl_training import BATCH, LOSS, OPTIMIZATION, SINCE_1_0, absent_before
+from rlsys.commands.importers.dialects.trl_training import (
+    BATCH,
+    LOSS,
+    NO_FLOAT16,
+    OPTIMIZATION,
+    SINCE_1_0,
+    absent_before,
+)
 from rlsys.commands.importers.options import (
     ByVersion,
     Condition,
     Dialect,
     Option,
+    UnsupportedError,
     by_rule,
     computed,
     converted,
     ignored,
+    mapped,
     needs,
     only_if,
     option,
@@ -90,13 +99,14 @@ MODEL = {
     "model_name_or_path": same("model.path", NONE_STATED),
     "model_revision": unsupported("the default branch is loaded; give a folder for another", "main", (None, "main")),
     "trust_remote_code": same("model.trust_remote_code", False),
-    "dtype": by_rule(
-        default=ByVersion({"0.18": None, SINCE_1_0: "float32"}),
+    "dtype": mapped(
+        "learner.dtype",
+        ByVersion({"0.18": None, SINCE_1_0: "float32"}),
+        {"float16": NO_FLOAT16, "fp16": NO_FLOAT16},
+        keys=(),
         also=("learner.dtype",),
-        when=(
-            without("fp16", ""),
-            unless("dtype", "float16", "fp16", reason="no float16 here; wrote learner.dtype=bfloat16", is_loss=True),
-        ),
+        when=without("fp16", ""),
+        notes={"auto": "auto is what the model was saved in; taken to be bfloat16"},
     ),
     "model_init_kwargs": unsupported(
         "models are loaded as they are; give a folder with another config", None, (None, {})
@@ -106,8 +116,13 @@ MODEL = {
     "lora_r": same("learner.lora.rank", 16, when=HAS_LORA),
     "lora_alpha": same("learner.lora.alpha", 32, when=HAS_LORA),
     "lora_dropout": same("learner.lora.dropout", 0.05, when=HAS_LORA),
-    "lora_target_modules": computed(
-        "learner.lora.target_modules", None, rules.target_modules, when=HAS_LORA, reads_none=True
+    "lora_target_modules": converted(
+        "learner.lora.target_modules",
+        None,
+        rules.target_modules,
+        when=HAS_LORA,
+        reads_none=True,
+        notes={None: "unset, peft chooses by architecture; this is its choice for Qwen and Llama"},
     ),
     "lora_target_parameters": unsupported(
         "adapters go to modules here: learner.lora.target_modules",
@@ -126,10 +141,18 @@ MODEL = {
         when=(HAS_LORA, without("load_in_4bit", "")),
     ),
     "load_in_4bit": by_rule("learner.lora.quantize_base", default=False, when=HAS_LORA),
-    "bnb_4bit_quant_type": computed(
-        "learner.lora.quantize_base", "nf4", rules.quantization, when=(HAS_LORA, IN_4_BITS)
+    "bnb_4bit_quant_type": mapped(
+        "learner.lora.quantize_base",
+        "nf4",
+        {"nf4": "nf4"},
+        UnsupportedError("engines hold frozen weights as nf4, not as {value}"),
+        when=(HAS_LORA, IN_4_BITS),
     ),
-    "use_bnb_nested_quant": by_rule(default=False, when=HAS_LORA),
+    "use_bnb_nested_quant": by_rule(
+        default=False,
+        when=(HAS_LORA, IN_4_BITS),
+        notes={False: "quantization constants are always quantized again here, as the engines do"},
+    ),
     "bnb_4bit_quant_storage": ignored("quantized weights are stored as bitsandbytes does by itself"),
 }
 ONE_DATASET = without("datasets", "datasets names the data")
@@ -165,7 +188,12 @@ EVALUATED = Condition(
 RUN = {
     "eval_strategy": computed("eval.every", "no", rules.eval_strategy, also=("data.eval",)),
     "eval_steps": computed(
-        "eval.every", None, rules.eval_steps, when=(EVALUATED, unless("eval_strategy", "epoch")), reads_none=True
+        "eval.every",
+        None,
+        # TRL takes its logging interval where none is set.
+        lambda recipe, updates: shared.whole_steps(recipe, updates or recipe.value("logging_steps") or 10),
+        when=(EVALUATED, unless("eval_strategy", "epoch")),
+        reads_none=True,
     ),
     "eval_on_start": ignored("an evaluated run is evaluated before training too"),
     "num_generations_eval": converted("eval.num_samples", absent_before(SINCE_1_0, None), int, when=EVALUATED),

@@ -6,7 +6,6 @@ optimizer update, `generation_batch_size` of them are sampled at once, and each 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -84,35 +83,13 @@ def _generation_batch(recipe: Recipe, forward: int) -> int:
     return int(size)
 
 
-def steps(recipe: Recipe, updates: Any) -> int:
-    """Return the steps that make that many optimizer updates."""
-    return math.ceil(int(updates) / shared.updates_per_step(recipe))
-
-
-def warmup_steps(recipe: Recipe, count: Any) -> int:
-    """Return the updates of warm-up; below 1 it is a share of all updates (transformers 5)."""
-    return int(count) if float(count) >= 1 else shared.share_of_updates(recipe, count)
-
-
-def betas(recipe: Recipe, beta1: Any) -> list[float]:
-    """Return both betas of Adam."""
-    return [float(beta1), float(recipe.value("adam_beta2"))]
-
-
 def dtype(recipe: Recipe, bf16: Any) -> str:
     """Return the learner's precision.
 
     TRL's float32 weights under bfloat16 autocast are what bfloat16 with DeepSpeed's float32 master weights is here.
     """
-    weights = recipe.value("dtype")
-    if recipe.value("fp16") or weights in ("float16", "fp16"):
-        return "bfloat16"
-    if bf16 is None and recipe.defaults["bf16"] is None:  # since TRL 0.19 unset means yes
-        recipe.note("bf16", "unset, TRL takes bfloat16")
-        bf16 = True
-    if weights == "auto":
-        recipe.note("dtype", "auto is what the model was saved in; taken to be bfloat16")
-    return "bfloat16" if bf16 or weights in ("bfloat16", "bf16", "auto") else "float32"
+    is_half = recipe.defaults["bf16"] is None if bf16 is None else bf16  # since TRL 0.19 unset means yes
+    return "bfloat16" if is_half or recipe.value("dtype") in ("bfloat16", "bf16", "auto") else "float32"
 
 
 def policy_loss(recipe: Recipe, loss: Any) -> str:
@@ -127,9 +104,6 @@ def policy_loss(recipe: Recipe, loss: Any) -> str:
 def aggregation(recipe: Recipe, loss: Any) -> dict[str, Any]:
     """Return how a loss type averages over tokens."""
     node: dict[str, Any] = AGGREGATIONS.get(loss, {"name": "token_mean"})
-    if loss == "bnpo":
-        rows = recipe.value("per_device_train_batch_size")
-        recipe.note("loss_type", f"the local batch is {rows} rows there, learner.microbatch_tokens tokens here")
     return node | {"length": recipe.value("max_completion_length")} if loss == "dr_grpo" else node
 
 
@@ -143,8 +117,6 @@ def lower_bound(recipe: Recipe, epsilon: Any) -> float:
 def correction(recipe: Recipe, mode: Any) -> list[dict[str, Any]]:
     """Return what allows for the engine and the trainer not agreeing."""
     high, low = (recipe.value(f"vllm_importance_sampling_clip_{bound}") for bound in ("max", "min"))
-    if high is None:
-        recipe.note("vllm_importance_sampling_clip_max", "no upper bound there; 1e30 here")
     bounds = {"high": 1e30 if high is None else float(high)} | ({} if low is None else {"low": float(low)})
     if mode not in MODES:
         raise UnsupportedError("there is no such mode here; wrote mask by sequence", [MODES["sequence_mask"] | bounds])
@@ -156,20 +128,9 @@ def off_policy_mask(recipe: Recipe, threshold: Any) -> list[dict[str, Any]]:
     return [*(recipe.written["algorithm.corrections"] or ()), {"name": "opsm", "threshold": float(threshold)}]
 
 
-def target_modules(recipe: Recipe, modules: Any) -> Any:
+def target_modules(modules: Any) -> Any:
     """Return the modules that get adapters."""
-    if modules is None:
-        recipe.note("lora_target_modules", "unset, peft chooses by architecture; this is its choice for Qwen and Llama")
     return "all-linear" if modules == ["all-linear"] else modules or PEFT_DEFAULT
-
-
-def quantization(recipe: Recipe, kind: Any) -> str:
-    """Return how frozen weights are held."""
-    if not recipe.value("use_bnb_nested_quant"):
-        recipe.note("use_bnb_nested_quant", "quantization constants are always quantized again here, as the engines do")
-    if kind != "nf4":
-        raise UnsupportedError("engines hold frozen weights as nf4, not as {value}")
-    return "nf4"
 
 
 def zero_stage(value: Any) -> int:
@@ -236,11 +197,6 @@ def held_out_data(recipe: Recipe, name: Any) -> Any:
     if recipe.value("eval_strategy") == "no":
         return None
     return shared.source(name, recipe.value("dataset_config"), recipe.value("dataset_test_split"), "test")
-
-
-def eval_steps(recipe: Recipe, updates: Any) -> Any:
-    """Return the steps between two evaluations; TRL takes its logging interval where none is set."""
-    return shared.whole_steps(recipe, updates or recipe.value("logging_steps") or 10)
 
 
 def eval_strategy(recipe: Recipe, strategy: Any) -> Any:

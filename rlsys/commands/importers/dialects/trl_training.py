@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rlsys.commands.importers.dialects import shared
@@ -45,17 +46,29 @@ BATCH = {
     "steps_per_generation": by_rule("train.prompts_per_step", "train.minibatches_per_step", default=None),
     "num_generations": converted("train.samples_per_prompt", 8, int, also=("train.prompts_per_step",)),
     "num_iterations": converted("train.updates_per_step", 1, int),
-    "max_steps": computed("train.num_steps", -1, rules.steps, when=STEPS_COUNT),
+    "max_steps": computed(
+        "train.num_steps",
+        -1,
+        lambda recipe, updates: math.ceil(int(updates) / shared.updates_per_step(recipe)),
+        when=STEPS_COUNT,
+    ),
     "num_train_epochs": computed("train.num_steps", 3.0, shared.epochs, when=EPOCHS_COUNT),
 }
 WARMS_UP = unless(
     "lr_scheduler_type", "constant", reason="lr_scheduler_type=constant has no warm-up (constant_with_warmup has)"
 )
+NO_FLOAT16 = UnsupportedError("no float16 here; wrote {key}={instead}", "bfloat16")
 OPTIMIZATION = {
     "learning_rate": same("learner.lr", 1e-6),
     "lr_scheduler_type": mapped("learner.lr_schedule", "linear", shared.SCHEDULES, shared.OTHER_SCHEDULE),
     "lr_scheduler_kwargs": unsupported("schedules have no options here", neutral=(None,)),
-    "warmup_steps": computed("learner.warmup_steps", 0, rules.warmup_steps, when=WARMS_UP),
+    "warmup_steps": computed(
+        "learner.warmup_steps",
+        0,
+        # Below 1 it is a share of all updates (transformers 5).
+        lambda recipe, n: int(n) if float(n) >= 1 else shared.share_of_updates(recipe, n),
+        when=WARMS_UP,
+    ),
     "warmup_ratio": computed(
         "learner.warmup_steps",
         0.0,
@@ -63,15 +76,24 @@ OPTIMIZATION = {
         when=(WARMS_UP, without("warmup_steps", "warmup_steps decides")),
     ),
     "weight_decay": same("learner.weight_decay", 0.0),
-    "adam_beta1": computed("learner.betas", 0.9, rules.betas),
+    "adam_beta1": computed(
+        "learner.betas", 0.9, lambda recipe, beta1: [float(beta1), float(recipe.value("adam_beta2"))]
+    ),
     "adam_beta2": by_rule("learner.betas", default=0.999),
     "adam_epsilon": same("learner.eps", 1e-8),
     "max_grad_norm": same("learner.max_grad_norm", 1.0),
     "optim": unsupported(OPTIMIZER, "adamw_torch_fused", ("adamw_torch_fused", "adamw_torch", "adamw_hf", "adamw")),
     "optim_args": unsupported(OPTIMIZER),
     "gradient_checkpointing": same("learner.gradient_checkpointing", ByVersion({"0.18": False, SINCE_1_0: True})),
-    "bf16": computed("learner.dtype", ByVersion({"0.18": False, "0.19": None}), rules.dtype, reads_none=True),
-    "fp16": unsupported("no float16 here; wrote learner.dtype=bfloat16", False, also=("learner.dtype",)),
+    "bf16": computed(
+        "learner.dtype",
+        ByVersion({"0.18": False, "0.19": None}),
+        rules.dtype,
+        reads_none=True,
+        when=(without("fp16", ""), unless("dtype", "float16", "fp16")),
+        notes={None: "unset, TRL takes bfloat16"},
+    ),
+    "fp16": mapped("learner.dtype", False, {True: NO_FLOAT16}, keys=(), also=("learner.dtype",)),
     "seed": same("seed", 42),
     "deepspeed": converted("learner.zero_stage", None, rules.zero_stage),
     "neftune_noise_alpha": unsupported("embeddings get no noise here"),
@@ -105,6 +127,9 @@ LOSS = {
     "loss_type": option(
         ByVersion({"0.18": "bnpo", SINCE_1_0: "dapo"}),
         {"algorithm.aggregation": rules.aggregation, "algorithm.policy_loss.name": rules.policy_loss},
+        notes={
+            "bnpo": "the local batch is per_device_train_batch_size rows there, learner.microbatch_tokens tokens here"
+        },
     ),
     "beta": converted("algorithm.kl.coef", ByVersion({"0.18": 0.04, "0.19": 0.0}), float),
     "use_bias_correction_kl": converted(
@@ -203,7 +228,11 @@ LOSS = {
         uses_newest=True,
     ),
     "vllm_importance_sampling_clip_max": by_rule(
-        "algorithm.corrections", default=absent_before(SINCE_1_0, 3.0), when=CORRECTED, uses_newest=True
+        "algorithm.corrections",
+        default=absent_before(SINCE_1_0, 3.0),
+        when=CORRECTED,
+        uses_newest=True,
+        notes={None: "no upper bound there; 1e30 here"},
     ),
     "vllm_importance_sampling_clip_min": by_rule(
         "algorithm.corrections", default=absent_before("1.8", None), when=CORRECTED
