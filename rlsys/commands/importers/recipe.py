@@ -1,89 +1,69 @@
-"""A recipe on its way from their options to ours."""
+"""One recipe while it is translated: its option values on one side, the keys of rlsys written so far on the other."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from rlsys.commands.importers.options import ABSENT, NoDefault, Option, default_at, latest_default
+
+class NoDefault(enum.Enum):
+    """What stands in a table where an option has no default value."""
+
+    ABSENT = "absent"  # the version does not have the option
+    NONE_STATED = "none stated"  # there is none, or something outside the file decides it
+
+
+ABSENT = NoDefault.ABSENT
+NONE_STATED = NoDefault.NONE_STATED
 
 
 @dataclass(frozen=True)
 class RunSize:
-    """What a recipe needs to know and its file does not say."""
+    """Numbers that a recipe depends on and that its file may not state."""
 
     num_processes: int | None = None  # of their trainer; None: what the file says, or 1
     num_rows: int | None = None  # of the training data, to turn epochs into steps
 
 
+@dataclass
 class Recipe:
-    """Options given and their defaults on one side, our keys written so far on the other.
+    """The options of one recipe, and what has become of them so far.
 
-    Every option ends in one place: written by a rule (or the same here), unsupported, or moot.
+    An option is written as keys of rlsys (or needs none, where rlsys does the same by default), or is marked as
+    unsupported, or as ignored. Each is reported once: unsupported comes before ignored, the first reason counts.
     """
 
-    def __init__(self, options: Mapping[str, Option], given: Mapping[str, Any], version: str, size: RunSize) -> None:
-        self.size = size
-        self.version = version
-        self.written: dict[str, Any] = {}
-        self.unsupported: dict[str, str] = {}
-        self.ignored: dict[str, str] = {}
-        self.notes: dict[str, str] = {}
-        self.remarks: list[str] = []
-        self._given = given
-        self._settled: dict[str, Any] = {}
-        self._options = options
-        self._defaults = {name: default_at(option, version) for name, option in options.items()}
+    given: Mapping[str, Any]  # by the names of the table
+    defaults: Mapping[str, Any]  # in the recipe's version; a NoDefault where there is none
+    size: RunSize
+    settled: dict[str, Any] = field(default_factory=dict)  # values that replace the file's; the report shows the file's
+    written: dict[str, Any] = field(default_factory=dict)  # keys of rlsys, dotted
+    unsupported: dict[str, str] = field(default_factory=dict)  # reasons by option, as are the next two
+    ignored: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)  # about the whole recipe
 
     def value(self, name: str) -> Any:
-        """What a rule settled, else what the file says, else their default; None when there is neither."""
-        if name in self._settled:
-            return self._settled[name]
-        found = self._given.get(name)
-        if found is None:
-            found = self._defaults.get(name)
+        """Return the settled value of an option, else the file's, else the default, else None."""
+        if name in self.settled:
+            return self.settled[name]
+        found = self.given[name] if self.is_given(name) else self.defaults.get(name)
         return None if isinstance(found, NoDefault) else found
 
-    def detail(self, name: str) -> Any:
-        """The same; where the version does not have the option yet, the default that it came to have.
-
-        For the details of an option that a file sets, which then was written for a later version.
-        """
-        value = self.value(name)
-        newest = latest_default(self._options[name])
-        return (
-            newest if value is None and self._defaults[name] is ABSENT and not isinstance(newest, NoDefault) else value
-        )
-
-    def given(self, name: str) -> bool:
-        """Whether the file sets the option to something."""
-        return self._given.get(name) is not None
-
-    def default(self, name: str) -> Any:
-        """Their default; ABSENT or NONE_STATED when there is none."""
-        return self._defaults[name]
-
-    def settle(self, name: str, value: Any) -> None:
-        """For the rules that follow, the option has this value, whatever the file says."""
-        self._settled[name] = value
-
-    def write(self, key: str, value: Any) -> None:
-        """Set our `key`."""
-        self.written[key] = value
+    def is_given(self, name: str) -> bool:
+        """Return whether the file sets the option to a value."""
+        return self.given.get(name) is not None
 
     def mark_unsupported(self, name: str, reason: str) -> None:
-        """The option's value is not supported."""
+        """Report that rlsys cannot do what the option asks for."""
         self.unsupported.setdefault(name, reason)
 
     def mark_ignored(self, name: str, reason: str) -> None:
-        """The option has no effect in this recipe."""
+        """Report that the option has no effect in this recipe or in rlsys."""
         self.ignored.setdefault(name, reason)
 
     def note(self, name: str, text: str) -> None:
-        """A difference that remains, to be read beside the option."""
+        """Report a difference that remains beside the option."""
         self.notes[name] = f"{self.notes[name]}; {text}" if name in self.notes else text
-
-    def remark(self, text: str) -> None:
-        """Something about the whole recipe."""
-        self.remarks.append(text)

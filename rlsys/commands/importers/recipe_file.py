@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from rlsys.commands.importers.shell_script import Call, calls
 from rlsys.config.dotted import put
 from rlsys.errors import ConfigError
 
-BASE_KEYS = ("config",)
-"""Arguments that name a YAML file beneath the others: `--config FILE` of TRL and open-r1, `config=FILE` of EasyR1."""
+# The argument that names a YAML file beneath the others: `--config FILE` of TRL and open-r1, `config=FILE` of EasyR1.
+BASE_KEY = "config"
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,8 @@ def read(path: Path) -> RecipeFile:
     if not path.is_file():
         raise ConfigError(f"no such file: {path}")
     text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json" or text.lstrip().startswith("{"):
-        return RecipeFile(_json(path, text), [path])
-    if path.suffix in (".yaml", ".yml"):
-        return RecipeFile(_yaml(path), [path])
+    if path.suffix in (".yaml", ".yml", ".json") or text.lstrip().startswith("{"):
+        return RecipeFile(_mapping(path), [path])
     found = calls(text, str(path))
     if not found:
         raise ConfigError(
@@ -47,48 +45,33 @@ def read(path: Path) -> RecipeFile:
     return _from_call(max(found, key=lambda call: len(call.arguments)), path)
 
 
-def _json(path: Path, text: str) -> dict[str, Any]:
+def _mapping(path: Path) -> dict[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    is_json = path.suffix == ".json" or text.lstrip().startswith("{")
     try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    return _mapping(tree, path)
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (YAMLError, OmegaConfBaseException, OSError) as error:
-        raise ConfigError(f"{path} is not YAML that can be read: {error}") from error
-    return _mapping(tree, path)
-
-
-def _mapping(tree: Any, path: Path) -> dict[str, Any]:
+        tree = json.loads(text) if is_json else OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (JSONDecodeError, YAMLError, OmegaConfBaseException, OSError) as error:
+        raise ConfigError(f"{path} is neither YAML nor JSON that can be read: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds {type(tree).__name__}, not a mapping from options to values")
     return {str(key): value for key, value in tree.items()}
 
 
 def _from_call(call: Call, path: Path) -> RecipeFile:
-    tree: dict[str, Any] = {}
-    files = [path]
-    for key in BASE_KEYS:
-        if key in call.arguments:
-            base = _beside(str(call.arguments[key]), path)
-            tree, files = _yaml(base), [path, base]
-    for name, value in call.arguments.items():
-        if name not in BASE_KEYS:
-            try:
-                put(tree, name, value)
-            except ValueError as error:
-                raise ConfigError(f"{path}: {error}") from error
-    return RecipeFile(tree, files, call.program)
+    arguments = dict(call.arguments)
+    base = _beside(str(arguments.pop(BASE_KEY)), path) if BASE_KEY in arguments else None
+    tree = _mapping(base) if base else {}
+    try:
+        for name, value in arguments.items():
+            put(tree, name, value)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return RecipeFile(tree, [path, base] if base else [path], call.program)
 
 
 def _beside(name: str, script: Path) -> Path:
     """A file that a script names, relative to where it was meant to run: here, or a folder above the script."""
-    places: Iterable[Path] = [Path.cwd(), *script.resolve().parents]
-    for place in places:
+    for place in (Path.cwd(), *script.resolve().parents):
         if (place / name).is_file():
             return place / name
     raise ConfigError(

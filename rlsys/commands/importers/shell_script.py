@@ -118,6 +118,11 @@ class _Script:
             self.read(root.children[0])
 
     def _call(self, node: Node) -> None:
+        name = node.child_by_field_name("name")
+        for part in node.named_children:
+            # The grammar takes several assignments on the line above for a prefix of the command.
+            if part.type == "variable_assignment" and name and part.end_point.row < name.start_point.row:
+                self._assign(part)
         parts = [part for part in node.named_children if part.type not in ("variable_assignment", "file_redirect")]
         words = [word for part in parts for word in self._words(part)]
         program, before, after = _program(words)
@@ -128,79 +133,64 @@ class _Script:
 
     def _words(self, node: Node) -> list[str]:
         """Return the words that bash makes of one node: several for an array and for an unquoted variable."""
-        text = _text(node)
         if node.type in ("array", "command_name"):
             return [word for child in node.named_children for word in self._words(child)]
         if node.type in EXPANSIONS:
             values = self._values(node)
             return values[0].split() if len(values) == 1 else values
-        if QUOTED_ARRAY.fullmatch(text):
+        if QUOTED_ARRAY.fullmatch(_text(node)):
             return self._values(node.named_children[0])
         return [] if node.type == "comment" else [self._filled(node)]
 
     def _filled(self, node: Node) -> str:
         """Return one word, with its variables filled in and its quotes and escapes taken off."""
-        if node.type in EXPANSIONS:
-            return " ".join(self._values(node))
-        if node.type == "concatenation":
-            return "".join(self._filled(child) for child in node.children)
+        text = _text(node)
+        if node.type in EXPANSIONS:  # within a string the node begins with the blanks before the variable
+            return text[: -len(text.lstrip())] + " ".join(self._values(node))
+        if node.type in ("string", "concatenation"):
+            return "".join(_text(child)[:-1] if child.type == '"' else self._filled(child) for child in node.children)
         if node.type == "raw_string":
-            return _text(node)[1:-1]
-        if node.type != "string":
-            return re.sub(r"\\(.)", r"\1", _text(node))
-        text, position, filled = node.text or b"", 1, ""
-        for child in [child for child in node.children if child.type in EXPANSIONS]:
-            start, end = child.start_byte - node.start_byte, child.end_byte - node.start_byte
-            filled += _unescaped(text[position:start]) + self._filled(child)
-            position = end
-        return filled + _unescaped(text[position:-1])
+            return text[1:-1]
+        escaped = '([$`"\\\\])' if node.type == "string_content" else "(.)"
+        return re.sub(rf"\\{escaped}", r"\1", text.replace("\\\n", ""))
 
     def _values(self, node: Node) -> list[str]:
         """Return the words that a variable stands for; one that is set nowhere stays as it is, marked as UNSET."""
-        text = _text(node)
+        text = _text(node).strip()
         found = VARIABLE.fullmatch(text)
         if found is None:  # `${NAME%suffix}` and the like
             return [text]
-        if found[1] in self._variables:
-            return self._variables[found[1]]
-        if found[1] in os.environ:
-            return [os.environ[found[1]]]
-        if found[2] is None:
-            return [f"{UNSET}{text}{UNSET}"]
-        return self._words(node.named_children[1]) if found[2] else [""]
+        name, default = found.groups()
+        if name in self._variables:
+            return self._variables[name]
+        if name in os.environ:
+            return [os.environ[name]]
+        if default:
+            return self._words(node.named_children[1])
+        return [f"{UNSET}{text}{UNSET}" if default is None else ""]
 
     def _arguments(self, words: Sequence[str]) -> dict[str, Any]:
         """Return flags with the words after them, and `name=value` overrides."""
         found: dict[str, list[str]] = {}
-        values: list[str] | None = None  # of the flag that is being read
+        flag = ""  # the flag whose values are being read
         for word in words:
             override = OVERRIDE.match(word)
             if word.startswith("--") and len(word) > 2:
-                name, equals, value = word[2:].partition("=")
-                found[name] = [value] if equals else []
-                values = None if equals else found[name]
-            elif values is not None and (not word.startswith("-") or NUMBER.match(word)):
-                values.append(word)
+                flag, equals, value = word[2:].partition("=")
+                found[flag] = [value] if equals else []
+                flag = "" if equals else flag
+            elif flag and (not word.startswith("-") or NUMBER.match(word)):
+                found[flag].append(word)
             else:
-                values = None
-                if override is not None:
-                    found[override[1]] = [override[2]]
-        return {name: self._argument(name, words) for name, words in found.items()}
-
-    def _argument(self, name: str, words: Sequence[str]) -> Any:
-        for word in words:
-            if UNSET in word:
-                raise ConfigError(
-                    f"{self._origin}: '{name}' is {word.replace(UNSET, '')!r}, and the script does not set "
-                    f"{word.split(UNSET)[1]}: set it in the environment of this command"
-                )
-        if not words:
-            return True
-        return scalar(words[0]) if len(words) == 1 else [scalar(word) for word in words]
-
-
-def _unescaped(text: bytes) -> str:
-    return re.sub(r'\\([$`"\\])', r"\1", text.decode().replace("\\\n", ""))
+                flag = ""
+                found |= {override[1]: [override[2]]} if override else {}
+        for name, unset in [(name, word) for name, words in found.items() for word in words if UNSET in word]:
+            raise ConfigError(
+                f"{self._origin}: '{name}' is {unset.replace(UNSET, '')!r}, and the script does not set "
+                f"{unset.split(UNSET)[1]}: set it in the environment of this command"
+            )
+        values = {name: [scalar(word) for word in words] for name, words in found.items()}
+        return {name: words[0] if len(words) == 1 else words or True for name, words in values.items()}
 
 
 def _program(words: Sequence[str]) -> tuple[str, int, int]:

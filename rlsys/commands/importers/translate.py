@@ -1,21 +1,32 @@
-"""A recipe's options to ours, every one of them accounted for."""
+"""A dialect's table applied to a recipe, and the report on what became of every option."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlsys.commands.importers import our_defaults
-from rlsys.commands.importers.options import ABSENT, Dialect, NoDefault, Option, Rule, UnsupportedError
-from rlsys.commands.importers.recipe import Recipe, RunSize
+from rlsys.commands.importers.options import (
+    Compute,
+    Dialect,
+    Noted,
+    Option,
+    Rule,
+    UnsupportedError,
+    default_at,
+)
+from rlsys.commands.importers.recipe import ABSENT, NoDefault, Recipe, RunSize
 from rlsys.config.dotted import nested
 from rlsys.errors import ConfigError, nearest
+
+WRONG_KIND = (TypeError, ValueError, AttributeError, KeyError)  # what converting a value of another type raises
 
 
 @dataclass(frozen=True)
 class TranslatedOption:
-    """An option of the file that has a counterpart; `written` is empty where ours does the same by itself."""
+    """An option of the file that has a counterpart; `written` is empty where rlsys does the same by default."""
 
     option: str
     value: Any
@@ -25,14 +36,14 @@ class TranslatedOption:
 
 @dataclass(frozen=True)
 class ChangedDefault:
-    """An option that the file leaves to its default, where theirs is not ours."""
+    """An option that the file does not set and whose default differs from that of rlsys."""
 
     option: str
     theirs: Any
     ours: dict[str, Any]
     written: dict[str, Any]
     note: str
-    is_supported: bool = True  # false: what theirs does could not be written, and the note says why
+    is_supported: bool = True  # false: rlsys cannot do what the default does, and `note` says why
 
 
 @dataclass(frozen=True)
@@ -46,11 +57,11 @@ class UntranslatedOption:
 
 @dataclass
 class Translation:
-    """Of the options given, each stands in exactly one of `taken`, `unsupported`, `moot` and `unknown`."""
+    """A translated recipe. Every option given is in one of `translated`, `unsupported`, `ignored` and `unknown`."""
 
     dialect: str
     version: str
-    written: dict[str, Any] = field(default_factory=dict)  # by dotted key, what our defaults say included
+    written: dict[str, Any] = field(default_factory=dict)  # by dotted key; also what rlsys does by default
     translated: list[TranslatedOption] = field(default_factory=list)
     defaults: list[ChangedDefault] = field(default_factory=list)
     unsupported: list[UntranslatedOption] = field(default_factory=list)
@@ -60,117 +71,153 @@ class Translation:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What an experiment file needs to say: the differences from our defaults, nested."""
+        """Return what an experiment file has to set: the differences from the defaults of rlsys, nested."""
         return nested(our_defaults.differences(self.written))
 
 
 def translate(given: Mapping[str, Any], dialect: Dialect, version: str, size: RunSize) -> Translation:
-    """Turn options of theirs, by dotted name, into ours. Raises ConfigError for a recipe that cannot work."""
-    result = Translation(dialect.name, version)
-    spelling: dict[str, str] = {}  # the table's name of an option, to that of the file
-    options: dict[str, Any] = {}
-    names = spellings(dialect)
-    for name, value in given.items():
-        known = names.get(name, "")
-        if not known:
-            hint = nearest(name, names)
-            result.unknown.append(UntranslatedOption(name, value, f"{dialect.name} has no such option; {hint}"))
-        elif known in spelling:
-            raise ConfigError(f"'{spelling[known]}' and '{name}' are the same option: keep one of them")
-        else:
-            spelling[known], options[known] = name, value
-    recipe = Recipe(dialect.options, options, version, size)
-    for name, option in dialect.options.items():
-        _apply(recipe, name, option)
-    for rule in dialect.rules:
-        _run_rule(recipe, rule)
-    foreign = [spelling[name] for name in options if recipe.given(name) and recipe.default(name) is ABSENT]
+    """Translate options, given by dotted name. Raises ConfigError for a recipe that cannot work."""
+    names, spelling = spellings(dialect), _spelling(given, dialect)
+    options = {name: given[shown] for name, shown in spelling.items()}
+    recipe = Recipe(options, {name: default_at(row, version) for name, row in dialect.options.items()}, size)
+    _apply_dialect(recipe, dialect)
+    foreign = [spelling[name] for name in options if recipe.is_given(name) and recipe.defaults[name] is ABSENT]
     if foreign:
-        recipe.remark(
+        recipe.remarks.append(
             f"{dialect.versions_of} {version} does not have {', '.join(foreign)}: --version says for which version the "
             "recipe was written"
         )
-    result.written, result.remarks = recipe.written, recipe.remarks
-    tree = nested(recipe.written)
-    for name in options:
-        _account(result, recipe, name, spelling[name], dialect.options[name], options[name], tree)
+    result = Translation(dialect.name, version, recipe.written, remarks=recipe.remarks)
     shown = {known: name for name, known in reversed(list(dialect.aliases.items()))} if dialect.renames else {}
-    for name, option in dialect.options.items():
-        if not recipe.given(name):
-            _compare(result, recipe, name, shown.get(name, name), option, tree)
+    report = _Report(result, recipe, nested(recipe.written))
+    for name, row in dialect.options.items():
+        if not recipe.is_given(name):
+            report.add_default(name, shown.get(name, name), row)
+    for name, value in given.items():
+        if name in names:
+            report.add_given(names[name], name, dialect.options[names[name]], value)
+        else:
+            reason = f"{dialect.name} has no such option; {nearest(name, names)}"
+            result.unknown.append(UntranslatedOption(name, value, reason))
     return result
 
 
 def spellings(dialect: Dialect) -> dict[str, str]:
-    """Every name that a file of this dialect may use, with the table's name of that option."""
+    """Return every name that a file of this dialect may use, with the table's name of that option."""
     renamed = set(dialect.aliases.values()) if dialect.renames else set()
     return {name: name for name in dialect.options if name not in renamed} | dict(dialect.aliases)
 
 
-def _run_rule(recipe: Recipe, rule: Rule) -> None:
-    try:
-        rule(recipe)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise ConfigError(
-            f"a value of the recipe is not of the kind that its option has ({rule.__module__.rpartition('.')[2]}."
-            f"{rule.__name__}): {type(error).__name__}: {error}"
-        ) from error
+def _spelling(given: Mapping[str, Any], dialect: Dialect) -> dict[str, str]:
+    """Return the table's name of every option given with that of the file."""
+    names = spellings(dialect)
+    found: dict[str, str] = {}
+    for name in [name for name in given if name in names]:
+        if found.setdefault(names[name], name) != name:
+            raise ConfigError(f"'{found[names[name]]}' and '{name}' are the same option: keep one of them")
+    return found
 
 
-def _apply(recipe: Recipe, name: str, option: Option) -> None:
-    """Refusals, and options that are ours one to one."""
-    value = recipe.value(name)
-    if option.ignored is not None:
-        recipe.mark_ignored(name, option.ignored)
-    elif option.unsupported is not None:
-        if value is not None and not any(value == n and type(value) is type(n) for n in option.neutral):
-            recipe.mark_unsupported(name, option.unsupported)
-    elif option.convert is not None and value is not None:
-        (key,) = option.keys
+def _apply_dialect(recipe: Recipe, dialect: Dialect) -> None:
+    recipe.written |= dialect.always
+    for name, row in dialect.options.items():
+        if row.uses_newest and recipe.defaults[name] is ABSENT and not recipe.is_given(name):
+            recipe.settled[name] = default_at(row, None)
+    # Steps first: warm-up, checkpoints and evaluation are counted in them.
+    rows = sorted(dialect.options.items(), key=lambda item: not any(key.startswith("train.") for key in item[1].writes))
+    actions: list[tuple[str, Rule]] = [
+        *((rule.__name__, rule) for rule in dialect.prepare),
+        *((name, functools.partial(_apply_row, name=name, row=row)) for name, row in rows),
+        ("functions", lambda recipe: our_defaults.gather_function_options(recipe.written)),
+        *((rule.__name__, rule) for rule in dialect.rules),
+    ]
+    for name, action in actions:
         try:
-            recipe.write(key, option.convert(value))
-        except UnsupportedError as error:
-            recipe.mark_unsupported(name, str(error))
-            if error.instead is not ABSENT:
-                recipe.write(key, error.instead)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{name}={value!r}: {error}") from error
+            action(recipe)
+        except WRONG_KIND as error:
+            where = f"{name}={recipe.value(name)!r}" if name in dialect.options else f"the recipe's {name}"
+            raise ConfigError(f"{where}: {error}") from error
 
 
-def _written(keys: Sequence[str], tree: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: our_defaults.look_up(key, tree) for key in keys}
-    return {key: value for key, value in found.items() if value is not our_defaults.MISSING}
-
-
-def _account(
-    result: Translation, recipe: Recipe, name: str, shown: str, option: Option, value: Any, tree: Mapping[str, Any]
-) -> None:
-    if name in recipe.unsupported:
-        result.unsupported.append(UntranslatedOption(shown, value, recipe.unsupported[name]))
-    elif name in recipe.ignored:
-        result.ignored.append(UntranslatedOption(shown, value, recipe.ignored[name]))
-    elif value is None:
-        result.translated.append(TranslatedOption(shown, value, {}, "null: left to its default"))
-    else:
-        written = _written((*option.keys, *option.also), tree)
-        result.translated.append(TranslatedOption(shown, value, written, recipe.notes.get(name, "")))
-
-
-def _compare(
-    result: Translation, recipe: Recipe, name: str, shown: str, option: Option, tree: Mapping[str, Any]
-) -> None:
-    """List the option when what its default makes is not what ours makes."""
-    theirs = recipe.default(name)
-    is_refused = name in recipe.unsupported
-    if isinstance(theirs, NoDefault) or (name in recipe.ignored and not is_refused):
+def _apply_row(recipe: Recipe, name: str, row: Option) -> None:
+    """Apply one row of the table."""
+    value = recipe.value(name)
+    asks_for_nothing = value is None or any(value == n and type(value) is type(n) for n in row.neutral)
+    for condition in row.conditions:
+        if condition.is_met(recipe) or (condition.is_loss and asks_for_nothing):
+            continue
+        if condition.reason:
+            mark = recipe.mark_unsupported if condition.is_loss else recipe.mark_ignored
+            mark(name, condition.reason.format(*map(recipe.value, condition.options)))
         return
-    if theirs is None and name not in recipe.notes and not is_refused:
-        return  # unset: what others decide is listed with them
-    written = _written(option.keys, tree)
-    here = {key: our_defaults.look_up(key, our_defaults.defaults()) for key in written}
-    changed = [key for key, value in written.items() if here[key] != (list(value) if type(value) is tuple else value)]
-    if changed or is_refused:
-        old = {key: None if here[key] is our_defaults.MISSING else here[key] for key in changed}
-        new = {key: written[key] for key in changed}
-        note = recipe.unsupported[name] if is_refused else recipe.notes.get(name, "")
-        result.defaults.append(ChangedDefault(shown, theirs, old, new, note, is_supported=not is_refused))
+    if row.ignored:
+        recipe.mark_ignored(name, row.ignored)
+    elif row.unsupported and not asks_for_nothing:
+        recipe.mark_unsupported(name, row.unsupported)
+    elif value is not None or row.reads_none:
+        for key, compute in row.writes.items():
+            found = _outcome(recipe, name, key, compute)
+            if found is not ABSENT:
+                recipe.written[key] = found
+            elif name in recipe.unsupported:
+                return
+    for note in [row.note if value is not None else "", *(text for asked, text in row.notes.items() if asked == value)]:
+        if note:
+            recipe.note(name, note)
+
+
+def _outcome(recipe: Recipe, name: str, key: str, compute: Compute) -> Any:
+    """Return what an option's value becomes as the value of `key`, ABSENT for nothing."""
+    value = recipe.value(name)
+    try:
+        found = compute(recipe, value)
+    except UnsupportedError as error:
+        found = error
+    if isinstance(found, UnsupportedError):
+        recipe.mark_unsupported(name, found.reason.format(value=value, key=key, instead=found.instead))
+        return found.instead
+    if isinstance(found, Noted):
+        recipe.note(name, found.note)
+        return found.value
+    return found
+
+
+@dataclass(frozen=True)
+class _Report:
+    """The lists of a translation while they are filled."""
+
+    result: Translation
+    recipe: Recipe
+    tree: Mapping[str, Any]  # what was written, nested
+
+    def add_given(self, name: str, shown: str, row: Option, value: Any) -> None:
+        """Add an option that the file sets to one of the lists."""
+        if name in self.recipe.unsupported:
+            self.result.unsupported.append(UntranslatedOption(shown, value, self.recipe.unsupported[name]))
+        elif name in self.recipe.ignored:
+            self.result.ignored.append(UntranslatedOption(shown, value, self.recipe.ignored[name]))
+        else:
+            written = {} if value is None else self._written((*row.keys, *row.also))
+            note = "null: left to its default" if value is None else self.recipe.notes.get(name, "")
+            self.result.translated.append(TranslatedOption(shown, value, written, note))
+
+    def add_default(self, name: str, shown: str, row: Option) -> None:
+        """List an option that the file does not set where its default makes a run differ from one of rlsys."""
+        theirs, reason = self.recipe.defaults[name], self.recipe.unsupported.get(name)
+        note = reason or self.recipe.notes.get(name, "")
+        has_effect = name not in self.recipe.ignored and (theirs is not None or note)  # else others report what decides
+        if isinstance(theirs, NoDefault) or not (reason or has_effect):
+            return
+        written = self._written(row.keys)
+        ours = {key: our_defaults.look_up(key, our_defaults.defaults()) for key in written}
+        changed = [
+            key for key, value in written.items() if ours[key] != (list(value) if type(value) is tuple else value)
+        ]
+        if changed or reason:
+            old = {key: None if ours[key] is our_defaults.MISSING else ours[key] for key in changed}
+            new = {key: written[key] for key in changed}
+            self.result.defaults.append(ChangedDefault(shown, theirs, old, new, note, is_supported=not reason))
+
+    def _written(self, keys: Sequence[str]) -> dict[str, Any]:
+        found = {key: our_defaults.look_up(key, self.tree) for key in keys}
+        return {key: value for key, value in found.items() if value is not our_defaults.MISSING}

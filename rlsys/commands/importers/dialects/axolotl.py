@@ -6,13 +6,28 @@ Its trainer is TRL's, so options and rules are TRL's too; what axolotl sets by i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
-from rlsys.commands.importers.dialects import trl, trl_batch, trl_parts
-from rlsys.commands.importers.options import NONE_STATED, Dialect, Option, by_rule, ignored, same, unsupported
-from rlsys.commands.importers.recipe import Recipe
+from rlsys.commands.importers.dialects import shared, trl
+from rlsys.commands.importers.dialects import trl_rules as rules
+from rlsys.commands.importers.dialects.trl_training import LOSS
+from rlsys.commands.importers.options import (
+    Condition,
+    Dialect,
+    Option,
+    UnsupportedError,
+    by_rule,
+    computed,
+    ignored,
+    needs,
+    only_if,
+    same,
+    unsupported,
+    without,
+)
+from rlsys.commands.importers.recipe import ABSENT, NONE_STATED, Recipe
 from rlsys.data.files import READERS
 from rlsys.errors import ConfigError
 
@@ -43,7 +58,7 @@ ALIASES = {
     "dataset_processes": "dataset_num_proc",
 }
 UNDER_TRL = (
-    *trl.LOSS,
+    *LOSS,
     *(name for name in trl.GENERATION if name not in ("vllm_device", "vllm_dtype", "vllm_enable_prefix_caching")),
     *("generation_batch_size", "num_generations", "num_iterations", "reward_funcs", "reward_weights"),
     *("log_completions", "num_completions_to_print", "log_multimodal"),
@@ -56,34 +71,138 @@ SPELT_AGAIN = {
     "trl.vllm_max_model_len": "vllm_max_model_length",
 }
 
+TRAINING, HELD_OUT = (
+    shared.Entries(option, options=("data_files", "revision"), also=("type",))
+    for option in ("datasets", "test_datasets")
+)
+
+
+def settle(recipe: Recipe) -> None:
+    """Settle the values of TRL's options that axolotl derives from its own."""
+    if recipe.is_given("world_size") and not recipe.is_given("num_processes"):
+        recipe.settled["num_processes"] = int(recipe.value("world_size"))
+    if recipe.is_given("warmup_steps"):  # 0 too, which TRL takes for unset
+        recipe.settled["warmup_ratio"] = 0.0
+    recipe.settled["use_peft"] = recipe.value("adapter") in ("lora", "qlora")
+    if recipe.value("lora_target_linear"):
+        recipe.settled["lora_target_modules"] = "all-linear"
+    if recipe.is_given("save_steps"):
+        recipe.settled["save_strategy"] = "steps"
+    if not recipe.value("test_datasets"):
+        recipe.settled["eval_strategy"] = "no"
+    elif recipe.is_given("eval_steps"):
+        recipe.settled["eval_strategy"] = "steps"
+    trackers = [name for name in shared.TRACKERS if recipe.value(f"use_{name}")]
+    # Naming a project of W&B turns it on.
+    if "wandb" not in trackers and recipe.value("use_wandb") is None and recipe.is_given("wandb_project"):
+        trackers.append("wandb")
+    recipe.settled["report_to"] = trackers
+
+
+def advantage(recipe: Recipe, method: Any) -> Any:
+    """Return the estimator of `rl: gdpo`; that of `rl: grpo` is TRL's."""
+    if method not in ("grpo", "gdpo"):
+        raise ConfigError(f"rl={method}: rlsys trains by rewards, so of axolotl's methods there are grpo and gdpo")
+    return "gdpo" if method == "gdpo" else ABSENT
+
+
+def training_data(recipe: Recipe, parts: Any) -> Any:
+    """Return the sources of `datasets`, whose rows go through a Python function there (`type: module.transform`)."""
+    if not parts:
+        raise UnsupportedError("none is named; wrote nothing: set data.train and data.eval")
+    sources = [_source(node, "train") for node in TRAINING.sources(recipe, parts)]
+    kinds = sorted({str(part["type"]) for part in parts if part.get("type")})
+    if kinds:
+        recipe.note(
+            "datasets",
+            f"the transformation {', '.join(kinds)} is not carried over: name the columns with data.prompt_column and "
+            "data.columns, or give rows that are transformed already",
+        )
+    return sources[0] if len(sources) == 1 else sources
+
+
+def held_out_data(recipe: Recipe, parts: Any) -> Any:
+    """Return the sources of `test_datasets`."""
+    return [_source(node, "test") for node in HELD_OUT.sources(recipe, parts or ())] or None
+
+
+def _source(node: dict[str, Any], default_split: str) -> Any:
+    """Return a source in its shortest form; without a split axolotl reads `train`, of held-out data too."""
+    split = node.get("split", "train")
+    if split == "train" and PurePath(node["name"]).suffix.lower() in READERS:
+        split = default_split  # a file has the split `train` alone, and takes no other in rlsys
+    return shared.source(node["name"], node.get("subset"), split, default_split, **node.get("options", {}))
+
+
+def per_epoch(recipe: Recipe, times: Any) -> int:
+    """Return the steps between two of that many saves or evaluations in an epoch."""
+    return max(round(shared.steps_per_epoch(recipe) / float(times)), 1)
+
+
+def staleness(recipe: Recipe, is_async: Any) -> Any:
+    """Return how old the policy of prefetched rollouts may be."""
+    return int(recipe.value("trl.prefetch_depth") or 1) if is_async else ABSENT
+
+
+def rewards(recipe: Recipe) -> None:
+    """Write the rewards: dotted paths, importable from the folder of the run."""
+    rules.rewards(recipe, {})
+
+
+# Defaults that axolotl sets in place of TRL's.
+DEFAULTS: dict[str, Any] = {
+    "lora_r": None,
+    "lora_alpha": None,
+    "lora_dropout": 0.0,
+    "lr_scheduler_type": "cosine",
+    "per_device_train_batch_size": 1,
+    "num_train_epochs": 1.0,
+    "learning_rate": NONE_STATED,
+    "warmup_ratio": 0.03,
+    "gradient_checkpointing": False,
+    "vllm_gpu_memory_utilization": 0.9,
+    "ref_model_mixup_alpha": 0.9,
+    "ref_model_sync_steps": 64,
+    "scale_rewards": True,
+    "save_total_limit": 4,
+    "report_to": [],
+}
+SAVED_BY_STRATEGY = without("saves_per_epoch", "saves_per_epoch decides")
+EVALUATED_BY_STRATEGY = Condition(("evals_per_epoch", "test_datasets"), lambda count, data: not (count and data))
+CONDITIONS: dict[str, Condition] = {
+    "save_strategy": SAVED_BY_STRATEGY,
+    "save_steps": SAVED_BY_STRATEGY,
+    "eval_strategy": EVALUATED_BY_STRATEGY,
+    "eval_steps": EVALUATED_BY_STRATEGY,
+    "num_generations_eval": EVALUATED_BY_STRATEGY,
+}
 OWN: dict[str, Option] = {
-    "rl": by_rule(default=None, also=("algorithm.advantage.name",)),
-    "datasets": by_rule("data.train", default=NONE_STATED),
-    "test_datasets": by_rule("data.eval", default=NONE_STATED),
+    "rl": computed("algorithm.advantage.name", None, advantage, keys=(), also=("algorithm.advantage.name",)),
+    "datasets": computed("data.train", NONE_STATED, training_data, reads_none=True),
+    "test_datasets": computed("data.eval", NONE_STATED, held_out_data, reads_none=True, when=(needs("datasets", ""),)),
+    **dict.fromkeys(
+        ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"),
+        ignored("datasets and test_datasets name the data"),
+    ),
     "sequence_len": ignored("completions are bounded by trl.max_completion_length"),
-    "adapter": by_rule("learner.lora.rank", default=None),
-    "lora_r": by_rule("learner.lora.rank", default=None),
-    "lora_alpha": by_rule("learner.lora.alpha", default=None),
-    "lora_dropout": by_rule("learner.lora.dropout", default=0.0),
-    "lora_target_linear": by_rule("learner.lora.target_modules", default=None),
+    "adapter": by_rule(
+        "learner.lora.rank",
+        default=None,
+        when=(only_if("adapter", None, "lora", "qlora", reason="there is no adapter '{0}' here", is_loss=True),),
+    ),
+    "lora_target_linear": by_rule("learner.lora.target_modules", default=None, when=trl.HAS_LORA),
     "lora_model_dir": unsupported("training starts from a model, not from adapters: merge them into it first"),
     "vllm.enforce_eager": same("rollout.enforce_eager", NONE_STATED),
-    "lr_scheduler_type": by_rule("learner.lr_schedule", default="cosine"),
-    "per_device_train_batch_size": by_rule("train.prompts_per_step", default=1),
-    "num_train_epochs": by_rule("train.num_steps", default=1.0),
-    "learning_rate": same("learner.lr", NONE_STATED),
-    "warmup_ratio": by_rule("learner.warmup_steps", default=0.03),
-    "gradient_checkpointing": same("learner.gradient_checkpointing", False),
-    "bf16": by_rule("learner.dtype", default="auto"),
-    "vllm_gpu_memory_utilization": by_rule("rollout.gpu_memory_utilization", default=0.9),
-    "ref_model_mixup_alpha": by_rule("algorithm.refresh.alpha", default=0.9),
-    "ref_model_sync_steps": by_rule("algorithm.refresh.every", default=64),
-    "scale_rewards": by_rule("algorithm.advantage.scale", default=True),
-    "save_strategy": by_rule("checkpoint.every", default="epoch"),
-    "save_total_limit": by_rule("checkpoint.keep", default=4),
-    "saves_per_epoch": by_rule("checkpoint.every", default=None),
-    "evals_per_epoch": by_rule("eval.every", default=None),
-    "report_to": by_rule("logging.trackers", default=[]),
+    "bf16": replace(
+        trl.OPTIONS["bf16"],
+        default="auto",
+        notes={name: f"'{name}' is taken to be bfloat16" for name in ("auto", "full")},
+    ),
+    "save_strategy": replace(trl.OPTIONS["save_strategy"], default="epoch"),
+    "saves_per_epoch": computed("checkpoint.every", None, per_epoch),
+    "evals_per_epoch": computed(
+        "eval.every", None, per_epoch, when=(needs("test_datasets", "there is no held-out data"),)
+    ),
     **{
         f"use_{name}": by_rule(default=None, also=("logging.trackers",))
         for name in ("wandb", "mlflow", "tensorboard", "trackio")
@@ -104,11 +223,11 @@ OWN: dict[str, Option] = {
     "tensor_parallel_size": unsupported("the learner is sharded by learner.zero_stage", None, (None, 0, 1)),
     "world_size": by_rule(default=NONE_STATED, also=("train.prompts_per_step",)),
 }
-REFUSED_UNDER_TRL = {
+UNDER_TRL_ALONE = {
     "rollout_func": unsupported("rollouts are rlsys's own"),
     "replay_buffer_size": unsupported("groups are not replayed", 0, (None, 0)),
     "reroll_start_fraction": unsupported("prompts are not rolled again later", 1.0, (None, 1, 1.0)),
-    "async_prefetch": by_rule("train.max_staleness", default=False),
+    "async_prefetch": computed("train.max_staleness", False, staleness),
     "prefetch_depth": by_rule("train.max_staleness", default=None),
     "vllm_sync_interval": unsupported("weights are broadcast after every step", None, (None, 1)),
     **{
@@ -139,155 +258,24 @@ UNUSED = {
 }  # fmt: skip
 OPTIONS = {
     **trl.OPTIONS,
+    **{name: replace(trl.OPTIONS[name], default=default) for name, default in DEFAULTS.items()},
     **OWN,
-    **{f"trl.{name}": option for name, option in REFUSED_UNDER_TRL.items()},
+    **{f"trl.{name}": row for name, row in UNDER_TRL_ALONE.items()},
     **{name: ignored(reason) for reason, names in UNUSED.items() for name in names},
 }
-
-
-def algorithm(recipe: Recipe) -> None:
-    """`rl: grpo` or `rl: gdpo`."""
-    kind = recipe.value("rl")
-    if kind not in (None, "grpo", "gdpo"):
-        raise ConfigError(f"rl={kind}: rlsys trains by rewards, so of axolotl's methods there are grpo and gdpo")
-    if kind == "gdpo":
-        recipe.write("algorithm.advantage", {"name": "gdpo"})
-
-
-def lora(recipe: Recipe) -> None:
-    """`adapter: lora` or `qlora` is what TRL calls use_peft."""
-    kind = recipe.value("adapter")
-    recipe.settle("use_peft", kind in ("lora", "qlora"))
-    if kind not in (None, "lora", "qlora"):
-        recipe.mark_unsupported("adapter", f"there is no adapter '{kind}' here")
-    if recipe.value("lora_target_linear"):
-        recipe.settle("lora_target_modules", "all-linear")
-    trl_parts.lora(recipe)
-
-
-def precision(recipe: Recipe) -> None:
-    """`bf16: auto` is bfloat16 wherever the device has it."""
-    if recipe.value("bf16") in ("auto", "full"):
-        recipe.note("bf16", f"'{recipe.value('bf16')}' is taken to be bfloat16")
-        recipe.settle("bf16", True)
-    trl_parts.precision(recipe)
-
-
-def data(recipe: Recipe) -> None:
-    """Rows go through a Python function there (`type: module.transform`), which is not carried over."""
-    datasets, held_out = recipe.value("datasets"), recipe.value("test_datasets")
-    recipe.write("data.chat_template", True)
-    if not datasets:
-        recipe.mark_unsupported("datasets", "none is named; wrote nothing: set data.train and data.eval")
-        return
-    sources = [_source(part, "datasets", "train") for part in datasets]
-    recipe.write("data.train", sources[0] if len(sources) == 1 else sources)
-    recipe.write("data.eval", [_source(part, "test_datasets", "test") for part in held_out] if held_out else None)
-    for option, parts in (("datasets", datasets), ("test_datasets", held_out or [])):
-        trl_parts.left_out(recipe, option, parts, (*READ, "type"))
-    kinds = sorted({str(part["type"]) for part in datasets if part.get("type")})
-    if kinds:
-        recipe.note(
-            "datasets",
-            f"the transformation {', '.join(kinds)} is not carried over: name the columns with data.prompt_column and "
-            "data.columns, or give rows that are transformed already",
-        )
-
-
-READ = ("path", "name", "split", "data_files", "revision")
-"""Of an entry of `datasets`."""
-
-
-def _source(part: Any, option: str, our_split: str) -> Any:
-    """An entry of `option` as ours; without a split axolotl reads `train`, of held-out data too."""
-    if not isinstance(part, Mapping) or not part.get("path"):
-        raise ConfigError(f"{option}: each entry needs a path; this one is {part!r}")
-    split = part.get("split") or "train"
-    if split == "train" and PurePath(str(part["path"])).suffix.lower() in READERS:
-        split = None  # a file has this one alone, and takes no other here
-    node = trl_parts.source(part["path"], part.get("name"), split, our_split)
-    options = {key: part[key] for key in ("data_files", "revision") if part.get(key)}
-    if not options:
-        return node
-    return ({"name": node} if isinstance(node, str) else node) | {"options": options}
-
-
-def saves(recipe: Recipe) -> None:
-    """`save_steps` makes the strategy 'steps'; `saves_per_epoch` and `evals_per_epoch` divide an epoch."""
-    if recipe.given("save_steps"):
-        recipe.settle("save_strategy", "steps")
-    epoch = trl_batch.steps_an_epoch(recipe)
-    for name, key in (("saves_per_epoch", "checkpoint.every"), ("evals_per_epoch", "eval.every")):
-        count = recipe.value(name)
-        if count and name == "evals_per_epoch" and not recipe.value("test_datasets"):
-            recipe.mark_ignored(name, "there is no held-out data")
-        elif count and epoch is None:
-            recipe.mark_unsupported(name, trl_batch.NEEDS_ROWS.format(key=key))
-        elif count and epoch is not None:
-            recipe.write(key, max(round(epoch / float(count)), 1))
-    if recipe.value("saves_per_epoch"):
-        recipe.mark_ignored("save_strategy", "saves_per_epoch decides")
-        recipe.mark_ignored("save_steps", "saves_per_epoch decides")
-        recipe.write("checkpoint.keep", int(recipe.value("save_total_limit")))
-    else:
-        trl_batch.saves(recipe)
-
-
-def evaluation(recipe: Recipe) -> None:
-    """Held-out data is evaluated; without it nothing is."""
-    if recipe.value("evals_per_epoch") and recipe.value("test_datasets"):
-        return
-    if recipe.given("eval_steps") and recipe.value("test_datasets"):
-        recipe.settle("eval_strategy", "steps")
-    if not recipe.value("test_datasets"):
-        recipe.settle("eval_strategy", "no")
-    trl_parts.evaluation(recipe)
-
-
-def trackers(recipe: Recipe) -> None:
-    """`use_wandb` and the like; naming a project of W&B turns it on."""
-    names = [name for name in trl_parts.TRACKERS if recipe.value(f"use_{name}")]
-    if "wandb" not in names and recipe.value("use_wandb") is None and recipe.given("wandb_project"):
-        names.append("wandb")
-    recipe.settle("report_to", names)
-    trl_parts.trackers(recipe)
-
-
-def ahead(recipe: Recipe) -> None:
-    """Rollouts prefetched while the trainer works are of an older policy."""
-    if recipe.value("trl.async_prefetch"):
-        recipe.write("train.max_staleness", int(recipe.value("trl.prefetch_depth") or 1))
-
-
-def rewards(recipe: Recipe) -> None:
-    """Dotted paths, importable from the folder of the run."""
-    trl_parts.rewards(recipe, {})
-
-
-def names(recipe: Recipe) -> None:
-    """What stands under two names, or is decided otherwise than TRL does."""
-    if recipe.given("world_size") and not recipe.given("num_processes"):
-        recipe.settle("num_processes", int(recipe.value("world_size")))
-    if recipe.given("warmup_steps"):  # 0 too, which TRL takes for unset
-        recipe.settle("warmup_ratio", 0.0)
-
-
-REPLACED = {
-    trl_parts.lora: lora,
-    trl_parts.precision: precision,
-    trl_parts.data: data,
-    trl_parts.evaluation: evaluation,
-    trl_parts.trackers: trackers,
-    trl_batch.saves: saves,
+OPTIONS |= {
+    name: replace(OPTIONS[name], when=(condition, *OPTIONS[name].conditions)) for name, condition in CONDITIONS.items()
 }
 DIALECT = Dialect(
     name="axolotl",
     options=OPTIONS,
-    rules=(names, *(REPLACED.get(rule, rule) for rule in trl.RULES), algorithm, ahead, rewards),
+    prepare=(settle,),
+    rules=(shared.fit_microbatch, rewards),
     versions=trl.VERSIONS,
     default_version="1.8",
     versions_of="trl",
     unique_options=("base_model", "rl", "trl", "micro_batch_size", "sequence_len", "num_epochs", "val_set_size"),
     aliases=ALIASES | SPELT_AGAIN,
     renames=True,
+    always=trl.ALWAYS | {"data.chat_template": True},
 )

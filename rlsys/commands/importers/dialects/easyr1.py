@@ -1,22 +1,39 @@
 """EasyR1: `examples/config.yaml` and the overrides of its scripts (verl/trainer/config.py, verl/workers/*/config.py).
 
-Defaults are those of the dataclasses, not of the example, as they stood in July 2026.
+Defaults are those of the dataclasses, not of the example, as they stood in July 2026. It counts prompts, as rlsys does:
+`data.rollout_batch_size` of them per step, `worker.actor.global_batch_size` of them per optimizer update,
+`worker.rollout.n` responses each.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rlsys.commands.importers.dialects import easyr1_rules as rules
+from rlsys.commands.importers.dialects import shared
 from rlsys.commands.importers.dialects.trl import SAMPLING
 from rlsys.commands.importers.options import (
-    NONE_STATED,
+    Condition,
     Dialect,
+    Noted,
     Option,
+    UnsupportedError,
     by_rule,
+    computed,
     converted,
     ignored,
+    mapped,
+    needs,
+    only_if,
+    option,
+    plain,
     same,
+    unless,
+    unless_set,
     unsupported,
+    without,
 )
+from rlsys.commands.importers.recipe import ABSENT, NONE_STATED
 
 TEXT_ONLY = "policies are text models here"
 DEVICES = "devices are set where the run starts: cluster.num_gpus, learner.num_workers, rollout.num_workers"
@@ -25,20 +42,44 @@ SHARDING = "DeepSpeed shards: learner.zero_stage"
 FOLDERS = "a run goes to runs/NAME/TIME with its checkpoints; run_dir=... chooses, resume=auto continues"
 ALWAYS = "metrics.jsonl and the display are always there"
 
+ESTIMATOR, LOSS, OPTIM = "algorithm.adv_estimator", "worker.actor.loss_type", "worker.actor.optim."
+UNREAD = "loss_type={0} does not read it"
+SAPO, NOT_SAPO = only_if(LOSS, "sapo", reason=UNREAD), unless(LOSS, "sapo", reason=UNREAD)
+HAS_KL = without("algorithm.disable_kl", "disable_kl is true")
+HAS_GRADIENT = Condition(
+    ("algorithm.kl_penalty", "algorithm.use_kl_loss"),
+    lambda kind, in_loss: not in_loss or kind != "kl",
+    "'kl' in the loss has a gradient of expectation 0; wrote kl.coef=0",
+    is_loss=True,
+)
+ADAPTS = (HAS_KL, only_if("algorithm.kl_type", "adaptive", reason="kl_type is not adaptive"))
+FILTERS = needs("algorithm.online_filtering", "online_filtering is false")
+FILTERED = unless(ESTIMATOR, "gae", "remax", "reinforce_plus_plus")  # these learn from equal rewards too
+HAS_CRITIC = only_if(ESTIMATOR, "gae", reason="only gae has a critic")
+HAS_LORA = needs("worker.actor.model.lora.rank", "lora.rank is 0")
 DATA: dict[str, Option] = {
-    "train_files": by_rule("data.train", default=""),
-    "val_files": by_rule("data.eval", default=""),
+    "train_files": converted("data.train", "", rules.training_data),
+    "val_files": converted(
+        "data.eval", "", lambda named: shared.only_or_all(shared.named_sources(named, "train", "test"))
+    ),
     "prompt_key": same("data.prompt_column", "prompt"),
-    "answer_key": by_rule("data.columns", default="answer"),
+    "answer_key": converted("data.columns", "answer", lambda key: ABSENT if key == "answer" else {"answer": str(key)}),
     "max_prompt_length": same("data.max_prompt_tokens", 512),
     "max_response_length": same("rollout.max_response_tokens", 512),
-    "rollout_batch_size": by_rule("train.prompts_per_step", default=512),
-    "mini_rollout_batch_size": by_rule("algorithm.groups.oversample", default=None),
+    "rollout_batch_size": converted("train.prompts_per_step", 512, int),
+    "mini_rollout_batch_size": computed(
+        "algorithm.groups.oversample",
+        None,
+        shared.oversample,
+        when=(needs("algorithm.online_filtering", "without online_filtering a step samples its own prompts"), FILTERED),
+    ),
     "val_batch_size": ignored("all held-out prompts are sampled together"),
-    "format_prompt": same("data.prompt_template", None),
+    "format_prompt": same(
+        "data.prompt_template", None, note="a path is looked up from the folder where the run starts"
+    ),
     "override_chat_template": same("model.chat_template", None),
     "shuffle": same("data.shuffle", True),
-    "seed": by_rule("seed", default=1),
+    "seed": converted("seed", 1, int),
     "filter_overlong_prompts": converted("data.overlong", True, lambda value: "filter" if value else "refuse"),
     "filter_overlong_prompts_workers": ignored("prompts are tokenised at the start of the run"),
     **dict.fromkeys(
@@ -47,33 +88,72 @@ DATA: dict[str, Option] = {
     ),
 }
 ALGORITHM = {
-    "gamma": by_rule("algorithm.advantage.gamma", default=1.0),
-    "lam": by_rule("algorithm.advantage.lam", default=1.0),
-    "adv_estimator": by_rule("algorithm.advantage", default="grpo"),
-    "disable_kl": by_rule("algorithm.kl.coef", default=False),
-    "use_kl_loss": by_rule("algorithm.kl.apply_to", default=False),
-    "kl_penalty": by_rule("algorithm.kl.name", default="kl"),
-    "kl_coef": by_rule("algorithm.kl.coef", default=1e-3),
-    "kl_type": by_rule("algorithm.kl.target", default="fixed"),
-    "kl_horizon": by_rule("algorithm.kl.horizon", default=1e4),
-    "kl_target": by_rule("algorithm.kl.target", default=0.1),
-    "online_filtering": by_rule("algorithm.groups.zero_variance", default=False),
-    "filter_key": by_rule(default="overall", also=("algorithm.groups.zero_variance",)),
-    "filter_low": by_rule(default=0.01, also=("algorithm.groups.zero_variance",)),
-    "filter_high": by_rule(default=0.99, also=("algorithm.groups.zero_variance",)),
+    "gamma": converted(
+        "algorithm.advantage.gamma",
+        1.0,
+        float,
+        neutral=(1, 1.0),
+        when=(
+            unless(ESTIMATOR, "reinforce_plus_plus", reason="rewards are not discounted here", is_loss=True),
+            only_if(ESTIMATOR, "gae", reason="'{0}' does not discount"),
+        ),
+    ),
+    "lam": converted("algorithm.advantage.lam", 1.0, float, when=only_if(ESTIMATOR, "gae", reason="only gae has it")),
+    "adv_estimator": mapped("algorithm.advantage", "grpo", rules.ESTIMATORS, rules.OTHER_ESTIMATOR),
+    "disable_kl": converted("algorithm.kl.coef", False, lambda is_off: 0.0 if is_off else ABSENT),
+    "use_kl_loss": mapped("algorithm.kl.apply_to", False, {True: "loss"}, "reward", when=HAS_KL),
+    "kl_penalty": mapped(
+        "algorithm.kl.name",
+        "kl",
+        rules.KL,
+        UnsupportedError("there is no '{value}' here; wrote k3", "k3"),
+        when=(
+            HAS_KL,
+            HAS_GRADIENT,
+        ),
+    ),
+    "kl_coef": computed("algorithm.kl.coef", 1e-3, shared.zero_unless(HAS_GRADIENT), when=HAS_KL),
+    "kl_type": by_rule("algorithm.kl.target", default="fixed", when=HAS_KL),
+    "kl_horizon": converted("algorithm.kl.horizon", 1e4, int, when=ADAPTS),
+    "kl_target": converted("algorithm.kl.target", 0.1, float, when=ADAPTS),
+    "online_filtering": mapped(
+        "algorithm.groups.zero_variance",
+        False,
+        {
+            True: Noted(
+                "resample",
+                "there a group's mean must lie within filter_low and filter_high; here its rewards must not all be "
+                "equal, the same for rewards of 0 and 1",
+            )
+        },
+        neutral=(False,),
+        when=replace(FILTERED, reason=shared.EQUAL_REWARDS, is_loss=True),
+    ),
+    **{
+        f"filter_{name}": by_rule(default=default, also=("algorithm.groups.zero_variance",), when=FILTERS)
+        for name, default in (("key", "overall"), ("low", 0.01), ("high", 0.99))
+    },
 }
 ACTOR = {
     "strategy": unsupported(SHARDING, "fsdp", ("fsdp", "fsdp2")),
-    "global_batch_size": by_rule("train.minibatches_per_step", default=256),
+    "global_batch_size": computed("train.minibatches_per_step", 256, rules.minibatches),
     "max_grad_norm": same("learner.max_grad_norm", 1.0),
-    "clip_ratio_low": by_rule("algorithm.policy_loss.clip_low", default=0.2),
-    "clip_ratio_high": by_rule("algorithm.policy_loss.clip_high", "algorithm.policy_loss.ratio_max", default=0.3),
-    "clip_ratio_dual": by_rule("algorithm.policy_loss.dual_clip", default=3.0),
-    "tau_positive": by_rule("algorithm.policy_loss.temperature_pos", default=1.0),
-    "tau_negative": by_rule("algorithm.policy_loss.temperature_neg", default=1.05),
-    "loss_avg_mode": by_rule("algorithm.aggregation", default="token"),
-    "loss_type": by_rule("algorithm.policy_loss.name", default="default"),
-    "ppo_epochs": same("train.updates_per_step", 1),
+    "clip_ratio_low": converted("algorithm.policy_loss.clip_low", 0.2, float, when=(
+        unless(LOSS, "cispo", reason="cispo has no lower bound here, as in the paper's runs", is_loss=True),
+        NOT_SAPO)),
+    "clip_ratio_high": option(0.3, {
+        "algorithm.policy_loss.clip_high": plain(float),
+        "algorithm.policy_loss.ratio_max": plain(lambda high: 1.0 + float(high))}, when=NOT_SAPO),
+    "clip_ratio_dual": converted("algorithm.policy_loss.dual_clip", 3.0, float, when=(
+        unless(LOSS, "gspo", "gspo_token", reason="{0} has no second bound here", is_loss=True),
+        unless(LOSS, "cispo", "sapo", reason=UNREAD))),
+    "tau_positive": converted("algorithm.policy_loss.temperature_pos", 1.0, float, when=SAPO),
+    "tau_negative": converted("algorithm.policy_loss.temperature_neg", 1.05, float, when=SAPO),
+    "loss_avg_mode": mapped("algorithm.aggregation", "token", rules.AGGREGATIONS, UnsupportedError(
+        "there is no '{value}' here; wrote token_mean", {"name": "token_mean"})),
+    "loss_type": mapped("algorithm.policy_loss.name", "default", rules.LOSSES, UnsupportedError(
+        "there is no '{value}' here; wrote ppo_clip", "ppo_clip")),
+    "ppo_epochs": converted("train.updates_per_step", 1, int),
     "padding_free": ignored("nothing is padded"),
     **dict.fromkeys(("micro_batch_size_per_device_for_update", "micro_batch_size_per_device_for_experience",
                      "dynamic_batching"), ignored(MEMORY)),
@@ -87,19 +167,24 @@ ACTOR = {
     "model.trust_remote_code": same("model.trust_remote_code", True),
     "model.freeze_vision_tower": ignored(TEXT_ONLY),
     "model.lora.rank": same("learner.lora.rank", 0),
-    "model.lora.alpha": by_rule("learner.lora.alpha", default=64),
-    "model.lora.target_modules": by_rule("learner.lora.target_modules", default="all-linear"),
+    "model.lora.alpha": converted("learner.lora.alpha", 64, float, when=HAS_LORA),
+    "model.lora.target_modules": converted("learner.lora.target_modules", "all-linear", rules.modules, when=HAS_LORA),
     "model.lora.exclude_modules": ignored(f"{TEXT_ONLY}: it leaves out the vision tower"),
     "optim.lr": same("learner.lr", 1e-6),
     "optim.betas": converted("learner.betas", [0.9, 0.999], lambda value: [float(beta) for beta in value]),
     "optim.weight_decay": same("learner.weight_decay", 1e-2),
     "optim.strategy": unsupported("optimizer state is float32", "adamw", ("adamw",)),
-    "optim.lr_warmup_ratio": by_rule("learner.warmup_steps", default=0.0),
-    "optim.lr_warmup_steps": by_rule("learner.warmup_steps", default=None),
-    "optim.min_lr_ratio": by_rule("learner.lr_schedule", default=None),
-    "optim.lr_scheduler_type": by_rule("learner.lr_schedule", default="constant"),
+    "optim.lr_warmup_ratio": computed(
+        "learner.warmup_steps", 0.0, rules.warmup_share,
+        when=unless_set(f"{OPTIM}lr_warmup_steps", "lr_warmup_steps decides")),
+    "optim.lr_warmup_steps": computed("learner.warmup_steps", None, rules.warmup_steps),
+    "optim.min_lr_ratio": by_rule("learner.lr_schedule", default=None, neutral=(0, 0.0), when=(
+        unless(f"{OPTIM}lr_scheduler_type", "cosine", reason="cosine ends at 0 here", is_loss=True),
+        unless_set(f"{OPTIM}min_lr_ratio", "it asks for nothing that the schedule does not do"))),
+    "optim.lr_scheduler_type": mapped("learner.lr_schedule", "constant", {"constant": "constant", "cosine": "cosine"},
+        UnsupportedError("EasyR1 has no '{value}'; wrote constant", "constant")),
     "fsdp.torch_dtype": ignored("master weights are float32 where learner.dtype is bfloat16"),
-    "fsdp.mp_param_dtype": by_rule("learner.dtype", default="bf16"),
+    "fsdp.mp_param_dtype": mapped("learner.dtype", "bf16", rules.DTYPES, shared.OTHER_DTYPE),
     **{f"fsdp.{name}": ignored(SHARDING) for name in (
         "enable_full_shard", "enable_cpu_offload", "enable_rank0_init", "use_orig_params", "fsdp_size",
         "mp_reduce_dtype", "mp_buffer_dtype")},
@@ -109,17 +194,22 @@ ACTOR = {
 CRITIC = {
     **dict.fromkeys(ACTOR, ignored("the critic follows its own defaults: critic.*")),
     **dict.fromkeys(("loss_avg_mode", "ppo_epochs"), ignored("the critic's loss is a mean over tokens, once a step")),
-    "cliprange_value": by_rule("critic.value_clip", default=0.5),
-    "optim.lr": by_rule("critic.lr", default=1e-6),
-    "model.enable_gradient_checkpointing": by_rule("critic.gradient_checkpointing", default=True),
-    "optim.weight_decay": by_rule("critic.weight_decay", default=1e-2),
-    "max_grad_norm": by_rule("critic.max_grad_norm", default=1.0),
-    "offload.offload_optimizer": by_rule("critic.offload_optimizer", default=False),
+    "cliprange_value": option(
+        0.5,
+        {"critic.value_clip": plain(lambda bound: bound), "critic.dtype": plain(lambda _: "bfloat16")},
+        keys=("critic.value_clip",),
+        when=HAS_CRITIC,
+    ),
+    "optim.lr": same("critic.lr", 1e-6, when=HAS_CRITIC),
+    "model.enable_gradient_checkpointing": same("critic.gradient_checkpointing", True, when=HAS_CRITIC),
+    "optim.weight_decay": same("critic.weight_decay", 1e-2, when=HAS_CRITIC),
+    "max_grad_norm": same("critic.max_grad_norm", 1.0, when=HAS_CRITIC),
+    "offload.offload_optimizer": same("critic.offload_optimizer", False, when=HAS_CRITIC),
 }
 ROLLOUT = {
     "name": unsupported("engines are vLLM's", "vllm", ("vllm",)),
     "n": same("train.samples_per_prompt", 1),
-    "temperature": same("rollout.temperature", 1.0),
+    "temperature": converted("rollout.temperature", 1.0, shared.temperature),
     "top_p": unsupported(SAMPLING, 1.0, (None, 1, 1.0)),
     "top_k": unsupported(SAMPLING, -1, (None, 0, -1)),
     "seed": ignored("data.seed decides; rollout.seeded=true gives every response a stream of its own"),
@@ -132,7 +222,9 @@ ROLLOUT = {
     "tensor_parallel_size": same("rollout.tensor_parallel_size", 2),
     "max_model_len": ignored("an engine's context is the longest prompt and response"),
     "max_num_batched_tokens": ignored("vLLM's scheduler decides; rollout.max_num_seqs bounds requests"),
-    "val_override_config": by_rule("eval.num_samples", "eval.temperature", default=NONE_STATED),
+    "val_override_config": computed(
+        "eval.num_samples", NONE_STATED, rules.evaluation, keys=("eval.num_samples", "eval.temperature")
+    ),
     **dict.fromkeys(("disable_log_stats", "disable_tqdm"), ignored(ALWAYS)),
 }
 REWARD = {
@@ -145,20 +237,20 @@ REWARD = {
     "num_cpus": same("scoring.num_cpus", 1),
 }
 TRAINER = {
-    "total_epochs": by_rule("train.num_steps", default=15),
-    "max_steps": by_rule("train.num_steps", default=None),
+    "total_epochs": computed("train.num_steps", 15, shared.epochs, when=unless_set("trainer.max_steps")),
+    "max_steps": converted("train.num_steps", None, int),
     "project_name": by_rule(default="easy_r1", also=("logging.trackers",)),
     "experiment_name": ignored("a run is named by its folder"),
-    "logger": by_rule("logging.trackers", default=["console", "wandb"]),
+    "logger": computed("logging.trackers", ["console", "wandb"], rules.trackers),
     **dict.fromkeys(("nnodes", "n_gpus_per_node"), ignored(DEVICES)),
-    "max_try_make_batch": by_rule("algorithm.groups.max_tries", default=20),
-    "critic_warmup": by_rule("train.critic_warmup_steps", default=0),
-    "val_freq": by_rule("eval.every", default=-1),
+    "max_try_make_batch": converted("algorithm.groups.max_tries", 20, rules.max_tries, when=(FILTERS, FILTERED)),
+    "critic_warmup": same("train.critic_warmup_steps", 0, when=HAS_CRITIC),
+    "val_freq": converted("eval.every", -1, shared.at_least_0),
     "val_before_train": ignored("an evaluated run is evaluated before training too"),
     "val_only": unsupported("rlsys eval evaluates", False),
     "val_generations_to_log": ignored("evaluation is reported as a whole"),
-    "save_freq": converted("checkpoint.every", -1, lambda value: max(int(value), 0)),
-    "save_limit": by_rule("checkpoint.keep", default=-1),
+    "save_freq": converted("checkpoint.every", -1, shared.at_least_0),
+    "save_limit": converted("checkpoint.keep", -1, shared.kept_checkpoints),
     "save_model_only": unsupported("checkpoints always hold what a run needs to go on", False),
     **dict.fromkeys(("save_checkpoint_path", "load_checkpoint_path", "find_last_checkpoint"), ignored(FOLDERS)),
     "ray_timeline": converted("logging.timeline", None, lambda value: value is not None),
@@ -178,10 +270,11 @@ ALIASES = {"trainer.total_episodes": "trainer.total_epochs", "data.format_prompt
 DIALECT = Dialect(
     name="easyr1",
     options=OPTIONS,
-    rules=rules.RULES,
+    rules=(rules.rewards, shared.fit_microbatch),
     versions=("2026.07",),
     default_version="2026.07",
     versions_of="EasyR1",
     unique_options=tuple(OPTIONS),
     aliases=ALIASES,
+    always={"data.chat_template": True, "data.eval": None, "learner.warmup_steps": 0},
 )

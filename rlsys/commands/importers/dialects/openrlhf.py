@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rlsys.commands.importers.dialects import openrlhf_rules as rules
+from rlsys.commands.importers.dialects import shared
 from rlsys.commands.importers.dialects.trl import SAMPLING
 from rlsys.commands.importers.options import (
-    NONE_STATED,
+    Condition,
     Dialect,
+    Noted,
     Option,
+    UnsupportedError,
+    by_map,
     by_rule,
+    computed,
     converted,
     ignored,
+    mapped,
+    needs,
+    only_if,
+    option,
+    plain,
     same,
+    unless,
+    unless_set,
     unsupported,
+    without,
 )
+from rlsys.commands.importers.recipe import ABSENT, NONE_STATED
 
 DEVICES = "devices are set where the run starts: cluster.num_gpus, learner.num_workers, rollout.num_workers"
 MEMORY = "how much is computed at once is learner.microbatch_tokens"
@@ -23,19 +39,55 @@ KERNELS = "how layers are computed is the learner's own matter (learner.packing)
 OWN_WAY = "weights travel by weights.backend; engines go on with their requests while they arrive"
 TEXT_ONLY = "policies are text models here"
 
+ESTIMATOR, LOSS, FILTERING = "algo.advantage.estimator", "actor.policy_loss_type", "algo.dynamic_filtering_enable"
+CLIP_LOW, CLIP_HIGH = "algorithm.policy_loss.clip_low", "algorithm.policy_loss.clip_high"
+FILTERED = unless(ESTIMATOR, "gae", "reinforce")  # these learn from equal rewards too
+CORRECTED = (
+    unless(f"{rules.IS}level", "off", reason="no correction is asked for"),
+    unless(LOSS, "gspo", reason="with gspo the response's ratio is taken to the engine: train.old_logprobs=engine"),
+)
+HAS_CRITIC = only_if(ESTIMATOR, "gae", reason="only gae has a critic")
+HAS_LORA = needs("ds.lora.rank", "ds.lora.rank is 0")
+HAS_WANDB = needs("logger.wandb.key", "logger.wandb.key is not set")
+KL_OPTIONS = ("algo.kl.estimator", "algo.kl.use_loss", "algo.kl.unbiased_gradient")
+HAS_GRADIENT = Condition(
+    KL_OPTIONS,
+    lambda kind, in_loss, is_unbiased: not in_loss or kind != "k1" or is_unbiased,
+    "k1 in the loss has a gradient of expectation 0; wrote kl.coef=0",
+    is_loss=True,
+)
+HAS_KL = Condition(
+    ("algo.kl.init_coef", *KL_OPTIONS),
+    lambda coef, *kl: float(coef) != 0 and HAS_GRADIENT.holds(*kl),
+    "there is no KL",
+)
+EVALUATED = Condition(
+    ("eval.dataset", "eval.steps"),
+    lambda dataset, steps: bool(dataset) and int(steps) > 0,
+    "nothing is evaluated during training",
+)
 BATCH: dict[str, Option] = {
-    "rollout.batch_size": by_rule("train.prompts_per_step", default=1024),
+    "rollout.batch_size": converted("train.prompts_per_step", 1024, int),
     "rollout.n_samples_per_prompt": same("train.samples_per_prompt", 1),
-    "train.batch_size": by_rule("train.minibatches_per_step", default=128),
+    "train.batch_size": computed("train.minibatches_per_step", 128, rules.minibatches),
     "train.max_epochs": same("train.updates_per_step", 1),
-    "train.num_episodes": by_rule("train.num_steps", default=1),
+    "train.num_episodes": computed("train.num_steps", 1, rules.episodes),
     "data.max_samples": by_rule(default=NONE_STATED, also=("train.num_steps",)),
-    "rollout.vllm_generate_batch_size": by_rule("algorithm.groups.oversample", default=None),
+    "rollout.vllm_generate_batch_size": computed(
+        "algorithm.groups.oversample",
+        None,
+        shared.oversample,
+        when=(needs(FILTERING, "without dynamic filtering a step samples its own prompts"), FILTERED),
+    ),
     **dict.fromkeys(
         ("rollout.micro_batch_size", "train.micro_batch_size", "train.dynamic_batch_enable"), ignored(MEMORY)
     ),
     "rollout.max_tokens_per_gpu": ignored(MEMORY),
-    "train.max_tokens_per_gpu": by_rule("learner.microbatch_tokens", default=NONE_STATED),
+    "train.max_tokens_per_gpu": by_rule(
+        "learner.microbatch_tokens",
+        default=NONE_STATED,
+        when=needs("train.dynamic_batch_enable", "train.dynamic_batch_enable is not set"),
+    ),
 }
 GENERATION = {
     "rollout.temperature": same("rollout.temperature", 1.0),
@@ -50,40 +102,67 @@ GENERATION = {
     **dict.fromkeys(("vllm.sync_backend", "vllm.sync_with_ray", "vllm.enable_sleep"), ignored(OWN_WAY)),
 }
 ALGORITHM = {
-    "algo.advantage.estimator": by_rule("algorithm.advantage", default="gae"),
-    "algo.advantage.gamma": by_rule("algorithm.advantage.gamma", default=1.0),
-    "algo.advantage.lambd": by_rule("algorithm.advantage.lam", default=1.0),
-    "algo.advantage.no_std_norm": unsupported("reinforce_pp and gae divide by the deviation here", False),
+    "algo.advantage.estimator": mapped("algorithm.advantage", "gae", rules.ESTIMATORS, UnsupportedError(
+        "there is no '{value}' here; wrote grpo", {"name": "grpo"})),
+    "algo.advantage.gamma": converted("algorithm.advantage.gamma", 1.0, float, neutral=(1, 1.0), when=(
+        unless(ESTIMATOR, "reinforce", reason="rewards are not discounted here", is_loss=True),
+        only_if(ESTIMATOR, "gae", reason="'{0}' does not discount"))),
+    "algo.advantage.lambd": converted("algorithm.advantage.lam", 1.0, float, when=only_if(
+        ESTIMATOR, "gae", reason="only gae has it")),
+    "algo.advantage.no_std_norm": unsupported("reinforce_pp and gae divide by the deviation here", False, when=only_if(
+        ESTIMATOR, "gae", "reinforce", "reinforce_baseline", reason="'{0}' is not normalised over the batch")),
     "algo.advantage.is_correction_enable": by_rule("algorithm.corrections", default=False),  # 0.10
-    "algo.advantage.is_correction_type": by_rule("algorithm.corrections", default=NONE_STATED),  # 0.10
-    "algo.advantage.is_correction_level": by_rule(default="off", also=("algorithm.corrections",)),
-    "algo.advantage.is_correction_mode": by_rule("algorithm.corrections", default="mask"),
-    "algo.advantage.is_correction_gating": by_rule("algorithm.corrections", default="ratio"),
-    "algo.advantage.is_correction_threshold": by_rule("algorithm.corrections", default=[0.5, 5.0]),
-    "algo.kl.init_coef": by_rule("algorithm.kl.coef", default=0.01),
-    "algo.kl.estimator": by_rule("algorithm.kl.name", default="k1"),
-    "algo.kl.use_loss": by_rule("algorithm.kl.apply_to", default=False),
-    "algo.kl.unbiased_gradient": by_rule("algorithm.kl.unbiased", default=False),
-    "algo.kl.target": by_rule("algorithm.kl.target", default=None),
-    "algo.kl.horizon": by_rule("algorithm.kl.horizon", default=10000),
-    "algo.dynamic_filtering_enable": by_rule("algorithm.groups.zero_variance", default=False),
-    "algo.dynamic_filtering_range": by_rule(default=[0, 1], also=("algorithm.groups.zero_variance",)),
-    "actor.policy_loss_type": by_rule("algorithm.policy_loss.name", default="ppo", also=("algorithm.aggregation",)),
-    "actor.loss_agg_mode": by_rule("algorithm.aggregation", default="token-mean"),
-    "actor.eps_clip": by_rule("algorithm.policy_loss.clip_low", "algorithm.policy_loss.clip_high", default=0.2),
-    "actor.eps_clip_low_high": by_rule(
-        "algorithm.policy_loss.clip_low", "algorithm.policy_loss.clip_high", default=None
-    ),
-    "actor.dual_clip": by_rule("algorithm.policy_loss.dual_clip", default=None),
+    "algo.advantage.is_correction_type": by_rule(
+        "algorithm.corrections", default=NONE_STATED, when=CORRECTED),  # 0.10
+    "algo.advantage.is_correction_level": option("off", {
+        "train.old_logprobs": rules.old_logprobs, "algorithm.corrections": rules.corrections},
+        keys=(), also=("algorithm.corrections",)),
+    "algo.advantage.is_correction_mode": by_rule("algorithm.corrections", default="mask", when=CORRECTED),
+    "algo.advantage.is_correction_gating": by_rule("algorithm.corrections", default="ratio", when=(
+        *CORRECTED, only_if(f"{rules.IS}gating", "ratio", reason="masks look at the ratio here; wrote no correction",
+        is_loss=True))),
+    "algo.advantage.is_correction_threshold": by_rule("algorithm.corrections", default=[0.5, 5.0], when=CORRECTED),
+    "algo.kl.init_coef": computed("algorithm.kl.coef", 0.01, shared.zero_unless(HAS_GRADIENT)),
+    "algo.kl.estimator": same("algorithm.kl.name", "k1", when=(HAS_GRADIENT, HAS_KL)),
+    "algo.kl.use_loss": computed("algorithm.kl.apply_to", False, rules.kl_place, when=HAS_KL),
+    "algo.kl.unbiased_gradient": converted("algorithm.kl.unbiased", False, bool, when=(
+        HAS_KL, needs("algo.kl.use_loss", "the KL is in the reward"))),
+    "algo.kl.target": converted("algorithm.kl.target", None, float, when=HAS_KL),
+    "algo.kl.horizon": converted("algorithm.kl.horizon", 10000, int, when=(
+        HAS_KL, needs("algo.kl.target", "algo.kl.target is not set"))),
+    "algo.dynamic_filtering_enable": mapped(
+        "algorithm.groups.zero_variance", False, {True: Noted("resample",
+        "there a group's mean must lie within the range; here its rewards must not all be equal, the same for rewards "
+        "of 0 and 1")}, neutral=(False,), when=replace(FILTERED, reason=shared.EQUAL_REWARDS, is_loss=True)),
+    "algo.dynamic_filtering_range": by_rule(default=[0, 1], also=("algorithm.groups.zero_variance",), when=needs(
+        FILTERING, "dynamic filtering is off")),
+    "actor.policy_loss_type": option("ppo", {
+        "algorithm.policy_loss.name": by_map({"ppo": "ppo_clip", "gspo": "gspo"}, UnsupportedError(
+            "there is no '{value}' here; wrote ppo_clip", "ppo_clip")),
+        "algorithm.aggregation": by_map({"gspo": {"name": "sequence_mean"}})},
+        keys=("algorithm.policy_loss.name",), also=("algorithm.aggregation",)),
+    "actor.loss_agg_mode": mapped("algorithm.aggregation", "token-mean", rules.AGGREGATIONS, UnsupportedError(
+        "there is no '{value}' here; wrote token_mean", {"name": "token_mean"}), when=unless(
+        LOSS, "gspo", reason="gspo is a mean over responses")),
+    "actor.eps_clip": option(0.2, {CLIP_LOW: plain(float), CLIP_HIGH: plain(float)}, when=unless_set(
+        "actor.eps_clip_low_high", "eps_clip_low_high decides")),
+    "actor.eps_clip_low_high": option(None, {
+        CLIP_LOW: plain(lambda bounds: float(bounds[0])), CLIP_HIGH: plain(lambda bounds: float(bounds[1]))}),
+    "actor.dual_clip": converted("algorithm.policy_loss.dual_clip", None, float, when=unless(
+        LOSS, "gspo", reason="gspo has no second bound here", is_loss=True)),
     "actor.entropy_coef": converted("algorithm.entropy.coef", None, float),
     "actor.aux_loss_coef": unsupported("experts are not balanced by a loss here", 0, (None, 0, 0.0)),
     "ptx_coef": ignored("there is no pre-training data beside the prompts"),
-}
+}  # fmt: skip
 REWARD = {
-    "reward.model_name_or_path": by_rule("rewards", default=None),
+    "reward.model_name_or_path": by_rule(
+        "rewards", default=None, when=without("reward.remote_url", "reward.remote_url decides")
+    ),
     "reward.remote_url": by_rule("rewards", default=None),
     "reward.overlong_buffer_len": by_rule("rewards", default=None),
-    "reward.overlong_penalty_factor": by_rule(default=1, also=("rewards",)),
+    "reward.overlong_penalty_factor": by_rule(
+        default=1, also=("rewards",), when=needs("reward.overlong_buffer_len", "reward.overlong_buffer_len is not set")
+    ),
     "reward.clip_range": unsupported("rewards are not clipped here; within the range nothing changes", [-10, 10]),
     "reward.normalize_enable": unsupported("rewards are not normalised over the run here", False),
     "reward.stop_properly_penalty_coef": unsupported(
@@ -102,73 +181,97 @@ ACTOR = {
     "actor.adam.betas": converted("learner.betas", [0.9, 0.95], lambda value: [float(beta) for beta in value]),
     "actor.adam.eps": same("learner.eps", 1e-8),
     "actor.adam.weight_decay": same("learner.weight_decay", 0.0),
-    "actor.lr_scheduler": by_rule("learner.lr_schedule", default="cosine_with_min_lr"),
-    "actor.min_lr_ratio": by_rule(default=0.1),
-    "actor.lr_warmup_ratio": by_rule("learner.warmup_steps", default=0.03),
+    "actor.lr_scheduler": mapped("learner.lr_schedule", "cosine_with_min_lr", shared.SCHEDULES, shared.OTHER_SCHEDULE),
+    "actor.min_lr_ratio": ignored("schedules end at 0 here", 0.1),
+    "actor.lr_warmup_ratio": computed("learner.warmup_steps", 0.03, shared.share_of_updates),
     "actor.max_norm": same("learner.max_grad_norm", 1.0),
     "ds.zero_stage": same("learner.zero_stage", 2),
     "ds.adam_offload": same("learner.offload_optimizer", False),
-    "ds.param_dtype": by_rule("learner.dtype", default="bf16"),
+    "ds.param_dtype": mapped("learner.dtype", "bf16", {"bf16": "bfloat16"}, shared.OTHER_DTYPE),
     "ds.lora.rank": same("learner.lora.rank", 0),
-    "ds.lora.alpha": by_rule("learner.lora.alpha", default=16),
-    "ds.lora.dropout": by_rule("learner.lora.dropout", default=0),
-    "ds.lora.target_modules": by_rule("learner.lora.target_modules", default="all-linear"),
-    "ds.load_in_4bit": by_rule("learner.lora.quantize_base", default=False),
+    "ds.lora.alpha": converted("learner.lora.alpha", 16, float, when=HAS_LORA),
+    "ds.lora.dropout": converted("learner.lora.dropout", 0, float, when=HAS_LORA),
+    "ds.lora.target_modules": same("learner.lora.target_modules", "all-linear", when=HAS_LORA),
+    "ds.load_in_4bit": mapped(
+        "learner.lora.quantize_base",
+        False,
+        {True: "nf4"},
+        neutral=(False,),
+        when=Condition(
+            ("ds.lora.rank",), bool, "a quantized policy is trained by adapters: set ds.lora.rank", is_loss=True
+        ),
+    ),
     "ds.ring_attn_size": unsupported("a sequence stays on one device", 1, (None, 1)),
     "ds.tensor_parallel_size": unsupported("the learner is sharded by learner.zero_stage", 1, (None, 1)),
     "train.enable_ema": unsupported("no average of the policy is kept", False),
     "train.async_enable": by_rule("train.max_staleness", default=False),
-    "train.async_queue_size": by_rule("train.max_staleness", default=1),
+    "train.async_queue_size": converted(
+        "train.max_staleness",
+        1,
+        int,
+        when=needs("train.async_enable"),
+        note="there batches wait in a queue; here it is a hard bound on their age",
+    ),
     "train.partial_rollout_enable": ignored(OWN_WAY),
     "train.seed": same("seed", 42),
     "train.full_determinism_enable": unsupported("rollout.seeded=true repeats sampling; kernels are not fixed", False),
 }
 CRITIC = {
-    "critic.value_clip": by_rule("critic.value_clip", default=0.5),
-    "critic.freezing_steps": by_rule("train.critic_warmup_steps", default=-1),
-    "critic.adam.lr": by_rule("critic.lr", default=9e-6),
-    "critic.adam.betas": by_rule("critic.betas", default=[0.9, 0.95]),
-    "critic.adam.eps": by_rule("critic.eps", default=1e-8),
-    "critic.adam.weight_decay": by_rule("critic.weight_decay", default=0.0),
-    "critic.max_norm": by_rule("critic.max_grad_norm", default=1.0),
-    "critic.model_name_or_path": unsupported("the critic starts from the policy, with a new head"),
-    "critic.lr_scheduler": by_rule("critic.lr_schedule", default="cosine_with_min_lr"),
-    "critic.min_lr_ratio": by_rule(default=0.1),
-    "critic.lr_warmup_ratio": by_rule("critic.warmup_steps", default=0.03),
+    "critic.value_clip": same("critic.value_clip", 0.5, when=HAS_CRITIC),
+    "critic.freezing_steps": converted("train.critic_warmup_steps", -1, shared.at_least_0, when=HAS_CRITIC),
+    "critic.adam.lr": same("critic.lr", 9e-6, when=HAS_CRITIC),
+    "critic.adam.betas": same("critic.betas", [0.9, 0.95], when=HAS_CRITIC),
+    "critic.adam.eps": same("critic.eps", 1e-8, when=HAS_CRITIC),
+    "critic.adam.weight_decay": same("critic.weight_decay", 0.0, when=HAS_CRITIC),
+    "critic.max_norm": same("critic.max_grad_norm", 1.0, when=HAS_CRITIC),
+    "critic.model_name_or_path": unsupported("the critic starts from the policy, with a new head", when=HAS_CRITIC),
+    "critic.lr_scheduler": mapped(
+        "critic.lr_schedule", "cosine_with_min_lr", shared.SCHEDULES, shared.OTHER_SCHEDULE, when=HAS_CRITIC
+    ),
+    "critic.min_lr_ratio": replace(ignored("schedules end at 0 here", 0.1), when=HAS_CRITIC),
+    "critic.lr_warmup_ratio": computed("critic.warmup_steps", 0.03, shared.share_of_updates, when=HAS_CRITIC),
     "critic.optim": unsupported("the optimizer is AdamW", "adam", ("adam",)),
     "critic.save_value_network": ignored(OWN_STATE),
     "ds.value_head_prefix": ignored("the critic's head is its own"),
 }
 DATA = {
-    "data.prompt_dataset": by_rule("data.train", default=None),
+    "data.prompt_dataset": computed("data.train", None, rules.training_data, reads_none=True),
     "data.prompt_split": by_rule(default="train", also=("data.train",)),
     "data.prompt_probs": by_rule(default=None, also=("data.train",)),
     "data.input_key": same("data.prompt_column", "input"),
-    "data.label_key": by_rule("data.columns", default=None),
-    "data.input_template": by_rule("data.prompt_template", default=None),
+    "data.label_key": converted("data.columns", None, lambda key: ABSENT if key == "label" else {"label": str(key)}),
+    "data.input_template": converted(
+        "data.prompt_template", None, lambda template: str(template).replace("{}", "{{ content }}")
+    ),
     "data.apply_chat_template": same("data.chat_template", False),
-    "eval.dataset": by_rule("data.eval", default=None),
-    "eval.split": by_rule(default="train", also=("data.eval",)),
-    "eval.steps": by_rule("eval.every", default=-1),
-    "eval.temperature": by_rule("eval.temperature", default=0.6),
-    "eval.n_samples_per_prompt": by_rule("eval.num_samples", default=4),
+    "eval.dataset": computed("data.eval", None, rules.held_out_data),
+    "eval.split": by_rule(default="train", also=("data.eval",), when=EVALUATED),
+    "eval.steps": converted("eval.every", -1, shared.at_least_0, when=needs("eval.dataset", "")),
+    "eval.temperature": converted("eval.temperature", 0.6, float, when=EVALUATED),
+    "eval.n_samples_per_prompt": converted("eval.num_samples", 4, int, when=EVALUATED, note="beside a greedy response"),
     "data.max_images_per_prompt": unsupported(TEXT_ONLY, 0, (None, 0)),
     **dict.fromkeys(
         ("data.image_key", "data.disable_fast_tokenizer", "data.dataloader_num_workers"), ignored(TEXT_ONLY)
     ),
 }
 RUN = {
-    "ckpt.save_steps": converted("checkpoint.every", -1, lambda value: max(int(value), 0)),
+    "ckpt.save_steps": converted("checkpoint.every", -1, shared.at_least_0),
     "ckpt.max_num": same("checkpoint.keep", 3),
     **dict.fromkeys(("ckpt.path", "ckpt.output_dir", "ckpt.load_enable"), ignored(f"{FOLDERS}, resume=auto continues")),
     **dict.fromkeys(("ckpt.save_hf", "ckpt.disable_ds", "ckpt.max_mem", "ds.use_universal_ckpt"), ignored(OWN_STATE)),
     "ckpt.best_metric_key": unsupported("the last policy is kept; choose another by metrics.jsonl", "", (None, "")),
-    "logger.wandb.key": by_rule("logging.trackers", default=None),
-    "logger.wandb.project": by_rule(default="openrlhf_train_ppo", also=("logging.trackers",)),
-    "logger.wandb.org": by_rule(default=None, also=("logging.trackers",)),
+    "logger.wandb.key": by_rule("logging.trackers", default=None, note="not written: W&B reads WANDB_API_KEY"),
+    "logger.wandb.project": by_rule(default="openrlhf_train_ppo", also=("logging.trackers",), when=HAS_WANDB),
+    "logger.wandb.org": by_rule(default=None, also=("logging.trackers",), when=HAS_WANDB),
     "logger.wandb.group": unsupported("runs are not grouped"),
     "logger.wandb.run_name": ignored("a run is named by its folder"),
-    "logger.tensorboard_dir": by_rule("logging.trackers", default=None),
+    "logger.tensorboard_dir": computed(
+        "logging.trackers",
+        None,
+        rules.trackers,
+        reads_none=True,
+        notes={None: "unset, nothing is written for TensorBoard"},
+    ),
     "logger.logging_steps": ignored("every step is written to metrics.jsonl"),
 }
 UNUSED = {
@@ -258,10 +361,12 @@ FLAT = {
 DIALECT = Dialect(
     name="openrlhf",
     options=OPTIONS,
-    rules=rules.RULES,
+    prepare=(rules.settle,),
+    rules=(rules.lengths, rules.rewards, rules.critic),
     versions=("0.9", "0.10", "0.11"),
     default_version="0.11",
     versions_of="OpenRLHF",
     unique_options=(*OPTIONS, "pretrain", "prompt_data", "rollout_batch_size", "n_samples_per_prompt", "init_kl_coef"),
     aliases=FLAT,
+    always={"data.overlong": "filter", "eval.every": 0, "learner.warmup_steps": 0},
 )

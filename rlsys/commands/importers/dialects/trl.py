@@ -8,126 +8,56 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlsys.commands.importers.dialects import trl_batch, trl_loss, trl_parts
+from rlsys.commands.importers.dialects import shared
+from rlsys.commands.importers.dialects import trl_rules as rules
+from rlsys.commands.importers.dialects.trl_training import (
+    BATCH,
+    LOSS,
+    NO_FLOAT16,
+    OPTIMIZATION,
+    SINCE_1_0,
+    absent_before,
+)
 from rlsys.commands.importers.options import (
-    ABSENT,
-    NONE_STATED,
     ByVersion,
+    Condition,
     Dialect,
     Option,
     UnsupportedError,
     by_rule,
+    computed,
     converted,
     ignored,
+    mapped,
+    needs,
+    only_if,
+    option,
+    plain,
     same,
+    unless,
     unsupported,
+    without,
 )
-from rlsys.commands.importers.recipe import Recipe
+from rlsys.commands.importers.recipe import ABSENT, NONE_STATED, Recipe
 
 VERSIONS = ("0.18", "0.19", "1.0", "1.3", "1.8", "1.10", "1.16")
 SAMPLING = "it changes the distribution that is sampled, and the learner could no longer check it (README, Limits)"
 HUB = "nothing is pushed; checkpoints/step-N/policy is a Hugging Face folder that can be uploaded"
-OPTIMIZER = "the optimizer is AdamW with float32 state; learner.offload_optimizer=true moves that to the CPU"
 OWN_ENGINES = "rlsys starts its own engines"
 OWN_LOG = "every step is written to metrics.jsonl"
 ENGINE_ALONE = "vLLM always generates here"
 LOCAL = "processes are started by Ray"
-SINCE_1_0 = "1.0"
 
 
-def absent_before(version: str, value: Any) -> ByVersion:
-    """The default of an option that came with `version`."""
-    return ByVersion({version: value})
-
-
-def _temperature(value: float) -> float:
-    if not float(value) > 0:
-        raise UnsupportedError("training samples need a positive temperature here (evaluation is greedy)")
-    return float(value)
-
-
-BATCH = {
-    "per_device_train_batch_size": by_rule("train.prompts_per_step", default=8),
-    "gradient_accumulation_steps": by_rule(default=1, also=("train.prompts_per_step", "train.minibatches_per_step")),
-    "num_processes": by_rule(default=NONE_STATED, also=("train.prompts_per_step",)),  # accelerate's
-    "generation_batch_size": by_rule("train.prompts_per_step", "train.minibatches_per_step", default=None),
-    "steps_per_generation": by_rule("train.prompts_per_step", "train.minibatches_per_step", default=None),
-    "num_generations": by_rule("train.samples_per_prompt", default=8, also=("train.prompts_per_step",)),
-    "num_iterations": by_rule("train.updates_per_step", default=1),
-    "max_steps": by_rule("train.num_steps", default=-1),
-    "num_train_epochs": by_rule("train.num_steps", default=3.0),
-}
-OPTIMIZATION = {
-    "learning_rate": same("learner.lr", 1e-6),
-    "lr_scheduler_type": by_rule("learner.lr_schedule", default="linear"),
-    "lr_scheduler_kwargs": unsupported("schedules have no options here", neutral=(None,)),
-    "warmup_steps": by_rule("learner.warmup_steps", default=0),
-    "warmup_ratio": by_rule("learner.warmup_steps", default=0.0),
-    "weight_decay": same("learner.weight_decay", 0.0),
-    "adam_beta1": by_rule("learner.betas", default=0.9),
-    "adam_beta2": by_rule("learner.betas", default=0.999),
-    "adam_epsilon": same("learner.eps", 1e-8),
-    "max_grad_norm": same("learner.max_grad_norm", 1.0),
-    "optim": unsupported(OPTIMIZER, "adamw_torch_fused", ("adamw_torch_fused", "adamw_torch", "adamw_hf", "adamw")),
-    "optim_args": unsupported(OPTIMIZER),
-    "gradient_checkpointing": same("learner.gradient_checkpointing", ByVersion({"0.18": False, SINCE_1_0: True})),
-    "bf16": by_rule("learner.dtype", default=ByVersion({"0.18": False, "0.19": None})),
-    "fp16": by_rule(default=False, also=("learner.dtype",)),
-    "seed": same("seed", 42),
-    "deepspeed": converted("learner.zero_stage", None, trl_parts.zero_stage),
-    "neftune_noise_alpha": unsupported("embeddings get no noise here"),
-    "label_smoothing_factor": unsupported("there are no labels to smooth", 0.0, (0, 0.0)),
-}
-LOSS = {
-    "loss_type": by_rule(
-        "algorithm.aggregation", "algorithm.policy_loss.name", default=ByVersion({"0.18": "bnpo", SINCE_1_0: "dapo"})
-    ),
-    "beta": by_rule("algorithm.kl.coef", default=ByVersion({"0.18": 0.04, "0.19": 0.0})),
-    "use_bias_correction_kl": by_rule("algorithm.kl.unbiased", default=ByVersion({SINCE_1_0: False, "1.10": True})),
-    "epsilon": by_rule("algorithm.policy_loss.clip_low", default=0.2, also=("algorithm.policy_loss.clip_high",)),
-    "epsilon_high": by_rule("algorithm.policy_loss.clip_high", "algorithm.policy_loss.ratio_max", default=None),
-    "delta": by_rule("algorithm.policy_loss.dual_clip", default=None),
-    "sapo_temperature_pos": by_rule("algorithm.policy_loss.temperature_pos", default=absent_before(SINCE_1_0, 1.0)),
-    "sapo_temperature_neg": by_rule("algorithm.policy_loss.temperature_neg", default=absent_before(SINCE_1_0, 1.05)),
-    **{
-        f"vespo_{name}": unsupported("there is no vespo here", absent_before(SINCE_1_0, value), (value, int(value)))
-        for name, value in {"k_pos": 2.0, "lambda_pos": 3.0, "k_neg": 3.0, "lambda_neg": 2.0}.items()
-    },
-    "importance_sampling_level": by_rule(
-        default=absent_before(SINCE_1_0, "token"), also=("algorithm.policy_loss.name",)
-    ),
-    "scale_rewards": by_rule("algorithm.advantage.scale", default=ByVersion({"0.18": True, SINCE_1_0: "group"})),
-    "multi_objective_aggregation": by_rule(
-        "algorithm.advantage.name", default=absent_before(SINCE_1_0, "sum_then_normalize")
-    ),
-    "mask_truncated_completions": same("algorithm.groups.mask_truncated", False),
-    "top_entropy_quantile": same("algorithm.entropy.top_quantile", absent_before(SINCE_1_0, 1.0)),
-    "entropy_coef": by_rule("algorithm.entropy.coef", default=absent_before("1.8", 0.0)),
-    "use_adaptive_entropy": by_rule("algorithm.entropy.target", default=absent_before("1.8", False)),
-    "entropy_coef_min": by_rule(default=absent_before("1.8", 0.0)),
-    "entropy_coef_max": by_rule("algorithm.entropy.max_coef", default=absent_before("1.8", 1.0)),
-    "entropy_coef_delta": by_rule("algorithm.entropy.delta", default=absent_before("1.8", 0.005)),
-    "entropy_target": by_rule("algorithm.entropy.target", default=absent_before("1.8", 0.2)),
-    "sync_ref_model": by_rule("algorithm.refresh.every", default=False),
-    "ref_model_mixup_alpha": by_rule("algorithm.refresh.alpha", default=0.6),
-    "ref_model_sync_steps": by_rule("algorithm.refresh.every", default=512),
-    "vllm_importance_sampling_correction": by_rule("algorithm.corrections", default=absent_before(SINCE_1_0, True)),
-    "vllm_importance_sampling_mode": by_rule(
-        "algorithm.corrections", default=absent_before(SINCE_1_0, "sequence_mask")
-    ),
-    "vllm_importance_sampling_clip_max": by_rule("algorithm.corrections", default=absent_before(SINCE_1_0, 3.0)),
-    "vllm_importance_sampling_clip_min": by_rule("algorithm.corrections", default=absent_before("1.8", None)),
-    "off_policy_mask_threshold": by_rule("algorithm.corrections", default=absent_before(SINCE_1_0, None)),
-    "router_aux_loss_coef": unsupported(
-        "experts are not balanced by a loss here", ByVersion({"1.8": 0.001, "1.16": None}), (None, 0, 0.0)
-    ),
-    "cast_lm_head_to_fp32": unsupported("the head has the policy's dtype here", absent_before(SINCE_1_0, False)),
-    "disable_dropout": ignored("the policy is trained without dropout; a model that has some is refused at the start"),
-}
 GENERATION = {
-    "max_prompt_length": by_rule("data.max_prompt_tokens", default=ByVersion({"0.18": 512, SINCE_1_0: ABSENT})),
+    "max_prompt_length": option(
+        ByVersion({"0.18": 512, SINCE_1_0: ABSENT}),
+        {"data.max_prompt_tokens": plain(int), "data.overlong": plain(lambda _: "filter")},
+        keys=("data.max_prompt_tokens",),
+        note="longer prompts are cut from the left there, left out here (data.overlong)",
+    ),
     "max_completion_length": same("rollout.max_response_tokens", ByVersion({"0.18": 256, "1.10": 512})),
-    "temperature": converted("rollout.temperature", 1.0, _temperature),
+    "temperature": converted("rollout.temperature", 1.0, shared.temperature),
     "top_p": unsupported(SAMPLING, 1.0, (None, 1, 1.0)),
     "top_k": unsupported(SAMPLING, ByVersion({"0.18": None, SINCE_1_0: 0}), (None, 0, -1)),
     "min_p": unsupported(SAMPLING, None, (None, 0, 0.0)),
@@ -135,9 +65,9 @@ GENERATION = {
     "generation_kwargs": unsupported(SAMPLING, None, (None, {})),
     "chat_template_kwargs": converted("data.chat_template_options", absent_before(SINCE_1_0, None), dict),
     "use_vllm": by_rule(default=False, also=("algorithm.corrections",)),
-    "vllm_mode": by_rule(default=ByVersion({"0.18": "server", SINCE_1_0: "colocate"})),
-    "vllm_gpu_memory_utilization": by_rule("rollout.gpu_memory_utilization", default=0.3),
-    "vllm_tensor_parallel_size": by_rule("rollout.tensor_parallel_size", default=1),
+    "vllm_mode": ignored(OWN_ENGINES, ByVersion({"0.18": "server", SINCE_1_0: "colocate"})),
+    "vllm_gpu_memory_utilization": computed("rollout.gpu_memory_utilization", 0.3, rules.memory_share),
+    "vllm_tensor_parallel_size": converted("rollout.tensor_parallel_size", 1, int),
     "vllm_structured_outputs_regex": unsupported("decoding is not guided here; the regex reward can ask for a form"),
     "vllm_model_impl": unsupported("engines run vLLM's own models", absent_before(SINCE_1_0, "vllm"), ("vllm", "auto")),
     "max_tool_calling_iterations": unsupported("tools are not called in training here", absent_before(SINCE_1_0, None)),
@@ -163,37 +93,84 @@ GENERATION = {
     ),
     "vllm_max_model_length": ignored("an engine's context is the longest prompt and response"),
 }
+HAS_LORA = needs("use_peft")
+IN_4_BITS = needs("load_in_4bit", "")
 MODEL = {
     "model_name_or_path": same("model.path", NONE_STATED),
     "model_revision": unsupported("the default branch is loaded; give a folder for another", "main", (None, "main")),
     "trust_remote_code": same("model.trust_remote_code", False),
-    "dtype": by_rule(default=ByVersion({"0.18": None, SINCE_1_0: "float32"}), also=("learner.dtype",)),
+    "dtype": mapped(
+        "learner.dtype",
+        ByVersion({"0.18": None, SINCE_1_0: "float32"}),
+        {"float16": NO_FLOAT16, "fp16": NO_FLOAT16},
+        keys=(),
+        also=("learner.dtype",),
+        when=without("fp16", ""),
+        notes={"auto": "auto is what the model was saved in; taken to be bfloat16"},
+    ),
     "model_init_kwargs": unsupported(
         "models are loaded as they are; give a folder with another config", None, (None, {})
     ),
     "attn_implementation": ignored("learner.packing chooses the attention"),
     "use_peft": by_rule("learner.lora.rank", default=False),
-    "lora_r": by_rule("learner.lora.rank", default=16),
-    "lora_alpha": by_rule("learner.lora.alpha", default=32),
-    "lora_dropout": by_rule("learner.lora.dropout", default=0.05),
-    "lora_target_modules": by_rule("learner.lora.target_modules", default=None),
-    "lora_target_parameters": by_rule(default=absent_before(SINCE_1_0, None)),
-    "lora_modules_to_save": by_rule("learner.lora.modules_to_save", default=None),
-    "lora_task_type": unsupported("policies are causal models", "CAUSAL_LM", ("CAUSAL_LM",)),
-    "use_rslora": by_rule("learner.lora.use_rslora", default=False),
-    "use_dora": by_rule("learner.lora.use_dora", default=False),
-    "load_in_8bit": by_rule("learner.lora.quantize_base", default=False),
-    "load_in_4bit": by_rule("learner.lora.quantize_base", default=False),
-    "bnb_4bit_quant_type": by_rule("learner.lora.quantize_base", default="nf4"),
-    "use_bnb_nested_quant": by_rule(default=False),
+    "lora_r": same("learner.lora.rank", 16, when=HAS_LORA),
+    "lora_alpha": same("learner.lora.alpha", 32, when=HAS_LORA),
+    "lora_dropout": same("learner.lora.dropout", 0.05, when=HAS_LORA),
+    "lora_target_modules": converted(
+        "learner.lora.target_modules",
+        None,
+        rules.target_modules,
+        when=HAS_LORA,
+        reads_none=True,
+        notes={None: "unset, peft chooses by architecture; this is its choice for Qwen and Llama"},
+    ),
+    "lora_target_parameters": unsupported(
+        "adapters go to modules here: learner.lora.target_modules",
+        absent_before(SINCE_1_0, None),
+        (None, []),
+        when=HAS_LORA,
+    ),
+    "lora_modules_to_save": same("learner.lora.modules_to_save", None, when=HAS_LORA),
+    "lora_task_type": unsupported("policies are causal models", "CAUSAL_LM", ("CAUSAL_LM",), when=HAS_LORA),
+    "use_rslora": same("learner.lora.use_rslora", False, when=HAS_LORA),
+    "use_dora": same("learner.lora.use_dora", False, when=HAS_LORA),
+    "load_in_8bit": unsupported(
+        "frozen weights are held in 4 bits (nf4) or whole",
+        False,
+        keys=("learner.lora.quantize_base",),
+        when=(HAS_LORA, without("load_in_4bit", "")),
+    ),
+    "load_in_4bit": by_rule("learner.lora.quantize_base", default=False, when=HAS_LORA),
+    "bnb_4bit_quant_type": mapped(
+        "learner.lora.quantize_base",
+        "nf4",
+        {"nf4": "nf4"},
+        UnsupportedError("engines hold frozen weights as nf4, not as {value}"),
+        when=(HAS_LORA, IN_4_BITS),
+    ),
+    "use_bnb_nested_quant": by_rule(
+        default=False,
+        when=(HAS_LORA, IN_4_BITS),
+        notes={False: "quantization constants are always quantized again here, as the engines do"},
+    ),
     "bnb_4bit_quant_storage": ignored("quantized weights are stored as bitsandbytes does by itself"),
 }
+ONE_DATASET = without("datasets", "datasets names the data")
 DATA = {
-    "dataset_name": by_rule("data.train", "data.eval", default=None),
-    "dataset_config": by_rule(default=None, also=("data.train", "data.eval")),
-    "dataset_train_split": by_rule(default="train", also=("data.train",)),
-    "dataset_test_split": by_rule(default="test", also=("data.eval",)),
-    "datasets": by_rule("data.train", default=NONE_STATED),
+    "dataset_name": option(
+        None,
+        {"data.train": rules.training_data, "data.eval": rules.held_out_data},
+        when=ONE_DATASET,
+        reads_none=True,
+    ),
+    "dataset_config": by_rule(default=None, also=("data.train", "data.eval"), when=ONE_DATASET),
+    "dataset_train_split": by_rule(default="train", also=("data.train",), when=ONE_DATASET),
+    "dataset_test_split": by_rule(
+        default="test", also=("data.eval",), when=(unless("eval_strategy", "no", reason="eval_strategy is 'no'"),)
+    ),
+    "datasets": option(
+        NONE_STATED, {"data.train": rules.MIXTURE.sources, "data.eval": plain(lambda _: None)}, keys=("data.train",)
+    ),
     "dataset_streaming": unsupported("data is loaded whole", absent_before("0.19", False)),
     "streaming": unsupported("data is loaded whole", False),
     "test_split_size": unsupported("held-out rows are not split off; set data.eval"),
@@ -203,17 +180,34 @@ DATA = {
     "reward_weights": by_rule("rewards", default=None),
     "reward_model_name_or_path": by_rule("rewards", default=None),
 }
+EVALUATED = Condition(
+    ("eval_strategy", "datasets"),
+    lambda strategy, datasets: strategy != "no" and not datasets,
+    "there is no evaluation during training",
+)
 RUN = {
-    "eval_strategy": by_rule("eval.every", default="no", also=("data.eval",)),
-    "eval_steps": by_rule("eval.every", default=None),
+    "eval_strategy": computed("eval.every", "no", rules.eval_strategy, also=("data.eval",)),
+    "eval_steps": computed(
+        "eval.every",
+        None,
+        # TRL takes its logging interval where none is set.
+        lambda recipe, updates: shared.whole_steps(recipe, updates or recipe.value("logging_steps") or 10),
+        when=(EVALUATED, unless("eval_strategy", "epoch")),
+        reads_none=True,
+    ),
     "eval_on_start": ignored("an evaluated run is evaluated before training too"),
-    "num_generations_eval": by_rule("eval.num_samples", default=absent_before(SINCE_1_0, None)),
-    "save_strategy": by_rule("checkpoint.every", default="steps"),
-    "save_steps": by_rule("checkpoint.every", default=500),
-    "save_total_limit": by_rule("checkpoint.keep", default=None),
+    "num_generations_eval": converted("eval.num_samples", absent_before(SINCE_1_0, None), int, when=EVALUATED),
+    "save_strategy": computed("checkpoint.every", "steps", rules.save_strategy),
+    "save_steps": computed(
+        "checkpoint.every",
+        500,
+        shared.whole_steps,
+        when=(only_if("save_strategy", "steps", reason="save_strategy is '{0}'"),),
+    ),
+    "save_total_limit": converted("checkpoint.keep", None, shared.kept_checkpoints, reads_none=True),
     "save_only_model": unsupported("checkpoints always hold what a run needs to go on", False),
     "load_best_model_at_end": unsupported("the last policy is kept; choose another by metrics.jsonl", False),
-    "report_to": by_rule("logging.trackers", default=ByVersion({"0.18": "all", SINCE_1_0: "none"})),
+    "report_to": computed("logging.trackers", ByVersion({"0.18": "all", SINCE_1_0: "none"}), rules.trackers),
     "push_to_hub": unsupported(HUB, False),
     "resume_from_checkpoint": ignored("resume=auto with run_dir=... continues a run"),
     "output_dir": ignored("a run goes to runs/NAME/TIME; run_dir=... chooses"),
@@ -343,41 +337,24 @@ REWARDS: dict[str, dict[str, Any] | None] = {
 
 
 def rewards(recipe: Recipe) -> None:
-    """The names that `trl grpo` knows, and dotted paths."""
-    trl_parts.rewards(recipe, REWARDS)
+    """Write the names that `trl grpo` knows, and dotted paths."""
+    rules.rewards(recipe, REWARDS)
 
 
-def betas(recipe: Recipe) -> None:
-    """Adam's two in one."""
-    recipe.write("learner.betas", [float(recipe.value("adam_beta1")), float(recipe.value("adam_beta2"))])
+ALWAYS: dict[str, Any] = {
+    "algorithm.advantage.name": "grpo",
+    "algorithm.corrections": None,  # TRL corrects only where vLLM samples
+    "learner.warmup_steps": 0,
+}
 
-
-def lengths(recipe: Recipe) -> None:
-    """Prompts longer than `max_prompt_length` lose their beginning there."""
-    if recipe.value("max_prompt_length") is not None:
-        recipe.write("data.max_prompt_tokens", int(recipe.value("max_prompt_length")))
-        recipe.write("data.overlong", "filter")
-        recipe.note("max_prompt_length", "longer prompts are cut from the left there, left out here (data.overlong)")
-    trl_parts.room(recipe)
-
-
-def engine(recipe: Recipe) -> None:
-    """The default share of a GPU counts only where TRL starts the engine itself, beside the trainer."""
-    share, is_beside = recipe.value("vllm_gpu_memory_utilization"), recipe.value("vllm_mode") == "colocate"
-    recipe.mark_ignored("vllm_mode", OWN_ENGINES)
-    if recipe.given("vllm_gpu_memory_utilization") or (recipe.value("use_vllm") and is_beside):
-        recipe.write("rollout.gpu_memory_utilization", float(share))
-    recipe.write("rollout.tensor_parallel_size", int(recipe.value("vllm_tensor_parallel_size")))
-
-
-RULES = (
-    trl_batch.batch, trl_batch.steps, trl_batch.schedule, betas, trl_batch.saves,
-    trl_loss.advantages, trl_loss.aggregation, trl_loss.policy_loss, trl_loss.kl, trl_loss.corrections,
-    trl_loss.entropy, trl_parts.precision, trl_parts.lora, trl_parts.data, trl_parts.evaluation, trl_parts.trackers,
-    lengths, engine,
-)  # fmt: skip
 DIALECT = Dialect(
-    name="trl", options=OPTIONS, rules=(*RULES, rewards), versions=VERSIONS, default_version="1.16", versions_of="trl",
+    name="trl",
+    options=OPTIONS,
+    rules=(shared.fit_microbatch, rewards),
+    versions=VERSIONS,
+    default_version="1.16",
+    versions_of="trl",
     unique_options=("per_device_train_batch_size", "num_generations", "use_vllm", "max_completion_length"),
     aliases=ALIASES,
-)  # fmt: skip
+    always=ALWAYS,
+)

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from rlsys.commands.importers import our_defaults
 from rlsys.commands.importers.choose import DIALECTS, choose, options_of
-from rlsys.commands.importers.options import Dialect, NoDefault, latest_default
-from rlsys.commands.importers.recipe import RunSize
+from rlsys.commands.importers.options import Dialect, default_at
+from rlsys.commands.importers.recipe import NoDefault, RunSize
 from rlsys.commands.importers.recipe_file import RecipeFile, read
 from rlsys.commands.importers.translate import Translation, spellings, translate
 from rlsys.config.dotted import nested
@@ -60,7 +60,7 @@ def example(dialect: Dialect, name: str) -> Any:
     known = spellings(dialect)[name]
     if known in EXAMPLES:
         return EXAMPLES[known]
-    value = latest_default(dialect.options[known])
+    value = default_at(dialect.options[known], None)
     return "some value" if isinstance(value, NoDefault) else value
 
 

@@ -96,6 +96,7 @@ def test_a_variable_that_nobody_sets_is_asked_for(use: str) -> None:
         ("python train.py --url http://h:1/x#part --b >log.txt 2>&1 &", {"url": "http://h:1/x#part", "b": True}),
         ("FLAGS='--a 1 --b two'\npython train.py $FLAGS --c 3 | tee log.txt", {"a": 1, "b": "two", "c": 3}),
         ('A=(--x 1)\nB=("${A[@]}" --y "two words")\npython train.py "${B[@]}"', {"x": 1, "y": "two words"}),
+        ('A=1 B="2  3"\npython train.py --a "${A} ${B} " --b " $A"', {"a": "1 2  3 ", "b": 1}),
         ("if true; then\n  S=1\nfi\nrun() {\n  python train.py --seed $S\n}\nrun", {"seed": 1}),
         ("cat > notes <<EOF\n--not 1\nEOF\npython train.py --a 1", {"a": 1}),
     ],
@@ -158,8 +159,8 @@ def test_a_file_beneath_that_is_not_there_is_named(tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("a.yaml", "- 1\n- 2\n", "holds list, not a mapping"),
-        ("a.yaml", "a: [1\n", "is not YAML"),
-        ("a.json", "{", "is not JSON"),
+        ("a.yaml", "a: [1\n", "is neither YAML nor JSON"),
+        ("a.json", "{", "is neither YAML nor JSON"),
         ("a.sh", "echo hello\n", "no flags"),
     ],
 )

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from rlsys.commands.importers import our_defaults
-from rlsys.commands.importers.dialects import trl, trl_parts
-from rlsys.commands.importers.options import ABSENT, NONE_STATED, Option, default_at
-from rlsys.commands.importers.recipe import RunSize
+from rlsys.commands.importers.dialects import trl, trl_rules
+from rlsys.commands.importers.options import Option, default_at
+from rlsys.commands.importers.recipe import ABSENT, NONE_STATED, RunSize
 from rlsys.commands.importers.recipe_file import read
 from rlsys.commands.importers.translate import Translation, translate
 from rlsys.config.dotted import nested
@@ -192,7 +192,7 @@ def test_lora() -> None:
     [("zero3.json", 3), ("ds_zero_2.json", 2), ({"zero_optimization": {"stage": 1}}, 1), ("configs/stage3.yaml", 3)],
 )
 def test_the_stage_of_a_deepspeed_file(value: Any, stage: int) -> None:
-    assert trl_parts.zero_stage(value) == stage
+    assert trl_rules.zero_stage(value) == stage
 
 
 def test_rewards_keep_their_order_and_weights() -> None:
