@@ -2,6 +2,9 @@
 
 Receivers on the sender's machine read the bytes in shared memory, where the sender packs them; gloo only signals that
 they are complete. Receivers on other machines get the bytes through gloo.
+
+Ray's object store is no replacement on one machine: it copies the bytes once more, into pages that are mapped again for
+every broadcast, and vLLM's worker processes under tensor parallelism are not Ray's and cannot read it.
 """
 
 from __future__ import annotations
