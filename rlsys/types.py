@@ -1,7 +1,7 @@
-"""The records that flow through the loop, one per stage, all frozen.
+"""The records that flow through the training loop, one per stage, all frozen.
 
-Legend for shapes: P prompts per step, G samples per prompt, N = P * G trajectories, L tokens of one trajectory
-(prompt and response), B rows and T columns of a padded batch. Arrays are token-aligned: index t speaks of token t.
+Shapes: P prompts per step, G samples per prompt, N = P * G trajectories, L tokens of one trajectory (prompt and
+response), B rows and T columns of a padded batch. Arrays are token-aligned: entry t belongs to token t.
 """
 
 from __future__ import annotations
@@ -13,33 +13,30 @@ from typing import Any, Literal
 import numpy as np
 
 Outcome = Literal["ok", "timeout", "error", "not_finite", "not_applicable"]
+# Outcomes of a reward call that went wrong. `not_applicable` and `not_finite` are regular answers.
 FAILURES = ("error", "timeout")
-"""Outcomes of a call that went wrong; `not_applicable` and `not_finite` are answers."""
 FinishReason = Literal["stop", "length"]
 Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row of a dataset, ready to be sampled from.
+    """One row of a dataset, ready to be sampled from."""
 
-    `text` is what rewards see as `prompts`: a plain string, or a list of chat messages.
-    `columns` are the row's other columns, handed to reward functions as keyword arguments.
-    """
-
-    index: int
-    text: str | Messages
+    index: int  # row number in the dataset
+    text: str | Messages  # what reward functions receive as `prompts`: a string, or a list of chat messages
     token_ids: np.ndarray  # [L_prompt] int32
-    columns: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)  # other columns, passed to reward functions by keyword
 
     @property
     def is_conversation(self) -> bool:
+        """Whether the prompt is a list of chat messages."""
         return not isinstance(self.text, str)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an engine draws responses. `temperature=0` is greedy."""
+    """How an engine samples responses; a temperature of 0 is greedy decoding."""
 
     temperature: float
     max_response_tokens: int
@@ -49,7 +46,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class VersionSpan:
-    """Policy version of the tokens `[start, end)` of a trajectory."""
+    """The policy version that sampled the tokens `[start, end)` of a trajectory."""
 
     policy_version: int
     start: int
@@ -58,90 +55,93 @@ class VersionSpan:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One prompt plus what was sampled."""
+    """The tokens of one prompt and one sampled response."""
 
     token_ids: np.ndarray  # [L] int32
-    loss_mask: np.ndarray  # [L] bool: tokens that the policy sampled
-    behavior_logprobs: np.ndarray  # [L] float32, of the engine's sampling distribution; 0 outside loss_mask
+    loss_mask: np.ndarray  # [L] bool: true for tokens that the policy sampled
+    behavior_logprobs: np.ndarray  # [L] float32 under the engine's sampling distribution; 0 outside loss_mask
     versions: tuple[VersionSpan, ...]
     finish_reason: FinishReason
     engine: int
 
     @property
     def num_tokens(self) -> int:
+        """Number of tokens, prompt included."""
         return int(self.token_ids.shape[0])
 
     @property
     def response_ids(self) -> np.ndarray:
+        """The token ids that the policy sampled."""
         return self.token_ids[self.loss_mask]
 
 
 @dataclass(frozen=True)
 class TrajectorySummary:
-    """What the driver knows of a trajectory: no token arrays."""
+    """The facts about a trajectory that the driver needs; token arrays are not among them."""
 
     num_tokens: int
     num_response_tokens: int
     finish_reason: FinishReason
     policy_version: int  # the oldest version among its tokens
     engine: int
-    is_finite: bool = True  # every log-probability that the engine gave
-    started_s: float = 0.0  # asked for and handed out, in seconds since the epoch
-    finished_s: float = 0.0
+    is_finite: bool = True  # whether every log-probability of the engine is finite
+    started_s: float = 0.0  # Unix time when the request reached the engine
+    finished_s: float = 0.0  # Unix time when the response was complete
 
 
 @dataclass(frozen=True)
 class GroupRequest:
-    """One prompt for an engine to sample responses to: those of each entry of `plan`, numbered through."""
+    """One prompt for an engine, with the responses to sample: those of each entry of `plan`, numbered from 0."""
 
-    request_id: int  # unique among all requests to this engine; a further attempt is a new request
+    request_id: int  # unique among the requests to this engine; another attempt is a new request
     token_ids: np.ndarray  # [L_prompt] int32
     plan: tuple[Sampling, ...]
-    stream: int  # with the sample's number: its stream of random numbers, where rollout.seeded gives it its own
+    stream: int  # seeds the group's random numbers, where rollout.seeded is on
 
     @property
     def num_samples(self) -> int:
+        """Number of responses over the whole plan."""
         return sum(sampling.samples_per_prompt for sampling in self.plan)
 
 
 @dataclass(frozen=True)
 class Finished:
-    """One sample of a request, generated or failed."""
+    """The outcome of one sample of a request."""
 
     request_id: int
     sample: int
-    summary: TrajectorySummary | None  # None for a sample that failed
+    summary: TrajectorySummary | None  # None when the sample failed
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class TrajectoryRef:
-    """Where a trajectory's token arrays are. Engines hand out what has finished in chunks, of whichever groups."""
+    """Points to a trajectory's token arrays: engines return finished trajectories in chunks, mixed from any groups."""
 
-    chunk: Any  # reference to list[Trajectory]
+    chunk: Any  # Ray reference to a list[Trajectory]
     index: int
 
 
 @dataclass(frozen=True)
 class TextRef:
-    """Where a response's text is. Reward workers leave the texts of a call in a chunk."""
+    """Points to a response's text: reward workers return the texts of one call as a chunk."""
 
-    chunk: Any  # reference to list[str]
+    chunk: Any  # Ray reference to a list[str]
     index: int
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sampled trajectory as the driver knows it."""
+    """One sampled trajectory: its summary, and a reference to its arrays."""
 
-    number: int  # in its group
+    number: int  # position in its group
     summary: TrajectorySummary
     trajectory: TrajectoryRef
 
 
 @dataclass(frozen=True)
 class RolloutGroup:
-    """The G trajectories of one prompt; their token arrays stay in the object store behind `trajectories`."""
+    """The G trajectories of one prompt; their token arrays stay in the object store."""
 
     group_id: int
     prompt: Prompt
@@ -151,7 +151,7 @@ class RolloutGroup:
 
 @dataclass(frozen=True)
 class RewardPart:
-    """What one reward function said of one trajectory."""
+    """The answer of one reward function for one trajectory."""
 
     value: float | None
     outcome: Outcome
@@ -160,13 +160,13 @@ class RewardPart:
 
 @dataclass(frozen=True)
 class Reward:
-    """Weighted sum of the parts. `total` is None unless every part is ok or not applicable and one is ok."""
+    """The reward of one trajectory."""
 
-    total: float | None
-    parts: Mapping[str, RewardPart]
+    total: float | None  # weighted sum of the parts; None unless all are ok or not applicable and at least one is ok
+    parts: Mapping[str, RewardPart]  # by reward function
     outcome: Outcome
     response: TextRef | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)  # what functions noted of it with TRL's `log_extra`
+    extra: Mapping[str, Any] = field(default_factory=dict)  # what reward functions recorded with `log_extra`
 
 
 @dataclass(frozen=True)
@@ -175,61 +175,65 @@ class ScoringUnit:
 
     prompt: Prompt
     samples: tuple[Sample, ...]
-    step: int  # that reward functions see
+    step: int  # the training step, as reward functions see it
 
     def __len__(self) -> int:
         return len(self.samples)
 
 
-Scores = tuple[list[Reward], dict[str, float]]  # one reward per sample; means of what reward functions logged
+# One reward per sample, and means of what reward functions recorded with `log_metric`.
+Scores = tuple[list[Reward], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """What the reference policy gives one group."""
+    """The reference policy's answer for one group."""
 
-    logprobs: Any  # reference to a list of [L] float32, one per trajectory
-    kl_sums: list[float]  # sampling policy to reference, summed over each response; empty unless the reward reads it
+    logprobs: Any  # Ray reference to a list of [L] float32, one array per trajectory
+    kl_sums: list[float]  # estimated KL(policy || reference) per response; empty unless rewards contain the KL
 
 
 @dataclass(frozen=True)
 class ScoredGroup:
-    """A group that is sampled and scored, and referenced where the algorithm asks for it."""
+    """A group with its rewards, and with reference log-probabilities where the algorithm needs them."""
 
     rollout: RolloutGroup
     rewards: tuple[Reward, ...]  # one per trajectory
-    baseline: Reward | None = None  # of the greedy response, where the estimator asks for one
+    baseline: Reward | None = None  # reward of the greedy response, where the advantage estimator needs one
     reference: ReferenceScores | None = None
-    logged: Mapping[str, float] = field(default_factory=dict)  # means of what reward functions logged meanwhile
+    logged: Mapping[str, float] = field(
+        default_factory=dict
+    )  # means of what reward functions recorded with `log_metric`
 
     @property
     def group_id(self) -> int:
+        """The group's number, counted over the whole run."""
         return self.rollout.group_id
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Of the KL penalty and the entropy bonus in one step; a checkpoint holds those of the next."""
+    """The coefficients of the KL penalty and the entropy bonus in one step; a checkpoint holds the next step's."""
 
     kl: float
-    entropy: float  # as applied
-    entropy_level: float = 0.0  # of an adaptive one, which is not applied while the entropy is high
+    entropy: float  # applied in this step
+    entropy_level: float = 0.0  # level of an adaptive coefficient, which is applied only while the entropy is low
 
 
 @dataclass(frozen=True)
 class ValueEstimate:
-    """What the critic says of one trajectory's tokens, [L] float32 each, 0 outside the loss mask."""
+    """The critic's estimates for one trajectory's tokens; every array is [L] float32 and 0 outside the loss mask."""
 
-    values: np.ndarray  # of the state before each token
-    returns: np.ndarray  # what the critic is to learn
+    values: np.ndarray  # value of the state before each token
+    returns: np.ndarray  # the critic's targets
     advantages: np.ndarray
 
 
 @dataclass(frozen=True)
 class NonFiniteTrajectory:
-    """A trajectory that brought NaN or infinity, and where it was seen."""
+    """A trajectory with NaN or infinity, and the quantity where it appeared."""
 
-    group: int  # position in the experience, or in the batch
+    group: int  # position in the experience or in the batch
     sample: int
     what: str
 
@@ -241,35 +245,37 @@ class ExperienceRow:
     index: int  # position in the step
     group: int
     sample: int
-    advantage: float  # of every token, unless there are value estimates
-    weight: float  # of every token's loss: the aggregation's
+    advantage: float  # the same for every token, unless there are value estimates
+    weight: float  # factor of every token's loss, from the loss aggregation
     num_tokens: int
     num_response_tokens: int
 
 
 @dataclass(frozen=True)
 class Experience:
-    """What one step trains on; entry i of `trajectories` and of the tuples of references belongs to rows with group i.
+    """The training data of one step.
 
-    Each minibatch is one optimizer update a pass. Token arrays stay in the object store.
+    Each minibatch is one optimizer update per epoch. Token arrays stay in the object store: entry i of `trajectories`,
+    `ref_logprobs` and `estimates` belongs to the rows of group i.
     """
 
     minibatches: tuple[tuple[ExperienceRow, ...], ...]
     trajectories: tuple[tuple[TrajectoryRef, ...], ...]
-    ref_logprobs: tuple[Any, ...] | None  # each to a list of [L] float32
-    estimates: tuple[Any, ...] | None  # each to list[ValueEstimate]
+    ref_logprobs: tuple[Any, ...] | None  # Ray references, each to a list of [L] float32
+    estimates: tuple[Any, ...] | None  # Ray references, each to a list[ValueEstimate]
     policy_version: int
     coefficients: Coefficients
-    metrics: Mapping[str, float] = field(default_factory=dict)  # of the critic's estimates
+    metrics: Mapping[str, float] = field(default_factory=dict)  # metrics of the critic's estimates
 
     @property
     def rows(self) -> tuple[ExperienceRow, ...]:
+        """The rows of all minibatches."""
         return tuple(row for minibatch in self.minibatches for row in minibatch)
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a step's optimizer updates gave. With trajectories in `nonfinite` the step was not applied as a whole."""
+    """The result of a step's optimizer updates; they were not applied when `nonfinite` names trajectories."""
 
     metrics: Mapping[str, float | None]
     nonfinite: Sequence[NonFiniteTrajectory] = ()  # their groups are positions in the experience

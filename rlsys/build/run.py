@@ -62,13 +62,16 @@ STOP_S = 30.0
 class Role(Protocol):
     """Workers that are started together."""
 
-    async def start(self, deadline_s: float) -> None: ...
-    def begin_take_spans(self) -> dict[str, Any]: ...
+    async def start(self, deadline_s: float) -> None:
+        """Start the workers and return once all of them are ready."""
+
+    def begin_take_spans(self) -> dict[str, Any]:
+        """Start taking the spans recorded since the last call, by worker."""
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The workers of a run; only wiring, tests and benchmarks look at them."""
+    """The workers of a run, for wiring, tests and benchmarks."""
 
     cluster: Cluster
     rollout: RolloutPool
@@ -79,13 +82,14 @@ class Roles:
 
     @property
     def all(self) -> list[Role]:
+        """Every role that this run has."""
         every = (self.rollout, self.policy, self.scoring, self.critic, self.reference)
         return [role for role in every if role is not None]
 
 
 @dataclass
 class Run:
-    """What the training loop names."""
+    """The parts of a run that the training loop names."""
 
     prepared: Prepared
     roles: Roles

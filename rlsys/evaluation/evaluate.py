@@ -1,4 +1,4 @@
-"""Answers to held-out prompts: greedy, and drawn. The same in training and in `rlsys eval`."""
+"""Evaluates a policy on held-out prompts with greedy and sampled responses, in training and in `rlsys eval`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from rlsys.types import Reward, Sampling
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of one data set. A response is correct when its total reward reaches `eval.correct_at`; prompts and responses
-    without a valid reward are left out and counted."""
+    """The result on one dataset.
+
+    A response is correct when its total reward reaches `eval.correct_at`. Prompts and responses without a valid reward
+    are left out and counted.
+    """
 
     label: str
-    accuracy: Estimate  # share of prompts whose greedy response is correct
-    reward_mean: float  # of the greedy responses
+    accuracy: Estimate  # fraction of prompts whose greedy response is correct
+    reward_mean: float  # over the greedy responses
     num_prompts: int
     num_failed: int  # prompts without a valid reward for the greedy response
-    num_samples: int = 0  # drawn of each prompt
+    num_samples: int = 0  # sampled responses per prompt
     num_failed_samples: int = 0
-    mean_at: Estimate | None = None  # share of drawn responses that are correct
-    pass_at: dict[int, Estimate] = field(default_factory=dict)  # by k
+    mean_at: Estimate | None = None  # fraction of sampled responses that are correct
+    pass_at: dict[int, Estimate] = field(default_factory=dict)  # pass@k by k
 
 
 Rewards = Sequence[Reward]  # of one prompt's responses
@@ -39,7 +42,7 @@ Rewards = Sequence[Reward]  # of one prompt's responses
 
 @dataclass(frozen=True)
 class Responses:
-    """The scored responses to one data set's prompts."""
+    """The scored responses to one dataset's prompts."""
 
     eval_set: EvalSet
     greedy: list[Rewards]
@@ -48,14 +51,14 @@ class Responses:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """Results on several data sets."""
+    """The results on several datasets."""
 
     found: list[Evaluation]
-    lacking: list[str] = field(default_factory=list)  # why a data set has no result: not one valid reward
+    lacking: list[str] = field(default_factory=list)  # for each dataset without any valid reward: why
     responses: list[Responses] = field(default_factory=list)
 
     def all(self) -> list[Evaluation]:
-        """Return every data set's result. Raises NoRewardError when one has no valid reward."""
+        """Return every dataset's result, or raise NoRewardError when one has no valid reward."""
         if self.lacking:
             raise NoRewardError("; ".join(self.lacking))
         return self.found
@@ -64,7 +67,7 @@ class Evaluations:
 async def evaluate(
     sampler: GroupSampler, eval_sets: Sequence[EvalSet], config: Config, policy_version: int
 ) -> Evaluations:
-    """Sample one greedy response per prompt and `eval.num_samples` drawn ones; score them like any trajectory."""
+    """Sample and score one greedy response per prompt and `eval.num_samples` random ones."""
     greedy = await _rewards(sampler, eval_sets, config, policy_version, temperature=0.0, count=1)
     drawn: list[list[Rewards]] = [[] for _ in eval_sets]
     if config.eval.num_samples:
@@ -90,8 +93,11 @@ async def evaluate(
 
 
 def eval_metrics(results: Evaluations) -> Metrics:
-    """`eval/*` keys: of the only data set, or each one's own under its label and the mean over data sets, unless one
-    lacks. The ends of intervals are each data set's own: a mean of ends is the end of none."""
+    """Return the `eval/*` metrics: one dataset's, or each dataset's under its label and the means over datasets.
+
+    There are no means when a dataset has no result, and no means of interval bounds: the mean of several upper bounds
+    is not an upper bound of anything.
+    """
     rows = {result.label: _numbers(result) for result in results.found}
     if len(rows) == 1 and not results.lacking:
         (row,) = rows.values()

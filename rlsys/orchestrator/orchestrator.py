@@ -26,12 +26,14 @@ from rlsys.types import FAILURES, Prompt, ReferenceScores, RolloutGroup, Samplin
 
 
 class ReferenceQueue(Protocol):
-    """What gives groups their reference log-probabilities."""
+    """The queue in front of the reference policy."""
 
-    def put(self, item: RolloutGroup) -> asyncio.Future[ReferenceScores]: ...
+    def put(self, item: RolloutGroup) -> asyncio.Future[ReferenceScores]:
+        """Compute a group's reference log-probabilities."""
 
     @property
-    def num_waiting(self) -> int: ...
+    def num_waiting(self) -> int:
+        """Number of groups that wait for a worker."""
 
 
 @dataclass(frozen=True)

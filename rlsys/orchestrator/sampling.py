@@ -38,16 +38,18 @@ class Engine(Protocol):
 
 
 class Scoring(Protocol):
-    """What scores: the queue in front of the reward workers."""
+    """The queue in front of the reward workers."""
 
     def put(self, item: ScoringUnit) -> asyncio.Future[Scores]:
-        """Score a unit; the future holds a reward per sample, and means of what reward functions logged."""
+        """Score a unit; the future holds one reward per sample, and means of what reward functions logged."""
 
     @property
-    def is_idle(self) -> bool: ...
+    def is_idle(self) -> bool:
+        """Whether a worker has nothing to do."""
 
     @property
-    def num_waiting(self) -> int: ...
+    def num_waiting(self) -> int:
+        """Number of units that wait for a worker."""
 
 
 class GroupSampler:

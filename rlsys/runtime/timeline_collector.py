@@ -1,4 +1,4 @@
-"""From the workers to the timeline: fetched once per step, without the training loop waiting for it."""
+"""Fetches the workers' spans for the timeline once per step, while the training loop continues."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ DEADLINE_S = 600.0
 class Role(Protocol):
     """Workers that record what they do."""
 
-    def begin_take_spans(self) -> dict[str, Any]: ...
+    def begin_take_spans(self) -> dict[str, Any]:
+        """Start taking the spans recorded since the last call, by worker."""
 
 
 class TimelineCollector:
-    """Hands every worker's spans to `add(lane, spans)`."""
+    """Passes every worker's spans to `add(lane, spans)`."""
 
     def __init__(self, calls: Calls, roles: Sequence[Role], add: Callable[[str, list[Span]], None]) -> None:
         self._calls = calls
@@ -28,12 +29,12 @@ class TimelineCollector:
         self._fetching: asyncio.Task[None] | None = None
 
     def collect(self) -> None:
-        """Fetch what there is in the background, unless the last fetch is still under way."""
+        """Start fetching spans in the background, unless the previous fetch is still running."""
         if self._fetching is None or self._fetching.done():
             self._fetching = self._calls.background.start(self._fetch())
 
     async def finish(self) -> None:
-        """Fetch everything until now, and wait for it."""
+        """Fetch all remaining spans and wait for them."""
         if self._fetching is not None:
             await self._fetching
         await self._fetch()

@@ -12,40 +12,50 @@ Gather = Callable[..., Awaitable[dict[str, Any]]]
 
 
 class Broadcaster(Protocol):
-    """What brings a policy version to the engines."""
+    """Brings a policy version to the engines."""
 
     async def open(self) -> None:
-        """Connect both sides, once. Raises the failing side's error."""
+        """Connect both sides once, or raise the error of the side that failed."""
 
     async def broadcast(self, policy_version: int) -> dict[str, float]:
         """Make every engine serve `policy_version`.
 
         Returns:
-            Metrics of the slowest engine: seconds that generation stood still, of the transfer and of loading.
+            The slowest engine's seconds without generation, of the transfer and of loading.
         """
 
 
 class WeightSide(Protocol):
-    """The policy's ranks, as far as weights are concerned."""
+    """The sending side: the policy's ranks."""
 
-    async def address(self) -> tuple[str, int]: ...
-    async def weight_update_info(self, backend: str) -> Mapping[str, Any]: ...
-    def begin_open_weights(self, backend: str, host: str, port: int, world_size: int) -> OpenCalls: ...
-    def begin_send_weights(self) -> OpenCalls: ...
+    async def address(self) -> tuple[str, int]:
+        """Return the host and a free port where the weight group meets."""
+
+    async def weight_update_info(self, backend: str) -> Mapping[str, Any]:
+        """Return what engines need to know before a transfer: names, dtypes and shapes, or IPC handles."""
+
+    def begin_open_weights(self, backend: str, host: str, port: int, world_size: int) -> OpenCalls:
+        """Start joining the weight group as its sender."""
+
+    def begin_send_weights(self) -> OpenCalls:
+        """Start sending the current weights."""
 
 
 class EngineSide(Protocol):
-    """The rollout pool, as far as weights are concerned."""
+    """The receiving side: the rollout pool."""
 
-    num_workers: int
+    num_workers: int  # engines
     workers_per_engine: int
 
-    def begin_join_weights(self, init_infos: list[dict[str, Any]]) -> OpenCalls: ...
-    def begin_receive_weights(self, update_info: Mapping[str, Any], policy_version: int) -> OpenCalls: ...
+    def begin_join_weights(self, init_infos: list[dict[str, Any]]) -> OpenCalls:
+        """Start joining the weight group, each engine with its own entry of `init_infos`."""
+
+    def begin_receive_weights(self, update_info: Mapping[str, Any], policy_version: int) -> OpenCalls:
+        """Start receiving `policy_version` on every engine."""
 
 
 class WeightBroadcaster:
-    """Sends whole weights: opens the group once, then broadcasts after every policy update."""
+    """Sends whole weights: joins both sides once, then broadcasts after every policy update."""
 
     def __init__(
         self, sender: WeightSide, receiver: EngineSide, gather: Gather, config: WeightsConfig, backend: str
@@ -57,7 +67,7 @@ class WeightBroadcaster:
         self._backend = backend
 
     async def open(self) -> None:
-        """Let both sides join: rank 0 is the sender, each engine's workers follow."""
+        """Join both sides in one group: rank 0 is the sender, and each engine's workers follow."""
         host, port = await self._sender.address()
         world_size = 1 + self._receiver.num_workers * self._receiver.workers_per_engine
         infos = [self._init_info(host, port, engine, world_size) for engine in range(self._receiver.num_workers)]
@@ -93,15 +103,17 @@ class WeightBroadcaster:
 
 
 class AdapterSide(Protocol):
-    """The ranks of a policy with adapters."""
+    """The sending side of a policy with adapters."""
 
-    def begin_read_adapter(self) -> tuple[OpenCalls, Any]: ...
+    def begin_read_adapter(self) -> tuple[OpenCalls, Any]:
+        """Start gathering the adapter; return the open calls and a Ray reference to the packed adapter."""
 
 
 class AdapterEngineSide(Protocol):
-    """The rollout pool of a policy with adapters."""
+    """The receiving side of a policy with adapters."""
 
-    def begin_receive_adapter(self, adapter: Any, policy_version: int) -> OpenCalls: ...
+    def begin_receive_adapter(self, adapter: Any, policy_version: int) -> OpenCalls:
+        """Start loading an adapter on every engine."""
 
 
 class AdapterBroadcaster:

@@ -1,8 +1,8 @@
-"""A fixed text whose log-probabilities engines and learner compute after every broadcast, to be compared.
+"""Compares the log-probabilities of one fixed text on engines and learner after every broadcast.
 
-It is needed where trained tokens do not show a broken broadcast: when sampling runs ahead, a step trains tokens of
-earlier versions, whose weights the learner no longer has; and an adapter that has not taken effect changes so little at
-first that trained tokens would not show it. The training loop does not wait for the results; they are compared as they
+Trained tokens do not always show a broken broadcast. When sampling runs ahead, a step trains tokens of earlier policy
+versions, whose weights the learner no longer has. And an adapter that has not taken effect changes so little at first
+that trained tokens would not show it. The training loop does not wait for the results: they are compared as they
 arrive.
 """
 
@@ -31,16 +31,17 @@ OLDEST = 2
 class ProbedSide(Protocol):
     """The policy's ranks, or the rollout pool."""
 
-    def begin_probe(self, token_ids: np.ndarray) -> dict[str, Any]: ...
+    def begin_probe(self, token_ids: np.ndarray) -> dict[str, Any]:
+        """Start computing the log-probabilities of `token_ids` on every worker."""
 
 
 class _Version:
-    """What is known about one policy version."""
+    """The results collected for one policy version."""
 
     def __init__(self) -> None:
         # [L - 1] float32 under the policy, and without its adapter where it has one.
         self.learned: asyncio.Future[tuple[np.ndarray, np.ndarray | None]] = asyncio.get_running_loop().create_future()
-        self.num_engines = 0  # that gave theirs
+        self.num_engines = 0  # engines whose result has arrived
 
 
 class WeightCanary:
