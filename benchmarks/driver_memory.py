@@ -1,4 +1,4 @@
-"""The driver's memory while steps get longer: real pipeline, scheduler and reward workers, engines that make up tokens.
+"""The driver's memory while steps get longer: real scheduler and scoring workers, simulated engines.
 
 python -m benchmarks.driver_memory [--steps 12] [--write]
 

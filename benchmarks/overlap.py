@@ -2,7 +2,7 @@
 
 python -m benchmarks.overlap [--rounds 5] [--steps 8] [--ahead 2] [--passes 1] [--write]
 
-One run of real workers; the engine is pinned to the first core, the learner to the second, reward worker and driver to
+One run of real workers; the engine is pinned to the first core, the learner to the second, scoring worker and driver to
 both. Every round has the same prompts and seeds three times, so that the responses are the same: each stage alone
 (sampling, scoring, update, broadcast), then synchronous steps (k = 0), then `--steps` with `train.max_staleness` of
 `--ahead`. The first of them fills the pipeline and the last empty it: they are not counted, nor the same steps of the

@@ -124,7 +124,7 @@ class TrajectoryRef:
 
 @dataclass(frozen=True)
 class TextRef:
-    """Points to a response's text: reward workers return the texts of one call as a chunk."""
+    """Points to a response's text: scoring workers return the texts of one call as a chunk."""
 
     chunk: Any  # Ray reference to a list[str]
     index: int

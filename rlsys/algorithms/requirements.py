@@ -19,7 +19,7 @@ def needs_greedy(config: Config) -> bool:
 
 
 def needs_reference_workers(config: Config) -> bool:
-    """Whether the KL penalty needs workers of its own; a policy with adapters is its own reference without them."""
+    """Return whether the KL penalty needs reference workers; a policy with adapters needs none."""
     return config.algorithm.kl.coef > 0 and config.learner.lora.rank == 0
 
 

@@ -45,7 +45,7 @@ from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.garbage import collect_rarely
 from rlsys.runtime.room import Demand
 from rlsys.runtime.timeline_collector import TimelineCollector
-from rlsys.scoring.pool import RewardPool
+from rlsys.scoring.pool import ScoringPool
 from rlsys.scoring.worker import ScoringSetup
 from rlsys.weights.backend import weight_backend
 from rlsys.weights.broadcaster import AdapterBroadcaster, Broadcaster, WeightBroadcaster
@@ -75,7 +75,7 @@ class Roles:
 
     cluster: Cluster
     rollout: RolloutPool
-    scoring: RewardPool
+    scoring: ScoringPool
     policy: PolicyGroup
     critic: CriticGroup | None
     reference: ReferencePool | None  # None without a KL penalty, and with adapters
@@ -159,8 +159,8 @@ async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Async
 
 
 @contextlib.asynccontextmanager
-async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSampler, RewardPool]]:
-    """Start engines with the weights of `model.path`, and reward workers: no learner, no reference."""
+async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSampler, ScoringPool]]:
+    """Start engines with the weights of `model.path`, and scoring workers: no learner, no reference."""
     config = prepared.config
     wanted = {role: demand for role, demand in demands(config).items() if role in ("rollout", "scoring")}
     with connected(config, wanted) as cluster:
@@ -265,9 +265,9 @@ def start_rollout(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) ->
     return RolloutPool(cluster, EngineSetup.of(prepared), wanted)
 
 
-def start_scoring(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> RewardPool:
-    """Start the reward workers' processes."""
-    return RewardPool(cluster, ScoringSetup.of(prepared), wanted)
+def start_scoring(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> ScoringPool:
+    """Start the scoring workers' processes."""
+    return ScoringPool(cluster, ScoringSetup.of(prepared), wanted)
 
 
 def _reference(config: Config, roles: Roles) -> Reference:
@@ -292,7 +292,7 @@ async def _fetched_estimates(ref: Any) -> Any:
     return await fetch(ref, who="the object store", what="reading value estimates")
 
 
-def build_sampler(config: Config, rollout: RolloutPool, scoring: RewardPool) -> GroupSampler:
+def build_sampler(config: Config, rollout: RolloutPool, scoring: ScoringPool) -> GroupSampler:
     """Return what both training and evaluation sample and score through."""
     cap = config.rollout.max_in_flight or 2 * config.rollout.max_num_seqs
     return GroupSampler(

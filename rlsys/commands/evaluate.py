@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # `rlsys eval --help` and completion load no torch
     from rlsys.evaluation.evaluate import Evaluation, Evaluations, Responses
     from rlsys.evaluation.intervals import Estimate
     from rlsys.preflight.prepared import Prepared
-    from rlsys.scoring.pool import RewardPool
+    from rlsys.scoring.pool import ScoringPool
 
 DESCRIPTION = """\
 Evaluate a model, or a run's newest checkpoint, on held-out prompts: one greedy response per prompt, and with
@@ -142,7 +142,7 @@ def _evaluated(prepared: Prepared, responses: Path | None) -> list[Evaluation]:
     return run_until_interrupted(whole()).all()
 
 
-async def _response_lines(part: Responses, scoring: RewardPool) -> list[str]:
+async def _response_lines(part: Responses, scoring: ScoringPool) -> list[str]:
     """Return one line of JSON per response to one data set's prompts."""
     lines = []
     for kind, groups in (("greedy", part.greedy), ("drawn", part.drawn)):

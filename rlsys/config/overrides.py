@@ -67,7 +67,7 @@ def open_keys() -> tuple[str, ...]:
 
 
 def names_a_run(overrides: Sequence[str]) -> bool:
-    """Whether any override says what to train or on what: an experiment, a model or training data."""
+    """Return whether any override names an experiment, a model or training data."""
     keys = [override.lstrip("+").partition("=")[0].partition("@")[0] for override in overrides]
     return any(NAMES_A_RUN.fullmatch(key) for key in keys)
 

@@ -80,7 +80,7 @@ class Display:
 
 
 def plain_line(metrics: Metrics, num_steps: int, eta_s: float | None) -> str:
-    """One step in one line."""
+    """Return one step's main metrics as one line of text."""
     parts = [f"step {int(metrics['step'] or 0)}/{num_steps}"]
     for label, key, digits in (
         ("reward", "reward/total/mean", 3),

@@ -1,4 +1,4 @@
-"""One prompt through an engine and the reward workers, for training and for evaluation alike."""
+"""One prompt through an engine and the scoring workers, for training and for evaluation alike."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Engine(Protocol):
 
 
 class Scoring(Protocol):
-    """The queue in front of the reward workers."""
+    """The queue in front of the scoring workers."""
 
     def put(self, item: ScoringUnit) -> asyncio.Future[Scores]:
         """Score a unit; the future holds one reward per sample, and means of what reward functions logged."""
@@ -169,13 +169,13 @@ class GroupSampler:
         """Return the message of a wait that ran past its deadline: who has not answered."""
         running = [f"{engine.name} ({engine.num_running} responses)" for engine in self._engines if engine.num_running]
         if not running and not self.scoring.is_idle:
-            running = ["the reward workers"]
+            running = ["the scoring workers"]
         return f"{what}: no answer within {deadline_s:g} s from {', '.join(running) or 'the reference workers'}"
 
     async def _attempt(
         self, prompt: Prompt, plan: Sequence[Sampling], group_id: int, policy_version: int, lease: Lease
     ) -> tuple[dict[int, Sample], list[tuple[ScoringUnit, asyncio.Future[Scores]]]]:
-        """Sample the group once; its trajectories go to the reward workers as they finish."""
+        """Sample the group once; its trajectories go to the scoring workers as they finish."""
         samples: dict[int, Sample] = {}
         scores: list[tuple[ScoringUnit, asyncio.Future[Scores]]] = []
 

@@ -46,11 +46,11 @@ class ReferencePool:
         await self._calls.gather(calls, what="starting the reference", deadline_s=deadline_s)
 
     async def refresh(self, step: int, read_policy: Callable[[], Mapping[str, Any]]) -> None:
-        """Every `refresh.every` steps set `ref = alpha * policy + (1 - alpha) * ref` (TR-DPO, arXiv:2404.09656).
+        """Set `ref = alpha * policy + (1 - alpha) * ref` every `refresh.every` steps (TR-DPO, arXiv:2404.09656).
 
         Args:
-            step: that was just trained.
-            read_policy: begins to read the policy; the ranks' unfinished calls, rank 0's with the weights first.
+            step: The step that was just trained.
+            read_policy: Starts reading the policy's weights and returns the open call of each rank, rank 0 first.
         """
         if not self._refresh.every or step % self._refresh.every:
             return

@@ -1,4 +1,4 @@
-"""The pool of reward workers."""
+"""The pool of scoring workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlsys.runtime.calls import fetch
 from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.room import Demand
-from rlsys.scoring.worker import RewardWorker, ScoringSetup
+from rlsys.scoring.worker import ScoringSetup, ScoringWorker
 from rlsys.types import Scores, ScoringUnit, TextRef
 
 # Chunks of texts that the driver holds at a time: a group's responses are mostly in one chunk or in few, which hold
@@ -20,7 +20,7 @@ from rlsys.types import Scores, ScoringUnit, TextRef
 MAX_HELD_CHUNKS = 16
 
 
-class RewardPool:
+class ScoringPool:
     """Interchangeable workers; what is put into `queue` goes to whichever is idle."""
 
     def __init__(self, cluster: Cluster, setup: ScoringSetup, demands: list[Demand]) -> None:
@@ -28,7 +28,7 @@ class RewardPool:
         self._texts: OrderedDict[Any, Sequence[str]] = OrderedDict()
         self._deadline_s = setup.scoring.deadline_s
         self.names = [demand.name for demand in demands]
-        self._workers = [cluster.start(RewardWorker, demand, setup) for demand in demands]
+        self._workers = [cluster.start(ScoringWorker, demand, setup) for demand in demands]
         self.queue: BatchingQueue[ScoringUnit, Scores] = BatchingQueue(
             len(demands), self._score, cluster.calls.background, weight=len
         )
@@ -36,7 +36,7 @@ class RewardPool:
     async def start(self, deadline_s: float) -> None:
         """Wait until every worker has loaded its functions."""
         calls = {name: worker.start.remote() for name, worker in zip(self.names, self._workers, strict=True)}
-        await self._calls.gather(calls, what="starting the reward workers", deadline_s=deadline_s)
+        await self._calls.gather(calls, what="starting the scoring workers", deadline_s=deadline_s)
 
     def begin_take_spans(self) -> dict[str, Any]:
         """Fetch what each worker did since the last call."""

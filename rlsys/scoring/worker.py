@@ -50,7 +50,7 @@ class ScoringSetup:
         )
 
 
-class RewardWorker:
+class ScoringWorker:
     """The worker inside of its Ray process."""
 
     def __init__(self, setup: ScoringSetup) -> None:

@@ -52,5 +52,5 @@ def scored(rollout: RolloutGroup, rewards: Sequence[Reward], **facts: Any) -> Sc
 
 
 async def text_of(ref: TextRef | None) -> str:
-    """Return the text as the reward workers' pool does, from a chunk that is no reference."""
+    """Return the text as the scoring workers' pool does, from a chunk that is no reference."""
     return "" if ref is None else ref.chunk[ref.index]

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlsys.algorithms.requirements import reference_workers
+from rlsys.commands.numbers import at_least
 from rlsys.commands.simulate.costs import read_costs
 from rlsys.commands.simulate.run import Outcome, Shape, Simulation
 from rlsys.config.paths import expanded
@@ -21,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", type=expanded, metavar="RUN", help="folder of a finished run, with metrics.jsonl and rollouts/"
     )
-    parser.add_argument("--rollout-workers", type=int, nargs="+", help="default: the run's")
-    parser.add_argument("--learner-ranks", type=int, nargs="+", help="default: the run's")
-    parser.add_argument("--max-staleness", type=int, nargs="+", help="default: the run's")
-    parser.add_argument("--steps", type=int, default=40, help="simulated steps (default: 40)")
+    parser.add_argument("--rollout-workers", type=at_least(1), nargs="+", help="default: the run's")
+    parser.add_argument("--learner-ranks", type=at_least(1), nargs="+", help="default: the run's")
+    parser.add_argument("--max-staleness", type=at_least(0), nargs="+", help="default: the run's")
+    parser.add_argument("--steps", type=at_least(1), default=40, help="simulated steps (default: 40)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -48,7 +49,7 @@ def shape_of(config: Config, workers: int, ranks: int, staleness: int, num_steps
     return Shape(
         rollout_workers=workers,
         learner_ranks=ranks,
-        reward_workers=config.scoring.num_workers,
+        scoring_workers=config.scoring.num_workers,
         reference_workers=reference_workers(config),
         prompts_per_step=config.train.prompts_per_step,
         samples_per_prompt=config.train.samples_per_prompt,

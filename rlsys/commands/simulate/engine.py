@@ -1,4 +1,4 @@
-"""An engine on a made-up clock."""
+"""A rollout engine on a simulated clock."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from collections import deque
 
 from rlsys.commands.simulate.costs import EngineCosts
 
-Sample = tuple[int, int]  # group, and number of the response in it
+Sample = tuple[int, int]  # group, and position of the response in it
 
 
 class SimulatedEngine:
-    """Gives every running sequence a token an iteration; further requests wait for a place."""
+    """Gives every running sequence one token per iteration; requests above `max_num_seqs` wait."""
 
     def __init__(self, costs: EngineCosts, max_num_seqs: int) -> None:
         self._costs = costs
         self._max_num_seqs = max_num_seqs
-        self._iterations = 0.0  # done so far
-        self._running: list[tuple[float, Sample]] = []  # heap: the iteration after which each is done
+        self._iterations = 0.0  # completed
+        self._running: list[tuple[float, Sample]] = []  # heap by the iteration in which each finishes
         self._waiting: deque[tuple[int, Sample]] = deque()
-        self._debt_s = 0.0  # prompts still to be computed, before the next iteration
+        self._debt_s = 0.0  # prefill and pauses that delay the next iteration
         self._now = 0.0
         self.busy_s = 0.0
 
     def add(self, now: float, sample: Sample, num_tokens: int) -> None:
-        """One more request; `advance` must have been called up to `now`."""
+        """Add one request; `advance` must have been called up to `now`."""
         self._now = now
         self._waiting.append((num_tokens, sample))
         self._fill()
 
     def next_event(self) -> float | None:
-        """When the next response is done, if nothing is added until then."""
+        """Return the time when the next response finishes if no request is added, or None when none is running."""
         if not self._running:
             return None
         left = max(self._running[0][0] - self._iterations, 0.0)
         return self._now + self._debt_s + left * self._iteration_s
 
     def advance(self, now: float) -> list[Sample]:
-        """Let time pass; returns what is done by then."""
+        """Advance the clock to `now` and return the samples that finished until then."""
         done = []
         while (event := self.next_event()) is not None and event <= now + 1e-12:
             self.busy_s += event - self._now
@@ -55,7 +55,7 @@ class SimulatedEngine:
         return done
 
     def pause(self, seconds: float) -> None:
-        """Stand still, for new weights."""
+        """Stop generating for `seconds`, as for new weights."""
         self._debt_s += seconds if self._running else 0.0
 
     @property

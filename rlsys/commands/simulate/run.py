@@ -1,4 +1,4 @@
-"""A discrete-event simulation of the loop: the scheduler is the real one, everything that takes time is made up."""
+"""A discrete-event simulation of training: real admission and routing, simulated engines, workers and learner."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rlsys.orchestrator.router import Lease, Router
 
 @dataclass(frozen=True)
 class Shape:
-    """What to simulate."""
+    """The workers and sizes of a simulated run."""
 
     rollout_workers: int
     learner_ranks: int
-    reward_workers: int
+    scoring_workers: int
     reference_workers: int  # 0: none
     prompts_per_step: int
     samples_per_prompt: int
@@ -32,28 +32,31 @@ class Shape:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Seconds a step, in the middle of the run, and the share of time that each role had nothing to do."""
+    """The mean seconds per step, without the first and last steps, and the fraction of time that each role was idle."""
 
     step_s: float
     idle: dict[str, float]
 
     @property
     def bottleneck(self) -> str:
-        """The role that is idle least."""
+        """The role with the least idle time."""
         return min(self.idle, key=lambda role: self.idle[role])
 
 
 class Simulation:
-    """Events are (time, order, what to do); engines tell by themselves when they are next."""
+    """Simulates one run. Call it once.
+
+    Engines compute the time of their next event themselves; all other events wait in a heap of (time, order, action).
+    """
 
     def __init__(self, costs: Costs, shape: Shape) -> None:
         self._costs = costs
         self._shape = shape
         self._admission = Admission(shape.prompts_per_step, shape.max_staleness, num_steps=shape.num_steps)
         self._router = Router([shape.max_in_flight] * shape.rollout_workers)
-        self._leases: dict[int, Lease] = {}  # of the groups that engines sample
+        self._leases: dict[int, Lease] = {}  # of the groups in sampling
         self._engines = [SimulatedEngine(costs.engine, costs.max_num_seqs) for _ in range(shape.rollout_workers)]
-        self._reward = _Workers(shape.reward_workers)
+        self._scoring = _Workers(shape.scoring_workers)
         self._reference = _Workers(shape.reference_workers) if shape.reference_workers else None
         self._lengths = itertools.cycle(costs.groups)
         self._lengths_of: dict[int, tuple[int, ...]] = {}
@@ -66,7 +69,7 @@ class Simulation:
         self._done_at: list[float] = []
 
     def __call__(self) -> Outcome:
-        """Run to the end."""
+        """Simulate all steps and return the outcome."""
         self._admit()
         while len(self._done_at) < self._shape.num_steps:
             self._advance()
@@ -76,7 +79,7 @@ class Simulation:
         idle = {
             "rollout": 1.0 - sum(engine.busy_s for engine in self._engines) / (len(self._engines) * total),
             "learner": 1.0 - self._learner_busy_s / total,
-            "reward": 1.0 - self._reward.busy_s / (self._shape.reward_workers * total),
+            "scoring": 1.0 - self._scoring.busy_s / (self._shape.scoring_workers * total),
         }
         if self._reference is not None:
             idle["reference"] = 1.0 - self._reference.busy_s / (self._shape.reference_workers * total)
@@ -90,7 +93,7 @@ class Simulation:
         for engine in self._engines:
             for group, _ in engine.advance(self._now):
                 self._leases[group].release(1)
-                self._at(self._reward.serve(self._now, self._costs.scoring), partial(self._scored, group))
+                self._at(self._scoring.serve(self._now, self._costs.scoring), partial(self._scored, group))
         while self._events and self._events[0][0] <= self._now:
             heapq.heappop(self._events)[2]()
         self._admit()
@@ -147,14 +150,14 @@ class Simulation:
 
 
 class _Workers:
-    """Interchangeable, one thing at a time each."""
+    """A pool of equal workers, each with one task at a time."""
 
     def __init__(self, count: int) -> None:
         self._free_at = [0.0] * count
         self.busy_s = 0.0
 
     def serve(self, now: float, seconds: float) -> float:
-        """When it is done."""
+        """Give a task to the first free worker and return the time when it finishes."""
         start = max(now, heapq.heappop(self._free_at))
         heapq.heappush(self._free_at, start + seconds)
         self.busy_s += seconds

@@ -68,7 +68,7 @@ def costs(**changes: float) -> Costs:
 
 
 def shape(**changes: int) -> Shape:
-    base = {"rollout_workers": 1, "learner_ranks": 1, "reward_workers": 1, "reference_workers": 0}
+    base = {"rollout_workers": 1, "learner_ranks": 1, "scoring_workers": 1, "reference_workers": 0}
     base |= {"prompts_per_step": 4, "samples_per_prompt": 2, "max_staleness": 0, "max_in_flight": 64}
     return Shape(**{**base, **changes})
 

@@ -1,4 +1,4 @@
-"""Engines, reward workers and reference workers that answer at once, in an order of the seed's, around real parts."""
+"""Engines, scoring workers and reference workers that answer at once, in an order of the seed's, around real parts."""
 
 from __future__ import annotations
 

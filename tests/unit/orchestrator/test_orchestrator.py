@@ -223,5 +223,5 @@ def test_a_batch_that_does_not_come_names_who_is_waited_for() -> None:
         return []
 
     source.queue._call = never
-    with pytest.raises(DeadlineError, match=r"rollout: no answer within 0\.05 s from the reward workers"):
+    with pytest.raises(DeadlineError, match=r"rollout: no answer within 0\.05 s from the scoring workers"):
         source.batch()

@@ -16,7 +16,7 @@ from rlsys.config.schema import ScoringConfig
 from rlsys.rewards.entry import bind_reward
 from rlsys.rewards.reward_model import longest_text
 from rlsys.scoring.call import RewardLog, RewardRequest, call_reward
-from rlsys.scoring.worker import RewardWorker, ScoringSetup
+from rlsys.scoring.worker import ScoringSetup, ScoringWorker
 
 GOOD, BAD = ["yes", "oh yes", "yes yes yes", "say yes"], ["no", "oh no", "no no no no", "say nothing"]
 
@@ -107,12 +107,12 @@ def test_a_label_that_is_not_there(classifier: Path) -> None:
 
 
 def test_mixed_with_a_function_by_weight(classifier: Path) -> None:
-    """In a reward worker, each in a process of its own."""
+    """In a scoring worker, each in a process of its own."""
     specs = [
         {"name": "reward_model", "model": str(classifier), "score": "probability", "weight": 2.0},
         {"name": "exact_match", "weight": 0.5},
     ]
-    worker = RewardWorker(ScoringSetup(ScoringConfig(), specs, str(classifier)))
+    worker = ScoringWorker(ScoringSetup(ScoringConfig(), specs, str(classifier)))
     worker.start()
     request = RewardRequest(["Well? "] * 2, ["oh yes", "no"], [[1], [1]], {"answer": ["oh yes", "x"]}, 1)
     rewards, _ = worker._score(request)

@@ -1,4 +1,4 @@
-"""The reward worker: trajectories in, typed rewards out."""
+"""The scoring worker: trajectories in, typed rewards out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlsys.config.schema import ScoringConfig
 from rlsys.errors import ConfigError
 from rlsys.preflight.rewards import check_reward
 from rlsys.rewards.entry import labelled
-from rlsys.scoring.worker import RewardWorker, ScoringSetup
+from rlsys.scoring.worker import ScoringSetup, ScoringWorker
 from rlsys.types import Messages, Prompt, Trajectory
 
 SEEN = """
@@ -57,7 +57,7 @@ def test_labels_are_never_alike(rewards: list[str]) -> None:
 def test_a_call_of_two_groups(tmp_path: Path, tokenizer: Any, model_folder: Path) -> None:
     (tmp_path / "seen.py").write_text(SEEN)
     rewards = [{"name": f"{tmp_path}/seen.py:seen", "weight": 0.5}, {"name": "exact_match", "weight": 10.0}]
-    worker = RewardWorker(ScoringSetup(ScoringConfig(function_deadline_s=60.0), rewards, str(model_folder)))
+    worker = ScoringWorker(ScoringSetup(ScoringConfig(function_deadline_s=60.0), rewards, str(model_folder)))
     worker.start()
     prompts = [
         prompt("1+1=", answer="2", level=1),
@@ -90,7 +90,7 @@ def test_a_slow_function_keeps_no_other_waiting(tmp_path: Path, tokenizer: Any, 
     (tmp_path / "slow.py").write_text(SLOW)
     name = f"{tmp_path}/slow.py:slow"
     specs = [{"name": name}, {"name": name}, {"name": name}, {"name": name, "deadline_s": 0.2}]
-    worker = RewardWorker(ScoringSetup(ScoringConfig(function_deadline_s=60.0), specs, str(model_folder)))
+    worker = ScoringWorker(ScoringSetup(ScoringConfig(function_deadline_s=60.0), specs, str(model_folder)))
     worker.start()
     started = time.monotonic()
     (rewards, _), _ = worker.score([prompt("1+1=")], 1, [(0, 0)], [trajectory(tokenizer, "2")])
@@ -112,7 +112,7 @@ class Longer:
 def test_a_class_is_made_once_with_its_options(tmp_path: Path, tokenizer: Any, model_folder: Path) -> None:
     (tmp_path / "made.py").write_text(MADE)
     spec = {"name": f"{tmp_path}/made.py:Longer", "than": 1}
-    worker = RewardWorker(ScoringSetup(ScoringConfig(function_deadline_s=60.0), [spec], str(model_folder)))
+    worker = ScoringWorker(ScoringSetup(ScoringConfig(function_deadline_s=60.0), [spec], str(model_folder)))
     worker.start()
     owners = [prompt("1+1=", level=1), prompt("1+1=", level=1)]
     (rewards, _), _ = worker.score(owners, 1, [(0, 0), (0, 1)], [trajectory(tokenizer, text) for text in ("2", "22")])
