@@ -59,6 +59,7 @@ class RewardProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._was_loaded = False
+        self._called_at = time.monotonic()
 
     def start(self) -> None:
         """Start the process and load the function, if it is not running. Raises WorkerError if that fails."""
@@ -95,10 +96,9 @@ class RewardProcess:
     def _retry(self, request: RewardRequest) -> tuple[list[RewardPart], RewardLog]:
         rows: list[RewardPart] = []
         log = RewardLog()
-        end = time.monotonic() + max(self._call_deadline_s, self._row_deadline_s)
+        left = max(self._call_deadline_s, self._row_deadline_s)
         # Rows that share a prompt must stay together for a function that compares them; else each row is tried alone.
         for size in request.runs_of_prompts() if self._whole_groups else [1] * len(request):
-            left = end - time.monotonic()
             if left <= 0:
                 rows += [RewardPart(None, "timeout", "not tried: earlier rows used up the deadline")] * size
                 continue
@@ -107,6 +107,7 @@ class RewardProcess:
                 log.merge(part_log)
             except CallFailedError as error:
                 parts = [error.part] * size
+            left -= time.monotonic() - self._called_at  # restarting the process is not the rows' time
             rows += parts
         return rows, log
 
@@ -118,6 +119,7 @@ class RewardProcess:
             if not self._was_loaded:
                 raise
             raise self._failed("error", str(error)) from error  # a failed restart costs a call, not the run
+        self._called_at = time.monotonic()
         try:
             pipe.send(replace(request, deadline_s=deadline_s))  # the function may ask how much time it has
             if not pipe.poll(deadline_s):

@@ -166,11 +166,11 @@ def test_a_result_that_is_not_finite_is_named_and_no_reward(start: Start) -> Non
 
 
 def test_a_hang_costs_its_row(start: Start) -> None:
-    # The call's time passes, then row by row: the first is scored, the second hangs for its own half second.
-    process = start("hangs", call_s=3.0, row_s=0.5)
+    # The call's time passes, then row by row: the first is scored, the second hangs for its own second.
+    process = start("hangs", call_s=3.0, row_s=1.0)
     parts, _ = process.score(request("one", "bad", "three"))
     assert outcomes(parts) == [(3.0, "ok"), (None, "timeout"), (5.0, "ok")]
-    assert "no result within 0.5 s" in parts[1].detail
+    assert "no result within 1 s" in parts[1].detail
     assert outcomes(process.score(request("four"))[0]) == [(4.0, "ok")]
 
 
