@@ -1,4 +1,4 @@
-"""What a step leaves behind: a row of metrics, the rollouts file, the timeline, a line on the display."""
+"""Records each step: a row of metrics, the rollouts file, the timeline and the display."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rlsys.run_folder.rollouts import RolloutWriter
 from rlsys.runtime.timeline_collector import TimelineCollector
 from rlsys.types import Experience, Update
 
-# Keys that every row of a step has; null where nothing was measured.
+# Keys in the row of every step; null where nothing was measured.
 ALWAYS = ("policy/kl_ref", "sync/logprob_abs_diff/mean", "sync/logprob_abs_diff/max")
 
 
 class Recorder:
-    """Writes and shows every step, and lets the guards count what went wrong in it."""
+    """Writes and shows every step, and passes its failures to the guards."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Recorder:
         metrics |= {"step": step, "policy_version": step}
         metrics |= rollout_metrics([group.rollout for group in batch.groups], batch.policy_version)
         metrics |= reward_metrics(batch.rewards)
-        # Of trained tokens and the canary's text the former say more, so their differences come last.
+        # The learner's logprob differences on trained tokens replace those of the canary's text, so they come last.
         metrics |= batch.metrics() | broadcast | {**experience.metrics} | {**update.metrics}
         for stage, seconds in batch.stage_s.items():
             self._clock.add(stage, seconds)
@@ -77,7 +77,7 @@ class Recorder:
             self._timeline.collect()
 
     async def finish(self) -> None:
-        """Write what is still missing from the timeline."""
+        """Write the remaining spans to the timeline."""
         if self._timeline is not None:
             await self._timeline.finish()
 

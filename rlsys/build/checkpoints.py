@@ -1,4 +1,4 @@
-"""When checkpoints are written, what goes into them, and how a run continues from one."""
+"""Writes checkpoints when they are due, and finds the one that a run continues from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Writes everything that training changes, when `checkpoint.*` says so."""
+    """Writes everything that training changes, at the steps that `checkpoint.*` names."""
 
     def __init__(
         self,
@@ -70,9 +70,9 @@ class Checkpoints:
 
 
 def newest(config: Config, run_dir: Path) -> tuple[RunState, Path | None]:
-    """Return where the run stands, and the checkpoint to continue from; None for a run that starts.
+    """Return the run's state and the checkpoint to continue from, or None for a new run.
 
-    A start without a checkpoint moves what an earlier start wrote aside; nothing is lost.
+    A start without a checkpoint moves the files of an earlier start aside; nothing is deleted.
     """
     found = checkpoint.checkpoints(run_dir) if config.resume == "auto" else []
     if not found:

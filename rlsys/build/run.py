@@ -55,7 +55,7 @@ from rlsys.weights.verify import bound_of
 
 logger = logging.getLogger(__name__)
 LOG_FOLDER = "logs"
-# Deadline for engines and learner to end by themselves; what is left then is killed.
+# Seconds that engines and learner get to stop by themselves before they are killed.
 STOP_S = 30.0
 
 
@@ -113,7 +113,7 @@ class Run:
         await self.roles.cluster.calls.background.supervise(training)
 
     async def start(self) -> None:
-        """Give the engines the policy, and evaluate it before the first step."""
+        """Send the policy to the engines, and evaluate it before the first step."""
         await self.weights.broadcast(self.state.step)
         if self.state.step == 0:
             self.recorder.record_start(await self.evaluation.evaluate(0))
@@ -125,14 +125,14 @@ class Run:
             yield step
 
     async def finish(self) -> None:
-        """Wait for what the last step left open."""
+        """Wait for probes and spans of the last step."""
         await self.weights.finish()
         await self.recorder.finish()
 
 
 @contextlib.asynccontextmanager
 async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> AsyncIterator[Run]:
-    """Start Ray and every worker; on exit, for whatever reason, stop all of them."""
+    """Start Ray and every worker, and stop all of them on exit."""
     config = prepared.config
     wanted = demands(config)
     with contextlib.ExitStack() as stack:
@@ -173,7 +173,7 @@ async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSample
 
 @contextlib.contextmanager
 def connected(config: Config, wanted: Mapping[str, list[Demand]], log_dir: Path | None = None) -> Iterator[Cluster]:
-    """Start or join Ray with room for `wanted`; on exit, for whatever reason, leave it with every worker ended."""
+    """Start or join Ray with room for `wanted`; on exit end every worker and leave."""
     cluster = Cluster(config.cluster, log_dir)
     try:
         cluster.connect([demand for role in wanted.values() for demand in role])
@@ -183,7 +183,7 @@ def connected(config: Config, wanted: Mapping[str, list[Demand]], log_dir: Path 
 
 
 def start_roles(cluster: Cluster, prepared: Prepared, wanted: Mapping[str, list[Demand]]) -> Roles:
-    """Start a process for every worker; they begin to load when `start` is called."""
+    """Start a process for every worker; models are loaded when `start` is called."""
     config, source = prepared.config, (prepared.config, prepared.model_path)
     return Roles(
         cluster=cluster,
@@ -211,7 +211,7 @@ async def _stop(*roles: RolloutPool | PolicyGroup | CriticGroup) -> None:
         try:
             await role.stop(STOP_S)
         except (DeadlineError, WorkerError) as error:
-            # Everything has been written by now: it is worth a message, not the run.
+            # Everything has been written by now, so a warning is enough.
             logger.warning("not stopped in order, its processes are killed now: %s", error)
 
 
@@ -293,7 +293,7 @@ async def _fetched_estimates(ref: Any) -> Any:
 
 
 def build_sampler(config: Config, rollout: RolloutPool, scoring: ScoringPool) -> GroupSampler:
-    """Return what both training and evaluation sample and score through."""
+    """Return the sampler that training and evaluation share."""
     cap = config.rollout.max_in_flight or 2 * config.rollout.max_num_seqs
     return GroupSampler(
         rollout.engines,
@@ -305,7 +305,7 @@ def build_sampler(config: Config, rollout: RolloutPool, scoring: ScoringPool) ->
 
 
 def build_broadcaster(config: Config, roles: Roles) -> Broadcaster:
-    """Return what brings every new version to the engines."""
+    """Return the broadcaster of whole weights, or of adapters where only those are sent."""
     gather = roles.cluster.calls.gather
     if config.learner.lora.syncs_adapter_only:
         return AdapterBroadcaster(roles.policy, roles.rollout, gather, config.weights)
@@ -313,7 +313,7 @@ def build_broadcaster(config: Config, roles: Roles) -> Broadcaster:
 
 
 def build_canary(prepared: Prepared, roles: Roles) -> WeightCanary:
-    """Return what compares engines with the learner where trained tokens do not."""
+    """Return the canary that compares engines and learner by one fixed text."""
     config = prepared.config
     return WeightCanary(
         roles.cluster.calls,
@@ -333,7 +333,7 @@ def build_orchestrator(
     reference: Reference,
     prompts: PromptStream,
 ) -> Orchestrator:
-    """Return what feeds the loop from `policy_version` on."""
+    """Return the orchestrator that feeds the loop from `policy_version` on."""
     return Orchestrator(
         cluster.calls.background,
         sampler,

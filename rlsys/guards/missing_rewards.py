@@ -1,4 +1,4 @@
-"""What happens to a step, or an evaluation, without one valid reward: it is counted, and several in a row end the run.
+"""Counts steps and evaluations without any valid reward; several in a row end the run.
 
 A reward service that is down for one step costs that step; a reward function that is broken ends the run soon.
 """

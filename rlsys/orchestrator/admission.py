@@ -27,15 +27,15 @@ class _Cohort:
 
 
 class Admission:
-    """Counts groups in flight. It has no clock and knows nothing of engines or samples.
+    """Decides when a group may start and which groups a step trains. It has no clock, no engines and no samples.
 
     Rejected groups are replaced, up to `max_rejects_per_step` between two takes (None: all of them). Beyond that limit
-    the group's slot is skipped: the step that it falls to trains fewer groups. `oversample` admits
-    ceil(missing * oversample) groups where `missing` slots have none; those that turn out to be too many are trained
-    all the same before they are too stale, and then a step is larger than B. Nothing that was sampled and kept is ever
-    thrown away, and nothing is started that no step of a run of `num_steps` would train.
+    the group's slot is skipped: the step that it belongs to trains fewer groups. `oversample` admits
+    ceil(missing * oversample) groups for `missing` empty slots. Surplus groups are trained too, before they become too
+    stale, and such a step is larger than B. No accepted group is ever dropped, and no group starts that no step of a
+    run of `num_steps` would train.
 
-    A group that was taken or replaced is forgotten: memory and cost depend only on what is in flight.
+    Memory and time depend only on the groups in flight: taken and replaced groups are forgotten.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class Admission:
         self._finish(group_id, is_skipped=False)
 
     def reject(self, group_id: int) -> None:
-        """Give up a running group that teaches nothing.
+        """Reject a running group that is not worth training.
 
-        Another group takes its place, unless a surplus group already fills it or the limit of replacements is reached.
+        A replacement may start, unless a surplus group already fills the slot or the limit of replacements is reached.
         """
         start = self._start_of(group_id)
         self.num_rejected += 1

@@ -34,7 +34,7 @@ class StepBatch:
 
     @property
     def is_usable(self) -> bool:
-        """Whether anything may be trained: no number that is not finite, and a valid reward."""
+        """Whether the step may be trained: every number is finite, and there is a valid reward."""
         return not self.nonfinite() and self.missing_rewards() is None
 
     def nonfinite(self) -> list[NonFiniteTrajectory]:

@@ -1,4 +1,4 @@
-"""From a step's batch to what the learner trains on: values where there is a critic, advantages, loss weights."""
+"""Turns a step's batch into the learner's input: values where there is a critic, advantages and loss weights."""
 
 from __future__ import annotations
 

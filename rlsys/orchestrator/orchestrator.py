@@ -1,8 +1,8 @@
-"""From prompts to the batch of each step, up to `max_staleness` steps ahead of training.
+"""Turns prompts into the batch of each step, up to `max_staleness` steps ahead of training.
 
 Every group is one coroutine, `_run_group`: admitted, sampled, scored, rejected or referenced, ready. The admission loop
-starts one whenever the staleness bound and an engine have room. Groups complete in any order, while the training loop
-waits for whatever it waits for: a batch, the learner, a broadcast.
+starts one whenever the staleness bound and an engine have room. Groups complete in any order, also while the training
+loop waits for a batch, the learner or a broadcast.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class GroupRule:
 
 
 class Orchestrator:
-    """Owns what is in flight: groups between admission and the batch that trains them."""
+    """Owns the groups in flight, from admission to the batch that trains them."""
 
     def __init__(
         self,
@@ -76,15 +76,15 @@ class Orchestrator:
         """Start with nothing in flight; the first `next_batch` starts sampling.
 
         Args:
-            background: runs the coroutines of the groups.
-            sampler: samples and scores them.
-            admission: bounds how many there are.
-            prompts: the training prompts, in order.
-            plan: how each prompt is sampled; a second entry is the greedy response for a baseline.
-            rule: which groups are trained.
-            reference: gives kept groups their reference log-probabilities; None without a reference.
-            deadline_s: for one batch.
-            idle_shares: gives the share of time since the last call in which each role was idle, for metrics.
+            background: Runs the groups' coroutines.
+            sampler: Samples and scores groups.
+            admission: Bounds the number of groups in flight.
+            prompts: The training prompts, in order.
+            plan: The sampling of each prompt; a second entry is the greedy response for a baseline.
+            rule: Decides which groups are trained.
+            reference: Computes reference log-probabilities of accepted groups; None without a reference.
+            deadline_s: Longest wait for one batch.
+            idle_shares: Returns the fraction of time in which each role was idle since the last call.
         """
         self._background = background
         self._sampler = sampler
@@ -106,10 +106,10 @@ class Orchestrator:
     async def next_batch(self, step: int) -> StepBatch:
         """Return the groups that `step` trains, once they are sampled, scored and referenced.
 
-        The step starts from policy version `step - 1`, which the engines must have.
+        The engines must already serve policy version `step - 1`, from which the step starts.
 
         Raises:
-            DeadlineError: they were not ready in time; says who was waited for.
+            DeadlineError: The groups were not ready in time; the message names the workers that were waited for.
         """
         version, started = step - 1, time.perf_counter()
         if version != self._admission.policy_version:
@@ -129,7 +129,7 @@ class Orchestrator:
 
     @property
     def pending_positions(self) -> list[int]:
-        """Positions in the stream of prompts that were drawn and not trained yet; a checkpoint holds them."""
+        """Stream positions of prompts that were drawn and are not trained yet; a checkpoint holds them."""
         return sorted([*self._prompts.pending, *self._positions.values()])
 
     def metrics(self) -> Metrics:
@@ -162,7 +162,7 @@ class Orchestrator:
             while not self._admission.capacity():
                 self._changed.clear()
                 await self._changed.wait()
-            # Admitted only once there is room: a group starts under the newest policy version that way.
+            # Admit only once an engine has room, so that the group starts under the newest policy version.
             lease = await self._sampler.router.reserve(self._num_samples, (NEW, 0))
             group_id = self._admission.admit()
             self._positions[group_id], prompt = self._prompts.take()

@@ -10,16 +10,16 @@ from types import TracebackType
 
 from rlsys.errors import ScheduleError, WorkerDiedError
 
-# Who gets room first when several wait for it; within one class the older group goes first.
+# Priority classes of waiting groups; within a class the older group comes first.
 RESTART, EVALUATION, NEW = range(3)
 Order = tuple[int, int]
-# Entries per engine, mostly out of date, at which the heap of loads is made anew.
+# The heap of loads is rebuilt when it has this many entries per engine, most of them outdated.
 MAX_ENTRIES = 8
 Waiter = tuple[Order, int, int, "asyncio.Future[Lease]"]
 
 
 class Lease:
-    """Room for a group's trajectories on one engine, given back one by one or, on leaving, all at once."""
+    """Room for a group's trajectories on one engine: released one by one, and the rest when the context ends."""
 
     def __init__(self, router: Router, engine: int, num_samples: int) -> None:
         self.engine = engine
@@ -27,7 +27,7 @@ class Lease:
         self._held = num_samples
 
     def release(self, num_samples: int) -> None:
-        """Give back the room of trajectories that are finished."""
+        """Release the room of finished trajectories."""
         if num_samples > self._held:
             raise ScheduleError(
                 f"engine {self.engine} cannot finish {num_samples} trajectories of a group: {self._held} of it run"
@@ -122,7 +122,7 @@ class Router:
             self._serve()
 
     def remove(self, engine: int) -> None:
-        """Take an engine that is gone out of service, and forget its load."""
+        """Take a dead engine out of service and forget its load."""
         self._load.pop(engine, None)
         if not self._load:
             for *_, granted in self._waiting:
@@ -142,7 +142,7 @@ class Router:
             heapq.heapify(self._by_load)
 
     def _serve(self) -> None:
-        """Give room to whoever waits, in order: nobody overtakes a larger group."""
+        """Give room to waiting groups in order: a small group does not overtake a larger one."""
         while self._waiting:
             _, _, num_samples, granted = self._waiting[0]
             if granted.done():  # cancelled

@@ -1,4 +1,4 @@
-"""One prompt through an engine and the scoring workers, for training and for evaluation alike."""
+"""Sends one prompt through an engine and the scoring workers, in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Engine(Protocol):
 
     @property
     def num_running(self) -> int:
-        """Trajectories asked for and not delivered."""
+        """Number of requested trajectories that are not delivered yet."""
 
     def sample(
         self, prompt: Prompt, plan: Sequence[Sampling], *, stream: int, policy_version: int
@@ -99,18 +99,18 @@ class GroupSampler:
         start: Callable[[], int],
         lease: Lease | None = None,
     ) -> ScoredGroup:
-        """Sample and score one prompt; an attempt that fails is made again, on any engine.
+        """Sample and score one prompt; a failed attempt is repeated, on any engine.
 
         Args:
-            prompt: what to sample from.
-            plan: the group's trajectories come from the first entry; a second one gives the baseline's response.
-            group_id: names the group, and its streams of random numbers.
-            start: called when an attempt starts, and when one fails; returns the policy version to sample under.
-            lease: room for the first attempt, if it is reserved already.
+            prompt: The prompt to sample from.
+            plan: The sampling of the group's trajectories; a second entry is the greedy response for a baseline.
+            group_id: The group's number, which also seeds its random numbers.
+            start: Called when an attempt starts or fails; returns the policy version to sample under.
+            lease: Room that is already reserved for the first attempt.
 
         Raises:
-            WorkerError: the last attempt failed too.
-            WorkerDiedError: no engine is left.
+            WorkerError: The last attempt failed too.
+            WorkerDiedError: No engine is left.
         """
         num_samples = sum(sampling.samples_per_prompt for sampling in plan)
         failure = ""
@@ -128,7 +128,9 @@ class GroupSampler:
                 return await self._scored(prompt, plan, group_id, samples, scores)
             lease = None
             self.num_restarted += 1
-            start()  # at once and not only when it runs again: a step need not wait for what will be younger
+            # Register the new policy version now, not only when the next attempt starts: a step that is due sooner need
+            # not wait for this group any more.
+            start()
         raise WorkerError(
             f"group {group_id} failed in {self._max_attempts} of {self._max_attempts} attempts. Last failure: {failure}"
         )
@@ -139,7 +141,7 @@ class GroupSampler:
         """Sample and score prompts outside training, in order.
 
         Raises:
-            DeadlineError: for `deadline_s` not one more group came back.
+            DeadlineError: No group finished within `deadline_s`.
         """
 
         async def one(index: int, prompt: Prompt) -> ScoredGroup:
@@ -166,7 +168,7 @@ class GroupSampler:
                 task.cancel()
 
     def late(self, what: str, deadline_s: float) -> str:
-        """Return the message of a wait that ran past its deadline: who has not answered."""
+        """Return the message of a missed deadline, which names the workers that have not answered."""
         running = [f"{engine.name} ({engine.num_running} responses)" for engine in self._engines if engine.num_running]
         if not running and not self.scoring.is_idle:
             running = ["the scoring workers"]
@@ -207,7 +209,7 @@ class GroupSampler:
         samples: dict[int, Sample],
         scores: Sequence[tuple[ScoringUnit, asyncio.Future[Scores]]],
     ) -> ScoredGroup:
-        """Wait for the rewards and put the group together, in the order of its samples."""
+        """Wait for the rewards and assemble the group in the order of its samples."""
         rewards: dict[int, Reward] = {}
         logged: dict[str, list[float]] = {}
         with self._counted("num_scoring"):

@@ -1,4 +1,4 @@
-"""References that need no workers of their own: the policy without its adapter, and none at all."""
+"""The references without workers: the policy without its adapter, and no reference."""
 
 from __future__ import annotations
 

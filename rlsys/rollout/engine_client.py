@@ -12,7 +12,7 @@ from rlsys.errors import RlsysError, SampleError
 from rlsys.runtime.calls import Calls
 from rlsys.types import Finished, GroupRequest, Prompt, Sample, Sampling, TrajectoryRef
 
-# An engine with nothing to hand over answers a poll after this many seconds all the same.
+# An engine without finished trajectories answers a poll after this many seconds.
 POLL_S = 30.0
 POLL_DEADLINE_S = 300.0
 
@@ -52,10 +52,10 @@ class _Results(AsyncIterator[list[Sample]]):
 
 
 class EngineClient:
-    """Sends requests to one worker and polls it for what has finished.
+    """Sends requests to one rollout worker and polls it for finished trajectories.
 
-    One poll at a time waits in the worker, however many groups are open. Token arrays stay in the object store, in
-    chunks of whichever trajectories finished together. A failure of the worker is raised by every open group.
+    One poll at a time waits in the worker, however many groups are open. Token arrays stay in the object store, one
+    chunk per poll. A failure of the worker is raised in every open group.
     """
 
     def __init__(self, name: str, worker: Any, calls: Calls, *, linger_s: float) -> None:
@@ -117,7 +117,7 @@ class EngineClient:
             self._fail(error)
 
     async def _poll(self) -> None:
-        """Fetch what has finished for as long as anything runs."""
+        """Fetch finished trajectories while any request is running."""
         try:
             while self.num_running:
                 finished, chunk = self._worker.finished.options(num_returns=2).remote(POLL_S, self._linger_s)
@@ -136,7 +136,7 @@ class EngineClient:
         for index, one in enumerate(finished):
             results = self._open.get(one.request_id)
             if results is None:
-                continue  # its group gave up this attempt
+                continue  # its group has ended this attempt
             if one.summary is None:
                 results.fail(SampleError(f"sample {one.sample}: {one.error}"))
                 continue

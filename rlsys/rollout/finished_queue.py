@@ -22,7 +22,7 @@ class FinishedQueue:
         self._changed = asyncio.Event()
         self._spans = spans
         self._busy_since = 0.0
-        self.num_running = 0  # samples that will still give a result, or be cancelled
+        self.num_running = 0  # samples that will still finish or be cancelled
 
     def started(self) -> None:
         """Count one more running sample."""

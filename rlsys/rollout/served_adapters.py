@@ -98,7 +98,7 @@ class Adapters:
         return self.version, self._requests[self.version]
 
     async def end(self, policy_version: int) -> None:
-        """Count a request that has ended, for whatever reason."""
+        """Count a request that has ended."""
         self._num_running[policy_version] -= 1
         if policy_version != self.version:
             await self._retire(policy_version)

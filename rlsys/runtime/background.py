@@ -57,7 +57,7 @@ class Background:
 
 
 async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    """Cancel tasks and wait until they have ended, whatever they raise on the way."""
+    """Cancel tasks and wait until all have ended; ignore what they raise."""
     open_tasks = [task for task in tasks if not task.done()]
     for task in open_tasks:
         task.cancel()

@@ -21,7 +21,7 @@ class _Entry(Generic[T, R]):
 
 
 class BatchingQueue(Generic[T, R]):
-    """Sends whatever waits to whoever is idle, in one call per worker.
+    """Sends waiting items to idle workers, in one call per worker.
 
     Batches form by themselves: the busier the workers, the more items wait for the next call.
     """
@@ -66,7 +66,7 @@ class BatchingQueue(Generic[T, R]):
         entry: _Entry[T, R] = _Entry(item, loop.create_future())
         self._waiting.append(entry)
         if self._idle and not self._is_scheduled:
-            # Not at once: what the same turn of the event loop brings goes into the same calls.
+            # Wait for the next turn of the event loop, so that items that arrive together share a call.
             self._is_scheduled = True
             loop.call_soon(self._dispatch)
         return entry.result

@@ -64,7 +64,7 @@ class Cluster:
         self._guardian = Guardian()
         context = ray.init(
             address="local",
-            # A cluster of one's own has as many logical CPUs as asked for: roles take turns on the real ones.
+            # A local cluster has as many logical CPUs as the roles ask for: roles share the physical ones.
             num_cpus=math.ceil(sum(demand.num_cpus for demand in demands)) + 1,
             num_gpus=self._config.num_gpus or None,
             include_dashboard=False,
@@ -106,7 +106,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def _signal_handler_kept(number: signal.Signals) -> Iterator[None]:
-    """Ray puts handlers of its own in place, in Python and below, which end the process on the spot: put ours back."""
+    """Restore our signal handlers: Ray installs its own, in Python and in C++, which end the process at once."""
     handler = signal.getsignal(number)
     yield
     if handler is not None and threading.current_thread() is threading.main_thread():

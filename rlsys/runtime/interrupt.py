@@ -15,7 +15,7 @@ def run_until_interrupted(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` in an event loop of its own; the first SIGINT or SIGTERM cancels it.
 
     Raises:
-        KeyboardInterrupt: it was cancelled by a signal. A second signal raises it at once, wherever the loop is.
+        KeyboardInterrupt: A signal cancelled `main`. A second signal raises it at once, wherever the loop is.
     """
     with asyncio.Runner() as runner:
         loop = runner.get_loop()

@@ -34,7 +34,7 @@ class _PlainHandler(logging.Handler):
 
 @functools.cache
 def terminal() -> Console:
-    """Return the process' console. Everything shown there goes through it, so that nothing tears a live table."""
+    """Return the process's only console, so that messages and a live table do not overwrite each other."""
     return Console()
 
 
@@ -62,9 +62,9 @@ def log_to_file(folder: Path, name: str) -> None:
 
 
 def log_worker() -> None:
-    """Write this worker's messages to its file, as the environment that the driver gave it says.
+    """Write this worker's messages to its file, which the driver named in the environment.
 
-    A node that does not share the driver's folder cannot: its messages then stay in Ray's own logs.
+    On a node that does not share the driver's folder, messages stay in Ray's own logs.
     """
     folder, name = os.environ.get(LOG_DIR), os.environ.get(WORKER)
     if not folder or not name:

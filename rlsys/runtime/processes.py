@@ -53,7 +53,7 @@ def start_process(command: Sequence[str], **options: Any) -> subprocess.Popen[by
 
 
 def exit_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, whatever this process is doing then.
+    """Have the kernel kill this process when its parent ends, even while it computes in native code.
 
     Linux only. The parent is the thread that started this process: it must use `start_process`, or a thread that stays.
     """

@@ -38,7 +38,7 @@ class Room:
         self._group = placement_group(bundles, strategy="PACK") if bundles else None
 
     def options(self, worker: str) -> dict[str, Any]:
-        """Return what places a worker in its bundle; nothing for a worker without a demand of its own."""
+        """Return the options that place a worker in its bundle; empty for a worker without a demand."""
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         if worker not in self._bundles:
@@ -50,8 +50,8 @@ class Room:
         """Wait until the room is reserved.
 
         Raises:
-            ConfigError: the cluster could not hold the workers even if it were empty.
-            DeadlineError: others use the room, and did not give it back in time.
+            ConfigError: The cluster could not hold the workers even if it were empty.
+            DeadlineError: Other jobs use the resources and did not release them in time.
         """
         end = time.monotonic() + deadline_s
         while self._group is not None:
@@ -74,7 +74,7 @@ class Room:
 
 
 def free() -> str:
-    """Describe what is free in the cluster now."""
+    """Describe the cluster's free resources."""
     resources = ray.available_resources()
     return (
         f"Free in the cluster now: {resources.get('CPU', 0.0):g} CPU, {resources.get('GPU', 0.0):g} GPU (workers that "

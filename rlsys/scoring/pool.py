@@ -21,7 +21,7 @@ MAX_HELD_CHUNKS = 16
 
 
 class ScoringPool:
-    """Interchangeable workers; what is put into `queue` goes to whichever is idle."""
+    """Equal workers behind one queue: an idle worker takes what waits in `queue`."""
 
     def __init__(self, cluster: Cluster, setup: ScoringSetup, demands: list[Demand]) -> None:
         self._calls = cluster.calls
