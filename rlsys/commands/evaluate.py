@@ -116,8 +116,8 @@ def config_of(target: str | None, overrides: Sequence[str], *, step: int | None 
     config = to_config(composed(overrides))
     if target is None and not names_a_run(overrides):
         raise ConfigError(
-            "nothing says what to evaluate: name a run's folder or a model, as `rlsys eval runs/mine`, or choose an "
-            "experiment, as `rlsys eval experiment=quickstart`"
+            "no model, run or experiment is given: name a run's folder or a model, as in `rlsys eval runs/mine`, or an "
+            "experiment, as in `rlsys eval experiment=quickstart`"
         )
     if config.model.adapter is not None:
         return _seeded(_with_model(config.model.adapter, config, base=target or config.model.path))

@@ -29,7 +29,7 @@ docs/configuration.md lists every option, with its default and its bounds.
 """
 
 NOTHING_NAMED = """\
-rlsys train: nothing says what to train. Give an experiment, or your model and data:
+rlsys train: no model, data or experiment is given. Give an experiment, or your model and data:
   rlsys train experiment=quickstart
   rlsys train model.path=Qwen/Qwen2.5-0.5B-Instruct data.train=my.jsonl data.eval=null"""
 

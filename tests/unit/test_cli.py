@@ -105,7 +105,7 @@ def test_eval_without_a_model_says_what_to_give(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "eval", "eval.num_samples=2") == 1
-    assert "nothing says what to evaluate" in capsys.readouterr().err
+    assert "no model, run or experiment is given" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["train", "--no-such-flag"], ["watch", "a", "b"], ["eval", "x", "--stepp=3"]])

@@ -39,7 +39,7 @@ def test_settings_are_the_defaults_unless_an_experiment_is_named(adapter: Path) 
     assert limit("model.path=org/model") == limit(f"model.adapter={adapter}") == 64
     assert limit("experiment=quickstart") == limit("experiment=quickstart", "model.path=org/model") == 6
     for nothing in ([], ["eval.num_samples=2"], ["~experiment"]):
-        with pytest.raises(ConfigError, match="nothing says what to evaluate"):
+        with pytest.raises(ConfigError, match="no model, run or experiment is given"):
             limit(*nothing)
     with pytest.raises(ConfigError, match=r"unknown configuration key 'eval\.num_sample'"):
         limit("eval.num_sample=2")
