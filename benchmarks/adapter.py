@@ -1,6 +1,6 @@
-"""An adapter of a 0.5B-parameter policy into a vLLM engine, over a broadcast of the whole policy into another.
+"""Time to send a LoRA adapter to a vLLM engine, compared with a broadcast of the whole policy to another engine.
 
-Both from the learner's tensors until the engine serves them, in turns.
+The policy has 0.5B parameters. Both are timed from the learner's tensors until the engine serves them, in turns.
 
 python -m benchmarks.adapter [--rank 16] [--repeats 7] [--write]
 """
@@ -29,7 +29,7 @@ BUCKET_MIB = 256
 
 @contextlib.contextmanager
 def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, float]]]:
-    """One rollout worker through Ray, and a policy of the same shape with adapters in this process."""
+    """Start one rollout worker through Ray, and a policy of the same shape with a LoRA adapter in this process."""
     import ray
 
     from rlsys.build.placement import demands
@@ -66,7 +66,7 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
 
 
 def main() -> None:
-    """Measure, show, write."""
+    """Measure adapter and broadcast, show the medians, and write the results if asked to."""
     end_on_sigterm()
     options = _options()
     header = report.header("benchmarks.adapter")
@@ -97,7 +97,7 @@ def _options() -> argparse.Namespace:
 
 
 def _measure(folder: Path, options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    """Both engines are there throughout, and take turns."""
+    """Measure both in turns, with both engines running throughout; return what each repeat measured, by kind."""
     env = side_env(folder)
     weights = Side(
         "benchmarks.broadcast_sides:engine_side",

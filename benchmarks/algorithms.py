@@ -1,9 +1,10 @@
-"""What every algorithm reaches on the quickstart's task: held-out accuracy over steps and seconds.
+"""Held-out accuracy that each algorithm reaches on the quickstart's task, over steps and seconds.
 
 python -m benchmarks.algorithms [--only grpo dapo ...] [--write]
 
-`experiment=quickstart` under `algorithm=NAME`, one seed each and three of grpo; about four minutes a run on two cores.
-`--write` adds what was run to benchmarks/results/algorithms.json and leaves the other entries.
+Runs `experiment=quickstart` with `algorithm=NAME`: three seeds of grpo, one of each other algorithm; about four minutes
+per run on two cores. `--write` adds the algorithms that were run to benchmarks/results/algorithms.json and keeps the
+other entries.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from benchmarks import report
 from benchmarks.learning import run_seed, summary
 
+# Seeds and overrides of each algorithm.
 RUNS: dict[str, tuple[list[int], list[str]]] = {
     "grpo": ([0, 1, 2], []),
     "dapo": ([0], []),
@@ -22,20 +24,19 @@ RUNS: dict[str, tuple[list[int], list[str]]] = {
     "reinforce_pp": ([0], []),
     "gspo": ([0], []),
     "cispo": ([0], []),
-    "ppo": ([0], ["critic.lr=1e-3"]),
+    "ppo": ([0], ["critic.lr=1e-3"]),  # the critic of so small a policy needs a higher learning rate than the default
 }
-"""Seeds, and overrides: the critic of a policy this small wants a larger rate than the default."""
 
 
 def main() -> None:
-    """Run what was asked for and show where it started and got to."""
+    """Run the selected algorithms and show the first and last accuracy of every run."""
     parser = argparse.ArgumentParser("python -m benchmarks.algorithms", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS), help="these algorithms alone")
+    parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS), help="run only these algorithms")
     parser.add_argument("--write", action="store_true", help="add to benchmarks/results/algorithms.json")
     options = parser.parse_args()
     header = report.header("benchmarks.algorithms")
     shown = report.table(
-        "experiment=quickstart", ["algorithm, seed", "first", "last", "reached 0.8 at step", "after s", "s a step"]
+        "experiment=quickstart", ["algorithm, seed", "first", "last", "reached 0.8 at step", "after s", "s per step"]
     )
     for name in options.only:
         seeds, overrides = RUNS[name]
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def add(name: str, entry: dict[str, Any]) -> None:
-    """Put one algorithm's runs among the others'."""
+    """Store one algorithm's runs in the results file and keep the other algorithms' entries."""
     path = report.RESULTS / "algorithms.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     print(f"written: {report.write('algorithms', {**content, name: entry})}")

@@ -1,4 +1,7 @@
-"""A broadcast of a 0.5B-parameter policy into a vLLM engine: against its parts, and what it costs those who generate.
+"""Time to broadcast a 0.5B-parameter policy to a vLLM engine, and how long it stops the requests in progress.
+
+The broadcast is compared with its two parts: a bare gloo broadcast of the same bytes, and the engine's own reload of
+the same weights from memory.
 
 python -m benchmarks.broadcast [--repeats 5] [--bucket-mib 256] [--write]
 """
@@ -21,12 +24,11 @@ from benchmarks.side import Side, end_on_sigterm
 from benchmarks.workload import side_env
 
 GOALS = {"broadcast_over_slower_part": 1.25, "stall_over_reload": 1.2}
-WARMUP = 1
-"""The first reload is several times slower than those after it."""
+WARMUP = 1  # the first reload is several times slower than those after it
 
 
 def main() -> None:
-    """Bare gloo first, alone on the machine; then the engine, its three measurements in turns."""
+    """Measure bare gloo first, alone on the machine; then the engine, its three measurements in turns."""
     end_on_sigterm()
     options = _options()
     header = report.header("benchmarks.broadcast")
@@ -56,7 +58,7 @@ def _options() -> argparse.Namespace:
 
 
 def _gloo(folder: Path, num_bytes: int, options: argparse.Namespace) -> list[dict[str, float]]:
-    """Both ends of a bare broadcast; the slower end counts."""
+    """Measure both ends of a bare broadcast and return the times of the slower end for each repeat."""
     port = free_port()
     sides = [
         Side(
@@ -79,17 +81,17 @@ def _gloo(folder: Path, num_bytes: int, options: argparse.Namespace) -> list[dic
 
 
 def _at_once(calls: list[Callable[[], Any]]) -> list[Any]:
-    """Results of calls that wait for one another."""
+    """Return the results of calls that wait for one another, each made in a thread of its own."""
     with ThreadPoolExecutor(len(calls)) as threads:
         return list(threads.map(lambda call: call(), calls))
 
 
 def _engine(folder: Path, options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    """The measurements in turns, so that whatever else the machine does hits all alike."""
+    """Measure the engine in turns, so that other load on the machine affects all measurements equally."""
     side = Side(
         "benchmarks.broadcast_sides:engine_side",
         log=folder / "engine.log",
-        env=side_env(folder) | {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"},  # for a function of ours in vLLM's worker
+        env=side_env(folder) | {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"},  # so that vLLM's worker accepts our function
         folder=folder,
         bucket_mib=options.bucket_mib,
     )
@@ -104,7 +106,7 @@ def _engine(folder: Path, options: argparse.Namespace) -> dict[str, list[dict[st
 
 
 def _summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Medians without the warm-up, and the two ratios."""
+    """Return the medians without the warm-up repeats, and the two ratios that have goals."""
     names = {"update": "seconds", "gloo": "seconds", "reload": "seconds", "inflight": "stalled_s"}
     medians = {what: statistics.median(times[key] for times in runs[what][WARMUP:]) for what, key in names.items()}
     return {
@@ -120,7 +122,7 @@ def _show(result: dict[str, Any]) -> None:
         "gloo": "bare gloo broadcast of the same bytes",
         "reload": "the engine's own reload from memory",
         "update": "broadcast until the engine serves the new weights",
-        "inflight": "generation stood still in an in-flight update",
+        "inflight": "generation paused by an in-flight update",
     }
     for what, label in labels.items():
         made.add_row(label, report.number(result["median_s"][what], 3))

@@ -1,4 +1,4 @@
-"""What the broadcast benchmark measures, each in its process: the rollout worker with a sender, and bare gloo."""
+"""The two sides of the broadcast benchmark, each in its own process: a rollout worker with a sender, and bare gloo."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from rlsys.types import GroupRequest, Sampling
 from rlsys.weights.manifest import buckets, from_update_info, total_bytes, views
 from rlsys.weights.sender import WeightSender
 
+# The shape of Qwen2.5-0.5B.
 SHAPE = {
     "hidden_size": 896,
     "num_hidden_layers": 24,
@@ -31,14 +32,13 @@ SHAPE = {
     "tie_word_embeddings": True,
     "max_position_embeddings": 2048,
 }
-"""Qwen2.5-0.5B."""
 DEADLINE_S = 300.0
-HELD_BYTES = 64 * 2**20
+HELD_BYTES = 64 * 2**20  # size of the buckets that `reload_from_memory` loads
 NUM_REQUESTS, RESPONSE_TOKENS, MAX_TOKENS = 2, 1500, 1600
 
 
 def broadcast_config(folder: Path, bucket_mib: int) -> Config:
-    """A run with this model, as far as its rollout worker is concerned."""
+    """Return the config of a run with this model; only what its rollout worker needs is set."""
     from rlsys.config.compose import load_config
 
     rollout = ["rollout.dtype=bfloat16", "rollout.max_num_seqs=8", f"rollout.max_response_tokens={RESPONSE_TOKENS}"]
@@ -47,12 +47,12 @@ def broadcast_config(folder: Path, bucket_mib: int) -> Config:
 
 @contextlib.contextmanager
 def builder() -> Iterator[Callable[..., int]]:
-    """Writes the model; its process takes the memory with it when it ends."""
+    """Provide the function that writes the model, in a process that frees the model's memory when it ends."""
     yield _build
 
 
 def _build(folder: Path) -> int:
-    """Random weights in bfloat16; returns their number of bytes."""
+    """Write a model with random weights in bfloat16 and return the weights' size in bytes."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def _build(folder: Path) -> int:
 
 @contextlib.contextmanager
 def engine_side(folder: Path, bucket_mib: int) -> Iterator[Callable[..., dict[str, float]]]:
-    """One rollout worker through Ray; the weights come from this process, as they do from a learner's rank 0."""
+    """Start one rollout worker through Ray; this process sends it the weights, as a learner's rank 0 does."""
     from transformers import Qwen2ForCausalLM
 
     from rlsys.build.placement import demands
@@ -83,7 +83,12 @@ def engine_side(folder: Path, bucket_mib: int) -> Iterator[Callable[..., dict[st
 
 
 class _Engine:
-    """Measures by name: `update` with nothing to generate, `inflight`, and the engine's own `reload`."""
+    """A rollout worker and its sender, measured by name.
+
+    update      one broadcast while the engine generates nothing
+    inflight    one broadcast while the engine generates
+    reload      the engine's own reload of the same bytes
+    """
 
     def __init__(self, worker: Any, sender: WeightSender, bucket_bytes: int) -> None:
         self._worker = worker
@@ -101,7 +106,7 @@ class _Engine:
         return measures[what]()
 
     def _update(self) -> dict[str, float]:
-        """One broadcast, until the engine serves the new weights."""
+        """Broadcast once and return the seconds until the engine serves the new weights."""
         self._version += 1
         started = time.perf_counter()
         receiving = self._worker.receive_weights.remote(self._sender.update_info(), self._version)
@@ -110,7 +115,7 @@ class _Engine:
         return {**times, "seconds": time.perf_counter() - started}
 
     def _inflight(self) -> dict[str, float]:
-        """The same under running requests, which are cancelled when it is done."""
+        """Measure one broadcast while requests are running, and cancel the requests afterwards."""
         self._group += 1
         prompt = np.arange(self._group, self._group + 32, dtype=np.int32)
         sampling = Sampling(1.0, RESPONSE_TOKENS, NUM_REQUESTS, ignore_eos=True)
@@ -120,12 +125,14 @@ class _Engine:
         times = self._update()
         finished = self._get(self._worker.finished.options(num_returns=2).remote(0.0, 0.0)[0])
         if finished:
-            raise RuntimeError(f"requests ended before the update did: {finished}")
+            raise RuntimeError(
+                f"{len(finished)} requests finished before the update did; raise RESPONSE_TOKENS ({RESPONSE_TOKENS})"
+            )
         self._get(self._worker.cancel.remote([self._group]))
         return times
 
     def _reload(self) -> dict[str, float]:
-        """vLLM's layerwise reload of the same bytes, in its worker, from memory."""
+        """Measure the reload of the same bytes from memory, layer by layer, inside vLLM's worker."""
         return {"seconds": self._get(self._worker.reload.remote(self._sender.update_info()))}
 
     @staticmethod
@@ -134,7 +141,7 @@ class _Engine:
 
 
 class MeasuredWorker(RolloutWorker):
-    """The rollout worker as it is, and a way to vLLM's worker beside it."""
+    """The unchanged rollout worker with one more method, which runs a reload inside vLLM's worker."""
 
     async def reload(self, update_info: dict[str, Any]) -> float:
         seconds: list[float] = await self._engine.collective_rpc(reload_from_memory, args=(update_info,))
@@ -142,8 +149,8 @@ class MeasuredWorker(RolloutWorker):
 
 
 def reload_from_memory(worker: Any, update_info: dict[str, Any]) -> float:
-    """Seconds from the first parameter to the last; runs inside vLLM's worker."""
-    if not hasattr(worker, "held"):  # kept, as the receiver keeps its own: fresh memory is slower
+    """Return the seconds from loading the first parameter to the last; runs inside vLLM's worker."""
+    if not hasattr(worker, "held"):  # kept between calls, as the receiver keeps its buffers: fresh memory is slower
         cut = buckets(from_update_info(update_info), HELD_BYTES)
         worker.held = [(bucket, torch.ones(total_bytes(bucket), dtype=torch.uint8)) for bucket in cut]
     started = time.perf_counter()
@@ -156,7 +163,7 @@ def reload_from_memory(worker: Any, update_info: dict[str, Any]) -> float:
 
 @contextlib.contextmanager
 def gloo_side(port: int, rank: int) -> Iterator[Callable[..., dict[str, float]]]:
-    """One end of a bare gloo broadcast of buffers that lie ready."""
+    """Join a gloo group as one of its two ends and provide the broadcast of buffers allocated beforehand."""
     import torch.distributed as dist
 
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -164,7 +171,7 @@ def gloo_side(port: int, rank: int) -> Iterator[Callable[..., dict[str, float]]]
     def measure(num_bytes: int, bucket_bytes: int) -> dict[str, float]:
         sizes = [min(bucket_bytes, num_bytes - start) for start in range(0, num_bytes, bucket_bytes)]
         buffers = [torch.ones(size, dtype=torch.uint8) for size in sizes]
-        dist.broadcast(torch.zeros(1), 0)  # both ends are ready
+        dist.broadcast(torch.zeros(1), 0)  # wait until both ends are ready
         started = time.perf_counter()
         for buffer in buffers:
             dist.broadcast(buffer, 0)

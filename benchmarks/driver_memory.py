@@ -1,10 +1,11 @@
-"""The driver's memory while steps get longer: real scheduler and scoring workers, simulated engines.
+"""The driver's memory for longer and longer responses, with the real scheduler, real scoring workers and a fake engine.
 
 python -m benchmarks.driver_memory [--steps 12] [--write]
 
-128 responses a step, each of 1,000 tokens, then of 4,000, then of 16,000. Every length has a driver process of its own,
-which goes through the loop's part of a step that handles trajectories: it collects groups, has their text written to
-rollouts/ and lets go of them. Its resident memory is read at the end of every step. The made-up engine answers at once.
+Steps have 128 responses of 1,000 tokens each, then of 4,000, then of 16,000. Each length is measured in a driver
+process of its own, which runs the part of a step that handles trajectories: it collects groups, has their text written
+to rollouts/ and drops its references to them. Its resident memory is read at the end of every step. The fake engine
+makes up random tokens and returns them at once.
 """
 
 from __future__ import annotations
@@ -27,29 +28,27 @@ from benchmarks.workload import PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, Workload, 
 from rlsys.types import Finished, GroupRequest, Trajectory, TrajectorySummary, VersionSpan
 
 LENGTHS = (1_000, 4_000, 16_000)
-WARMUP = 4
-"""Steps before the first that counts: pools and caches fill."""
-BYTES_A_TOKEN = 9
-"""Token id, mask, log-probability."""
+WARMUP = 4  # steps that are not counted, in which pools and caches fill
+BYTES_PER_TOKEN = 9  # token id 4, mask 1, log-probability 4
 
 
-class MadeUpEngine:
-    """Answers like a rollout worker, with random tokens, in chunks of eight."""
+class FakeEngine:
+    """A stand-in for a rollout worker: it returns random tokens at once, in chunks of eight trajectories."""
 
     def __init__(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
-        self._asked: list[tuple[int, int, np.ndarray]] = []
+        self._waiting: list[tuple[int, int, np.ndarray]] = []
 
     def submit(self, requests: Sequence[GroupRequest], policy_version: int) -> None:
         for request in requests:
-            self._asked += [(request.request_id, sample, request.token_ids) for sample in range(request.num_samples)]
+            self._waiting += [(request.request_id, sample, request.token_ids) for sample in range(request.num_samples)]
 
     def finished(self, max_wait_s: float, linger_s: float) -> tuple[list[Finished], list[Trajectory]]:
-        now, self._asked = self._asked[:8], self._asked[8:]
-        answers = [self._answer(*asked) for asked in now]
-        return [finished for finished, _ in answers], [trajectory for _, trajectory in answers]
+        now, self._waiting = self._waiting[:8], self._waiting[8:]
+        made = [self._generate(*sample) for sample in now]
+        return [finished for finished, _ in made], [trajectory for _, trajectory in made]
 
-    def _answer(self, request: int, sample: int, prompt: np.ndarray) -> tuple[Finished, Trajectory]:
+    def _generate(self, request: int, sample: int, prompt: np.ndarray) -> tuple[Finished, Trajectory]:
         start, size = len(prompt), len(prompt) + self._num_tokens
         generator = np.random.default_rng([request, sample])
         response = generator.integers(5, 90, self._num_tokens).astype(np.int32)
@@ -66,12 +65,12 @@ class MadeUpEngine:
 
 @contextlib.contextmanager
 def driver() -> Iterator[Callable[..., list[float]]]:
-    """The process that is measured."""
+    """Provide the measurement, in the driver process whose memory is measured."""
     yield _megabytes
 
 
 def _megabytes(workload: Workload, num_tokens: int, num_steps: int) -> list[float]:
-    """Return resident memory after every step, less what of it is the object store's shared memory."""
+    """Return the resident memory in MB after every step, without the object store's shared memory."""
     from rlsys.build.placement import demands
     from rlsys.build.run import connected, start_scoring
     from rlsys.preflight.prepare import prepare
@@ -85,7 +84,7 @@ def _megabytes(workload: Workload, num_tokens: int, num_steps: int) -> list[floa
     with connected(config, wanted) as cluster:
         pool: Any = RolloutPool.__new__(RolloutPool)
         name = wanted["rollout"][0].name
-        worker = cluster.start(MadeUpEngine, wanted["rollout"][0], num_tokens)
+        worker = cluster.start(FakeEngine, wanted["rollout"][0], num_tokens)
         pool.engines = [EngineClient(name, worker, cluster.calls, linger_s=0.0)]
         scoring = start_scoring(cluster, prepared, wanted["scoring"])
 
@@ -129,7 +128,7 @@ async def _steps(prepared: Any, cluster: Any, pool: Any, scoring: Any, folder: P
 
 
 def main() -> None:
-    """Measure every length."""
+    """Measure every response length and show the driver's memory."""
     end_on_sigterm()
     parser = argparse.ArgumentParser("python -m benchmarks.driver_memory", description=__doc__)
     parser.add_argument("--steps", type=int, default=12)
@@ -137,14 +136,14 @@ def main() -> None:
     options = parser.parse_args()
     header = report.header("benchmarks.driver_memory")
     rows = []
-    shown = report.table("driver, MB", ["tokens a response", "token arrays of a step", "first", "last", "highest"])
+    shown = report.table("driver, MB", ["tokens per response", "token arrays per step", "first", "last", "highest"])
     with tempfile.TemporaryDirectory(prefix="rlsys-bench-") as folder:
         workload = build_workload(Path(folder), num_batches=options.steps)
         for num_tokens in LENGTHS:
             log = Path(folder) / f"{num_tokens}.log"
             with Side("benchmarks.driver_memory:driver", log=log, env=side_env(Path(folder))) as measure:
                 counted = measure(workload=workload, num_tokens=num_tokens, num_steps=options.steps)[WARMUP:]
-            size = PROMPTS_PER_STEP * SAMPLES_PER_PROMPT * num_tokens * BYTES_A_TOKEN / 1e6
+            size = PROMPTS_PER_STEP * SAMPLES_PER_PROMPT * num_tokens * BYTES_PER_TOKEN / 1e6
             rows.append({"tokens": num_tokens, "arrays_mb": size, "resident_mb": counted})
             cells = [report.number(value, 1) for value in (size, counted[0], counted[-1], max(counted))]
             shown.add_row(f"{num_tokens:,}", *cells)

@@ -1,9 +1,10 @@
-"""What bfloat16 gives the learner on a CPU that has it: forward and backward of the same packed rows in both dtypes.
+"""Speed of the learner's forward and backward in bfloat16 compared with float32, on a CPU that has bfloat16.
 
 python -m benchmarks.dtypes [--threads 2] [--repeats 5] [--write]
 
-`tiny` is the model of the other benchmarks; `wide` has the layers of a model of half a billion parameters (two of
-them), where matrix products weigh more. Rows are those of benchmarks.packing, as many as fit one microbatch.
+Both dtypes compute the same packed rows. `tiny` is the model of the other benchmarks; `wide` has two layers of the size
+that a model of half a billion parameters has, where matrix products take a larger share of the time. The rows are those
+of benchmarks.packing, as many as fit into one microbatch.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ DTYPE_NAMES = ("float32", "bfloat16")
 
 
 def main() -> None:
-    """Measure both models in both dtypes, in turns."""
+    """Measure both models in both dtypes, in turns, and show the trained tokens per second."""
     parser = argparse.ArgumentParser("python -m benchmarks.dtypes", description=__doc__)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=5)

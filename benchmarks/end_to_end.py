@@ -1,4 +1,6 @@
-"""Seconds a training step by stage, rlsys against TRL's GRPOTrainer on the same machine, model, prompts and lengths.
+"""Seconds per training step and stage, rlsys compared with TRL's GRPOTrainer.
+
+Both run on the same machine with the same model, prompts and response lengths.
 
 python -m benchmarks.end_to_end [--cases 64 256 natural long_prompt] [--steps 6] [--warmup 2] [--only rlsys|trl] [--kl]
     [--write]
@@ -21,7 +23,7 @@ STAGES = ("rollout", "reward", "reference", "update", "broadcast")
 
 
 def main() -> None:
-    """Measure every length on both sides, one after the other."""
+    """Measure every case on both sides, one after the other."""
     end_on_sigterm()
     options = _options()
     header = report.header("benchmarks.end_to_end")
@@ -43,7 +45,7 @@ def main() -> None:
                 }
             run["workload"] = workload.describe() | {"new_tokens": case.tokens, "end_by_themselves": case.natural}
             _show(name, run, kl)
-            if options.write:  # after each: a case takes minutes
+            if options.write:  # after each case, as a case takes minutes
                 settings = {"warmup_steps": options.warmup, "measured_steps": options.steps, "kl_coef": kl}
                 path = report.write("end_to_end_kl" if kl else "end_to_end", {**header, **settings, "cases": runs})
                 print(f"written: {path}", flush=True)
@@ -51,11 +53,11 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.end_to_end", description=__doc__)
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="lengths")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="cases to measure")
     parser.add_argument("--steps", type=int, default=6, help="measured steps")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before them that do not count")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before the measured ones, not counted")
     parser.add_argument("--only", choices=sorted(TARGETS), help="measure one side")
-    parser.add_argument("--kl", action="store_true", help=f"with a reference model, KL coefficient {KL_COEF}")
+    parser.add_argument("--kl", action="store_true", help=f"use a reference model and a KL coefficient of {KL_COEF}")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/end_to_end[_kl].json")
     return parser.parse_args()
 
@@ -67,7 +69,7 @@ def _measure(side: str, workload: Workload, **settings: Any) -> dict[str, Any]:
 
 
 def _medians(raw: dict[str, Any], warmup: int) -> dict[str, float]:
-    """Median seconds over the steps after warm-up, by stage and for the whole step."""
+    """Return the median seconds over the steps after warm-up, by stage and for the whole step."""
     series = {**raw["stages"], "step": raw["step"], "step_to_step": raw["step_to_step"]}
     series["response_tokens"] = raw["response_tokens"]
     return {name: statistics.median(values[warmup:]) for name, values in series.items() if values[warmup:]}

@@ -19,13 +19,13 @@ Measure = Callable[..., float]
 
 
 def engine_env(workload: Workload, tokens: int) -> dict[str, str]:
-    """What rlsys sets before it starts an engine: threads, their binding, quiet libraries."""
+    """Return the variables that rlsys sets before it starts an engine: threads, their binding, quiet libraries."""
     return dict(demands(rlsys_config(workload, tokens))["rollout"][0].env)
 
 
 @contextlib.contextmanager
 def pool_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
-    """One rollout worker through Ray, started as a run starts it."""
+    """Start one rollout worker through Ray, as a run starts it."""
     from rlsys.build.run import connected, start_rollout
     from rlsys.rollout.setup import LOADED_VERSION
     from rlsys.types import Sampling
@@ -52,7 +52,7 @@ def pool_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
 
 @contextlib.contextmanager
 def bare_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
-    """`vllm.LLM` with the engine arguments that the rollout worker gives; the process has the same environment."""
+    """Start `vllm.LLM` with the engine arguments of the rollout worker; the process has the same environment."""
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -98,4 +98,5 @@ def _prompts(prepared: Prepared, batch: int) -> Sequence[Prompt]:
 
 def _check(lengths: list[list[int]], tokens: int) -> None:
     if lengths != [[tokens] * SAMPLES_PER_PROMPT] * PROMPTS_PER_STEP:
-        raise RuntimeError(f"responses were not forced to {tokens} tokens: {lengths}")
+        wanted = f"{PROMPTS_PER_STEP} x {SAMPLES_PER_PROMPT} responses of {tokens} tokens"
+        raise RuntimeError(f"the engine did not return {wanted}; lengths by prompt: {lengths}")

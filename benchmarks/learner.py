@@ -1,10 +1,11 @@
-"""Trained tokens a second: a learner rank's whole update against a bare DeepSpeed loop over the same packed batches.
+"""Trained tokens per second of a learner rank's update, compared with a bare DeepSpeed loop over the same batches.
 
 python -m benchmarks.learner [--repeats 7] [--write]
 
-Both in one process and in turns, on all cores, without Ray. The bare loop has its batches made beforehand and does
-forward, backward and step; the rank gets trajectories as they come out of the engines: it packs and compares them,
-computes the whole objective with its metrics, and steps. 16 prompts x 8 responses, mean length 0.4 of the longest.
+Both run in one process and in turns, on all cores, without Ray. The bare loop gets packed batches made beforehand and
+does forward, backward and optimizer step. The rank gets trajectories as the engines return them: it packs them,
+compares its log-probabilities with the engines', computes the whole objective with its metrics, and does the optimizer
+step. The work is 16 prompts x 8 responses with a mean length of 0.4 of the longest.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PROMPT = 32
 
 
 def main() -> None:
-    """Measure both in turns."""
+    """Measure the rank and the bare loop in turns and show the trained tokens per second."""
     parser = argparse.ArgumentParser("python -m benchmarks.learner", description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
@@ -49,7 +50,7 @@ def main() -> None:
         worker = _worker(workload, options.dtype)
         batch, chunk = _work()
         engine, batches = _bare(worker, batch, chunk)
-    worker._setup.weights.verify = False  # the log-probabilities are made up; they are compared all the same
+    worker._setup.weights.verify = False  # the log-probabilities are made up: compare, but do not fail
     tokens = batch.num_tokens[0]
     seconds: dict[str, list[float]] = {"rank": [], "bare": []}
     for repeat in range(options.repeats + 2):
@@ -85,7 +86,7 @@ def _worker(workload: Workload, dtype: str) -> PolicyRank:
 
 
 def _work() -> tuple[RankBatch, list[Trajectory]]:
-    """A step's rows and the chunk with their trajectories."""
+    """Return one step's rows and the chunk with their trajectories."""
     generator = np.random.default_rng(0)
     lengths = np.clip(generator.gamma(2.0, 0.2 * LONGEST, size=PROMPTS_PER_STEP * SAMPLES_PER_PROMPT), 8, LONGEST)
     chunk: list[Trajectory] = []
@@ -115,7 +116,7 @@ def _work() -> tuple[RankBatch, list[Trajectory]]:
 
 
 def _bare(worker: PolicyRank, batch: RankBatch, chunk: list[Trajectory]) -> tuple[Any, list[TokenBatch]]:
-    """A DeepSpeed engine of its own over the same model, and the batches that the rank would make."""
+    """Return a second DeepSpeed engine over the same model, and the batches that the rank would make."""
     setup = worker._setup
     policy = worker._build_model()
     engine = build_engine(setup.learner, policy, 1, setup.num_updates)

@@ -1,4 +1,4 @@
-"""Does it learn: an experiment on several seeds, its held-out accuracy or reward at the start and at the end.
+"""Held-out accuracy and reward of an experiment at its start and end, over several seeds.
 
 python -m benchmarks.learning NAME [--seeds 0 1 2] [--write] [hydra overrides, such as experiment=quickstart]
 """
@@ -18,16 +18,16 @@ from benchmarks import report
 
 
 def main() -> None:
-    """Run every seed to its end and show where it started and got to."""
+    """Run every seed to its end and show the first and last accuracy and reward."""
     parser = argparse.ArgumentParser("python -m benchmarks.learning", description=__doc__)
-    parser.add_argument("name", help="of the result: benchmarks/results/learning_NAME.json")
+    parser.add_argument("name", help="name of the result, written to benchmarks/results/learning_NAME.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--write", action="store_true", help="write the result")
     options, overrides = parser.parse_known_args()
     header = report.header("benchmarks.learning")
     shown = report.table(
         f"{options.name}: {' '.join(overrides)}",
-        ["seed", "accuracy first", "last", "reward first", "last", "steps", "s a step", "training s", "max |dlogp|"],
+        ["seed", "accuracy first", "last", "reward first", "last", "steps", "s per step", "training s", "max |dlogp|"],
     )
     seeds = {}
     for seed in options.seeds:
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def run_seed(seed: int, overrides: list[str]) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl of one whole run."""
+    """Train one whole run and return the rows of its metrics.jsonl."""
     with tempfile.TemporaryDirectory(prefix="rlsys-learning-") as folder:
         command = [sys.executable, "-m", "rlsys.cli", "train", f"seed={seed}", f"run_dir={folder}/run", *overrides]
         subprocess.run(command, check=True)
@@ -52,7 +52,7 @@ def run_seed(seed: int, overrides: list[str]) -> list[dict[str, Any]]:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Start, end and curve of one run. Rewards are means over the first and the last ten steps; times in seconds."""
+    """Return start, end and curve of one run; rewards are means over the first and last ten steps, times in seconds."""
     steps = [row for row in rows if row["step"] > 0]
     evaluated = [row for row in rows if "eval/accuracy" in row]
     rewards = [row["reward/total/mean"] for row in steps]
@@ -70,7 +70,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def curve(rows: list[dict[str, Any]]) -> list[tuple[int, float, float]]:
-    """Step, seconds of training until then and accuracy of every evaluation."""
+    """Return (step, seconds of training until then, accuracy) for every evaluation."""
     points, seconds = [], 0.0
     for row in rows:
         seconds += row.get("time/step_s", 0.0)

@@ -1,4 +1,4 @@
-"""One event loop for a benchmark's whole process: rlsys' coroutines are called from plain functions."""
+"""One event loop for a benchmark's whole process, in which plain functions run rlsys' coroutines."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ RUNNER = asyncio.Runner()
 
 
 def wait(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end."""
+    """Run a coroutine to its end and return its result."""
     return RUNNER.run(work)

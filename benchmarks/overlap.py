@@ -1,17 +1,21 @@
-"""What the loop adds to its stages, and what sampling ahead of training saves: engine and learner on a core each.
+"""The time that a step takes beyond its stages, and the time that sampling ahead of training saves.
 
 python -m benchmarks.overlap [--rounds 5] [--steps 8] [--ahead 2] [--passes 1] [--write]
 
-One run of real workers; the engine is pinned to the first core, the learner to the second, scoring worker and driver to
-both. Every round has the same prompts and seeds three times, so that the responses are the same: each stage alone
-(sampling, scoring, update, broadcast), then synchronous steps (k = 0), then `--steps` with `train.max_staleness` of
-`--ahead`. The first of them fills the pipeline and the last empty it: they are not counted, nor the same steps of the
-other two. Responses end by themselves or at 512 tokens: a fresh model ends one with a chance of one in a hundred at
-each token, so that lengths have a long tail.
+One run of real workers: the engine is pinned to the first core, the learner to the second, and the scoring worker and
+the driver may use both. Each round has three parts with the same prompts and seeds, so that the responses are the same:
+
+    1. each stage alone: sampling, scoring, update, broadcast
+    2. synchronous steps, with `train.max_staleness=0`
+    3. `--steps` asynchronous steps, with a `train.max_staleness` of `--ahead`
+
+The first asynchronous step fills the pipeline and the last ones empty it, so they are not counted, and neither are the
+same steps of the other two parts. A response ends at its end token or at 512 tokens; a fresh model samples the end
+token with a probability of one in a hundred at each position, so the lengths have a long tail. The ratios are:
 
     sync / sum      a synchronous step over the sum of the stages alone
     async / slower  an asynchronous step over the slower of sampling alone and training (update and broadcast) alone
-    async / sync    both steps of the same round
+    async / sync    an asynchronous step over a synchronous step of the same round
 """
 
 from __future__ import annotations
@@ -51,7 +55,7 @@ MAX_TOKENS = 512
 
 
 def main() -> None:
-    """Measure all three in one run."""
+    """Measure the rounds in one run and show the medians of their times and ratios."""
     options = _options()
     header = report.header("benchmarks.overlap")
     os.environ.update(side_env(Path(tempfile.gettempdir())))
@@ -85,9 +89,9 @@ async def _rounds(config: Config, options: argparse.Namespace, folder: Path) -> 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.overlap", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8, help="of each stretch")
+    parser.add_argument("--steps", type=int, default=8, help="asynchronous steps per round")
     parser.add_argument("--ahead", type=int, default=2, help="train.max_staleness of the asynchronous steps")
-    parser.add_argument("--passes", type=int, default=1, help="over a step's data, to balance training with sampling")
+    parser.add_argument("--passes", type=int, default=1, help="train.updates_per_step, balances training and sampling")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/overlap.json")
     return parser.parse_args()
 
@@ -104,8 +108,10 @@ def _config(workload: Workload, options: argparse.Namespace) -> Config:
 
 
 def pin(name: str, core: int, which: int | None = None) -> None:
-    """Keep every thread of the processes of that name, and of their children, on one core; only of the process at place
-    `which` by age, if given."""
+    """Keep the processes whose name or command contains `name`, and their children, on one core with all threads.
+
+    With `which`, pin only one of these processes: the one at this index, oldest first.
+    """
     found = [
         process
         for process in psutil.process_iter(["name", "cmdline", "create_time"])
@@ -119,7 +125,7 @@ def pin(name: str, core: int, which: int | None = None) -> None:
 
 
 async def _round(run: Run, options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    last = options.steps - options.ahead - 1  # that counts
+    last = options.steps - options.ahead - 1  # the last step that is counted
     background = run.roles.cluster.calls.background
     stages = await background.supervise(_alone(run, last))
     alone = {name: statistics.mean(seconds[1:]) for name, seconds in stages.items()}
@@ -143,7 +149,7 @@ async def _alone(run: Run, num_steps: int) -> dict[str, list[float]]:
     """Return the seconds of each stage by itself, one number per step."""
     seconds: dict[str, list[float]] = {"rollout": [], "scoring": [], "update": [], "broadcast": []}
     prompts = _first_prompts(run)
-    # Synchronous, and without a reference: an experience is needed, not a measurement.
+    # Synchronous and without a reference: it only provides the experience for the stages that are measured.
     orchestrator = build_orchestrator(
         run.prepared.config, 0, run.roles.cluster, run.sampler, FrozenReference(), _first_prompts(run)
     )
@@ -159,7 +165,10 @@ async def _alone(run: Run, num_steps: int) -> dict[str, list[float]]:
 
 
 def _first_prompts(run: Run) -> PromptStream:
-    """Every stretch has the same prompts; weights that come in between keep prefixes from being found again."""
+    """Return a stream of the training prompts from the first on; each part of a round begins with the same prompts.
+
+    Their prefixes are not found in the engine's cache, because new weights arrive between the parts.
+    """
     return PromptStream(run.prepared.train_prompts, EpochOrder(len(run.prepared.train_prompts), [0], shuffle=False))
 
 
@@ -173,7 +182,7 @@ async def _score(run: Run, batch: StepBatch) -> None:
 
 
 async def _sample(run: Run, prompts: Sequence[Prompt], step: int) -> None:
-    """Sample a step's prompts, without rewards, as the same groups that the step has: seeds go by them."""
+    """Sample one step's prompts without scoring them, under the step's group ids, on which the seeds depend."""
     plan, first = sampling_plan(run.prepared.config)[0], (step - 1) * len(prompts)
     await sample(run.roles.rollout, prompts, plan, 0, first_group_id=first)
 
@@ -190,11 +199,11 @@ async def _step_s(run: Run, staleness: int, num_steps: int, folder: Path) -> tup
     config = replace(before, train=replace(before.train, max_staleness=staleness, num_steps=num_steps))
     display, log = ClockedDisplay(num_steps), MetricsWriter(folder, config.logging)
     broadcaster = build_broadcaster(config, run.roles)
-    stretch = build_run(
+    part = build_run(
         replace(run.prepared, config=config), folder, run.roles, broadcaster, RunState(0, 0), log=log, display=display
     )
     cpu = time.process_time()
-    await stretch.supervise(train(stretch))
+    await part.supervise(train(part))
     cpu_s = (time.process_time() - cpu) / num_steps
     log.close()
     return [end - start for start, end in zip(display.done_at, display.done_at[1:], strict=False)], cpu_s

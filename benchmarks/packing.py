@@ -1,11 +1,15 @@
-"""Useful tokens a second of forward and backward: packed rows over padded ones, a shared prompt over repeated ones.
+"""Useful tokens per second of forward and backward, for packed and padded rows and for shared and repeated prompts.
 
 python -m benchmarks.packing [--threads 2] [--repeats 5] [--write]
 
-Useful tokens are those that are trained: responses. `ragged`: 64 trajectories whose mean length is 0.4 of the longest,
-packed, against batches padded to the longest of them (rows in the order they come) and against padded batches of rows
-sorted by length. `shared`: 8 groups of 8 responses of 64 tokens to a prompt of 512, behind one copy, against a copy
-each. Every round measures all sides once, so that the machine's moods hit them alike; the ratio is that of medians.
+Useful tokens are the trained ones, those of the responses. Two sets of rows are measured:
+
+    ragged    64 trajectories whose mean length is 0.4 of the longest: packed, compared with batches padded to their
+              longest row, with rows in the given order and with rows sorted by length
+    grouped   8 groups of 8 responses of 64 tokens to a prompt of 512 tokens: all 8 after one copy of the prompt
+              (shared), compared with one copy of the prompt per response (repeated)
+
+Every round measures all sides once, so that other load on the machine affects them equally. Ratios are of medians.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ GOALS = {"packed / padded": 1.8, "shared / repeated": 3.0}
 
 
 def ragged_rows() -> list[TokenRow]:
-    """64 trajectories with prompts of 32 tokens; the longest has LONGEST tokens, the mean is 0.4 of that."""
+    """Return 64 trajectories with prompts of 32 tokens; the longest has LONGEST tokens, the mean is 0.4 of that."""
     generator = np.random.default_rng(0)
     lengths = np.clip(generator.gamma(1.6, 0.25 * LONGEST, size=64).astype(int), 64, LONGEST)
     lengths[0] = LONGEST
@@ -42,7 +46,7 @@ def ragged_rows() -> list[TokenRow]:
 
 
 def grouped_rows() -> list[TokenRow]:
-    """8 prompts of 512 tokens with 8 responses of 64 tokens each."""
+    """Return 8 groups of 8 trajectories: a prompt of 512 tokens per group, and responses of 64 tokens."""
     generator = np.random.default_rng(1)
     made = []
     for group in range(8):
@@ -59,7 +63,7 @@ def _row(generator: Any, prompt: int, length: int, group: int, begins: np.ndarra
 
 
 def forward_backward_s(policy: PolicyModel, rows: list[TokenRow], parts: list[list[int]], layout: str) -> float:
-    """Wall time of forward and backward over all microbatches."""
+    """Return the wall-clock seconds of forward and backward over all microbatches."""
     start = time.perf_counter()
     for part in parts:
         logprobs, _ = policy(token_batch([rows[i] for i in part], layout), 1.0)
@@ -68,7 +72,7 @@ def forward_backward_s(policy: PolicyModel, rows: list[TokenRow], parts: list[li
 
 
 def main() -> None:
-    """Measure both cases."""
+    """Measure all sides in turns and show their useful tokens per second and the ratios."""
     parser = argparse.ArgumentParser("python -m benchmarks.packing", description=__doc__)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=5)

@@ -1,4 +1,4 @@
-"""Results as a table for people and as JSON for later."""
+"""The output of a benchmark: a table in the terminal and a JSON file under benchmarks/results/."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def header(module: str, arguments: list[str] | None = None) -> dict[str, Any]:
-    """The command line and the facts about the machine; taken before measuring, when the load is still others'."""
+    """Return the command line and the facts about the machine.
+
+    Call it before measuring, while the load average shows only what other processes cause.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     return {"command": " ".join(["python", "-m", module, *given]), **facts()}
 
 
 def table(title: str, columns: list[str]) -> Table:
-    """An empty table: a name on the left, numbers right-aligned."""
+    """Return an empty table with names left-aligned in the first column and numbers right-aligned in the others."""
     made = Table(title=title)
     for index, column in enumerate(columns):
         made.add_column(column, justify="right" if index else "left")
@@ -30,18 +33,18 @@ def table(title: str, columns: list[str]) -> Table:
 
 
 def show(made: Table) -> None:
-    """Print to the terminal."""
-    # Into a file or a pipe rich would squeeze the table into 80 columns.
+    """Print a table to the terminal."""
+    # When printing to a file or a pipe, rich would squeeze the table into 80 columns.
     Console(width=None if sys.stdout.isatty() else 160).print(made)
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A cell; a dash where there is nothing."""
+    """Format a number as a table cell; None becomes a dash."""
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def write(name: str, content: dict[str, Any]) -> Path:
-    """`benchmarks/results/<name>.json`."""
+    """Write the content to `benchmarks/results/<name>.json` and return the path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The rlsys side of the end-to-end benchmark: the real loop, read back from its own metrics."""
+"""The rlsys side of the end-to-end benchmark: the real training loop, with times read from its own metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlsys.metrics.step import Metrics
 
 
 class ClockedDisplay(Display):
-    """Also notes when each step was done, files written and all; step 0 is the loop's start."""
+    """A display that records when each step was done, its files written; step 0 is the start of the loop."""
 
     def __init__(self, num_steps: int) -> None:
         super().__init__(num_steps, live=False)
@@ -32,7 +32,7 @@ def rlsys_side() -> Iterator[Callable[..., dict[str, Any]]]:
 
 
 def measure(workload: Workload, case: Case, num_steps: int, kl: float) -> dict[str, Any]:
-    """Train `num_steps` steps; returns seconds, one number a step."""
+    """Train `num_steps` steps and return the seconds of each, by stage and in total."""
     from rlsys.build.run import open_run
     from rlsys.commands.libraries import quiet_libraries
     from rlsys.preflight.prepare import prepare
@@ -56,7 +56,7 @@ def measure(workload: Workload, case: Case, num_steps: int, kl: float) -> dict[s
     steps = [row for row in map(json.loads, lines) if row["step"] > 0]
     for row in steps:
         if not case.natural and row["rollout/response_tokens/mean"] != case.tokens:
-            raise RuntimeError(f"step {row['step']}: responses were not forced to {case.tokens} tokens: {row}")
+            raise RuntimeError(f"step {row['step']}: responses must have {case.tokens} tokens; metrics: {row}")
     return {
         "response_tokens": [row["rollout/response_tokens/mean"] for row in steps],
         "stages": {stage: [row.get(f"time/{stage}_s", 0.0) for row in steps] for stage in STAGES},

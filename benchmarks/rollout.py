@@ -1,4 +1,4 @@
-"""Sampled tokens a second: the rollout pool through Ray against a bare vLLM engine, alternating in one invocation.
+"""Sampled tokens per second of the rollout pool through Ray, compared with a bare vLLM engine, in turns.
 
 python -m benchmarks.rollout [--tokens 64 256] [--repeats 5] [--warmup 2] [--write]
 """
@@ -19,8 +19,8 @@ from benchmarks.side import Side, end_on_sigterm
 from benchmarks.workload import PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, Workload, build_workload, side_env
 
 TARGETS = {"pool": "benchmarks.engine_sides:pool_side", "bare": "benchmarks.engine_sides:bare_side"}
+# An engine's processes spin for about a second after their last batch; wait until they sleep before timing the other.
 SETTLE_S = 2.0
-"""An engine's processes spin for about a second after their last batch; the other side is timed once they sleep."""
 
 
 def main() -> None:
@@ -47,14 +47,14 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.rollout", description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256], help="forced response lengths")
-    parser.add_argument("--repeats", type=int, default=5, help="measured repeats, each with prompts of its own")
-    parser.add_argument("--warmup", type=int, default=2, help="repeats before them that do not count")
+    parser.add_argument("--repeats", type=int, default=5, help="measured repeats, each with new prompts")
+    parser.add_argument("--warmup", type=int, default=2, help="repeats before the measured ones, not counted")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/rollout.json")
     return parser.parse_args()
 
 
 def _start(workload: Workload, max_tokens: int, stack: contextlib.ExitStack) -> dict[str, Side]:
-    """Both sides; the bare engine's process gets what rlsys gives its workers through Ray."""
+    """Start both sides; the bare engine's process gets the environment that rlsys gives its workers through Ray."""
     extra = {"pool": {}, "bare": engine_env(workload, max_tokens)}
     return {
         name: stack.enter_context(
@@ -71,7 +71,7 @@ def _start(workload: Workload, max_tokens: int, stack: contextlib.ExitStack) -> 
 
 
 def _alternate(sides: dict[str, Side], tokens: int, batches: range) -> dict[str, list[float]]:
-    """Seconds of each batch on each side; who goes first changes with every batch."""
+    """Return the seconds of each batch on each side; the side that goes first changes with every batch."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for batch in batches:
         order = list(sides) if batch % 2 == 0 else list(reversed(sides))
@@ -84,14 +84,14 @@ def _alternate(sides: dict[str, Side], tokens: int, batches: range) -> dict[str,
 
 
 def _summary(seconds: dict[str, list[float]], tokens: int, warmup: int) -> dict[str, Any]:
-    """Raw seconds, median tokens a second, and the ratio."""
+    """Return raw seconds, median tokens per second, and the ratio of the two sides."""
     sampled = PROMPTS_PER_STEP * SAMPLES_PER_PROMPT * tokens
     speeds = {name: sampled / statistics.median(values[warmup:]) for name, values in seconds.items()}
     return {"seconds": seconds, "median_tokens_per_s": speeds, "pool_over_bare": speeds["pool"] / speeds["bare"]}
 
 
 def _show(runs: dict[str, dict[str, Any]]) -> None:
-    made = report.table("sampled tokens a second (median)", ["new tokens", *TARGETS, "pool / bare"])
+    made = report.table("sampled tokens per second (median)", ["new tokens", *TARGETS, "pool / bare"])
     for tokens, run in runs.items():
         speeds = [report.number(run["median_tokens_per_s"][name], 0) for name in TARGETS]
         made.add_row(tokens, *speeds, report.number(run["pool_over_bare"]))

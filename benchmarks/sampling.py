@@ -1,4 +1,4 @@
-"""Prompts through one engine of a pool, and nothing else."""
+"""Sampling on one engine of a pool, without scoring or scheduling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlsys.types import Prompt, Sampling
 async def sample(
     pool: RolloutPool, prompts: Sequence[Prompt], sampling: Sampling, policy_version: int, first_group_id: int = 0
 ) -> list[list[int]]:
-    """Sample every prompt on the first engine; returns the responses' lengths, one list per prompt."""
+    """Sample every prompt on the first engine and return the responses' lengths, one list per prompt."""
 
     async def one(stream: int, prompt: Prompt) -> list[int]:
         lengths: list[int] = []

@@ -1,10 +1,10 @@
-"""Trajectories per second through the driver: admission, routing, groups, scoring queue; without Ray and engines.
+"""Trajectories per second that the driver handles (admission, routing, groups, scoring queue), without Ray or engines.
 
 python -m benchmarks.scheduler [--sizes 1000 10000 100000] [--repeats 5] [--write]
 
-Everything is the driver's real code; the workers behind it are made up, take no time, and answer polls with a few
-trajectories each, in random order. Steps are trained as soon as they are ready. The last row is a cluster nobody here
-has: 1,000 engines, 100,000 trajectories per step. Figures are medians.
+The driver's code is real. The workers are fake: they take no time and answer each poll with a few trajectories in
+random order. Steps are trained as soon as they are ready. The last row is a cluster far larger than ours: 1,000 engines
+and 100,000 trajectories per step. The numbers are medians.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ GOAL_PER_S = 20_000
 
 @dataclass(frozen=True)
 class Load:
-    """Sizes of a run."""
+    """The sizes of a simulated run."""
 
     num_engines: int = 4
     prompts_per_step: int = 64
     samples_per_prompt: int = 8
     max_staleness: int = 1
-    engine_cap: int = 256  # trajectories at once: the engines hold all that is admitted
-    poll_size: int = 16  # trajectories that an engine hands over at once
+    engine_cap: int = 256  # trajectories that one engine runs at once, enough for all that are admitted
+    poll_size: int = 16  # most trajectories in one answer of an engine
     reject_rate: float = 0.1
 
 
@@ -63,8 +63,8 @@ LARGE = Load(num_engines=1_000, prompts_per_step=12_500, engine_cap=256, poll_si
 LARGE_SIZE = 300_000
 
 
-class MadeUpWorker:
-    """The handle of a rollout worker: its methods have `remote` and `options`, its answers are futures."""
+class FakeWorker:
+    """A stand-in for a rollout worker's Ray handle: it has `remote` and `options` and returns futures."""
 
     def __init__(self, load: Load, draw: random.Random) -> None:
         self._load = load
@@ -72,11 +72,11 @@ class MadeUpWorker:
         self._running: list[tuple[int, int]] = []
         self.submit = self.finished = self.cancel = self
 
-    def options(self, **_: Any) -> MadeUpWorker:
+    def options(self, **_: Any) -> FakeWorker:
         return self
 
     def remote(self, first: Any, _: Any) -> Any:
-        """Submit requests, or answer a poll."""
+        """Submit requests when given a list of them, else return finished trajectories."""
         if not isinstance(first, list):
             return _later(self._take()), "chunk"
         requests: list[GroupRequest] = first
@@ -98,7 +98,7 @@ def _later(value: Any) -> asyncio.Future[Any]:
 
 
 def main() -> None:
-    """Measure each size and show whether the rate stays flat."""
+    """Measure each size and show the rates, which should not fall as runs get larger."""
     options = _options()
     collect_rarely()  # as the driver does once its workers have started
     header = report.header("benchmarks.scheduler")
@@ -128,14 +128,14 @@ def _options() -> argparse.Namespace:
 
 
 def seconds_to_train(load: Load, num_trajectories: int, seed: int) -> float:
-    """Return wall-clock seconds until so many trajectories are trained, the made-up workers' own work among them."""
+    """Return the wall-clock seconds until `num_trajectories` are trained, the fake workers' own work included."""
     return asyncio.run(_train(load, num_trajectories, random.Random(seed)))
 
 
 async def _train(load: Load, num_trajectories: int, draw: random.Random) -> float:
     calls = Calls()
     engines = [
-        EngineClient(f"rollout/{number}", MadeUpWorker(load, draw), calls, linger_s=0.0)
+        EngineClient(f"rollout/{number}", FakeWorker(load, draw), calls, linger_s=0.0)
         for number in range(load.num_engines)
     ]
     good, bad = (Reward(value, {"r": RewardPart(value, "ok")}, "ok") for value in (1.0, 0.0))

@@ -1,7 +1,7 @@
-"""One side of a benchmark in a fresh process, so that threads, memory and libraries of the other cannot interfere.
+"""One side of a benchmark in a process of its own, unaffected by the other side's threads, memory and libraries.
 
-`python -m benchmarks.side FD module:function` is that process. The function is a context manager that sets the side up
-and gives what measures it; every request over the pipe is one call of that.
+`python -m benchmarks.side FD module:function` is that process, with the pipe's file descriptor as FD. The function is a
+context manager that sets the side up and provides a callable that measures it; every request over the pipe is one call.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def end_on_sigterm() -> None:
 
 
 class SideError(RuntimeError):
-    """A side failed; the message has its traceback and the end of its output."""
+    """Failure of a side; the message contains its traceback and the end of its output."""
 
 
 class Side:
-    """Use as a context; calling it measures once. What the side prints goes to `log`."""
+    """A side's process, started on entering the context; each call measures once. Its output goes to `log`."""
 
     def __init__(self, target: str, *, log: Path, env: Mapping[str, str], **arguments: Any) -> None:
         self._target = target
@@ -51,7 +51,7 @@ class Side:
                 stderr=subprocess.STDOUT,
                 env=dict(self._env),
                 pass_fds=(theirs.fileno(),),
-                # A group of its own: everything the side starts can be ended with it.
+                # A process group of its own, so that everything the side starts can be ended with it.
                 start_new_session=True,
             )
         try:
@@ -62,12 +62,16 @@ class Side:
         return self
 
     def __call__(self, **arguments: Any) -> Any:
-        """One measurement; returns what the side's function returns. Raises SideError when the side fails."""
+        """Measure once and return what the side's function returns.
+
+        Raises:
+            SideError: the side failed or its process ended.
+        """
         try:
             self._pipe.send(arguments)
             failed, answer = self._pipe.recv()
         except (EOFError, OSError) as error:
-            failed, answer = True, f"the process ended: {error!r}"
+            failed, answer = True, f"its process ended before it answered: {error!r}"
         if failed:
             lines = self._log.read_text(errors="replace").splitlines()[-LOG_LINES:]
             raise SideError(f"{self._target} failed\n{answer}\nEnd of its output:\n" + "\n".join(lines))
@@ -77,7 +81,11 @@ class Side:
         self._end(politely=error is None)
 
     def _end(self, *, politely: bool) -> None:
-        """A closed pipe tells the side to shut down; in the middle of a measurement only a signal reaches it."""
+        """Shut the side down: close its pipe, wait at most STOP_S seconds, then kill its process group.
+
+        An idle side ends when its pipe closes. In the middle of a measurement it notices only a signal, so it is sent
+        SIGTERM too unless `politely`.
+        """
         self._pipe.close()
         if not politely:
             self._process.terminate()
@@ -89,7 +97,7 @@ class Side:
 
 
 def main() -> None:
-    """The side's process: the first message sets up, every further one measures."""
+    """Run a side's process: the first message sets the side up, every further one measures."""
     descriptor, target = int(sys.argv[1]), sys.argv[2]
     os.set_inheritable(descriptor, False)
     end_on_sigterm()
@@ -100,14 +108,14 @@ def main() -> None:
         with setup(**pipe.recv()) as measure, contextlib.suppress(EOFError):
             _serve(pipe, measure)
     except BaseException:
-        # The pipe alone carries the traceback: the log's end is left for what the libraries said before it.
+        # Send the traceback only through the pipe, so that the log ends with the output of the libraries before it.
         with contextlib.suppress(OSError):
             pipe.send((True, traceback.format_exc()))
         sys.exit(1)
 
 
 def _serve(pipe: Connection, measure: Callable[..., Any]) -> None:
-    """Answer requests until the pipe closes, which is an EOFError."""
+    """Answer requests until the pipe closes, which raises EOFError."""
     pipe.send((False, None))
     while True:
         pipe.send((False, measure(**pipe.recv())))

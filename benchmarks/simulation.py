@@ -1,9 +1,10 @@
-"""`rlsys simulate` against real runs: the step time it foretells from one run, and what a run of that shape takes.
+"""The error of the step times that `rlsys simulate` predicts, compared with real runs of the same shape.
 
 python -m benchmarks.simulation [--steps 12] [--write]
 
-Three runs of the same work, an engine a core and the learner on the second core: one rollout worker, two, and one that
-samples a step ahead. Every run's costs foretell every run's step time; those of the first two steps are left out.
+Three runs do the same work, with each engine on a core of its own and the learner on the second core: one rollout
+worker, two, and one that samples a step ahead. The costs read from each run predict the step time of every run. The
+first two steps are left out.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from rlsys.train import train
 
 GOAL = 0.15
 MAX_TOKENS = 256
-SKIP = 2
+SKIP = 2  # first steps that are left out
+# Number of rollout workers and max_staleness of each run.
 SHAPES = {"1 worker": (1, 0), "2 workers": (2, 0), "1 worker, 1 step ahead": (1, 1)}
-"""Rollout workers and max_staleness."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One real run."""
+    """One real run: its config, its costs for the simulation and its mean seconds per step."""
 
     config: Config
     costs: Costs
@@ -46,7 +47,7 @@ class Measured:
 
 
 def main() -> None:
-    """Run every shape, and foretell every shape from every run."""
+    """Run every shape, predict every shape's step time from every run, and show the errors."""
     parser = argparse.ArgumentParser("python -m benchmarks.simulation", description=__doc__)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/simulation.json")
@@ -59,16 +60,16 @@ def main() -> None:
             name: _run(workload, Path(folder) / f"run-{number}", *shape, options.steps)
             for number, (name, shape) in enumerate(SHAPES.items())
         }
-    shown = report.table("seconds a step", ["foretold from the run of", "for", "foretold", "measured", "error"])
+    shown = report.table("seconds per step", ["predicted from the run of", "for", "predicted", "measured", "error"])
     rows = []
     largest = 0.0
     for source, run in runs.items():
         for target, (workers, staleness) in SHAPES.items():
-            foretold = Simulation(run.costs, shape_of(run.config, workers, 1, staleness))().step_s
-            error = foretold / runs[target].step_s - 1
+            predicted = Simulation(run.costs, shape_of(run.config, workers, 1, staleness))().step_s
+            error = predicted / runs[target].step_s - 1
             largest = max(largest, abs(error))
-            rows.append({"from": source, "for": target, "foretold_s": foretold, "error": error})
-            cells = [report.number(foretold, 3), report.number(runs[target].step_s, 3), f"{error:+.1%}"]
+            rows.append({"from": source, "for": target, "foretold_s": predicted, "error": error})
+            cells = [report.number(predicted, 3), report.number(runs[target].step_s, 3), f"{error:+.1%}"]
             shown.add_row(source, target, *cells)
     report.show(shown)
     print(f"largest error {largest:.1%} (goal {GOAL:.0%})")

@@ -1,9 +1,9 @@
-"""What sampling ahead costs in learning: steps until the quickstart's bar under `train.max_staleness` of 0, 1 and 4.
+"""Training steps until the quickstart reaches an accuracy of 0.80, with a `train.max_staleness` of 0, 1 and 4.
 
 python -m benchmarks.staleness [hydra overrides] [--seeds 0 1 2] [--ahead 0 1 4] [--write]
 
-The quickstart with an evaluation every ten steps; a run ends at the first that has 0.80 of the held-out sums right.
-Steps are counted and not seconds.
+It shows whether data from older policies slows learning, so steps are counted and not seconds. Runs the quickstart with
+an evaluation every ten steps; a run ends at the first evaluation with 0.80 of the held-out sums right.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any
 
 from benchmarks import report
 
-BAR = 0.80
-GOAL = 1.25
-EVERY = 10
+BAR = 0.80  # accuracy at which a run ends
+GOAL = 1.25  # most steps over the synchronous run's
+EVERY = 10  # steps from one evaluation to the next
 POLL_S = 1.0
 STOP_S = 60.0
 
 
 def main() -> None:
-    """Run every seed with every bound, and compare with the synchronous run of the same seed."""
+    """Run every seed with every staleness bound and compare it with the synchronous run of the same seed."""
     parser = argparse.ArgumentParser("python -m benchmarks.staleness", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ahead", type=int, nargs="+", default=[0, 1, 4])
@@ -42,7 +42,7 @@ def main() -> None:
         print(f"seed {seed}, {ahead} ahead: {found[seed, ahead]['steps']} steps", flush=True)
     shown = report.table(
         f"steps to {BAR:.0%}",
-        ["seed", "max_staleness", "steps", f"over k = 0 (goal {GOAL})", "staleness, mean and max"],
+        ["seed", "max_staleness", "steps", f"over max_staleness 0 (goal {GOAL})", "staleness, mean and max"],
     )
     runs = []
     for (seed, ahead), result in found.items():
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def run(seed: int, ahead: int, overrides: list[str]) -> dict[str, Any]:
-    """Steps until the bar (None if it was not reached), the evaluations until then, and how stale the data was."""
+    """Return the steps until BAR (None if it was not reached), the evaluations until then, and the data's staleness."""
     with tempfile.TemporaryDirectory(prefix="rlsys-staleness-") as folder:
         run_dir = Path(folder) / "run"
         settings = [f"seed={seed}", f"train.max_staleness={ahead}", f"eval.every={EVERY}", f"run_dir={run_dir}"]
@@ -70,7 +70,9 @@ def run(seed: int, ahead: int, overrides: list[str]) -> dict[str, Any]:
                 process.wait(STOP_S)
         rows = _rows(run_dir)
         if _reached(rows) is None and process.returncode:
-            raise RuntimeError(f"seed {seed}, k = {ahead} failed:\n{(Path(folder) / 'log').read_text()[-3000:]}")
+            output = (Path(folder) / "log").read_text()[-3000:]
+            what = f"seed={seed} train.max_staleness={ahead}"
+            raise RuntimeError(f"the run with {what} failed with exit code {process.returncode}:\n{output}")
     steps = [row for row in rows if row["step"] > 0]
     return {
         "steps": _reached(rows),

@@ -25,7 +25,7 @@ from rlsys.rewards.target_length import target_length
 
 
 class StepClock(TrainerCallback):
-    """Seconds of each step, generation included, and from the end of one step to the end of the next."""
+    """A clock of each step, generation included, and of the time from the end of one step to the end of the next."""
 
     def __init__(self) -> None:
         self.step: list[float] = []
@@ -45,7 +45,7 @@ class StepClock(TrainerCallback):
 
 
 class TimedTrainer(GRPOTrainer):
-    """GRPOTrainer that notes how long generating and rewarding took."""
+    """A GRPOTrainer that records the seconds of generation and of rewards."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -70,10 +70,10 @@ def trl_side() -> Iterator[Callable[..., dict[str, Any]]]:
 
 
 def measure(workload: Workload, case: Case, num_steps: int, kl: float) -> dict[str, Any]:
-    """Train `num_steps` steps; returns seconds, one number a step."""
+    """Train `num_steps` steps and return the seconds of each, by stage and in total."""
     cores = len(os.sched_getaffinity(0))
     if torch.get_num_threads() != cores:
-        raise RuntimeError(f"torch runs {torch.get_num_threads()} threads on {cores} cores")
+        raise RuntimeError(f"torch runs {torch.get_num_threads()} threads on {cores} cores; it must use one per core")
     clock = StepClock()
     trainer = TimedTrainer(
         model=str(workload.model),
@@ -83,13 +83,15 @@ def measure(workload: Workload, case: Case, num_steps: int, kl: float) -> dict[s
         callbacks=[clock],
     )
     if next(trainer.model.parameters()).dtype != torch.float32:
-        raise RuntimeError(f"the model runs in {next(trainer.model.parameters()).dtype}")
+        found = next(trainer.model.parameters()).dtype
+        raise RuntimeError(f"the model runs in {found}; the comparison needs torch.float32")
     trainer.train()
 
     logged = [row for row in trainer.state.log_history if "completions/min_length" in row]
     bounds = [(row["completions/min_length"], row["completions/max_length"]) for row in logged]
     if len(bounds) != num_steps or (not case.natural and set(bounds) != {(case.tokens, case.tokens)}):
-        raise RuntimeError(f"completions were not forced to {case.tokens} tokens in {num_steps} steps: {bounds}")
+        wanted = f"{num_steps} steps" + ("" if case.natural else f" with every completion of {case.tokens} tokens")
+        raise RuntimeError(f"expected {wanted}; shortest and longest completion of each step: {bounds}")
     timed = trainer.seconds
     rest = [
         step - rollout - reward
@@ -97,14 +99,14 @@ def measure(workload: Workload, case: Case, num_steps: int, kl: float) -> dict[s
     ]
     return {
         "response_tokens": [row["completions/mean_length"] for row in logged],
-        "stages": {**timed, "update": rest},  # with a reference model its forward pass is in here too
+        "stages": {**timed, "update": rest},  # includes the forward of the reference model, if there is one
         "step": clock.step,
         "step_to_step": clock.step_to_step,
     }
 
 
 def _config(workload: Workload, case: Case, num_steps: int, kl: float) -> GRPOConfig:
-    """One optimizer step for each generation; everything that TRL and rlsys both have is set alike."""
+    """Return a config of one optimizer step per generation; every option that TRL shares with rlsys is set alike."""
     return GRPOConfig(
         output_dir=str(workload.folder / "trl"),
         model_init_kwargs={"dtype": "float32"},
@@ -116,7 +118,7 @@ def _config(workload: Workload, case: Case, num_steps: int, kl: float) -> GRPOCo
         num_generations=SAMPLES_PER_PROMPT,
         max_steps=num_steps,
         max_completion_length=case.tokens,
-        # The end token cannot be drawn before this many tokens, so every completion runs to its limit.
+        # The end token cannot be sampled before this many tokens, so every completion has the full length.
         generation_kwargs={} if case.natural else {"min_new_tokens": case.tokens},
         temperature=1.0,
         shuffle_dataset=False,
@@ -125,10 +127,10 @@ def _config(workload: Workload, case: Case, num_steps: int, kl: float) -> GRPOCo
         weight_decay=0.0,
         max_grad_norm=1.0,
         beta=kl,
-        loss_type="dapo",  # the mean over all tokens, as rlsys' token_mean
+        loss_type="dapo",  # the mean over all tokens, like rlsys' token_mean
         seed=0,
         report_to=[],
         save_strategy="no",
-        logging_steps=1,  # the lengths of every step are checked
+        logging_steps=1,  # `measure` checks the lengths of every step
         disable_tqdm=True,
     )

@@ -1,4 +1,4 @@
-"""What both sides of a benchmark work on: one tiny model, one prompt file, one set of options."""
+"""The work that both sides of a benchmark do: one tiny model, one file of prompts, one set of options."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from rlsys.config.schema import Config, ModelBuild
 PROMPTS_PER_STEP = 16
 SAMPLES_PER_PROMPT = 8
 PROMPT_TOKENS = 32
-LEARNING_RATE = 0.0
-"""What is learned would make the two sides' responses differ."""
+LEARNING_RATE = 0.0  # with learning, the two sides' responses would come to differ
 KL_COEF = 0.001
 MODEL = ModelBuild(hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, intermediate_size=768, max_context=1024)
 
-# Variables of the caller's shell that would change the threads of one side more than the other's, or name a cluster.
+# Variables of the caller's shell that would affect the threads of the two sides differently, or name a Ray cluster.
 DISTURBING = (
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
@@ -38,11 +37,11 @@ DISTURBING = (
 
 @dataclass(frozen=True)
 class Case:
-    """Lengths of a step's prompts and responses."""
+    """The lengths of a step's prompts and responses."""
 
-    tokens: int  # of every response; of the longest, when they end by themselves
+    tokens: int  # length of every response; with `natural`, of the longest
     prompt_tokens: int = PROMPT_TOKENS
-    natural: bool = False
+    natural: bool = False  # responses end at their end token
 
 
 CASES = {
@@ -55,7 +54,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Workload:
-    """A folder with a model and a file of prompts of `prompt_tokens` tokens each."""
+    """A folder that contains a model and a file of prompts of `prompt_tokens` tokens each."""
 
     folder: Path
     num_parameters: int
@@ -70,7 +69,7 @@ class Workload:
         return self.folder / "prompts.jsonl"
 
     def describe(self) -> dict[str, Any]:
-        """For the results: what was run, without where it lay."""
+        """Return the workload's description for the results, without the folder's path."""
         return {
             "model": asdict(MODEL),
             "num_parameters": self.num_parameters,
@@ -83,9 +82,9 @@ class Workload:
 
 
 def build_workload(folder: Path, num_batches: int, prompt_tokens: int = PROMPT_TOKENS) -> Workload:
-    """Write model, tokenizer and prompts into `folder`; no prompt comes twice, so no prefix is ever cached.
+    """Write model, tokenizer and prompts into `folder`; no prompt occurs twice, so no prefix is ever cached.
 
-    In a process of its own: the one that starts the sides stays small and idle.
+    This happens in a process of its own, so that the process that starts the sides stays small and idle.
     """
     folder.mkdir(exist_ok=True)
     with Side("benchmarks.workload:builder", log=folder / "build.log", env=side_env(folder)) as build:
@@ -94,7 +93,7 @@ def build_workload(folder: Path, num_batches: int, prompt_tokens: int = PROMPT_T
 
 @contextlib.contextmanager
 def builder() -> Iterator[Callable[..., Workload]]:
-    """The building process."""
+    """Provide the function that writes the workload."""
     yield _build
 
 
@@ -109,21 +108,23 @@ def _build(folder: Path, num_batches: int, prompt_tokens: int) -> Workload:
     rows = [{"prompt": _prompt(index, prompt_tokens), "answer": str(index)} for index in range(count)]
     lengths = {len(tokenizer(row["prompt"])["input_ids"]) for row in rows}
     if lengths != {prompt_tokens}:
-        raise RuntimeError(f"prompts have {sorted(lengths)} tokens, {prompt_tokens} were wanted")
+        raise RuntimeError(f"every prompt must have {prompt_tokens} tokens; the lengths found are {sorted(lengths)}")
     workload.prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return workload
 
 
 def read_prompts(workload: Workload) -> list[dict[str, str]]:
-    """The rows of the prompt file."""
+    """Return the rows of the prompt file."""
     return [json.loads(line) for line in workload.prompts.read_text(encoding="utf-8").splitlines()]
 
 
 def rlsys_config(workload: Workload, tokens: int, *, num_steps: int = 1, kl: float = 0.0) -> Config:
-    """The run that both benchmarks measure, composed as the command line composes it.
+    """Return the config of a run with this workload, composed as the command line composes it.
 
     Args:
+        workload: the model and the prompts.
         tokens: forced length of every response.
+        num_steps: number of training steps.
         kl: coefficient of the KL penalty; above 0 a reference worker is started.
     """
     from rlsys.config.compose import load_config
@@ -143,18 +144,18 @@ def rlsys_config(workload: Workload, tokens: int, *, num_steps: int = 1, kl: flo
             "learner.dtype=float32",
             f"learner.lr={LEARNING_RATE}",
             f"algorithm.kl.coef={kl}",
-            "algorithm.aggregation.name=token_mean",  # as the other side is told
+            "algorithm.aggregation.name=token_mean",  # like TRL's loss_type="dapo"
         ]
     )
 
 
 def side_env(folder: Path) -> dict[str, str]:
-    """The environment every side starts from: every core, no network, no cache outside `folder`."""
+    """Return the environment that every side starts with: all cores, no network, no cache outside `folder`."""
     env = {key: value for key, value in os.environ.items() if key not in DISTURBING}
     return env | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
 
 
 def _prompt(index: int, size: int) -> str:
-    """Deterministic text that starts with its own number; the tokenizer makes one token of a character."""
+    """Return a deterministic text that starts with its index; the tokenizer makes one token per character."""
     letters = random.Random(index).choices(string.ascii_lowercase + " ", k=size)
     return f"{index:05d} {''.join(letters)}"[:size]
