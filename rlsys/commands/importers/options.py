@@ -103,6 +103,11 @@ def mapped(key: str, default: Any, values: Mapping[Any, Any], otherwise: Any = A
     return computed(key, default, by_map(values, otherwise), **columns)
 
 
+def switched(key: str, default: Any, on: Any, off: Any = ABSENT, **columns: Any) -> Option:
+    """Return a row of a switch: `key` is `on` or `off` (ABSENT: not written)."""
+    return computed(key, default, lambda _, value: on if value else off, **columns)
+
+
 def computed(key: str, default: Any, compute: Compute, **columns: Any) -> Option:
     """Return a row whose key depends on several options."""
     return option(default, {key: compute}, **columns)

@@ -28,6 +28,7 @@ from rlsys.commands.importers.options import (
     option,
     plain,
     same,
+    switched,
     unless,
     unless_set,
     unsupported,
@@ -100,8 +101,8 @@ ALGORITHM = {
     ),
     "lam": converted("algorithm.advantage.lam", 1.0, float, when=only_if(ESTIMATOR, "gae", reason="only gae has it")),
     "adv_estimator": mapped("algorithm.advantage", "grpo", rules.ESTIMATORS, rules.OTHER_ESTIMATOR),
-    "disable_kl": converted("algorithm.kl.coef", False, lambda is_off: 0.0 if is_off else ABSENT),
-    "use_kl_loss": mapped("algorithm.kl.apply_to", False, {True: "loss"}, "reward", when=HAS_KL),
+    "disable_kl": switched("algorithm.kl.coef", False, 0.0),
+    "use_kl_loss": switched("algorithm.kl.apply_to", False, "loss", "reward", when=HAS_KL),
     "kl_penalty": mapped(
         "algorithm.kl.name",
         "kl",
@@ -116,16 +117,14 @@ ALGORITHM = {
     "kl_type": by_rule("algorithm.kl.target", default="fixed", when=HAS_KL),
     "kl_horizon": converted("algorithm.kl.horizon", 1e4, int, when=ADAPTS),
     "kl_target": converted("algorithm.kl.target", 0.1, float, when=ADAPTS),
-    "online_filtering": mapped(
+    "online_filtering": switched(
         "algorithm.groups.zero_variance",
         False,
-        {
-            True: Noted(
-                "resample",
-                "there a group's mean must lie within filter_low and filter_high; here its rewards must not all be "
-                "equal, the same for rewards of 0 and 1",
-            )
-        },
+        Noted(
+            "resample",
+            "there a group's mean must lie within filter_low and filter_high; here its rewards must not all be equal, "
+            "the same for rewards of 0 and 1",
+        ),
         neutral=(False,),
         when=replace(FILTERED, reason=shared.EQUAL_REWARDS, is_loss=True),
     ),

@@ -24,6 +24,7 @@ from rlsys.commands.importers.options import (
     option,
     plain,
     same,
+    switched,
     unless,
     unless_set,
     unsupported,
@@ -130,10 +131,10 @@ ALGORITHM = {
     "algo.kl.target": converted("algorithm.kl.target", None, float, when=HAS_KL),
     "algo.kl.horizon": converted("algorithm.kl.horizon", 10000, int, when=(
         HAS_KL, needs("algo.kl.target", "algo.kl.target is not set"))),
-    "algo.dynamic_filtering_enable": mapped(
-        "algorithm.groups.zero_variance", False, {True: Noted("resample",
+    "algo.dynamic_filtering_enable": switched(
+        "algorithm.groups.zero_variance", False, Noted("resample",
         "there a group's mean must lie within the range; here its rewards must not all be equal, the same for rewards "
-        "of 0 and 1")}, neutral=(False,), when=replace(FILTERED, reason=shared.EQUAL_REWARDS, is_loss=True)),
+        "of 0 and 1"), neutral=(False,), when=replace(FILTERED, reason=shared.EQUAL_REWARDS, is_loss=True)),
     "algo.dynamic_filtering_range": by_rule(default=[0, 1], also=("algorithm.groups.zero_variance",), when=needs(
         FILTERING, "dynamic filtering is off")),
     "actor.policy_loss_type": option("ppo", {
@@ -192,10 +193,10 @@ ACTOR = {
     "ds.lora.alpha": converted("learner.lora.alpha", 16, float, when=HAS_LORA),
     "ds.lora.dropout": converted("learner.lora.dropout", 0, float, when=HAS_LORA),
     "ds.lora.target_modules": same("learner.lora.target_modules", "all-linear", when=HAS_LORA),
-    "ds.load_in_4bit": mapped(
+    "ds.load_in_4bit": switched(
         "learner.lora.quantize_base",
         False,
-        {True: "nf4"},
+        "nf4",
         neutral=(False,),
         when=Condition(
             ("ds.lora.rank",), bool, "a quantized policy is trained by adapters: set ds.lora.rank", is_loss=True

@@ -20,7 +20,6 @@ from rlsys.commands.importers.dialects.trl_training import (
 )
 from rlsys.commands.importers.options import (
     ByVersion,
-    Condition,
     Dialect,
     Option,
     UnsupportedError,
@@ -166,7 +165,9 @@ DATA = {
     "dataset_config": by_rule(default=None, also=("data.train", "data.eval"), when=ONE_DATASET),
     "dataset_train_split": by_rule(default="train", also=("data.train",), when=ONE_DATASET),
     "dataset_test_split": by_rule(
-        default="test", also=("data.eval",), when=(unless("eval_strategy", "no", reason="eval_strategy is 'no'"),)
+        default="test",
+        also=("data.eval",),
+        when=(ONE_DATASET, unless("eval_strategy", "no", reason="eval_strategy is 'no'")),
     ),
     "datasets": option(
         NONE_STATED, {"data.train": rules.MIXTURE.sources, "data.eval": plain(lambda _: None)}, keys=("data.train",)
@@ -180,11 +181,7 @@ DATA = {
     "reward_weights": by_rule("rewards", default=None),
     "reward_model_name_or_path": by_rule("rewards", default=None),
 }
-EVALUATED = Condition(
-    ("eval_strategy", "datasets"),
-    lambda strategy, datasets: strategy != "no" and not datasets,
-    "there is no evaluation during training",
-)
+EVALUATED = unless("eval_strategy", "no", reason="there is no evaluation during training")
 RUN = {
     "eval_strategy": computed("eval.every", "no", rules.eval_strategy, also=("data.eval",)),
     "eval_steps": computed(
@@ -350,6 +347,7 @@ ALWAYS: dict[str, Any] = {
 DIALECT = Dialect(
     name="trl",
     options=OPTIONS,
+    prepare=(rules.settle,),
     rules=(shared.fit_microbatch, rewards),
     versions=VERSIONS,
     default_version="1.16",

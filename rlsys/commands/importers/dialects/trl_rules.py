@@ -33,6 +33,14 @@ MODES: dict[str, dict[str, Any]] = {
 MIXTURE = shared.Entries("datasets", options=("data_dir", "data_files"))
 
 
+def settle(recipe: Recipe) -> None:
+    """Turn evaluation off where it would need the held-out part of a mixture."""
+    if recipe.value("datasets") and recipe.value("eval_strategy") != "no":
+        reason = "a mixture's held-out part is not split off here: set data.eval and eval.every"
+        recipe.mark_unsupported("eval_strategy", reason)
+        recipe.settled["eval_strategy"] = "no"
+
+
 def prompts_per_step(recipe: Recipe, per_device: Any) -> int:
     """Write the batch in prompts. Raises ConfigError where TRL does, and where an update would mix two generations."""
     processes = int(recipe.size.num_processes or recipe.value("num_processes") or 1)
@@ -203,8 +211,6 @@ def eval_strategy(recipe: Recipe, strategy: Any) -> Any:
     """Return the steps between two evaluations where the strategy alone decides them."""
     if strategy == "no":
         return 0
-    if recipe.value("datasets"):
-        raise UnsupportedError("a mixture's held-out part is not split off here: set data.eval and eval.every", 0)
     # TRL's evaluation samples, that of rlsys is greedy, and samples beside that when asked to.
     recipe.note("eval_strategy", "evaluation is greedy here, also before and after training; eval.num_samples samples")
     return shared.steps_per_epoch(recipe) if strategy == "epoch" else ABSENT
