@@ -65,13 +65,13 @@ def run(program: Program, limits: Limits) -> Result:
         stack.callback(_end, process)
         result = _watched(process, limits)
         first = _first_process(os.pread(status_fd, 4096, 0))
-        if first is None:
-            return Result("refused", None, result.stdout, result.stderr, result.seconds)
         # Wait for what is left of its process group, and for the namespace's first process, which outlives bubblewrap.
         # They are children of this process only if it called `adopt_orphans`.
-        for left in (-process.pid, first):
+        for left in [-process.pid, *([] if first is None else [first])]:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(left, 0)
+        if first is None:
+            return Result("refused", None, result.stdout, result.stderr, result.seconds)
         return result
 
 

@@ -33,7 +33,7 @@ METRIC_KEYS = {
     "eval/accuracy",
     "time/step_s",
     "time/rollout_s",
-    "time/reward_s",
+    "time/scoring_s",
     "time/reference_s",
     "time/update_s",
     "time/broadcast_s",

@@ -23,11 +23,11 @@ def test_stages_and_the_whole_step_by_hand() -> None:
     clock = StageClock()  # reads 0
     with clock.stage("rollout"):  # 1 to 3
         pass
-    with clock.stage("reward"):  # 6 to 10
+    with clock.stage("scoring"):  # 6 to 10
         pass
     with clock.stage("rollout"):  # 15 to 21: added to the first
         pass
-    assert clock.metrics() == {"time/rollout_s": 8.0, "time/reward_s": 4.0, "time/step_s": 28.0}
+    assert clock.metrics() == {"time/rollout_s": 8.0, "time/scoring_s": 4.0, "time/step_s": 28.0}
 
 
 def test_rollout_metrics_by_hand() -> None:
