@@ -44,10 +44,10 @@ def choose(source: RecipeFile, dialect: str | None, version: str | None) -> Choi
         raise ConfigError(f"--dialect {dialect}: {nearest(dialect, DIALECTS)} (known: {', '.join(DIALECTS)})")
     found, because = _guess(source) if dialect is None else (DIALECTS[dialect], "as asked for")
     if version is None:
-        read_at, origin = found.default_version, "its default here"
+        read_at, origin = found.default_version, "the default"
     else:
         read_at = _newest_up_to(version, found)
-        origin = "as asked for" if version == read_at else f"the newest known up to it, asked for as {version}"
+        origin = "as asked for" if version == read_at else f"the newest known up to {version}"
     return Choice(found, read_at, f"{because}; defaults of {found.versions_of} {read_at}, {origin}")
 
 
@@ -77,7 +77,7 @@ def _guess(source: RecipeFile) -> tuple[Dialect, str]:
     best = max(weight, key=lambda name: weight[name])
     if not weight[best]:
         raise ConfigError(
-            f"{source.files[0]}: cannot tell whose recipe this is from its options; say so with --dialect "
+            f"{source.files[0]}: its options do not show which project the recipe is for: give --dialect "
             f"{'|'.join(DIALECTS)}"
         )
     return DIALECTS[best], f"guessed: it sets {', '.join(evidence[best][:3])}"

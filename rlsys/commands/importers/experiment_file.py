@@ -42,4 +42,4 @@ def check(text: str) -> None:
         try:
             check_config(load_config([f"experiment={path}"]))
         except ConfigError as error:
-            raise ConfigError(f"the recipe as imported could not run, and nothing was written: {error}") from error
+            raise ConfigError(f"the imported recipe cannot run, and nothing was written: {error}") from error

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dialect", help=f"{'|'.join(DIALECTS)}; guessed from the options when not given")
     parser.add_argument("--version", help=f"release whose defaults unset options have. {VERSIONS}")
     parser.add_argument(
-        "--num-processes", type=at_least(1), help="processes of their trainer (default: as in the file, or 1)"
+        "--num-processes", type=at_least(1), help="processes of the recipe's trainer (default: as in the file, or 1)"
     )
     parser.add_argument("--num-rows", type=at_least(1), help="rows of the training data: turns epochs into steps")
     parser.add_argument(

@@ -155,7 +155,7 @@ def unless(name: str, *values: Any, reason: str = "", is_loss: bool = False) -> 
 
 def unless_set(name: str, reason: str | None = None) -> Condition:
     """Return the condition that another option, which would replace this one, has no value."""
-    return only_if(name, None, reason=reason or f"{name} decides")
+    return only_if(name, None, reason=reason or f"{name} replaces it")
 
 
 def without(name: str, reason: str) -> Condition:

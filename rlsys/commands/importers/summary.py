@@ -18,23 +18,25 @@ CONSTANTS = {None: "null", True: "true", False: "false"}
 def show(result: Translation, console: Console) -> None:
     """Print every list that has entries, and the two lists of most interest when they are empty."""
     left = ("option", "value", "why")
-    changed = ("option", "theirs", "ours", "written", "note")
-    taken = [(row.option, row.value, _keys(row.written) or "the same by itself", row.note) for row in result.translated]
+    changed = ("option", "their default", "rlsys default", "written", "note")
+    taken = [
+        (row.option, row.value, _keys(row.written) or "same as the default", row.note) for row in result.translated
+    ]
     differing = [
         (row.option, row.theirs, ", ".join(map(brief, row.ours.values())), _keys(row.written) or "nothing", row.note)
         for row in result.defaults
     ]
     lists: dict[str, tuple[Sequence[str], Iterable[Sequence[Any]]]] = {
-        "Taken over": (("option", "value", "here", "note"), taken),
-        "Default differs (the file does not set it)": (changed, differing),
+        "Translated": (("option", "value", "written", "note"), taken),
+        "Default differs (not set in the file)": (changed, differing),
         "Not supported": (left, [(row.option, row.value, row.reason) for row in result.unsupported]),
-        "No meaning here": (left, [(row.option, row.value, row.reason) for row in result.ignored]),
+        "Ignored": (left, [(row.option, row.value, row.reason) for row in result.ignored]),
         "Unknown": (left, [(row.option, row.value, row.reason) for row in result.unknown]),
     }
     for title, (columns, rows) in lists.items():
         if rows:
             console.print(_table(title, columns, rows))
-        elif title in ("Taken over", "Not supported"):
+        elif title in ("Translated", "Not supported"):
             console.print(f"{title}: nothing")
     for remark in result.remarks:
         console.print(f"note: {escape(remark)}")

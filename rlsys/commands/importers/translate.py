@@ -84,8 +84,8 @@ def translate(given: Mapping[str, Any], dialect: Dialect, version: str, size: Ru
     foreign = [spelling[name] for name in options if recipe.is_given(name) and recipe.defaults[name] is ABSENT]
     if foreign:
         recipe.remarks.append(
-            f"{dialect.versions_of} {version} does not have {', '.join(foreign)}: --version says for which version the "
-            "recipe was written"
+            f"{dialect.versions_of} {version} does not have {', '.join(foreign)}: say with --version for which version "
+            "the recipe was written"
         )
     result = Translation(dialect.name, version, recipe.written, remarks=recipe.remarks)
     shown = {known: name for name, known in reversed(list(dialect.aliases.items()))} if dialect.renames else {}
@@ -198,7 +198,7 @@ class _Report:
             self.result.ignored.append(UntranslatedOption(shown, value, self.recipe.ignored[name]))
         else:
             written = {} if value is None else self._written((*row.keys, *row.also))
-            note = "null: left to its default" if value is None else self.recipe.notes.get(name, "")
+            note = "null: the default applies" if value is None else self.recipe.notes.get(name, "")
             self.result.translated.append(TranslatedOption(shown, value, written, note))
 
     def add_default(self, name: str, shown: str, row: Option) -> None:

@@ -31,9 +31,9 @@ from rlsys.commands.importers.recipe import ABSENT, NONE_STATED, Recipe
 from rlsys.data.files import READERS
 from rlsys.errors import ConfigError
 
-PREPARED = "data is read and tokenised at the start of the run"
-KERNELS = "how layers are computed is the learner's own matter (learner.packing)"
-SUPERVISED = "it is about supervised training"
+PREPARED = "rlsys reads and tokenises the data at the start of the run"
+KERNELS = "the learner chooses its kernels itself (learner.packing)"
+SUPERVISED = "the option is for supervised training"
 
 ALIASES = {
     "base_model": "model_name_or_path",
@@ -102,21 +102,21 @@ def settle(recipe: Recipe) -> None:
 def advantage(recipe: Recipe, method: Any) -> Any:
     """Return the estimator of `rl: gdpo`; that of `rl: grpo` is TRL's."""
     if method not in ("grpo", "gdpo"):
-        raise ConfigError(f"rl={method}: rlsys trains by rewards, so of axolotl's methods there are grpo and gdpo")
+        raise ConfigError(f"rl={method}: rlsys trains by rewards; of axolotl's methods it has grpo and gdpo")
     return "gdpo" if method == "gdpo" else ABSENT
 
 
 def training_data(recipe: Recipe, parts: Any) -> Any:
     """Return the sources of `datasets`, whose rows go through a Python function there (`type: module.transform`)."""
     if not parts:
-        raise UnsupportedError("none is named; wrote nothing: set data.train and data.eval")
+        raise UnsupportedError("no dataset is named, so none is written: set data.train and data.eval")
     sources = [_source(node, "train") for node in TRAINING.sources(recipe, parts)]
     kinds = sorted({str(part["type"]) for part in parts if part.get("type")})
     if kinds:
         recipe.note(
             "datasets",
             f"the transformation {', '.join(kinds)} is not carried over: name the columns with data.prompt_column and "
-            "data.columns, or give rows that are transformed already",
+            "data.columns, or use rows that are already transformed",
         )
     return sources[0] if len(sources) == 1 else sources
 
@@ -167,7 +167,7 @@ DEFAULTS: dict[str, Any] = {
     "save_total_limit": 4,
     "report_to": [],
 }
-SAVED_BY_STRATEGY = without("saves_per_epoch", "saves_per_epoch decides")
+SAVED_BY_STRATEGY = without("saves_per_epoch", "saves_per_epoch replaces it")
 EVALUATED_BY_STRATEGY = Condition(("evals_per_epoch", "test_datasets"), lambda count, data: not (count and data))
 CONDITIONS: dict[str, Condition] = {
     "save_strategy": SAVED_BY_STRATEGY,
@@ -184,60 +184,66 @@ OWN: dict[str, Option] = {
         ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"),
         ignored("datasets and test_datasets name the data"),
     ),
-    "sequence_len": ignored("completions are bounded by trl.max_completion_length"),
+    "sequence_len": ignored("trl.max_completion_length bounds completions"),
     "adapter": by_rule(
         "learner.lora.rank",
         default=None,
-        when=(only_if("adapter", None, "lora", "qlora", reason="there is no adapter '{0}' here", is_loss=True),),
+        when=(only_if("adapter", None, "lora", "qlora", reason="rlsys has no adapter '{0}'", is_loss=True),),
     ),
     "lora_target_linear": by_rule("learner.lora.target_modules", default=None, when=trl.HAS_LORA),
-    "lora_model_dir": unsupported("training starts from a model, not from adapters: merge them into it first"),
+    "lora_model_dir": unsupported("it is not carried over: set model.adapter to start from these adapters"),
     "vllm.enforce_eager": same("rollout.enforce_eager", NONE_STATED),
     "bf16": replace(
         trl.OPTIONS["bf16"],
         default="auto",
-        notes={name: f"'{name}' is taken to be bfloat16" for name in ("auto", "full")},
+        notes={name: f"'{name}' is read as bfloat16" for name in ("auto", "full")},
     ),
     "save_strategy": replace(trl.OPTIONS["save_strategy"], default="epoch"),
     "saves_per_epoch": computed("checkpoint.every", None, per_epoch),
     "evals_per_epoch": computed(
-        "eval.every", None, per_epoch, when=(needs("test_datasets", "there is no held-out data"),)
+        "eval.every", None, per_epoch, when=(needs("test_datasets", "no held-out data is named"),)
     ),
     **{
         f"use_{name}": by_rule(default=None, also=("logging.trackers",))
         for name in ("wandb", "mlflow", "tensorboard", "trackio")
     },
-    "use_comet": unsupported("there is no tracker for Comet"),
+    "use_comet": unsupported("rlsys has no tracker for Comet"),
     "wandb_project": by_rule(default=None, also=("logging.trackers",)),
     "wandb_entity": by_rule(default=None, also=("logging.trackers",)),
-    **dict.fromkeys(("wandb_name", "mlflow_run_name", "trackio_run_name"), ignored("a run is named by its folder")),
-    **dict.fromkeys(("wandb_run_id", "wandb_watch", "wandb_log_model", "wandb_mode"), ignored("W&B's own environment")),
-    "test_split_size": unsupported("held-out rows are not split off; set data.eval", 0.0, (None, 0, 0.0)),
+    **dict.fromkeys(("wandb_name", "mlflow_run_name", "trackio_run_name"), ignored("rlsys names a run by its folder")),
+    **dict.fromkeys(
+        ("wandb_run_id", "wandb_watch", "wandb_log_model", "wandb_mode"),
+        ignored("set W&B's environment variables instead"),
+    ),
+    "test_split_size": unsupported("rlsys does not split off held-out rows: set data.eval", 0.0, (None, 0, 0.0)),
     "chat_template_jinja": same("model.chat_template", NONE_STATED),
-    "chat_template": ignored("the tokenizer's own template is used; chat_template_jinja replaces it"),
+    "chat_template": ignored("rlsys uses the tokenizer's own template; chat_template_jinja replaces it"),
     "default_system_message": same("data.system_prompt", NONE_STATED),
     "shuffle_merged_datasets": same("data.shuffle", True),
-    "early_stopping_patience": unsupported("a run takes its number of steps"),
+    "early_stopping_patience": unsupported("a run always takes train.num_steps steps"),
     "torch_compile": ignored(KERNELS),
-    "context_parallel_size": unsupported("a sequence stays on one device", None, (None, 0, 1)),
-    "tensor_parallel_size": unsupported("the learner is sharded by learner.zero_stage", None, (None, 0, 1)),
+    "context_parallel_size": unsupported("rlsys keeps a sequence on one device", None, (None, 0, 1)),
+    "tensor_parallel_size": unsupported("learner.zero_stage shards the learner instead", None, (None, 0, 1)),
     "world_size": by_rule(default=NONE_STATED, also=("train.prompts_per_step",)),
 }
 UNDER_TRL_ALONE = {
-    "rollout_func": unsupported("rollouts are rlsys's own"),
-    "replay_buffer_size": unsupported("groups are not replayed", 0, (None, 0)),
-    "reroll_start_fraction": unsupported("prompts are not rolled again later", 1.0, (None, 1, 1.0)),
+    "rollout_func": unsupported("rlsys samples rollouts in its own way"),
+    "replay_buffer_size": unsupported("rlsys does not replay groups", 0, (None, 0)),
+    "reroll_start_fraction": unsupported("rlsys does not sample a prompt again later", 1.0, (None, 1, 1.0)),
     "async_prefetch": computed("train.max_staleness", False, staleness),
     "prefetch_depth": by_rule("train.max_staleness", default=None),
-    "vllm_sync_interval": unsupported("weights are broadcast after every step", None, (None, 1)),
+    "vllm_sync_interval": unsupported("rlsys broadcasts the weights after every step", None, (None, 1)),
     **{
-        name: ignored("groups are scored as they finish")
+        name: ignored("rlsys scores every response as it finishes")
         for name in ("streaming_partial_batch", "streaming_min_groups")
     },
-    "use_data_producer": ignored("rollouts are rlsys's own"),
+    "use_data_producer": ignored("rlsys samples rollouts in its own way"),
     "reward_num_workers": same("scoring.num_workers", 1),
-    **dict.fromkeys(("replay_recompute_logps", "reroll_max_groups", "vllm_lora_sync"), ignored("it is off here")),
-    "skip_zero_advantage_batches": ignored("a group of equal rewards costs a forward, and has no gradient"),
+    **dict.fromkeys(
+        ("replay_recompute_logps", "reroll_max_groups", "vllm_lora_sync"),
+        ignored("it belongs to a feature that rlsys does not have"),
+    ),
+    "skip_zero_advantage_batches": ignored("a group of equal rewards costs a forward pass and gives no gradient"),
 }
 UNUSED = {
     PREPARED: ("dataset_prepared_path", "skip_prepare_dataset", "dataset_keep_in_memory", "dataset_shard_num",
@@ -250,8 +256,8 @@ UNUSED = {
     # The server's side: `trl.vllm_server_host` and the like are the trainer's, and a recipe sets both.
     trl.OWN_ENGINES: ("vllm.host", "vllm.port", "vllm.data_parallel_size", "vllm.enable_reasoning",
                       "vllm.reasoning_parser", "vllm.serve_module", "vllm.worker_extension_cls"),
-    "an engine's context is the longest prompt and response": ("vllm.max_model_len",),
-    "the tokenizer and the model are loaded by what their folder says": (
+    "an engine's context holds the longest prompt and the longest response": ("vllm.max_model_len",),
+    "the model's folder says how to load the model and its tokenizer": (
         "tokenizer_type", "model_type", "type_of_model", "tokenizer_use_fast", "is_qwen_derived_model", "plugins",
         "is_llama_derived_model", "special_tokens", "tokenizer_config", "base_model_config",
         "auto_resume_from_checkpoints"),

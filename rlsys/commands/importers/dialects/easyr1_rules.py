@@ -14,17 +14,20 @@ REWARD_OPTION = "worker.reward."
 EPS = 1e-6  # what EasyR1 adds to a group's standard deviation
 BOXED = r"(?s)\A<think>.*</think>.*\\boxed\{.*\}.*\Z"  # the format that its example of a reward asks for
 ESTIMATORS: dict[str, Any] = {
-    "grpo": Noted({"name": "grpo", "eps": EPS}, f"EasyR1 adds {EPS:g} to the deviation"),
+    "grpo": Noted({"name": "grpo", "eps": EPS}, f"EasyR1 adds {EPS:g} to the standard deviation"),
     "gae": {"name": "gae"},
     "rloo": {"name": "rloo"},
     "remax": {"name": "remax"},
     "reinforce_plus_plus": {"name": "reinforce_pp"},
     "grpo_passk": UnsupportedError(
-        "grpo_passk of EasyR1 is arXiv:2503.19595, ours arXiv:2508.10751; wrote grpo, algorithm=grpo_passk is ours",
+        "grpo_passk of EasyR1 is arXiv:2503.19595, that of rlsys arXiv:2508.10751 "
+        "(algorithm=grpo_passk); grpo was written",
         {"name": "grpo", "eps": EPS},
     ),
 }
-OTHER_ESTIMATOR = UnsupportedError("there is no '{value}' here; wrote grpo", {"name": "grpo", "eps": EPS})
+OTHER_ESTIMATOR = UnsupportedError(
+    "rlsys has no estimator '{value}', so grpo was written", {"name": "grpo", "eps": EPS}
+)
 LOSSES = {"default": "ppo_clip", "gspo": "gspo", "gspo_token": "gspo_token", "cispo": "cispo", "sapo": "sapo"}
 AGGREGATIONS = {"token": {"name": "token_mean"}, "seq": {"name": "sequence_mean"}}
 KL = {"kl": "k1", "abs": "abs", "mse": "k2", "low_var_kl": "k3"}
@@ -50,14 +53,14 @@ def warmup_steps(recipe: Recipe, steps: Any) -> int:
 
 def max_tries(count: Any) -> Any:
     """Return how often prompts are drawn again."""
-    return Noted(1000, "no bound there; 1000 here") if int(count) < 0 else max(int(count), 1)
+    return Noted(1000, "EasyR1 sets no bound; 1000 was written") if int(count) < 0 else max(int(count), 1)
 
 
 def training_data(named: Any) -> Any:
     """Return the source of the training data."""
     sources = shared.named_sources(named, "train", "train")
     if not sources:
-        raise UnsupportedError("none is named; wrote nothing: set data.train")
+        raise UnsupportedError("no dataset is named, so none is written: set data.train")
     return shared.only_or_all(sources)
 
 
@@ -75,7 +78,7 @@ def evaluation(recipe: Recipe, override: Any) -> Any:
     extra = sorted(set(override) - {"n", "temperature"})
     return Noted(
         int(override.get("n", 1)),
-        "evaluation is greedy too here" + (f"; {', '.join(extra)} left out" if extra else ""),
+        "rlsys also evaluates one greedy response per prompt" + (f"; {', '.join(extra)} are left out" if extra else ""),
     )
 
 
@@ -83,7 +86,7 @@ def trackers(recipe: Recipe, asked: Any) -> list[Any]:
     """Return the trackers; the console and the file are always there."""
     names = [name for name in shared.listed(asked) if name not in ("console", "file")]
     if "wandb" not in names:
-        recipe.mark_ignored("trainer.project_name", "only wandb has it")
+        recipe.mark_ignored("trainer.project_name", "only the tracker wandb uses it")
     return shared.trackers(recipe, "trainer.logger", names, project=str(recipe.value("trainer.project_name")))
 
 
@@ -95,7 +98,9 @@ def rewards(recipe: Recipe) -> None:
     )
     function, options = recipe.value(name), recipe.value(f"{REWARD_OPTION}reward_function_kwargs") or {}
     if function is None:
-        recipe.mark_unsupported(name, "none is named; wrote nothing: set rewards=[{name: my_rewards.py:function}]")
+        recipe.mark_unsupported(
+            name, "no reward is named, so none is written: set rewards=[{name: my_rewards.py:function}]"
+        )
         return
     path, _, attribute = str(function).partition(":")
     if PurePosixPath(path).parts[-2:] in (("reward_function", "math.py"), ("score_function", "math.py")):
@@ -103,11 +108,11 @@ def rewards(recipe: Recipe) -> None:
         accuracy = {"name": "math_answer", "weight": round(1.0 - weight, 6)}
         recipe.written["rewards"] = [accuracy, {"name": "regex", "weight": weight, "pattern": BOXED}]
         recipe.note(
-            name, "the example's accuracy and format; answers are compared by math-verify here, mathruler there"
+            name, "the example's accuracy and format; rlsys compares answers by math-verify, EasyR1 by mathruler"
         )
         return
     attribute = attribute or recipe.value(f"{REWARD_OPTION}reward_function_name") or "compute_score"
     entry = {"name": "easyr1_function", "function": f"{path}:{attribute}", "options": dict(options)}
     one_by_one = recipe.value(f"{REWARD_OPTION}reward_type") == "sequential"
     recipe.written["rewards"] = [entry | ({"reward_type": "sequential"} if one_by_one else {})]
-    recipe.note(name, "called as EasyR1 calls it; the file is looked up from the folder where the run starts")
+    recipe.note(name, "rlsys calls it as EasyR1 does; the file is looked up in the folder where the run starts")

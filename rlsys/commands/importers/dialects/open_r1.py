@@ -23,8 +23,8 @@ from rlsys.commands.importers.options import (
 from rlsys.commands.importers.recipe import NONE_STATED, Recipe
 from rlsys.errors import ConfigError
 
-HOSTED = "code runs in the sandbox of the code reward; there is no provider to choose"
-EVALUATED_AFTER = "rlsys eval evaluates; benchmarks are not run after training"
+HOSTED = "rlsys runs code in the sandbox of its code reward; there is no provider to choose"
+EVALUATED_AFTER = "rlsys runs no benchmarks after training: use the command rlsys eval"
 PLAIN = ("accuracy", "format", "tag_count", "reasoning_steps", "length", "code", "binary_code")
 MISSING = ("ioi_code", "cf_code")
 # Rewards with options: each option of ours, the option of theirs that it comes from, and its default.
@@ -57,11 +57,13 @@ def _uses(reward: str) -> Condition:
 def mixture(recipe: Recipe, asked: Any) -> list[Any]:
     """Return the sources of `dataset_mixture`: a weight there is the share of a dataset's rows."""
     if not isinstance(asked, Mapping) or not asked.get("datasets"):
-        raise ConfigError(f"dataset_mixture needs datasets: a list of {{id, config, split, columns, weight}}: {asked}")
-    recipe.note("dataset_mixture", "rows of a share are drawn by `seed`")
+        raise ConfigError(
+            f"dataset_mixture={asked!r}: it needs `datasets`, a list of {{id, config, split, columns, weight}}"
+        )
+    recipe.note("dataset_mixture", "the rows of a share are drawn with `seed`")
     sources = MIXTURE.sources(recipe, asked["datasets"])
     if asked.get("test_split_size"):
-        recipe.note("dataset_mixture", "test_split_size is left out: set data.eval to other rows")
+        recipe.note("dataset_mixture", "test_split_size is not carried over: set data.eval to other rows")
     weights = [part.get("weight") for part in asked["datasets"]]
     return [node | ({} if w is None else {"share": w}) for node, w in zip(sources, weights, strict=True)]
 
@@ -73,7 +75,7 @@ def settle(recipe: Recipe) -> None:
         recipe.settled["datasets"] = None
     if isinstance(asked, Mapping) and asked.get("test_split_size"):
         recipe.mark_unsupported(
-            "eval_strategy", "the mixture's held-out part is not split off here: set data.eval and eval.every"
+            "eval_strategy", "rlsys does not split off the held-out part of a mixture: set data.eval and eval.every"
         )
         recipe.settled["eval_strategy"] = "no"
 
@@ -100,7 +102,7 @@ OPTIONS: dict[str, Option] = {
         for theirs, default in options.values()
     },
     "code_eval_scoring_mode": unsupported(
-        "code is scored by the share of tests passed", "weighted_sum", ("weighted_sum",)
+        "the code reward is the share of tests passed", "weighted_sum", ("weighted_sum",)
     ),
     **dict.fromkeys(
         ("code_eval_test_batch_size", "parallel_code_exec_per_proc", "code_provider", "ioi_provider"), ignored(HOSTED)
@@ -114,10 +116,12 @@ OPTIONS: dict[str, Option] = {
     "chat_template": same("model.chat_template", NONE_STATED),
     "wandb_entity": by_rule(default=None, also=("logging.trackers",)),
     "wandb_project": by_rule(default=None, also=("logging.trackers",)),
-    "wandb_run_group": unsupported("runs are not grouped"),
+    "wandb_run_group": unsupported("rlsys does not group runs"),
     "num_completions_to_print": ignored(trl.OWN_LOG),
     "benchmarks": unsupported(EVALUATED_AFTER, None, (None, [])),
-    "callbacks": unsupported("callbacks of the Trainer have no place in another loop", None, (None, [])),
+    "callbacks": unsupported(
+        "rlsys has a training loop of its own, which calls no callbacks of the Trainer", None, (None, [])
+    ),
     **dict.fromkeys(("hub_model_revision", "overwrite_hub_revision"), ignored(trl.HUB)),
     "push_to_hub_revision": unsupported(trl.HUB, False),
 }

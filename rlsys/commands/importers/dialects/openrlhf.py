@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from rlsys.commands.importers.dialects import openrlhf_rules as rules
 from rlsys.commands.importers.dialects import shared
+from rlsys.commands.importers.dialects.openrlhf_flags import FLAT
 from rlsys.commands.importers.dialects.trl import SAMPLING
 from rlsys.commands.importers.options import (
     Condition,
@@ -32,20 +33,22 @@ from rlsys.commands.importers.options import (
 )
 from rlsys.commands.importers.recipe import ABSENT, NONE_STATED
 
-DEVICES = "devices are set where the run starts: cluster.num_gpus, learner.num_workers, rollout.num_workers"
-MEMORY = "how much is computed at once is learner.microbatch_tokens"
-FOLDERS = "a run goes to runs/NAME/TIME with its checkpoints; run_dir=... chooses"
-OWN_STATE = "checkpoints/step-N holds DeepSpeed's state, and the policy as a Hugging Face folder"
-KERNELS = "how layers are computed is the learner's own matter (learner.packing)"
-OWN_WAY = "weights travel by weights.backend; engines go on with their requests while they arrive"
-TEXT_ONLY = "policies are text models here"
+DEVICES = "set the devices where you start the run: cluster.num_gpus, learner.num_workers, rollout.num_workers"
+MEMORY = "learner.microbatch_tokens bounds how much is computed at once"
+FOLDERS = "a run and its checkpoints go to runs/NAME/TIME; run_dir=... chooses a folder, resume=auto continues a run"
+OWN_STATE = "checkpoints/step-N always holds DeepSpeed's state and the policy as a Hugging Face folder"
+KERNELS = "the learner chooses its kernels itself (learner.packing)"
+OWN_WAY = "weights.backend chooses how weights travel; engines continue their requests while new weights arrive"
+TEXT_ONLY = "rlsys trains text models only"
 
 ESTIMATOR, LOSS, FILTERING = "algo.advantage.estimator", "actor.policy_loss_type", "algo.dynamic_filtering_enable"
 CLIP_LOW, CLIP_HIGH = "algorithm.policy_loss.clip_low", "algorithm.policy_loss.clip_high"
 FILTERED = unless(ESTIMATOR, "gae", "reinforce")  # these learn from equal rewards too
 CORRECTED = (
     unless(f"{rules.IS}level", "off", reason="no correction is asked for"),
-    unless(LOSS, "gspo", reason="with gspo the response's ratio is taken to the engine: train.old_logprobs=engine"),
+    unless(
+        LOSS, "gspo", reason="with gspo the ratio is taken to the engine's log-probabilities: train.old_logprobs=engine"
+    ),
 )
 HAS_CRITIC = only_if(ESTIMATOR, "gae", reason="only gae has a critic")
 HAS_LORA = needs("ds.lora.rank", "ds.lora.rank is 0")
@@ -54,18 +57,18 @@ KL_OPTIONS = ("algo.kl.estimator", "algo.kl.use_loss", "algo.kl.unbiased_gradien
 HAS_GRADIENT = Condition(
     KL_OPTIONS,
     lambda kind, in_loss, is_unbiased: not in_loss or kind != "k1" or is_unbiased,
-    "k1 in the loss has a gradient of expectation 0; wrote kl.coef=0",
+    "the estimator k1 in the loss has an expected gradient of 0, so algorithm.kl.coef=0 was written",
     is_loss=True,
 )
 HAS_KL = Condition(
     ("algo.kl.init_coef", *KL_OPTIONS),
     lambda coef, *kl: float(coef) != 0 and HAS_GRADIENT.holds(*kl),
-    "there is no KL",
+    "the KL penalty is off",
 )
 EVALUATED = Condition(
     ("eval.dataset", "eval.steps"),
     lambda dataset, steps: bool(dataset) and int(steps) > 0,
-    "nothing is evaluated during training",
+    "there is no evaluation during training",
 )
 BATCH: dict[str, Option] = {
     "rollout.batch_size": converted("train.prompts_per_step", 1024, int),
@@ -78,7 +81,7 @@ BATCH: dict[str, Option] = {
         "algorithm.groups.oversample",
         None,
         shared.oversample,
-        when=(needs(FILTERING, "without dynamic filtering a step samples its own prompts"), FILTERED),
+        when=(needs(FILTERING, "without dynamic filtering a step samples no more prompts than it trains on"), FILTERED),
     ),
     **dict.fromkeys(
         ("rollout.micro_batch_size", "train.micro_batch_size", "train.dynamic_batch_enable"), ignored(MEMORY)
@@ -99,91 +102,158 @@ GENERATION = {
     "vllm.tensor_parallel_size": same("rollout.tensor_parallel_size", 1),
     "vllm.gpu_memory_utilization": same("rollout.gpu_memory_utilization", 0.95),
     "vllm.enforce_eager": same("rollout.enforce_eager", False),
-    "vllm.enable_prefix_caching": ignored("a prompt is cached for its own samples, and never across weights"),
+    "vllm.enable_prefix_caching": ignored("rlsys caches a prompt for its own samples, never across new weights"),
     **dict.fromkeys(("vllm.sync_backend", "vllm.sync_with_ray", "vllm.enable_sleep"), ignored(OWN_WAY)),
 }
 ALGORITHM = {
-    "algo.advantage.estimator": mapped("algorithm.advantage", "gae", rules.ESTIMATORS, UnsupportedError(
-        "there is no '{value}' here; wrote grpo", {"name": "grpo"})),
-    "algo.advantage.gamma": converted("algorithm.advantage.gamma", 1.0, float, neutral=(1, 1.0), when=(
-        unless(ESTIMATOR, "reinforce", reason="rewards are not discounted here", is_loss=True),
-        only_if(ESTIMATOR, "gae", reason="'{0}' does not discount"))),
-    "algo.advantage.lambd": converted("algorithm.advantage.lam", 1.0, float, when=only_if(
-        ESTIMATOR, "gae", reason="only gae has it")),
-    "algo.advantage.no_std_norm": unsupported("reinforce_pp and gae divide by the deviation here", False, when=only_if(
-        ESTIMATOR, "gae", "reinforce", "reinforce_baseline", reason="'{0}' is not normalised over the batch")),
+    "algo.advantage.estimator": mapped(
+        "algorithm.advantage",
+        "gae",
+        rules.ESTIMATORS,
+        UnsupportedError("rlsys has no estimator '{value}', so grpo was written", {"name": "grpo"}),
+    ),
+    "algo.advantage.gamma": converted(
+        "algorithm.advantage.gamma",
+        1.0,
+        float,
+        neutral=(1, 1.0),
+        when=(
+            unless(ESTIMATOR, "reinforce", reason="rlsys does not discount rewards for this estimator", is_loss=True),
+            only_if(ESTIMATOR, "gae", reason="the estimator '{0}' does not discount"),
+        ),
+    ),
+    "algo.advantage.lambd": converted(
+        "algorithm.advantage.lam", 1.0, float, when=only_if(ESTIMATOR, "gae", reason="only gae uses it")
+    ),
+    "algo.advantage.no_std_norm": unsupported(
+        "reinforce_pp and gae of rlsys always divide by the standard deviation",
+        False,
+        when=only_if(
+            ESTIMATOR,
+            "gae",
+            "reinforce",
+            "reinforce_baseline",
+            reason="the estimator '{0}' does not normalise over the batch",
+        ),
+    ),
     "algo.advantage.is_correction_enable": by_rule("algorithm.corrections", default=False),  # 0.10
-    "algo.advantage.is_correction_type": by_rule(
-        "algorithm.corrections", default=NONE_STATED, when=CORRECTED),  # 0.10
-    "algo.advantage.is_correction_level": option("off", {
-        "train.old_logprobs": rules.old_logprobs, "algorithm.corrections": rules.corrections},
-        keys=(), also=("algorithm.corrections",)),
+    "algo.advantage.is_correction_type": by_rule("algorithm.corrections", default=NONE_STATED, when=CORRECTED),  # 0.10
+    "algo.advantage.is_correction_level": option(
+        "off",
+        {"train.old_logprobs": rules.old_logprobs, "algorithm.corrections": rules.corrections},
+        keys=(),
+        also=("algorithm.corrections",),
+    ),
     "algo.advantage.is_correction_mode": by_rule("algorithm.corrections", default="mask", when=CORRECTED),
-    "algo.advantage.is_correction_gating": by_rule("algorithm.corrections", default="ratio", when=(
-        *CORRECTED, only_if(f"{rules.IS}gating", "ratio", reason="masks look at the ratio here; wrote no correction",
-        is_loss=True))),
+    "algo.advantage.is_correction_gating": by_rule(
+        "algorithm.corrections",
+        default="ratio",
+        when=(
+            *CORRECTED,
+            only_if(
+                f"{rules.IS}gating",
+                "ratio",
+                reason="masks of rlsys look at the ratio, so no correction was written",
+                is_loss=True,
+            ),
+        ),
+    ),
     "algo.advantage.is_correction_threshold": by_rule("algorithm.corrections", default=[0.5, 5.0], when=CORRECTED),
     "algo.kl.init_coef": computed("algorithm.kl.coef", 0.01, shared.zero_unless(HAS_GRADIENT)),
     "algo.kl.estimator": same("algorithm.kl.name", "k1", when=(HAS_GRADIENT, HAS_KL)),
     "algo.kl.use_loss": computed("algorithm.kl.apply_to", False, rules.kl_place, when=HAS_KL),
-    "algo.kl.unbiased_gradient": converted("algorithm.kl.unbiased", False, bool, when=(
-        HAS_KL, needs("algo.kl.use_loss", "the KL is in the reward"))),
+    "algo.kl.unbiased_gradient": converted(
+        "algorithm.kl.unbiased",
+        False,
+        bool,
+        when=(HAS_KL, needs("algo.kl.use_loss", "the KL penalty is in the reward")),
+    ),
     "algo.kl.target": converted("algorithm.kl.target", None, float, when=HAS_KL),
-    "algo.kl.horizon": converted("algorithm.kl.horizon", 10000, int, when=(
-        HAS_KL, needs("algo.kl.target", "algo.kl.target is not set"))),
+    "algo.kl.horizon": converted(
+        "algorithm.kl.horizon", 10000, int, when=(HAS_KL, needs("algo.kl.target", "algo.kl.target is not set"))
+    ),
     "algo.dynamic_filtering_enable": switched(
-        "algorithm.groups.zero_variance", False, Noted("resample",
-        "there a group's mean must lie within the range; here its rewards must not all be equal, the same for rewards "
-        "of 0 and 1"), neutral=(False,), when=replace(FILTERED, reason=shared.EQUAL_REWARDS, is_loss=True)),
-    "algo.dynamic_filtering_range": by_rule(default=[0, 1], also=("algorithm.groups.zero_variance",), when=needs(
-        FILTERING, "dynamic filtering is off")),
-    "actor.policy_loss_type": option("ppo", {
-        "algorithm.policy_loss.name": by_map({"ppo": "ppo_clip", "gspo": "gspo"}, UnsupportedError(
-            "there is no '{value}' here; wrote ppo_clip", "ppo_clip")),
-        "algorithm.aggregation": by_map({"gspo": {"name": "sequence_mean"}})},
-        keys=("algorithm.policy_loss.name",), also=("algorithm.aggregation",)),
-    "actor.loss_agg_mode": mapped("algorithm.aggregation", "token-mean", rules.AGGREGATIONS, UnsupportedError(
-        "there is no '{value}' here; wrote token_mean", {"name": "token_mean"}), when=unless(
-        LOSS, "gspo", reason="gspo is a mean over responses")),
-    "actor.eps_clip": option(0.2, {CLIP_LOW: plain(float), CLIP_HIGH: plain(float)}, when=unless_set(
-        "actor.eps_clip_low_high", "eps_clip_low_high decides")),
-    "actor.eps_clip_low_high": option(None, {
-        CLIP_LOW: plain(lambda bounds: float(bounds[0])), CLIP_HIGH: plain(lambda bounds: float(bounds[1]))}),
-    "actor.dual_clip": converted("algorithm.policy_loss.dual_clip", None, float, when=unless(
-        LOSS, "gspo", reason="gspo has no second bound here", is_loss=True)),
+        "algorithm.groups.zero_variance",
+        False,
+        Noted(
+            "resample",
+            "OpenRLHF keeps a group whose mean lies within the range, rlsys one whose rewards are not all equal; for "
+            "rewards of 0 and 1 this is the same",
+        ),
+        neutral=(False,),
+        when=replace(FILTERED, reason=shared.EQUAL_REWARDS, is_loss=True),
+    ),
+    "algo.dynamic_filtering_range": by_rule(
+        default=[0, 1], also=("algorithm.groups.zero_variance",), when=needs(FILTERING, "dynamic filtering is off")
+    ),
+    "actor.policy_loss_type": option(
+        "ppo",
+        {
+            "algorithm.policy_loss.name": by_map(
+                {"ppo": "ppo_clip", "gspo": "gspo"},
+                UnsupportedError("rlsys has no loss '{value}', so ppo_clip was written", "ppo_clip"),
+            ),
+            "algorithm.aggregation": by_map({"gspo": {"name": "sequence_mean"}}),
+        },
+        keys=("algorithm.policy_loss.name",),
+        also=("algorithm.aggregation",),
+    ),
+    "actor.loss_agg_mode": mapped(
+        "algorithm.aggregation",
+        "token-mean",
+        rules.AGGREGATIONS,
+        UnsupportedError("rlsys has no aggregation '{value}', so token_mean was written", {"name": "token_mean"}),
+        when=unless(LOSS, "gspo", reason="gspo is always a mean over responses"),
+    ),
+    "actor.eps_clip": option(
+        0.2,
+        {CLIP_LOW: plain(float), CLIP_HIGH: plain(float)},
+        when=unless_set("actor.eps_clip_low_high", "eps_clip_low_high replaces it"),
+    ),
+    "actor.eps_clip_low_high": option(
+        None, {CLIP_LOW: plain(lambda bounds: float(bounds[0])), CLIP_HIGH: plain(lambda bounds: float(bounds[1]))}
+    ),
+    "actor.dual_clip": converted(
+        "algorithm.policy_loss.dual_clip",
+        None,
+        float,
+        when=unless(LOSS, "gspo", reason="gspo has no second bound in rlsys", is_loss=True),
+    ),
     "actor.entropy_coef": converted("algorithm.entropy.coef", None, float),
-    "actor.aux_loss_coef": unsupported("experts are not balanced by a loss here", 0, (None, 0, 0.0)),
-    "ptx_coef": ignored("there is no pre-training data beside the prompts"),
-}  # fmt: skip
+    "actor.aux_loss_coef": unsupported("rlsys has no loss that balances experts", 0, (None, 0, 0.0)),
+    "ptx_coef": ignored("rlsys trains on no pre-training data beside the prompts"),
+}
 REWARD = {
     "reward.model_name_or_path": by_rule(
-        "rewards", default=None, when=without("reward.remote_url", "reward.remote_url decides")
+        "rewards", default=None, when=without("reward.remote_url", "reward.remote_url replaces it")
     ),
     "reward.remote_url": by_rule("rewards", default=None),
     "reward.overlong_buffer_len": by_rule("rewards", default=None),
     "reward.overlong_penalty_factor": by_rule(
         default=1, also=("rewards",), when=needs("reward.overlong_buffer_len", "reward.overlong_buffer_len is not set")
     ),
-    "reward.clip_range": unsupported("rewards are not clipped here; within the range nothing changes", [-10, 10]),
-    "reward.normalize_enable": unsupported("rewards are not normalised over the run here", False),
+    "reward.clip_range": unsupported("rlsys does not clip rewards; rewards within the range are the same", [-10, 10]),
+    "reward.normalize_enable": unsupported("rlsys does not normalise rewards over the run", False),
     "reward.stop_properly_penalty_coef": unsupported(
-        "the reward of a truncated response is not scaled here; algorithm.groups.mask_truncated=true leaves it out, "
-        "and the reward soft_overlong_punishment charges for length"
+        "rlsys does not scale the reward of a truncated response: algorithm.groups.mask_truncated=true leaves the "
+        "response out of training, and the reward soft_overlong_punishment penalises length"
     ),
-    "train.agent_func_path": unsupported("agents of OpenRLHF have another interface; write an environment or a reward"),
+    "train.agent_func_path": unsupported(
+        "rlsys does not run OpenRLHF's agents, which have another interface: write a reward"
+    ),
 }
 ACTOR = {
     "actor.model_name_or_path": same("model.path", NONE_STATED),
     "actor.gradient_checkpointing_enable": same("learner.gradient_checkpointing", False),
     "actor.gradient_checkpointing_reentrant": ignored(KERNELS),
     "actor.freeze_visual_encoder": ignored(TEXT_ONLY),
-    "actor.optim": unsupported("the optimizer is AdamW", "adam", ("adam",)),
+    "actor.optim": unsupported("rlsys trains with AdamW", "adam", ("adam",)),
     "actor.adam.lr": same("learner.lr", 1e-6),
     "actor.adam.betas": converted("learner.betas", [0.9, 0.95], lambda value: [float(beta) for beta in value]),
     "actor.adam.eps": same("learner.eps", 1e-8),
     "actor.adam.weight_decay": same("learner.weight_decay", 0.0),
     "actor.lr_scheduler": mapped("learner.lr_schedule", "cosine_with_min_lr", shared.SCHEDULES, shared.OTHER_SCHEDULE),
-    "actor.min_lr_ratio": ignored("schedules end at 0 here", 0.1),
+    "actor.min_lr_ratio": ignored("schedules of rlsys end at 0", 0.1),
     "actor.lr_warmup_ratio": computed("learner.warmup_steps", 0.03, shared.share_of_updates),
     "actor.max_norm": same("learner.max_grad_norm", 1.0),
     "ds.zero_stage": same("learner.zero_stage", 2),
@@ -199,23 +269,25 @@ ACTOR = {
         "nf4",
         neutral=(False,),
         when=Condition(
-            ("ds.lora.rank",), bool, "a quantized policy is trained by adapters: set ds.lora.rank", is_loss=True
+            ("ds.lora.rank",), bool, "rlsys trains a quantized policy by adapters only: set ds.lora.rank", is_loss=True
         ),
     ),
-    "ds.ring_attn_size": unsupported("a sequence stays on one device", 1, (None, 1)),
-    "ds.tensor_parallel_size": unsupported("the learner is sharded by learner.zero_stage", 1, (None, 1)),
-    "train.enable_ema": unsupported("no average of the policy is kept", False),
+    "ds.ring_attn_size": unsupported("rlsys keeps a sequence on one device", 1, (None, 1)),
+    "ds.tensor_parallel_size": unsupported("learner.zero_stage shards the learner instead", 1, (None, 1)),
+    "train.enable_ema": unsupported("rlsys keeps no moving average of the policy", False),
     "train.async_enable": by_rule("train.max_staleness", default=False),
     "train.async_queue_size": converted(
         "train.max_staleness",
         1,
         int,
         when=needs("train.async_enable"),
-        note="there batches wait in a queue; here it is a hard bound on their age",
+        note="OpenRLHF queues batches; in rlsys it is a hard bound on their staleness",
     ),
     "train.partial_rollout_enable": ignored(OWN_WAY),
     "train.seed": same("seed", 42),
-    "train.full_determinism_enable": unsupported("rollout.seeded=true repeats sampling; kernels are not fixed", False),
+    "train.full_determinism_enable": unsupported(
+        "rlsys does not fix its kernels; rollout.seeded=true makes sampling repeatable", False
+    ),
 }
 CRITIC = {
     "critic.value_clip": same("critic.value_clip", 0.5, when=HAS_CRITIC),
@@ -225,15 +297,17 @@ CRITIC = {
     "critic.adam.eps": same("critic.eps", 1e-8, when=HAS_CRITIC),
     "critic.adam.weight_decay": same("critic.weight_decay", 0.0, when=HAS_CRITIC),
     "critic.max_norm": same("critic.max_grad_norm", 1.0, when=HAS_CRITIC),
-    "critic.model_name_or_path": unsupported("the critic starts from the policy, with a new head", when=HAS_CRITIC),
+    "critic.model_name_or_path": unsupported(
+        "the critic of rlsys starts from the policy, with a new head", when=HAS_CRITIC
+    ),
     "critic.lr_scheduler": mapped(
         "critic.lr_schedule", "cosine_with_min_lr", shared.SCHEDULES, shared.OTHER_SCHEDULE, when=HAS_CRITIC
     ),
-    "critic.min_lr_ratio": replace(ignored("schedules end at 0 here", 0.1), when=HAS_CRITIC),
+    "critic.min_lr_ratio": replace(ignored("schedules of rlsys end at 0", 0.1), when=HAS_CRITIC),
     "critic.lr_warmup_ratio": computed("critic.warmup_steps", 0.03, shared.share_of_updates, when=HAS_CRITIC),
-    "critic.optim": unsupported("the optimizer is AdamW", "adam", ("adam",)),
+    "critic.optim": unsupported("rlsys trains with AdamW", "adam", ("adam",)),
     "critic.save_value_network": ignored(OWN_STATE),
-    "ds.value_head_prefix": ignored("the critic's head is its own"),
+    "ds.value_head_prefix": ignored("the critic of rlsys has a head of its own"),
 }
 DATA = {
     "data.prompt_dataset": computed("data.train", None, rules.training_data, reads_none=True),
@@ -249,7 +323,9 @@ DATA = {
     "eval.split": by_rule(default="train", also=("data.eval",), when=EVALUATED),
     "eval.steps": converted("eval.every", -1, shared.at_least_0, when=needs("eval.dataset", "")),
     "eval.temperature": converted("eval.temperature", 0.6, float, when=EVALUATED),
-    "eval.n_samples_per_prompt": converted("eval.num_samples", 4, int, when=EVALUATED, note="beside a greedy response"),
+    "eval.n_samples_per_prompt": converted(
+        "eval.num_samples", 4, int, when=EVALUATED, note="rlsys also evaluates one greedy response per prompt"
+    ),
     "data.max_images_per_prompt": unsupported(TEXT_ONLY, 0, (None, 0)),
     **dict.fromkeys(
         ("data.image_key", "data.disable_fast_tokenizer", "data.dataloader_num_workers"), ignored(TEXT_ONLY)
@@ -258,22 +334,26 @@ DATA = {
 RUN = {
     "ckpt.save_steps": converted("checkpoint.every", -1, shared.at_least_0),
     "ckpt.max_num": same("checkpoint.keep", 3),
-    **dict.fromkeys(("ckpt.path", "ckpt.output_dir", "ckpt.load_enable"), ignored(f"{FOLDERS}, resume=auto continues")),
+    **dict.fromkeys(("ckpt.path", "ckpt.output_dir", "ckpt.load_enable"), ignored(FOLDERS)),
     **dict.fromkeys(("ckpt.save_hf", "ckpt.disable_ds", "ckpt.max_mem", "ds.use_universal_ckpt"), ignored(OWN_STATE)),
-    "ckpt.best_metric_key": unsupported("the last policy is kept; choose another by metrics.jsonl", "", (None, "")),
-    "logger.wandb.key": by_rule("logging.trackers", default=None, note="not written: W&B reads WANDB_API_KEY"),
+    "ckpt.best_metric_key": unsupported(
+        "rlsys keeps the last checkpoints; choose one by metrics.jsonl", "", (None, "")
+    ),
+    "logger.wandb.key": by_rule(
+        "logging.trackers", default=None, note="the key is not written: W&B reads WANDB_API_KEY"
+    ),
     "logger.wandb.project": by_rule(default="openrlhf_train_ppo", also=("logging.trackers",), when=HAS_WANDB),
     "logger.wandb.org": by_rule(default=None, also=("logging.trackers",), when=HAS_WANDB),
-    "logger.wandb.group": unsupported("runs are not grouped"),
-    "logger.wandb.run_name": ignored("a run is named by its folder"),
+    "logger.wandb.group": unsupported("rlsys does not group runs"),
+    "logger.wandb.run_name": ignored("rlsys names a run by its folder"),
     "logger.tensorboard_dir": computed(
         "logging.trackers",
         None,
         rules.trackers,
         reads_none=True,
-        notes={None: "unset, nothing is written for TensorBoard"},
+        notes={None: "unset: nothing is written for TensorBoard"},
     ),
-    "logger.logging_steps": ignored("every step is written to metrics.jsonl"),
+    "logger.logging_steps": ignored("rlsys writes every step to metrics.jsonl"),
 }
 UNUSED = {
     DEVICES: (
@@ -283,82 +363,18 @@ UNUSED = {
         "reward.offload", "actor_init_on_gpu", "rollout_tasks_per_gpu", "local_rank", "perf"),
     KERNELS: ("ds.packing_samples", "ds.attn_implementation", "ds.experts_implementation", "ds.use_liger_kernel",
               "ds.deepcompile", "ds.ring_attn_head_stride"),
-    "DeepSpeed's own tuning has no effect on what is learned": (
+    "the option tunes DeepSpeed and does not change what is learned": (
         "ds.zpg", "ds.grad_accum_dtype", "ds.overlap_comm", "ds.enable_sleep", "fsdp2_enable_sleep"),
-    "no average of the policy is kept": ("train.ema_beta",),
-    "the optimizer is AdamW": tuple(
+    "rlsys keeps no moving average of the policy": ("train.ema_beta",),
+    "rlsys trains with AdamW": tuple(
         f"{role}.muon.{name}" for role in ("actor", "critic")
         for name in ("lr", "momentum", "ns_steps", "nesterov", "no_nesterov")),
-    "models and data come from the Hugging Face hub or a folder": ("use_ms",),
+    "rlsys loads models and data from the Hugging Face hub or a folder": ("use_ms",),
 }  # fmt: skip
 OPTIONS: dict[str, Option] = {
     **BATCH, **GENERATION, **ALGORITHM, **REWARD, **ACTOR, **CRITIC, **DATA, **RUN,
     **{name: ignored(reason) for reason, names in UNUSED.items() for name in names},
 }  # fmt: skip
-FLAT = {
-    "pretrain": "actor.model_name_or_path", "reward_pretrain": "reward.model_name_or_path",
-    "critic_pretrain": "critic.model_name_or_path", "remote_rm_url": "reward.remote_url",
-    "prompt_data": "data.prompt_dataset", "prompt_data_probs": "data.prompt_probs", "prompt_split": "data.prompt_split",
-    "eval_dataset": "eval.dataset", "eval_split": "eval.split", "eval_steps": "eval.steps",
-    "eval_temperature": "eval.temperature", "eval_n_samples_per_prompt": "eval.n_samples_per_prompt",
-    "input_key": "data.input_key", "label_key": "data.label_key", "input_template": "data.input_template",
-    "apply_chat_template": "data.apply_chat_template", "max_samples": "data.max_samples", "max_len": "data.max_len",
-    "disable_fast_tokenizer": "data.disable_fast_tokenizer", "dataloader_num_workers": "data.dataloader_num_workers",
-    "rollout_batch_size": "rollout.batch_size", "micro_rollout_batch_size": "rollout.micro_batch_size",
-    "vllm_generate_batch_size": "rollout.vllm_generate_batch_size", "temperature": "rollout.temperature",
-    "n_samples_per_prompt": "rollout.n_samples_per_prompt", "top_p": "rollout.top_p",
-    "max_new_tokens": "rollout.max_new_tokens", "generate_max_len": "rollout.max_new_tokens",
-    "rollout_max_tokens_per_gpu": "rollout.max_tokens_per_gpu", "train_max_tokens_per_gpu": "train.max_tokens_per_gpu",
-    "train_batch_size": "train.batch_size", "micro_train_batch_size": "train.micro_batch_size",
-    "use_dynamic_batch": "train.dynamic_batch_enable", "max_epochs": "train.max_epochs",
-    "num_episodes": "train.num_episodes", "seed": "train.seed", "full_determinism": "train.full_determinism_enable",
-    "async_train": "train.async_enable", "async_queue_size": "train.async_queue_size",
-    "partial_rollout": "train.partial_rollout_enable", "enable_ema": "train.enable_ema", "ema_beta": "train.ema_beta",
-    "agent_func_path": "train.agent_func_path", "colocate_all_models": "train.colocate_all",
-    "colocate_actor_ref": "train.colocate_actor_ref", "colocate_critic_reward": "train.colocate_critic_reward",
-    "eps_clip": "actor.eps_clip", "eps_clip_low_high": "actor.eps_clip_low_high", "dual_clip": "actor.dual_clip",
-    "policy_loss_type": "actor.policy_loss_type", "entropy_loss_coef": "actor.entropy_coef",
-    "aux_loss_coef": "actor.aux_loss_coef", "gradient_checkpointing": "actor.gradient_checkpointing_enable",
-    "gradient_checkpointing_use_reentrant": "actor.gradient_checkpointing_reentrant",
-    "actor_learning_rate": "actor.adam.lr", "critic_learning_rate": "critic.adam.lr", "adam_betas": "actor.adam.betas",
-    "l2": "actor.adam.weight_decay", "max_norm": "actor.max_norm", "lr_scheduler": "actor.lr_scheduler",
-    "lr_warmup_ratio": "actor.lr_warmup_ratio", "value_clip": "critic.value_clip",
-    "freezing_actor_steps": "critic.freezing_steps", "save_value_network": "critic.save_value_network",
-    "advantage_estimator": "algo.advantage.estimator", "gamma": "algo.advantage.gamma",
-    "lambd": "algo.advantage.lambd", "no_advantage_std_norm": "algo.advantage.no_std_norm",
-    "enable_vllm_is_correction": "algo.advantage.is_correction_enable",
-    "vllm_is_correction_type": "algo.advantage.is_correction_type",
-    "vllm_is_truncated_threshold": "algo.advantage.is_correction_threshold",
-    "init_kl_coef": "algo.kl.init_coef", "kl_estimator": "algo.kl.estimator", "use_kl_loss": "algo.kl.use_loss",
-    "kl_target": "algo.kl.target", "kl_horizon": "algo.kl.horizon",
-    "dynamic_filtering": "algo.dynamic_filtering_enable",
-    "dynamic_filtering_reward_range": "algo.dynamic_filtering_range",
-    "reward_clip_range": "reward.clip_range", "normalize_reward": "reward.normalize_enable",
-    "overlong_buffer_len": "reward.overlong_buffer_len", "overlong_penalty_factor": "reward.overlong_penalty_factor",
-    "stop_properly_penalty_coef": "reward.stop_properly_penalty_coef", "ref_reward_offload": "ref.offload",
-    "vllm_num_engines": "vllm.num_engines", "vllm_tensor_parallel_size": "vllm.tensor_parallel_size",
-    "vllm_gpu_memory_utilization": "vllm.gpu_memory_utilization", "enforce_eager": "vllm.enforce_eager",
-    "enable_prefix_caching": "vllm.enable_prefix_caching", "vllm_sync_backend": "vllm.sync_backend",
-    "vllm_sync_with_ray": "vllm.sync_with_ray", "vllm_enable_sleep": "vllm.enable_sleep",
-    "save_steps": "ckpt.save_steps", "max_ckpt_num": "ckpt.max_num", "max_ckpt_mem": "ckpt.max_mem",
-    "ckpt_path": "ckpt.path", "save_path": "ckpt.output_dir", "load_checkpoint": "ckpt.load_enable",
-    "save_hf_ckpt": "ckpt.save_hf", "disable_ds_ckpt": "ckpt.disable_ds", "best_metric_key": "ckpt.best_metric_key",
-    "use_ds_universal_ckpt": "ds.use_universal_ckpt", "zero_stage": "ds.zero_stage", "zpg": "ds.zpg",
-    "adam_offload": "ds.adam_offload", "param_dtype": "ds.param_dtype", "deepcompile": "ds.deepcompile",
-    "attn_implementation": "ds.attn_implementation", "use_liger_kernel": "ds.use_liger_kernel",
-    "grad_accum_dtype": "ds.grad_accum_dtype", "overlap_comm": "ds.overlap_comm",
-    "deepspeed_enable_sleep": "ds.enable_sleep", "ds_tensor_parallel_size": "ds.tensor_parallel_size",
-    "packing_samples": "ds.packing_samples", "load_in_4bit": "ds.load_in_4bit", "lora_rank": "ds.lora.rank",
-    "lora_alpha": "ds.lora.alpha", "target_modules": "ds.lora.target_modules", "lora_dropout": "ds.lora.dropout",
-    "ring_attn_size": "ds.ring_attn_size", "ring_head_stride": "ds.ring_attn_head_stride",
-    "value_head_prefix": "ds.value_head_prefix", "use_wandb": "logger.wandb.key",
-    "wandb_project": "logger.wandb.project", "wandb_org": "logger.wandb.org", "wandb_group": "logger.wandb.group",
-    "wandb_run_name": "logger.wandb.run_name", "use_tensorboard": "logger.tensorboard_dir",
-    "logging_steps": "logger.logging_steps",
-    **{f"{role}_{name}": f"{role}.{name}" for role in ("actor", "critic", "ref", "reward")
-       for name in ("num_nodes", "num_gpus_per_node")},
-}  # fmt: skip
-"""Flags as they were called until 0.9, to their names since."""
 DIALECT = Dialect(
     name="openrlhf",
     options=OPTIONS,

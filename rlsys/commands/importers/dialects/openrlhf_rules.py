@@ -26,12 +26,12 @@ AGGREGATIONS = {"token-mean": {"name": "token_mean"}, "seq-mean-token-mean": {"n
 CORRECTIONS = {"tis": ("token", "clip"), "icepop": ("token", "mask"), "seq-mask-tis": ("seq", "mask")}
 IS = "algo.advantage.is_correction_"
 REMOTE_FUNCTION = (
-    "called as OpenRLHF calls it, here without the chat template's tokens in queries and prompts; the file is looked "
-    "up from the folder where the run starts"
+    "rlsys calls it as OpenRLHF does, but without the chat template's tokens in queries and prompts; the file is "
+    "looked up in the folder where the run starts"
 )
 REMOTE_SERVER = (
-    "asked in OpenRLHF's words: query, prompts and labels, here without the chat template's tokens; of the answer its "
-    "rewards are read alone"
+    "rlsys sends query, prompts and labels as OpenRLHF does, but without the chat template's tokens, and reads nothing "
+    "but the rewards of the response"
 )
 
 
@@ -45,8 +45,8 @@ def minibatches(recipe: Recipe, update: Any) -> int:
     count = shared.whole_updates("train.batch_size", update, prompts * samples, counted)
     if count > prompts:
         raise UnsupportedError(
-            f"{count} updates a step of {prompts} prompts: a prompt's samples stay together here; wrote "
-            f"train.minibatches_per_step={prompts}",
+            f"{count} updates per step of {prompts} prompts: rlsys keeps the samples of a prompt together, so "
+            f"train.minibatches_per_step={prompts} was written",
             prompts,
         )
     return count
@@ -56,7 +56,9 @@ def episodes(recipe: Recipe, count: Any) -> int:
     """Return the steps that go `count` times over the data, or over its first `data.max_samples` rows."""
     rows, limit = recipe.size.num_rows, recipe.value("data.max_samples")
     if rows is None and limit is not None:
-        recipe.note("data.max_samples", "taken for the number of rows; data.options cuts the data itself")
+        recipe.note(
+            "data.max_samples", "read as the number of rows; to train on no more rows, cut the data with data.options"
+        )
     known = min([int(number) for number in (rows, limit) if number is not None], default=None)
     if known is None:
         raise UnsupportedError(shared.NEEDS_ROWS)
@@ -67,7 +69,7 @@ def kl_place(recipe: Recipe, in_loss: Any) -> Any:
     """Return where the KL penalty is applied."""
     if in_loss or recipe.value("algo.advantage.estimator") == "gae":
         return "loss" if in_loss else "reward"
-    return Noted("reward", "in the reward it is charged by token there, by response here")
+    return Noted("reward", "OpenRLHF subtracts the KL penalty per token, rlsys per response")
 
 
 def settle(recipe: Recipe) -> None:
@@ -102,11 +104,11 @@ def lengths(recipe: Recipe) -> None:
     whole, response = int(recipe.value("data.max_len")), recipe.value("rollout.max_new_tokens")
     if response is None:
         response = whole // 2
-        recipe.note("data.max_len", "there a response may fill what its prompt leaves; here half is for either")
+        recipe.note("data.max_len", "in OpenRLHF a response may fill what its prompt leaves; in rlsys either gets half")
     if int(response) >= whole and recipe.is_given("data.max_len"):
         raise ConfigError(f"rollout.max_new_tokens={response} leaves no room for a prompt within data.max_len={whole}")
     recipe.written["data.max_prompt_tokens"] = max(whole - int(response), 1)
-    recipe.note("data.max_len", "longer prompts are cut there, left out here (data.overlong)")
+    recipe.note("data.max_len", "OpenRLHF cuts longer prompts, rlsys leaves them out (data.overlong)")
     recipe.written["rollout.max_response_tokens"] = int(response)
     shared.fit_microbatch(recipe)
     if recipe.value("train.dynamic_batch_enable") and recipe.is_given("train.max_tokens_per_gpu"):
@@ -125,7 +127,9 @@ def rewards(recipe: Recipe) -> None:
     if not remote:
         found = [{"name": "reward_model", "model": path} for path in str(models or "").split(",") if path]
     if not found:
-        recipe.mark_unsupported("reward.model_name_or_path", "none is named; wrote nothing: set rewards=[{name: ...}]")
+        recipe.mark_unsupported(
+            "reward.model_name_or_path", "no reward is named, so none is written: set rewards=[{name: ...}]"
+        )
         return
     buffer = recipe.value("reward.overlong_buffer_len")
     if buffer is not None:
@@ -140,7 +144,7 @@ def training_data(recipe: Recipe, names: Any) -> Any:
     sources = shared.named_sources(names, recipe.value("data.prompt_split"), "train")
     shares = str(recipe.value("data.prompt_probs") or "").split(",")
     if not sources:
-        raise UnsupportedError("none is named; wrote nothing: set data.train")
+        raise UnsupportedError("no dataset is named, so none is written: set data.train")
     recipe.written["data.eval"] = None  # which eval.dataset replaces
     if len(sources) == 1 or len(shares) != len(sources):
         return shared.only_or_all(sources)

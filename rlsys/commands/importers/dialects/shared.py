@@ -15,22 +15,22 @@ from rlsys.commands.importers.options import Compute, Condition, Noted, Unsuppor
 from rlsys.commands.importers.recipe import ABSENT, Recipe
 from rlsys.errors import ConfigError
 
-NEEDS_ROWS = "needs the number of rows of the training data: import again with --num-rows N, or set {key} yourself"
-NO_SCHEDULE = "there is no '{value}' here; wrote {key}={instead}"
+NEEDS_ROWS = "it needs the number of rows of the training data: import again with --num-rows N, or set {key} yourself"
+NO_SCHEDULE = "rlsys has no schedule '{value}', so {key}={instead} was written"
 SCHEDULES: dict[str, Any] = {
     "linear": "linear",
     "cosine": "cosine",
     "constant": "constant",
     "constant_with_warmup": "constant",
-    "cosine_with_min_lr": UnsupportedError(f"{NO_SCHEDULE}: it ends at 0, theirs at its minimum", "cosine"),
-    "cosine_warmup_with_min_lr": UnsupportedError(f"{NO_SCHEDULE}: it ends at 0, theirs at its minimum", "cosine"),
+    "cosine_with_min_lr": UnsupportedError(f"{NO_SCHEDULE}, which ends at 0 and not at a minimum", "cosine"),
+    "cosine_warmup_with_min_lr": UnsupportedError(f"{NO_SCHEDULE}, which ends at 0 and not at a minimum", "cosine"),
     "cosine_with_restarts": UnsupportedError(NO_SCHEDULE, "cosine"),
     "polynomial": UnsupportedError(NO_SCHEDULE, "linear"),
 }
 OTHER_SCHEDULE = UnsupportedError(NO_SCHEDULE, "constant")
-EVERY_CHECKPOINT = "every checkpoint is kept there; here the last checkpoint.keep are"
-EQUAL_REWARDS = "a group of equal rewards does teach this estimator; it is kept"
-OTHER_DTYPE = UnsupportedError("no {value} here; wrote bfloat16", "bfloat16")
+EVERY_CHECKPOINT = "the recipe keeps every checkpoint, rlsys keeps the last checkpoint.keep"
+EQUAL_REWARDS = "this estimator learns from groups of equal rewards too, so they are kept"
+OTHER_DTYPE = UnsupportedError("rlsys does not train in {value}, so bfloat16 was written", "bfloat16")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
@@ -117,12 +117,12 @@ class Entries:
         read = {self.name, self.subset, self.split, *self.options, *self.also}
         keys = sorted({str(key) for part in parts if isinstance(part, Mapping) for key in part if key not in read})
         if keys:
-            recipe.note(self.option, f"of its entries not carried over: {', '.join(keys)}")
+            recipe.note(self.option, f"keys of its entries that are not carried over: {', '.join(keys)}")
         return [self._source(part) for part in parts]
 
     def _source(self, part: Any) -> dict[str, Any]:
         if not isinstance(part, Mapping) or not part.get(self.name):
-            raise ConfigError(f"{self.option}: each entry needs {self.name}; this one is {part!r}")
+            raise ConfigError(f"{self.option}: every entry needs `{self.name}`, and this one has none: {part!r}")
         options = {key: part.get(key) for key in self.options}
         return source_node(part[self.name], part.get(self.subset), part.get(self.split), **options)
 
@@ -142,7 +142,7 @@ def trackers(recipe: Recipe, option: str, names: list[str], **wandb: Any) -> lis
     """Return trackers by name, W&B with those of its options that are set."""
     unknown = [name for name in names if name not in TRACKERS]
     if unknown:
-        recipe.mark_unsupported(option, f"there is no tracker {', '.join(unknown)} here; the others were written")
+        recipe.mark_unsupported(option, f"rlsys has no tracker {', '.join(unknown)}; the other trackers were written")
     options = {key: value for key, value in wandb.items() if value}
     known = [name for name in names if name in TRACKERS]
     return [{"name": name, **options} if name == "wandb" and options else name for name in known]
@@ -151,14 +151,14 @@ def trackers(recipe: Recipe, option: str, names: list[str], **wandb: Any) -> lis
 def temperature(value: Any) -> float:
     """Return the sampling temperature. Raises UnsupportedError for greedy training samples."""
     if not float(value) > 0:
-        raise UnsupportedError("training samples need a positive temperature here (evaluation is greedy)")
+        raise UnsupportedError("rlsys samples for training at a positive temperature only (its evaluation is greedy)")
     return float(value)
 
 
 def whole_updates(option: str, update: Any, total: int, counted: str) -> int:
     """Return the updates of a step. Raises ConfigError where they do not divide it; `counted` says what is divided."""
     if total % int(update):
-        raise ConfigError(f"{option}={update} does not divide {counted}: a step is divided into whole updates")
+        raise ConfigError(f"{option}={update} does not divide {counted}: a step consists of whole updates")
     return total // int(update)
 
 
@@ -188,4 +188,6 @@ def fit_microbatch(recipe: Recipe) -> None:
         for role in ("learner", "reference", "critic")[: 3 if has_critic else 2]:
             recipe.written[f"{role}.microbatch_tokens"] = longest
         guess = "" if prompt else " (prompts of at most 1024 tokens assumed)"
-        recipe.remarks.append(f"learner.microbatch_tokens={longest}: a forward must hold the longest trajectory{guess}")
+        recipe.remarks.append(
+            f"learner.microbatch_tokens={longest}: a forward pass must hold the longest trajectory{guess}"
+        )

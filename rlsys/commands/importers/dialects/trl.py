@@ -40,12 +40,12 @@ from rlsys.commands.importers.options import (
 from rlsys.commands.importers.recipe import ABSENT, NONE_STATED, Recipe
 
 VERSIONS = ("0.18", "0.19", "1.0", "1.3", "1.8", "1.10", "1.16")
-SAMPLING = "it changes the distribution that is sampled, and the learner could no longer check it (README, Limits)"
-HUB = "nothing is pushed; checkpoints/step-N/policy is a Hugging Face folder that can be uploaded"
+SAMPLING = "it changes the sampled distribution, which the learner could then no longer check (docs/limits.md)"
+HUB = "rlsys uploads nothing; checkpoints/step-N/policy is a Hugging Face folder that you can upload"
 OWN_ENGINES = "rlsys starts its own engines"
-OWN_LOG = "every step is written to metrics.jsonl"
-ENGINE_ALONE = "vLLM always generates here"
-LOCAL = "processes are started by Ray"
+OWN_LOG = "rlsys writes every step to metrics.jsonl"
+ENGINE_ALONE = "rlsys always generates with vLLM"
+LOCAL = "Ray starts the processes"
 
 
 GENERATION = {
@@ -53,7 +53,7 @@ GENERATION = {
         ByVersion({"0.18": 512, SINCE_1_0: ABSENT}),
         {"data.max_prompt_tokens": plain(int), "data.overlong": plain(lambda _: "filter")},
         keys=("data.max_prompt_tokens",),
-        note="longer prompts are cut from the left there, left out here (data.overlong)",
+        note="TRL cuts longer prompts from the left, rlsys leaves them out (data.overlong)",
     ),
     "max_completion_length": same("rollout.max_response_tokens", ByVersion({"0.18": 256, "1.10": 512})),
     "temperature": converted("rollout.temperature", 1.0, shared.temperature),
@@ -67,10 +67,14 @@ GENERATION = {
     "vllm_mode": ignored(OWN_ENGINES, ByVersion({"0.18": "server", SINCE_1_0: "colocate"})),
     "vllm_gpu_memory_utilization": computed("rollout.gpu_memory_utilization", 0.3, rules.memory_share),
     "vllm_tensor_parallel_size": converted("rollout.tensor_parallel_size", 1, int),
-    "vllm_structured_outputs_regex": unsupported("decoding is not guided here; the regex reward can ask for a form"),
-    "vllm_model_impl": unsupported("engines run vLLM's own models", absent_before(SINCE_1_0, "vllm"), ("vllm", "auto")),
-    "max_tool_calling_iterations": unsupported("tools are not called in training here", absent_before(SINCE_1_0, None)),
-    "pad_to_multiple_of": ignored("nothing is padded"),
+    "vllm_structured_outputs_regex": unsupported(
+        "rlsys does not guide decoding; the reward `regex` can ask for a format"
+    ),
+    "vllm_model_impl": unsupported(
+        "engines run vLLM's own model implementations", absent_before(SINCE_1_0, "vllm"), ("vllm", "auto")
+    ),
+    "max_tool_calling_iterations": unsupported("rlsys calls no tools in training", absent_before(SINCE_1_0, None)),
+    "pad_to_multiple_of": ignored("rlsys packs sequences without padding"),
     "cache_implementation": ignored(ENGINE_ALONE),
     "use_transformers_continuous_batching": ignored(ENGINE_ALONE),
     "transformers_continuous_batching_config": ignored(ENGINE_ALONE),
@@ -90,13 +94,15 @@ GENERATION = {
         ),
         ignored(OWN_ENGINES),
     ),
-    "vllm_max_model_length": ignored("an engine's context is the longest prompt and response"),
+    "vllm_max_model_length": ignored("an engine's context holds the longest prompt and the longest response"),
 }
 HAS_LORA = needs("use_peft")
 IN_4_BITS = needs("load_in_4bit", "")
 MODEL = {
     "model_name_or_path": same("model.path", NONE_STATED),
-    "model_revision": unsupported("the default branch is loaded; give a folder for another", "main", (None, "main")),
+    "model_revision": unsupported(
+        "rlsys loads the default branch; give a folder for another revision", "main", (None, "main")
+    ),
     "trust_remote_code": same("model.trust_remote_code", False),
     "dtype": mapped(
         "learner.dtype",
@@ -105,12 +111,12 @@ MODEL = {
         keys=(),
         also=("learner.dtype",),
         when=without("fp16", ""),
-        notes={"auto": "auto is what the model was saved in; taken to be bfloat16"},
+        notes={"auto": "auto is the dtype in which the model was saved; it is read as bfloat16"},
     ),
     "model_init_kwargs": unsupported(
-        "models are loaded as they are; give a folder with another config", None, (None, {})
+        "rlsys loads a model with its own config; give a folder with another config", None, (None, {})
     ),
-    "attn_implementation": ignored("learner.packing chooses the attention"),
+    "attn_implementation": ignored("learner.packing chooses the attention kernel"),
     "use_peft": by_rule("learner.lora.rank", default=False),
     "lora_r": same("learner.lora.rank", 16, when=HAS_LORA),
     "lora_alpha": same("learner.lora.alpha", 32, when=HAS_LORA),
@@ -121,20 +127,22 @@ MODEL = {
         rules.target_modules,
         when=HAS_LORA,
         reads_none=True,
-        notes={None: "unset, peft chooses by architecture; this is its choice for Qwen and Llama"},
+        notes={None: "unset: peft chooses by architecture; this is its choice for Qwen and Llama"},
     ),
     "lora_target_parameters": unsupported(
-        "adapters go to modules here: learner.lora.target_modules",
+        "rlsys adapts whole modules: learner.lora.target_modules",
         absent_before(SINCE_1_0, None),
         (None, []),
         when=HAS_LORA,
     ),
     "lora_modules_to_save": same("learner.lora.modules_to_save", None, when=HAS_LORA),
-    "lora_task_type": unsupported("policies are causal models", "CAUSAL_LM", ("CAUSAL_LM",), when=HAS_LORA),
+    "lora_task_type": unsupported(
+        "rlsys trains causal language models only", "CAUSAL_LM", ("CAUSAL_LM",), when=HAS_LORA
+    ),
     "use_rslora": same("learner.lora.use_rslora", False, when=HAS_LORA),
     "use_dora": same("learner.lora.use_dora", False, when=HAS_LORA),
     "load_in_8bit": unsupported(
-        "frozen weights are held in 4 bits (nf4) or whole",
+        "rlsys holds frozen weights in 4 bits (nf4) or unquantized",
         False,
         keys=("learner.lora.quantize_base",),
         when=(HAS_LORA, without("load_in_4bit", "")),
@@ -150,9 +158,9 @@ MODEL = {
     "use_bnb_nested_quant": by_rule(
         default=False,
         when=(HAS_LORA, IN_4_BITS),
-        notes={False: "quantization constants are always quantized again here, as the engines do"},
+        notes={False: "rlsys always quantizes the quantization constants too, as the engines do"},
     ),
-    "bnb_4bit_quant_storage": ignored("quantized weights are stored as bitsandbytes does by itself"),
+    "bnb_4bit_quant_storage": ignored("bitsandbytes chooses how quantized weights are stored"),
 }
 ONE_DATASET = without("datasets", "datasets names the data")
 DATA = {
@@ -172,11 +180,11 @@ DATA = {
     "datasets": option(
         NONE_STATED, {"data.train": rules.MIXTURE.sources, "data.eval": plain(lambda _: None)}, keys=("data.train",)
     ),
-    "dataset_streaming": unsupported("data is loaded whole", absent_before("0.19", False)),
-    "streaming": unsupported("data is loaded whole", False),
-    "test_split_size": unsupported("held-out rows are not split off; set data.eval"),
+    "dataset_streaming": unsupported("rlsys loads all of the data", absent_before("0.19", False)),
+    "streaming": unsupported("rlsys loads all of the data", False),
+    "test_split_size": unsupported("rlsys does not split off held-out rows: set data.eval"),
     "shuffle_dataset": same("data.shuffle", True),
-    "data_seed": unsupported("prompts are drawn by `seed`"),
+    "data_seed": unsupported("rlsys draws the prompts with `seed`"),
     "reward_funcs": by_rule("rewards", default=None),
     "reward_weights": by_rule("rewards", default=None),
     "reward_model_name_or_path": by_rule("rewards", default=None),
@@ -192,7 +200,7 @@ RUN = {
         when=(EVALUATED, unless("eval_strategy", "epoch")),
         reads_none=True,
     ),
-    "eval_on_start": ignored("an evaluated run is evaluated before training too"),
+    "eval_on_start": ignored("a run that evaluates also evaluates before training"),
     "num_generations_eval": converted("eval.num_samples", absent_before(SINCE_1_0, None), int, when=EVALUATED),
     "save_strategy": computed("checkpoint.every", "steps", rules.save_strategy),
     "save_steps": computed(
@@ -202,26 +210,28 @@ RUN = {
         when=(only_if("save_strategy", "steps", reason="save_strategy is '{0}'"),),
     ),
     "save_total_limit": converted("checkpoint.keep", None, shared.kept_checkpoints, reads_none=True),
-    "save_only_model": unsupported("checkpoints always hold what a run needs to go on", False),
-    "load_best_model_at_end": unsupported("the last policy is kept; choose another by metrics.jsonl", False),
+    "save_only_model": unsupported("a checkpoint always holds everything that a run needs to continue", False),
+    "load_best_model_at_end": unsupported("rlsys keeps the last checkpoints; choose one by metrics.jsonl", False),
     "report_to": computed("logging.trackers", ByVersion({"0.18": "all", SINCE_1_0: "none"}), rules.trackers),
     "push_to_hub": unsupported(HUB, False),
     "resume_from_checkpoint": ignored("resume=auto with run_dir=... continues a run"),
-    "output_dir": ignored("a run goes to runs/NAME/TIME; run_dir=... chooses"),
-    "overwrite_output_dir": ignored("a folder that holds a run is never written over"),
-    "run_name": ignored("a run is named by its folder"),
-    "full_determinism": unsupported("rollout.seeded=true repeats sampling; kernels are not fixed", False),
-    "auto_find_batch_size": unsupported("microbatches are learner.microbatch_tokens tokens", False),
-    "fsdp": ignored("DeepSpeed shards: learner.zero_stage=3"),
-    "fsdp_config": ignored("DeepSpeed shards: learner.zero_stage=3"),
-    "remove_unused_columns": ignored("rewards see every column"),
-    "do_train": ignored("rlsys train trains, rlsys eval evaluates"),
-    "do_eval": ignored("eval_strategy decides; rlsys eval evaluates afterwards"),
-    "do_predict": ignored("rlsys eval evaluates"),
+    "output_dir": ignored("a run goes to runs/NAME/TIME; run_dir=... chooses a folder"),
+    "overwrite_output_dir": ignored("rlsys never overwrites a folder that holds a run"),
+    "run_name": ignored("rlsys names a run by its folder"),
+    "full_determinism": unsupported(
+        "rlsys does not fix its kernels; rollout.seeded=true makes sampling repeatable", False
+    ),
+    "auto_find_batch_size": unsupported("a microbatch holds learner.microbatch_tokens tokens", False),
+    "fsdp": ignored("DeepSpeed shards the learner: learner.zero_stage=3"),
+    "fsdp_config": ignored("DeepSpeed shards the learner: learner.zero_stage=3"),
+    "remove_unused_columns": ignored("rewards get every column"),
+    "do_train": ignored("use the commands rlsys train and rlsys eval"),
+    "do_eval": ignored("eval_strategy decides this; use the command rlsys eval after training"),
+    "do_predict": ignored("use the command rlsys eval"),
     "log_completions": ignored("rollouts/step-N.jsonl holds every completion"),
     "num_completions_to_print": ignored("rollouts/step-N.jsonl holds every completion"),
     "log_unique_prompts": ignored("rollouts/step-N.jsonl holds every completion"),
-    "log_multimodal": ignored("there is text alone"),
+    "log_multimodal": ignored("rlsys trains text models only"),
     "log_completions_hub_repo": unsupported(HUB),
 }
 UNUSED: dict[str, tuple[str, ...]] = {
@@ -257,11 +267,11 @@ UNUSED: dict[str, tuple[str, ...]] = {
         "debug",
         "ignore_bias_buffers",
     ),
-    "checkpointed layers are never entered again by autograd (use_reentrant is false)": (
+    "rlsys always checkpoints with use_reentrant=false": (
         "gradient_checkpointing_use_reentrant",
         "gradient_checkpointing_kwargs",
     ),
-    "speed and memory are the learner's own matter": (
+    "the learner manages its speed and memory itself": (
         "tf32",
         "torch_compile",
         "torch_compile_backend",
@@ -274,7 +284,7 @@ UNUSED: dict[str, tuple[str, ...]] = {
         "fp16_full_eval",
         "skip_memory_metrics",
     ),
-    "prompts are read once and kept": (
+    "rlsys reads the prompts once and keeps them": (
         "dataloader_drop_last",
         "dataloader_num_workers",
         "dataloader_pin_memory",
@@ -288,7 +298,7 @@ UNUSED: dict[str, tuple[str, ...]] = {
         "train_sampling_strategy",
         "dataset_num_proc",
     ),
-    "the Trainer's own loop has no part here": (
+    "it belongs to the Trainer's loop, and rlsys has a loop of its own": (
         "per_device_eval_batch_size",
         "prediction_loss_only",
         "eval_do_concat_batches",

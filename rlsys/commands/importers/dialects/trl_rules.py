@@ -36,7 +36,7 @@ MIXTURE = shared.Entries("datasets", options=("data_dir", "data_files"))
 def settle(recipe: Recipe) -> None:
     """Turn evaluation off where it would need the held-out part of a mixture."""
     if recipe.value("datasets") and recipe.value("eval_strategy") != "no":
-        reason = "a mixture's held-out part is not split off here: set data.eval and eval.every"
+        reason = "rlsys does not split off the held-out part of a mixture: set data.eval and eval.every"
         recipe.mark_unsupported("eval_strategy", reason)
         recipe.settled["eval_strategy"] = "no"
 
@@ -60,18 +60,18 @@ def prompts_per_step(recipe: Recipe, per_device: Any) -> int:
     if generation % update and (update % generation or iterations > 1):
         raise ConfigError(
             f"an update of {update} completions and a generation of {generation}, used {iterations} times: TRL would "
-            "mix generations within an update, and here a step samples once. Make one a multiple of the other, with "
-            "num_iterations=1 where the update is the larger one"
+            "mix generations within an update, and a step of rlsys samples once. Make one a multiple of the other, "
+            "with num_iterations=1 where the update is the larger one"
         )
     if generation % update:
         prompts, minibatches = update // group, 1
-        recipe.note("steps_per_generation", "an update of several generations: here they are one step's")
+        recipe.note("steps_per_generation", "an update of several generations is one step of rlsys")
     if minibatches > prompts:
         size = "steps_per_generation" if recipe.is_given("steps_per_generation") else "generation_batch_size"
         recipe.mark_unsupported(
             size,
-            f"{minibatches} updates a generation of {prompts} prompts: TRL divides a prompt's completions among "
-            f"updates, here they stay together; wrote train.minibatches_per_step={prompts}",
+            f"{minibatches} updates per generation of {prompts} prompts: TRL divides the completions of a prompt among "
+            f"updates, rlsys keeps them together, so train.minibatches_per_step={prompts} was written",
         )
     recipe.written["train.minibatches_per_step"] = min(minibatches, prompts)
     return prompts
@@ -105,7 +105,7 @@ def policy_loss(recipe: Recipe, loss: Any) -> str:
     if loss in ("cispo", "sapo"):
         return str(loss)
     if loss not in CLIPPED:
-        raise UnsupportedError("there is no '{value}' here; wrote ppo_clip with token_mean", "ppo_clip")
+        raise UnsupportedError("rlsys has no loss '{value}', so ppo_clip with token_mean was written", "ppo_clip")
     return "gspo" if recipe.value("importance_sampling_level") == "sequence" else "ppo_clip"
 
 
@@ -127,7 +127,9 @@ def correction(recipe: Recipe, mode: Any) -> list[dict[str, Any]]:
     high, low = (recipe.value(f"vllm_importance_sampling_clip_{bound}") for bound in ("max", "min"))
     bounds = {"high": 1e30 if high is None else float(high)} | ({} if low is None else {"low": float(low)})
     if mode not in MODES:
-        raise UnsupportedError("there is no such mode here; wrote mask by sequence", [MODES["sequence_mask"] | bounds])
+        raise UnsupportedError(
+            "rlsys has no mode '{value}', so a mask by sequence was written", [MODES["sequence_mask"] | bounds]
+        )
     return [MODES[mode] | bounds]
 
 
@@ -147,7 +149,7 @@ def zero_stage(value: Any) -> int:
         return int(value.get("zero_optimization", {}).get("stage", 0))
     if found := re.search(r"(?:zero|stage|z)_?([0-3])", str(value).lower()):
         return int(found[1])
-    raise UnsupportedError("the file's name does not say the stage: set learner.zero_stage")
+    raise UnsupportedError("the file's name does not contain the ZeRO stage: set learner.zero_stage")
 
 
 def memory_share(recipe: Recipe, share: Any) -> Any:
@@ -170,17 +172,15 @@ def rewards(recipe: Recipe, known: Mapping[str, dict[str, Any] | None]) -> None:
     missing = [(name, weight) for name, node, weight in zip(names, nodes, options, strict=True) if node is None]
     if missing:
         listed = ", ".join(f"'{name}'" for name, _ in missing)
-        recipe.mark_unsupported(
-            "reward_funcs", f"there is no reward {listed} here; write one as TRL's signature has it"
-        )
+        recipe.mark_unsupported("reward_funcs", f"rlsys has no reward {listed}: write one with TRL's signature")
     for name, weight in missing if weights else ():
-        recipe.note("reward_weights", f"{weight['weight']} of '{name}' is left out with it")
+        recipe.note("reward_weights", f"the weight {weight['weight']} of '{name}' is left out with it")
     found = [node | weight for node, weight in zip(nodes, options, strict=True) if node is not None]
     if found:
         recipe.written["rewards"] = found
         return
     recipe.mark_unsupported(
-        "reward_funcs", "none is named; wrote nothing: set rewards=[{name: my_rewards.py:function}]"
+        "reward_funcs", "no reward is named, so none is written: set rewards=[{name: my_rewards.py:function}]"
     )
     recipe.mark_ignored("reward_weights", "no reward was written")
 
@@ -196,7 +196,7 @@ def _outside_reward(name: str) -> dict[str, Any] | None:
 def training_data(recipe: Recipe, name: Any) -> Any:
     """Return the source of the training data."""
     if name is None:
-        raise UnsupportedError("none is named; wrote nothing: set data.train and data.eval")
+        raise UnsupportedError("no dataset is named, so none is written: set data.train and data.eval")
     return shared.source(name, recipe.value("dataset_config"), recipe.value("dataset_train_split"), "train")
 
 
@@ -212,7 +212,9 @@ def eval_strategy(recipe: Recipe, strategy: Any) -> Any:
     if strategy == "no":
         return 0
     # TRL's evaluation samples, that of rlsys is greedy, and samples beside that when asked to.
-    recipe.note("eval_strategy", "evaluation is greedy here, also before and after training; eval.num_samples samples")
+    recipe.note(
+        "eval_strategy", "rlsys evaluates greedily, also before and after training; eval.num_samples adds samples"
+    )
     return shared.steps_per_epoch(recipe) if strategy == "epoch" else ABSENT
 
 
@@ -221,7 +223,7 @@ def save_strategy(recipe: Recipe, strategy: Any) -> Any:
     if strategy in ("no", "steps"):
         return 0 if strategy == "no" else ABSENT
     if strategy != "epoch":
-        raise UnsupportedError("checkpoints are not chosen by a metric here ('{value}')")
+        raise UnsupportedError("rlsys does not choose checkpoints by a metric ('{value}')")
     return shared.steps_per_epoch(recipe)
 
 
@@ -229,6 +231,8 @@ def trackers(recipe: Recipe, asked: Any) -> list[Any]:
     """Return the trackers of `report_to`, with the project and entity that open-r1 and axolotl add."""
     names = [str(name) for name in shared.listed(asked) if name != "none"]
     if "all" in names:
-        raise UnsupportedError("'all' is whatever is installed there; wrote nothing: name them in logging.trackers")
+        raise UnsupportedError(
+            "'all' means every tracker that is installed, so none is written: name them in logging.trackers"
+        )
     wandb = {key: recipe.value(f"wandb_{key}") for key in ("project", "entity")}
     return shared.trackers(recipe, "report_to", names, **wandb)

@@ -28,7 +28,7 @@ from rlsys.commands.importers.options import (
 )
 from rlsys.commands.importers.recipe import NONE_STATED
 
-OPTIMIZER = "the optimizer is AdamW with float32 state; learner.offload_optimizer=true moves that to the CPU"
+OPTIMIZER = "rlsys trains with AdamW and float32 state; learner.offload_optimizer=true moves the state to the CPU"
 SINCE_1_0 = "1.0"
 
 
@@ -37,8 +37,10 @@ def absent_before(version: str, value: Any) -> ByVersion:
     return ByVersion({version: value})
 
 
-STEPS_COUNT = Condition(("max_steps",), lambda count: int(count or -1) > 0, "not positive: num_train_epochs decides")
-EPOCHS_COUNT = Condition(("max_steps",), lambda count: int(count or -1) <= 0, "max_steps decides")
+STEPS_COUNT = Condition(
+    ("max_steps",), lambda count: int(count or -1) > 0, "it is not positive, so num_train_epochs counts"
+)
+EPOCHS_COUNT = Condition(("max_steps",), lambda count: int(count or -1) <= 0, "max_steps replaces it")
 BATCH = {
     "per_device_train_batch_size": computed("train.prompts_per_step", 8, rules.prompts_per_step),
     "gradient_accumulation_steps": by_rule(default=1, also=("train.prompts_per_step", "train.minibatches_per_step")),
@@ -56,13 +58,13 @@ BATCH = {
     "num_train_epochs": computed("train.num_steps", 3.0, shared.epochs, when=EPOCHS_COUNT),
 }
 WARMS_UP = unless(
-    "lr_scheduler_type", "constant", reason="lr_scheduler_type=constant has no warm-up (constant_with_warmup has)"
+    "lr_scheduler_type", "constant", reason="lr_scheduler_type=constant has no warm-up, constant_with_warmup has one"
 )
-NO_FLOAT16 = UnsupportedError("no float16 here; wrote {key}={instead}", "bfloat16")
+NO_FLOAT16 = UnsupportedError("rlsys does not train in float16, so {key}={instead} was written", "bfloat16")
 OPTIMIZATION = {
     "learning_rate": same("learner.lr", 1e-6),
     "lr_scheduler_type": mapped("learner.lr_schedule", "linear", shared.SCHEDULES, shared.OTHER_SCHEDULE),
-    "lr_scheduler_kwargs": unsupported("schedules have no options here", neutral=(None,)),
+    "lr_scheduler_kwargs": unsupported("schedules of rlsys have no options", neutral=(None,)),
     "warmup_steps": computed(
         "learner.warmup_steps",
         0,
@@ -74,7 +76,7 @@ OPTIMIZATION = {
         "learner.warmup_steps",
         0.0,
         shared.share_of_updates,
-        when=(WARMS_UP, without("warmup_steps", "warmup_steps decides")),
+        when=(WARMS_UP, without("warmup_steps", "warmup_steps replaces it")),
     ),
     "weight_decay": same("learner.weight_decay", 0.0),
     "adam_beta1": computed(
@@ -92,13 +94,13 @@ OPTIMIZATION = {
         rules.dtype,
         reads_none=True,
         when=(without("fp16", ""), unless("dtype", "float16", "fp16")),
-        notes={None: "unset, TRL takes bfloat16"},
+        notes={None: "unset: TRL trains in bfloat16"},
     ),
     "fp16": switched("learner.dtype", False, NO_FLOAT16, keys=(), also=("learner.dtype",)),
     "seed": same("seed", 42),
     "deepspeed": converted("learner.zero_stage", None, rules.zero_stage),
-    "neftune_noise_alpha": unsupported("embeddings get no noise here"),
-    "label_smoothing_factor": unsupported("there are no labels to smooth", 0.0, (0, 0.0)),
+    "neftune_noise_alpha": unsupported("rlsys adds no noise to embeddings"),
+    "label_smoothing_factor": unsupported("rlsys has no labels to smooth", 0.0, (0, 0.0)),
 }
 NOT_SAPO = unless("loss_type", "sapo", reason="loss_type=sapo does not clip")
 NOT_CISPO = unless("loss_type", "cispo", reason="loss_type=cispo has one bound, epsilon_high")
@@ -108,20 +110,20 @@ NOT_CISPO_ALONE = Condition(
 CLIPS_BY_TOKEN = Condition(
     ("importance_sampling_level", "loss_type"),
     lambda level, loss: level != "sequence" or loss not in rules.CLIPPED,
-    "gspo has no second bound here",
+    "gspo has no second bound in rlsys",
     is_loss=True,
 )
 BY_SEQUENCE = Condition(
     ("loss_type", "importance_sampling_level"),
     lambda loss, level: level != "sequence" or loss in rules.CLIPPED,
-    "'{0}' has a ratio for each token here",
+    "the loss '{0}' of rlsys has a ratio per token",
     is_loss=True,
 )
 SAPO = only_if("loss_type", "sapo", reason="loss_type is not sapo")
-HAS_REFERENCE = needs("beta", "beta=0: there is no reference")
+HAS_REFERENCE = needs("beta", "beta=0 loads no reference")
 ADAPTIVE = needs("use_adaptive_entropy")
 CORRECTED = (
-    needs("use_vllm", "use_vllm is false: nothing is corrected there"),
+    needs("use_vllm", "use_vllm is false, so TRL corrects nothing"),
     needs("vllm_importance_sampling_correction"),
 )
 LOSS = {
@@ -129,7 +131,7 @@ LOSS = {
         ByVersion({"0.18": "bnpo", SINCE_1_0: "dapo"}),
         {"algorithm.aggregation": rules.aggregation, "algorithm.policy_loss.name": rules.policy_loss},
         notes={
-            "bnpo": "the local batch is per_device_train_batch_size rows there, learner.microbatch_tokens tokens here"
+            "bnpo": "a local batch is per_device_train_batch_size rows in TRL, learner.microbatch_tokens tokens here"
         },
     ),
     "beta": converted("algorithm.kl.coef", ByVersion({"0.18": 0.04, "0.19": 0.0}), float),
@@ -137,7 +139,7 @@ LOSS = {
         "algorithm.kl.unbiased",
         ByVersion({SINCE_1_0: False, "1.10": True}),
         bool,
-        when=(needs("beta", "beta=0: there is no KL"),),
+        when=(needs("beta", "beta=0 turns the KL penalty off"),),
     ),
     "epsilon": option(
         0.2,
@@ -163,7 +165,7 @@ LOSS = {
         "algorithm.policy_loss.temperature_neg", absent_before(SINCE_1_0, 1.05), float, when=SAPO, uses_newest=True
     ),
     **{
-        f"vespo_{name}": unsupported("there is no vespo here", absent_before(SINCE_1_0, value), (value, int(value)))
+        f"vespo_{name}": unsupported("rlsys has no loss vespo", absent_before(SINCE_1_0, value), (value, int(value)))
         for name, value in {"k_pos": 2.0, "lambda_pos": 3.0, "k_neg": 3.0, "lambda_neg": 2.0}.items()
     },
     "importance_sampling_level": by_rule(
@@ -173,7 +175,7 @@ LOSS = {
         "algorithm.advantage.scale",
         ByVersion({"0.18": True, SINCE_1_0: "group"}),
         {True: "group", False: "none", "group": "group", "batch": "batch", "none": "none"},
-        UnsupportedError("there is no scale '{value}' here; wrote {key}={instead}", "group"),
+        UnsupportedError("rlsys has no scale '{value}', so {key}={instead} was written", "group"),
         when=(
             unless(
                 "multi_objective_aggregation",
@@ -192,7 +194,10 @@ LOSS = {
     "entropy_coef": converted("algorithm.entropy.coef", absent_before("1.8", 0.0), float),
     "use_adaptive_entropy": by_rule("algorithm.entropy.target", default=absent_before("1.8", False)),
     "entropy_coef_min": unsupported(
-        "the adaptive coefficient's lower bound is 0 here", absent_before("1.8", 0.0), (0, 0.0), when=ADAPTIVE
+        "the lower bound of an adaptive coefficient is always 0 in rlsys",
+        absent_before("1.8", 0.0),
+        (0, 0.0),
+        when=ADAPTIVE,
     ),
     **{
         f"entropy_{name}": converted(
@@ -233,7 +238,7 @@ LOSS = {
         default=absent_before(SINCE_1_0, 3.0),
         when=CORRECTED,
         uses_newest=True,
-        notes={None: "no upper bound there; 1e30 here"},
+        notes={None: "TRL sets no upper bound; 1e30 was written"},
     ),
     "vllm_importance_sampling_clip_min": by_rule(
         "algorithm.corrections", default=absent_before("1.8", None), when=CORRECTED
@@ -242,8 +247,8 @@ LOSS = {
         "algorithm.corrections", absent_before(SINCE_1_0, None), rules.off_policy_mask
     ),
     "router_aux_loss_coef": unsupported(
-        "experts are not balanced by a loss here", ByVersion({"1.8": 0.001, "1.16": None}), (None, 0, 0.0)
+        "rlsys has no loss that balances experts", ByVersion({"1.8": 0.001, "1.16": None}), (None, 0, 0.0)
     ),
-    "cast_lm_head_to_fp32": unsupported("the head has the policy's dtype here", absent_before(SINCE_1_0, False)),
-    "disable_dropout": ignored("the policy is trained without dropout; a model that has some is refused at the start"),
+    "cast_lm_head_to_fp32": unsupported("the head has the policy's dtype in rlsys", absent_before(SINCE_1_0, False)),
+    "disable_dropout": ignored("rlsys trains without dropout, and refuses a model that has some at the start"),
 }

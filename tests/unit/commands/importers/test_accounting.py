@@ -220,7 +220,7 @@ def test_the_dialect_is_guessed_from_what_only_it_has(tree: dict[str, Any], dial
 
 def test_a_dialect_that_nothing_tells_is_asked_for() -> None:
     source = RecipeFile({"learning_rate": 1}, [Path("recipe.yaml")])
-    with pytest.raises(ConfigError, match=r"say so with --dialect trl\|open-r1"):
+    with pytest.raises(ConfigError, match=r"give --dialect trl\|open-r1"):
         choose(source, None, None)
     assert choose(source, "trl", None).dialect.name == "trl"
     with pytest.raises(ConfigError, match="did you mean 'axolotl'"):

@@ -56,7 +56,7 @@ def test_completions_become_prompts(
 def test_a_group_divided_among_updates_is_said() -> None:
     result = run({"per_device_train_batch_size": 4, "steps_per_generation": 4, "num_generations": 16})
     assert [left.option for left in result.unsupported] == ["steps_per_generation"]
-    assert "4 updates a generation of 1 prompts" in result.unsupported[0].reason
+    assert "4 updates per generation of 1 prompts" in result.unsupported[0].reason
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_schedule_that_is_not_there_is_replaced_and_said() -> None:
     result = run({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}})
     assert result.written["learner.lr_schedule"] == "cosine"
     reasons = {left.option: left.reason for left in result.unsupported}
-    assert "it ends at 0" in reasons["lr_scheduler_type"]
+    assert "which ends at 0" in reasons["lr_scheduler_type"]
     assert "lr_scheduler_kwargs" in reasons
 
 

@@ -28,7 +28,7 @@ def test_what_is_written_composes_and_passes_the_checks(
     assert OmegaConf.load(output).keys() <= OmegaConf.structured(Config).keys()
     printed = capsys.readouterr().out
     assert f"rlsys train experiment={output}" in printed
-    for title in ("Taken over", "Default differs", "Not supported", "No meaning here"):
+    for title in ("Translated", "Default differs", "Not supported", "Ignored"):
         assert title in printed
 
 
@@ -52,7 +52,7 @@ def test_the_three_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     )
     taken, rest = printed.split("Default differs")
     changed, rest = rest.split("Not supported")
-    unsupported, rest = rest.split("No meaning here")
+    unsupported, rest = rest.split("Ignored")
     ignored, unknown = rest.split("Unknown")
     assert "model.path=org/model" in taken
     assert "train.prompts_per_step=2" in taken

@@ -124,4 +124,4 @@ def test_open_r1_s_mixture_draws_shares_of_rows() -> None:
         {"name": "b"},
     ]
     note = next(taken.note for taken in result.translated if taken.option == "dataset_mixture")
-    assert "of its entries not carried over: columns" in note
+    assert "entries that are not carried over: columns" in note

@@ -137,7 +137,7 @@ def test_axolotl_s_data_keeps_its_subset_and_split(part: dict[str, Any], train: 
 
 def test_axolotl_s_held_out_entries_need_a_path_too() -> None:
     tree = {"rl": "grpo", "micro_batch_size": 8, "datasets": [{"path": "org/x"}], "test_datasets": [{"name": "main"}]}
-    with pytest.raises(ConfigError, match="test_datasets: each entry needs path"):
+    with pytest.raises(ConfigError, match="test_datasets: every entry needs `path`"):
         run(AXOLOTL, tree)
 
 

@@ -257,7 +257,7 @@ def test_a_default_that_changed_changes_what_is_written() -> None:
 
 def test_an_option_of_another_version_is_remarked() -> None:
     (remark,) = run({"max_prompt_length": 512}).remarks
-    assert "trl 1.16 does not have max_prompt_length: --version says" in remark
+    assert "trl 1.16 does not have max_prompt_length: say with --version" in remark
     early = run({"use_adaptive_entropy": True}, "0.18")
     assert "trl 0.18 does not have use_adaptive_entropy" in early.remarks[0]
     assert early.written["algorithm.entropy.target"] == 0.2  # what it came with
