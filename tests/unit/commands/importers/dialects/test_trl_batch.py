@@ -19,7 +19,7 @@ def run(options: dict[str, Any], size: RunSize | None = None, version: str = "1.
 
 
 def batch(options: dict[str, Any], processes: int = 1) -> tuple[int, ...]:
-    """Prompts, samples, minibatches, passes."""
+    """Return prompts, samples, minibatches and passes."""
     written = run(options, RunSize(num_processes=processes)).written
     names = ("prompts_per_step", "samples_per_prompt", "minibatches_per_step", "updates_per_step")
     return tuple(written[f"train.{name}"] for name in names)
@@ -53,14 +53,14 @@ def test_completions_become_prompts(
     assert batch({"per_device_train_batch_size": per_device, **options}, processes) == expected
 
 
-def test_a_group_divided_among_updates_is_said() -> None:
+def test_a_group_divided_among_updates_is_unsupported() -> None:
     result = run({"per_device_train_batch_size": 4, "steps_per_generation": 4, "num_generations": 16})
     assert [left.option for left in result.unsupported] == ["steps_per_generation"]
     assert "4 updates per generation of 1 prompts" in result.unsupported[0].reason
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"per_device_train_batch_size": 6}, "num_generations=8 does not divide the generation batch of 6"),
         ({"per_device_train_batch_size": 6}, "it could be 2, 3, 6"),
@@ -71,13 +71,13 @@ def test_a_group_divided_among_updates_is_said() -> None:
         ({"gradient_accumulation_steps": 4, "steps_per_generation": 2, "num_iterations": 2}, "used 2 times"),
     ],
 )
-def test_what_trl_refuses_or_mixes_is_refused(options: dict[str, Any], said: str) -> None:
+def test_batches_that_trl_refuses_or_mixes_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         run(options)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_processes_are_the_command_s_then_the_file_s_then_one() -> None:
+def test_processes_come_from_the_command_then_from_the_file() -> None:
     assert batch({"num_processes": 4}, processes=2)[0] == 2
     assert run({"num_processes": 4}).written["train.prompts_per_step"] == 4
     assert run({}).written["train.prompts_per_step"] == 1
@@ -91,10 +91,10 @@ def test_processes_are_the_command_s_then_the_file_s_then_one() -> None:
     group=st.integers(2, 8),
     passes=st.integers(1, 3),
 )
-def test_a_step_trains_what_a_generation_held(
+def test_a_step_trains_on_one_generation(
     per_device: int, processes: int, accumulation: int, generations: int, group: int, passes: int
 ) -> None:
-    """Completions a generation, and updates it is used in, are TRL's wherever nothing is refused."""
+    """Completions per generation, and the updates that use it, are those of TRL."""
     steps = accumulation * generations
     options = {
         "per_device_train_batch_size": per_device,
@@ -114,8 +114,8 @@ def test_a_step_trains_what_a_generation_held(
     assert minibatches == min(generations, prompts)
 
 
+# 64 completions of 8 prompts per step, in two updates.
 LARGER = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
-"""64 completions, 8 prompts, a step, in two updates."""
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_updates_and_epochs_become_steps(options: dict[str, Any], rows: int | No
     assert run(LARGER | options, RunSize(num_rows=rows)).written["train.num_steps"] == num_steps
 
 
-def test_epochs_without_rows_are_said() -> None:
+def test_epochs_need_the_number_of_rows() -> None:
     given_epochs = run({"num_train_epochs": 2})
     assert "train.num_steps" not in given_epochs.written
     assert "--num-rows" in given_epochs.unsupported[0].reason
@@ -156,7 +156,7 @@ def test_warm_up_counts_updates(options: dict[str, Any], warmup: int) -> None:
     assert result.written["learner.warmup_steps"] == warmup
 
 
-def test_constant_has_no_warm_up_in_transformers() -> None:
+def test_the_constant_schedule_has_no_warm_up() -> None:
     result = run({"lr_scheduler_type": "constant", "warmup_steps": 9})
     assert (result.written["learner.lr_schedule"], result.written["learner.warmup_steps"]) == ("constant", 0)
     assert [left.option for left in result.ignored] == ["warmup_steps"]
@@ -164,7 +164,7 @@ def test_constant_has_no_warm_up_in_transformers() -> None:
     assert (kept.written["learner.lr_schedule"], kept.written["learner.warmup_steps"]) == ("constant", 9)
 
 
-def test_a_schedule_that_is_not_there_is_replaced_and_said() -> None:
+def test_an_unknown_schedule_is_replaced_and_reported() -> None:
     result = run({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}})
     assert result.written["learner.lr_schedule"] == "cosine"
     reasons = {left.option: left.reason for left in result.unsupported}
@@ -181,6 +181,6 @@ def test_a_schedule_that_is_not_there_is_replaced_and_said() -> None:
         ({"save_steps": 0.25, "save_total_limit": 1}, 9, 1),  # of 36 steps
     ],
 )
-def test_saves_count_updates(options: dict[str, Any], every: int, keep: int) -> None:
+def test_checkpoint_intervals_count_updates(options: dict[str, Any], every: int, keep: int) -> None:
     written = run(LARGER | options, RunSize(num_rows=100)).written
     assert (written["checkpoint.every"], written["checkpoint.keep"]) == (every, keep)

@@ -1,18 +1,13 @@
-"""Recipes as they are written: YAML, JSON, shell scripts, lists of flags."""
+"""Shell scripts and lists of flags."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlsys.commands.importers.recipe_file import read
 from rlsys.commands.importers.shell_script import calls, scalar
 from rlsys.errors import ConfigError
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 @pytest.mark.parametrize(
@@ -31,7 +26,7 @@ RECIPES = Path(__file__).parent / "recipes"
         ("all-linear", "all-linear"),
     ],
 )
-def test_a_word_is_the_value_it_stands_for(word: str, value: Any) -> None:
+def test_a_word_becomes_the_value_it_stands_for(word: str, value: Any) -> None:
     found = scalar(word)
     assert found == value
     assert type(found) is type(value)
@@ -42,7 +37,7 @@ def only(text: str) -> dict[str, Any]:
     return call.arguments
 
 
-def test_flags_take_what_follows_until_the_next_one() -> None:
+def test_a_flag_takes_the_words_up_to_the_next_flag() -> None:
     text = "python -m pkg.main key.sub=4 --one --two 2 --many a b -3 --equals=x=y --range -10 10 && echo done --not"
     program, other = calls(text, "script.sh")
     assert other.arguments == {"not": True}
@@ -56,7 +51,7 @@ def test_flags_take_what_follows_until_the_next_one() -> None:
     }
 
 
-def test_lines_are_continued_and_comments_left_out() -> None:
+def test_continued_lines_are_joined_and_comments_left_out() -> None:
     text = """#!/bin/bash
     set -x
     # --commented 1
@@ -68,7 +63,7 @@ def test_lines_are_continued_and_comments_left_out() -> None:
     assert only(text) == {"a": 1, "c": "x # y"}
 
 
-def test_variables_are_the_script_s_then_the_environment_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_come_from_the_script_and_then_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FROM_OUTSIDE", "outer")
     monkeypatch.setenv("MODEL", "not this one")
     text = """
@@ -81,7 +76,7 @@ def test_variables_are_the_script_s_then_the_environment_s(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("use", ["$1", "${NOT_SET_ANYWHERE}/model", "$(pwd)/$NOT_SET_ANYWHERE"])
-def test_a_variable_that_nobody_sets_is_asked_for(use: str) -> None:
+def test_an_option_with_an_unset_variable_is_an_error(use: str) -> None:
     with pytest.raises(ConfigError) as caught:
         calls(f"python train.py --model {use} --ok 1", "run.sh")
     assert "run.sh: 'model'" in str(caught.value)
@@ -120,7 +115,7 @@ def test_arrays_and_here_documents_are_filled_in() -> None:
     assert (call.program, call.arguments) == ("pkg.main", {"a": 1, "b": 2})
 
 
-def test_the_launcher_s_flags_are_not_the_program_s() -> None:
+def test_flags_of_the_launcher_are_not_those_of_the_program() -> None:
     text = "A=1 accelerate launch --config_file zero3.yaml --num_processes=7 src/grpo.py --seed 1"
     (call,) = calls(text, "script.sh")
     assert (call.program, call.arguments) == ("src/grpo.py", {"num_processes": 7, "seed": 1})
@@ -132,52 +127,6 @@ def test_a_list_of_flags_needs_no_program() -> None:
     assert only("--seed 3\n--beta 0.1\n--use_vllm\n") == {"seed": 3, "beta": 0.1, "use_vllm": True}
 
 
-def test_quotes_that_do_not_close_are_said() -> None:
+def test_an_open_quote_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"script\.sh: bash could not parse this .*: python train\.py --a \"b"):
         calls('python train.py --a "b', "script.sh")
-
-
-def test_overrides_replace_values_of_the_file_beneath() -> None:
-    source = read(RECIPES / "easyr1_qwen_math.sh")
-    assert [path.name for path in source.files] == ["easyr1_qwen_math.sh", "easyr1_config.yaml"]
-    assert source.program == "verl.trainer.main"
-    worker = source.tree["worker"]
-    assert worker["actor"]["model"]["model_path"] == "Qwen/Qwen3-4B"  # the override
-    assert worker["actor"]["model"]["enable_gradient_checkpointing"] is True  # beneath it
-    assert worker["actor"]["optim"] == {"lr": 1e-5, "weight_decay": 0.01, "strategy": "adamw", "lr_warmup_ratio": 0.0}
-    assert worker["rollout"]["val_override_config"] == {"n": 16, "temperature": 1.0, "top_p": 0.7}
-
-
-def test_a_file_beneath_that_is_not_there_is_named(tmp_path: Path) -> None:
-    script = tmp_path / "run.sh"
-    script.write_text("python3 -m verl.trainer.main config=nowhere/config.yaml data.seed=1\n")
-    with pytest.raises(ConfigError, match=r"builds on 'nowhere/config\.yaml'"):
-        read(script)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("a.yaml", "- 1\n- 2\n", "holds list, not a mapping"),
-        ("a.yaml", "a: [1\n", "is neither YAML nor JSON"),
-        ("a.json", "{", "is neither YAML nor JSON"),
-        ("a.sh", "echo hello\n", "no flags"),
-    ],
-)
-def test_what_cannot_be_read_is_refused(tmp_path: Path, name: str, text: str, said: str) -> None:
-    path = tmp_path / name
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=said):
-        read(path)
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such file"):
-        read(tmp_path / "none.yaml")
-
-
-def test_json_and_yaml_are_the_same_recipe(tmp_path: Path) -> None:
-    tree = {"learning_rate": 2e-05, "nested": {"a": [1, 2]}, "none": None}
-    (tmp_path / "a.json").write_text(json.dumps(tree))
-    (tmp_path / "a.yaml").write_text("learning_rate: 2e-5\nnested:\n  a: [1, 2]\nnone:\n")
-    assert read(tmp_path / "a.json").tree == read(tmp_path / "a.yaml").tree == tree

@@ -1,4 +1,4 @@
-"""TRL's options to ours, one by one and as a whole recipe."""
+"""Recipes of TRL: single options and a whole script."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rlsys.commands.importers.recipe_file import read
 from rlsys.commands.importers.translate import Translation, translate
 from rlsys.config.dotted import nested
 from rlsys.errors import ConfigError
+from tests.unit.commands.importers.imports import RECIPES
 
-RECIPES = Path(__file__).parent / "recipes"
 ROWS = RunSize(num_rows=800)
 
 
@@ -73,7 +73,7 @@ def test_a_loss_type_is_a_loss_and_an_aggregation(
 
 
 @pytest.mark.parametrize(
-    ("options", "refused"),
+    ("options", "unsupported"),
     [
         ({"loss_type": "vespo"}, "loss_type"),
         ({"loss_type": "cispo", "importance_sampling_level": "sequence"}, "importance_sampling_level"),
@@ -91,14 +91,14 @@ def test_a_loss_type_is_a_loss_and_an_aggregation(
         ({"dataset_name": "d", "reward_funcs": ["reasoning_accuracy_reward"]}, "reward_funcs"),
     ],
 )
-def test_what_has_no_counterpart_is_refused(options: dict[str, Any], refused: str) -> None:
-    assert refused in [left.option for left in run(options).unsupported]
+def test_options_without_counterpart_are_unsupported(options: dict[str, Any], unsupported: str) -> None:
+    assert unsupported in [left.option for left in run(options).unsupported]
 
 
 @pytest.mark.parametrize(
     "options", [{"top_p": 1.0}, {"top_k": 0}, {"top_k": -1}, {"min_p": 0.0}, {"optim": "adamw_torch_fused"}]
 )
-def test_values_that_ask_for_nothing_are_the_same_here(options: dict[str, Any]) -> None:
+def test_neutral_values_need_no_counterpart(options: dict[str, Any]) -> None:
     result = run(options)
     assert [taken.option for taken in result.translated] == list(options)
     assert not result.unsupported
@@ -226,7 +226,7 @@ def test_evaluation_uses_the_held_out_split() -> None:
     assert run({"dataset_name": "d"}).written["data.eval"] is None
 
 
-DRIFT = [
+BY_VERSION = [
     ("beta", {"0.18": 0.04, "0.19": 0.0, "1.0": 0.0, "1.8": 0.0, "1.10": 0.0}),
     ("loss_type", {"0.18": "bnpo", "0.19": "bnpo", "1.0": "dapo", "1.8": "dapo", "1.10": "dapo"}),
     ("max_prompt_length", {"0.18": 512, "0.19": 512, "1.0": ABSENT, "1.8": ABSENT, "1.10": ABSENT}),
@@ -239,8 +239,10 @@ DRIFT = [
 ]
 
 
-@pytest.mark.parametrize(("option", "by_version"), DRIFT, ids=lambda value: value if isinstance(value, str) else "")
-def test_defaults_drift_as_in_the_releases(option: str, by_version: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("option", "by_version"), BY_VERSION, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_defaults_change_as_in_the_releases(option: str, by_version: dict[str, Any]) -> None:
     assert {version: default_at(trl.OPTIONS[option], version) for version in by_version} == by_version
 
 
@@ -255,7 +257,7 @@ def test_a_default_that_changed_changes_what_is_written() -> None:
     assert "epsilon" not in listed  # 0.2 on both sides
 
 
-def test_an_option_of_another_version_is_remarked() -> None:
+def test_an_option_of_another_version_is_reported() -> None:
     (remark,) = run({"max_prompt_length": 512}).remarks
     assert "trl 1.16 does not have max_prompt_length: say with --version" in remark
     early = run({"use_adaptive_entropy": True}, "0.18")
@@ -265,7 +267,7 @@ def test_an_option_of_another_version_is_remarked() -> None:
 
 
 def fields(path: Path, name: str) -> dict[str, Any]:
-    """Fields of a dataclass in a file with the defaults that are literals."""
+    """Return the fields of a dataclass in a file with those defaults that are literals."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     found = {}
@@ -287,7 +289,7 @@ def package(name: str) -> Path:
 
 
 def installed() -> dict[str, Any]:
-    """Options of the TRL that is installed, inherited ones first."""
+    """Return the options of the installed TRL, inherited ones first."""
     root = package("trl")
     files = [
         (package("transformers") / "training_args.py", "TrainingArguments"),
@@ -313,7 +315,7 @@ def test_every_option_of_the_installed_trl_is_known_with_its_default() -> None:
         assert default == theirs[name], name
 
 
-def test_trl_s_script_flags() -> None:
+def test_the_flags_of_a_script() -> None:
     source = read(RECIPES / "trl_grpo.sh")
     result = translate(source.tree, trl.DIALECT, "1.16", RunSize())
     # 4 * 2 processes * 8 steps = 64 completions of 8 prompts, in two updates of 32, used twice: four updates a step.

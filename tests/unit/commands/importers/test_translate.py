@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from rlsys.commands.importers import our_defaults
 from rlsys.commands.importers.choose import DIALECTS, choose, options_of
@@ -19,10 +18,9 @@ from rlsys.commands.importers.recipe_file import RecipeFile, read
 from rlsys.commands.importers.translate import Translation, spellings, translate
 from rlsys.config.dotted import nested
 from rlsys.config.overrides import known_keys
-from rlsys.config.schema import Config
-from rlsys.errors import ConfigError
 
 RECIPES = sorted((Path(__file__).parent / "recipes").iterdir())
+# Values of options that have no default, or whose default is not valid alone.
 EXAMPLES: dict[str, Any] = {
     "num_processes": 8,
     "world_size": 8,
@@ -53,7 +51,6 @@ EXAMPLES: dict[str, Any] = {
     "steps_per_generation": None,  # excludes generation_batch_size
     "generation_batch_size": None,
 }
-"""Values of options whose default is none or would not do alone."""
 
 
 def example(dialect: Dialect, name: str) -> Any:
@@ -64,7 +61,7 @@ def example(dialect: Dialect, name: str) -> Any:
     return "some value" if isinstance(value, NoDefault) else value
 
 
-def accounted(result: Translation) -> list[str]:
+def reported(result: Translation) -> list[str]:
     lists = (result.translated, result.unsupported, result.ignored, result.unknown)
     return [row.option for rows in lists for row in rows]
 
@@ -72,7 +69,7 @@ def accounted(result: Translation) -> list[str]:
 @pytest.mark.parametrize("name", DIALECTS)
 @given(data=st.data())
 @settings(max_examples=15)
-def test_whatever_a_file_sets_is_accounted_for_once(name: str, data: st.DataObject) -> None:
+def test_every_option_given_is_reported_once(name: str, data: st.DataObject) -> None:
     dialect = DIALECTS[name]
     names = spellings(dialect)
     chosen = data.draw(st.lists(st.sampled_from(sorted(names)), unique_by=lambda n: names[n], max_size=40))
@@ -81,14 +78,14 @@ def test_whatever_a_file_sets_is_accounted_for_once(name: str, data: st.DataObje
     given_options |= dict.fromkeys(unknown, 1)
     size = RunSize(num_processes=8, num_rows=data.draw(st.sampled_from([None, 1000])))
     result = translate(given_options, dialect, data.draw(st.sampled_from(dialect.versions)), size)
-    assert Counter(accounted(result)) == Counter(list(given_options))
+    assert Counter(reported(result)) == Counter(list(given_options))
     assert {left.option for left in result.unknown} == set(unknown)
     listed = {names.get(row.option, row.option) for row in result.defaults}
     assert not listed & {names[option] for option, value in given_options.items() if option in names and value}
 
 
 @pytest.mark.parametrize("name", DIALECTS)
-def test_every_option_alone_is_accounted_for(name: str) -> None:
+def test_every_option_alone_is_reported(name: str) -> None:
     dialect = DIALECTS[name]
     for option in spellings(dialect):
         result = translate(
@@ -97,10 +94,10 @@ def test_every_option_alone_is_accounted_for(name: str) -> None:
             dialect.default_version,
             RunSize(num_processes=8),
         )
-        assert accounted(result) == [option]
+        assert reported(result) == [option]
 
 
-def test_axolotl_s_server_and_its_client_are_options_of_their_own() -> None:
+def test_the_server_and_the_client_of_axolotl_have_options_of_their_own() -> None:
     """The example of axolotl's GRPO documentation: where the server listens, and where the trainer asks."""
     tree = {
         "base_model": "Qwen/Qwen2.5-1.5B-Instruct",
@@ -125,7 +122,7 @@ def test_axolotl_s_server_and_its_client_are_options_of_their_own() -> None:
     dialect = DIALECTS["axolotl"]
     options = options_of(RecipeFile(tree), dialect)
     result = translate(options, dialect, dialect.default_version, RunSize(num_processes=2))
-    assert Counter(accounted(result)) == Counter(list(options))
+    assert Counter(reported(result)) == Counter(list(options))
     ends = ("host", "port", "timeout", "dtype", "model_len")
     assert {left.option for left in result.ignored} >= {name for name in options if name.endswith(ends)}
     assert result.written["rollout.tensor_parallel_size"] == 2
@@ -133,17 +130,17 @@ def test_axolotl_s_server_and_its_client_are_options_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_recipes_are_accounted_for(path: Path) -> None:
+def test_every_option_of_a_recipe_is_reported(path: Path) -> None:
     source = read(path)
     choice = choose(source, None, None)
     options = options_of(source, choice.dialect)
     result = translate(options, choice.dialect, choice.version, RunSize(num_rows=10000))
-    assert sorted(accounted(result)) == sorted(options)
+    assert sorted(reported(result)) == sorted(options)
     assert len(options) > 15
 
 
 @pytest.mark.parametrize("name", DIALECTS)
-def test_a_table_names_keys_that_exist(name: str) -> None:
+def test_a_table_names_existing_keys(name: str) -> None:
     known = set(known_keys())
     for option, entry in DIALECTS[name].options.items():
         for key in (*entry.keys, *entry.also):
@@ -159,8 +156,8 @@ def test_every_alias_leads_to_an_option(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DIALECTS)
-def test_a_default_is_listed_exactly_where_it_changes_a_run(name: str) -> None:
-    """With nothing set, what is written beside our defaults is what the list says."""
+def test_a_default_is_listed_exactly_when_it_changes_a_run(name: str) -> None:
+    """With nothing set, the list holds every written key that differs from the defaults of rlsys, and no other."""
     dialect = DIALECTS[name]
     size = RunSize(num_processes=8, num_rows=1000)
     result = translate({}, dialect, dialect.default_version, size)
@@ -173,71 +170,3 @@ def test_a_default_is_listed_exactly_where_it_changes_a_run(name: str) -> None:
         for key, value in row.written.items():
             assert value == our_defaults.look_up(key, nested(result.written))
             assert value != row.ours[key]
-
-
-def test_our_defaults_are_what_a_bare_run_has() -> None:
-    schema = OmegaConf.to_container(OmegaConf.structured(Config))
-    assert isinstance(schema, dict)
-    found = our_defaults.defaults()
-    assert found["learner"] == schema["learner"]
-    assert found["algorithm"]["kl"]["coef"] == 0.04  # the group `algorithm: grpo`
-    assert our_defaults.look_up("algorithm.policy_loss.clip_low", found) == 0.2  # the function's own
-    assert our_defaults.look_up("algorithm.policy_loss.no_such", found) is our_defaults.MISSING
-
-
-def test_differences_leave_out_what_a_run_has_anyway() -> None:
-    written = {
-        "algorithm.policy_loss": {"name": "ppo_clip", "clip_low": 0.2, "clip_high": 0.28},
-        "algorithm.kl.coef": 0.04,
-        "learner.betas": (0.9, 0.999),
-        "train.num_steps": 7,
-        "seed": 0,
-    }
-    assert our_defaults.differences(written) == {
-        "train.num_steps": 7,
-        "algorithm.policy_loss": {"name": "ppo_clip", "clip_high": 0.28},
-    }
-
-
-@pytest.mark.parametrize(
-    ("tree", "dialect"),
-    [
-        ({"per_device_train_batch_size": 8, "num_generations": 8}, "trl"),
-        ({"per_device_train_batch_size": 8, "system_prompt": "x"}, "open-r1"),
-        ({"per_device_train_batch_size": 8, "reward_funcs": ["accuracy"]}, "open-r1"),
-        ({"per_device_train_batch_size": 8, "reward_funcs": ["accuracy_reward"]}, "trl"),
-        ({"base_model": "x", "trl": {"beta": 0.1}}, "axolotl"),
-        ({"worker": {"actor": {"global_batch_size": 8}}}, "easyr1"),
-        ({"rollout": {"n_samples_per_prompt": 8}}, "openrlhf"),
-        ({"pretrain": "x", "init_kl_coef": 0.1}, "openrlhf"),
-    ],
-)
-def test_the_dialect_is_guessed_from_what_only_it_has(tree: dict[str, Any], dialect: str) -> None:
-    choice = choose(RecipeFile(tree, [Path("recipe.yaml")]), None, None)
-    assert choice.dialect.name == dialect
-    assert choice.because.startswith("guessed: it sets ")
-
-
-def test_a_dialect_that_nothing_tells_is_asked_for() -> None:
-    source = RecipeFile({"learning_rate": 1}, [Path("recipe.yaml")])
-    with pytest.raises(ConfigError, match=r"give --dialect trl\|open-r1"):
-        choose(source, None, None)
-    assert choose(source, "trl", None).dialect.name == "trl"
-    with pytest.raises(ConfigError, match="did you mean 'axolotl'"):
-        choose(source, "axolot", None)
-
-
-@pytest.mark.parametrize(
-    ("asked", "read_at"),
-    [(None, "1.16"), ("1.8", "1.8"), ("1.8.2", "1.8"), ("1.9", "1.8"), ("0.19.1", "0.19"), ("2.0", "1.16")],
-)
-def test_a_version_is_read_as_the_newest_known_up_to_it(asked: str | None, read_at: str) -> None:
-    choice = choose(RecipeFile({}, [Path("recipe.yaml")]), "trl", asked)
-    assert choice.version == read_at
-    assert f"defaults of trl {read_at}" in choice.because
-
-
-@pytest.mark.parametrize(("asked", "said"), [("0.9", "older than any known"), ("latest", "not a version")])
-def test_a_version_that_cannot_be_read_is_refused(asked: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        choose(RecipeFile({}, [Path("recipe.yaml")]), "trl", asked)

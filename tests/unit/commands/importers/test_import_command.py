@@ -1,4 +1,4 @@
-"""`rlsys import` as a command, and experiments that lie outside configs/."""
+"""`rlsys import` as a command, and experiments that are files outside configs/."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from rlsys.config.compose import load_config
 from rlsys.config.overrides import config_dir, normalise
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
-
-RECIPES = Path(__file__).parent / "recipes"
+from tests.unit.commands.importers.imports import RECIPES
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.iterdir()), ids=lambda path: path.name)
-def test_what_is_written_composes_and_passes_the_checks(
+def test_a_written_experiment_composes_and_passes_the_checks(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command composes and checks what it is about to write (see the refusal below)."""
+    """The command itself composes and checks the file before it writes it."""
     output = tmp_path / "imported.yaml"
     execute(["import", str(path), "--output", str(output), "--num-rows", "10000"])
     text = output.read_text()
@@ -41,7 +40,9 @@ def write(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
 TRL = "per_device_train_batch_size: 8\nnum_generations: 4\nmodel_name_or_path: org/model\n"
 
 
-def test_the_three_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_list_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     recipe = write(tmp_path, TRL + "top_p: 0.9\nlerning_rate: 1\nvllm_server_port: 8000\n")
     execute(["import", str(recipe), "--version", "1.8"])
@@ -50,12 +51,12 @@ def test_the_three_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
         "trl (guessed: it sets per_device_train_batch_size, num_generations; defaults of trl 1.8, as asked for)"
         in printed
     )
-    taken, rest = printed.split("Default differs")
+    translated, rest = printed.split("Default differs")
     changed, rest = rest.split("Not supported")
     unsupported, rest = rest.split("Ignored")
     ignored, unknown = rest.split("Unknown")
-    assert "model.path=org/model" in taken
-    assert "train.prompts_per_step=2" in taken
+    assert "model.path=org/model" in translated
+    assert "train.prompts_per_step=2" in translated
     assert "loss_type │ dapo │ {name: sequence_mean} │ algorithm.aggregation={name: token_mean}" in changed
     assert "top_p │ 0.9" in unsupported
     assert "vllm_server_port │ 8000" in ignored
@@ -65,27 +66,27 @@ def test_the_three_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     assert "# - lerning_rate: unknown" in written
 
 
-def test_a_recipe_that_could_not_run_is_not_written(tmp_path: Path) -> None:
+def test_a_recipe_that_cannot_run_is_not_written(tmp_path: Path) -> None:
     recipe = write(tmp_path, "worker:\n  rollout: {n: 1}\n")  # GRPO needs two samples
     with pytest.raises(ConfigError, match=r"nothing was written: train\.samples_per_prompt=1"):
         execute(["import", str(recipe)])
     assert list(tmp_path.iterdir()) == [recipe]
 
 
-def test_a_value_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
+def test_a_value_of_the_wrong_kind_is_an_error(tmp_path: Path) -> None:
     recipe = write(tmp_path, TRL + "epsilon: narrow\n")
-    with pytest.raises(ConfigError, match="could not convert string to float: 'narrow'"):
+    with pytest.raises(ConfigError, match="epsilon='narrow': could not convert string to float"):
         execute(["import", str(recipe)])
 
 
-def test_the_recipe_itself_is_never_written_over(tmp_path: Path) -> None:
+def test_the_recipe_itself_is_never_overwritten(tmp_path: Path) -> None:
     recipe = write(tmp_path, TRL)
     with pytest.raises(ConfigError, match="is the recipe itself"):
         execute(["import", str(recipe), "--output", str(recipe)])
     assert recipe.read_text() == TRL
 
 
-def test_an_option_under_two_names_is_refused(tmp_path: Path) -> None:
+def test_an_option_under_two_names_is_an_error(tmp_path: Path) -> None:
     recipe = write(tmp_path, TRL + "dtype: float32\ntorch_dtype: bfloat16\n")
     with pytest.raises(ConfigError, match="'dtype' and 'torch_dtype' are the same option"):
         execute(["import", str(recipe)])

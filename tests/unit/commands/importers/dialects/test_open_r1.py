@@ -1,19 +1,17 @@
-"""open-r1's recipes to ours."""
+"""Recipes of open-r1."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from rlsys.commands.importers.dialects.open_r1 import DIALECT as OPEN_R1
 from rlsys.commands.importers.recipe import RunSize
 from rlsys.commands.importers.recipe_file import read
 from rlsys.commands.importers.translate import translate
+from tests.unit.commands.importers.imports import RECIPES
 
-RECIPES = Path(__file__).parent / "recipes"
 ROWS = RunSize(num_rows=800)
 
 
-def test_open_r1_s_demonstration() -> None:
+def test_the_demonstration_of_open_r1() -> None:
     """Worked by hand from the recipe, 8 processes and the 93,733 problems of its data."""
     source = read(RECIPES / "open_r1_demo.yaml")
     result = translate(source.tree, OPEN_R1, "0.18", RunSize(num_processes=8, num_rows=93733))
@@ -51,7 +49,7 @@ def test_open_r1_s_demonstration() -> None:
     assert not result.unknown
 
 
-def test_open_r1_s_options_go_to_the_rewards_that_they_are_for() -> None:
+def test_options_of_all_rewards_go_to_the_reward_that_uses_them() -> None:
     options = {
         "reward_funcs": [
             "cosine",
@@ -87,8 +85,8 @@ def test_open_r1_s_options_go_to_the_rewards_that_they_are_for() -> None:
     assert [left.option for left in unused.ignored] == ["cosine_max_len"]
 
 
-def test_a_reward_that_is_not_ours_takes_its_weight_along() -> None:
-    """The rewards of open-r1's recipe for Codeforces, the first of them not ours."""
+def test_the_weight_of_an_unknown_reward_is_left_out_too() -> None:
+    """The rewards of open-r1's recipe for Codeforces, of which rlsys lacks the first."""
     options = {"reward_funcs": ["cf_code", "code_format"], "reward_weights": [1.0, 0.1], "code_language": "cpp"}
     result = translate(options | {"dataset_name": "d"}, OPEN_R1, "0.18", ROWS)
     assert result.written["rewards"] == [{"name": "code_format", "language": "cpp", "weight": 0.1}]
@@ -99,7 +97,7 @@ def test_a_reward_that_is_not_ours_takes_its_weight_along() -> None:
     assert "1.0 of 'cf_code'" in weights.note
 
 
-def test_weights_without_rewards_are_not_taken_over() -> None:
+def test_weights_without_rewards_are_ignored() -> None:
     options = {"reward_funcs": ["cf_code", "ioi_code"], "reward_weights": [1.0, 0.1], "dataset_name": "d"}
     result = translate(options, OPEN_R1, "0.18", ROWS)
     assert "rewards" not in result.written
@@ -116,7 +114,7 @@ def test_one_reward_and_one_weight_need_no_list() -> None:
     assert not result.ignored
 
 
-def test_open_r1_s_mixture_draws_shares_of_rows() -> None:
+def test_a_mixture_draws_shares_of_rows() -> None:
     parts = [{"id": "a", "config": "default", "split": "train", "weight": 0.5, "columns": ["x"]}, {"id": "b"}]
     result = translate({"dataset_mixture": {"datasets": parts, "seed": 0}}, OPEN_R1, "0.18", ROWS)
     assert result.written["data.train"] == [
