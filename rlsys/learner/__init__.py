@@ -11,7 +11,11 @@ In the ranks' processes (Ray workers):
     token_records    log-probabilities from before the step, and tokens chosen among all of an update's
     setup            the ranks' part of the configuration
 
-In the driver: `ranks` (several ranks called together), `group` (the policy's), `critic_group` (the critic's).
+In the driver:
+    rank_group       several ranks called together, and the division of a step among them
+    policy_group     the policy's ranks
+    critic_group     the critic's ranks
+    learners         a step's update of both, and the coefficients that adapt between steps
 
 Losses and advantages are in `algorithms`, models in `models`, channels to the engines in `weights`.
 """
