@@ -44,7 +44,7 @@ from rlsys.runtime.calls import fetch
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.garbage import collect_rarely
 from rlsys.runtime.room import Demand
-from rlsys.runtime.timeline_collector import TimelineCollector
+from rlsys.runtime.timeline_collector import SpanSource, TimelineCollector
 from rlsys.scoring.pool import ScoringPool
 from rlsys.scoring.worker import ScoringSetup
 from rlsys.weights.backend import weight_backend
@@ -59,14 +59,11 @@ LOG_FOLDER = "logs"
 STOP_S = 30.0
 
 
-class Role(Protocol):
+class Role(SpanSource, Protocol):
     """Workers that are started together."""
 
     async def start(self, deadline_s: float) -> None:
         """Start the workers and return once all of them are ready."""
-
-    def begin_take_spans(self) -> dict[str, Any]:
-        """Start taking the spans recorded since the last call, by worker."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Overrides on the command line: read by Hydra's own grammar, checked against the schema and the presets.
 
-An override that Hydra cannot read is answered with the place and with how to quote it. An unknown key, preset or
+An override that Hydra cannot read is answered with the position and with how to quote it. An unknown key, preset or
 experiment gets the nearest match. What passes is rewritten where Hydra's rules are too narrow: see `normalise`.
 """
 
@@ -175,13 +175,13 @@ def _registered(file: str) -> str:
 
 
 def _rejection(text: str, error: HydraException) -> str:
-    """Say where Hydra's grammar stops, with a caret below the place, and how to write the override instead."""
+    """Describe where Hydra's grammar stops, with a caret below the position, and how to write the override instead."""
     key, equals, value = text.partition("=")
     if not equals:
         return f"the override '{text}' has no '=': write key=value (or ~key to delete one)"
-    place = _place(text, error)
-    start = text.rfind("\n", 0, place) + 1  # of the line, in a value of several lines
-    lines = ["this override cannot be read:", f"  {text[start:].partition(chr(10))[0]}", f"  {' ' * (place - start)}^"]
+    position = _position(text, error)
+    start = text.rfind("\n", 0, position) + 1  # of the line, in a value of several lines
+    lines = ["this override cannot be read:", f"  {text[start:].partition(chr(10))[0]}", f"  {' ' * (position - start)}^"]
     # Quoted as a whole, a list or mapping would become a text. `{{` and `{%` begin a template, which is one.
     if value.startswith(("[", "{")) and not value.startswith(("{{", "{%")):
         lines.append("check its brackets, and quote each text in it that has other characters than letters, digits and")
@@ -192,15 +192,15 @@ def _rejection(text: str, error: HydraException) -> str:
     return "\n".join(lines)
 
 
-def _place(text: str, error: HydraException) -> int:
+def _position(text: str, error: HydraException) -> int:
     """Return the position in `text` at which Hydra's lexer or parser stopped."""
     cause = error.__cause__
-    place = getattr(cause, "startIndex", None)  # of the lexer
-    if place is None:
-        place = getattr(getattr(cause, "offendingToken", None), "start", None)  # of the parser
-    if place is None:  # an unknown function such as `(copy)`, or a rule that is broken as a whole
-        place = text.find("(")
-    return place if place >= 0 else text.find("=") + 1
+    position = getattr(cause, "startIndex", None)  # of the lexer
+    if position is None:
+        position = getattr(getattr(cause, "offendingToken", None), "start", None)  # of the parser
+    if position is None:  # an unknown function such as `(copy)`, or a rule that is broken as a whole
+        position = text.find("(")
+    return position if position >= 0 else text.find("=") + 1
 
 
 def _quoted(key: str, value: str) -> str:

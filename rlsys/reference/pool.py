@@ -85,10 +85,10 @@ class ReferencePool:
 
     async def _score(self, worker: int, groups: list[RolloutGroup]) -> list[ReferenceScores]:
         """Score whole groups on one worker, in one call."""
-        chunks, places = chunks_of(group.trajectories for group in groups)
+        chunks, indices = chunks_of(group.trajectories for group in groups)
         name = self.names[worker]
         call = self._workers[name].logprobs.options(num_returns=1 + len(groups))
-        answer, *logprobs = call.remote(places, *chunks)
+        answer, *logprobs = call.remote(indices, *chunks)
         sums = await self._calls.result(
             answer, who=name, what="reference log-probabilities", deadline_s=self._config.deadline_s
         )

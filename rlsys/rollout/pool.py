@@ -47,9 +47,9 @@ class RolloutPool:
 
     async def trajectories(self, group: RolloutGroup) -> list[Trajectory]:
         """Fetch a group's token arrays to the driver: for writing them to a file, not for training."""
-        chunks, places = chunks_of([group.trajectories])
+        chunks, indices = chunks_of([group.trajectories])
         who = f"group {group.group_id}"
-        return picked([await fetch(chunk, who=who, what="reading trajectories") for chunk in chunks], places)[0]
+        return picked([await fetch(chunk, who=who, what="reading trajectories") for chunk in chunks], indices)[0]
 
     def begin_join_weights(self, init_infos: list[dict[str, Any]]) -> dict[str, Any]:
         """Open the weight channel on every engine."""

@@ -12,7 +12,7 @@ from rlsys.runtime.spans import Span
 DEADLINE_S = 600.0
 
 
-class Role(Protocol):
+class SpanSource(Protocol):
     """Workers that record what they do."""
 
     def begin_take_spans(self) -> dict[str, Any]:
@@ -22,7 +22,7 @@ class Role(Protocol):
 class TimelineCollector:
     """Passes every worker's spans to `add(lane, spans)`."""
 
-    def __init__(self, calls: Calls, roles: Sequence[Role], add: Callable[[str, list[Span]], None]) -> None:
+    def __init__(self, calls: Calls, roles: Sequence[SpanSource], add: Callable[[str, list[Span]], None]) -> None:
         self._calls = calls
         self._roles = roles
         self._add = add

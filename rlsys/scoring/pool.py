@@ -55,10 +55,10 @@ class ScoringPool:
     async def _score(self, worker: int, units: list[ScoringUnit]) -> list[Scores]:
         """Score units on one worker, in one call."""
         samples = [(unit.prompt, sample) for unit in units for sample in unit.samples]
-        chunks, places = chunks_of([[sample.trajectory for _, sample in samples]])
+        chunks, indices = chunks_of([[sample.trajectory for _, sample in samples]])
         score = self._workers[worker].score.options(num_returns=2)
         scored, texts = score.remote(
-            [prompt for prompt, _ in samples], max(unit.step for unit in units), places[0], *chunks
+            [prompt for prompt, _ in samples], max(unit.step for unit in units), indices[0], *chunks
         )
         rewards, logged = await self._calls.result(
             scored, who=self.names[worker], what="scoring", deadline_s=self._deadline_s

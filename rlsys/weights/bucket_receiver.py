@@ -15,7 +15,7 @@ from rlsys.weights.manifest import Entry
 Received = tuple[Sequence[Entry], torch.Tensor]  # a bucket's parameters, and its bytes
 
 
-class Source(Protocol):
+class BucketSource(Protocol):
     """The receiving end of a channel; every call has the channel's deadline."""
 
     def broadcast(self, buffer: torch.Tensor) -> None:
@@ -34,7 +34,7 @@ class BucketReceiver:
         waited_s: seconds that the consumer waited for buckets.
     """
 
-    def __init__(self, source: Source, buckets: Sequence[Received]) -> None:
+    def __init__(self, source: BucketSource, buckets: Sequence[Received]) -> None:
         """Start to receive.
 
         Args:
