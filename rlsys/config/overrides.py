@@ -181,7 +181,8 @@ def _rejection(text: str, error: HydraException) -> str:
         return f"the override '{text}' has no '=': write key=value (or ~key to delete one)"
     position = _position(text, error)
     start = text.rfind("\n", 0, position) + 1  # of the line, in a value of several lines
-    lines = ["this override cannot be read:", f"  {text[start:].partition(chr(10))[0]}", f"  {' ' * (position - start)}^"]
+    caret = " " * (position - start) + "^"
+    lines = ["this override cannot be read:", f"  {text[start:].partition(chr(10))[0]}", f"  {caret}"]
     # Quoted as a whole, a list or mapping would become a text. `{{` and `{%` begin a template, which is one.
     if value.startswith(("[", "{")) and not value.startswith(("{{", "{%")):
         lines.append("check its brackets, and quote each text in it that has other characters than letters, digits and")
