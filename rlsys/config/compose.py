@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 import time
@@ -15,9 +16,12 @@ from typing import cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlsys.config.overrides import config_dir, normalise
+from rlsys.config.overrides import config_dir, normalise, wrong_type
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
+
+# Hydra's message for a value that the schema's type refuses.
+MERGE_ERROR = re.compile(r"Error merging override \+*(?P<key>[\w.@]+)=(?P<value>(?s:.*))")
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,8 @@ def _as_config_errors() -> Iterator[None]:
     try:
         yield
     except HydraException as error:
+        if found := MERGE_ERROR.match(str(error)):
+            raise ConfigError(wrong_type(*found.group("key", "value"))) from error
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
         raise ConfigError(f"{str(error).strip()}: {cause}".partition("\n    full_key")[0].rstrip(": ")) from error
     except OmegaConfBaseException as error:

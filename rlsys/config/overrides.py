@@ -28,6 +28,19 @@ from rlsys.errors import ConfigError, nearest
 EXPERIMENT_SUFFIXES = (".yaml", ".yml")
 # Options that hold a source of data: a new value replaces the old one as a whole.
 SOURCES = ("data.train", "data.eval")
+# What the value of an option has to be, by its type in the schema.
+EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list[dict[str, Any]]": "a list of mappings, such as [{name: NAME}], also for a single one",
+    "list[str]": "a list, such as [a, b]",
+    "list[Any]": "a list, such as [a, b]",
+    "dict[str, Any]": "a mapping, such as {name: NAME}",
+    "dict[str, str]": "a mapping, such as {a: b}",
+    "tuple[float, float]": "a list of two numbers",
+}
 # Overrides that say what to train, or on what: `rlsys train` starts nothing unless one of them is given.
 NAMES_A_RUN = re.compile(r"(experiment|model|model\.path|model\.adapter|model\.build(\..+)?|data|data\.train)")
 
@@ -118,6 +131,8 @@ def _normalised(override: Override, folders: Sequence[Path]) -> list[str]:
     if any(key.startswith(f"{node}.") for node in open_keys()):
         return [text if override.is_delete() else f"++{text.lstrip('+')}"]
     if key not in known_keys():
+        if key in groups():
+            raise ConfigError(f"{text}: choose one name (known: {', '.join(presets(key, folders))})")
         raise ConfigError(f"unknown configuration key '{key}': {nearest(key, [*known_keys(), *groups()])}")
     if key in SOURCES and any(isinstance(value, dict | list) for value in _values(override)):
         # `++` makes the second key differ from the first: of two equal keys a sweep keeps the last one only.
@@ -191,6 +206,16 @@ def _rejection(text: str, error: HydraException) -> str:
         lines.append("quote the value (for the shell, the whole as well):")
         lines.append(f"  {_quoted(key, value)}")
     return "\n".join(lines)
+
+
+def wrong_type(key: str, value: str) -> str:
+    """Return the message for an override whose value does not fit the option's type."""
+    found = next((option for option in options(Config()) if option.key == key), None)
+    if found is None:  # a section, whose options are set one by one
+        inside = [option.key for option in options(Config()) if option.key.startswith(f"{key}.")]
+        return f"{key}={value}: {key} is a section, not an option; its options are {', '.join(inside)}"
+    kind, _, optional = found.type.partition(" | ")
+    return f"{key}={value}: must be {EXPECTED[kind]}{' or null' if optional else ''} ({found.rule.help})"
 
 
 def _position(text: str, error: HydraException) -> int:

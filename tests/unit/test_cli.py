@@ -186,7 +186,7 @@ def test_no_command_or_an_unknown_one(
         (["train.num_step=3"], "rlsys: unknown configuration key 'train.num_step': did you mean 'train.num_steps'?"),
         (["experiment=quik"], "rlsys: experiment=quik: "),
         (["experiment=quickstart", "learner.zero_stage=7", "logging.trackers=[]"], "rlsys: learner.zero_stage=7: "),
-        (["experiment=quickstart", "train.num_steps=many"], "'many'"),
+        (["experiment=quickstart", "train.num_steps=many"], "train.num_steps=many: must be a whole number"),
         (["train.num_steps=[1"], "rlsys: this override cannot be read:\n  train.num_steps=[1\n"),
         (["experiment=quickstart", "resume=auto"], "rlsys: resume=auto needs run_dir"),
     ],

@@ -33,6 +33,11 @@ def read(path: Path) -> RecipeFile:
     """Read a recipe. Raises ConfigError when the file is not there or cannot be understood."""
     if not path.is_file():
         raise ConfigError(f"no such file: {path}")
+    if path.suffix == ".py":
+        raise ConfigError(
+            f"{path} is a Python script, which is not run to be read: write the arguments of its config (such as "
+            "GRPOConfig) into a YAML file, one `name: value` per line, and import that"
+        )
     text = path.read_text(encoding="utf-8")
     if path.suffix in (".yaml", ".yml", ".json") or text.lstrip().startswith("{"):
         return RecipeFile(_mapping(path), [path])

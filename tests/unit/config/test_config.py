@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlsys.algorithms import advantages, aggregation, policy_losses
 from rlsys.config.compose import jobs, load_config, to_config
-from rlsys.config.overrides import config_dir, groups, presets
+from rlsys.config.option import options
+from rlsys.config.overrides import EXPECTED, config_dir, groups, presets
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 from rlsys.preflight.checks import check_config
@@ -97,7 +99,7 @@ def test_every_run_of_a_sweep_is_composed_before_one_starts(tmp_path: Path, monk
     assert len({job.started for job in swept}) == 1
     (single,) = jobs(["seed=3"])
     assert (single.config, single.name, single.number) == (load_config(["seed=3"]), "run", None)
-    with pytest.raises(ConfigError, match=r"train\.num_steps=many: Value 'many' of type 'str' could not be converted"):
+    with pytest.raises(ConfigError, match=r"train\.num_steps=many: must be a whole number"):
         jobs(["train.num_steps=3,many"], flags=["--multirun"], sweeps=True)
     with pytest.raises(ConfigError, match=r"train\.num_steps: Interpolation key 'nothing' not found"):
         jobs(["train.num_steps=${nothing}"])
@@ -182,3 +184,23 @@ def test_the_top_file_holds_no_values() -> None:
     top = OmegaConf.to_container(OmegaConf.load(config_dir() / "config.yaml"), resolve=False)
     assert isinstance(top, dict)
     assert set(top) == {"defaults", "hydra"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rewards=my_reward.py:f", "rewards=my_reward.py:f: must be a list of mappings, such as [{name: NAME}]"),
+        ("train.num_steps=[1]", "train.num_steps=[1]: must be a whole number (training steps"),
+        ("eval.every=often", "eval.every=often: must be a whole number"),
+        ("rollout.dtype=[float32]", "rollout.dtype=[float32]: must be text"),
+        ("algorithm.kl=3", "algorithm.kl is a section, not an option; its options are algorithm.kl.coef, "),
+        ("experiment=[a, b]", "experiment=[a, b]: choose one name (known: "),
+    ],
+)
+def test_a_value_of_another_type_is_answered_with_what_the_option_takes(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config([override])
+
+
+def test_every_type_of_option_has_words() -> None:
+    assert {option.type.partition(" | ")[0] for option in options(Config())} - {"Any"} == set(EXPECTED)

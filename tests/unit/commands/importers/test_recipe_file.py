@@ -37,6 +37,7 @@ def test_a_missing_base_file_is_an_error(tmp_path: Path) -> None:
         ("a.yaml", "a: [1\n", "is neither YAML nor JSON"),
         ("a.json", "{", "is neither YAML nor JSON"),
         ("a.sh", "echo hello\n", "no flags"),
+        ("a.py", "args = GRPOConfig(beta=0.1)\n", "is a Python script"),
     ],
 )
 def test_files_that_cannot_be_read_are_errors(tmp_path: Path, name: str, text: str, message: str) -> None:
