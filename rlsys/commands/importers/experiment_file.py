@@ -15,7 +15,7 @@ from rlsys.preflight.checks import check_config
 
 
 def experiment(result: Translation, origin: str) -> str:
-    """The text of the file: what differs from our defaults, beneath what a reader should know."""
+    """Write the experiment file: what differs from our defaults, under comments on what was not carried over."""
     head = [
         "# @package _global_",
         f"# From {origin}, {result.dialect} (defaults of version {result.version}), by rlsys import.",
@@ -26,7 +26,7 @@ def experiment(result: Translation, origin: str) -> str:
 
 
 def open_points(result: Translation) -> list[str]:
-    """What the run will not do as it was asked to, a line each."""
+    """List what the recipe asks for and the run will not do, one line per option."""
     given = [f"{left.option}: {left.reason}" for left in result.unsupported]
     unset = [f"{row.option} (unset): {row.note}" for row in result.defaults if not row.is_supported]
     unknown = [f"{left.option}: unknown" for left in result.unknown]

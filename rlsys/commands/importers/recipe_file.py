@@ -75,10 +75,10 @@ def _from_call(call: Call, path: Path) -> RecipeFile:
 
 
 def _beside(name: str, script: Path) -> Path:
-    """A file that a script names, relative to where it was meant to run: here, or a folder above the script."""
-    for place in (Path.cwd(), *script.resolve().parents):
-        if (place / name).is_file():
-            return place / name
+    """Find a file that a script names, relative to the current folder or to a folder above the script."""
+    for folder in (Path.cwd(), *script.resolve().parents):
+        if (folder / name).is_file():
+            return folder / name
     raise ConfigError(
         f"{script} builds on '{name}', which is neither under {Path.cwd()} nor beside or above the script: run the "
         "command in the folder where the script is run, or put the file there"
