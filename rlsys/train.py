@@ -17,7 +17,7 @@ async def train(run: Run) -> None:
         experience = await run.experience.build(batch)  # values, advantages, loss weights
         update = await run.learners.update(experience, step)  # policy and critic
         broadcast = await run.weights.broadcast(step)  # every engine serves the new version
-        await run.reference.refresh(step, run.read_policy)
+        await run.reference.refresh(step)
         evaluation = await run.evaluation.evaluate(step)
         await run.recorder.record(step, batch, experience, update, broadcast, evaluation)
         await run.checkpoints.save(step)

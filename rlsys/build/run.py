@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,7 +103,6 @@ class Run:
     recorder: Recorder
     guards: Guards
     checkpoints: Checkpoints
-    read_policy: Callable[[], Mapping[str, Any]] = field(repr=False)
 
     async def supervise(self, training: Coroutine[Any, Any, None]) -> None:
         """Run the loop beside the groups in flight; raises the failure of either that explains the others."""
@@ -182,14 +181,19 @@ def connected(config: Config, wanted: Mapping[str, list[Demand]], log_dir: Path 
 def start_roles(cluster: Cluster, prepared: Prepared, wanted: Mapping[str, list[Demand]]) -> Roles:
     """Start a process for every worker; models are loaded when `start` is called."""
     config, source = prepared.config, (prepared.config, prepared.model_path)
+    policy = PolicyGroup(cluster, PolicySetup.from_config(*source), wanted["learner"])
     return Roles(
         cluster=cluster,
         rollout=start_rollout(cluster, prepared, wanted["rollout"]),
         scoring=start_scoring(cluster, prepared, wanted["scoring"]),
-        policy=PolicyGroup(cluster, PolicySetup.from_config(*source), wanted["learner"]),
+        policy=policy,
         critic=CriticGroup(cluster, CriticSetup.from_config(*source), wanted["critic"]) if wanted["critic"] else None,
         reference=ReferencePool(
-            cluster, ReferenceSetup.from_config(*source), config.algorithm.refresh, wanted["reference"]
+            cluster,
+            ReferenceSetup.from_config(*source),
+            config.algorithm.refresh,
+            policy.begin_read_weights,
+            wanted["reference"],
         )
         if wanted["reference"]
         else None,
@@ -253,7 +257,6 @@ def build_run(
         recorder=recorder,
         guards=guards,
         checkpoints=Checkpoints(config, run_dir, prompts, orchestrator, learners, reference, guards),
-        read_policy=roles.policy.begin_read_weights,
     )
 
 

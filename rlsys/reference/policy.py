@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from rlsys.learner.policy_group import PolicyGroup
 from rlsys.reference.pool import num_tokens
@@ -17,7 +16,7 @@ class Reference(Protocol):
 
     queue: BatchingQueue[RolloutGroup, ReferenceScores] | None  # None without a KL penalty
 
-    async def refresh(self, step: int, read_policy: Callable[[], Mapping[str, Any]]) -> None:
+    async def refresh(self, step: int) -> None:
         """Move the reference towards the policy after steps that `algorithm.refresh` names."""
 
     async def save(self, folder: str) -> None:
@@ -32,7 +31,7 @@ class FrozenReference:
 
     queue: BatchingQueue[RolloutGroup, ReferenceScores] | None = None
 
-    async def refresh(self, step: int, read_policy: Callable[[], Mapping[str, Any]]) -> None:
+    async def refresh(self, step: int) -> None:
         """Do nothing; preflight refuses a refresh of such a reference."""
 
     async def save(self, folder: str) -> None:

@@ -28,11 +28,22 @@ class ReferencePool:
         cluster: Cluster,
         setup: ReferenceSetup,
         refresh: RefreshConfig,
+        read_policy: Callable[[], Mapping[str, Any]],
         demands: list[Demand],
     ) -> None:
+        """Start a process for each demand.
+
+        Args:
+            cluster: Where the workers run.
+            setup: What they are started with.
+            refresh: When the reference moves towards the policy.
+            read_policy: Starts reading the policy's weights and returns the open call of each rank, rank 0 first.
+            demands: One per worker.
+        """
         self._calls = cluster.calls
         self._config = setup.reference
         self._refresh = refresh
+        self._read_policy = read_policy
         self.names = [demand.name for demand in demands]
         self._workers = {demand.name: cluster.start(ReferenceWorker, demand, setup) for demand in demands}
         self._is_initial = True  # until a refresh, or a checkpoint of one
@@ -45,16 +56,14 @@ class ReferencePool:
         calls = {name: worker.ping.remote() for name, worker in self._workers.items()}
         await self._calls.gather(calls, what="starting the reference", deadline_s=deadline_s)
 
-    async def refresh(self, step: int, read_policy: Callable[[], Mapping[str, Any]]) -> None:
+    async def refresh(self, step: int) -> None:
         """Set `ref = alpha * policy + (1 - alpha) * ref` every `refresh.every` steps (TR-DPO, arXiv:2404.09656).
 
-        Args:
-            step: The step that was just trained.
-            read_policy: Starts reading the policy's weights and returns the open call of each rank, rank 0 first.
+        `step` is the step that was just trained.
         """
         if not self._refresh.every or step % self._refresh.every:
             return
-        policy = read_policy()
+        policy = self._read_policy()
         weights = next(iter(policy.values()))
         calls = {name: worker.blend.remote(weights, self._refresh.alpha) for name, worker in self._workers.items()}
         await self._calls.gather(
