@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from rlsys.config.compose import load_config
+from rlsys.learner.policy_group import PolicyGroup
 from rlsys.models.packing import TokenRow, token_batch
 from rlsys.models.policy import load_policy
 from rlsys.models.tiny import build_model, build_tokenizer, save_model
 from rlsys.rollout.trajectory import summary_of
 from rlsys.runtime.cluster import Cluster
 from rlsys.types import Prompt, RolloutGroup, TrajectoryRef
+from rlsys.weights.packed_adapter import PackedAdapter
 from tests.integration.runs import kill, wait
 from tests.integration.test_learner import cluster, experience, start_learner, trajectories
 
@@ -87,31 +89,40 @@ def test_a_restored_learner_has_its_adapter_and_its_reference_is_the_base(
     overrides = [*LORA, "learner.num_workers=2", "learner.zero_stage=3", "learner.lora.dropout=0.1"]
     first, _ = start_learner(cluster, model, overrides)
     try:
-        first.update(experience())
-        first.save(str(tmp_path))
-        learned, bare = call_lead(first, "probe")
-        saved = first._all("read_adapter", what="reading")[1]
+        wait(first.update(experience()))
+        wait(first.save(str(tmp_path)))
+        learned, bare = probe(first)
+        saved = read_adapter(first)
     finally:
-        first.kill()
+        kill(first)
     second, _ = start_learner(cluster, model, overrides)
     try:
-        fresh, also_bare = call_lead(second, "probe")
+        fresh, also_bare = probe(second)
         assert fresh == pytest.approx(also_bare, abs=1e-6)  # a new adapter changes nothing
         assert bare == pytest.approx(fresh, abs=1e-5)  # without the trained one the model is what it was
-        second.load(str(tmp_path))
-        again, _ = call_lead(second, "probe")
+        wait(second.load(str(tmp_path)))
+        again, _ = probe(second)
         assert again == pytest.approx(learned, abs=1e-5)
         assert abs(learned - bare).max() > 1e-3
-        restored = second._all("read_adapter", what="reading")[1]
+        restored = read_adapter(second)
     finally:
-        second.kill()
+        kill(second)
     assert saved.sums == restored.sums
     assert bytes(saved.file) == bytes(restored.file)
 
 
-def call_lead(group: Any, method: str) -> Any:
-    """Ask every rank about one text; the first one's answer."""
-    return wait(group._each(method, np.arange(5, 15), what=method))
+def probe(group: PolicyGroup) -> Any:
+    """Return rank 0's log-probabilities of one text, with the adapter and without."""
+    return wait(group._each("probe", np.arange(5, 15), what="probe"))
+
+
+def read_adapter(group: PolicyGroup) -> PackedAdapter:
+    """Return the policy's adapter from rank 0."""
+    import ray
+
+    _, adapter = group.begin_read_adapter()
+    found: PackedAdapter = ray.get(adapter, timeout=60)
+    return found
 
 
 @pytest.mark.parametrize("ranks_and_stage", [(1, 1), (2, 3)], ids=["one rank", "two ranks, ZeRO-3"])

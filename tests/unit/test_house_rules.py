@@ -90,7 +90,7 @@ def significant_lines(file: Path) -> list[tuple[int, str]]:
     skipped: set[int] = set()
     for node in ast.walk(ast.parse(text)):
         is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if is_text or isinstance(node, ast.Import | ast.ImportFrom):
+        if isinstance(node, ast.stmt) and (is_text or isinstance(node, ast.Import | ast.ImportFrom)):
             skipped |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if number not in skipped)
     return [(number, line) for number, line in lines if any(map(str.isalnum, line)) and not line.startswith("#")]

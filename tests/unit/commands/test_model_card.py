@@ -59,8 +59,9 @@ def test_a_run_without_evaluations_has_no_table_and_one_of_one_step_no_curve(run
 
 def test_the_metadata_are_hugging_faces_and_options_are_the_changed_ones(run_dir: Path) -> None:
     text, card = written(run_dir, 6, "learner.lora.rank=4", "learner.lr=0.002")
-    assert card.data.library_name == "transformers"
-    assert "lora" in card.data.tags
+    metadata = card.data.to_dict()
+    assert metadata["library_name"] == "transformers"
+    assert "lora" in metadata["tags"]
     changed = text[text.index("## Options that differ") :]
     assert "lr: 0.002" in changed
     assert "rank: 4" in changed
