@@ -1,0 +1,118 @@
+"""The tables of docs/from-trl.md against the importer's, TRL's own classes and the schema: names, defaults, gaps."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from rlsys.commands.importers.dialects.trl import DIALECT
+from rlsys.commands.importers.options import Option, default_at
+from rlsys.commands.importers.our_defaults import MISSING, defaults, look_up
+from rlsys.commands.importers.recipe import NoDefault
+from rlsys.config.overrides import known_keys
+from tests.docs.pages import Page
+
+PAGE = Page("docs/from-trl.md")
+HEADER = ["TRL", "default", "rlsys", "default", "what differs"]
+# Options of TRL that are named beside the tables, in prose or with several in one phrase.
+SPAN = re.compile(r"`([^`]+)`")
+KEY = re.compile(r"[a-z_]+(?:\.[a-z_]+)*")
+
+
+def rows() -> list[list[str]]:
+    """The rows of the tables that set options of both sides, each as its cells' text."""
+    found, is_inside = [], False
+    for line in PAGE.prose.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")] if line.startswith("|") else []
+        if len(cells) == len(HEADER) - 1 and line.endswith("| |"):
+            cells.append("")
+        if cells == HEADER:
+            is_inside = True
+        elif not line.startswith("|"):
+            is_inside = False
+        elif is_inside and not line.startswith("|---"):
+            found.append([cell.strip(" |") for cell in cells])
+    return found
+
+
+ROWS = rows()
+
+
+def option_of(name: str) -> Option:
+    return DIALECT.options[DIALECT.aliases.get(name, name)]
+
+
+def values(cell: str) -> list[Any]:
+    return [_loaded(span) for span in SPAN.findall(cell)]
+
+
+def _loaded(text: str) -> Any:
+    # YAML 1.1 reads `no` as a boolean and `1e-6` as text.
+    if re.fullmatch(r"-?\d+(\.\d+)?e-?\d+", text):
+        return float(text)
+    return text if text == "no" else yaml.safe_load(text)
+
+
+def keys(row: list[str]) -> list[str]:
+    """The options of rlsys that a row names by their keys."""
+    return [span for span in SPAN.findall(row[2]) if span in KNOWN or span.startswith("algorithm.")]
+
+
+KNOWN = set(known_keys())
+
+
+def test_the_tables_are_read() -> None:
+    assert len(ROWS) > 50
+    assert all(len(row) == len(HEADER) for row in ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:60])
+def test_a_row_names_what_the_importer_writes(row: list[str]) -> None:
+    for name in SPAN.findall(row[0]):
+        option = option_of(name)
+        written = {*option.writes, *option.keys, *option.also}
+        named = {key for key in written if f"`{key}" in " ".join(row[2:])} | {k for k in written if k in keys(row)}
+        short = {key for key in written if f"`{key.rpartition('.')[2]}`" in " ".join(row[2:])}
+        assert named | short or not written, f"`{name}` sets {', '.join(sorted(written))}, and its row names none of them"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:60])
+def test_the_defaults_of_a_row_are_those_of_both_sides(row: list[str]) -> None:
+    theirs = [default_at(option_of(name), DIALECT.default_version) for name in SPAN.findall(row[0])]
+    assert values(row[1]) == [value for value in theirs if not isinstance(value, NoDefault)]
+    ours = [look_up(key, defaults()) for key in keys(row)]
+    if keys(row) and MISSING not in ours:
+        assert values(row[3]) == ours
+
+
+def test_every_option_that_the_importer_knows_has_a_place() -> None:
+    text = PAGE.text
+    in_tables = {name for row in ROWS for name in SPAN.findall(row[0])}
+    for name, option in DIALECT.options.items():
+        if option.ignored:
+            continue
+        if option.writes or option.keys:
+            assert name in in_tables, f"docs/from-trl.md has no row for `{name}`"
+        else:
+            assert f"`{name}`" in text, f"docs/from-trl.md does not say what becomes of `{name}`"
+
+
+def test_every_option_that_is_named_is_one_of_trl() -> None:
+    trl = pytest.importorskip("trl")
+    fields = {field.name for kind in (trl.GRPOConfig, trl.ModelConfig) for field in dataclasses.fields(kind)}
+    for row in ROWS:
+        for name in SPAN.findall(row[0]):
+            assert name in fields or name in DIALECT.options, f"TRL has no option `{name}`"
+
+
+def test_metrics_are_explained_on_their_page() -> None:
+    explained = Page("docs/metrics.md").text
+    table = PAGE.prose.partition("## Metrics\n")[2].partition("\n## ")[0]
+    for line in table.splitlines():
+        if line.startswith("| `"):
+            for key in SPAN.findall(line.split(" | ")[1]):
+                assert f"`{key}`" in explained, f"docs/metrics.md does not explain {key}"
