@@ -263,6 +263,23 @@ def _loaded(text: str) -> object:
         return yaml.safe_load(text)
 
 
+def test_presets_with_a_kl_penalty_are_named() -> None:
+    presets = [path.stem for path in (config_dir() / "algorithm").glob("*.yaml")]
+    with_kl = [f"`{name}`" for name in presets if load_config([f"algorithm={name}"]).algorithm.kl.coef > 0]
+    sentence = re.search(r"The presets with a KL penalty are (.*?);", Page("docs/algorithms.md").text, re.DOTALL)
+    assert sentence is not None
+    assert sorted(re.findall(r"`\w+`", sentence[1])) == sorted(with_kl)
+
+
+def test_presets_that_are_recommended_exist() -> None:
+    section = Page("docs/algorithms.md").text.partition("\n## Which preset when\n")[2].partition("\n## ")[0]
+    presets = {path.stem for path in (config_dir() / "algorithm").glob("*.yaml")}
+    for line in section.splitlines():
+        if line.startswith("| ") and not line.startswith("| you"):
+            for name in re.findall(r"`(\w+)`", line.split(" | ")[1]):
+                assert name in presets, f"docs/algorithms.md recommends the preset {name}, which does not exist"
+
+
 def test_estimators_that_take_single_responses_are_named() -> None:
     registry = importlib.import_module("rlsys.algorithms.advantages").registry
     single = [f"`{name}`" for name in registry.names() if registry.fact(name, "min_group_size", 1) < 2]
