@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
+from rlsys.commands.importers import our_defaults
 from rlsys.commands.importers.dialects.trl import DIALECT
 from rlsys.commands.importers.options import Option, default_at
 from rlsys.commands.importers.our_defaults import MISSING, defaults, look_up
-from rlsys.commands.importers.recipe import NoDefault
+from rlsys.commands.importers.recipe import NoDefault, RunSize
+from rlsys.commands.importers.translate import translate
+from rlsys.config.compose import load_config
 from rlsys.config.overrides import known_keys
 from tests.docs.pages import Page
 
@@ -96,3 +102,29 @@ def test_metrics_are_explained_on_their_page() -> None:
         if line.startswith("| `"):
             for key in SPAN.findall(line.split(" | ")[1]):
                 assert f"`{key}`" in explained, f"docs/metrics.md does not explain {key}"
+
+
+# Options in which the two commands at the top of the page differ on purpose: they do not change what is learned.
+DIFFER = {"seed", "run_dir", "checkpoint.every", "logging.trackers", "rollout.gpu_memory_utilization", "rewards"}
+
+
+def test_the_two_commands_at_the_top_describe_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = next(block for block in PAGE.blocks if "GRPOConfig(" in block.text)
+    call = next(
+        node
+        for node in ast.walk(ast.parse(script.text))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "GRPOConfig"
+    )
+    given = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    given |= {"model_name_or_path": "Qwen/Qwen2.5-0.5B-Instruct", "dataset_name": "train.jsonl"}
+    theirs = translate(given, DIALECT, DIALECT.default_version, RunSize()).written
+    words = next(words for block in PAGE.blocks if block.language == "bash" for words in block.commands())
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
+    ours = OmegaConf.to_container(OmegaConf.structured(load_config([w for w in words[2:] if "=" in w])))
+    assert isinstance(ours, dict)
+    for key, value in our_defaults.differences(theirs).items():
+        if key not in DIFFER and key != "data.train":
+            assert look_up(key, ours) == value, (
+                f"docs/from-trl.md: {key} is {look_up(key, ours)}, TRL's run has {value}"
+            )
