@@ -15,6 +15,7 @@ GENERATED = ("docs/configuration.md",)  # its own command and test keep it curre
 FENCE = re.compile(r"^```(\w*)[ \t]*([^\n]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 CODE_SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
+RULE = re.compile(r"\|(?: *:?-+:? *\|)+ *")  # between a table's header and its rows
 HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
 
 # Why a block with this word behind its language is not run with the others. docs/development.md has the same table.
@@ -97,6 +98,22 @@ class Page:
         return CODE_SPAN.findall(self.prose)
 
     @property
+    def tables(self) -> list[list[list[str]]]:
+        """Every table as its rows of cells, the header first; a `|` between backquotes divides no cells."""
+        found: list[list[list[str]]] = []
+        is_inside = False
+        for line in self.prose.splitlines():
+            if not line.startswith("|"):
+                is_inside = False
+                continue
+            if not is_inside:
+                found.append([])
+            is_inside = True
+            if not RULE.fullmatch(line):
+                found[-1].append(_cells(line))
+        return found
+
+    @property
     def links(self) -> list[str]:
         """Targets of links."""
         return LINK.findall(CODE_SPAN.sub("", self.prose))
@@ -105,6 +122,12 @@ class Page:
     def anchors(self) -> set[str]:
         """What a link's part behind `#` may be, as GitHub makes it from headings."""
         return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in HEADING.findall(self.prose)}
+
+
+def _cells(row: str) -> list[str]:
+    parts = re.split(r"(`[^`]*`)", row.strip())  # code spans at odd places
+    text = "".join(part if index % 2 == 0 else part.replace("|", "\0") for index, part in enumerate(parts))
+    return [cell.strip().replace("\0", "|") for cell in text.strip("|").split("|")]
 
 
 def pages() -> list[Page]:

@@ -147,8 +147,8 @@ def test_the_first_run_of_the_readme_on_the_cpu(tmp_path: Path) -> None:
 
 
 def documented() -> list[re.Pattern[str]]:
-    """Patterns of the metric keys in the tables of docs/troubleshooting.md; `<word>` stands for one part of a key."""
-    rows = [line for line in Page("docs/troubleshooting.md").text.splitlines() if line.startswith("| `")]
+    """Patterns of the metric keys in the tables of docs/metrics.md; `<word>` stands for one part of a key."""
+    rows = [line for line in Page("docs/metrics.md").text.splitlines() if line.startswith("| `")]
     keys = [key for row in rows for key in re.findall(r"`([^`]+)`", row.split("|")[1])]
     return [re.compile(re.sub(r"<\w+>", "[^/]+", re.sub(r"([.+()])", r"\\\1", key))) for key in keys]
 
@@ -158,7 +158,7 @@ def check_metrics(folder: Path) -> None:
     patterns = documented()
     keys = {key for file in folder.rglob("metrics.jsonl") for line in file.open() for key in json.loads(line)}
     missing = sorted(key for key in keys if not any(pattern.fullmatch(key) for pattern in patterns))
-    assert not missing, f"docs/troubleshooting.md does not explain: {', '.join(missing)}"
+    assert not missing, f"docs/metrics.md does not explain: {', '.join(missing)}"
 
 
 def test_the_keys_that_a_run_writes_are_documented(tmp_path: Path) -> None:

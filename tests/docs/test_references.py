@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rlsys.config.compose import load_config
 from rlsys.config.overrides import config_dir, known_keys
@@ -31,6 +33,8 @@ TAKE_OVERRIDES = [
     ["bash", "launch/quickstart.sh"],
     ["bash", "launch/ray_job.sh"],
 ]
+# What the scripts put before the overrides of the command line.
+SCRIPTS = {"launch/quickstart.sh": ["experiment=quickstart"], "launch/ray_job.sh": ["cluster=running"]}
 
 
 def by_name(page: Page) -> str:
@@ -65,6 +69,21 @@ def test_every_page_is_reached_from_the_readme() -> None:
             assert page.name in linked, f"README.md does not link to {page.name}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_tables_have_headers_and_as_many_cells_in_every_row(page: Page) -> None:
+    for header, *rows in page.tables:
+        assert all(header), f"{page.name}: an empty cell in the header {header}"
+        for row in rows:
+            assert len(row) == len(header), f"{page.name}: {len(row)} cells under {len(header)} headers: {row}"
+
+
+@pytest.mark.parametrize("name", ["docs/metrics.md", "docs/troubleshooting.md"])
+def test_tables_to_look_things_up_have_no_empty_cells(name: str) -> None:
+    for header, *rows in Page(name).tables:
+        for row in rows:
+            assert all(row), f"{name}: an empty cell under {header}: {row}"
+
+
 def test_the_readme_is_short() -> None:
     size = (ROOT / "README.md").stat().st_size
     assert size < README_BYTES, f"README.md has {size} bytes: move something to docs/"
@@ -91,11 +110,15 @@ def test_the_reasons_why_blocks_are_not_run_are_documented() -> None:
 
 
 def overrides_of(words: list[str]) -> list[str] | None:
-    """The overrides of a command that takes some; None for any other command."""
+    """The overrides of a command that takes some, with those that its script adds; None for any other command."""
     if words[:2] == ["python", "-m"] and "--write" in words:
         return [word for word in words[3:] if "=" in word]
     if words[:2] not in TAKE_OVERRIDES:
         return None
+    return [*SCRIPTS.get(words[1], ()), *given(words)]
+
+
+def given(words: list[str]) -> list[str]:
     return [word for word in words[2:] if not word.startswith("-") and ("=" in word or word.startswith("~"))]
 
 
@@ -130,7 +153,8 @@ def test_the_overrides_of_commands_compose_and_pass_the_checks(
         pytest.skip("a sweep, or a file that an earlier command writes: the test of the page's commands runs it")
     try:
         config = load_config(overrides)
-        if words[1] == "train" and block.page != "docs/lora.md":  # 4-bit weights need libraries that tests go without
+        trains = words[1] in ("train", *SCRIPTS)
+        if trains and block.page != "docs/lora.md":  # 4-bit weights need libraries that tests go without
             check_config(config)
     except RlsysError as error:
         pytest.fail(f"{block.where}: {error}")
@@ -183,7 +207,7 @@ def _joined(node: ast.JoinedStr) -> str:
 
 def test_messages_that_are_quoted_stand_in_the_code() -> None:
     """In the tables of symptoms a quoted message is cut at `...` and at its numbers (`N`, `M`)."""
-    text, tables = texts(), Page("docs/troubleshooting.md").text.partition("## The metrics")[0]
+    text, tables = texts(), Page("docs/troubleshooting.md").text
     quoted = [re.findall(r"`([^`]+)`", line)[0] for line in tables.splitlines() if line.startswith("| `")]
     parts = [part.strip(" :'") for whole in quoted for part in re.split(r"\.\.\.|\b[NM]\b|rollout/0|'\w+'", whole)]
     assert [part for part in parts if len(part) >= SHORTEST and part not in text] == []
@@ -203,6 +227,87 @@ def test_presets_registered_functions_and_experiments_are_documented() -> None:
         assert f"`{name}`" in Page("docs/observability.md").text, f"docs/observability.md lacks the tracker {name}"
     for experiment in (config_dir() / "experiment").glob("*.yaml"):
         assert f"`{experiment.stem}`" in Page("docs/importing.md").text, f"docs/importing.md lacks {experiment.stem}"
+
+
+# The tables of docs/algorithms.md that list functions, and the registry of each.
+FUNCTIONS = {
+    "Advantages": "advantages",
+    "Policy losses": "policy_losses",
+    "Aggregation": "aggregation",
+    "Corrections": "corrections",
+}
+
+
+@pytest.mark.parametrize("heading", FUNCTIONS)
+def test_the_options_of_algorithms_stand_with_their_defaults(heading: str) -> None:
+    registry = importlib.import_module(f"rlsys.algorithms.{FUNCTIONS[heading]}").registry
+    section = Page("docs/algorithms.md").text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    for name in registry.names():
+        row = next((row for row in rows if f"`{name}`" in row.split(" | ")[0]), None)
+        assert row is not None, f"docs/algorithms.md, {heading}: no row for `{name}`"
+        row = row.rpartition(" | ")[2] if row.count(" | ") == 2 else row  # the last of three cells has the options
+        for option, parameter in inspect.signature(registry.get(name)).parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                assert f"`{option}`" in row, f"docs/algorithms.md: the row of `{name}` lacks `{option}`"
+                if parameter.default is not inspect.Parameter.empty:
+                    shown = re.findall(rf"`{option}` \(([^)]*)\)", row)
+                    assert shown, f"docs/algorithms.md: the row of `{name}` lacks the default of `{option}`"
+                    assert _loaded(shown[0]) == parameter.default, f"`{name}`: `{option}` is {parameter.default}"
+
+
+def _loaded(text: str) -> object:
+    try:
+        return float(text)
+    except ValueError:
+        return yaml.safe_load(text)
+
+
+def test_presets_with_a_kl_penalty_are_named() -> None:
+    presets = [path.stem for path in (config_dir() / "algorithm").glob("*.yaml")]
+    with_kl = [f"`{name}`" for name in presets if load_config([f"algorithm={name}"]).algorithm.kl.coef > 0]
+    sentence = re.search(r"The presets with a KL penalty are (.*?);", Page("docs/algorithms.md").text, re.DOTALL)
+    assert sentence is not None
+    assert sorted(re.findall(r"`\w+`", sentence[1])) == sorted(with_kl)
+
+
+def test_presets_that_are_recommended_exist() -> None:
+    section = Page("docs/algorithms.md").text.partition("\n## Which preset when\n")[2].partition("\n## ")[0]
+    presets = {path.stem for path in (config_dir() / "algorithm").glob("*.yaml")}
+    for line in section.splitlines():
+        if line.startswith("| ") and not line.startswith("| you"):
+            for name in re.findall(r"`(\w+)`", line.split(" | ")[1]):
+                assert name in presets, f"docs/algorithms.md recommends the preset {name}, which does not exist"
+
+
+def test_estimators_that_take_single_responses_are_named() -> None:
+    registry = importlib.import_module("rlsys.algorithms.advantages").registry
+    single = [f"`{name}`" for name in registry.names() if registry.fact(name, "min_group_size", 1) < 2]
+    sentence = re.search(r"All but (.*?)\s+compare the responses", Page("docs/algorithms.md").text, re.DOTALL)
+    assert sentence is not None
+    assert sorted(re.findall(r"`\w+`", sentence[1])) == sorted(single)
+
+
+def test_scripts_and_variables_of_the_environment_are_documented() -> None:
+    text = "\n".join(page.text for page in PAGES)
+    for script in (ROOT / "launch").glob("*.sh"):
+        sourced = script.name == "env.sh"
+        assert sourced or f"launch/{script.name}" in text, f"no page names launch/{script.name}"
+    code = [*(ROOT / "launch").glob("*.sh"), *ROOT.glob("configs/**/*.yaml")]
+    for name in {name for path in code for name in re.findall(r"\bRLSYS_[A-Z_]+\b", path.read_text("utf-8"))}:
+        assert name in text, f"no page explains the variable {name}"
+
+
+def test_the_versions_that_are_named_are_those_of_the_package() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = Page("docs/install.md").text.partition("\n## What is installed\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \| ([\d.]+) \|", section, re.MULTILINE)
+    assert rows
+    for names, version in rows:
+        for name in re.findall(r"`([\w-]+)`", names):
+            assert re.search(rf'"{name}(\[\w+\])?=={re.escape(version)}"', project), (
+                f"pyproject.toml: no {name} {version}"
+            )
 
 
 def registered(package: str) -> list[str]:
