@@ -94,6 +94,14 @@ ensure_debian_packages() {
 
 apt_install() { DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null 2>&1; }
 
+# with_installed EXTRAS: these and those that an earlier call has installed for the same pyproject.toml.
+with_installed() {
+    local sum extras=""
+    [ -f "$STAMP" ] && read -r sum extras <"$STAMP"
+    [ "${sum:-}" = "$(environment_sum)" ] || extras=""
+    printf '%s\n' "${1//,/$'\n'}" "${extras//,/$'\n'}" | sort -u | sed '/^$/d' | paste -sd,
+}
+
 # ensure_env EXTRAS: the environment exists, matches pyproject.toml and holds at least EXTRAS (as "cpu" or "cpu,dev").
 ensure_env() {
     local extras="$1" python other
@@ -115,5 +123,5 @@ ensure_env() {
     say "installing rlsys and what it needs"
     "$VENV/bin/pip" install --quiet -e ".[$extras]"
     remove_broken_torchvision
-    printf '%s %s\n' "$(environment_sum)" "$extras" >"$STAMP"
+    printf '%s %s\n' "$(environment_sum)" "$(with_installed "$extras")" >"$STAMP"
 }

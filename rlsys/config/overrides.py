@@ -88,7 +88,7 @@ def names_a_run(overrides: Sequence[str]) -> bool:
 def normalise(overrides: Sequence[str], *, sweeps: bool = False, folders: Sequence[Path] = ()) -> list[str]:
     """Check every override, and rewrite those that Hydra would not take as they are meant.
 
-    - Options of functions, as `algorithm.policy_loss.clip_low=0.1`, become additions (`++`).
+    - Options of functions, as `algorithm.policy_loss.clip_low=0.1`, become additions (`++`), also within a mapping.
     - `experiment=path/to/file.yaml` registers the file with Hydra and becomes its name there.
     - A source of data replaces the former one: Hydra would merge two mappings, and refuse a list in place of one.
 
@@ -128,7 +128,7 @@ def _normalised(override: Override, folders: Sequence[Path]) -> list[str]:
     if key in groups() and not any(isinstance(value, dict | list) for value in _values(override)):
         return [_with_presets(override, folders)]
     # Hydra refuses a key that is not there yet; `++` adds or changes it. The function's signature checks it later.
-    if any(key.startswith(f"{node}.") for node in open_keys()):
+    if any(key == node or key.startswith(f"{node}.") for node in open_keys()):
         return [text if override.is_delete() else f"++{text.lstrip('+')}"]
     if key not in known_keys():
         if key in groups():

@@ -50,9 +50,10 @@ def _check_room(config: Config, who: str, trained: dict[str, int]) -> None:
     total = sum(needed.values())
     if total > config.cluster.num_gpus:
         terms = " + ".join(f"{name} = {number:g}" for name, number in needed.items() if number)
+        without = "; algorithm.kl.coef=0 needs no reference" if trained.get("reference.num_workers") else ""
         raise ConfigError(
             f"{who} needs {total:g} GPUs ({terms}), but cluster.num_gpus={config.cluster.num_gpus}: raise it, or lower "
-            "one of these"
+            f"one of these{without}"
         )
 
 

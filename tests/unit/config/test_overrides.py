@@ -92,7 +92,6 @@ def test_a_comma_is_a_sweep_and_quoted_it_is_none() -> None:
         "++rollout.temperature=0.5",
         "learner.betas=[0.9,0.95]",
         "rewards=[{name: target_length, target: 9}]",
-        "algorithm.policy_loss={name: ppo_clip, clip_low: 0.1}",
         "algorithm={kl: {coef: 0.1}}",
         "algorithm=grpo,dapo",
         "reward@_global_=target_length",
@@ -104,6 +103,12 @@ def test_a_comma_is_a_sweep_and_quoted_it_is_none() -> None:
 )
 def test_what_is_known_passes_unchanged(override: str) -> None:
     assert normalise([override], sweeps=True) == [override]
+
+
+def test_a_function_is_named_with_its_options_in_one_mapping() -> None:
+    chosen = load_config(["algorithm.advantage={name: grpo, eps: 1e-6}", "data.columns={answer: solution}"])
+    assert chosen.algorithm.advantage == {"name": "grpo", "eps": 1e-6}
+    assert chosen.data.columns == {"answer": "solution"}
 
 
 @pytest.mark.parametrize("prefix", ["", "+", "++"])

@@ -241,7 +241,10 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
             ["needs 6 GPUs", "learner.num_workers = 2", "cluster.num_gpus=5"],
         ),
         # one engine, one learner rank, and one reference worker because of the KL
-        ({"cluster.num_gpus": 2, "algorithm.kl.coef": 0.1}, ["needs 3 GPUs", "reference.num_workers = 1"]),
+        (
+            {"cluster.num_gpus": 2, "algorithm.kl.coef": 0.1},
+            ["needs 3 GPUs", "reference.num_workers = 1", "algorithm.kl.coef=0 needs no reference"],
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
