@@ -146,10 +146,11 @@ async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Async
             stack.callback(file.close)
             timeline = TimelineCollector(cluster.calls, roles.all, file.add)
         run = build_run(prepared, run_dir, roles, broadcaster, state, log=log, display=display, timeline=timeline)
+        # After the channel is open and before the first broadcast: the engines get the restored weights with it.
         if folder is not None:
             await run.learners.load(str(folder))
             await run.reference.load(str(folder))
-        collect_rarely()
+        collect_rarely()  # last: everything that lives as long as the run exists now
         yield run
         await _stop(*(role for role in (roles.rollout, roles.policy, roles.critic) if role is not None))
 

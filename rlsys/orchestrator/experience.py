@@ -76,6 +76,7 @@ class ExperienceBuilder:
     def _inputs(
         self, groups: Sequence[ScoredGroup], valid: Sequence[tuple[int, int]], coefficients: Coefficients
     ) -> AdvantageInputs:
+        # Float64: a group's mean and deviation of nearly equal rewards cancel badly in float32.
         def column(values: list[float]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.float64)
 
@@ -108,6 +109,8 @@ class ExperienceBuilder:
             chosen = [i for i, (g, _) in enumerate(valid) if part_of[g] == part]
             if not chosen:
                 continue
+            # Weights before rows are dropped: a response without trained tokens still counts where the mean is over
+            # responses.
             lengths = [self._num_trained_tokens(groups[valid[i][0]], valid[i][1]) for i in chosen]
             weights = self._aggregate(torch.tensor(lengths), torch.tensor([valid[i][0] for i in chosen])).tolist()
             rows = tuple(

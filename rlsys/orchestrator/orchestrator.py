@@ -112,11 +112,13 @@ class Orchestrator:
             DeadlineError: The groups were not ready in time; the message names the workers that were waited for.
         """
         version, started = step - 1, time.perf_counter()
+        # The first batch of a run, or after a resume, starts from the version that admission was made with.
         if version != self._admission.policy_version:
             self._admission.advance(version)
         self._sampler.step = step
         self._changed.set()
         if not self._is_admitting:
+            # Not earlier: groups start only once the engines have the weights, and after the first evaluation.
             self._is_admitting = True
             self._background.start(self._admit_groups())
         try:
@@ -182,13 +184,15 @@ class Orchestrator:
             self._rejected.append(group)
             self._admission.reject(group_id)
         else:
-            if self._reference is not None:
+            if self._reference is not None:  # after the rejection, so that rejected groups cost the reference nothing
                 group = replace(group, reference=await self._reference.put(group.rollout))
             self._ready[group_id] = group
             self._admission.complete(group_id)
         self._changed.set()
 
     async def _taken(self) -> list[int]:
+        # Cleared before waiting and checked again after: what happens in between sets the event, so no wake-up is lost.
+        # The admission loop waits for the same event; setting it wakes both.
         while (taken := self._admission.take()) is None:
             self._changed.clear()
             await self._changed.wait()
@@ -215,6 +219,7 @@ class Orchestrator:
     def _stages(self, started: float, ended: float) -> dict[str, float]:
         """Divide the wait for a batch by what it was for: responses, then rewards, then the reference."""
         sampler = self._sampler
+        # Groups overlap, so stages are told apart by when the last response and the last reward arrived.
         if sampler.num_sampling:  # engines never stood still
             return {"rollout": ended - started}
         sampled = min(max(sampler.last_sample_at, started), ended)

@@ -83,7 +83,7 @@ class Router:
             if self._load.get(engine) != load:
                 continue  # out of date, or out of service
             skipped.append(entry)
-            if load == 0 or load + num_samples <= self._caps[engine]:
+            if load == 0 or load + num_samples <= self._caps[engine]:  # idle engines take groups above their cap
                 found = engine
             elif self._has_equal_caps:
                 break  # the others have even less room
@@ -111,6 +111,7 @@ class Router:
         try:
             return await granted
         except asyncio.CancelledError:
+            # Room that was granted in the same turn of the event loop would be lost: nobody else knows of it.
             if granted.done() and not granted.cancelled():
                 granted.result().__exit__(None, None, None)
             raise

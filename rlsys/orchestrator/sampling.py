@@ -119,12 +119,14 @@ class GroupSampler:
             engine = self._engines[lease.engine]
             try:
                 samples, scores = await self._attempt(prompt, plan, group_id, start(), lease)
+            # Only what another engine may do better is caught; any other error ends the run.
             except SampleError as error:
                 failure = f"{engine.name}: {error}"
             except WorkerDiedError as error:
                 failure = str(error)
                 self.router.remove(lease.engine)
             else:
+                # The lease has ended with the attempt: a group that waits for its rewards holds no room on an engine.
                 return await self._scored(prompt, plan, group_id, samples, scores)
             lease = None
             self.num_restarted += 1
@@ -186,7 +188,7 @@ class GroupSampler:
             scores.append((unit, self.scoring.put(unit)))
 
         def take(delivered: Sequence[Sample]) -> None:
-            lease.release(len(delivered))
+            lease.release(len(delivered))  # at once: another group may start while this one's longest response runs
             self.last_sample_at = time.perf_counter()
             samples.update((sample.number, sample) for sample in delivered)
             if not self._whole_groups:

@@ -93,12 +93,13 @@ class EngineClient:
             yield results
         finally:
             del self._open[request.request_id]
-            if results.num_missing:
+            if results.num_missing:  # the group ended early: a sample failed, or the run is over
                 self._add_running(-results.num_missing)
                 self._send(self._control(self._worker.cancel.remote([request.request_id]), "cancelling"))
 
     def _submit(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
+        # A group may sample under a newer version than it was started with, never under an older one.
         version = max(version for _, version in outgoing)
         submitted = self._worker.submit.remote([request for request, _ in outgoing], version)
         self._send(self._control(submitted, "rollout"))

@@ -75,6 +75,7 @@ class BatchingQueue(Generic[T, R]):
         self._is_scheduled = False
         if not self._waiting or not self._idle:
             return
+        # Everything that waits goes out at once: holding items back for a fuller batch would only add latency.
         entries, self._waiting = self._waiting, []
         shares = balance([self._weight(entry.item) for entry in entries], len(self._idle))
         for worker, share in zip(sorted(self._idle), shares, strict=True):
@@ -95,4 +96,4 @@ class BatchingQueue(Generic[T, R]):
                     entry.result.set_result(result)
         finally:
             self._idle.add(worker)
-            self._dispatch()
+            self._dispatch()  # what arrived while this worker was busy

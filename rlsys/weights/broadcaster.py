@@ -80,6 +80,7 @@ class WeightBroadcaster:
     async def broadcast(self, policy_version: int) -> dict[str, float]:
         """See `Broadcaster.broadcast`."""
         update_info = await self._sender.weight_update_info(self._backend)
+        # Both sides are started before either is awaited: they meet in a collective.
         receiving = self._receiver.begin_receive_weights(update_info, policy_version)
         # With ipc the handles in update_info are the transfer.
         sending = {} if self._backend == "ipc" else self._sender.begin_send_weights()
@@ -131,6 +132,7 @@ class AdapterBroadcaster:
     async def broadcast(self, policy_version: int) -> dict[str, float]:
         """See `Broadcaster.broadcast`."""
         reading, adapter = self._sender.begin_read_adapter()
+        # Ray hands the object to the engines when it is there; the driver never has it.
         receiving = self._receiver.begin_receive_adapter(adapter, policy_version)
         what = f"broadcast of policy version {policy_version} (adapter)"
         results = await self._gather({**reading, **receiving}, what=what, deadline_s=self._config.deadline_s)
