@@ -209,12 +209,13 @@ class _Report:
         if isinstance(theirs, NoDefault) or not (reason or has_effect):
             return
         written = self._written(row.keys)
-        ours = {key: our_defaults.look_up(key, our_defaults.defaults()) for key in written}
+        ours = {key: our_defaults.look_up(key, our_defaults.defaults()) for key in row.keys}
         changed = [
             key for key, value in written.items() if ours[key] != (list(value) if type(value) is tuple else value)
         ]
         if changed or reason:
-            old = {key: None if ours[key] is our_defaults.MISSING else ours[key] for key in changed}
+            # What rlsys does instead of a default that it does not support is its own default.
+            old = {key: None if ours[key] is our_defaults.MISSING else ours[key] for key in changed or row.keys}
             new = {key: written[key] for key in changed}
             self.result.defaults.append(ChangedDefault(shown, theirs, old, new, note, is_supported=not reason))
 

@@ -139,6 +139,7 @@ def test_epochs_need_the_number_of_rows() -> None:
     assert "--num-rows" in given_epochs.unsupported[0].reason
     default = next(row for row in run({}).defaults if row.option == "num_train_epochs")
     assert (default.theirs, default.written, default.is_supported) == (3.0, {}, False)
+    assert default.ours == {"train.num_steps": 200}  # which the run will use instead
 
 
 @pytest.mark.parametrize(
