@@ -142,7 +142,7 @@ class RolloutConfig:
     num_threads: int | None = option(None, ge=1, help=NUM_THREADS_HELP)
     preload: bool = option(True, help="CPU: start engines with Intel's OpenMP and tcmalloc where they are installed")
     max_in_flight: int | None = option(None, ge=1, help="most trajectories in one engine; null: twice `max_num_seqs`")
-    linger_s: float = option(0.1, ge=0, help="seconds that an engine gathers finished responses before it returns them")
+    linger_s: float = option(0.2, ge=0, help="seconds that an engine gathers finished responses before it returns them")
     deadline_s: float = option(900.0, gt=0, help="deadline for the groups of one step, sampled and scored")
 
 
