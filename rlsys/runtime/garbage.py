@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 
 
@@ -13,6 +14,10 @@ def freeze_started() -> None:
     """
     gc.collect()
     gc.freeze()
+    # What is frozen is not freed at the interpreter's end, and libraries that count their objects then report leaks
+    # (nanobind, in triton's bindings).
+    atexit.unregister(gc.unfreeze)
+    atexit.register(gc.unfreeze)
 
 
 # Allocations between collections of the youngest objects, and how many of those between collections of older ones.
