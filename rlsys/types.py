@@ -207,7 +207,7 @@ class ScoredGroup:
 
     @property
     def group_id(self) -> int:
-        """The group's number, counted over the whole run."""
+        """The group's number, counted from the driver's start: again from 0 after a resume."""
         return self.rollout.group_id
 
 

@@ -40,7 +40,8 @@ from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.metrics import MetricsWriter
 from rlsys.run_folder.rollouts import RolloutWriter
 from rlsys.run_folder.timeline import TimelineWriter, timeline_path
-from rlsys.runtime.calls import fetch
+from rlsys.runtime.background import Background
+from rlsys.runtime.calls import read
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.garbage import collect_rarely
 from rlsys.runtime.room import Demand
@@ -156,15 +157,18 @@ async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Async
 
 
 @contextlib.asynccontextmanager
-async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSampler, ScoringPool]]:
-    """Start engines with the weights of `model.path`, and scoring workers: no learner, no reference."""
+async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSampler, ScoringPool, Background]]:
+    """Start engines with the weights of `model.path`, and scoring workers: no learner, no reference.
+
+    Everything that uses them runs under the background's `supervise`.
+    """
     config = prepared.config
     wanted = {role: demand for role, demand in demands(config).items() if role in ("rollout", "scoring")}
     with connected(config, wanted) as cluster:
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
         scoring = start_scoring(cluster, prepared, wanted["scoring"])
         await _wait_for_start(cluster, config, rollout, scoring)
-        yield build_sampler(config, rollout, scoring), scoring
+        yield build_sampler(config, rollout, scoring), scoring, cluster.calls.background
         await _stop(rollout)
 
 
@@ -290,7 +294,7 @@ def _prompt_stream(prepared: Prepared, state: RunState) -> PromptStream:
 
 
 async def _fetched_estimates(ref: Any) -> Any:
-    return await fetch(ref, who="the object store", what="reading value estimates")
+    return await read(ref, who="the object store", what="reading value estimates")
 
 
 def build_sampler(config: Config, rollout: RolloutPool, scoring: ScoringPool) -> GroupSampler:

@@ -22,6 +22,7 @@ from rlsys.run_folder.folder import RunFolder, overridden
 if TYPE_CHECKING:  # `rlsys eval --help` and completion load no torch
     from rlsys.evaluation.evaluate import Evaluation, Evaluations, Responses
     from rlsys.evaluation.intervals import Estimate
+    from rlsys.orchestrator.sampling import GroupSampler
     from rlsys.preflight.prepared import Prepared
     from rlsys.scoring.pool import ScoringPool
 
@@ -131,13 +132,16 @@ def _evaluated(prepared: Prepared, responses: Path | None) -> list[Evaluation]:
     from rlsys.rollout.setup import LOADED_VERSION
     from rlsys.runtime.interrupt import run_until_interrupted
 
+    async def results_of(sampler: GroupSampler, scoring: ScoringPool) -> Evaluations:
+        results = await evaluate(sampler, prepared.eval_sets, prepared.config, policy_version=LOADED_VERSION)
+        if responses is not None:
+            lines = [line for part in results.responses for line in await _response_lines(part, scoring)]
+            responses.write_text("".join(lines), encoding="utf-8")
+        return results
+
     async def whole() -> Evaluations:
-        async with open_evaluation(prepared) as (sampler, scoring):
-            results = await evaluate(sampler, prepared.eval_sets, prepared.config, policy_version=LOADED_VERSION)
-            if responses is not None:
-                lines = [line for part in results.responses for line in await _response_lines(part, scoring)]
-                responses.write_text("".join(lines), encoding="utf-8")
-            return results
+        async with open_evaluation(prepared) as (sampler, scoring, background):
+            return await background.supervise(results_of(sampler, scoring))
 
     return run_until_interrupted(whole()).all()
 

@@ -139,7 +139,7 @@ class Orchestrator:
         sampler, admission, load = self._sampler, self._admission, self._sampler.router.load
         depths = {
             "running_groups": sampler.num_sampling,
-            "waiting_groups": sampler.router.num_waiting,
+            "waiting_groups": sampler.router.num_restarting,
             "unscored_groups": sampler.num_scoring,
             "unscored_trajectories": sampler.scoring.num_waiting,
             "ready_groups": admission.num_ready,
@@ -176,6 +176,7 @@ class Orchestrator:
 
         def start() -> int:
             self._admission.restart(group_id)
+            self._changed.set()  # a step that had to wait for this group may be complete without it
             return self._admission.policy_version
 
         group = await self._sampler.sample_group(prompt, self._plan, group_id=group_id, start=start, lease=lease)

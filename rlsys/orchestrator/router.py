@@ -63,6 +63,7 @@ class Router:
         self._has_equal_caps = len(set(caps)) == 1
         self._waiting: list[Waiter] = []
         self._numbers = itertools.count()
+        self._last_death = ""
 
     @property
     def load(self) -> dict[int, int]:
@@ -70,9 +71,9 @@ class Router:
         return dict(self._load)
 
     @property
-    def num_waiting(self) -> int:
-        """Number of groups that wait for room."""
-        return sum(not waiter[-1].done() for waiter in self._waiting)
+    def num_restarting(self) -> int:
+        """Number of groups that wait for room after a failed attempt."""
+        return sum(order[0] == RESTART and not granted.done() for order, *_, granted in self._waiting)
 
     def try_reserve(self, num_samples: int) -> Lease | None:
         """Return room for a group of `num_samples`, counted from now on; None when no engine has it."""
@@ -112,7 +113,7 @@ class Router:
             return await granted
         except asyncio.CancelledError:
             # Room that was granted in the same turn of the event loop would be lost: nobody else knows of it.
-            if granted.done() and not granted.cancelled():
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
                 granted.result().__exit__(None, None, None)
             raise
 
@@ -122,18 +123,19 @@ class Router:
             self._change(engine, -num_samples)
             self._serve()
 
-    def remove(self, engine: int) -> None:
-        """Take a dead engine out of service and forget its load."""
+    def remove(self, engine: int, why: str) -> None:
+        """Take a dead engine out of service and forget its load; `why` is the error that says so."""
         self._load.pop(engine, None)
+        self._last_death = why
         if not self._load:
             for *_, granted in self._waiting:
                 if not granted.done():
-                    granted.set_exception(_no_engine())
+                    granted.set_exception(self._no_engine())
             self._waiting.clear()
 
     def _refuse_without_engines(self) -> None:
         if not self._load:
-            raise _no_engine()
+            raise self._no_engine()
 
     def _change(self, engine: int, num_samples: int) -> None:
         load = self._load[engine] = self._load[engine] + num_samples
@@ -155,6 +157,5 @@ class Router:
             heapq.heappop(self._waiting)
             granted.set_result(lease)
 
-
-def _no_engine() -> WorkerDiedError:
-    return WorkerDiedError("no engine is left to sample on")
+    def _no_engine(self) -> WorkerDiedError:
+        return WorkerDiedError(f"no engine is left to sample on; the last one was lost: {self._last_death}")

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from rlsys.errors import DeadlineError, SampleError, WorkerDiedError, WorkerError
 from rlsys.orchestrator.router import EVALUATION, RESTART, Lease, Router
+from rlsys.runtime.background import cancel
 from rlsys.types import Prompt, Reward, RolloutGroup, Sample, Sampling, ScoredGroup, Scores, ScoringUnit
 
 MAX_ATTEMPTS = 3
@@ -124,7 +125,7 @@ class GroupSampler:
                 failure = f"{engine.name}: {error}"
             except WorkerDiedError as error:
                 failure = str(error)
-                self.router.remove(lease.engine)
+                self.router.remove(lease.engine, failure)
             else:
                 # The lease has ended with the attempt: a group that waits for its rewards holds no room on an engine.
                 return await self._scored(prompt, plan, group_id, samples, scores)
@@ -166,15 +167,15 @@ class GroupSampler:
                     task.result()
             return [task.result() for task in tasks]
         finally:
-            for task in pending:
-                task.cancel()
+            await cancel(pending)  # they use the engines on their way out, so these must still be there
 
     def late(self, what: str, deadline_s: float) -> str:
         """Return the message of a missed deadline, which names the workers that have not answered."""
         running = [f"{engine.name} ({engine.num_running} responses)" for engine in self._engines if engine.num_running]
         if not running and not self.scoring.is_idle:
             running = ["the scoring workers"]
-        return f"{what}: no answer within {deadline_s:g} s from {', '.join(running) or 'the reference workers'}"
+        nobody = "the reference workers (engines and scoring workers have nothing to do)"
+        return f"{what}: no answer within {deadline_s:g} s from {', '.join(running) or nobody}"
 
     async def _attempt(
         self, prompt: Prompt, plan: Sequence[Sampling], group_id: int, policy_version: int, lease: Lease

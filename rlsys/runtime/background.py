@@ -45,7 +45,10 @@ class Background:
             result: T = task.result()
             return result
         finally:
-            await cancel([failed, *self._tasks])
+            await cancel([failed])
+            # Again and again: a task that is cancelled may have started another.
+            while running := [task for task in self._tasks if not task.done()]:
+                await cancel(running)
             self._failures.clear()
             self._has_failed.clear()
 
@@ -72,5 +75,8 @@ def may_be_a_consequence(failures: Sequence[BaseException]) -> bool:
 
 
 def most_telling(failures: Sequence[BaseException]) -> BaseException:
-    """Return a worker's death if there is one, since it explains its peers' broken connections; else the first."""
+    """Return a worker's death if there is one, since it explains its peers' broken connections; else the first.
+
+    `failures` are in the order in which they happened.
+    """
     return min(failures, key=lambda error: 0 if isinstance(error, WorkerDiedError) else 1)

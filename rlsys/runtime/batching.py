@@ -61,7 +61,7 @@ class BatchingQueue(Generic[T, R]):
         return len(self._waiting)
 
     def put(self, item: T) -> asyncio.Future[R]:
-        """Queue an item; returns its future result. A failed call fails the futures of all its items."""
+        """Queue an item; returns its future result. A failed call fails all its items, and ends the run."""
         loop = asyncio.get_running_loop()
         entry: _Entry[T, R] = _Entry(item, loop.create_future())
         self._waiting.append(entry)
@@ -90,10 +90,11 @@ class BatchingQueue(Generic[T, R]):
             for entry in entries:
                 if not entry.result.done():
                     entry.result.set_exception(error)
-        else:
-            for entry, result in zip(entries, results, strict=True):
-                if not entry.result.done():  # cancelled by whoever waited for it
-                    entry.result.set_result(result)
-        finally:
-            self._idle.add(worker)
-            self._dispatch()  # what arrived while this worker was busy
+                    entry.result.exception()  # counts as retrieved: nobody may be waiting for it any more
+            # Whoever waits for an item may look only after its last response was sampled: the run ends now.
+            raise
+        for entry, result in zip(entries, results, strict=True):
+            if not entry.result.done():  # cancelled with the task that waited for it
+                entry.result.set_result(result)
+        self._idle.add(worker)
+        self._dispatch()  # what arrived while this worker was busy

@@ -14,6 +14,8 @@ from rlsys.runtime.background import SETTLE_S, Background, cancel, may_be_a_cons
 from rlsys.runtime.occupancy import Occupancy
 
 K = TypeVar("K")
+# For an object whose worker has finished it: only the way from another node takes time.
+READ_DEADLINE_S = 300.0
 # Ray colours its tracebacks; in a log file the codes are noise.
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -55,14 +57,20 @@ class Calls:
         Returns:
             Results under the keys of `calls`, in their order.
         """
+        failures: list[BaseException] = []  # in the order in which they happen
+
+        def note(wait: asyncio.Future[Any]) -> None:
+            if not wait.cancelled() and (error := wait.exception()) is not None:
+                failures.append(error)
+
         waits = {key: asyncio.ensure_future(self._work(ref, str(key), what)) for key, ref in calls.items()}
+        for wait in waits.values():
+            wait.add_done_callback(note)
         try:
             if waits:
                 await asyncio.wait(waits.values(), timeout=deadline_s, return_when=asyncio.FIRST_EXCEPTION)
-            failures = _failures(waits)
             if failures and may_be_a_consequence(failures):
                 await asyncio.wait(waits.values(), timeout=SETTLE_S)
-                failures = _failures(waits)
             if failures:
                 raise most_telling(failures)
             late = sorted(str(key) for key, wait in waits.items() if not wait.done())
@@ -77,13 +85,17 @@ class Calls:
             return await fetch(ref, who=who, what=what)
 
 
-def _failures(waits: Mapping[Any, asyncio.Future[Any]]) -> list[BaseException]:
-    ended = [wait for wait in waits.values() if wait.done() and not wait.cancelled()]
-    return [error for wait in ended if (error := wait.exception()) is not None]
+async def read(ref: Any, *, who: str, what: str) -> Any:
+    """Read an object that a worker has left in the object store. Raises what `Calls.result` does."""
+    try:
+        async with asyncio.timeout(READ_DEADLINE_S):
+            return await fetch(ref, who=who, what=what)
+    except TimeoutError as error:
+        raise DeadlineError(f"{what}: not there within {READ_DEADLINE_S:g} s ({who})") from error
 
 
 async def fetch(ref: Any, *, who: str, what: str) -> Any:
-    """Wait for a call or an object without a deadline; translate Ray's errors as `Calls.result` says."""
+    """Wait for a call or an object under the caller's deadline; translate Ray's errors as `Calls.result` says."""
     try:
         return await ref
     except ray.exceptions.RayTaskError as error:

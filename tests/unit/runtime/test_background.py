@@ -88,3 +88,20 @@ def test_cancelling_from_outside_cancels_everything() -> None:
         assert task.cancelled()
 
     run_virtual(main())
+
+
+def test_what_a_cancelled_task_starts_on_its_way_out_ends_too() -> None:
+    async def main() -> None:
+        background, late = Background(), []
+
+        async def restless() -> None:
+            try:
+                await asyncio.sleep(1e9)
+            finally:
+                late.append(background.start(asyncio.sleep(1e9)))
+
+        background.start(restless())
+        await background.supervise(asyncio.sleep(1.0))
+        assert [task.cancelled() for task in late] == [True]
+
+    run_virtual(main())

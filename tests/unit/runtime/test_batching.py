@@ -62,17 +62,26 @@ def test_the_busier_the_workers_the_larger_the_next_call() -> None:
     run(1, scenario)
 
 
-def test_a_failed_call_fails_its_own_items_and_the_worker_goes_on() -> None:
-    async def scenario(queue: Queue, workers: Workers) -> None:
-        failing, other = queue.put(-1), queue.put(7)
-        await asyncio.sleep(0.5)
-        after = queue.put(8)
-        for result in (failing, other):
+def test_a_failed_call_fails_its_items_and_ends_the_run_although_nobody_waits_yet() -> None:
+    async def main() -> None:
+        background, workers = Background(), Workers()
+        queue = BatchingQueue(1, workers, background, weight=abs)
+        results: list[asyncio.Future[int]] = []
+
+        async def scenario() -> None:
+            results.extend(queue.put(item) for item in (-1, 7))
+            await asyncio.sleep(0.5)
+            queue.put(8)  # it waits for the worker, which gets nothing any more
+            await asyncio.sleep(1e9)
+
+        with pytest.raises(WorkerError, match="it failed"):
+            await background.supervise(scenario())
+        for result in results:
             with pytest.raises(WorkerError, match="it failed"):
                 await result
-        assert await after == 80
+        assert workers.calls == [(0, [-1, 7])]
 
-    run(1, scenario)
+    run_virtual(main())
 
 
 def test_nobody_has_to_wait_for_a_result() -> None:

@@ -1,0 +1,139 @@
+"""What happens around a failed attempt: who is woken, what is cancelled, and which error the user sees."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlsys.data.order import EpochOrder
+from rlsys.data.stream import PromptStream
+from rlsys.errors import DeadlineError, SampleError, WorkerDiedError
+from rlsys.orchestrator.admission import Admission
+from rlsys.orchestrator.orchestrator import GroupRule, Orchestrator
+from rlsys.orchestrator.router import Router
+from rlsys.orchestrator.sampling import GroupSampler
+from rlsys.runtime.background import Background
+from rlsys.runtime.batching import BatchingQueue
+from rlsys.types import Prompt, Sample, Sampling, Scores, ScoringUnit, TrajectoryRef
+from tests.unit.records import reward, summary
+from tests.unit.virtual_time import run_virtual
+
+PROMPTS = [Prompt(number, "", np.array([1], dtype=np.int32)) for number in range(20)]
+PLAN = [Sampling(1.0, 4, 1)]
+Attempt = Callable[[int, int], Any]  # (group, number of the attempt) -> coroutine that ends when the response is there
+
+
+class Engine:
+    """Gives each group one response, when the attempt's coroutine has ended."""
+
+    name = "rollout/0"
+    num_running = 1
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.tries: dict[int, int] = {}
+        self.num_left = 0  # groups whose sampling has ended, in whatever way
+        self._attempt = attempt
+
+    @asynccontextmanager
+    async def sample(
+        self, prompt: Prompt, plan: Sequence[Sampling], *, stream: int, policy_version: int
+    ) -> AsyncIterator[AsyncIterator[list[Sample]]]:
+        number = self.tries[stream] = self.tries.get(stream, 0) + 1
+
+        async def finished() -> AsyncIterator[list[Sample]]:
+            await self._attempt(stream, number)
+            yield [Sample(0, summary(3, version=policy_version, engine=0), TrajectoryRef("chunk", 0))]
+
+        try:
+            yield finished()
+        finally:
+            self.num_left += 1
+
+
+def built(
+    background: Background, engine: Engine, *, ahead: int = 0, score: Any = None, deadline_s: float = 1e4
+) -> tuple[Orchestrator, GroupSampler]:
+    async def scores(_: int, units: Sequence[ScoringUnit]) -> list[Scores]:
+        return [([reward(1.0)] * len(unit), {}) for unit in units]
+
+    queue: Any = BatchingQueue(1, score or scores, background, weight=len)
+    sampler = GroupSampler([engine], queue, Router([100]), whole_groups=False, deadline_s=deadline_s)
+    prompts = PromptStream(PROMPTS, EpochOrder(len(PROMPTS), [0], shuffle=False))
+    rule = GroupRule(1, keeps_equal_rewards=True, compares_parts=False, on_error="mask")
+    admission = Admission(1, ahead)
+    orchestrator = Orchestrator(background, sampler, admission, prompts, PLAN, rule, None, deadline_s=deadline_s)
+    return orchestrator, sampler
+
+
+def test_a_step_that_waited_for_a_group_goes_on_when_its_attempt_fails() -> None:
+    """Group 1 started under version 0 and is due; when it starts again under version 1 the step takes group 2."""
+
+    async def attempt(group: int, number: int) -> None:
+        if group == 1 and number == 1:
+            await asyncio.sleep(50.0)
+            raise SampleError("out of memory")
+        await asyncio.sleep(300.0 if group == 1 else 10.0)
+
+    async def main() -> tuple[list[int], float]:
+        background = Background()
+        orchestrator, _ = built(background, Engine(attempt), ahead=1)
+
+        async def steps() -> list[int]:
+            return [group.group_id for step in (1, 2) for group in (await orchestrator.next_batch(step)).groups]
+
+        return await background.supervise(steps()), asyncio.get_running_loop().time()
+
+    taken, at_s = run_virtual(main())
+    assert taken == [0, 2]
+    assert at_s == pytest.approx(50.0, abs=1.0)
+
+
+def test_the_death_of_the_last_engine_has_its_name_and_cause() -> None:
+    async def attempt(group: int, number: int) -> None:
+        raise WorkerDiedError("rollout: rollout/0 is gone: out of memory")
+
+    async def main() -> None:
+        background = Background()
+        orchestrator, _ = built(background, Engine(attempt))
+        with pytest.raises(WorkerDiedError, match=r"no engine is left .* rollout/0 is gone: out of memory"):
+            await background.supervise(orchestrator.next_batch(1))
+
+    run_virtual(main())
+
+
+def test_a_scoring_worker_that_dies_ends_the_run_while_engines_still_sample() -> None:
+    async def attempt(group: int, number: int) -> None:
+        await asyncio.sleep(1.0 if group == 0 else 1e9)
+
+    async def dies(_: int, units: Sequence[ScoringUnit]) -> list[Scores]:
+        raise WorkerDiedError("scoring: scoring/0 is gone")
+
+    async def main() -> float:
+        background = Background()
+        orchestrator, _ = built(background, Engine(attempt), score=dies, ahead=1)
+        with pytest.raises(WorkerDiedError, match="scoring/0 is gone"):
+            await background.supervise(orchestrator.next_batch(1))
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(main()) == pytest.approx(1.0, abs=0.5)
+
+
+def test_an_evaluation_that_is_late_leaves_nothing_running_on_the_engines() -> None:
+    """Requests are cancelled before the error is raised: afterwards the engines may be gone."""
+
+    async def attempt(group: int, number: int) -> None:
+        await asyncio.sleep(1e9)
+
+    async def main() -> None:
+        background, engine = Background(), Engine(attempt)
+        _, sampler = built(background, engine, deadline_s=5.0)
+        with pytest.raises(DeadlineError, match=r"evaluation: no answer within 5 s from rollout/0"):
+            await sampler.sample_prompts(PROMPTS[:3], PLAN[0], policy_version=0)
+        assert engine.num_left == 3
+
+    run_virtual(main())
