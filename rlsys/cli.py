@@ -63,7 +63,7 @@ def execute(arguments: Sequence[str]) -> None:
     if "overrides" in options:
         options.overrides += rest
     options.arguments = list(arguments[1:])
-    options.run(options)
+    options.execute(options)
 
 
 def _parser(name: str) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
@@ -80,7 +80,7 @@ def _parser(name: str) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser
         if command == name:  # the others are only listed
             implementation = importlib.import_module(module)
             implementation.add_arguments(made)
-            made.set_defaults(run=implementation.run)
+            made.set_defaults(execute=implementation.run)
     return parser, commands.choices.get(name)
 
 

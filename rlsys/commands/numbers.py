@@ -17,3 +17,11 @@ def at_least(bound: int) -> Callable[[str], int]:
 
     parse.__name__ = "whole number"  # argparse puts it into "invalid ... value"
     return parse
+
+
+def positive(text: str) -> float:
+    """Parse a number above 0."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, not {number:g}")
+    return number

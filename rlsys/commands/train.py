@@ -75,6 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train every run that the command line describes, one after the other; the first failure ends the command."""
+    from rlsys.preflight.checks import check_config
+
     folders = [expanded(options.config_dir)] if options.config_dir else []
     only_prints = (options.cfg, options.info, options.hydra_help, options.shell_completion, options.version)
     another_top = (options.config_name, options.config_path, options.experimental_rerun)
@@ -83,7 +85,10 @@ def run(options: argparse.Namespace) -> None:
         print(NOTHING_NAMED, file=sys.stderr)
         sys.exit(2)
     flags = [argument for argument in options.arguments if argument not in options.overrides]
-    for job in jobs(options.overrides, flags=flags, sweeps=options.multirun, folders=folders):
+    found = jobs(options.overrides, flags=flags, sweeps=options.multirun, folders=folders)
+    for job in found if len(found) > 1 else ():
+        check_config(job.config)  # of a sweep, none starts before all are checked
+    for job in found:
         train_job(job)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from rlsys.config.option import options
+from rlsys.config.option import Option, options
 from rlsys.errors import ConfigError
 
 
@@ -19,6 +19,13 @@ def check_values(config: Any, *, absent: Collection[str] = ()) -> None:
     """
     for option in options(config):
         role = option.key.partition(".")[0]
-        wrong = option.rule.complaint(option.value, with_bounds=role not in absent)
+        wrong = option.rule.complaint(option.value, with_bounds=role not in absent) or _wrong_length(option)
         if wrong is not None:
             raise ConfigError(f"{option.key}={option.value}: {wrong} ({option.rule.help})")
+
+
+def _wrong_length(option: Option) -> str | None:
+    """Return what is wrong with the number of values of a `tuple[...]`: OmegaConf takes lists of any length for it."""
+    wanted = option.type.count(",") + 1
+    is_tuple = option.type.startswith("tuple[") and "..." not in option.type
+    return f"must have {wanted} values" if is_tuple and len(option.value) != wanted else None

@@ -55,7 +55,7 @@ class Rule:
             if not math.isfinite(number):
                 return "must be a finite number"
             if with_bounds and not all(BOUNDS[name][0](number, bound) for name, bound in self.bounds().items()):
-                words = [f"{BOUNDS[name][1]} {bound:g}" for name, bound in self.bounds().items()]
+                words = [f"{BOUNDS[name][1]} {bound}" for name, bound in self.bounds().items()]
                 return f"must be {' and '.join(words)}"
         return None
 

@@ -6,9 +6,10 @@ experiment gets the nearest match. What passes is rewritten where Hydra's rules 
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ def normalise(overrides: Sequence[str], *, sweeps: bool = False, folders: Sequen
     Raises:
         ConfigError: an override that cannot be read, or an unknown key, preset or experiment.
     """
-    return [part for text in overrides for part in _normalised(parse(text, sweeps=sweeps), folders)]
+    files: dict[str, Path] = {}  # experiment files of this command line, by their names with Hydra
+    return [part for text in overrides for part in _normalised(parse(text, sweeps=sweeps), folders, files)]
 
 
 def parse(text: str, *, sweeps: bool = False) -> Override:
@@ -120,15 +122,16 @@ def parse(text: str, *, sweeps: bool = False) -> Override:
     return override
 
 
-def _normalised(override: Override, folders: Sequence[Path]) -> list[str]:
+def _normalised(override: Override, folders: Sequence[Path], files: dict[str, Path]) -> list[str]:
     key, text = override.key_or_group, str(override.input_line)
     # Hydra's own keys are its business: the schema does not have them.
     if re.split(r"[./]", key)[0] == "hydra":
         return [text]
     if key in groups() and not any(isinstance(value, dict | list) for value in _values(override)):
-        return [_with_presets(override, folders)]
+        return [_with_presets(override, folders, files)]
     # Hydra refuses a key that is not there yet; `++` adds or changes it. The function's signature checks it later.
-    if any(key == node or key.startswith(f"{node}.") for node in open_keys()):
+    holds_nodes = any(isinstance(value, dict) for value in _values(override))
+    if any(f"{key}.".startswith(f"{node}.") or (holds_nodes and node.startswith(f"{key}.")) for node in open_keys()):
         return [text if override.is_delete() else f"++{text.lstrip('+')}"]
     if key not in known_keys():
         if key in groups():
@@ -140,7 +143,7 @@ def _normalised(override: Override, folders: Sequence[Path]) -> list[str]:
     return [text]
 
 
-def _with_presets(override: Override, folders: Sequence[Path]) -> str:
+def _with_presets(override: Override, folders: Sequence[Path], files: dict[str, Path]) -> str:
     """Check the presets that an override chooses, and register experiments that are files."""
     group, chosen = override.key_or_group, []
     if override.is_delete():
@@ -149,7 +152,7 @@ def _with_presets(override: Override, folders: Sequence[Path]) -> str:
         if value is None:
             raise ConfigError(f"{group}=null: a group's preset is taken away with ~{group}")
         if group == "experiment" and str(value).endswith(EXPERIMENT_SUFFIXES):
-            chosen.append(_registered(str(value)))
+            chosen.append(_registered(str(value), folders, files))
             continue
         known = presets(group, folders)
         if str(value) not in known:
@@ -168,8 +171,8 @@ def _values(override: Override) -> list[Any]:
     return []
 
 
-def _registered(file: str) -> str:
-    """Register an experiment file with Hydra and return its name there."""
+def _registered(file: str, folders: Sequence[Path], files: dict[str, Path]) -> str:
+    """Register an experiment file with Hydra and return its name there, which no preset and none of `files` has."""
     from hydra.core.config_store import ConfigStore
 
     path = expanded(file)
@@ -177,16 +180,22 @@ def _registered(file: str) -> str:
         raise ConfigError(f"experiment={file}: no such file: {path.resolve()}")
     try:
         content = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ConfigError(f"experiment={file} is not YAML that can be read: {error}") from error
     if not isinstance(content, DictConfig):
         raise ConfigError(f"experiment={file} holds {type(content).__name__}, not a mapping from keys to values")
     # Only what Hydra's grammar takes as a name: ASCII letters, digits and underscores.
     name = re.sub(r"\W+", "_", path.name.partition(".")[0], flags=re.ASCII) or "experiment"
-    if name in presets("experiment"):
-        name = f"{name}_file"  # else Hydra would take the preset of the same name
+    if name in presets("experiment", folders) or not name[0].isalpha() or name == "null":
+        name = f"file_{name}"  # else Hydra would take the preset of the same name, or a number for no name
+    name = next(free for free in _names_like(name) if files.setdefault(free, path.resolve()) == path.resolve())
     ConfigStore.instance().store(name=name, group="experiment", node=content, package="_global_", provider=str(path))
     return name
+
+
+def _names_like(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}_{number}" for number in itertools.count(2))
 
 
 def _rejection(text: str, error: HydraException) -> str:

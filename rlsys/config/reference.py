@@ -85,7 +85,7 @@ def _values(option: Option) -> str:
     """Return the choices or bounds of an option in a few characters."""
     if option.rule.choices:
         return ", ".join(f"`{choice}`" for choice in option.rule.choices)
-    return ", ".join(f"{BOUNDS[name][2]} {bound:g}" for name, bound in option.rule.bounds().items())
+    return ", ".join(f"{BOUNDS[name][2]} {bound}" for name, bound in option.rule.bounds().items())
 
 
 def _plain(value: Any) -> str:

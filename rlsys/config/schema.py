@@ -367,7 +367,7 @@ class LoggingConfig:
 class Config:
     """A run."""
 
-    seed: int = option(0, ge=0, help="seed of data order, sampling and new weights")
+    seed: int = option(0, ge=0, lt=2**31, help="seed of data order, sampling and new weights")
     run_dir: str | None = option(None, help="the run's folder; null: $RLSYS_RUNS or runs, then EXPERIMENT/TIME")
     resume: str = option("never", choices=("never", "auto"), help="auto: continue from `run_dir`'s newest checkpoint")
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -14,9 +15,13 @@ T = TypeVar("T")
 def run_until_interrupted(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` in an event loop of its own; the first SIGINT or SIGTERM cancels it.
 
+    A notebook's cell, which runs inside an event loop already, waits for a thread that has this one.
+
     Raises:
         KeyboardInterrupt: A signal cancelled `main`. A second signal raises it at once, wherever the loop is.
     """
+    if _is_in_loop():
+        return _run_in_thread(main)
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         task = loop.create_task(main)
@@ -43,3 +48,31 @@ def run_until_interrupted(main: Coroutine[Any, Any, T]) -> T:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _is_in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _run_in_thread(main: Coroutine[Any, Any, T]) -> T:
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = Future()
+
+    def work() -> T:
+        with asyncio.Runner() as runner:
+            loop = runner.get_loop()
+            task = loop.create_task(main)
+            started.set_result((loop, task))
+            return loop.run_until_complete(task)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="run") as pool:
+        done = pool.submit(work)
+        try:
+            return done.result()
+        except KeyboardInterrupt:  # the notebook's "interrupt" reaches this thread; the pool waits for the other's end
+            loop, task = started.result()
+            loop.call_soon_threadsafe(task.cancel)
+            raise

@@ -125,6 +125,21 @@ def test_flags_may_stand_between_overrides(monkeypatch: pytest.MonkeyPatch) -> N
     assert options == {"flags": ["--multirun", "--cfg", "job"], "sweeps": True, "folders": []}
 
 
+def test_hydra_s_flag_for_a_single_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[Any] = []
+    monkeypatch.setattr("rlsys.commands.train.train_job", trained.append)
+    assert run(monkeypatch, "train", "--run", "experiment=quickstart") == 0
+    assert [job.name for job in trained] == ["quickstart"]
+
+
+def test_a_sweep_is_checked_before_its_first_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rlsys.commands.train.train_job", lambda job: pytest.fail("a run has started"))
+    assert run(monkeypatch, "train", "--multirun", "experiment=quickstart", "learner.lr=1e-4,-1") == 1
+    assert "learner.lr=-1.0: must be at least 0" in capsys.readouterr().err
+
+
 def test_a_failing_run_of_a_sweep_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[int] = []
 

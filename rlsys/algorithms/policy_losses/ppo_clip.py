@@ -8,7 +8,11 @@ from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, clipped_surro
 from rlsys.errors import ConfigError
 
 
-def _check(clip_high: float = 0.2, dual_clip: float | None = None, **_: object) -> None:
+def _check(clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None) -> None:
+    if not 0 <= clip_low <= 1 or clip_high < 0:
+        raise ConfigError(
+            f"policy loss 'ppo_clip': clip_low={clip_low} must be from 0 to 1 and clip_high={clip_high} at least 0"
+        )
     if dual_clip is not None and dual_clip <= 1.0 + clip_high:
         raise ConfigError(
             f"policy loss 'ppo_clip': dual_clip={dual_clip} must be above 1 + clip_high = {1.0 + clip_high:g}; a "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rlsys.commands.importers.recipe_file import read
 from rlsys.commands.importers.summary import show
 from rlsys.commands.importers.translate import translate
 from rlsys.commands.numbers import at_least
+from rlsys.config.overrides import EXPERIMENT_SUFFIXES
 from rlsys.config.paths import expanded
 from rlsys.errors import ConfigError
 
@@ -42,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print the lists and write the experiment. Raise ConfigError for a recipe that could not run."""
     output = options.output or options.file.with_name(f"{options.file.name.partition('.')[0]}.rlsys.yaml")
+    if output.suffix not in EXPERIMENT_SUFFIXES:
+        raise ConfigError(f"--output {output}: an experiment's file ends in {' or '.join(EXPERIMENT_SUFFIXES)}")
     if output.resolve() == options.file.resolve():
         raise ConfigError(f"--output {output} is the recipe itself: choose another file")
     source = read(options.file)
@@ -56,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     check(text)
     output.write_text(text, encoding="utf-8")
     console.print(f"wrote {output}; run it with", highlight=False)
-    console.print(f"  rlsys train experiment={output}", highlight=False, soft_wrap=True)
+    console.print(f"  rlsys train {shlex.quote(f'experiment={output}')}", highlight=False, soft_wrap=True)
     console.print(
         "and, on GPUs, with cluster.num_gpus, learner.num_workers and rollout.num_workers as the machine has them.",
         highlight=False,

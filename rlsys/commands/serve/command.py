@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from rlsys.commands.numbers import at_least, positive
 from rlsys.config.secrets import secret
 from rlsys.errors import ConfigError
 from rlsys.preflight.rewards import check_options
@@ -26,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8300, help="port to listen on (8300)")
     parser.add_argument("--token-env", metavar="NAME", help="environment variable with the bearer token to ask for")
-    parser.add_argument("--processes", type=int, default=2, help="calls that are scored at once")
+    parser.add_argument("--processes", type=at_least(1), default=2, help="calls that are scored at once")
     parser.add_argument(
         "--deadline",
-        type=float,
+        type=positive,
         metavar="S",
         help="seconds per request, with retries of its rows (default: 30, or more if the reward needs it)",
     )

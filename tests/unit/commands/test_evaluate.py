@@ -45,6 +45,15 @@ def test_settings_are_the_defaults_unless_an_experiment_is_named(adapter: Path) 
         limit("eval.num_sample=2")
 
 
+@pytest.mark.parametrize("target", ["org/model", "run"])
+def test_two_models_are_not_one(target: str, tmp_path: Path, adapter: Path) -> None:
+    if target == "run":
+        OmegaConf.save(OmegaConf.structured(load_config([])), tmp_path / "config.yaml")
+        target = str(tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.path names another model: give one of the two"):
+        config_of(target, ["model.path=org/other"])
+
+
 def test_an_adapter_brings_its_base_and_rank(adapter: Path) -> None:
     for config in (
         config_of(str(adapter), []),

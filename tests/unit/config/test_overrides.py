@@ -92,7 +92,6 @@ def test_a_comma_is_a_sweep_and_quoted_it_is_none() -> None:
         "++rollout.temperature=0.5",
         "learner.betas=[0.9,0.95]",
         "rewards=[{name: target_length, target: 9}]",
-        "algorithm={kl: {coef: 0.1}}",
         "algorithm=grpo,dapo",
         "reward@_global_=target_length",
         "hydra.verbose=true",
@@ -103,6 +102,34 @@ def test_a_comma_is_a_sweep_and_quoted_it_is_none() -> None:
 )
 def test_what_is_known_passes_unchanged(override: str) -> None:
     assert normalise([override], sweeps=True) == [override]
+
+
+def test_files_of_one_name_are_different_experiments(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "run.yaml" for folder in ("a", "b")]
+    for seed, file in enumerate(files, start=1):
+        file.parent.mkdir()
+        file.write_text(f"# @package _global_\nseed: {seed}\n")
+    assert [load_config([f"experiment={file}"]).seed for file in files] == [1, 2]
+    swept = jobs([f"experiment={files[0]},{files[1]},{files[0]}"], flags=["--multirun"], sweeps=True)
+    assert [job.config.seed for job in swept] == [1, 2, 1]
+
+
+def test_a_file_is_not_mistaken_for_a_preset_or_a_number(tmp_path: Path) -> None:
+    presets, seeds = tmp_path / "presets", {"mine": 5, "123": 6, "null": 7}
+    (presets / "experiment").mkdir(parents=True)
+    (presets / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 77\n")
+    for name, seed in seeds.items():
+        (tmp_path / f"{name}.yaml").write_text(f"# @package _global_\nseed: {seed}\n")
+        (override,) = normalise([f"experiment={tmp_path}/{name}.yaml"], folders=[presets])
+        assert override == f"experiment=file_{name}"
+        assert load_config([f"experiment={tmp_path}/{name}.yaml"]).seed == seed
+
+
+def test_options_of_functions_within_a_section() -> None:
+    chosen = load_config(["algorithm={policy_loss: {clip_low: 0.1}, kl: {coef: 0.2}}"]).algorithm
+    assert (chosen.policy_loss["clip_low"], chosen.kl.coef) == (0.1, 0.2)
+    with pytest.raises(ConfigError, match="klx"):
+        load_config(["algorithm={klx: {coef: 0.2}, policy_loss: {clip_low: 0.1}}"])
 
 
 def test_a_function_is_named_with_its_options_in_one_mapping() -> None:

@@ -79,6 +79,9 @@ def test_the_defaults_pass() -> None:
         ("learner.max_grad_norm", float("inf"), ["finite number"]),
         ("eval.correct_at", float("nan"), ["finite number"]),
         ("learner.betas", (0.9, 1.0), ["at least 0 and below 1"]),
+        ("learner.betas", (0.9,), ["must have 2 values"]),
+        ("learner.betas", (0.9, 0.99, 0.999), ["must have 2 values"]),
+        ("seed", 2**31, ["at least 0 and below 2147483648"]),
         ("model.build.warmup.check_every", 0, ["at least 1"]),
         ("model.build.warmup.batch_size", -5, ["at least 1"]),
         ("model.build.architecture", "qwen", ["one of qwen2, qwen3, llama"]),
@@ -139,6 +142,7 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
         ),
         ({"algorithm.aggregation": {"name": "constant_length"}}, ["'constant_length' needs the option 'length'"]),
         ({"algorithm.policy_loss": {"name": "ppo_clip", "dual_clip": 1.1}}, ["dual_clip=1.1", "above 1 + clip_high"]),
+        ({"algorithm.policy_loss": {"name": "ppo_clip", "clip_low": -0.1}}, ["clip_low=-0.1 must be from 0 to 1"]),
         (
             {"train.old_logprobs": "none", "train.updates_per_step": 2},
             ["train.old_logprobs=none", "2 updates", "use learner or engine"],
