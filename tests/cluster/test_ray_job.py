@@ -17,6 +17,8 @@ from tests.integration.runs import SMALL, read_metrics
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
 DASHBOARD_PORT, HEAD_PORT = 28265, 26379
+# Not Ray's default, which any other Ray on this machine has too: without its port the agent that starts jobs gives up.
+AGENT_PORT = 28365
 
 
 @pytest.fixture
@@ -29,6 +31,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # the jobs' `python`
     env.pop("RAY_ADDRESS", None)
     command = [RAY, "start", "--head", f"--port={HEAD_PORT}", f"--dashboard-port={DASHBOARD_PORT}", "--num-cpus=6"]
+    command.append(f"--dashboard-agent-listen-port={AGENT_PORT}")
     started = subprocess.Popen(
         [*command, f"--temp-dir={temp}", "--disable-usage-stats", "--block"],
         env=env,
