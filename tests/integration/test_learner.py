@@ -132,8 +132,7 @@ def one_rank_one_microbatch(
     [
         (2, False),
         (3, False),
-        (3, True),
-        *(pytest.param(*case, marks=LONG) for case in ((0, False), (1, False), (1, True), (2, True))),
+        *(pytest.param(*case, marks=LONG) for case in ((0, False), (1, False), (1, True), (2, True), (3, True))),
     ],
 )
 def test_gradient_is_the_same_on_two_ranks_with_several_microbatches(
@@ -186,7 +185,7 @@ def in_chunks(_: Any) -> None:
     head.DENSE_ELEMENTS, head.CHUNK_ELEMENTS, head.MIN_CHUNK = 0, 1, 1
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=LONG), 3])
 def test_gradient_is_the_same_with_the_vocabulary_in_chunks(
     cluster: Cluster, model: str, one_rank_one_microbatch: dict[str, torch.Tensor], stage: int, tmp_path: Path
 ) -> None:

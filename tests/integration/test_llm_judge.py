@@ -20,6 +20,8 @@ from rlsys.models.tiny import build_model, build_tokenizer, save_model
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.process import RewardProcess
 
+pytestmark = pytest.mark.long  # a server of vLLM takes half a minute to start
+
 KEY = "the-judge-s-key"
 
 
