@@ -76,6 +76,9 @@ class RolloutWorker:
             # Raw log-probabilities would ignore the sampling temperature.
             logprobs_mode="processed_logprobs",
             weight_transfer_config=WeightTransferConfig(backend=self._setup.backend),
+            # In a placement group vLLM would start its ranks through Ray, which the CPU backend does not support. The
+            # group has no room for them either: they are this worker's own processes.
+            distributed_executor_backend="mp" if self._config.tensor_parallel_size > 1 else None,
             worker_extension_cls="rlsys.weights.receiver.WeightReceiver",
             generation_config="vllm",
             seed=self._setup.seed + self._index,
