@@ -83,6 +83,7 @@ def _megabytes(workload: Workload, num_tokens: int, num_steps: int) -> list[floa
     wanted = {role: demand for role, demand in demands(config).items() if role in ("rollout", "scoring")}
     with connected(config, wanted) as cluster:
         pool: Any = RolloutPool.__new__(RolloutPool)
+        pool._calls = cluster.calls
         name = wanted["rollout"][0].name
         worker = cluster.start(FakeEngine, wanted["rollout"][0], num_tokens)
         pool.engines = [EngineClient(name, worker, cluster.calls, linger_s=0.0)]

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,7 +42,6 @@ from rlsys.run_folder.metrics import MetricsWriter
 from rlsys.run_folder.rollouts import RolloutWriter
 from rlsys.run_folder.timeline import TimelineWriter, timeline_path
 from rlsys.runtime.background import Background
-from rlsys.runtime.calls import read
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.garbage import collect_rarely
 from rlsys.runtime.room import Demand
@@ -240,9 +240,8 @@ def build_run(
     sampler = build_sampler(config, roles.rollout, roles.scoring)
     orchestrator = build_orchestrator(config, state.step, roles.cluster, sampler, reference, prompts)
     guards = Guards.of(config, run_dir, state, roles.rollout.trajectories, roles.scoring.text)
-    rollouts = RolloutWriter(
-        run_dir, config.logging, roles.scoring.text, roles.rollout.trajectories, _fetched_estimates
-    )
+    estimates = partial(roles.cluster.calls.read, who="the object store", what="reading value estimates")
+    rollouts = RolloutWriter(run_dir, config.logging, roles.scoring.text, roles.rollout.trajectories, estimates)
     recorder = Recorder(clock, orchestrator, guards, log=log, rollouts=rollouts, display=display, timeline=timeline)
     is_canary_needed = config.train.max_staleness > 0 or config.learner.lora.rank > 0
     canary = build_canary(prepared, roles) if is_canary_needed else None
@@ -291,10 +290,6 @@ def _prompt_stream(prepared: Prepared, state: RunState) -> PromptStream:
             "the training prompts differ from those at the checkpoint: some may come again before all have come once"
         )
     return stream
-
-
-async def _fetched_estimates(ref: Any) -> Any:
-    return await read(ref, who="the object store", what="reading value estimates")
 
 
 def build_sampler(config: Config, rollout: RolloutPool, scoring: ScoringPool) -> GroupSampler:

@@ -103,7 +103,8 @@ def as_json(prepared: Prepared, results: Sequence[Evaluation]) -> dict[str, Any]
 
 def config_of(target: str | None, overrides: Sequence[str], *, step: int | None = None) -> Config:
     """Return the configuration to evaluate: a run's own, or the defaults with a model; both with `overrides`."""
-    named = [key for key in ("model.path", "model.adapter") if any(text.startswith(f"{key}=") for text in overrides)]
+    keys = {text.lstrip("+").partition("=")[0] for text in overrides}
+    named = [key for key in ("model.path", "model.adapter") if key in keys]
     if target is not None and ("model.path" in named or (named and RunFolder.is_run(target))):
         raise ConfigError(f"'{target}' is what is evaluated, and {named[0]} names another model: give one of the two")
     if target is not None and RunFolder.is_run(target):

@@ -174,8 +174,8 @@ class GroupSampler:
         running = [f"{engine.name} ({engine.num_running} responses)" for engine in self._engines if engine.num_running]
         if not running and not self.scoring.is_idle:
             running = ["the scoring workers"]
-        nobody = "the reference workers (engines and scoring workers have nothing to do)"
-        return f"{what}: no answer within {deadline_s:g} s from {', '.join(running) or nobody}"
+        others = "the reference workers (engines and scoring workers have nothing to do)"
+        return f"{what}: no answer within {deadline_s:g} s from {', '.join(running) or others}"
 
     async def _attempt(
         self, prompt: Prompt, plan: Sequence[Sampling], group_id: int, policy_version: int, lease: Lease

@@ -10,7 +10,6 @@ import numpy as np
 from rlsys.rollout.engine_client import EngineClient
 from rlsys.rollout.setup import EngineSetup
 from rlsys.rollout.worker import RolloutWorker
-from rlsys.runtime.calls import read
 from rlsys.runtime.chunks import chunks_of, picked
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.room import Demand
@@ -48,8 +47,10 @@ class RolloutPool:
     async def trajectories(self, group: RolloutGroup) -> list[Trajectory]:
         """Fetch a group's token arrays to the driver: for writing them to a file, not for training."""
         chunks, indices = chunks_of([group.trajectories])
-        who = f"group {group.group_id}"
-        return picked([await read(chunk, who=who, what="reading trajectories") for chunk in chunks], indices)[0]
+        who = f"the object store (group {group.group_id})"
+        return picked(
+            [await self._calls.read(chunk, who=who, what="reading trajectories") for chunk in chunks], indices
+        )[0]
 
     def begin_join_weights(self, init_infos: list[dict[str, Any]]) -> dict[str, Any]:
         """Open the weight channel on every engine."""

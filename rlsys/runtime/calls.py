@@ -48,6 +48,10 @@ class Calls:
         except TimeoutError as error:
             raise DeadlineError(f"{what}: no answer within {deadline_s:g} s from {who}") from error
 
+    async def read(self, ref: Any, *, who: str, what: str) -> Any:
+        """Read an object that a worker has left in the object store; raises what `result` does."""
+        return await self.result(ref, who=who, what=what, deadline_s=READ_DEADLINE_S, is_work=False)
+
     async def gather(self, calls: Mapping[K, Any], *, what: str, deadline_s: float) -> dict[K, Any]:
         """Wait for all of `calls`; the keys name the workers in errors.
 
@@ -83,15 +87,6 @@ class Calls:
     async def _work(self, ref: Any, who: str, what: str) -> Any:
         with self.occupancy.busy(who):
             return await fetch(ref, who=who, what=what)
-
-
-async def read(ref: Any, *, who: str, what: str) -> Any:
-    """Read an object that a worker has left in the object store. Raises what `Calls.result` does."""
-    try:
-        async with asyncio.timeout(READ_DEADLINE_S):
-            return await fetch(ref, who=who, what=what)
-    except TimeoutError as error:
-        raise DeadlineError(f"{what}: not there within {READ_DEADLINE_S:g} s ({who})") from error
 
 
 async def fetch(ref: Any, *, who: str, what: str) -> Any:

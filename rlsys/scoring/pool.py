@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from rlsys.runtime.batching import BatchingQueue
-from rlsys.runtime.calls import read
 from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.room import Demand
@@ -47,7 +46,7 @@ class ScoringPool:
         if ref is None:
             return ""
         if ref.chunk not in self._texts:
-            self._texts[ref.chunk] = await read(ref.chunk, who="the object store", what="reading responses")
+            self._texts[ref.chunk] = await self._calls.read(ref.chunk, who="the object store", what="reading responses")
             while len(self._texts) > MAX_HELD_CHUNKS:
                 self._texts.popitem(last=False)
         return self._texts[ref.chunk][ref.index]
