@@ -1,1 +1,4 @@
-"""Rollout workers: prompts in, trajectories out, on vLLM."""
+"""Rollout workers: prompts in, trajectories out, on vLLM.
+
+Which prompt goes to which engine, and when, is decided in `orchestrator`; how new weights arrive, in `weights`.
+"""

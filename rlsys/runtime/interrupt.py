@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,29 +26,8 @@ def run_until_interrupted(main: Coroutine[Any, Any, T]) -> T:
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         task = loop.create_task(main)
-        received: list[int] = []
-
-        def interrupt(number: int, _: object) -> None:
-            received.append(number)
-            if len(received) > 1:
-                raise KeyboardInterrupt
-            # Also wakes the loop; not `loop.add_signal_handler`, which would take the wake-up descriptor that the
-            # guardian of the run's processes listens on.
-            loop.call_soon_threadsafe(task.cancel)
-
-        is_main_thread = threading.current_thread() is threading.main_thread()
-        # A signal that is ignored (a job in a shell's background ignores SIGINT) stays ignored.
-        heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, interrupt) for number in heeded if is_main_thread}
-        try:
+        with _signals_cancel(loop, task):
             return loop.run_until_complete(task)
-        except asyncio.CancelledError:
-            if received:
-                raise KeyboardInterrupt from None
-            raise
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _is_in_loop() -> bool:
@@ -68,11 +48,36 @@ def _run_in_thread(main: Coroutine[Any, Any, T]) -> T:
             started.set_result((loop, task))
             return loop.run_until_complete(task)
 
+    # Leaving the pool waits for the thread, so that the workers are stopped before the cell ends.
     with ThreadPoolExecutor(1, thread_name_prefix="run") as pool:
         done = pool.submit(work)
-        try:
+        with _signals_cancel(*started.result()):
             return done.result()
-        except KeyboardInterrupt:  # the notebook's "interrupt" reaches this thread; the pool waits for the other's end
-            loop, task = started.result()
-            loop.call_soon_threadsafe(task.cancel)
-            raise
+
+
+@contextmanager
+def _signals_cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> Iterator[None]:
+    """Let the first signal cancel the task; what the block raises because of it becomes a KeyboardInterrupt."""
+    received: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        # Also wakes the loop; not `loop.add_signal_handler`, which would take the wake-up descriptor that the
+        # guardian of the run's processes listens on.
+        loop.call_soon_threadsafe(task.cancel)
+
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    # A signal that is ignored (a job in a shell's background ignores SIGINT) stays ignored.
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded if is_main_thread}
+    try:
+        yield
+    except asyncio.CancelledError:
+        if received:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

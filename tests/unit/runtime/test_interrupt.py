@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import threading
 
 import pytest
 
@@ -32,3 +35,30 @@ def test_from_within_an_event_loop() -> None:
         return run_until_interrupted(work())
 
     assert asyncio.run(cell()) == "done"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("in_loop", [False, True], ids=["program", "notebook"])
+def test_a_signal_lets_the_run_end_in_order(number: signal.Signals, in_loop: bool) -> None:
+    events = []
+
+    async def run() -> None:
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)  # stopping workers takes some turns of the loop
+            events.append("stopped")
+
+    async def cell() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            run_until_interrupted(run())
+
+    before = signal.getsignal(number)
+    if in_loop:
+        asyncio.run(cell())
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run_until_interrupted(run())
+    assert events == ["stopped"]
+    assert signal.getsignal(number) is before
