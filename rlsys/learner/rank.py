@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from rlsys.models.packing import TokenBatch, microbatches, token_batch
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
 from rlsys.runtime.spans import Span, SpanRecorder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,18 +104,28 @@ class Rank:
         self._engine = build_engine(self._config, self._build_model(), self._world_size, self._num_updates)
         result = self._on_started()
         freeze_started()
+        logger.info(
+            "%s ready: rank %d of %d, ZeRO stage %d, %s",
+            self.TAG,
+            self._rank,
+            self._world_size,
+            self._config.zero_stage,
+            self._config.dtype,
+        )
         return result
 
     def save(self, folder: str) -> None:
         """Write this rank's DeepSpeed state into a checkpoint's folder."""
         has_adapters = self._config.lora.rank > 0
         self._engine.save_checkpoint(folder, tag=self.TAG, save_latest=False, exclude_frozen_parameters=has_adapters)
+        logger.info("saved to %s", folder)
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote; raises RlsysError when the folder holds nothing for this role and group size."""
         path, _ = self._engine.load_checkpoint(folder, tag=self.TAG, load_module_strict=self._config.lora.rank == 0)
         if path is None:
             raise RlsysError(f"{folder} holds no {self.TAG} checkpoint that {self._world_size} rank(s) can load")
+        logger.info("restored from %s", folder)
 
     def take_spans(self) -> list[Span]:
         """Return the timeline's spans since the last call."""
@@ -167,6 +180,7 @@ class Rank:
         grad_norm = float("nan") if norm is None else float(norm)
         is_applied = 0.0 <= grad_norm < float("inf")
         if not is_applied:
+            logger.warning("an optimizer step was not applied: its gradient's norm is %s", norm)
             forget_gradients(self._engine)
         return StepResult(lr, grad_norm, is_applied)
 

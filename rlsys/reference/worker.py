@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.types import Trajectory
 
 REFERENCE_FILE = "reference.safetensors"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class ReferenceWorker:
         self._precise: dict[str, torch.Tensor] = {}  # float32 values of parameters that a refresh has moved in part
         self._spans = SpanRecorder()
         freeze_started()
+        logger.info("reference ready: %s in %s on %s", setup.model_path, setup.dtype, self._device.type)
 
     def ping(self) -> None:
         """Return once the worker is ready."""
@@ -122,6 +126,7 @@ class ReferenceWorker:
                     self._precise[name] = precise
                 else:
                     self._precise.pop(name, None)
+        logger.info("moved towards new weights by the share %g", alpha)
 
     def save(self, folder: str) -> None:
         """Write the parameters into a checkpoint's folder."""

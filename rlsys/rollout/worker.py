@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from rlsys.weights.packed_adapter import PackedAdapter
 PROBE_TRIES = 3
 # Seconds between two checks of a transfer that runs beside generation: an engine answers between its steps.
 TRANSFER_POLL_S = 0.01
+
+logger = logging.getLogger(__name__)
 
 
 class RolloutWorker:
@@ -96,6 +99,7 @@ class RolloutWorker:
         model_config = self._engine.vllm_config.model_config.hf_config
         eos = getattr(model_config, "eos_token_id", None)
         self._eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        logger.info("engine ready: %s in %s, up to %d tokens", arguments.model, config.dtype, self._setup.max_tokens)
         freeze_started()
 
     async def join_weights(self, init_info: dict[str, Any]) -> None:
@@ -128,12 +132,15 @@ class RolloutWorker:
                 times = await self._load(update_info)
         except Exception as error:
             self._failed_update = f"{type(error).__name__}: {error}"
+            logger.exception("policy version %d could not be loaded", policy_version)
             raise WorkerError(
                 f"rollout/{self._index} could not load policy version {policy_version}: {error}"
             ) from error
         self._versions.append(policy_version)  # before resuming: responses of the new epoch look it up
         await engine.resume_generation()
-        return {"stalled_s": time.perf_counter() - paused, **times}
+        stalled_s = time.perf_counter() - paused
+        logger.info("serves policy version %d; generation stood still for %.2f s", policy_version, stalled_s)
+        return {"stalled_s": stalled_s, **times}
 
     async def receive_adapter(self, adapter: PackedAdapter, policy_version: int) -> dict[str, float]:
         """Serve new requests with the policy of an adapter; running requests keep theirs.
@@ -145,6 +152,7 @@ class RolloutWorker:
         with self._spans.span("reload"):
             await self._adapters.add(adapter, policy_version)
         self._versions.append(policy_version)
+        logger.info("serves policy version %d to new requests", policy_version)
         return {"stalled_s": 0.0, "transfer_s": 0.0, "reload_s": time.perf_counter() - started}
 
     async def submit(self, requests: Sequence[GroupRequest], policy_version: int) -> None:
@@ -210,6 +218,7 @@ class RolloutWorker:
         engine = getattr(self, "_engine", None)
         if engine is not None:
             await asyncio.to_thread(engine.shutdown)
+            logger.info("engine stopped")
         if self._adapters is not None:
             self._adapters.close()
 
@@ -220,6 +229,7 @@ class RolloutWorker:
             while self._finished.num_running and not all(await self._engine.collective_rpc("is_transfer_done")):
                 await asyncio.sleep(TRANSFER_POLL_S)
         except Exception as error:  # the engine still has its old weights and continues
+            logger.exception("no weights were received")
             raise WorkerError(f"rollout/{self._index} received no weights: {error}") from error
 
     async def _load(self, update_info: Mapping[str, Any]) -> dict[str, float]:
@@ -247,6 +257,7 @@ class RolloutWorker:
             trajectory = trajectory_of(request.token_ids, answer, versions, self._index)
         except Exception as error:
             cause = error.__cause__ or error  # vLLM's wrapper has no message of its own
+            logger.warning("request %s failed", key, exc_info=cause)
             self._finished.put(Finished(*key, summary=None, error=f"{type(cause).__name__}: {cause}"), None)
         else:
             self._finished.put(Finished(*key, summary_of(trajectory, started, time.time())), trajectory)

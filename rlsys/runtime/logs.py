@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import logging
 import os
@@ -53,27 +54,30 @@ def log_to_terminal(*, errors: bool = False) -> None:
     _add(handler)
 
 
-def log_to_file(folder: Path, name: str) -> None:
+def log_to_file(folder: Path, name: str) -> logging.FileHandler:
     """Write messages of rlsys from INFO on to `folder/name.log` as well; a `/` in the name becomes `-`."""
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / f"{name.replace('/', '-')}.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter(FILE_FORMAT))
     _add(handler)
+    return handler
 
 
 def log_worker() -> None:
     """Write this worker's messages to its file, which the driver named in the environment.
 
-    On a node that does not share the driver's folder, messages stay in Ray's own logs.
+    The file also gets Python's stack when the process dies of a fault such as a segmentation violation. On a node that
+    does not share the driver's folder, messages stay in Ray's own logs.
     """
     folder, name = os.environ.get(LOG_DIR), os.environ.get(WORKER)
     if not folder or not name:
         return
     try:
-        log_to_file(Path(folder), name)
+        handler = log_to_file(Path(folder), name)
     except OSError as error:
         logger.warning("%s: no log file in %s (%s); see Ray's logs of this node", name, folder, error)
         return
+    faulthandler.enable(file=handler.stream)
     logger.info("%s started, process %d", name, os.getpid())
 
 

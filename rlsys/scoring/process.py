@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import math
 import os
 import signal
@@ -29,6 +30,8 @@ from rlsys.scoring.call import Reply, RewardLog, RewardRequest, call_reward
 from rlsys.types import Outcome, RewardPart
 
 START_DEADLINE_S = 300.0
+
+logger = logging.getLogger(__name__)
 
 
 class CallFailedError(Exception):
@@ -78,7 +81,8 @@ class RewardProcess:
         """
         try:
             return self._call(request, self._call_deadline_s)
-        except CallFailedError:
+        except CallFailedError as error:
+            logger.warning("step %d, %d rows: %s; they are retried", request.step, len(request), error)
             return self._retry(request)
 
     def close(self) -> None:
@@ -166,6 +170,7 @@ class RewardProcess:
         if problem is not None or self._pipe is None:
             self.close()
             raise WorkerError(f"reward '{self._spec['name']}' cannot be loaded: {problem}")
+        logger.info("reward '%s' runs in process %d", self._spec["name"], self._process.pid)
         self._was_loaded = True
         return self._pipe
 

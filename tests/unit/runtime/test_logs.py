@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,11 +48,15 @@ def test_a_file_has_time_level_and_place(tmp_path: Path) -> None:
     assert line.endswith("INFO rlsys.somewhere: hello")
 
 
-def test_a_worker_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(LOG_DIR, str(tmp_path))
-    monkeypatch.setenv(WORKER, "rollout/0")
-    log_worker()
-    assert "rollout/0 started, process" in (tmp_path / "rollout-0.log").read_text()
+def test_a_worker_has_a_file_of_its_own_which_says_where_it_crashed(tmp_path: Path) -> None:
+    worker = "import ctypes; from rlsys.runtime.logs import log_worker; log_worker(); ctypes.string_at(0)"
+    environment = {**os.environ, LOG_DIR: str(tmp_path), WORKER: "rollout/0"}
+    ended = subprocess.run([sys.executable, "-c", worker], env=environment, check=False)
+    assert ended.returncode == -signal.SIGSEGV
+    log = (tmp_path / "rollout-0.log").read_text()
+    assert "rollout/0 started, process" in log
+    assert "Segmentation fault" in log
+    assert "string_at" in log
 
 
 def test_a_worker_that_cannot_write_its_file_goes_on(
