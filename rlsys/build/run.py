@@ -38,6 +38,7 @@ from rlsys.rewards.entry import wants_whole_groups
 from rlsys.rollout.pool import RolloutPool
 from rlsys.rollout.setup import EngineSetup
 from rlsys.run_folder.checkpoint import RunState
+from rlsys.run_folder.layout import LOGS
 from rlsys.run_folder.metrics import MetricsWriter
 from rlsys.run_folder.rollouts import RolloutWriter
 from rlsys.run_folder.timeline import TimelineWriter, timeline_path
@@ -55,7 +56,6 @@ from rlsys.weights.policy_broadcast import PolicyBroadcast
 from rlsys.weights.verify import bound_of
 
 logger = logging.getLogger(__name__)
-LOG_FOLDER = "logs"
 # Seconds that engines and learner get to stop by themselves before they are killed.
 STOP_S = 30.0
 
@@ -133,7 +133,7 @@ async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Async
     config = prepared.config
     wanted = demands(config)
     with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(connected(config, wanted, run_dir / LOG_FOLDER))
+        cluster = stack.enter_context(connected(config, wanted, run_dir / LOGS))
         roles = start_roles(cluster, prepared, wanted)
         await _wait_for_start(cluster, config, *roles.all)
         broadcaster = build_broadcaster(config, roles)

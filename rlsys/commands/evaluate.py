@@ -17,6 +17,7 @@ from rlsys.config.overrides import names_a_run
 from rlsys.config.paths import expanded
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
+from rlsys.run_folder.checkpoint import model_of
 from rlsys.run_folder.folder import RunFolder, overridden
 
 if TYPE_CHECKING:  # `rlsys eval --help` and completion load no torch
@@ -112,9 +113,7 @@ def config_of(target: str | None, overrides: Sequence[str], *, step: int | None 
         own = run.composed()
         config = to_config(overridden(own, composed(overrides), overrides) if overrides else own)
         checkpoint = run.checkpoint(step)
-        # A checkpoint holds whole weights, or an adapter alone where that is all that was trained.
-        policy = checkpoint / "policy" if (checkpoint / "policy").is_dir() else checkpoint / "adapter"
-        return _seeded(_with_model(str(policy), replace(config, run_dir=None, resume="never")))
+        return _seeded(_with_model(str(model_of(checkpoint)), replace(config, run_dir=None, resume="never")))
     if step is not None:
         where = f", and '{target}' is not a run's folder" if target else ""
         raise ConfigError(f"--step chooses a checkpoint of a run{where}")

@@ -94,11 +94,12 @@ def run(options: argparse.Namespace) -> None:
 
 def train_job(job: Job) -> Path:
     """Check, prepare and train one run; return its folder. Raise RlsysError, before Ray starts where possible."""
-    from rlsys.build.run import LOG_FOLDER, open_run
+    from rlsys.build.run import open_run
     from rlsys.metrics.display import Display
-    from rlsys.preflight.checks import check_resume, check_run_dir
+    from rlsys.preflight.checks import check_resume
     from rlsys.preflight.prepare import prepare
-    from rlsys.run_folder.folder import RunFolder
+    from rlsys.run_folder.folder import RunFolder, check_run_dir
+    from rlsys.run_folder.layout import LOGS
     from rlsys.runtime.interrupt import run_until_interrupted
     from rlsys.runtime.logs import log_to_file
     from rlsys.train import train
@@ -111,7 +112,7 @@ def train_job(job: Job) -> Path:
     prepared = prepare(dataclasses.replace(job.config, run_dir=str(run_dir)))
     # Nothing is written before everything has been checked.
     RunFolder.create(run_dir, prepared.config, prepared.tokenizer())
-    log_to_file(run_dir / LOG_FOLDER, "driver")
+    log_to_file(run_dir / LOGS, "driver")
     logger.info("run %s: starting Ray, engines and learner (about half a minute)", run_dir)
     display = Display(prepared.config.train.num_steps)
 

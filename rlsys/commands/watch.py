@@ -35,21 +35,20 @@ def run(options: argparse.Namespace) -> None:
     display = Display(num_steps)
     try:
         with display:
-            _follow(run.path, num_steps, display, once=options.once)
+            _follow(run, num_steps, display, once=options.once)
     except KeyboardInterrupt:
         logger.info("stopped watching; the run continues")
 
 
-def _follow(run_dir: Path, num_steps: int, display: Display, *, once: bool) -> None:
-    metrics = run_dir / "metrics.jsonl"
-    follower = MetricsFollower(metrics)
+def _follow(run: RunFolder, num_steps: int, display: Display, *, once: bool) -> None:
+    follower = MetricsFollower(run.metrics_file)
     rows = follower.rows()
     # Rows hold no time of day: that of the last one is when the file was written.
-    last_row_at = metrics.stat().st_mtime if rows else time.time()
+    last_row_at = run.metrics_file.stat().st_mtime if rows else time.time()
     for row, end in zip(rows, end_times(rows, last_row_at), strict=True):
         display.step(row, at=end)
     step = int(rows[-1]["step"] or 0) if rows else None
-    logger.info("%s", _status(run_dir, step, num_steps, time.time() - last_row_at))
+    logger.info("%s", _status(run.path, step, num_steps, time.time() - last_row_at))
     is_quiet = False
     while not once and (step is None or step < num_steps):
         time.sleep(POLL_S)
@@ -61,7 +60,7 @@ def _follow(run_dir: Path, num_steps: int, display: Display, *, once: bool) -> N
             is_quiet = True
             logger.info("no step for %s: is the run still going?", duration(time.time() - last_row_at))
     if not once:
-        logger.info("%s: all %d steps are done", run_dir, num_steps)
+        logger.info("%s: all %d steps are done", run.path, num_steps)
 
 
 def end_times(rows: Sequence[Metrics], last: float) -> list[float]:
@@ -85,7 +84,7 @@ def _status(run_dir: Path, step: int | None, num_steps: int, ago_s: float) -> st
 
 def _num_steps(run: RunFolder) -> int:
     """Return how many steps the run has in all. Raises RlsysError if its configuration does not have the number."""
-    file = run.path / "config.yaml"
+    file = run.config_file
     if not run.options:
         raise RlsysError(f"{file} is missing: give the folder of a run, the one that holds its config.yaml")
     train = run.options.get("train")

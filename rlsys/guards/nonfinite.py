@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from rlsys.errors import RlsysError
 from rlsys.metrics.step import Metrics
 from rlsys.run_folder.checkpoint import RunState
-from rlsys.run_folder.rollouts import SURROGATES
+from rlsys.run_folder.nonfinite import nonfinite_folder, nonfinite_row, write_nonfinite
 from rlsys.types import NonFiniteTrajectory, RolloutGroup, ScoredGroup, TextRef, Trajectory
 
 Fetch = Callable[[RolloutGroup], Awaitable[list[Trajectory]]]
@@ -40,7 +39,7 @@ class NonFiniteGuard:
         """
         self.in_a_row = state.nonfinite_in_a_row
         self.total = state.nonfinite_total
-        self._folder = run_dir / "nonfinite"
+        self._run_dir = run_dir
         self._limit = limit
         self._fetch = fetch
         self._text_of = text_of
@@ -64,29 +63,17 @@ class NonFiniteGuard:
         if self.in_a_row >= self._limit:
             raise RlsysError(
                 f"{self.in_a_row} steps in a row met NaN or infinity and were not applied "
-                f"(train.max_nonfinite_steps={self._limit}); the trajectories are in {self._folder}. Look at their "
-                "field 'what': a reward function's own result, the engine's or the learner's log-probability, or the "
-                "gradient (then lower learner.lr or learner.max_grad_norm)"
+                f"(train.max_nonfinite_steps={self._limit}); the trajectories are in "
+                f"{nonfinite_folder(self._run_dir)}. Look at their field 'what': a reward function's own result, the "
+                "engine's or the learner's log-probability, or the gradient (then lower learner.lr or "
+                "learner.max_grad_norm)"
             )
 
     async def _write(self, step: int, found: Sequence[NonFiniteTrajectory], groups: Sequence[ScoredGroup]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"step-{step:06d}.jsonl"
-        with path.open("w", encoding="utf-8", errors=SURROGATES) as file:
-            for one in found[:MAX_WRITTEN]:
-                group = groups[one.group]
-                rollout, reward = group.rollout, group.rewards[one.sample]
-                trajectory = (await self._fetch(rollout))[one.sample]
-                row = {
-                    "what": one.what,
-                    "prompt_index": rollout.prompt.index,
-                    "prompt": rollout.prompt.text,
-                    "response": await self._text_of(reward.response),
-                    "reward": reward.total,
-                    "details": {name: part.detail for name, part in reward.parts.items() if part.detail},
-                    "policy_version": rollout.summaries[one.sample].policy_version,
-                    "token_ids": trajectory.token_ids.tolist(),
-                    "loss_mask": trajectory.loss_mask.tolist(),
-                    "behavior_logprobs": [repr(float(value)) for value in trajectory.behavior_logprobs],
-                }
-                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        rows = []
+        for one in found[:MAX_WRITTEN]:
+            group = groups[one.group]
+            trajectory = (await self._fetch(group.rollout))[one.sample]
+            response = await self._text_of(group.rewards[one.sample].response)
+            rows.append(nonfinite_row(one, group, trajectory, response))
+        write_nonfinite(self._run_dir, step, rows)

@@ -19,6 +19,7 @@ from rlsys.models.lora import load_adapter, peft_config, without_adapters, write
 from rlsys.models.packing import TokenRow, token_batch
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.models.resolve import load_tokenizer
+from rlsys.run_folder.layout import ADAPTER, POLICY
 from rlsys.runtime.chunks import ChunkIndex, picked
 from rlsys.types import ExperienceRow
 from rlsys.weights.gather import adapter_state, full_state
@@ -140,13 +141,13 @@ class PolicyServices(Rank):
         if setup.learner.lora.rank > 0:
             adapter = adapter_state(hf, self._rank)
             if self._rank == 0:
-                write_adapter(Path(folder) / "adapter", adapter, peft_config(setup.learner.lora, setup.model_path))
-                self._save_tokenizer(Path(folder) / "adapter")
+                write_adapter(Path(folder) / ADAPTER, adapter, peft_config(setup.learner.lora, setup.model_path))
+                self._save_tokenizer(Path(folder) / ADAPTER)
         if not setup.learner.lora.syncs_adapter_only:
             weights = full_state(hf, self._rank)
             if self._rank == 0:
-                hf.save_pretrained(Path(folder) / "policy", state_dict=weights)
-                self._save_tokenizer(Path(folder) / "policy")
+                hf.save_pretrained(Path(folder) / POLICY, state_dict=weights)
+                self._save_tokenizer(Path(folder) / POLICY)
 
     def _save_tokenizer(self, target: Path) -> None:
         setup = self._setup

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from rlsys.algorithms import advantages
 from rlsys.algorithms.requirements import needs_critic, needs_reference_workers, reference_workers
@@ -74,14 +73,6 @@ def check_resume(resume: str, run_dir: str | None) -> None:
     if resume == "auto" and run_dir is None:
         raise ConfigError(
             "resume=auto needs run_dir: without it every start makes a new folder, which has no checkpoint"
-        )
-
-
-def check_run_dir(run_dir: Path, resume: str) -> None:
-    """Raise ConfigError when the run would overwrite an earlier one."""
-    if resume == "never" and (run_dir / "metrics.jsonl").exists():
-        raise ConfigError(
-            f"run_dir {run_dir} already holds a run: choose another run_dir, or set resume=auto to continue it"
         )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.config.schema import RefreshConfig
-from rlsys.reference.worker import REFERENCE_FILE, ReferenceSetup, ReferenceWorker
+from rlsys.reference.worker import ReferenceSetup, ReferenceWorker
+from rlsys.run_folder.layout import REFERENCE
 from rlsys.runtime.batching import BatchingQueue
 from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster
@@ -82,7 +83,7 @@ class ReferencePool:
 
     async def load(self, folder: str) -> None:
         """Restore what `save` wrote, on every worker; a checkpoint without it is of a reference never refreshed."""
-        if not (Path(folder) / REFERENCE_FILE).exists():
+        if not (Path(folder) / REFERENCE).exists():
             return
         calls = {name: worker.load.remote(folder) for name, worker in self._workers.items()}
         await self._calls.gather(calls, what=f"loading the reference of {folder}", deadline_s=self._config.deadline_s)

@@ -17,13 +17,12 @@ from rlsys.config.schema import Config, ReferenceConfig
 from rlsys.models.divergence import kl_sums
 from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, load_policy
+from rlsys.run_folder.layout import REFERENCE
 from rlsys.runtime.chunks import ChunkIndex, picked
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
 from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.types import Trajectory
-
-REFERENCE_FILE = "reference.safetensors"
 
 logger = logging.getLogger(__name__)
 
@@ -131,8 +130,8 @@ class ReferenceWorker:
     def save(self, folder: str) -> None:
         """Write the parameters into a checkpoint's folder."""
         parameters = {name: p.detach().cpu().contiguous() for name, p in self._policy.hf.named_parameters()}
-        save_file(parameters, Path(folder) / REFERENCE_FILE)
+        save_file(parameters, Path(folder) / REFERENCE)
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote."""
-        self.blend(load_file(Path(folder) / REFERENCE_FILE), 1.0)
+        self.blend(load_file(Path(folder) / REFERENCE), 1.0)

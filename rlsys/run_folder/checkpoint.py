@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rlsys.config.schema import CheckpointConfig
-
-STATE_FILE = "state.json"
+from rlsys.run_folder.layout import ADAPTER, CHECKPOINTS, POLICY, STATE
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
     A folder without its state file was cut off while it was written, and is left out.
     """
-    found = (run_dir / "checkpoints").glob("step-*")
-    return sorted((folder for folder in found if (folder / STATE_FILE).is_file()), key=step_of)
+    found = (run_dir / CHECKPOINTS).glob("step-*")
+    return sorted((folder for folder in found if (folder / STATE).is_file()), key=step_of)
 
 
 def step_of(path: Path) -> int:
@@ -60,14 +59,14 @@ async def save(run_dir: Path, state: RunState, write: Callable[[str], Awaitable[
         write: fills the folder that it is given with the weights.
         keep: how many checkpoints stay; at least the new one.
     """
-    folder = run_dir / "checkpoints" / f"step-{state.step:06d}"
+    folder = run_dir / CHECKPOINTS / f"step-{state.step:06d}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     await write(str(folder))
     # The state file comes last and by a rename: a checkpoint that has one is whole.
-    partial = folder / f".{STATE_FILE}"
+    partial = folder / f".{STATE}"
     partial.write_text(json.dumps(asdict(state)), encoding="utf-8")
-    partial.rename(folder / STATE_FILE)
+    partial.rename(folder / STATE)
     for old in checkpoints(run_dir)[: -max(keep, 1)]:
         shutil.rmtree(old)
     return folder
@@ -75,4 +74,9 @@ async def save(run_dir: Path, state: RunState, write: Callable[[str], Awaitable[
 
 def load_state(folder: Path) -> RunState:
     """Return the state of a complete checkpoint."""
-    return RunState(**json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+    return RunState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+
+
+def model_of(folder: Path) -> Path:
+    """Return the model in a checkpoint: whole weights, or an adapter alone where that is all that was trained."""
+    return folder / POLICY if (folder / POLICY).is_dir() else folder / ADAPTER

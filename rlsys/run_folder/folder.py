@@ -16,6 +16,7 @@ from yaml import YAMLError
 from rlsys.config.compose import to_config
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError, DataError, RlsysError, nearest
+from rlsys.run_folder import layout
 from rlsys.run_folder.checkpoint import checkpoints, step_of
 from rlsys.run_folder.jsonl import read_metrics
 
@@ -52,14 +53,14 @@ class RunFolder:
     def create(cls, path: Path, config: Config, tokenizer: Any) -> RunFolder:
         """Make the folder and write the configuration and the tokenizer, which readers need besides metrics."""
         path.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.structured(config), path / "config.yaml")
-        tokenizer.save_pretrained(path / "tokenizer")
+        OmegaConf.save(OmegaConf.structured(config), path / layout.CONFIG)
+        tokenizer.save_pretrained(path / layout.TOKENIZER)
         return cls(path)
 
     @staticmethod
     def is_run(path: str | Path) -> bool:
         """Return whether `path` is the folder of a run: one with a config.yaml."""
-        return (Path(path).expanduser() / "config.yaml").is_file()
+        return (Path(path).expanduser() / layout.CONFIG).is_file()
 
     @property
     def name(self) -> str:
@@ -68,6 +69,21 @@ class RunFolder:
         name = f"{path.parent.name}/{path.name}" if NUMBERED.fullmatch(path.name) else path.name
         return name.encode("utf-8", "replace").decode()  # a file name may hold bytes that are not UTF-8
 
+    @property
+    def config_file(self) -> Path:
+        """The file with the run's configuration."""
+        return self.path / layout.CONFIG
+
+    @property
+    def metrics_file(self) -> Path:
+        """The file with one row of metrics per step."""
+        return self.path / layout.METRICS
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the run's tokenizer."""
+        return self.path / layout.TOKENIZER
+
     @cached_property
     def options(self) -> dict[str, Any]:
         """The configuration as plain values, empty if the run left none.
@@ -75,7 +91,7 @@ class RunFolder:
         Raises:
             DataError: config.yaml cannot be read, or is not a mapping.
         """
-        file = self.path / "config.yaml"
+        file = self.config_file
         if not file.is_file():
             return {}
         try:
@@ -99,7 +115,7 @@ class RunFolder:
             return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), self.options))
         except OmegaConfBaseException as error:
             raise ConfigError(
-                f"{self.path / 'config.yaml'} was not written by this version of rlsys: {str(error).splitlines()[0]}"
+                f"{self.config_file} was not written by this version of rlsys: {str(error).splitlines()[0]}"
             ) from error
 
     def config(self) -> Config:
@@ -114,7 +130,7 @@ class RunFolder:
             RlsysError: there is no metrics.jsonl, or no step in it yet.
             DataError: a line is not a row of metrics.
         """
-        file = self.path / "metrics.jsonl"
+        file = self.metrics_file
         if not file.is_file():
             raise RlsysError(f"{file} is missing: give the folder of a run, the one that holds its config.yaml")
         rows = read_metrics(file)
@@ -125,12 +141,12 @@ class RunFolder:
     @property
     def rollouts(self) -> list[Path]:
         """The files of sampled responses, in order of steps."""
-        return sorted((self.path / "rollouts").glob("step-*.jsonl"), key=step_of)
+        return sorted((self.path / layout.ROLLOUTS).glob("step-*.jsonl"), key=step_of)
 
     @property
     def timelines(self) -> list[Path]:
         """The timeline files, one for each time the run was started or resumed, in order of steps."""
-        return sorted(self.path.glob("timeline*.json"), key=step_of)
+        return sorted(self.path.glob(f"{layout.TIMELINE}*.json"), key=step_of)
 
     def checkpoint(self, step: int | None = None) -> Path:
         """Return the folder of the newest complete checkpoint, or of the one after `step`.
@@ -149,6 +165,14 @@ class RunFolder:
         if step not in found:
             raise ConfigError(f"{self.path} has no checkpoint of step {step}; there are: {', '.join(map(str, found))}")
         return found[step]
+
+
+def check_run_dir(run_dir: Path, resume: str) -> None:
+    """Raise ConfigError when the run would overwrite an earlier one."""
+    if resume == "never" and (run_dir / layout.METRICS).exists():
+        raise ConfigError(
+            f"run_dir {run_dir} already holds a run: choose another run_dir, or set resume=auto to continue it"
+        )
 
 
 def overridden(base: DictConfig, changed: DictConfig, overrides: Sequence[str]) -> DictConfig:

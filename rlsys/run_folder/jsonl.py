@@ -1,14 +1,35 @@
-"""Reading of files with one JSON object per line, while a run may still be writing them."""
+"""Files with one JSON object per line: writing them, and reading them while a run may still be writing."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rlsys.errors import DataError
 from rlsys.metrics.formatting import finite
+
+# Lone surrogates (half a character, which JSON of a model may hold) cannot be encoded as UTF-8: write them as \uXXXX.
+SURROGATES = "backslashreplace"
+
+
+@contextmanager
+def row_writer(path: Path) -> Iterator[Callable[[Iterable[dict[str, Any]]], None]]:
+    """Open a new file for one object per line; values that JSON does not know are written as text."""
+
+    def write(rows: Iterable[dict[str, Any]]) -> None:
+        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+    with path.open("w", encoding="utf-8", errors=SURROGATES) as file:
+        yield write
+
+
+def num_lines(path: Path) -> int:
+    """Return the number of lines of a file."""
+    with path.open("rb") as lines:
+        return sum(1 for _ in lines)
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

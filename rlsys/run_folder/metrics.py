@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,7 @@ from rlsys.metrics.step import Metrics
 from rlsys.metrics.trackers import TrackedRun
 from rlsys.metrics.trackers.threads import Trackers
 from rlsys.run_folder.checkpoint import step_of
-
-# Prefixes of the names of everything that a run writes besides its checkpoints and configuration.
-WRITTEN = ("metrics.jsonl", "rollouts", "nonfinite", "timeline", "events.out.", "wandb", "tracker_id")
+from rlsys.run_folder.layout import METRICS, ROLLOUTS, TRACKER_ID, WRITTEN
 
 
 class MetricsWriter:
@@ -39,11 +38,12 @@ class MetricsWriter:
             settings: the run's configuration, for trackers to keep.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
-        path = run_dir / "metrics.jsonl"
+        path = run_dir / METRICS
         _drop_rows_after(path, resume_step)
         _drop_rollouts_after(run_dir, resume_step)
         self._file = path.open("a", encoding="utf-8")
-        self._trackers = Trackers(config.trackers, TrackedRun(run_dir, settings or {}, resume_step))
+        run_id = tracker_id(run_dir) if config.trackers else ""
+        self._trackers = Trackers(config.trackers, TrackedRun(run_dir, settings or {}, resume_step, run_id))
 
     def write(self, metrics: Metrics) -> None:
         """Append one step's row to `metrics.jsonl` and hand it to the trackers."""
@@ -56,6 +56,14 @@ class MetricsWriter:
         """Close the file and every tracker; a tracker that hangs is abandoned after a few seconds."""
         self._file.close()
         self._trackers.close()
+
+
+def tracker_id(run_dir: Path) -> str:
+    """Return twelve letters and digits, the same each time the run in this folder is resumed."""
+    path = run_dir / TRACKER_ID
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
 
 
 def set_aside(run_dir: Path) -> Path | None:
@@ -85,6 +93,6 @@ def _drop_rollouts_after(run_dir: Path, step: int) -> None:
 
     They would stay beside metrics of another try, and for good if rollouts are written less often now.
     """
-    for path in (run_dir / "rollouts").glob("step-*.jsonl"):
+    for path in (run_dir / ROLLOUTS).glob("step-*.jsonl"):
         if step_of(path) > step:
             path.unlink()

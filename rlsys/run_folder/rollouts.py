@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import numpy as np
 
 from rlsys.config.schema import LoggingConfig
 from rlsys.metrics.formatting import short
+from rlsys.run_folder.jsonl import row_writer
+from rlsys.run_folder.layout import ROLLOUTS
 from rlsys.types import Experience, Reward, RolloutGroup, ScoredGroup, TextRef, Trajectory, TrajectorySummary
 
-# Lone surrogates (half a character, which JSON of a model may hold) cannot be encoded as UTF-8: write them as \uXXXX.
-SURROGATES = "backslashreplace"
 # Significant digits of log-probabilities and advantages: the file is for people, not for training.
 DIGITS = 4
 
@@ -40,7 +39,7 @@ class RolloutWriter:
                 driver's memory does not grow with a step's tokens.
             fetch_estimates: gives a group's value estimates behind their reference.
         """
-        self._folder = run_dir / "rollouts"
+        self._folder = run_dir / ROLLOUTS
         self._config = config
         self._text_of = text_of
         self._fetch = fetch
@@ -65,15 +64,15 @@ class RolloutWriter:
         if experience.estimates is None:  # else every token has its own
             advantages = {(row.group, row.sample): row.advantage for row in experience.rows}
         in_experience = {index: number for number, index in enumerate(trained)}
-        path = self._folder / f"step-{step:06d}.jsonl"
-        with path.open("w", encoding="utf-8", errors=SURROGATES) as file:
+        with row_writer(self._folder / f"step-{step:06d}.jsonl") as write_rows:
             for index, group in enumerate(groups):
                 number = in_experience.get(index)
                 rows = await self._rows(group, number, advantages)
                 if index < self._config.token_groups:
                     tokens = await self._tokens(group.rollout, number, experience)
                     rows = [row | {"tokens": of_row} for row, of_row in zip(rows, tokens, strict=True)]
-                file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+                # Group by group: the driver never holds the texts of a whole step.
+                write_rows(rows)
 
     async def _rows(
         self, group: ScoredGroup, number: int | None, advantages: Mapping[tuple[int, int], float]

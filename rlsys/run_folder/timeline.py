@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.errors import DataError
+from rlsys.run_folder.layout import TIMELINE
 from rlsys.runtime.spans import Span
 
 MIN_IDLE_S = 1e-3  # shorter gaps between spans are not written as idle time
@@ -18,7 +19,7 @@ MIN_IDLE_S = 1e-3  # shorter gaps between spans are not written as idle time
 
 def timeline_path(run_dir: Path, resume_step: int) -> Path:
     """Return the file of a start of the run; a resumed run has one of its own beside the first."""
-    return run_dir / (f"timeline-from-{resume_step}.json" if resume_step else "timeline.json")
+    return run_dir / (f"{TIMELINE}-from-{resume_step}.json" if resume_step else f"{TIMELINE}.json")
 
 
 class TimelineWriter:

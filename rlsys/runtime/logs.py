@@ -77,6 +77,7 @@ def log_worker() -> None:
     except OSError as error:
         logger.warning("%s: no log file in %s (%s); see Ray's logs of this node", name, folder, error)
         return
+    assert handler.stream is not None  # it is opened with the handler
     faulthandler.enable(file=handler.stream)
     logger.info("%s started, process %d", name, os.getpid())
 

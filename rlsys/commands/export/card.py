@@ -38,7 +38,7 @@ def write_card(target: Path, run: RunFolder, checkpoint: Path, config: Config, *
         pipeline_tag="text-generation",
         tags=["reinforcement-learning", "rlsys", *(["lora"] if config.learner.lora.rank else [])],
     )
-    shutil.copy(run.path / "config.yaml", target / "rlsys_config.yaml")
+    shutil.copy(run.config_file, target / "rlsys_config.yaml")
     has_curve = write_curve(target / "curve.svg", rows)
     content = f"---\n{data.to_yaml()}\n---\n\n{_text(run.path.name, step, rows, config, has_curve=has_curve)}"
     ModelCard(content).save(target / "README.md")

@@ -14,6 +14,7 @@ from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 from rlsys.run_folder.checkpoint import step_of
 from rlsys.run_folder.folder import RunFolder
+from rlsys.run_folder.layout import ADAPTER, POLICY
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _write(checkpoint: Path, target: Path, config: Config, *, merge: bool) -> str:
     """Copy the checkpoint's weights, or merge its adapter; return "policy" or "adapter", which the folder holds."""
-    adapter, policy = checkpoint / "adapter", checkpoint / "policy"
+    adapter, policy = checkpoint / ADAPTER, checkpoint / POLICY
     if merge and not adapter.is_dir():
         raise ConfigError(f"{checkpoint} holds no adapter, so there is nothing to merge: export it without --merge")
     if policy.is_dir():  # whole weights: without LoRA, or with an adapter that vLLM cannot load by itself

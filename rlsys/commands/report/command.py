@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
 
 def run_rollouts(run: RunFolder, limit: int) -> tuple[Rollouts, list[str]]:
     """Return at most `limit` rollouts of a run, and notes for the reader on what is missing."""
-    decode = _Decoder(run.path / "tokenizer")
+    decode = _Decoder(run.tokenizer)
     files = run.rollouts
     rollouts = collect(files, limit, decode, compressed_json)
     shown = len(rollouts.index.get("step", ()))

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlsys.metrics.formatting import finite, short
 from rlsys.run_folder.checkpoint import step_of
-from rlsys.run_folder.jsonl import json_rows
+from rlsys.run_folder.jsonl import json_rows, num_lines
 
 # Size of the texts and tokens that are decompressed together: a few milliseconds in a browser.
 CHUNK_CHARACTERS = 300_000
@@ -143,7 +143,7 @@ def collect(files: Sequence[Path], limit: int, decode: Decode, compress: Callabl
     Raises:
         DataError: a file is not readable.
     """
-    sizes = [_num_lines(file) for file in files]
+    sizes = [num_lines(file) for file in files]
     collector = Collector(sum(sizes), decode, compress)
     for file, count in zip(files, rollouts_per_step(sizes, limit, _group_size(files)), strict=True):
         step = step_of(file)
@@ -191,11 +191,6 @@ def _groups(file: Path, count: int) -> Iterator[list[dict[str, Any]]]:
 def _group_size(files: Sequence[Path]) -> int:
     """Return the size of the last step's first group."""
     return len(next(_groups(files[-1], 1), [])) or 1 if files else 1
-
-
-def _num_lines(file: Path) -> int:
-    with file.open("rb") as lines:
-        return sum(1 for _ in lines)
 
 
 def _is_complete(tokens: dict[str, Any]) -> bool:

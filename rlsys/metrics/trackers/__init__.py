@@ -11,16 +11,12 @@ A class may register with facts:
 
 from __future__ import annotations
 
-import threading
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from rlsys.registry import Registry
-
-_ID_LOCK = threading.Lock()  # trackers open at the same time
 
 
 @dataclass(frozen=True)
@@ -30,15 +26,7 @@ class TrackedRun:
     run_dir: Path
     config: Mapping[str, Any]  # as plain mappings, lists and values
     resume_step: int  # 0 for a new run
-
-    @property
-    def run_id(self) -> str:
-        """Twelve letters and digits, the same each time the run in this folder is resumed."""
-        path = self.run_dir / "tracker_id"
-        with _ID_LOCK:
-            if not path.exists():
-                path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
-            return path.read_text(encoding="utf-8").strip()
+    run_id: str = ""  # twelve letters and digits, the same each time this run is resumed
 
 
 class Tracker(Protocol):

@@ -14,10 +14,10 @@ import pytest
 
 from rlsys.config.schema import Config, LoggingConfig
 from rlsys.errors import ConfigError
-from rlsys.metrics.trackers import TrackedRun, registry, threads
+from rlsys.metrics.trackers import registry, threads
 from rlsys.metrics.trackers.choice import chosen_trackers
 from rlsys.preflight.checks import check_config
-from rlsys.run_folder.metrics import MetricsWriter, set_aside
+from rlsys.run_folder.metrics import MetricsWriter
 
 Logged = pytest.LogCaptureFixture
 
@@ -293,13 +293,3 @@ def test_a_library_that_is_missing_or_broken_is_named_with_its_extra(
     monkeypatch.delitem(sys.modules, "trackio", raising=False)
     with pytest.raises(ConfigError, match=r"cannot import trackio \(RuntimeError: half installed\)"):
         chosen_trackers(["trackio"])
-
-
-def test_a_run_keeps_its_id_until_it_starts_over(tmp_path: Path) -> None:
-    run = TrackedRun(tmp_path, {}, 0)
-    first = run.run_id
-    assert len(first) == 12
-    assert first.isalnum()
-    assert run.run_id == TrackedRun(tmp_path, {}, 20).run_id == first
-    set_aside(tmp_path)
-    assert TrackedRun(tmp_path, {}, 0).run_id != first

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from rlsys.algorithms.requirements import corrections_of
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
-from rlsys.preflight.checks import check_config, check_extras, check_lengths, check_resume, check_run_dir
+from rlsys.preflight.checks import check_config, check_extras, check_lengths, check_resume
 from rlsys.preflight.rewards import check_rewards
 from rlsys.types import Prompt
 
@@ -326,16 +325,6 @@ def test_resuming_needs_a_place_to_resume_from() -> None:
     check_resume("auto", "runs/mine")
     with pytest.raises(ConfigError, match="resume=auto needs run_dir"):
         check_resume("auto", None)
-
-
-def test_a_run_is_not_written_over(tmp_path: Path) -> None:
-    check_run_dir(tmp_path, "never")
-    check_run_dir(tmp_path / "new", "never")
-    (tmp_path / "metrics.jsonl").write_text("")
-    check_run_dir(tmp_path, "auto")
-    with pytest.raises(ConfigError) as caught:
-        check_run_dir(tmp_path, "never")
-    assert [part for part in (str(tmp_path), "another run_dir", "resume=auto") if part not in str(caught.value)] == []
 
 
 @pytest.mark.parametrize(

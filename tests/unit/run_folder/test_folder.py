@@ -9,7 +9,7 @@ import pytest
 
 from rlsys.config.compose import composed, load_config, to_config
 from rlsys.errors import ConfigError, DataError, RlsysError
-from rlsys.run_folder.folder import RunFolder, overridden
+from rlsys.run_folder.folder import RunFolder, check_run_dir, overridden
 from tests.run_folder import Recipe, write_run
 
 
@@ -130,3 +130,13 @@ def test_a_run_without_a_finished_step(tmp_path: Path, text: str) -> None:
 )
 def test_a_time_or_a_number_is_named_with_its_parent(path: str, name: str) -> None:
     assert RunFolder(Path(path)).name == name
+
+
+def test_a_run_is_not_written_over(tmp_path: Path) -> None:
+    check_run_dir(tmp_path, "never")
+    check_run_dir(tmp_path / "new", "never")
+    (tmp_path / "metrics.jsonl").write_text("")
+    check_run_dir(tmp_path, "auto")
+    with pytest.raises(ConfigError) as caught:
+        check_run_dir(tmp_path, "never")
+    assert [part for part in (str(tmp_path), "another run_dir", "resume=auto") if part not in str(caught.value)] == []

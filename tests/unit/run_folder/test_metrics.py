@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.config.schema import LoggingConfig
-from rlsys.run_folder.metrics import MetricsWriter, set_aside
+from rlsys.run_folder.metrics import MetricsWriter, set_aside, tracker_id
 
 
 def open_log(run_dir: Path, *, resume_step: int = 0, every: int = 1, tensorboard: bool = False) -> MetricsWriter:
@@ -76,3 +76,12 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("reward/total/mean")] == [(1, 0.5), (2, 0.75)]
     assert set(events.Tags()["scalars"]) == {"step", "reward/total/mean"}
+
+
+def test_a_run_keeps_its_id_until_it_starts_over(tmp_path: Path) -> None:
+    first = tracker_id(tmp_path)
+    assert len(first) == 12
+    assert first.isalnum()
+    assert tracker_id(tmp_path) == first
+    set_aside(tmp_path)
+    assert tracker_id(tmp_path) != first

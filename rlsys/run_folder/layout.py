@@ -1,0 +1,22 @@
+"""The names of a run folder's files. The layout is stable; docs/observability.md explains it."""
+
+from __future__ import annotations
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+ROLLOUTS = "rollouts"
+NONFINITE = "nonfinite"
+TOKENIZER = "tokenizer"
+LOGS = "logs"
+TRACKER_ID = "tracker_id"
+TIMELINE = "timeline"
+CHECKPOINTS = "checkpoints"
+
+# Prefixes of the names of everything that a run writes besides its checkpoints, configuration and logs.
+WRITTEN = (METRICS, ROLLOUTS, NONFINITE, TIMELINE, "events.out.", "wandb", TRACKER_ID)
+
+# In the folder of a checkpoint:
+STATE = "state.json"
+POLICY = "policy"  # a Hugging Face folder
+ADAPTER = "adapter"  # a peft folder
+REFERENCE = "reference.safetensors"
