@@ -132,7 +132,7 @@ def main() -> None:
     """Measure every response length and show the driver's memory."""
     end_on_sigterm()
     parser = argparse.ArgumentParser("python -m benchmarks.driver_memory", description=__doc__)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=12, help=f"steps, of which the first {WARMUP} are not counted")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/driver_memory.json")
     options = parser.parse_args()
     header = report.header("benchmarks.driver_memory")

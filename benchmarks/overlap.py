@@ -42,7 +42,7 @@ from rlsys.config.schema import Config
 from rlsys.data.order import EpochOrder
 from rlsys.data.stream import PromptStream
 from rlsys.orchestrator.batch import StepBatch
-from rlsys.orchestrator.from_config import sampling_plan
+from rlsys.orchestrator.from_config import sampling_params_of
 from rlsys.preflight.prepare import prepare
 from rlsys.reference.policy import FrozenReference
 from rlsys.run_folder.checkpoint import RunState
@@ -183,8 +183,8 @@ async def _score(run: Run, batch: StepBatch) -> None:
 
 async def _sample(run: Run, prompts: Sequence[Prompt], step: int) -> None:
     """Sample one step's prompts without scoring them, under the step's group ids, on which the seeds depend."""
-    plan, first = sampling_plan(run.prepared.config)[0], (step - 1) * len(prompts)
-    await sample(run.roles.rollout, prompts, plan, 0, first_group_id=first)
+    sampling, first = sampling_params_of(run.prepared.config)[0], (step - 1) * len(prompts)
+    await sample(run.roles.rollout, prompts, sampling, 0, first_group_id=first)
 
 
 async def _seconds(work: Awaitable[Any]) -> float:

@@ -38,9 +38,9 @@ from rlsys.types import (
     Reward,
     RewardPart,
     Sampling,
-    Scores,
     ScoringUnit,
     TrajectorySummary,
+    UnitScores,
 )
 
 GOAL_PER_S = 20_000
@@ -140,14 +140,14 @@ async def _train(load: Load, num_trajectories: int, draw: random.Random) -> floa
     ]
     good, bad = (Reward(value, {"r": RewardPart(value, "ok")}, "ok") for value in (1.0, 0.0))
 
-    async def score(_: int, units: Sequence[ScoringUnit]) -> list[Scores]:
+    async def score(_: int, units: Sequence[ScoringUnit]) -> list[UnitScores]:
         rejected = int(1 / load.reject_rate)
         return [
             ([bad if unit.prompt.index % rejected == 0 or each.number % 2 else good for each in unit.samples], {})
             for unit in units
         ]
 
-    scoring: BatchingQueue[ScoringUnit, Scores] = BatchingQueue(4, score, calls.background, weight=len)
+    scoring: BatchingQueue[ScoringUnit, UnitScores] = BatchingQueue(4, score, calls.background, weight=len)
     prompts = [Prompt(number, "", np.array([1], dtype=np.int32)) for number in range(2 * num_trajectories)]
     orchestrator = Orchestrator(
         calls.background,

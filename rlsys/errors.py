@@ -39,7 +39,7 @@ class ScheduleError(RlsysError):
 
 
 class WeightMismatchError(RlsysError):
-    """Engines and learner that give the same tokens different log-probabilities."""
+    """A disagreement: engines and learner give the same tokens different log-probabilities."""
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

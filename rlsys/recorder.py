@@ -1,4 +1,4 @@
-"""Records each step: a row of metrics, the rollouts file, the timeline and the display."""
+"""The record of each step: a row of metrics, the rollouts file, the timeline and the display."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALWAYS = ("policy/kl_ref", "sync/logprob_abs_diff/mean", "sync/logprob_abs_diff/
 
 
 class Recorder:
-    """Writes and shows every step, and passes its failures to the guards."""
+    """The one place that writes and shows a step, and passes its failures to the guards."""
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an engine samples responses; a temperature of 0 is greedy decoding."""
+    """The parameters of sampling; a temperature of 0 is greedy decoding."""
 
     temperature: float
     max_response_tokens: int
@@ -91,17 +91,17 @@ class TrajectorySummary:
 
 @dataclass(frozen=True)
 class GroupRequest:
-    """One prompt for an engine, with the responses to sample: those of each entry of `plan`, numbered from 0."""
+    """One prompt for an engine; its responses are numbered from 0, through all entries of `sampling_params`."""
 
     request_id: int  # unique among the requests to this engine; another attempt is a new request
     token_ids: np.ndarray  # [L_prompt] int32
-    plan: tuple[Sampling, ...]
+    sampling_params: tuple[Sampling, ...]
     stream: int  # seeds the group's random numbers, where rollout.seeded is on
 
     @property
     def num_samples(self) -> int:
-        """Number of responses over the whole plan."""
-        return sum(sampling.samples_per_prompt for sampling in self.plan)
+        """Number of responses in all."""
+        return sum(sampling.samples_per_prompt for sampling in self.sampling_params)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class TrajectoryRef:
-    """Points to a trajectory's token arrays: engines return finished trajectories in chunks, mixed from any groups."""
+    """A pointer to a trajectory's token arrays: engines return trajectories in chunks, mixed from any groups."""
 
     chunk: Any  # Ray reference to a list[Trajectory]
     index: int
@@ -124,7 +124,7 @@ class TrajectoryRef:
 
 @dataclass(frozen=True)
 class TextRef:
-    """Points to a response's text: scoring workers return the texts of one call as a chunk."""
+    """A pointer to a response's text: scoring workers return the texts of one call as a chunk."""
 
     chunk: Any  # Ray reference to a list[str]
     index: int
@@ -182,7 +182,7 @@ class ScoringUnit:
 
 
 # One reward per sample, and means of what reward functions recorded with `log_metric`.
-Scores = tuple[list[Reward], dict[str, float]]
+UnitScores = tuple[list[Reward], dict[str, float]]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rlsys.types import Coefficients
 
 def initial(config: AlgorithmConfig) -> Coefficients:
     """Return the coefficients of a run's first step."""
-    return Coefficients(config.kl.coef, config.entropy.coef, config.entropy.coef)
+    return Coefficients(config.kl.coef, config.entropy.coef, entropy_level=config.entropy.coef)
 
 
 def adapted(

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-# exp() of more would overflow float32. This bounds the arithmetic, not the training: the weight of an extreme ratio is
-# limited by the loss's clip (ppo_clip's `dual_clip` where the advantage is negative).
+# exp(88.7) overflows float32; 80 leaves a factor of 6,000 for advantages and sums. This bounds the arithmetic, not the
+# training: the weight of an extreme ratio is limited by the loss's clip (ppo_clip's `dual_clip` where the advantage is
+# negative).
 MAX_LOG_RATIO = 80.0
 
 
@@ -18,13 +19,13 @@ class LossInputs:
     Each row is one trajectory. Values outside `loss_mask` never enter a result.
     """
 
-    logprobs: torch.Tensor  # under the policy being trained; carries the gradient
+    logprobs: torch.Tensor  # log-probabilities under the policy being trained; they carry the gradient
     old_logprobs: torch.Tensor  # denominator of the ratio (train.old_logprobs says whose)
     advantages: torch.Tensor
     loss_mask: torch.Tensor
     ref_logprobs: torch.Tensor | None = None
-    behavior_logprobs: torch.Tensor | None = None  # under the engine that sampled
-    entropy: torch.Tensor | None = None  # of the policy being trained; carries a gradient when there is a bonus
+    behavior_logprobs: torch.Tensor | None = None  # log-probabilities under the engine that sampled
+    entropy: torch.Tensor | None = None  # entropy of the policy being trained; carries a gradient when there is a bonus
     selected: torch.Tensor | None = None  # bool: tokens chosen by the policy loss's own selection
     high_entropy: torch.Tensor | None = None  # bool: tokens that the policy gradient uses; None is all
 

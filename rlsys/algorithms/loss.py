@@ -54,19 +54,23 @@ class Objective:
         Args:
             inputs: tensors [B, T].
             weights: [B] float32, the weight of each token of a row (the aggregation).
-            coefficients: of KL and entropy in this step.
+            coefficients: weights of KL and entropy in this step.
             num_tokens: trained tokens of the whole update on all ranks; the entropy bonus is a mean over them.
         """
         inputs, mask = _masked(inputs), inputs.loss_mask
         policy = self._policy_loss(inputs)
         per_token, sums, largest = policy.per_token, {"clipped": (policy.clipped & mask).sum()}, {}
-        if inputs.high_entropy is not None:  # the rest keeps its KL penalty and its entropy bonus
+        if inputs.high_entropy is not None:
+            # The other tokens keep their KL penalty and their entropy bonus. They also stay in the denominators, which
+            # `weights` hold, as in TRL.
             per_token = torch.where(inputs.high_entropy, per_token, 0.0)
         if self._corrections:
             weight = self._correction(inputs)  # [B, T]
             per_token = per_token * weight
             sums |= _statistics(inputs, weight)
+            # Metrics show the ratio of single tokens, whatever the level of the corrections.
             largest["ratio"] = _largest(corrections.ratio(inputs, "token"), mask)
+        # The configured coefficient: with 0 a run has no reference. Adaptation multiplies it, so it never becomes 0.
         if self._config.kl.coef > 0:
             # Measured also when the penalty is in the reward: an adaptive coefficient needs it.
             divergence = self._divergence(inputs)  # [B, T]

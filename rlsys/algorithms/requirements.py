@@ -1,4 +1,4 @@
-"""What an algorithm requires of a run: roles, extra rollouts, corrections."""
+"""Requirements of an algorithm: the roles, extra rollouts and corrections that a run must have for it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def corrections_of(config: Config) -> list[dict[str, Any]]:
 
     The default is a truncated weight where sampling runs ahead of training, otherwise none. The ratio in the policy
     loss has the learner's probabilities before the step as its denominator, but the engine that sampled may be up to
-    `max_staleness` versions older. Without a weight for that difference, training four steps behind needs several times
-    as many steps (benchmarks/results/notes.md).
+    `max_staleness` versions older. Without a weight for that difference, training four steps behind took 1.5 to 4 times
+    as many steps on the quickstart, and did not get there with one seed of three (benchmarks/results/notes.md).
     """
     if config.algorithm.corrections is not None:
         return config.algorithm.corrections

@@ -1,4 +1,4 @@
-"""Choosing tokens among all tokens of an update.
+"""Choices of tokens among all tokens of an update.
 
 A quantile or a covariance over a microbatch alone would depend on how the update was split, so every rank gathers all
 tokens' numbers and makes the same choice.

@@ -11,8 +11,8 @@ def value_loss(
     """Return `max((v - R)^2, (clip(v, old - c, old + c) - R)^2) / 2` and a mask of clipped tokens, [B, T] each.
 
     Args:
-        values: v, of the critic being trained, [B, T] with gradient.
-        old_values: of the critic before the step, [B, T].
+        values: v, values of the critic being trained, [B, T] with gradient.
+        old_values: values of the critic before the step, [B, T].
         returns: R, [B, T].
         clip: c, how far a value may move in one step before its gradient ends; None is the plain squared error.
     """

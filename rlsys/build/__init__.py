@@ -1,1 +1,4 @@
-"""Wires a run: places workers and starts them from the configuration. It decides nothing else."""
+"""The wiring of a run: which parts it has, where their processes run and with what environment, when it saves.
+
+What a part does with its share of the configuration is the part's own business (`setup` and `from_config` modules).
+"""

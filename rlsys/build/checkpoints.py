@@ -1,4 +1,4 @@
-"""Writes checkpoints when they are due, and finds the one that a run continues from."""
+"""Checkpoints when they are due, and the one that a run continues from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Writes everything that training changes, at the steps that `checkpoint.*` names."""
+    """The writer of everything that training changes, at the steps that `checkpoint.*` names."""
 
     def __init__(
         self,

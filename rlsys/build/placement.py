@@ -40,9 +40,9 @@ def keep_freed_memory(glibc: str) -> dict[str, str]:
     """Return an environment that makes glibc's malloc keep freed memory for the process.
 
     Activations of one microbatch are freed and allocated again by the next, packed weights of one policy version by
-    the next. If they went back to the system each time, every page would be mapped and cleared anew: that is a tenth
-    of an update, and half of a reload. Huge pages, where the system allows them, are mapped 512 at once. Engines that
-    preload another malloc ignore it.
+    the next. If they went back to the system each time, every page would be mapped and cleared anew: about a tenth of
+    an update, and a third of a reload (benchmarks/results/notes.md). Huge pages, where the system allows them, are
+    mapped 512 at once. Engines that preload another malloc ignore it.
 
     Args:
         glibc: version on the driver's machine, assumed on all nodes; empty for another C library.
@@ -88,6 +88,8 @@ def _cores_of(rank: int, threads: int) -> str:
 def demands(config: Config) -> dict[str, list[Demand]]:
     """Return the demands of every worker, by role."""
     shared = weight_backend(config) == "ipc"
+    # With ipc, engine, learner and reference share one GPU: three times 0.3 fit into it. These are Ray's shares for
+    # placing workers, not for memory. A fourth share for a critic would not fit, and preflight refuses it.
     gpu = 0.0 if config.cluster.num_gpus == 0 else 0.3 if shared else 1.0
     rollout, learner, reference = config.rollout, config.learner, config.reference
     critic = config.critic if needs_critic(config) else None

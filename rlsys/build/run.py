@@ -1,4 +1,4 @@
-"""Wires a run: starts the workers that the configuration asks for, and connects the parts of the training loop."""
+"""The start of a run: the workers that the configuration asks for, and the parts of the training loop around them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rlsys.learner.setup import CriticSetup, PolicySetup
 from rlsys.metrics.display import Display
 from rlsys.metrics.step import StageClock
 from rlsys.orchestrator.experience import ExperienceBuilder
-from rlsys.orchestrator.from_config import admission_of, group_rule_of, sampling_plan
+from rlsys.orchestrator.from_config import admission_of, group_rule_of, sampling_params_of
 from rlsys.orchestrator.orchestrator import Orchestrator
 from rlsys.orchestrator.router import Router
 from rlsys.orchestrator.sampling import GroupSampler
@@ -87,7 +87,7 @@ class Roles:
 
 @dataclass
 class Run:
-    """The parts of a run that the training loop names."""
+    """The parts of a run, as the loop in `rlsys/train.py` uses them; tests and benchmarks drive some of them alone."""
 
     prepared: Prepared
     roles: Roles
@@ -122,7 +122,7 @@ class Run:
             yield step
 
     async def finish(self) -> None:
-        """Wait for probes and spans of the last step."""
+        """Wait for the last step's comparisons of weights and its spans on the timeline."""
         await self.weights.finish()
         await self.recorder.finish()
 
@@ -339,7 +339,7 @@ def build_orchestrator(
         sampler,
         admission_of(config, policy_version),
         prompts,
-        sampling_plan(config),
+        sampling_params_of(config),
         group_rule_of(config),
         reference.queue,
         deadline_s=config.rollout.deadline_s,

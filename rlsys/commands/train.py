@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
     flags = [argument for argument in options.arguments if argument not in options.overrides]
     found = jobs(options.overrides, flags=flags, sweeps=options.multirun, folders=folders)
     for job in found if len(found) > 1 else ():
-        check_config(job.config)  # of a sweep, none starts before all are checked
+        check_config(job.config)  # no job of a sweep starts before all are checked
     for job in found:
         train_job(job)
 

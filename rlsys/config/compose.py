@@ -29,9 +29,9 @@ class Job:
     """One run that a command line asks for."""
 
     config: Config
-    name: str = "run"  # of its experiment; names the default run folder
+    name: str = "run"  # name of its experiment; the default run folder is `name/started`
     number: int | None = None  # in a sweep
-    started: str = field(default_factory=lambda: time.strftime("%Y%m%d-%H%M%S"))  # names the default run folder
+    started: str = field(default_factory=lambda: time.strftime("%Y%m%d-%H%M%S"))  # time of its start
 
 
 def load_config(overrides: Sequence[str]) -> Config:

@@ -28,7 +28,7 @@ BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str, str]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """What one option means and which values it takes. A null passes wherever the option's type allows it."""
+    """The meaning of one option, and the values that it takes. A null passes wherever the option's type allows it."""
 
     help: str
     ge: float | None = None

@@ -29,7 +29,7 @@ from rlsys.errors import ConfigError, nearest
 EXPERIMENT_SUFFIXES = (".yaml", ".yml")
 # Options that hold a source of data: a new value replaces the old one as a whole.
 SOURCES = ("data.train", "data.eval")
-# What the value of an option has to be, by its type in the schema.
+# Descriptions of the values that an option takes, by its type in the schema.
 EXPECTED = {
     "int": "a whole number",
     "float": "a number",
@@ -82,8 +82,13 @@ def open_keys() -> tuple[str, ...]:
 
 def names_a_run(overrides: Sequence[str]) -> bool:
     """Return whether any override names an experiment, a model or training data."""
-    keys = [override.lstrip("+").partition("=")[0].partition("@")[0] for override in overrides]
-    return any(NAMES_A_RUN.fullmatch(key) for key in keys)
+    given = [override for text in overrides if not (override := parse(text, sweeps=True)).is_delete()]
+    return any(NAMES_A_RUN.fullmatch(override.key_or_group) for override in given)
+
+
+def key_of(override: str) -> str:
+    """Return the key or group that an override sets or deletes, as Hydra reads it. Raises ConfigError as `parse`."""
+    return str(parse(override, sweeps=True).key_or_group)
 
 
 def normalise(overrides: Sequence[str], *, sweeps: bool = False, folders: Sequence[Path] = ()) -> list[str]:
@@ -204,7 +209,7 @@ def _rejection(text: str, error: HydraException) -> str:
     if not equals:
         return f"the override '{text}' has no '=': write key=value (or ~key to delete one)"
     position = _position(text, error)
-    start = text.rfind("\n", 0, position) + 1  # of the line, in a value of several lines
+    start = text.rfind("\n", 0, position) + 1  # the line's start, in a value of several lines
     caret = " " * (position - start) + "^"
     lines = ["this override cannot be read:", f"  {text[start:].partition(chr(10))[0]}", f"  {caret}"]
     # Quoted as a whole, a list or mapping would become a text. `{{` and `{%` begin a template, which is one.
@@ -230,9 +235,9 @@ def wrong_type(key: str, value: str) -> str:
 def _position(text: str, error: HydraException) -> int:
     """Return the position in `text` at which Hydra's lexer or parser stopped."""
     cause = error.__cause__
-    position = getattr(cause, "startIndex", None)  # of the lexer
+    position = getattr(cause, "startIndex", None)  # the lexer's position
     if position is None:
-        position = getattr(getattr(cause, "offendingToken", None), "start", None)  # of the parser
+        position = getattr(getattr(cause, "offendingToken", None), "start", None)  # the parser's position
     if position is None:  # an unknown function such as `(copy)`, or a rule that is broken as a whole
         position = text.find("(")
     return position if position >= 0 else text.find("=") + 1

@@ -264,7 +264,7 @@ class EntropyConfig:
 
 @dataclass
 class GroupsConfig:
-    """Which groups are trained."""
+    """The choice of the groups that are trained."""
 
     zero_variance: str = option(
         "keep", choices=("keep", "drop", "resample"), help="what to do with groups whose rewards are all equal"
@@ -306,7 +306,7 @@ class AlgorithmConfig:
 
 @dataclass
 class WeightsConfig:
-    """How new weights travel from the learner to the engines, and how that is checked."""
+    """The way of new weights from the learner to the engines, and its check."""
 
     backend: str = option(
         "auto", choices=("auto", "nccl", "gloo", "ipc"), help="channel; auto: nccl on GPUs, gloo on CPUs"
@@ -334,7 +334,7 @@ class EvalConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When checkpoints are written and how many are kept."""
+    """Checkpoints: when they are written, and how many are kept."""
 
     every: int = option(0, ge=0, help="steps between checkpoints; 0: none before the end")
     last: bool = option(True, help="write a checkpoint after the last step")
@@ -353,7 +353,7 @@ class ClusterConfig:
 
 @dataclass
 class LoggingConfig:
-    """What a run writes besides `metrics.jsonl`."""
+    """Output of a run besides `metrics.jsonl`."""
 
     trackers: list[Any] = option(
         ["tensorboard"], help="tensorboard, wandb, mlflow, trackio, jsonl; each a name or {name: ..., option: value}"

@@ -24,5 +24,5 @@ def absolute_template(value: str) -> str:
 
 
 def _is_file_name(value: str) -> bool:
-    """Whether the value looks like a file of a known suffix; a template has braces or several lines."""
+    """Return whether the value looks like a file of a known suffix; a template has braces or several lines."""
     return not ("{" in value or "\n" in value) and value.endswith(SUFFIXES)

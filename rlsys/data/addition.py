@@ -10,7 +10,10 @@ from rlsys.errors import ConfigError
 
 @register("addition")
 def addition(split: str, *, max_operand: int = 99, held_out: int = 200, seed: int = 0) -> list[Row]:
-    """Return sums of two integers in [0, max_operand]: `held_out` of them as the split test, the others as train."""
+    """Return sums of two integers in [0, max_operand]: `held_out` of them as the split test, the others as train.
+
+    The splits are disjoint for the same `max_operand`, `held_out` and `seed`.
+    """
     if split not in ("train", "test"):
         raise ConfigError(f"data source 'addition' has no split '{split}': it has train and test")
     size = max_operand + 1

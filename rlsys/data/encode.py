@@ -29,7 +29,7 @@ def check_rows(loaded: LoadedRows, prompt_column: str) -> None:
 
 
 class PromptEncoder:
-    """Turns checked rows into prompts, in their order."""
+    """An encoder of checked rows as prompts, in their order."""
 
     def __init__(self, tokenizer: Any, config: DataConfig, max_prompt_tokens: int) -> None:
         """Keep the tokenizer and the options; `max_prompt_tokens` is the longest prompt that is accepted."""

@@ -49,10 +49,12 @@ def csv_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     # index_col=False: else the reader makes the first field of a row with too many an index, and shifts the others.
     reading = {"keep_default_na": False, "na_values": [""], "index_col": False, "engine": "c"} | dict(given)
     config = CsvConfig(**{key: value for key, value in reading.items() if key in _reader_options()})
+    # The header alone, read with the same options, gives the names of the columns.
     header = {**config.pd_read_csv_kwargs, "nrows": 0, "chunksize": None}
     columns = list(pandas.read_csv(expanded(name), **header).columns)
     if not all(isinstance(column, str) for column in columns):
         raise ConfigError(f"data '{name}': options {dict(given)} leave columns without names: add column_names")
+    # Every column is read as text: the reader would turn `007` into 7.
     features = datasets.Features({column: datasets.Value("string") for column in columns})
     return {"features": features} | reading
 

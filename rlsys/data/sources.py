@@ -35,7 +35,7 @@ class Source:
     prompt_column: str | None = None  # null: data.prompt_column
     columns: Mapping[str, str] | None = None  # null: data.columns
     label: str | None = None  # name in messages and metrics; null: the file's or data set's
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the registered source, or of `datasets.load_dataset`
+    options: Mapping[str, Any] = field(default_factory=dict)  # options of the registered source, or of `load_dataset`
 
     @property
     def title(self) -> str:
@@ -90,6 +90,8 @@ def absolute_sources(value: Any) -> Any:
 
 def _absolute(name: str) -> str:
     path = expanded(name)
+    # A name with a known suffix is a file; any other may be the folder of a data set. As in `read`, a registered source
+    # comes before a folder of the same name.
     is_there = path.is_file() if path.suffix.lower() in READERS else bool(name) and path.is_dir()
     return absolute(path) if is_there and name not in registry.names() else absolute_function(name)
 

@@ -1,4 +1,4 @@
-"""Evaluates a policy on held-out prompts with greedy and sampled responses, in training and in `rlsys eval`."""
+"""Evaluation of a policy on held-out prompts with greedy and sampled responses, in training and in `rlsys eval`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Evaluation:
     pass_at: dict[int, Estimate] = field(default_factory=dict)  # pass@k by k
 
 
-Rewards = Sequence[Reward]  # of one prompt's responses
+Rewards = Sequence[Reward]  # rewards of one prompt's responses
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Evaluations:
     """The results on several datasets."""
 
     found: list[Evaluation]
-    lacking: list[str] = field(default_factory=list)  # for each dataset without any valid reward: why
+    lacking: list[str] = field(default_factory=list)  # one message per dataset without any valid reward
     responses: list[Responses] = field(default_factory=list)
 
     def all(self) -> list[Evaluation]:

@@ -13,7 +13,7 @@ from rlsys.preflight.prepared import EvalSet
 
 
 class PeriodicEvaluation:
-    """Evaluates the policy on the held-out prompts when it is due."""
+    """Evaluations of the policy on the held-out prompts, whenever one is due."""
 
     def __init__(
         self, config: Config, eval_sets: Sequence[EvalSet], sampler: GroupSampler, guard: MissingRewardGuard
@@ -34,6 +34,7 @@ class PeriodicEvaluation:
             return {}
         clock = StageClock()
         with clock.stage("eval"):
+            # Step s makes policy version s, so the engines serve version `step` now.
             results = await evaluate(self._sampler, self._eval_sets, self._config, step)
         if step == 0:
             results.all()

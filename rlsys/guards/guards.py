@@ -13,15 +13,15 @@ from rlsys.run_folder.checkpoint import RunState
 
 @dataclass(frozen=True)
 class Guards:
-    """They count where they are called, and `check` ends a run that cannot go on."""
+    """The guards of a run. Other modules call their `record`; `check` ends a run that cannot go on."""
 
     nonfinite: NonFiniteGuard
-    rewards: MissingRewardGuard  # steps
-    eval_rewards: MissingRewardGuard  # evaluations
+    rewards: MissingRewardGuard  # counts training steps
+    eval_rewards: MissingRewardGuard  # counts evaluations
 
     @classmethod
     def of(cls, config: Config, run_dir: Path, state: RunState, fetch: Fetch, text_of: TextOf) -> Guards:
-        """Return the guards of a run, counting on from a checkpoint's `state`."""
+        """Return the guards of a run; those of training steps count on from a checkpoint's `state`."""
         limit = config.scoring.max_unscored_steps
         return cls(
             NonFiniteGuard(run_dir, config.train.max_nonfinite_steps, fetch, text_of, state),

@@ -1,4 +1,4 @@
-"""Counts steps and evaluations without any valid reward; several in a row end the run.
+"""The guard against steps and evaluations without any valid reward: several in a row end the run.
 
 A reward service that is down for one step costs that step; a reward function that is broken ends the run soon.
 """
@@ -14,11 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 class NoRewardError(RlsysError):
-    """Nothing that was scored has a valid reward; the message has the first failure's detail."""
+    """The error when nothing that was scored has a valid reward; the message has the first failure's detail."""
 
 
 class MissingRewardGuard:
-    """Counts steps or evaluations without a valid reward, logs each, and ends the run at `limit` in a row."""
+    """A count of steps or evaluations without a valid reward: each is logged, and `limit` in a row end the run."""
 
     def __init__(self, metric: str, limit: int, *, in_a_row: int = 0, total: int = 0) -> None:
         """Count under `metric`, from where a checkpoint left the counts."""

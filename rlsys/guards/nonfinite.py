@@ -1,4 +1,4 @@
-"""What happens to a step with NaN or infinity: it is not applied, it is written down, and several end the run."""
+"""The guard against NaN and infinity: such a step is not applied, its causes are written, several end the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_WRITTEN = 64
 
 
 class NonFiniteGuard:
-    """Counts steps that were not applied, and keeps the trajectories that caused it under `run_dir/nonfinite/`."""
+    """A count of the steps that were not applied; the trajectories that caused it go to `run_dir/nonfinite/`."""
 
     def __init__(
         self,

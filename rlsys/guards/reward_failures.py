@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class RewardFailureReporter:
-    """Logs each reward function's first error and first timeout."""
+    """The reporter of each reward function's first failure of each kind, in the log."""
 
     def __init__(self) -> None:
         self._known: set[tuple[str, str]] = set()

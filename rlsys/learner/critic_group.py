@@ -1,4 +1,4 @@
-"""The critic's ranks: values of every token before the update, then the update that improves them."""
+"""The critic's ranks as the driver calls them: value estimates, then the update of the critic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlsys.types import Coefficients, ExperienceRow, ScoredGroup
 
 
 class CriticGroup(RankGroup):
-    """Estimates every trajectory's values, then learns from the returns."""
+    """The ranks of the critic: they estimate every trajectory's values, then learn from the returns."""
 
     METRICS = "critic"
 
@@ -41,6 +41,8 @@ class CriticGroup(RankGroup):
             references = [group.reference.logprobs for group in own if group.reference is not None]
             batch = _whole(own, chunk_indices, coefficients, has_reference=bool(references))
             totals = [[reward.total for reward in group.rewards] for group in own]
+            # A rank without groups has one return. Ray then gives one reference instead of a list, and its result is
+            # the whole list `[metrics]`. With more returns each element of the list is an object of its own.
             answer = worker.estimate.options(num_returns=1 + len(chosen)).remote(totals, batch, *chunks, *references)
             metrics, *refs = answer if chosen else [answer]
             calls[name] = metrics

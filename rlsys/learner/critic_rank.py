@@ -41,8 +41,8 @@ class CriticRank(Rank):
         """Estimate values, returns and advantages of whole groups.
 
         Args:
-            rewards: of this rank's groups. A trajectory whose reward failed gets an estimate, but is never trained and
-                does not count in the statistics.
+            rewards: totals of this rank's groups. A trajectory whose reward failed gets an estimate, but is never
+                trained and does not count in the statistics.
             batch: one minibatch with every trajectory of these groups, group by group.
             *arrays: as `items_of` takes them.
 
@@ -108,6 +108,7 @@ class CriticRank(Rank):
         for chosen in self._microbatches(items):
             batch = self._batch(chosen)
             with torch.no_grad():
+                # On the CPU from here on: `gae` loops over single tokens, and the estimates leave as NumPy arrays.
                 values = self._values(batch).cpu()
             mask = batch.loss_mask.cpu()
             token_rewards = self._token_rewards(chosen, mask, rewards, kl_coef)
@@ -129,7 +130,10 @@ class CriticRank(Rank):
         for row, item in enumerate(items):
             sampled = mask[row].nonzero()
             if len(sampled):
+                # None, when the reward failed: such a trajectory gets an estimate, but is never trained.
                 token_rewards[row, sampled[-1]] = rewards[item.row.group][item.row.sample] or 0.0
+        # All or none: a run has a reference for every trajectory or for none. `EMPTY_ITEM` always has zeros, but it is
+        # alone in its microbatch.
         references = [item.ref_logprobs for item in items if item.ref_logprobs is not None]
         if self._setup.algorithm.kl.apply_to == "reward" and references:
             behavior = pad([item.trajectory.behavior_logprobs for item in items], torch.float32)

@@ -24,6 +24,8 @@ def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
         precise = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
     return {
         **precise,
+        # DeepSpeed requires the first of these to be the product of the other two and the number of ranks. None of them
+        # sets a batch size here. The steps must be 1, because `backward` divides the loss by them.
         "train_batch_size": world_size,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -33,7 +35,10 @@ def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
         "bf16": {"enabled": config.dtype == "bfloat16"},
         "zero_optimization": {
             "stage": config.zero_stage,
+            # ZeRO 3 would switch it on by itself. While the caller ends the accumulation, DeepSpeed supports it only in
+            # ZeRO 2.
             "overlap_comm": False,
+            # In elements, not bytes: 200 MB of float32 per bucket, a tenth of DeepSpeed's default.
             "reduce_bucket_size": 50_000_000,
             "allgather_bucket_size": 50_000_000,
             **_offload(config),
@@ -41,7 +46,7 @@ def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
         # Allow torch's AdamW, also for offloading.
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
-        "steps_per_print": 2**31,
+        "steps_per_print": 2**31,  # never
         "wall_clock_breakdown": False,
     }
 
@@ -60,7 +65,7 @@ def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_
         config: options of the learner or critic.
         module: a policy or critic; parameters that need no gradient are not trained.
         world_size: number of ranks.
-        num_updates: of the whole run, for the schedule.
+        num_updates: optimizer updates of the whole run, the length of the schedule.
     """
     import deepspeed
     from transformers import get_scheduler
@@ -71,7 +76,7 @@ def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_
         module.train()  # transformers checkpoints only in train mode; other dropout than adapters' is refused below
         set_dropout(module, is_active=False)
         _refuse_dropout(module)
-    parameters = [p for p in module.parameters() if p.requires_grad]  # under adapters, the adapters' alone
+    parameters = [p for p in module.parameters() if p.requires_grad]  # under adapters, only those of the adapters
     optimizer = torch.optim.AdamW(
         parameters,
         lr=config.lr,
@@ -90,6 +95,8 @@ def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_
         config=deepspeed_config(config, world_size),
         dist_init_required=False,  # the rank has joined its group already
     )
+    # Only in this case does DeepSpeed call torch's optimizer directly. In bfloat16 and under ZeRO it wraps the
+    # optimizer, and the wrapper records and checks the norm.
     if config.zero_stage == 0 and config.dtype == "float32":
         _record_norm(engine, config.max_grad_norm or NO_CLIPPING)
     return engine
@@ -116,8 +123,12 @@ def _record_norm(engine: Any, max_norm: float) -> None:
     def clip() -> None:
         parameters = list(engine.module.parameters())
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        # `get_global_grad_norm` returns this attribute. DeepSpeed sets it only from optimizers that record their norm,
+        # which torch's AdamW does not.
         engine._global_grad_norm = norm
         if not torch.isfinite(norm):
+            # DeepSpeed calls the optimizer all the same. AdamW skips parameters without a gradient, and does not decay
+            # them either.
             for parameter in parameters:
                 parameter.grad = None
 
@@ -129,7 +140,7 @@ def _refuse_dropout(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Dropout) and module.p > 0 and ".lora_dropout." not in name:
             raise ValueError(
-                f"learner.gradient_checkpointing=true runs the model in train mode, but its layer '{name}' has dropout "
-                f"{module.p}, which would make the ratio of two forwards noise: set the dropout to 0 in the model's "
-                "config.json, or set learner.gradient_checkpointing=false"
+                "gradient_checkpointing=true (of learner or critic) runs the model in train mode, but its layer "
+                f"'{name}' has dropout {module.p}, which would make the ratio of two forwards noise: set the dropout "
+                "to 0 in the model's config.json, or set gradient_checkpointing=false"
             )

@@ -11,7 +11,7 @@ from rlsys.types import Coefficients, Experience, Update
 
 
 class Learners:
-    """Updates policy and critic, and owns the coefficients that adapt from step to step."""
+    """The policy and the critic, updated together; it owns the coefficients that adapt from step to step."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class Learners:
         self._clock = clock
         self._policy = policy
         self._critic = critic
-        self.coefficients = coefficients  # of the next step
+        self.coefficients = coefficients  # those of the next step
 
     async def update(self, experience: Experience, step: int) -> Update:
         """Train policy and critic on the step's experience; nothing when it is empty.
@@ -37,10 +37,12 @@ class Learners:
             metrics: Metrics = {"policy/kl_coef": used.kl, "policy/entropy_coef": used.entropy}
             if not experience.minibatches:
                 return Update(metrics)
+            # The critic is trained in every step. The policy waits at the start, and the schedule of its learning rate
+            # waits with it (`PolicySetup.num_updates`).
             if self._critic is None or step > self._config.train.critic_warmup_steps:
                 learned = await self._policy.update(experience)
                 metrics |= learned.metrics
-                if learned.nonfinite:
+                if learned.nonfinite:  # the whole step counts as not applied, so the critic skips it too
                     return Update(metrics, learned.nonfinite)
                 self._adapt(metrics, num_trajectories=len(experience.rows))
             if self._critic is None:

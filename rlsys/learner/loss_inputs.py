@@ -25,11 +25,12 @@ def loss_inputs(
 
     Args:
         items: B trajectories.
-        logprobs: of the policy as it is now, [B, T] with gradient.
-        entropy: of the policy as it is now, [B, T].
+        logprobs: log-probabilities under the policy as it is now, [B, T] with gradient.
+        entropy: entropy of the policy as it is now, [B, T].
         loss_mask: [B, T] bool.
         old_tokens: records from before the step, by the rows' indices.
-        old_logprobs: whose are in the ratio (train.old_logprobs): `learner`, `engine`, or `none` for a ratio of 1.
+        old_logprobs: owner of the ratio's denominator (train.old_logprobs): `learner`, `engine`, or `none` for a ratio
+            of 1.
     """
 
     def padded(arrays: Sequence[np.ndarray | None], dtype: torch.dtype = torch.float32) -> torch.Tensor | None:

@@ -1,4 +1,4 @@
-"""The policy's ranks: what training, broadcasts, the reference and the canary ask of them."""
+"""The policy's ranks as the driver calls them: for training, broadcasts, the reference and the canary."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlsys.types import ReferenceScores, RolloutGroup
 
 
 class PolicyGroup(RankGroup):
-    """Trains the policy, sends its weights, and gives log-probabilities under it."""
+    """The ranks of the policy: they train it, send its weights, and compute log-probabilities under it."""
 
     METRICS = "policy"
 

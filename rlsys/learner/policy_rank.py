@@ -1,8 +1,8 @@
 """One policy rank: the optimizer updates of a step.
 
 Numbers from before the step (old log-probabilities, entropies) are needed for the ratio, for the choice of tokens and
-for the comparison with the engines. With one minibatch per step the forward of the first update gives them for free;
-otherwise a pass without gradient over the whole step comes first (`_needs_old_logprob_pass`).
+for the comparison with the engines. With one minibatch per step the forward of the first update usually gives them for
+free. `_needs_old_logprob_pass` decides whether a pass without gradient over the whole step comes first.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _StepData:
 
     batch: RankBatch
     minibatches: list[list[TrainItem]]
-    old_tokens: dict[int, TokenRecord] = field(default_factory=dict)  # by the rows' indices, as far as computed
+    old_tokens: dict[int, TokenRecord] = field(default_factory=dict)  # records by the rows' indices, as far as computed
 
 
 @dataclass
@@ -92,7 +92,8 @@ class PolicyRank(PolicyServices):
             number = update % num_minibatches
             sums = self._accumulate(step, number)
             if update == 0 and not has_first_pass:
-                # Still before the first optimizer step: a wrong broadcast must not train the policy.
+                # Still before the first optimizer step: a wrong broadcast must not train the policy. Only the first
+                # minibatch has records by now. With several, `weights.verify` asks for the pass over all of them.
                 metrics |= self._verify(step, step.minibatches[:1])
             result = self._step()  # the policy changes here
             done.append(self._metrics(sums, result, batch.num_tokens[number]))
@@ -171,6 +172,7 @@ class PolicyRank(PolicyServices):
         batch = self._batch(items)
         logprobs, entropy = self._forward(batch, with_entropy_gradient=self._has_bonus)
         if any(item.row.index not in step.old_tokens for item in items):
+            # The right side wins: a record that is there already is from before the step.
             step.old_tokens = records_of(items, logprobs, entropy) | step.old_tokens
         inputs = loss_inputs(items, logprobs, entropy, batch.loss_mask, step.old_tokens, self._setup.old_logprobs)
         num_tokens = step.batch.num_tokens[number]
@@ -229,6 +231,7 @@ class PolicyRank(PolicyServices):
         if "kl" in total:
             metrics["policy/kl_ref"] = total["kl"] / tokens
         if "weight" in total:
+            # Never 0: when every weight is 0, the fraction below is 0 instead of 0 / 0.
             squares = max(tokens * total["weight_squares"], 1e-30)
             metrics |= {
                 "correction/ratio/mean": total["ratio"] / tokens,

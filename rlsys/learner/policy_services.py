@@ -1,4 +1,4 @@
-"""What a policy rank does for other roles: weights, adapter, log-probabilities of given tokens, files."""
+"""Services of a policy rank to other roles: weights, adapter, log-probabilities of given tokens, files."""
 
 from __future__ import annotations
 
@@ -82,6 +82,7 @@ class PolicyServices(Rank):
 
         def scored() -> np.ndarray:
             with torch.no_grad():
+                # Engines return log-probabilities of a prompt at temperature 1, whatever they sample with.
                 logprobs, _ = self._engine(batch, 1.0, False)
             found: np.ndarray = logprobs[0, 1:].float().cpu().numpy()
             return found
@@ -102,13 +103,14 @@ class PolicyServices(Rank):
             chunk_indices: where each group's trajectories are in the chunks.
             *chunks: lists of trajectories.
 
-        Returns: first the divergence of the policy that sampled, summed over each response, one list per group (an
-        empty list unless the KL belongs in the reward); then None, because Ray splits the result into objects and
-        needs at least two; then per group a list of [L] float32.
+        Returns: first the divergence from the sampling policy, summed over each response, one list per group (an empty
+        list unless the KL belongs in the reward); then None, because Ray splits the result into objects and needs at
+        least two; then per group a list of [L] float32.
         """
         # Every rank calls with groups of its own; `_microbatches` keeps their numbers of forwards equal.
         with self._spans.span("reference"), without_adapters(self._engine.module):
             groups = picked(chunks, chunk_indices)
+            # Nothing here is looked up by the row's index, so all have -1; empty items are told apart by identity.
             items = [
                 TrainItem(ExperienceRow(-1, number, sample, 0.0, 0.0, t.num_tokens, 0), t)
                 for number in numbers

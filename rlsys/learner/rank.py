@@ -1,4 +1,4 @@
-"""One rank of a group around a DeepSpeed engine: what policy and critic have in common."""
+"""One rank of a group around a DeepSpeed engine: the part that policy and critic have in common."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step. `is_applied` is False when the gradient held NaN or infinity; then nothing was changed."""
+    """One optimizer step. `is_applied` is False when the gradient held NaN or infinity; then no weight was changed."""
 
     lr: float
     grad_norm: float
@@ -100,6 +100,7 @@ class Rank:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
         deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
+        # For a fresh adapter's weights and its dropout. DeepSpeed then sends rank 0's weights to all ranks.
         torch.manual_seed(self._seed)
         self._engine = build_engine(self._config, self._build_model(), self._world_size, self._num_updates)
         result = self._on_started()
@@ -116,6 +117,7 @@ class Rank:
 
     def save(self, folder: str) -> None:
         """Write this rank's DeepSpeed state into a checkpoint's folder."""
+        # Frozen weights are those of `model.path`: a checkpoint leaves them out, and `load` does not expect them.
         has_adapters = self._config.lora.rank > 0
         self._engine.save_checkpoint(folder, tag=self.TAG, save_latest=False, exclude_frozen_parameters=has_adapters)
         logger.info("saved to %s", folder)

@@ -1,4 +1,4 @@
-"""One rank's data of one step: which trajectories it trains on, with the arrays that their losses need."""
+"""One rank's data of one step: the trajectories that it trains on, with the arrays that their losses need."""
 
 from __future__ import annotations
 

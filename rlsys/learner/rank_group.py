@@ -19,7 +19,7 @@ ADDRESS_DEADLINE_S = 300.0
 
 
 class RankGroup:
-    """Starts the ranks and divides each step's work among them.
+    """The ranks of one model: it starts them, divides each step's work among them, and calls them together.
 
     Calls reach every rank in the order in which the driver makes them, so collectives on the ranks match.
     """
@@ -32,6 +32,7 @@ class RankGroup:
         self._calls = cluster.calls
         self._config = config
         self._name = worker.TAG
+        # In the order of ranks: the first is rank 0, whose results count where all ranks return the same.
         self._workers = {demand.name: cluster.start(worker, demand, rank, setup) for rank, demand in enumerate(demands)}
 
     async def start(self, deadline_s: float) -> None:
@@ -45,8 +46,8 @@ class RankGroup:
         """Train on `experience`.
 
         Returns:
-            Metrics, which are the same on every rank, and all ranks' trajectories that brought NaN or infinity; those
-            of the whole step where only the gradient shows that there is one.
+            Metrics, which are the same on every rank, and every rank's trajectories with NaN or infinity. When only the
+            gradient is not finite, they are all trajectories of the step.
         """
         shares = [divide(rows, len(self._workers)) for rows in experience.minibatches]
         num_tokens = tuple(sum(row.num_response_tokens for row in rows) for rows in experience.minibatches)
@@ -119,6 +120,8 @@ def divide(rows: Sequence[ExperienceRow], num_ranks: int) -> list[list[int]]:
     groups: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(row.group, []).append(index)
+    # At least two parts per rank, so that `balance` can even them out: 3 groups on 4 ranks are cut into 3 parts each.
+    # With two groups or more per rank none is cut.
     num_cuts = math.ceil(2 * num_ranks / max(len(groups), 1)) if num_ranks > 1 else 1
     parts = [part for members in groups.values() for cut in range(num_cuts) if (part := members[cut::num_cuts])]
     prompts = [rows[part[0]].num_tokens - rows[part[0]].num_response_tokens for part in parts]

@@ -10,7 +10,7 @@ from rlsys.config.schema import AlgorithmConfig, Config, CriticConfig, LearnerCo
 
 @dataclass(frozen=True)
 class PolicySetup:
-    """What a policy rank needs to know of the run."""
+    """The part of the configuration that a policy rank needs."""
 
     learner: LearnerConfig
     algorithm: AlgorithmConfig
@@ -21,10 +21,10 @@ class PolicySetup:
     adapter: str | None  # folder of an adapter to start from
     engine_dtype: str
     temperature: float
-    num_updates: int  # of the whole run: the length of the learning rate's schedule
-    passes: int  # over a step's minibatches
+    num_updates: int  # in the whole run: the length of the learning rate's schedule
+    passes: int  # passes over a step's minibatches
     old_logprobs: str
-    kv_is_kept: bool  # by responses that run across a weight update
+    kv_is_kept: bool  # whether responses that run across a weight update keep their KV cache
     seed: int
 
     @classmethod
@@ -52,14 +52,14 @@ class PolicySetup:
 
 @dataclass(frozen=True)
 class CriticSetup:
-    """What a critic rank needs to know of the run."""
+    """The part of the configuration that a critic rank needs."""
 
     critic: CriticConfig
     algorithm: AlgorithmConfig
     model_path: str
     trust_remote_code: bool
-    num_updates: int  # of the whole run: the length of the learning rate's schedule
-    passes: int  # over a step's minibatches
+    num_updates: int  # in the whole run: the length of the learning rate's schedule
+    passes: int  # passes over a step's minibatches
     seed: int
 
     @classmethod

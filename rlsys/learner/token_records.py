@@ -44,27 +44,27 @@ def select_tokens(
 ) -> None:
     """Fill in `selected` and `high_entropy` of this rank's `records`, choosing among the tokens of all ranks.
 
-    A quantile is one of the whole update, not of a rank's part. So every rank gathers three floats per token, puts them
-    in the order of the step's rows, whichever rank holds them, and makes the same choice.
+    A quantile must be taken over the whole update, not over one rank's part. So every rank gathers three floats per
+    token, puts them in the order of the step's rows, whichever rank holds them, and makes the same choice.
 
     Args:
         items: this rank's trajectories of the update.
-        records: by the items' indices; changed in place.
+        records: records by the items' indices; changed in place.
         all_gather: returns every rank's value; a collective, so all ranks must call.
         select: the policy loss's choice, or None.
         top_quantile: share of tokens that count as high entropy; 1 makes no choice.
-        seed: of random choices, the same on every rank.
+        seed: seed of random choices, the same on every rank.
     """
     if select is None and top_quantile >= 1.0:
         return
-    columns: dict[int, tuple[np.ndarray, ...]] = {}  # of all ranks, by the rows' indices in the step
+    columns: dict[int, tuple[np.ndarray, ...]] = {}  # the columns of all ranks, by the rows' indices in the step
     for of_rank in all_gather({item.row.index: _columns(item, records[item.row.index]) for item in items}):
         columns |= of_rank
     order = sorted(columns)
     empty = np.zeros(0, dtype=np.float32)  # np.concatenate refuses an update without rows
     flat = [torch.from_numpy(np.concatenate([empty, *(columns[i][k] for i in order)])) for k in range(3)]  # [n] each
     tokens = UpdateTokens(logprobs=flat[0], entropies=flat[1], advantages=flat[2], seed=seed)
-    # Where each row's tokens begin among all n.
+    # Where each row's tokens begin among all n. There is one start more than there are rows: the last is n itself.
     starts = dict(zip(order, np.cumsum([0, *(len(columns[i][0]) for i in order)]).tolist(), strict=False))
     selected = select(tokens).numpy() if select is not None else None
     high = top_entropy(tokens, top_quantile).numpy() if top_quantile < 1.0 else None

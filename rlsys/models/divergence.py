@@ -1,4 +1,4 @@
-"""The divergence of the policy that sampled from another policy, summed over whole responses."""
+"""The divergence from the sampling policy to another one, summed over whole responses."""
 
 from __future__ import annotations
 

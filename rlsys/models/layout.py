@@ -44,6 +44,7 @@ def _obstacle(hf: Any) -> str | None:
     """
     try:
         hf.set_attn_implementation(attention.NAME)
+        # Token ids up to 3, which every vocabulary has.
         states = [_states(hf, first) for first in ([1, 2, 3], [3, 1, 1])]
     except Exception as error:  # a model of any origin may fail in any way; the failure itself is the obstacle
         return f"{type(error).__name__}: {error}"

@@ -54,7 +54,7 @@ def add_adapters(hf: Any, lora: LoraConfig) -> None:
             raise ConfigError(
                 f"learner.lora.target_modules matches a layer of type {kind}; only linear layers can have adapters"
             )
-    set_dropout(hf, is_active=False)
+    set_dropout(hf, is_active=False)  # fresh modules are in train mode
 
 
 def check_adapters(model_path: str, lora: LoraConfig, *, trust_remote_code: bool) -> None:
@@ -121,8 +121,8 @@ def write_adapter(folder: Path, tensors: dict[str, torch.Tensor], config: Any) -
 
     Args:
         folder: created if it does not exist.
-        tensors: by the names of `adapter_parameters`.
-        config: peft's, as `peft_config` returns it.
+        tensors: the adapter's tensors by the names of `adapter_parameters`.
+        config: peft's configuration, as `peft_config` returns it.
     """
     from safetensors.torch import save_file
 

@@ -99,6 +99,7 @@ def microbatches(rows: Sequence[TokenRow], max_tokens: int, layout: str) -> list
     parts = units(rows, max_tokens, share=layout == "shared_prompt")
     filled: list[list[int]] = []
     free: list[int] = []  # tokens left in each microbatch
+    # Ties are ordered by the first row, so that the packing is the same in every run.
     for part in sorted(parts, key=lambda part: (-part.num_tokens, part.rows[0])):
         number = next((i for i, room in enumerate(free) if room >= part.num_tokens), len(filled))
         if number == len(filled):
@@ -130,6 +131,7 @@ def units(rows: Sequence[TokenRow], max_tokens: int, *, share: bool) -> list[Uni
             if unit.num_tokens + response <= max_tokens and _same_prompt(rows[unit.rows[0]], row):
                 found[number] = Unit([*unit.rows, index], unit.num_tokens + response)
                 continue
+        # The new unit takes the place of one that is full or has another prompt: the group's next rows may join it.
         open_units[row.group] = len(found)
         found.append(Unit([index], size))
     return found
@@ -152,6 +154,8 @@ def _packed(rows: Sequence[TokenRow], loss_mask: torch.Tensor, where: Any, *, sh
     # prompt's indices in common, so the prompt's last state predicts the first token of every response.
     indices_of: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(rows)
     total = 0
+    # Without a limit: `microbatches` has bounded the rows already. Where first-fit has put two parts of a group
+    # together again, they share one copy of the prompt here.
     for unit in units(rows, UNLIMITED, share=share):
         prompt: int | None = None
         # A single row is one causal segment; a segment of its own for the prompt would change nothing.

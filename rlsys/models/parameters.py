@@ -71,6 +71,7 @@ def adapter_parameters(hf: nn.Module) -> dict[str, nn.Parameter]:
     """Return the adapter's parameters by the names that its file has for them."""
     found = {}
     for name, parameter in hf.named_parameters():
+        # peft holds DoRA's magnitudes in a module by now, but its files have kept the name without `.weight`.
         if ".lora_magnitude_vector." in name:
             found[PREFIX + name.removesuffix(f".{NAME}.weight")] = parameter
         elif ".lora_" in name:
@@ -81,7 +82,7 @@ def adapter_parameters(hf: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class _MergedWeight:
-    """Computes a layer's weight [out, in] with its adapter merged in."""
+    """A function that computes a layer's weight [out, in] with its adapter merged in."""
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer

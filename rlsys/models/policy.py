@@ -27,6 +27,8 @@ class PolicyModel(nn.Module):
     def __init__(self, hf: Any, packing: str = "auto", lora: LoraConfig | None = None) -> None:
         super().__init__()
         self.layout = use_layout(hf, packing)
+        # The output layer is switched while it is a plain linear layer: `modules_to_save` wraps a copy of it, class
+        # included.
         use_token_head(hf)
         if lora is not None and lora.rank > 0:
             add_adapters(hf, lora)

@@ -56,7 +56,7 @@ def resolve_model(
 
     Args:
         config: the options of `model`.
-        seed: of the initial weights and the warm-up's batches.
+        seed: seed of the initial weights and the warm-up's batches.
         prompt_column: the column of prompts in all rows.
         train: rows for the warm-up's supervised steps.
         held_out: rows for its accuracy.
@@ -127,6 +127,7 @@ def _existing(path: str, trust_remote_code: bool) -> str:
         if not (folder / "config.json").is_file():
             raise ConfigError(f"model.path '{path}' is a folder without config.json: not a Hugging Face model")
         return str(folder.resolve())
+    # A hub id is `name` or `owner/name`: a path with more slashes was meant as a folder.
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ConfigError(f"model.path '{path}': no such folder ({folder.resolve()})")
     from transformers import AutoConfig
@@ -179,7 +180,8 @@ def _build(
         column = build.warmup.answer_column
         examples = [_examples(parts, tokenizer, prompt_column, column) for parts in (train, held_out)]
         accuracy = warm_up(model, examples[0], examples[1], build.warmup, seed)
-    # Written to another name and renamed: a killed build must not leave a folder that looks complete.
+    # Written to another name and renamed: a killed build must not leave a folder that looks complete. The other name is
+    # in the same folder, because a rename works only within one file system.
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
     save_model(model, tokenizer, partial)

@@ -46,6 +46,7 @@ def warm_up(hf: Any, train: Sequence[Example], held_out: Sequence[Example], conf
 
 
 def _train(hf: Any, train: Sequence[Example], measure: Callable[[], float], config: Warmup, seed: int) -> float:
+    # Padded, because `greedy_accuracy` calls the transformers model directly, which must keep its own attention.
     policy = PolicyModel(hf, packing="padded").train()
     optimizer = torch.optim.AdamW(hf.parameters(), lr=config.lr, weight_decay=0.0)
     generator = np.random.default_rng(seed)
@@ -84,10 +85,10 @@ def land(
     apart differ little, so accuracy changes by single examples there.
 
     Args:
-        model: its weights reach the target. It ends with weights that reach it too.
+        model: a model whose weights reach the target. It ends with weights that reach it too.
         below: the values of `model.parameters()` at an accuracy below the target.
         measure: returns the accuracy of the weights that `model` holds.
-        accuracy: of the weights that `model` holds now.
+        accuracy: accuracy of the weights that `model` holds now.
         target: the accuracy to land on.
     """
     above = _snapshot(model)

@@ -1,7 +1,8 @@
-"""How many groups may be in flight, and which of them the next step trains: a hard bound on staleness.
+"""Admission: how many groups may be in flight, and which of them the next step trains; a hard bound on staleness.
 
 Step v is taken while the policy has version v, and makes version v + 1. A group that starts under version u is due at
-step u + k at the latest, where k is `max_staleness`: there its staleness is k. Each step has B slots
+step u + k at the latest, where k is `max_staleness`: there its staleness is k. (Steps are numbered here by the version
+that they start from; `train.py` calls the step that makes version v step v.) Each step has B slots
 (`prompts_per_step`), so the groups due by step d must fit into the slots of the steps until d. `admit` keeps this true
 for groups that start, `take` keeps it true for groups that are left for later steps.
 
@@ -27,7 +28,7 @@ class _Cohort:
 
 
 class Admission:
-    """Decides when a group may start and which groups a step trains. It has no clock, no engines and no samples.
+    """The decision when a group may start and which groups a step trains. It has no clock, no engines and no samples.
 
     Rejected groups are replaced, up to `max_rejects_per_step` between two takes (None: all of them). Beyond that limit
     the group's slot is skipped: the step that it belongs to trains fewer groups. `oversample` admits
@@ -60,7 +61,7 @@ class Admission:
         self.num_admitted = 0
         self.num_taken = 0
         self.num_rejected = 0
-        self.num_skipped = 0  # of the rejected: those whose slot stays empty
+        self.num_skipped = 0  # rejected groups whose slot stays empty
         self.num_ready = 0  # skipped slots included
         self._prompts_per_step = prompts_per_step
         self._max_staleness = max_staleness
@@ -68,13 +69,14 @@ class Admission:
         self._max_rejects = max_rejects_per_step
         self._oversample = oversample
         self._running: dict[int, int] = {}  # group_id -> version that it started under
-        # By that version. Groups only ever start under the newest, so the order of insertion is the order of age.
+        # By the version they started under. Groups only ever start under the newest, so the order of insertion is the
+        # order of age.
         self._cohorts: dict[int, _Cohort] = {}
         self._next_id = 0
         self._capacity = 0
         self._num_replaced = 0  # since the last take
         self._is_taken = False  # whether the step of this version was taken
-        self._grant()
+        self._fill_slots()
 
     @property
     def num_running(self) -> int:
@@ -119,6 +121,8 @@ class Admission:
         """
         start = self._start_of(group_id)
         self.num_rejected += 1
+        # Asked while the group still counts: a negative number means that the others fill all slots without it. Then
+        # its loss needs no replacement, and does not use up the limit of replacements.
         is_surplus = self._missing() < 0
         if not is_surplus and self._max_rejects is not None and self._num_replaced >= self._max_rejects:
             # The slot stays until a step takes it as if it were the group. If it were given back at once, groups that
@@ -129,7 +133,7 @@ class Admission:
         del self._running[group_id]
         self._cohorts[start].num_outstanding -= 1
         self._num_replaced += not is_surplus
-        self._grant()
+        self._fill_slots()
 
     def take(self) -> list[int] | None:
         """Return the ids of the groups that this version's step trains, oldest first; None while they are not ready.
@@ -154,7 +158,7 @@ class Admission:
         self.num_taken += len(taken)
         self._num_replaced = 0
         self._is_taken = True
-        self._grant()
+        self._fill_slots()
         return taken
 
     def advance(self, policy_version: int) -> None:
@@ -170,7 +174,7 @@ class Admission:
             )
         self.policy_version = policy_version
         self._is_taken = False
-        self._grant()
+        self._fill_slots()
 
     def _finish(self, group_id: int, *, is_skipped: bool) -> None:
         start = self._start_of(group_id)
@@ -216,10 +220,12 @@ class Admission:
         num_steps = self._max_staleness + 1
         if self._num_steps is not None:
             num_steps = min(num_steps, self._num_steps - self.policy_version)
+        # The step of this version is taken, so its slots are gone; those of one more step open with `advance`.
         num_steps -= self._is_taken
         return num_steps * self._prompts_per_step - self.num_running - self.num_ready - self._capacity
 
-    def _grant(self) -> None:
+    def _fill_slots(self) -> None:
+        """Let groups start for the slots that have none."""
         # At each event and not in `capacity`: the number of groups drawn then depends only on the number rejected, not
         # on how many rejections come between two looks at the capacity.
         missing = self._missing()

@@ -12,9 +12,9 @@ from rlsys.types import NonFiniteTrajectory, Reward, ScoredGroup
 
 @dataclass(frozen=True)
 class StepBatch:
-    """What `Orchestrator.next_batch` returns; groups are ordered by id, `trained` are positions in `groups`."""
+    """The groups of a step, ordered by id; `trained` are positions in `groups`."""
 
-    policy_version: int  # that the step starts from
+    policy_version: int  # the version that the step starts from
     groups: tuple[ScoredGroup, ...] = ()
     trained: tuple[int, ...] = ()
     num_drawn: int = 0  # prompts drawn since the last batch
@@ -54,6 +54,7 @@ class StepBatch:
     def missing_rewards(self) -> str | None:
         """Return why nothing can be trained for lack of a valid reward or baseline; None when there is one."""
         every = [reward for rewards in self.rewards for reward in rewards]
+        # A step whose rewards are NaN or infinite belongs to the guard for those (`nonfinite`), not to this one.
         if every and all(reward.total is None and reward.outcome != "not_finite" for reward in every):
             return f"no trajectory has a valid reward. First failure: {first_failure(self.rewards)}"
         baselines = [group.baseline for group in self.trained_groups if group.baseline is not None]

@@ -1,4 +1,4 @@
-"""Turns a step's batch into the learner's input: values where there is a critic, advantages and loss weights."""
+"""The learner's input, made of a step's batch: values where there is a critic, advantages and loss weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlsys.types import Coefficients, Experience, ExperienceRow, Reward, Rollout
 
 
 class Critic(Protocol):
-    """What estimates values: the critic's ranks."""
+    """The critic's ranks, which estimate values."""
 
     async def estimate(
         self, groups: Sequence[ScoredGroup], coefficients: Coefficients
@@ -26,7 +26,7 @@ class Critic(Protocol):
 
 
 class ExperienceBuilder:
-    """Makes the experience of a step as the configuration's estimator and aggregation ask for it."""
+    """A step's experience, built by the configured estimator and aggregation."""
 
     def __init__(
         self, config: Config, clock: StageClock, coefficients: Callable[[], Coefficients], critic: Critic | None
@@ -81,6 +81,7 @@ class ExperienceBuilder:
             return torch.tensor(values, dtype=torch.float64)
 
         chosen = [groups[g].rewards[s] for g, s in valid]
+        # Rewards and baselines here are valid ones; `or 0.0` never applies, and is there for the type checker.
         totals = column([float(reward.total or 0.0) for reward in chosen])
         if self._kl_in_reward:
             sums = [reference.kl_sums[s] for g, s in valid if (reference := groups[g].reference) is not None]
@@ -134,5 +135,6 @@ def _num_tokens(groups: Sequence[RolloutGroup], index: tuple[int, int]) -> int:
 
 
 def _value(reward: Reward, label: str) -> float:
+    # NaN stands for a part that did not apply to this trajectory; estimators that read parts leave it out.
     part = reward.parts.get(label)
     return float("nan") if part is None or part.value is None else part.value

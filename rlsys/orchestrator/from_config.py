@@ -1,4 +1,4 @@
-"""What the configuration asks of the orchestrator."""
+"""The orchestrator's parts as the configuration asks for them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ def admission_of(config: Config, policy_version: int) -> Admission:
     train, rule = config.train, config.algorithm.groups
     is_resampling = rule.zero_variance == "resample"
     oversample = rule.oversample if is_resampling else 1.0
+    # One try: a rejected group (zero_variance=drop, on_error=drop_group) is not replaced, and its slot stays empty.
     tries = rule.max_tries if is_resampling else 1
     return Admission(
         train.prompts_per_step,
         train.max_staleness,
         policy_version=policy_version,
         num_steps=train.num_steps,
+        # The first draw of a step is one of the tries, so `tries - 1` more may replace it.
         max_rejects_per_step=(tries - 1) * math.ceil(train.prompts_per_step * oversample),
         oversample=oversample,
     )
@@ -40,7 +42,7 @@ def group_rule_of(config: Config) -> GroupRule:
     )
 
 
-def sampling_plan(config: Config) -> list[Sampling]:
+def sampling_params_of(config: Config) -> list[Sampling]:
     """Return how each prompt is sampled: for training, and once greedily where the estimator asks for a baseline."""
     training = Sampling(
         temperature=config.rollout.temperature,

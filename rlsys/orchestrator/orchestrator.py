@@ -1,4 +1,4 @@
-"""Turns prompts into the batch of each step, up to `max_staleness` steps ahead of training.
+"""The orchestrator: from prompts to the batch of each step, up to `max_staleness` steps ahead of training.
 
 Every group is one coroutine, `_run_group`: admitted, sampled, scored, rejected or referenced, ready. The admission loop
 starts one whenever the staleness bound and an engine have room. Groups complete in any order, also while the training
@@ -38,9 +38,9 @@ class ReferenceQueue(Protocol):
 
 @dataclass(frozen=True)
 class GroupRule:
-    """Which groups are trained, and how a step is filled."""
+    """The decision which groups are trained."""
 
-    prompts_per_step: int
+    prompts_per_step: int  # for the metric groups/tries
     keeps_equal_rewards: bool  # a group whose rewards are all equal is trained like any other
     compares_parts: bool  # rewards count as equal when every reward function's are
     on_error: str  # mask | drop_group | raise: what becomes of a group with a reward that failed
@@ -58,7 +58,7 @@ class GroupRule:
 
 
 class Orchestrator:
-    """Owns the groups in flight, from admission to the batch that trains them."""
+    """The owner of the groups in flight, from admission to the batch that trains them."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Orchestrator:
         sampler: GroupSampler,
         admission: Admission,
         prompts: PromptStream,
-        plan: Sequence[Sampling],
+        sampling_params: Sequence[Sampling],
         rule: GroupRule,
         reference: ReferenceQueue | None,
         *,
@@ -80,7 +80,7 @@ class Orchestrator:
             sampler: Samples and scores groups.
             admission: Bounds the number of groups in flight.
             prompts: The training prompts, in order.
-            plan: The sampling of each prompt; a second entry is the greedy response for a baseline.
+            sampling_params: The sampling of each prompt; a second entry is the greedy response for a baseline.
             rule: Decides which groups are trained.
             reference: Computes reference log-probabilities of accepted groups; None without a reference.
             deadline_s: Longest wait for one batch.
@@ -90,14 +90,14 @@ class Orchestrator:
         self._sampler = sampler
         self._admission = admission
         self._prompts = prompts
-        self._plan = plan
-        self._num_samples = sum(sampling.samples_per_prompt for sampling in plan)
+        self._sampling_params = sampling_params
+        self._num_samples = sum(sampling.samples_per_prompt for sampling in sampling_params)
         self._rule = rule
         self._reference = reference
         self._deadline_s = deadline_s
         self._idle_shares = idle_shares
-        self._changed = asyncio.Event()  # admission let go of a group, or got one
-        self._positions: dict[int, int] = {}  # of the prompts of groups in flight, in the stream
+        self._changed = asyncio.Event()  # set whenever the admission may have a new answer to `take` or `capacity`
+        self._positions: dict[int, int] = {}  # stream position of each group's prompt, while it is in flight
         self._ready: dict[int, ScoredGroup] = {}
         self._rejected: list[ScoredGroup] = []  # since the last batch
         self._num_drawn = 0  # prompts, since the last batch
@@ -116,7 +116,7 @@ class Orchestrator:
         if version != self._admission.policy_version:
             self._admission.advance(version)
         self._sampler.step = step
-        self._changed.set()
+        self._changed.set()  # the new version has room for more groups
         if not self._is_admitting:
             # Not earlier: groups start only once the engines have the weights, and after the first evaluation.
             self._is_admitting = True
@@ -125,7 +125,7 @@ class Orchestrator:
             async with asyncio.timeout(self._deadline_s):
                 taken = await self._taken()
         except TimeoutError as error:
-            raise DeadlineError(self._sampler.late("rollout", self._deadline_s)) from error
+            raise DeadlineError(self._sampler.timeout_message("rollout", self._deadline_s)) from error
         self._changed.set()  # the slots of this step may be filled again
         return self._batch(version, taken, started)
 
@@ -165,6 +165,8 @@ class Orchestrator:
                 self._changed.clear()
                 await self._changed.wait()
             # Admit only once an engine has room, so that the group starts under the newest policy version.
+            # The capacity is still there after the wait, because only this loop uses it up. It waits for one group at a
+            # time, so new groups need no order among themselves.
             lease = await self._sampler.router.reserve(self._num_samples, (NEW, 0))
             group_id = self._admission.admit()
             self._positions[group_id], prompt = self._prompts.take()
@@ -179,8 +181,11 @@ class Orchestrator:
             self._changed.set()  # a step that had to wait for this group may be complete without it
             return self._admission.policy_version
 
-        group = await self._sampler.sample_group(prompt, self._plan, group_id=group_id, start=start, lease=lease)
+        group = await self._sampler.sample_group(
+            prompt, self._sampling_params, group_id=group_id, start=start, lease=lease
+        )
         if self._rule.rejects(group):
+            # Its prompt counts as used: a resumed run does not draw it again.
             del self._positions[group_id]
             self._rejected.append(group)
             self._admission.reject(group_id)
@@ -192,6 +197,7 @@ class Orchestrator:
         self._changed.set()
 
     async def _taken(self) -> list[int]:
+        """Wait for the step's groups and return their ids."""
         # Cleared before waiting and checked again after: what happens in between sets the event, so no wake-up is lost.
         # The admission loop waits for the same event; setting it wakes both.
         while (taken := self._admission.take()) is None:
@@ -221,7 +227,8 @@ class Orchestrator:
         """Divide the wait for a batch by what it was for: responses, then rewards, then the reference."""
         sampler = self._sampler
         # Groups overlap, so stages are told apart by when the last response and the last reward arrived.
-        if sampler.num_sampling:  # engines never stood still
+        if sampler.num_sampling:
+            # Engines sample groups of later steps, so the last response says nothing about this step.
             return {"rollout": ended - started}
         sampled = min(max(sampler.last_sample_at, started), ended)
         scored = ended if self._reference is None else min(max(sampler.last_score_at, sampled), ended)

@@ -1,4 +1,4 @@
-"""Which engine samples a group: the least loaded one that has room for the whole group."""
+"""The choice of an engine for each group: the least loaded one that has room for the whole group."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rlsys.errors import ScheduleError, WorkerDiedError
 
 # Priority classes of waiting groups; within a class the older group comes first.
 RESTART, EVALUATION, NEW = range(3)
-Order = tuple[int, int]
+Priority = tuple[int, int]
 # The heap of loads is rebuilt when it has this many entries per engine, most of them outdated.
 MAX_ENTRIES = 8
-Waiter = tuple[Order, int, int, "asyncio.Future[Lease]"]
+Waiter = tuple[Priority, int, int, "asyncio.Future[Lease]"]
 
 
 class Lease:
@@ -45,7 +45,7 @@ class Lease:
 
 
 class Router:
-    """The load of every engine in service, and whoever waits for room.
+    """The load of every engine in service, and the groups that wait for room on one.
 
     A group stays together because its samples share the prompt's prefix cache. A group larger than an engine's cap
     gets an idle engine. Engines are compared by load over cap; among equals the lowest index wins, so that runs are
@@ -53,11 +53,18 @@ class Router:
     """
 
     def __init__(self, caps: Sequence[int]) -> None:
-        """Put engines with these caps on concurrent trajectories into service. Raises ValueError for a cap below 1."""
+        """Put engines into service.
+
+        Args:
+            caps: the most concurrent trajectories of each engine.
+
+        Raises:
+            ValueError: a cap is below 1.
+        """
         if not caps or min(caps) < 1:
             raise ValueError(f"caps={list(caps)}: give at least one engine, each with a cap of at least 1")
         self._caps = tuple(caps)
-        self._load: dict[int, int] = dict.fromkeys(range(len(caps)), 0)  # of the engines in service
+        self._load: dict[int, int] = dict.fromkeys(range(len(caps)), 0)  # trajectories running, by engine in service
         # Engines by load over cap. An entry whose load is no longer the engine's is dropped when it comes up.
         self._by_load: list[tuple[float, int, int]] = [(0.0, engine, 0) for engine in self._load]
         self._has_equal_caps = len(set(caps)) == 1
@@ -73,7 +80,7 @@ class Router:
     @property
     def num_restarting(self) -> int:
         """Number of groups that wait for room after a failed attempt."""
-        return sum(order[0] == RESTART and not granted.done() for order, *_, granted in self._waiting)
+        return sum(priority[0] == RESTART and not granted.done() for priority, *_, granted in self._waiting)
 
     def try_reserve(self, num_samples: int) -> Lease | None:
         """Return room for a group of `num_samples`, counted from now on; None when no engine has it."""
@@ -96,18 +103,20 @@ class Router:
         self._change(found, num_samples)
         return Lease(self, found, num_samples)
 
-    async def reserve(self, num_samples: int, order: Order) -> Lease:
-        """Wait for room for a group; the lowest `order` is served first.
+    async def reserve(self, num_samples: int, priority: Priority) -> Lease:
+        """Wait for room for a group; the lowest `priority` is served first.
 
         Raises:
             WorkerDiedError: no engine is left.
         """
         self._refuse_without_engines()
+        # Whoever waits is not overtaken, even by a group that would fit. `_serve` below may still give room at once: by
+        # its class a group can stand before all others in the heap.
         lease = None if self._waiting else self.try_reserve(num_samples)
         if lease is not None:
             return lease
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (order, next(self._numbers), num_samples, granted))
+        heapq.heappush(self._waiting, (priority, next(self._numbers), num_samples, granted))
         self._serve()
         try:
             return await granted
@@ -125,6 +134,7 @@ class Router:
 
     def remove(self, engine: int, why: str) -> None:
         """Take a dead engine out of service and forget its load; `why` is the error that says so."""
+        # Every group that ran there reports the death, so the engine may be out of service already.
         self._load.pop(engine, None)
         self._last_death = why
         if not self._load:

@@ -1,4 +1,4 @@
-"""Sends one prompt through an engine and the scoring workers, in training and in evaluation."""
+"""One prompt's way through an engine and the scoring workers, in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Protocol
 from rlsys.errors import DeadlineError, SampleError, WorkerDiedError, WorkerError
 from rlsys.orchestrator.router import EVALUATION, RESTART, Lease, Router
 from rlsys.runtime.background import cancel
-from rlsys.types import Prompt, Reward, RolloutGroup, Sample, Sampling, ScoredGroup, Scores, ScoringUnit
+from rlsys.types import Prompt, Reward, RolloutGroup, Sample, Sampling, ScoredGroup, ScoringUnit, UnitScores
 
+# Attempts to sample a group, each on whichever engine has room; after the last failure the run ends.
 MAX_ATTEMPTS = 3
 # Streams of random numbers of evaluation prompts begin here, clear of those of training groups.
 EVALUATION_STREAM = 2**32
 
 
 class Engine(Protocol):
-    """What samples."""
+    """An engine as the scheduler sees it."""
 
     name: str
 
@@ -28,9 +29,9 @@ class Engine(Protocol):
         """Number of requested trajectories that are not delivered yet."""
 
     def sample(
-        self, prompt: Prompt, plan: Sequence[Sampling], *, stream: int, policy_version: int
+        self, prompt: Prompt, sampling_params: Sequence[Sampling], *, stream: int, policy_version: int
     ) -> AbstractAsyncContextManager[AsyncIterator[list[Sample]]]:
-        """Sample one group; yields its trajectories as they finish, and cancels those that run on leaving.
+        """Sample one group; yields its trajectories as they finish. On exit, those that still run are cancelled.
 
         Raises:
             SampleError: the engine could not sample one of them.
@@ -41,7 +42,7 @@ class Engine(Protocol):
 class Scoring(Protocol):
     """The queue in front of the scoring workers."""
 
-    def put(self, item: ScoringUnit) -> asyncio.Future[Scores]:
+    def put(self, item: ScoringUnit) -> asyncio.Future[UnitScores]:
         """Score a unit; the future holds one reward per sample, and means of what reward functions logged."""
 
     @property
@@ -54,7 +55,7 @@ class Scoring(Protocol):
 
 
 class GroupSampler:
-    """Samples and scores groups; each trajectory is scored as it finishes, unless a group must be scored whole.
+    """The sampling and scoring of groups; a trajectory is scored as it finishes, or its group as a whole.
 
     Token arrays stay in the object store: the driver sees summaries, rewards and references.
     """
@@ -81,7 +82,7 @@ class GroupSampler:
         """
         self.router = router
         self.scoring = scoring
-        self.step = 0  # that reward functions see
+        self.step = 0  # the training step, as reward functions see it; the orchestrator sets it
         self.num_sampling = 0  # groups that engines sample now
         self.num_scoring = 0  # groups that are sampled and wait for rewards
         self.num_restarted = 0
@@ -94,7 +95,7 @@ class GroupSampler:
     async def sample_group(
         self,
         prompt: Prompt,
-        plan: Sequence[Sampling],
+        sampling_params: Sequence[Sampling],
         *,
         group_id: int,
         start: Callable[[], int],
@@ -104,7 +105,7 @@ class GroupSampler:
 
         Args:
             prompt: The prompt to sample from.
-            plan: The sampling of the group's trajectories; a second entry is the greedy response for a baseline.
+            sampling_params: How to sample; a second entry is the greedy response for a baseline.
             group_id: The group's number, which also seeds its random numbers.
             start: Called when an attempt starts or fails; returns the policy version to sample under.
             lease: Room that is already reserved for the first attempt.
@@ -113,14 +114,15 @@ class GroupSampler:
             WorkerError: The last attempt failed too.
             WorkerDiedError: No engine is left.
         """
-        num_samples = sum(sampling.samples_per_prompt for sampling in plan)
+        num_samples = sum(sampling.samples_per_prompt for sampling in sampling_params)
         failure = ""
         for _ in range(self._max_attempts):
             lease = lease or await self.router.reserve(num_samples, (RESTART, group_id))
             engine = self._engines[lease.engine]
             try:
-                samples, scores = await self._attempt(prompt, plan, group_id, start(), lease)
+                samples, scores = await self._attempt(prompt, sampling_params, group_id, start(), lease)
             # Only what another engine may do better is caught; any other error ends the run.
+            # Rewards that the attempt has already asked for are still computed, and nobody waits for them.
             except SampleError as error:
                 failure = f"{engine.name}: {error}"
             except WorkerDiedError as error:
@@ -128,7 +130,7 @@ class GroupSampler:
                 self.router.remove(lease.engine, failure)
             else:
                 # The lease has ended with the attempt: a group that waits for its rewards holds no room on an engine.
-                return await self._scored(prompt, plan, group_id, samples, scores)
+                return await self._scored(prompt, sampling_params, group_id, samples, scores)
             lease = None
             self.num_restarted += 1
             # Register the new policy version now, not only when the next attempt starts: a step that is due sooner need
@@ -162,14 +164,14 @@ class GroupSampler:
                     pending, timeout=self._deadline_s, return_when=asyncio.FIRST_COMPLETED
                 )
                 if not done:
-                    raise DeadlineError(self.late("evaluation", self._deadline_s))
+                    raise DeadlineError(self.timeout_message("evaluation", self._deadline_s))
                 for task in done:
                     task.result()
             return [task.result() for task in tasks]
         finally:
             await cancel(pending)  # they use the engines on their way out, so these must still be there
 
-    def late(self, what: str, deadline_s: float) -> str:
+    def timeout_message(self, what: str, deadline_s: float) -> str:
         """Return the message of a missed deadline, which names the workers that have not answered."""
         running = [f"{engine.name} ({engine.num_running} responses)" for engine in self._engines if engine.num_running]
         if not running and not self.scoring.is_idle:
@@ -178,11 +180,11 @@ class GroupSampler:
         return f"{what}: no answer within {deadline_s:g} s from {', '.join(running) or others}"
 
     async def _attempt(
-        self, prompt: Prompt, plan: Sequence[Sampling], group_id: int, policy_version: int, lease: Lease
-    ) -> tuple[dict[int, Sample], list[tuple[ScoringUnit, asyncio.Future[Scores]]]]:
+        self, prompt: Prompt, sampling_params: Sequence[Sampling], group_id: int, policy_version: int, lease: Lease
+    ) -> tuple[dict[int, Sample], list[tuple[ScoringUnit, asyncio.Future[UnitScores]]]]:
         """Sample the group once; its trajectories go to the scoring workers as they finish."""
         samples: dict[int, Sample] = {}
-        scores: list[tuple[ScoringUnit, asyncio.Future[Scores]]] = []
+        scores: list[tuple[ScoringUnit, asyncio.Future[UnitScores]]] = []
 
         def score(together: Sequence[Sample]) -> None:
             unit = ScoringUnit(prompt, tuple(together), self.step)
@@ -197,7 +199,10 @@ class GroupSampler:
 
         engine = self._engines[lease.engine]
         with lease, self._counted("num_sampling"):
-            async with engine.sample(prompt, plan, stream=group_id, policy_version=policy_version) as finished:
+            # Each attempt has the group's stream: a seeded response does not depend on how often it was tried, or
+            # where.
+            sampling = engine.sample(prompt, sampling_params, stream=group_id, policy_version=policy_version)
+            async with sampling as finished:
                 async for delivered in finished:
                     take(delivered)
         if self._whole_groups:
@@ -207,10 +212,10 @@ class GroupSampler:
     async def _scored(
         self,
         prompt: Prompt,
-        plan: Sequence[Sampling],
+        sampling_params: Sequence[Sampling],
         group_id: int,
         samples: dict[int, Sample],
-        scores: Sequence[tuple[ScoringUnit, asyncio.Future[Scores]]],
+        scores: Sequence[tuple[ScoringUnit, asyncio.Future[UnitScores]]],
     ) -> ScoredGroup:
         """Wait for the rewards and assemble the group in the order of its samples."""
         rewards: dict[int, Reward] = {}
@@ -222,7 +227,7 @@ class GroupSampler:
                 for name, value in notes.items():
                     logged.setdefault(name, []).append(value)
         self.last_score_at = time.perf_counter()
-        size = plan[0].samples_per_prompt
+        size = sampling_params[0].samples_per_prompt
         ordered = [samples[number] for number in range(size)]
         rollout = RolloutGroup(
             group_id,
@@ -233,7 +238,8 @@ class GroupSampler:
         return ScoredGroup(
             rollout,
             tuple(rewards[number] for number in range(size)),
-            baseline=rewards[size] if len(plan) > 1 else None,
+            # The greedy response is numbered after the group's own. Only its reward is kept.
+            baseline=rewards[size] if len(sampling_params) > 1 else None,
             logged={name: sum(values) / len(values) for name, values in logged.items()},
         )
 

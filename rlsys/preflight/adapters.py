@@ -97,7 +97,7 @@ def _check_given(config: Config, adapter: str, *, training: bool) -> None:
             "model.path"
         )
     how = str(given.get("init_lora_weights", ""))
-    if how.startswith(CHANGE_THE_BASE):
+    if how.startswith(CHANGE_THE_BASE):  # a prefix, because peft also knows `pissa_niter_16` for example
         raise ConfigError(
             f"model.adapter '{adapter}' was started with init_lora_weights={how}, which changes the model under it: "
             "convert it to a plain adapter (peft's save_pretrained with path_initial_model_for_weight_conversion)"

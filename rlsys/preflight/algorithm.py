@@ -1,4 +1,4 @@
-"""Checks of the algorithm: its names and options, and what its parts require of each other and of the run."""
+"""Checks of the algorithm: its names and options, and its parts' requirements of each other and of the run."""
 
 from __future__ import annotations
 
@@ -133,7 +133,8 @@ def _check_kl(config: Config) -> None:
             "algorithm.kl.apply_to=loss, or unbiased=false"
         )
     estimator = str(config.algorithm.advantage["name"])
-    # maxrl and others divide by the success rate, for example: it must be counted before anything is subtracted.
+    # maxrl divides by the success rate, grpo_passk compares with a threshold, gpg counts groups of equal rewards, and
+    # gdpo works on the parts of rewards: a penalty subtracted first would change what each of them sees.
     raw = advantages.registry.fact(estimator, "raw_rewards", False)
     if raw and penalty.apply_to == "reward" and penalty.coef > 0:
         raise ConfigError(

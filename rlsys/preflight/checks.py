@@ -28,7 +28,7 @@ def check_config(config: Config, *, training: bool = True) -> None:
     check_values(config, absent=_absent_roles(config, training=training))
     if training:
         _check_data(config)
-        _check_batch(config)
+        _check_engines(config)
         _check_optimizer(config)
         check_algorithm(config)
         check_lora(config)
@@ -94,20 +94,13 @@ def _check_data(config: Config) -> None:
         )
 
 
-def _check_batch(config: Config) -> None:
-    train, workers = config.train, config.learner.num_workers
-    batch = train.prompts_per_step * train.samples_per_prompt
-    # Every rank gets the same number of trajectories.
-    if batch % workers:
+def _check_engines(config: Config) -> None:
+    # Learner ranks need no such check: a step is divided by tokens, and a rank may get nothing (`learner.rank_group`).
+    prompts, engines = config.train.prompts_per_step, config.rollout.num_workers
+    if prompts < engines:
         raise ConfigError(
-            f"learner.num_workers={workers} does not divide the {batch} trajectories per step "
-            f"(train.prompts_per_step={train.prompts_per_step} * train.samples_per_prompt={train.samples_per_prompt}): "
-            "change one of the three"
-        )
-    if train.prompts_per_step < config.rollout.num_workers:
-        raise ConfigError(
-            f"rollout.num_workers={config.rollout.num_workers} is more than train.prompts_per_step="
-            f"{train.prompts_per_step}, so some engines would never get a prompt: lower the former or raise the latter"
+            f"rollout.num_workers={engines} is more than train.prompts_per_step={prompts}, so some engines would never "
+            "get a prompt: lower the former or raise the latter"
         )
 
 

@@ -32,7 +32,8 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
     `training=False` is for `rlsys eval`, which needs no learner.
     """
     check_config(config, training=training)
-    config = _self_contained(config)  # from here on nothing depends on the working directory
+    # From here on files of data, rewards, templates, adapter and algorithm do not depend on the working directory.
+    config = _self_contained(config)
     # A model built on the spot learns its tokenizer and its first steps from the training rows.
     needs_training_rows = training or config.model.path is None
     train = _load(config, "data.train") if needs_training_rows else []
@@ -69,7 +70,10 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
 
 
 def _self_contained(config: Config) -> Config:
-    """Return the configuration with absolute file names, templates read, and automatic corrections written out."""
+    """Return the configuration with absolute file names, templates read, and automatic corrections written out.
+
+    The model's folder, its cache and a tokenizer's corpus keep their names.
+    """
     model, data = config.model, config.data
     template, around = model.chat_template, data.prompt_template
     return replace(
@@ -139,6 +143,8 @@ def _order(config: Config, parts: Sequence[LoadedRows], sizes: Sequence[int]) ->
     weights = [part.source.weight for part in parts if part.source.weight is not None]
     if weights and len(sizes) > 1:
         return MixtureOrder(sizes, weights, config.seed, shuffle=config.data.shuffle)
+    # The seed alone, without a constant as in mixtures: runs that began before there were mixtures resume in the same
+    # order.
     return EpochOrder(sum(sizes), [config.seed], shuffle=config.data.shuffle)
 
 

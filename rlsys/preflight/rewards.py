@@ -59,6 +59,7 @@ def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
     if is_class(spec):
         function = _call_of(spec)
     parameters = free_parameters(function)
+    # Options that the entry leaves at their defaults, and that have the name of a column.
     for name in set(option_names(function)) & columns - set(spec):
         if parameters[name].default is inspect.Parameter.empty:
             continue

@@ -48,4 +48,5 @@ class PolicyWithoutAdapter(FrozenReference):
         async def score(_: int, groups: list[RolloutGroup]) -> list[ReferenceScores]:
             return await policy.reference_scores(groups)
 
+        # A single worker for the queue: all ranks score together, in one collective call.
         self.queue = BatchingQueue(1, score, background, weight=num_tokens)

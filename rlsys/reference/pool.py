@@ -35,11 +35,11 @@ class ReferencePool:
         """Start a process for each demand.
 
         Args:
-            cluster: Where the workers run.
-            setup: What they are started with.
-            refresh: When the reference moves towards the policy.
-            read_policy: Starts reading the policy's weights and returns the open call of each rank, rank 0 first.
-            demands: One per worker.
+            cluster: the cluster that the workers run on.
+            setup: configuration that every worker is started with.
+            refresh: options that say when the reference moves towards the policy, and how far.
+            read_policy: starts reading the policy's weights and returns the open call of each rank, rank 0 first.
+            demands: one demand per worker.
         """
         self._calls = cluster.calls
         self._config = setup.reference
@@ -65,6 +65,7 @@ class ReferencePool:
         if not self._refresh.every or step % self._refresh.every:
             return
         policy = self._read_policy()
+        # Rank 0's result is the whole policy, the other ranks' are empty. Ray passes it on; the driver never holds it.
         weights = next(iter(policy.values()))
         calls = {name: worker.blend.remote(weights, self._refresh.alpha) for name, worker in self._workers.items()}
         await self._calls.gather(

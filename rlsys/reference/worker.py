@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReferenceSetup:
-    """What a reference worker needs to know of the run."""
+    """The part of the configuration that a reference worker needs."""
 
     reference: ReferenceConfig
     model_path: str
@@ -83,9 +83,9 @@ class ReferenceWorker:
             chunk_indices: where each group's trajectories are in the chunks.
             *chunks: lists of trajectories.
 
-        Returns: first the divergence of the policy that sampled, summed over each response, one list per group (an
-        empty list unless the KL belongs in the reward); then per group a list of its trajectories' log-probabilities,
-        [L] float32 each, 0 outside the loss mask.
+        Returns: first the divergence from the sampling policy, summed over each response, one list per group (an empty
+        list unless the KL belongs in the reward); then per group a list of its trajectories' log-probabilities, [L]
+        float32 each, 0 outside the loss mask.
         """
         with self._spans.span("reference"):
             return self._logprobs(picked(chunks, chunk_indices))
@@ -121,6 +121,7 @@ class ReferenceWorker:
                 precise = self._precise.get(name, parameter.float())
                 precise = torch.lerp(precise, weights[name].to(precise), alpha)
                 parameter.copy_(precise)
+                # With alpha 1 the value is the policy's own, which the parameter holds exactly.
                 if parameter.dtype != torch.float32 and alpha < 1.0:
                     self._precise[name] = precise
                 else:

@@ -34,7 +34,7 @@ from rlsys.types import Outcome
 
 @dataclass(frozen=True)
 class Failed:
-    """A score's place for a row that could not be judged, for reasons that are not the response's fault."""
+    """A stand-in for the score of a row that could not be judged, for a reason that is not the response's fault."""
 
     detail: str
     outcome: Outcome = "error"

@@ -12,7 +12,7 @@ THRESHOLD = 0.99  # all cases passed: the fraction is a floating-point number
 
 @register("binary_code", check=check_code, deadline_s=300.0)
 class BinaryCode(Code):
-    """1 for a response to which `code` gives more than 0.99, else 0; the same options and columns."""
+    """A score of 1 for a response to which `code` gives more than 0.99, else 0; the same options and columns."""
 
     def __call__(
         self, completions: list[Any], verification_info: list[Any], deadline_s: float, log_metric: Any, **_: Any

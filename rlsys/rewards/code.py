@@ -30,8 +30,8 @@ class Code:
     are not applicable. A row whose cases cannot be run is an error, because that is not the response's fault.
 
     Args:
-        language: for rows that do not name one.
-        num_parallel: how many responses are judged at once.
+        language: language of rows that do not name one.
+        num_parallel: responses that are judged at the same time.
         wall_s: seconds that a program may run; one that takes longer fails the case.
         memory_mib: memory that a program may use; one that needs more fails the case.
     """
@@ -40,9 +40,11 @@ class Code:
         self, *, language: str = "python", num_parallel: int = 2, wall_s: float = 5.0, memory_mib: int = 512
     ) -> None:
         self._language = language
+        # The limit of CPU time is in whole seconds and counts all threads. With this value a program of one thread
+        # always meets `wall_s` first.
         self._limits = Limits(wall_s=wall_s, cpu_s=int(wall_s) + 1, memory_mib=memory_mib)
         self._executor = ThreadPoolExecutor(num_parallel)
-        adopt_orphans()
+        adopt_orphans()  # what a killed sandbox leaves becomes a child of this process, and `sandbox.run` waits for it
 
     def __call__(
         self,

@@ -26,7 +26,7 @@ def absolute(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def deadline_of(spec: Mapping[str, Any], default: float) -> float:
-    """Return the seconds that a call may take: of the entry, else of the function's registration, else `default`."""
+    """Return the seconds that a call may take: the entry's, else those of the registration, else `default`."""
     return float(spec.get("deadline_s") or registry.fact(str(spec["name"]), "deadline_s", default))
 
 

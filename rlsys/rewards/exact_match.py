@@ -1,4 +1,4 @@
-"""Whether the response is exactly the answer."""
+"""Exact match: the response must be the answer and nothing else."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Http:
     nothing is sent for a while (circuit breaker): a service that is down costs the run its rows, not minutes.
 
     Args:
-        url: where to post; with `rlsys serve-reward` it ends in `/score`.
+        url: address to post to; with `rlsys serve-reward` it ends in `/score`.
         token_env: name of the environment variable with the bearer token; empty for none.
         protocol: `rlsys` sends prompts, completions, completion_ids and columns; `openrlhf` sends queries (prompt and
             completion as one text), prompts and labels (the column `label`, else `answer`).
@@ -46,9 +46,9 @@ class Http:
         num_parallel: requests at the same time.
         timeout_s: seconds per try; longer than the service's own deadline.
         max_tries: tries per batch; fewer if the deadline of the call comes first.
-        wait_s: about how long the first wait between two tries is.
+        wait_s: most seconds between the first two tries; waits are random, and this bound doubles after each try.
         breaker_failures: failed tries in a row after which nothing is sent.
-        breaker_s: for how many seconds nothing is sent then.
+        breaker_s: seconds for which nothing is sent then.
         columns: columns of the data that are sent; null for all.
     """
 
@@ -79,7 +79,8 @@ class Http:
         token = secret(token_env, "reward 'http': token_env")
         self._client = httpx.Client(headers={"Authorization": f"Bearer {token}"} if token else {})
         self._executor = ThreadPoolExecutor(num_parallel)
-        # Around each single try: the retries of all threads share the count of failures.
+        # Around each single try: the retries of all threads share the count of failures. A refusal (RefusedError) shows
+        # that the service is there, so it resets the count.
         breaker = CircuitBreaker(breaker_failures, breaker_s, UnavailableError, name=f"reward service {url}")
         self._post_once = breaker.decorate(self._post)
 

@@ -1,4 +1,4 @@
-"""Whether the response is JSON that fits a schema."""
+"""JSON as a response: it must fit a schema."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from rlsys.rewards import Scores, content, register
 
+# [^\S\n] is white space within a line.
 BLOCK = re.compile(r"^```[^\S\n]*(?:json)?[^\S\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE | re.IGNORECASE)
 
 

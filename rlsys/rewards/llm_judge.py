@@ -63,6 +63,7 @@ class LlmJudge:
     ) -> None:
         from jinja2 import Environment, StrictUndefined
 
+        # A variable that the data lack is an error: the judge must not grade a text with a gap.
         self._template = Environment(undefined=StrictUndefined).from_string(
             text_or_file(instruction, "reward 'llm_judge', instruction")
         )
@@ -81,6 +82,7 @@ class LlmJudge:
         """Return one grade per completion; a row without a grade at the deadline is a timeout."""
         from openai import AsyncOpenAI
 
+        # `columns` also holds arguments that are no columns, such as `trainer_state`.
         rows = [
             {name: column[index] for name, column in columns.items() if isinstance(column, list)}
             for index in range(len(completions))

@@ -1,4 +1,4 @@
-"""Whether the response matches a pattern, and whether the answer that the pattern finds is the right one."""
+"""A regular expression that the response must match, and that may find the answer to compare."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class RewardModel:
 
     Args:
         model: the classifier's folder or hub id.
-        label: which of its outputs is the score, by number.
+        label: number of the output that is the score, from 0.
         score: the output itself (`logit`), or its probability: a sigmoid for a single output, a softmax over several.
         batch_size: texts per forward pass; they have similar lengths.
         max_tokens: longer texts are cut at their beginning, so that the end of the response is judged; 0: the model's
@@ -70,7 +70,8 @@ class RewardModel:
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> Scores:
         """Return one score per completion."""
         texts = [self._text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        # Texts of similar length together: less padding in each batch.
+        # Texts of similar length together: less padding in each batch. They are sorted by characters, whose number is
+        # known before tokenising and nearly proportional to that of tokens.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index][0]))
         scores: list[Any] = [None] * len(texts)
         for start in range(0, len(order), self._batch_size):

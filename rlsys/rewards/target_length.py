@@ -1,4 +1,4 @@
-"""How close the response is to a given length: the reward of TRL's tutorials."""
+"""Closeness of the response to a given length: the reward of TRL's tutorials."""
 
 from __future__ import annotations
 

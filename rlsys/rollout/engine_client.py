@@ -14,14 +14,15 @@ from rlsys.types import Finished, GroupRequest, Prompt, Sample, Sampling, Trajec
 
 # An engine without finished trajectories answers a poll after this many seconds.
 POLL_S = 30.0
-POLL_DEADLINE_S = 300.0
+# Deadline of every call to an engine. Each answers within POLL_S, so only a worker that hangs misses it.
+DEADLINE_S = 300.0
 
 
 class _Results(AsyncIterator[list[Sample]]):
     """The trajectories of one request, in lists as they are delivered."""
 
     def __init__(self, num_samples: int) -> None:
-        self.num_missing = num_samples  # that the engine still has
+        self.num_missing = num_samples  # trajectories that the engine still has
         self._delivered: list[Sample] = []
         self._error: RlsysError | None = None
         self._wake: asyncio.Future[None] | None = None
@@ -52,7 +53,7 @@ class _Results(AsyncIterator[list[Sample]]):
 
 
 class EngineClient:
-    """Sends requests to one rollout worker and polls it for finished trajectories.
+    """A client of one rollout worker: sends it requests and polls it for finished trajectories.
 
     One poll at a time waits in the worker, however many groups are open. Token arrays stay in the object store, one
     chunk per poll. A failure of the worker is raised in every open group.
@@ -62,7 +63,7 @@ class EngineClient:
         """Make the client of `worker`.
 
         Args:
-            name: of the worker, for errors.
+            name: the worker's name, for errors.
             worker: its Ray handle.
             calls: awaits its answers.
             linger_s: how long the worker gathers what finishes before it answers a poll.
@@ -79,10 +80,10 @@ class EngineClient:
 
     @asynccontextmanager
     async def sample(
-        self, prompt: Prompt, plan: Sequence[Sampling], *, stream: int, policy_version: int
+        self, prompt: Prompt, sampling_params: Sequence[Sampling], *, stream: int, policy_version: int
     ) -> AsyncIterator[AsyncIterator[list[Sample]]]:
         """Sample one group; see `rlsys.orchestrator.sampling.Engine`. The engine must have `policy_version`."""
-        request = GroupRequest(next(self._ids), prompt.token_ids, tuple(plan), stream)
+        request = GroupRequest(next(self._ids), prompt.token_ids, tuple(sampling_params), stream)
         results = self._open[request.request_id] = _Results(request.num_samples)
         self._add_running(request.num_samples)
         if not self._outgoing:
@@ -113,7 +114,7 @@ class EngineClient:
     async def _control(self, ref: Any, what: str) -> None:
         """Wait for a call that answers at once."""
         try:
-            await self._calls.result(ref, who=self.name, what=what, deadline_s=POLL_DEADLINE_S, is_work=False)
+            await self._calls.result(ref, who=self.name, what=what, deadline_s=DEADLINE_S, is_work=False)
         except RlsysError as error:
             self._fail(error)
 
@@ -124,7 +125,7 @@ class EngineClient:
                 finished, chunk = self._worker.finished.options(num_returns=2).remote(POLL_S, self._linger_s)
                 self._deliver(
                     await self._calls.result(
-                        finished, who=self.name, what="rollout", deadline_s=POLL_DEADLINE_S, is_work=False
+                        finished, who=self.name, what="rollout", deadline_s=DEADLINE_S, is_work=False
                     ),
                     chunk,
                 )
@@ -139,6 +140,7 @@ class EngineClient:
             if results is None:
                 continue  # its group has ended this attempt
             if one.summary is None:
+                # It stays counted as running: its group ends now, and `sample` takes off all that is missing at once.
                 results.fail(SampleError(f"sample {one.sample}: {one.error}"))
                 continue
             self._add_running(-1)

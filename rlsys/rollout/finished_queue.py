@@ -1,4 +1,4 @@
-"""What a rollout worker has finished and the driver has not fetched yet."""
+"""The queue of what a rollout worker has finished and the driver has not fetched yet."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Collection
 from rlsys.runtime.spans import SpanRecorder
 from rlsys.types import Finished, Trajectory
 
-Result = tuple[Finished, Trajectory | None]
+Entry = tuple[Finished, Trajectory | None]
 
 
 class FinishedQueue:
-    """Holds results until they are taken, and lets the taker wait for them."""
+    """Results until they are taken; the taker can wait for them."""
 
     def __init__(self, spans: SpanRecorder) -> None:
-        self._results: list[Result] = []
+        self._results: list[Entry] = []
         self._first_at = 0.0
         self._changed = asyncio.Event()
         self._spans = spans
@@ -35,7 +35,7 @@ class FinishedQueue:
         self.num_running -= 1
         if self.num_running == 0:
             self.record_span()
-            self._changed.set()
+            self._changed.set()  # nothing more can come, so whoever gathers results need not linger
 
     def record_span(self) -> None:
         """Record the generation so far for the timeline."""
@@ -47,6 +47,7 @@ class FinishedQueue:
         """Add a result; a sample that failed has no trajectory."""
         if not self._results:
             self._first_at = time.monotonic()
+            # Later results wake nobody: the taker already sleeps until this one is `linger_s` old.
             self._changed.set()
         self._results.append((finished, trajectory))
 
@@ -54,11 +55,11 @@ class FinishedQueue:
         """Remove results of requests that were cancelled."""
         self._results = [result for result in self._results if result[0].request_id not in request_ids]
 
-    async def take(self, max_wait_s: float, linger_s: float) -> list[Result]:
+    async def take(self, max_wait_s: float, linger_s: float) -> list[Entry]:
         """Take everything that has finished.
 
-        Returns when the first result is `linger_s` old or nothing runs any more, and after `max_wait_s` in any case,
-        then perhaps with an empty list.
+        Returns once there is a result and either the first is `linger_s` old or nothing runs any more; after
+        `max_wait_s` in any case, then perhaps with an empty list.
         """
         end = time.monotonic() + max_wait_s
         while True:

@@ -15,7 +15,7 @@ import psutil
 
 from rlsys.weights.packed_adapter import PackedAdapter, Sums, check_sums
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can reserve room for
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM can reserve room for
 MEMORY = Path("/dev/shm")
 FOLDER = "rlsys-adapter"
 # Adapters that must fit into memory for it to be used: those of running versions, and what others put there.
@@ -29,14 +29,17 @@ class AdapterSlots:
     rank: int
     count: int  # versions that requests may run under at once
     loaded: str | None = None  # folder of an adapter that belongs to the weights of `model.path`
-    quantization: str | None = None  # of the engine's own weights
+    quantization: str | None = None  # how the engine holds the base model's weights
 
     def arguments(self) -> dict[str, Any]:
         """Return the engine's options."""
+        # Preflight refuses ranks above the largest; any other caller gets vLLM's own error.
         rank = next((rank for rank in RANKS if rank >= self.rank), self.rank)
         arguments = {
             "enable_lora": True,
             "max_loras": self.count,
+            # One more than may run at once: a version is loaded before the one that it replaces is removed. Without
+            # room vLLM would drop the oldest and read it from its file again.
             "max_cpu_loras": self.count + 1,
             "max_lora_rank": rank,
         }
@@ -109,11 +112,13 @@ class Adapters:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _retire(self, policy_version: int) -> None:
+        # `load` and the end of the version's last request may both come here; the second finds it gone.
         if self._num_running[policy_version] or policy_version not in self._requests:
             return
         request = self._requests.pop(policy_version)
         del self._num_running[policy_version]
         await self._engine.remove_lora(request.lora_int_id)
+        # Only what `add` wrote: an adapter of the user's (`model.adapter`) was read where it lies, and stays.
         if self._folder is not None:
             shutil.rmtree(self._folder / f"version-{policy_version}", ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""What a rollout worker is made of, from the run's configuration."""
+"""A rollout worker's part of the configuration."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class EngineSetup:
 
     rollout: RolloutConfig
     model_path: str
-    max_tokens: int  # of the longest trajectory
-    backend: str  # of weight transfers: nccl | ipc | gloo
+    max_tokens: int  # length of the longest trajectory
+    backend: str  # nccl | ipc | gloo: how weights arrive
     seed: int
     trust_remote_code: bool = False
     slots: AdapterSlots | None = None  # for adapters, where the policy has them
@@ -46,4 +46,5 @@ def adapter_slots(config: Config) -> AdapterSlots | None:
     if not lora.syncs_adapter_only:
         return None
     quantization = None if lora.quantize_base is None else "bitsandbytes"
+    # One version per step that sampling may run ahead, and the newest.
     return AdapterSlots(lora.rank, 1 + config.train.max_staleness, config.model.adapter, quantization)

@@ -26,6 +26,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request
 
 from rlsys.rollout.trajectory import EPOCHS, LOGPROBS
+from rlsys.runtime.processes import exit_with_parent
 
 Part = tuple[int, EngineCoreOutput]  # the epoch of a step, and what the step gave to a request
 
@@ -41,6 +42,8 @@ class _WholeResponses:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # This is vLLM's core process, with any number of ranks. Killed, the rollout worker could not end it.
+        exit_with_parent()
         self._held: dict[str, list[Part]] = {}
         self._epoch = 0
 
@@ -54,6 +57,7 @@ class _WholeResponses:
         if pause_state == PauseState.UNPAUSED and self.pause_state != PauseState.UNPAUSED:  # type: ignore[attr-defined]
             self._epoch += 1
             for request in self.requests.values():
+                # It holds no cache: it still waits, or the pause has preempted it (rollout.inflight_kv=recompute).
                 if request.num_computed_tokens == 0:
                     _give_salt(request, self._epoch)
         super().set_pause_state(pause_state)  # type: ignore[misc]
@@ -91,12 +95,13 @@ def joined(parts: Sequence[Part]) -> EngineCoreOutput:
     rows = [output.new_logprobs.logprobs[:, 0] for output in outputs if output.new_logprobs is not None]
     whole.kv_transfer_params = {
         **(whole.kv_transfer_params or {}),
+        # A last part may carry no token, only the finish; then its epoch has no entry.
         EPOCHS: [pair for pair in counts if pair[1]],
         LOGPROBS: np.concatenate(rows).astype(np.float32).tobytes() if rows else b"",
     }
     whole.new_token_ids = [token for output in outputs for token in output.new_token_ids]
     whole.new_logprobs = None
-    whole.prefill_stats = outputs[0].prefill_stats
+    whole.prefill_stats = outputs[0].prefill_stats  # vLLM attaches them to a request's first output only
     return whole
 
 

@@ -23,6 +23,7 @@ from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
 from rlsys.weights.packed_adapter import PackedAdapter
 
+# Attempts to probe under one set of weights; an update that arrives in between spoils an attempt.
 PROBE_TRIES = 3
 # Seconds between two checks of a transfer that runs beside generation: an engine answers between its steps.
 TRANSFER_POLL_S = 0.01
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class RolloutWorker:
-    """Samples responses with one vLLM engine: token ids go in, token ids and log-probabilities come out.
+    """A Ray worker around one vLLM engine: token ids go in, token ids and log-probabilities come out.
 
     Callers `submit` requests and then call `finished` until every answer has arrived. Requests are refused when the
     weights are older than the caller expects, so a broadcast that did not arrive is noticed at once. Newer weights are
@@ -44,9 +45,9 @@ class RolloutWorker:
         self._setup = setup
         self._config = setup.rollout
         self._adapters: Adapters | None = None
-        self._versions = [
-            LOADED_VERSION
-        ]  # policy version by epoch, as the scheduler counts epochs; the last is current
+        # Policy versions in the order in which they arrived; the last is current. With whole weights the index is the
+        # scheduler's epoch. With adapters there is one epoch, and each request has its own version.
+        self._versions = [LOADED_VERSION]
         self._probes = itertools.count()
         self._tasks: dict[int, set[asyncio.Task[None]]] = {}  # by request id
         self._spans = SpanRecorder()
@@ -66,6 +67,8 @@ class RolloutWorker:
             memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
         arguments = AsyncEngineArgs(
             model=self._setup.model_path,
+            # Prompts and responses are token ids; scoring workers decode. Without a tokenizer vLLM does not know the
+            # end of a sequence, so `_params` gives it as a stop token.
             skip_tokenizer_init=True,
             dtype=config.dtype,
             tensor_parallel_size=config.tensor_parallel_size,
@@ -83,8 +86,11 @@ class RolloutWorker:
             # group has no room for them either: they are this worker's own processes.
             distributed_executor_backend="mp" if self._config.tensor_parallel_size > 1 else None,
             worker_extension_cls="rlsys.weights.receiver.WeightReceiver",
+            # Not the model's generation_config.json: its top_p or penalties would change the sampling distribution.
             generation_config="vllm",
+            # With the same seed all engines would draw the same random numbers.
             seed=self._setup.seed + self._index,
+            # With statistics every step would have something to send, and wake the front end; see whole_responses.py.
             disable_log_stats=True,
             async_scheduling=not on_cpu,
             scheduler_cls=f"rlsys.rollout.whole_responses.WholeResponse{'' if on_cpu else 'Async'}Scheduler",
@@ -124,7 +130,9 @@ class RolloutWorker:
         engine, keep = self._engine, self._config.inflight_kv == "keep"
         if self._setup.backend == "gloo":
             await self._begin_transfer(update_info)
-        # Not `pause_generation`, which sleeps for another 20 ms once the engine has paused.
+        # `mode` is about requests: they stay, and continue afterwards. `clear_cache` is rollout.inflight_kv: it drops
+        # their keys and values, so that they are computed again under the new weights. Not `pause_generation`, which
+        # sleeps for another 20 ms once the engine has paused.
         await engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=not keep)
         paused = time.perf_counter()
         try:
@@ -167,7 +175,7 @@ class RolloutWorker:
         if version < policy_version:
             raise WorkerError(f"{who} holds policy version {version}, but the request expects version {policy_version}")
         for request in requests:
-            samplings = [sampling for sampling in request.plan for _ in range(sampling.samples_per_prompt)]
+            samplings = [sampling for sampling in request.sampling_params for _ in range(sampling.samples_per_prompt)]
             for sample, sampling in enumerate(samplings):
                 seed = response_seed(self._setup.seed, request.stream, sample) if self._config.seeded else None
                 self._start(request, sample, self._params(sampling, seed))
@@ -189,6 +197,7 @@ class RolloutWorker:
         """
         from vllm import SamplingParams
 
+        # The temperature is that of the one token that vLLM insists on sampling; prompt log-probabilities have none.
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
         for _ in range(PROBE_TRIES):
             epoch = len(self._versions) - 1
@@ -209,13 +218,13 @@ class RolloutWorker:
 
     async def take_spans(self) -> list[Span]:
         """Return the spans recorded since the last call."""
-        if self._finished.num_running:
+        if self._finished.num_running:  # its span would otherwise appear only when the last sample has ended
             self._finished.record_span()
         return self._spans.take()
 
     async def stop(self) -> None:
         """Stop the engine's processes."""
-        engine = getattr(self, "_engine", None)
+        engine = getattr(self, "_engine", None)  # None when `start` failed before there was one
         if engine is not None:
             await asyncio.to_thread(engine.shutdown)
             logger.info("engine stopped")
@@ -255,7 +264,7 @@ class RolloutWorker:
             name = f"{self._index}-{'-'.join(map(str, key))}"
             answer, versions = await self._sampled(request.token_ids, params, name)
             trajectory = trajectory_of(request.token_ids, answer, versions, self._index)
-        except Exception as error:
+        except Exception as error:  # not CancelledError: nobody waits for the result of a cancelled sample
             cause = error.__cause__ or error  # vLLM's wrapper has no message of its own
             logger.warning("request %s failed", key, exc_info=cause)
             self._finished.put(Finished(*key, summary=None, error=f"{type(cause).__name__}: {cause}"), None)
@@ -278,7 +287,8 @@ class RolloutWorker:
     async def _generated(self, token_ids: np.ndarray, params: Any, name: str, adapter: Any) -> Any:
         from vllm.inputs import tokens_input
 
-        # The salt separates prefixes cached under other weights; the scheduler handles updates within a request.
+        # The salt separates prefixes cached under other weights. The scheduler sets it again; where this guess is
+        # right, and it mostly is, the prompt's blocks are hashed only once. Adapters' names are hashed anyway.
         prompt = tokens_input(token_ids.tolist(), cache_salt=str(len(self._versions) - 1 if adapter is None else 0))
         final = None
         async for output in self._engine.generate(prompt, params, request_id=name, lora_request=adapter):

@@ -15,7 +15,7 @@ from rlsys.run_folder.layout import ADAPTER, CHECKPOINTS, POLICY, STATE
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run needs besides its weights to continue at the next step."""
+    """The state of a run besides its weights: all that it needs to continue at the next step."""
 
     step: int
     prompt_cursor: int  # how many prompts have been handed out
@@ -25,7 +25,7 @@ class RunState:
     nonfinite_in_a_row: int = 0
     nonfinite_total: int = 0
     prompts_pending: list[int] = field(default_factory=list)  # positions handed out but not trained yet
-    prompts_digest: str = ""  # of all training prompts: the cursor is a position among exactly these
+    prompts_digest: str = ""  # digest of all training prompts: the cursor is a position among exactly these
     unscored_in_a_row: int = 0
     unscored_total: int = 0
 
@@ -40,7 +40,7 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """Return the step in the name of a file or folder, or 0 if it has none, as `timeline.json`."""
+    """Return the step in the name of a file or folder, or 0 if it has none, like `timeline.json`."""
     numbers = re.findall(r"\d+", path.stem)
     return int(numbers[-1]) if numbers else 0
 
@@ -60,6 +60,8 @@ async def save(run_dir: Path, state: RunState, write: Callable[[str], Awaitable[
         keep: how many checkpoints stay; at least the new one.
     """
     folder = run_dir / CHECKPOINTS / f"step-{state.step:06d}"
+    # A folder of this step is left from a run that was killed while it wrote it: resuming starts at the last complete
+    # one.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     await write(str(folder))
@@ -67,6 +69,7 @@ async def save(run_dir: Path, state: RunState, write: Callable[[str], Awaitable[
     partial = folder / f".{STATE}"
     partial.write_text(json.dumps(asdict(state)), encoding="utf-8")
     partial.rename(folder / STATE)
+    # Without `max`, keep=0 would give [:-0], which is empty, and nothing would ever be removed.
     for old in checkpoints(run_dir)[: -max(keep, 1)]:
         shutil.rmtree(old)
     return folder

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from rlsys.config.compose import to_config
+from rlsys.config.overrides import key_of
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError, DataError, RlsysError, nearest
 from rlsys.run_folder import layout
@@ -189,11 +190,12 @@ def overridden(base: DictConfig, changed: DictConfig, overrides: Sequence[str]) 
         ConfigError: an experiment is named, which would replace the run's own configuration.
     """
     result = OmegaConf.create(base)
-    keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
-    nodes = [GROUP_NODES.get(key, key) for key in keys]
+    nodes = [GROUP_NODES.get(key, key) for key in map(key_of, overrides)]
     # Nodes without a dot are groups: they come first, so that a key inside of them is not replaced by its group.
     for node in sorted(nodes, key=lambda name: "." in name):
         if node == "experiment":
             raise ConfigError("experiment=... cannot be given with a run's folder: the run has its own configuration")
+        # Replaced, not merged: a mapping on the command line is the whole value. force_add, because mappings such as a
+        # function's options may have keys that the run's own lack.
         OmegaConf.update(result, node, OmegaConf.select(changed, node), merge=False, force_add=True)
     return result

@@ -75,7 +75,7 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
 
 
 class MetricsFollower:
-    """Reads new rows of a metrics file that grows, and that a resumed run cuts back to its checkpoint."""
+    """A reader of the new rows of a metrics file, which grows, and which a resumed run cuts back to its checkpoint."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -12,7 +12,8 @@ TRACKER_ID = "tracker_id"
 TIMELINE = "timeline"
 CHECKPOINTS = "checkpoints"
 
-# Prefixes of the names of everything that a run writes besides its checkpoints, configuration and logs.
+# Prefixes of the names that a start over moves aside. Not among them: configuration, tokenizer and checkpoints, which
+# are written again, and logs, which are appended to.
 WRITTEN = (METRICS, ROLLOUTS, NONFINITE, TIMELINE, "events.out.", "wandb", TRACKER_ID)
 
 # In the folder of a checkpoint:

@@ -19,7 +19,7 @@ from rlsys.run_folder.layout import METRICS, ROLLOUTS, TRACKER_ID, WRITTEN
 
 
 class MetricsWriter:
-    """Writes each step's metrics; the row is on disk when `write` returns. Trackers follow in the background."""
+    """The writer of each step's row, which is in the file when `write` returns. Trackers follow in the background."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ DIGITS = 4
 
 
 class RolloutWriter:
-    """Writes one file per step, one line per trajectory."""
+    """The writer of one file per step, with one line per trajectory."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class RolloutWriter:
 
         Args:
             run_dir: the run's folder.
-            config: how often, and for how many groups tokens are written.
+            config: steps between files, and the number of groups whose tokens are written.
             text_of: gives a response's text.
             fetch: gives a group's token arrays; called only for the first `logging.token_groups` groups, so that the
                 driver's memory does not grow with a step's tokens.
@@ -53,7 +53,7 @@ class RolloutWriter:
         Args:
             step: number of the step.
             groups: everything that was sampled.
-            trained: positions in `groups` of the groups of `experience`, in its order.
+            trained: for each group of `experience`, in order, its position in `groups`.
             experience: what was trained; empty where nothing was.
         """
         every = self._config.rollouts_every

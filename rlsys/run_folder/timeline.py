@@ -23,7 +23,7 @@ def timeline_path(run_dir: Path, resume_step: int) -> Path:
 
 
 class TimelineWriter:
-    """Writes one lane per worker, with the time between its spans as idle.
+    """The writer of one lane per worker, with the time between its spans as idle.
 
     The spans of one lane must be added in the order of time.
     """

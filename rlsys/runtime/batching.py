@@ -21,7 +21,7 @@ class _Entry(Generic[T, R]):
 
 
 class BatchingQueue(Generic[T, R]):
-    """Sends waiting items to idle workers, in one call per worker.
+    """A queue whose waiting items go to idle workers, in one call per worker.
 
     Batches form by themselves: the busier the workers, the more items wait for the next call.
     """

@@ -93,6 +93,7 @@ async def fetch(ref: Any, *, who: str, what: str) -> Any:
     """Wait for a call or an object under the caller's deadline; translate Ray's errors as `Calls.result` says."""
     try:
         return await ref
+    # This handler comes first: the error of a call that raised is a RayError too, but its worker lives.
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, RlsysError):

@@ -1,7 +1,7 @@
 """Trajectories in chunks: workers return them in lists, one Ray object each, and tasks take whole chunks as arguments.
 
-These helpers turn references to groups into (chunks, indices) and back. Token arrays so go from worker to worker, and
-the driver handles only indices.
+These helpers turn references to groups into (chunks, indices) and back. In this way token arrays go from worker to
+worker, and the driver handles only indices.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from rlsys.types import TrajectoryRef
 
 T = TypeVar("T")
-# Which of a task's chunks, and the position in it.
+# The number of a chunk among those of a task, and the position in it.
 ChunkIndex = tuple[int, int]
 
 

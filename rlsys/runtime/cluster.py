@@ -42,6 +42,7 @@ class Cluster:
         Raises:
             ConfigError: no cluster answers at the address.
         """
+        # Workers without GPUs keep the CUDA_VISIBLE_DEVICES of their `Demand.env`; with 1 Ray would empty it.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         with _signal_handler_kept(signal.SIGTERM):
             if self.address is None:
@@ -61,6 +62,7 @@ class Cluster:
             ) from error
 
     def _start_local(self, demands: list[Demand]) -> None:
+        # Before Ray, so that Ray's processes inherit the tag by which the guardian finds them.
         self._guardian = Guardian()
         context = ray.init(
             address="local",
@@ -95,6 +97,7 @@ class Cluster:
 
     def close(self) -> None:
         """Leave Ray; a local one is stopped with every process it started, and its session files removed."""
+        # Ray first, so that it can stop in order. The guardian ends what is left, and then nobody uses the files.
         ray.shutdown()
         if self._guardian is not None:
             self._guardian.close()
@@ -106,7 +109,10 @@ class Cluster:
 
 @contextlib.contextmanager
 def _signal_handler_kept(number: signal.Signals) -> Iterator[None]:
-    """Restore our signal handlers: Ray installs its own, in Python and in C++, which end the process at once."""
+    """Restore the handler of one signal after the block.
+
+    `ray.init` replaces the handler of SIGTERM, in Python and in C++, by one that ends the process at once.
+    """
     handler = signal.getsignal(number)
     yield
     if handler is not None and threading.current_thread() is threading.main_thread():
@@ -114,7 +120,7 @@ def _signal_handler_kept(number: signal.Signals) -> Iterator[None]:
 
 
 def _object_store_bytes() -> int:
-    """Half of /dev/shm's free space, between 128 MiB and 4 GiB: trajectories are small."""
+    """Return half of /dev/shm's free space, between 128 MiB and 4 GiB: trajectories are small."""
     shm = Path("/dev/shm")
     free = shutil.disk_usage(shm).free if shm.exists() else 2**30
     return int(min(max(free * 0.5, 128 * 2**20), 4 * 2**30))

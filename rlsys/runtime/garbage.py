@@ -16,7 +16,7 @@ def freeze_started() -> None:
     gc.freeze()
     # What is frozen is not freed at the interpreter's end, and libraries that count their objects then report leaks
     # (nanobind, in triton's bindings).
-    atexit.unregister(gc.unfreeze)
+    atexit.unregister(gc.unfreeze)  # registered once, however often a process freezes
     atexit.register(gc.unfreeze)
 
 

@@ -70,8 +70,8 @@ def _signals_cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) ->
 
     is_main_thread = threading.current_thread() is threading.main_thread()
     # A signal that is ignored (a job in a shell's background ignores SIGINT) stays ignored.
-    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in heeded if is_main_thread}
+    handled = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in handled if is_main_thread}
     try:
         yield
     except asyncio.CancelledError:

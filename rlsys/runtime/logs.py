@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 LOG_DIR = "RLSYS_LOG_DIR"  # environment of a worker: the folder of its log file
-WORKER = "RLSYS_WORKER"  # environment of a worker: its name, as `rollout/0`
+WORKER = "RLSYS_WORKER"  # environment of a worker: its name, such as `rollout/0`
 FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 logger = logging.getLogger(__name__)
 
 
 class _PlainHandler(logging.Handler):
-    """Prints the message alone; anything above INFO begins with its level."""
+    """A handler that prints the message alone; anything above INFO begins with its level."""
 
     def __init__(self, errors: bool) -> None:
         super().__init__()

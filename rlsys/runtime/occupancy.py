@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Occupancy:
-    """Measures how long each worker, named `role/index`, had at least one call open."""
+    """The time that each worker, named `role/index`, had at least one call open."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Start with no open calls; `clock` is replaced in tests."""

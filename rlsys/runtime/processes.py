@@ -1,4 +1,4 @@
-"""How processes end: nothing that a run started is left running, however the run ended.
+"""The end of processes: nothing that a run started is left running, however the run ended.
 
 - Every process of a run carries a tag in its environment, and a guardian process sweeps the tagged ones.
 - A child that calls `exit_with_parent` is killed by the kernel when its parent ends.
@@ -97,7 +97,8 @@ def sweep(tag: str, *, grace_s: float = GRACE_S) -> int:
         with contextlib.suppress(psutil.Error):
             process.terminate()
     deadline = time.monotonic() + grace_s
-    # Look again each time: a process may have started another before it ended.
+    # Look again each time: a process may have started another before it ended. Give up five seconds after the first
+    # SIGKILL: what is left then is stuck in the kernel, where no signal reaches it.
     while (left := tagged(tag)) and time.monotonic() < deadline + 5.0:
         ended.update(process.pid for process in left)
         if time.monotonic() >= deadline:
@@ -113,7 +114,11 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 
 class Guardian:
-    """Tags this process and everything it starts from now on; `close`, or this process's death, ends all of them."""
+    """The driver's side of its guardian process.
+
+    It tags this process and everything that it starts from now on. `close` ends all of them but this process, and so
+    does this process's death.
+    """
 
     def __init__(self) -> None:
         self.tag = uuid.uuid4().hex
@@ -129,7 +134,7 @@ class Guardian:
         )
         os.close(read_end)
         os.environ[TAG] = self.tag
-        os.set_blocking(self._write_end, False)
+        os.set_blocking(self._write_end, False)  # required by set_wakeup_fd: a signal must not wait for the pipe
         self._previous_fd: int | None = None
         if threading.current_thread() is threading.main_thread():
             # Python's signal handling writes the number of each signal to this pipe, in C and at once.
@@ -141,7 +146,7 @@ class Guardian:
         if self._previous_fd is not None:
             signal.set_wakeup_fd(self._previous_fd)
         os.close(self._write_end)
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=30)  # a sweep takes at most about GRACE_S + 5 s
 
 
 def guard(tag: str, driver: int, pipe: int) -> None:
@@ -159,6 +164,7 @@ def guard(tag: str, driver: int, pipe: int) -> None:
         if not ready:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(driver, signal.SIGKILL)
+            # Shorter: the time before has served as grace, and all should have ended ten seconds after the signal.
             sweep(tag, grace_s=0.5)
             return
         received = os.read(pipe, 64)

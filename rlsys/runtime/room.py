@@ -17,7 +17,7 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Demand:
-    """What one worker asks of Ray. `env` is set before its process starts."""
+    """The resources that one worker asks of Ray. `env` is set before its process starts."""
 
     name: str
     num_cpus: float
@@ -26,15 +26,18 @@ class Demand:
 
 
 class Room:
-    """Reserves the demands of all workers at once: either every worker gets its place, or none does."""
+    """The places of all workers, reserved at once: either every worker gets its place, or none does."""
 
     def __init__(self, demands: Sequence[Demand]) -> None:
         from ray.util.placement_group import placement_group
 
         self._demands = demands
+        # Ray refuses a bundle of zeros; a worker without a demand may be placed anywhere (see `options`).
         needing = [demand for demand in demands if demand.num_cpus or demand.num_gpus]
         self._bundles = {demand.name: index for index, demand in enumerate(needing)}
         bundles = [{"CPU": demand.num_cpus, "GPU": demand.num_gpus} for demand in needing]
+        # PACK: as few nodes as possible. Most of what workers exchange then stays on one machine: trajectories, and
+        # weights in shared memory.
         self._group = placement_group(bundles, strategy="PACK") if bundles else None
 
     def options(self, worker: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ MAX_KEPT = 20_000  # spans kept for a driver that never fetches them; older ones
 
 
 class SpanRecorder:
-    """Records what one worker does when."""
+    """The record of what one worker does when."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """Start without spans; `clock` is replaced in tests."""

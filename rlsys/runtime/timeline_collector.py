@@ -1,4 +1,4 @@
-"""Fetches the workers' spans for the timeline once per step, while the training loop continues."""
+"""Collection of the workers' spans for the timeline, once per step, while the training loop continues."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SpanSource(Protocol):
 
 
 class TimelineCollector:
-    """Passes every worker's spans to `add(lane, spans)`."""
+    """The collector of every worker's spans, which it passes to `add(lane, spans)`."""
 
     def __init__(self, calls: Calls, roles: Sequence[SpanSource], add: Callable[[str, list[Span]], None]) -> None:
         self._calls = calls

@@ -1,1 +1,1 @@
-"""Running programs of unknown origin, each in a sandbox of its own. What a result is worth is for rewards to say."""
+"""Sandboxes for programs of unknown origin, one per program. Scores belong to `rewards`."""

@@ -1,4 +1,4 @@
-"""Judging a program by test cases: given inputs and expected outputs."""
+"""Judgement of a program by test cases: given inputs and expected outputs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ HELLO = {"python": "print('hello')", "javascript": "console.log('hello')"}
 
 @dataclass(frozen=True)
 class Verdict:
-    """How many of a program's test cases passed, and how each run ended.
+    """The result of a program's test cases: the share that passed, and how each run ended.
 
     Cases after one that timed out are not run and count as not passed.
     """
 
     passed_fraction: float
-    results: Sequence[Result]  # of the cases that were run
+    results: Sequence[Result]  # results of the cases that were run
 
 
 class OutOfTimeError(Exception):
@@ -54,8 +54,8 @@ def judge(code: str, language: str, cases: Sequence[Mapping[str, Any]], limits: 
         code: the program.
         language: one of `LANGUAGES`.
         cases: mappings with `input`, `output` and, if a function is called, `fn_name`.
-        limits: what each run may use.
-        end: when the time is over, on the clock of `time.monotonic()`.
+        limits: limits of each run.
+        end: end of the time for all cases, on the clock of `time.monotonic()`.
 
     Raises:
         ValueError: the language or a case cannot be run.
@@ -127,7 +127,7 @@ def _passes(result: Result, case: Mapping[str, Any]) -> bool:
     if result.outcome != "ok":
         return False
     if not case.get("fn_name"):
-        # Trailing white space is the commonest difference that no judge means.
+        # White space at the ends of lines and of the text is not part of what a case tests.
         return _lines(result.stdout) == _lines(str(case["output"]))
     try:
         returned = json.loads(result.stdout.strip().rpartition("\n")[2])

@@ -6,6 +6,7 @@ mounts and the filter of system calls; `prlimit` sets the limits that the kernel
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
@@ -18,7 +19,7 @@ from rlsys.sandbox.program import Limits, Program
 
 HOME = "/sandbox"
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/alternatives", "/etc/ld.so.cache")
-GRACE_S = 1  # how long `timeout` waits beyond the watcher's own deadline
+GRACE_S = 1  # seconds that `timeout` waits beyond the watcher's own deadline
 # System calls that fail: those that programs here never need, and those by which programs have broken out of sandboxes.
 FORBIDDEN = (
     *("memfd_create", "memfd_secret", "shmget", "shmat", "msgget", "semget"),  # memory that no limit counts
@@ -28,8 +29,8 @@ FORBIDDEN = (
     *("init_module", "finit_module", "kexec_load", "reboot", "swapon", "swapoff", "acct", "quotactl"),
 )
 CLONE_THREAD = 0x10000
-# The error ENOSYS: the C library then uses `clone` instead of `clone3`, and a filter can see the flags of `clone`.
-NO_SUCH_CALL = 38
+# With this error the C library uses `clone` instead of `clone3`, and a filter can see the flags of `clone`.
+NO_SUCH_CALL = errno.ENOSYS
 
 
 def sandbox_command(
@@ -38,14 +39,15 @@ def sandbox_command(
     """Return the whole command line.
 
     Args:
-        program: what is run.
-        limits: what it may use.
-        files: its files, as names and open file descriptors.
+        program: the program to run.
+        limits: the program's limits.
+        files: the program's files, as names and open file descriptors.
         filter_fd: an open descriptor of the filter of system calls.
         status_fd: an open descriptor for bubblewrap's report.
     """
     command = ["timeout", "-s", "KILL", str(math.ceil(limits.wall_s) + GRACE_S), shutil.which("bwrap") or "bwrap"]
-    # No network, no other processes, no environment; and the sandbox ends with the process that started it.
+    # No network, no other processes, no environment; and the sandbox ends with the process that started it. In a new
+    # session the program has no controlling terminal, so it cannot type into ours.
     command += ["--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
     command += ["--seccomp", str(filter_fd), "--json-status-fd", str(status_fd)]
     # What programs need of the system, all of it read-only.
@@ -54,6 +56,7 @@ def sandbox_command(
     # The only writable folders are in memory, with a size limit; everything else is read-only from here on.
     command += ["--dev", "/dev", "--size", str(limits.disk_mib * 2**20), "--tmpfs", HOME, "--chdir", HOME]
     command += ["--size", str(2**20), "--tmpfs", "/dev/shm", "--remount-ro", "/dev", "--remount-ro", "/"]
+    # 65534 is nobody, inside the namespace only: to the kernel's limits the program is still the user who runs us.
     command += ["--uid", "65534", "--gid", "65534", "--hostname", "sandbox"]
     command += ["--setenv", "HOME", HOME, "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "LANG", "C.UTF-8"]
     for name, descriptor in files.items():
@@ -88,7 +91,7 @@ def filter_bytes(*, may_fork: bool) -> bytes:
     """
     import pyseccomp
 
-    made, refuse = pyseccomp.SyscallFilter(pyseccomp.ALLOW), pyseccomp.ERRNO(1)
+    made, refuse = pyseccomp.SyscallFilter(pyseccomp.ALLOW), pyseccomp.ERRNO(errno.EPERM)
     for name in FORBIDDEN:
         if pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) >= 0:  # some calls do not exist on every architecture
             made.add_rule(refuse, name)
@@ -118,4 +121,5 @@ def _bound(path: str) -> list[str]:
     """Return the options that make a path readable in the sandbox; a link stays a link."""
     if os.path.islink(path):
         return ["--symlink", os.readlink(path), path]
+    # "/" would be an interpreter installed there, and would show the program the whole machine.
     return ["--ro-bind", path, path] if os.path.exists(path) and path != "/" else []

@@ -23,7 +23,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use, with everything that it starts."""
+    """Limits on what one program may use, with everything that it starts."""
 
     wall_s: float = 5.0
     cpu_s: int = 5  # per process
@@ -36,7 +36,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Result:
-    """How a program ended."""
+    """The end of a program, with the output until then."""
 
     outcome: ProgramOutcome
     exit_status: int | None  # None if it was killed at a limit

@@ -1,4 +1,4 @@
-"""Running one program in namespaces of its own, by bubblewrap (https://github.com/containers/bubblewrap).
+"""The run of one program in namespaces of its own, by bubblewrap (https://github.com/containers/bubblewrap).
 
 The program sees read-only system folders, an empty working directory in memory, no network, no other processes and none
 of our environment variables. The kernel enforces the limits per process; what all its processes use together is watched
@@ -28,7 +28,7 @@ from rlsys.sandbox.program import Limits, Program, ProgramOutcome, Result
 # Seconds between two looks at what a program uses: a fork bomb starts a few hundred processes in between, not more.
 WATCH_S = 0.05
 TOOLS = ("bwrap", "timeout", "prlimit")
-OWN_PROCESSES = 3  # those of bubblewrap, and of the shell between two commands
+OWN_PROCESSES = 3  # not the program's, but counted with it: two of bubblewrap, and one to spare
 # Variables that bubblewrap gets, but not the program: where tools are, and the tag by which the run's guardian finds
 # its processes.
 KEPT = ("PATH", TAG)
@@ -52,6 +52,7 @@ def run(program: Program, limits: Limits) -> Result:
 
         files = {name: memory_file(text.encode()) for name, text in program.files.items()}
         filter_fd = memory_file(filter_bytes(may_fork=limits.processes > 1))
+        # The report goes to a file and not into a pipe, which somebody would have to read while the program runs.
         status_fd, stdin_fd = memory_file(b""), memory_file(program.stdin.encode())
         process = subprocess.Popen(
             sandbox_command(program, limits, files, filter_fd, status_fd),
@@ -106,7 +107,7 @@ def _memory_file(content: bytes) -> Iterator[int]:
     try:
         with open(descriptor, "wb", closefd=False) as file:
             file.write(content)
-        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.lseek(descriptor, 0, os.SEEK_SET)  # the child inherits the position too
         yield descriptor
     finally:
         os.close(descriptor)
@@ -168,12 +169,13 @@ def _watched(process: subprocess.Popen[bytes], limits: Limits) -> Result:
         if streams.is_open:
             streams.read(min(WATCH_S, max(0.0, started + limits.wall_s - now)))
         else:
-            time.sleep(0.005)
+            time.sleep(0.005)  # both streams are closed: there is nothing to wait on but the process itself
     if reached is not None:
         _end(process)
     status = process.wait()
     out, err = streams.texts()
     seconds = time.monotonic() - started
+    # A program of one thread that was killed before this many seconds was not killed at the limit of CPU time.
     outcome = reached or _outcome(status, err, had_time=seconds < limits.cpu_s)
     return Result(outcome, None if reached else status, out, err, seconds)
 

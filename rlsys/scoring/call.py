@@ -26,7 +26,7 @@ class RewardRequest:
     columns: Mapping[str, Sequence[Any]]
     step: int
     deadline_s: float = 30.0  # seconds until the process that scores it is killed
-    num_steps: int = 0  # of the run
+    num_steps: int = 0  # steps of the whole run
     epoch: float = 0.0
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ class RewardRequest:
 
 @dataclass
 class RewardLog:
-    """What a function logged through `log_metric` and `log_extra`."""
+    """Metrics and columns that a function logged through `log_metric` and `log_extra`."""
 
     metrics: dict[str, list[float]] = field(default_factory=dict)
     extra: dict[str, list[Any]] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class RewardLog:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the function's process sends back: the result of loading the function, or of one call."""
+    """The reply of a function's process: the result of loading the function, or of one call."""
 
     scores: Sequence[float | Failed | None] = ()
     log: RewardLog = field(default_factory=RewardLog)
@@ -137,6 +137,7 @@ def _accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[s
     if "deadline_s" not in signature.parameters:  # not in TRL: a function with only **kwargs does not expect it
         arguments = {name: value for name, value in arguments.items() if name != "deadline_s"}
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
+        # The options of an entry are filled in by functools.partial. A column of the same name must not replace one.
         options = getattr(function, "keywords", {})
         return {name: value for name, value in arguments.items() if name not in options}
     return {name: value for name, value in arguments.items() if name in free_parameters(function)}

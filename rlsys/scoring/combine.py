@@ -1,4 +1,4 @@
-"""From the parts of a reward to its total."""
+"""Combination of a reward's parts into its total."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def combine(
             break
     total = None
     if outcome == "ok":
+        # Parts that do not apply have no value.
         total = sum(weights[name] * part.value for name, part in parts.items() if part.value is not None)
     return Reward(total=total, parts=dict(parts), outcome=outcome, extra=dict(extra or {}))
 

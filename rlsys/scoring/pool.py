@@ -12,10 +12,10 @@ from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.room import Demand
 from rlsys.scoring.worker import ScoringSetup, ScoringWorker
-from rlsys.types import Scores, ScoringUnit, TextRef
+from rlsys.types import ScoringUnit, TextRef, UnitScores
 
-# Chunks of texts that the driver holds at a time: a group's responses are mostly in one chunk or in few, which hold
-# those of its neighbours too.
+# Chunks of texts that the driver keeps. A chunk holds the texts of one scoring call, often those of several groups, and
+# groups are written in order: most reads find their chunk here.
 MAX_HELD_CHUNKS = 16
 
 
@@ -28,7 +28,7 @@ class ScoringPool:
         self._deadline_s = setup.scoring.deadline_s
         self.names = [demand.name for demand in demands]
         self._workers = [cluster.start(ScoringWorker, demand, setup) for demand in demands]
-        self.queue: BatchingQueue[ScoringUnit, Scores] = BatchingQueue(
+        self.queue: BatchingQueue[ScoringUnit, UnitScores] = BatchingQueue(
             len(demands), self._score, cluster.calls.background, weight=len
         )
 
@@ -51,11 +51,12 @@ class ScoringPool:
                 self._texts.popitem(last=False)
         return self._texts[ref.chunk][ref.index]
 
-    async def _score(self, worker: int, units: list[ScoringUnit]) -> list[Scores]:
+    async def _score(self, worker: int, units: list[ScoringUnit]) -> list[UnitScores]:
         """Score units on one worker, in one call."""
         samples = [(unit.prompt, sample) for unit in units for sample in unit.samples]
         chunks, indices = chunks_of([[sample.trajectory for _, sample in samples]])
         score = self._workers[worker].score.options(num_returns=2)
+        # A call has one step: where units of several steps share it, functions see the latest.
         scored, texts = score.remote(
             [prompt for prompt, _ in samples], max(unit.step for unit in units), indices[0], *chunks
         )
@@ -63,6 +64,7 @@ class ScoringPool:
             scored, who=self.names[worker], what="scoring", deadline_s=self._deadline_s
         )
         rewards = [replace(reward, response=TextRef(texts, index)) for index, reward in enumerate(rewards)]
+        # Every unit gets the whole call's `logged`: means of what functions logged are not tied to rows.
         results, start = [], 0
         for unit in units:
             results.append((rewards[start : start + len(unit)], logged))

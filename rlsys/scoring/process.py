@@ -30,6 +30,7 @@ from rlsys.scoring.call import Reply, RewardLog, RewardRequest, call_reward
 from rlsys.types import Outcome, RewardPart
 
 START_DEADLINE_S = 300.0
+TRACEBACK_LIMIT = -5  # the five innermost frames: the outermost are rlsys's own, the last is the one that raised
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class RewardProcess:
     def _retry(self, request: RewardRequest) -> tuple[list[RewardPart], RewardLog]:
         rows: list[RewardPart] = []
         log = RewardLog()
+        # As `entry.longest_s` reckons: preflight compares its result with the deadlines of the roles.
         left = max(self._call_deadline_s, self._row_deadline_s)
         # Rows that share a prompt must stay together for a function that compares them; else each row is tried alone.
         for size in request.runs_of_prompts() if self._whole_groups else [1] * len(request):
@@ -127,7 +129,7 @@ class RewardProcess:
         try:
             pipe.send(replace(request, deadline_s=deadline_s))  # the function may ask how much time it has
             if not pipe.poll(deadline_s):
-                self.close()
+                self.close()  # a late reply would be taken for the answer to the next request
                 raise self._failed("timeout", f"no result within {deadline_s:g} s; its process was killed")
             reply: Reply = pipe.recv()
         except (EOFError, OSError) as error:
@@ -179,7 +181,7 @@ class RewardProcess:
         code = None
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                code = self._process.wait(timeout=1.0)
+                code = self._process.wait(timeout=1.0)  # the pipe closes a moment before the process ends
         self.close()
         return code
 
@@ -192,7 +194,7 @@ def serve(pipe: Connection) -> None:
             importlib.import_module(module)
         function = bind_reward(spec)
     except Exception:
-        pipe.send(Reply(error=traceback.format_exc(limit=5)))
+        pipe.send(Reply(error=traceback.format_exc(limit=TRACEBACK_LIMIT)))
         return
     freeze_started()
     pipe.send(Reply())  # loaded: deadlines of calls start to count
@@ -205,7 +207,7 @@ def serve(pipe: Connection) -> None:
         try:
             pipe.send(Reply(call_reward(function, request, log), log.plain()))
         except Exception:
-            pipe.send(Reply(error=traceback.format_exc(limit=5)))
+            pipe.send(Reply(error=traceback.format_exc(limit=TRACEBACK_LIMIT)))
 
 
 if __name__ == "__main__":

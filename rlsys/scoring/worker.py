@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoringSetup:
-    """What a scoring worker is made of."""
+    """The part of the configuration that a scoring worker needs."""
 
     scoring: ScoringConfig
     rewards: Sequence[dict[str, Any]]  # entries `{name, weight, ...options}`
     model_path: str  # where the tokenizer is
     trust_remote_code: bool = False
-    num_steps: int = 0  # of the run, for functions that follow a schedule
+    num_steps: int = 0  # steps of the whole run, for functions that follow a schedule
     steps_per_epoch: float = 1.0
 
     @classmethod
@@ -51,7 +51,7 @@ class ScoringSetup:
 
 
 class ScoringWorker:
-    """The worker inside of its Ray process."""
+    """A Ray worker that scores trajectories; it owns the tokenizer and the processes of the reward functions."""
 
     def __init__(self, setup: ScoringSetup) -> None:
         """Load the tokenizer; the functions' processes are started by `start`."""

@@ -12,7 +12,7 @@ Gather = Callable[..., Awaitable[dict[str, Any]]]
 
 
 class Broadcaster(Protocol):
-    """Brings a policy version to the engines."""
+    """The way of a policy version to the engines: whole weights, or an adapter alone."""
 
     async def open(self) -> None:
         """Connect both sides once, or raise the error of the side that failed."""
@@ -21,7 +21,8 @@ class Broadcaster(Protocol):
         """Make every engine serve `policy_version`.
 
         Returns:
-            The slowest engine's seconds without generation, of the transfer and of loading.
+            `weights/stalled_s`, `weights/transfer_s` and `weights/reload_s`: seconds without generation, of the
+            transfer and of loading, each the largest over the engines.
         """
 
 
@@ -55,7 +56,7 @@ class EngineSide(Protocol):
 
 
 class WeightBroadcaster:
-    """Sends whole weights: joins both sides once, then broadcasts after every policy update."""
+    """The broadcaster of whole weights: joins both sides once, then broadcasts after every policy update."""
 
     def __init__(
         self, sender: WeightSide, receiver: EngineSide, gather: Gather, config: WeightsConfig, backend: str
@@ -90,16 +91,18 @@ class WeightBroadcaster:
 
     def _init_info(self, host: str, port: int, engine: int, world_size: int) -> dict[str, Any]:
         if self._backend == "ipc":
-            return {"packed": False}
+            return {"packed": False}  # one handle per parameter, as `WeightSender.export_ipc` makes them
         info: dict[str, Any] = {
             "master_address": host,
             "master_port": port,
+            # Rank 0 is the sender. Each of the engine's workers adds its own rank to the offset.
             "rank_offset": 1 + engine * self._receiver.workers_per_engine,
             "world_size": world_size,
         }
         bucket_bytes = self._config.bucket_mib * 2**20
         if self._backend == "gloo":
             return {**info, "bucket_bytes": bucket_bytes, "deadline_s": self._config.deadline_s}
+        # vLLM's producer and consumer need the same sizes and number of buffers: keep them equal to `NcclChannel`'s.
         return {**info, "packed": True, "packed_buffer_size_bytes": bucket_bytes, "packed_num_buffers": 2}
 
 
@@ -118,7 +121,7 @@ class AdapterEngineSide(Protocol):
 
 
 class AdapterBroadcaster:
-    """Sends a policy's adapter alone, through Ray's object store."""
+    """The broadcaster of a policy's adapter alone, through Ray's object store."""
 
     def __init__(self, sender: AdapterSide, receiver: AdapterEngineSide, gather: Gather, config: WeightsConfig) -> None:
         self._sender = sender

@@ -1,4 +1,4 @@
-"""The receiving of one broadcast in an engine: a thread receives buckets while the engine still generates."""
+"""Reception of one broadcast in an engine: a thread receives buckets while the engine still generates."""
 
 from __future__ import annotations
 

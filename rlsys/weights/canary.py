@@ -1,4 +1,4 @@
-"""Compares the log-probabilities of one fixed text on engines and learner after every broadcast.
+"""Comparison of the log-probabilities of one fixed text on engines and learner after every broadcast.
 
 Trained tokens do not always show a broken broadcast. When sampling runs ahead, a step trains tokens of earlier policy
 versions, whose weights the learner no longer has. And an adapter that has not taken effect changes so little at first
@@ -19,7 +19,7 @@ from rlsys.metrics.step import Metrics
 from rlsys.runtime.calls import Calls
 from rlsys.weights.verify import LogprobDiff, check_logprobs, diff_of
 
-# Tokens of the text: enough to go through every layer many times, few enough to cost nothing.
+# Tokens of the text: enough to show a wrong layer, few enough to cost next to nothing.
 NUM_TOKENS = 64
 # An engine whose distance to the model without its adapter is below this share of its distance to the policy lacks the
 # adapter.
@@ -45,7 +45,7 @@ class _Version:
 
 
 class WeightCanary:
-    """Probes both sides with one text, and sums up what differed until `take`."""
+    """The canary of a run: probes both sides with one text, and sums up the differences until `take`."""
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class WeightCanary:
         """
         self._versions = {v: known for v, known in self._versions.items() if 0 <= policy_version - v <= OLDEST}
         version = self._versions[policy_version] = _Version()
+        # Every rank is probed: under ZeRO-3 none has the whole policy, so a forward needs them all.
         for rank, (name, call) in enumerate(self._learner.begin_probe(self._token_ids).items()):
             self._start(self._take_learned(name, call, version if rank == 0 else None))
         for engine, (name, call) in enumerate(self._rollout.begin_probe(self._token_ids).items()):
@@ -116,7 +117,7 @@ class WeightCanary:
         )
 
     async def _take_learned(self, name: str, call: Any, version: _Version | None) -> None:
-        """Wait for one rank. All of them compute the same; rank 0's is kept, as that of `version`."""
+        """Wait for one rank's result, and keep it if `version` is given (rank 0). All ranks compute the same."""
         learned, bare = await self._result(name, call)
         if version is None:
             return
@@ -137,6 +138,7 @@ class WeightCanary:
         difference = diff_of(logprobs, learned)
         self._difference += difference
         if bare is not None:
+            # Needs no bound, since it compares two distances: checked even with weights.verify=false.
             check_effect(engine, diff_of(logprobs, bare), difference)
         if self._bound is not None:
             check_logprobs(

@@ -37,18 +37,19 @@ class GlooChannel:
         """Join the group; blocks until all ranks have joined.
 
         Args:
-            host: of rank 0.
-            port: of rank 0, where the ranks meet.
-            rank: of this process; 0 is the sender.
+            host: address of rank 0.
+            port: port of rank 0, where the ranks meet.
+            rank: rank of this process; 0 is the sender.
             world_size: number of ranks.
-            deadline_s: for joining, and for each later operation.
-            shared_bytes: given by the sender: bytes of a whole broadcast to put into shared memory. 0 sends everything
-                through gloo.
+            deadline_s: seconds for joining, and for each later operation.
+            shared_bytes: bytes of a whole broadcast to put into shared memory; given by the sender alone. 0 sends
+                everything through gloo.
 
         Raises:
             RuntimeError: a peer has not joined by the deadline.
         """
         timeout = timedelta(seconds=deadline_s)
+        # The store does not wait; `_offered` and `_attached` do, each for the keys that the other side sets.
         store = dist.TCPStore(host, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
         self._store = dist.PrefixStore("rlsys-weights", store)
         self._is_sender = rank == 0

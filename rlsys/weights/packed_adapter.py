@@ -30,7 +30,7 @@ class PackedAdapter:
 
     file: np.ndarray  # [num_bytes] uint8, in the safetensors format
     description: Mapping[str, Any]  # peft's configuration
-    sums: Sums  # of the matrices as an engine holds them
+    sums: Sums  # sums of the matrices as an engine holds them
 
     def write(self, folder: Path) -> None:
         """Create the folder and write both files into it."""

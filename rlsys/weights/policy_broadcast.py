@@ -8,7 +8,7 @@ from rlsys.weights.canary import WeightCanary
 
 
 class PolicyBroadcast:
-    """Broadcasts versions; where trained tokens cannot show a broken broadcast, a canary is compared after each."""
+    """The broadcast of each step; where trained tokens cannot show a broken one, a canary is compared after it."""
 
     def __init__(self, broadcaster: Broadcaster, canary: WeightCanary | None, clock: StageClock) -> None:
         self._broadcaster = broadcaster
@@ -21,6 +21,7 @@ class PolicyBroadcast:
             metrics: Metrics = {**await self._broadcaster.broadcast(policy_version)}
             if self._canary is not None:
                 self._canary.begin(policy_version)
+                # The results since the previous broadcast; the comparisons that begin now come with the next one.
                 metrics |= self._canary.take()
         return metrics
 

@@ -34,7 +34,10 @@ class GlooInitInfo(WeightTransferInitInfo):
 
 
 class GlooWeightTransferEngine(NCCLWeightTransferEngine):
-    """vLLM's layerwise reload, fed by packed gloo broadcasts, with the CPU backend's tied output layer repaired."""
+    """vLLM's layerwise reload, fed by packed gloo broadcasts, with the CPU backend's tied output layer repaired.
+
+    Inherited are the layerwise reload (start and end of an update) and the format of update_info; nothing uses NCCL.
+    """
 
     init_info_cls = GlooInitInfo
     _channel: GlooChannel | None = None
@@ -144,7 +147,9 @@ def _present(matrices: Iterable[Any]) -> Iterator[torch.Tensor]:
         yield from (matrix for matrix in several if matrix is not None)
 
 
-# Guarded, because registering a name twice is an error.
+# vLLM imports this module in every process that holds the model, and nothing else imports it. Such a process must not
+# outlive the one that started it, which cannot stop it once it is killed. Guarded, because registering a name twice is
+# an error.
 if "gloo" not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine("gloo", GlooWeightTransferEngine)
     exit_with_parent()

@@ -37,14 +37,14 @@ class Channel(Protocol):
 
 
 class WeightSender:
-    """Sends a module's parameters in order, cast to the engines' dtype, with adapters merged in."""
+    """The sender of a module's parameters: in order, cast to the engines' dtype, with adapters merged in."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype, rank: int, bucket_bytes: int) -> None:
         """Prepare to send; nothing is opened yet.
 
         Args:
             module: the Hugging Face model inside the learner's engine.
-            dtype: of the engines' weights.
+            dtype: number format of the engines' weights.
             rank: this learner rank. Only rank 0 sends, but all ranks gather, since ZeRO-3 keeps a shard on each.
             bucket_bytes: size of one packed transfer.
         """
@@ -70,6 +70,7 @@ class WeightSender:
         if self._rank != 0 or backend == "ipc":  # IPC handles travel with the control call, without a group
             return
         if backend == "gloo":
+            # The buckets of a broadcast hold exactly the manifest's bytes, without gaps: see `GlooChannel.buffers`.
             shared = total_bytes(self.manifest()) if share_memory else 0
             self._channel = GlooChannel(host, port, 0, world_size, deadline_s, shared)
         else:
@@ -90,6 +91,8 @@ class WeightSender:
         """
         from torch.multiprocessing.reductions import reduce_tensor
 
+        # The engines are done with the previous copies, since a broadcast ends with its last engine. They are freed
+        # before new ones are made.
         self._exported = []
         handles = []
         for bucket, buffer in self._packed(0):  # 0 bytes: one parameter per bucket, since each has its own handle
@@ -114,6 +117,7 @@ class WeightSender:
         for bucket, target in zip(cut, targets, strict=True):
             chosen = [by_name[entry.name] for entry in bucket]
             with gathered([source for parameter in chosen for source in parameter.sources]):
+                # The buffer's device. None, for a channel with buffers of its own, leaves a tensor where it is.
                 device = None if target is None else target.device
                 tensors = [p.read().to(device, self._dtype) for p in chosen] if self._rank == 0 else []
                 packed = pack_bucket(tensors, target) if tensors else None

@@ -55,6 +55,7 @@ class SharedMemory:
             # In another container or on another machine the same numbers may name something else.
             if not os.readlink(path).startswith(f"/memfd:{NAME}"):
                 return None
+            # For writing too: mmap maps for both by default, and torch.frombuffer warns about memory it cannot write.
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             return None
@@ -68,7 +69,7 @@ class SharedMemory:
             os.close(descriptor)
 
     def close(self) -> None:
-        """End attaching. Processes that have attached keep the memory."""
+        """Close the descriptor: no further process can attach. Those that have attached keep the memory."""
         if self.descriptor is not None:
             os.close(self.descriptor)
 

@@ -11,7 +11,8 @@ from rlsys.config.schema import WeightsConfig
 from rlsys.errors import WeightMismatchError
 from rlsys.types import Trajectory
 
-# Largest accepted |engine - learner| log-probability of one token. bfloat16 rounds differently in every kernel.
+# Largest accepted |engine - learner| log-probability of one token, in nats. In float32 the two sides agree to about
+# 1e-5. bfloat16 rounds differently in every kernel.
 DEFAULT_BOUNDS = {"float32": 1e-3, "bfloat16": 1.0}
 
 
@@ -93,8 +94,8 @@ def check_logprobs(
     Args:
         per_engine: the differences of each engine.
         bound: largest accepted difference of one token.
-        policy_version: that both sides should hold.
-        num_engines: that were compared or could have been; with fewer wrong ones a broadcast was incomplete.
+        policy_version: version that both sides should hold.
+        num_engines: number of engines compared so far; if only some of them differ, a broadcast was incomplete.
         tokens: names the compared tokens in the message.
         consequence: ends the message's description.
     """

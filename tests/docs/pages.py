@@ -24,7 +24,7 @@ NOT_RUN = {
     "gpu": "needs a GPU with CUDA: its configuration is checked, and the first run of README.md is repeated on the CPU",
     "network": "downloads a model or a data set from the Hugging Face Hub: its configuration is checked",
     "cluster": "needs a running Ray cluster: tests/cluster runs launch/ray_job.sh against one",
-    "service": "runs until it is interrupted: tests/unit/commands/test_serve_reward.py starts the same service",
+    "service": "runs until it is interrupted: tests/unit/commands/serve/test_serve.py starts the same service",
     "install": "installs software",
     "suite": "runs the tests themselves",
     "benchmark": "measures for minutes to hours on a machine that does nothing else: the module must exist",

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from rlsys.commands.importers import our_defaults
 from rlsys.commands.importers.dialects.trl import DIALECT
-from rlsys.commands.importers.options import Option, default_at
+from rlsys.commands.importers.options import TableRow, default_at
 from rlsys.commands.importers.our_defaults import MISSING, defaults, look_up
 from rlsys.commands.importers.recipe import NoDefault, RunSize
 from rlsys.commands.importers.translate import translate
@@ -32,7 +32,7 @@ SPAN = re.compile(r"`([^`]+)`")
 ROWS = [row for header, *rows in PAGE.tables if header == HEADER for row in rows]
 
 
-def option_of(name: str) -> Option:
+def option_of(name: str) -> TableRow:
     return DIALECT.options[DIALECT.aliases.get(name, name)]
 
 

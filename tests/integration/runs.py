@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from rlsys.build.run import Run, open_run
 from rlsys.config.compose import load_config
 from rlsys.metrics.display import Display
-from rlsys.orchestrator.from_config import sampling_plan
+from rlsys.orchestrator.from_config import sampling_params_of
 from rlsys.preflight.prepare import prepare
 from rlsys.train import train
 from rlsys.types import ScoredGroup
@@ -83,8 +83,8 @@ def sampled(opened: OpenRun, count: int, policy_version: int) -> list[ScoredGrou
     """Sample and score the next prompts outside the loop."""
     run = opened.run
     prompts = [run.prompts.take()[1] for _ in range(count)]
-    plan = sampling_plan(run.prepared.config)[0]
-    return opened.wait(run.sampler.sample_prompts(prompts, plan, policy_version=policy_version))
+    sampling = sampling_params_of(run.prepared.config)[0]
+    return opened.wait(run.sampler.sample_prompts(prompts, sampling, policy_version=policy_version))
 
 
 def kill(group: Any) -> None:

@@ -171,7 +171,6 @@ BAD_INPUT: list[tuple[Sequence[str], str]] = [
     (["algorithm.policy_loss.clip_lo=0.1"], "accepted options: clip_high, clip_low"),
     (["model.path=/no/such/model"], "no such folder"),
     (["train.samples_per_prompt=1"], "needs at least 2"),
-    (["learner.num_workers=3"], "does not divide"),
     (["experiment=quickstat"], "did you mean 'quickstart'?"),
     (["data.train=missing.jsonl", "data.eval=null"], "no such file"),
     (["rollout.max_response_tokens=60", "model.build.warmup.max_steps=0"], "the prompt has"),

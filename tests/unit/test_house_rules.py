@@ -64,6 +64,13 @@ def test_every_folder_says_what_belongs_there() -> None:
         assert docstring, f"{folder}/__init__.py has no docstring"
 
 
+def test_unit_tests_lie_where_their_code_lies() -> None:
+    """Each folder of the package has its folder of tests, and no other exists; `recipes` holds files of tests."""
+    packages = {folder.relative_to(PACKAGE) for folder in PACKAGE.rglob("*") if (folder / "__init__.py").is_file()}
+    tests = ROOT / "tests" / "unit"
+    assert {folder.relative_to(tests) for folder in tests.rglob("*") if list(folder.glob("*.py"))} == packages
+
+
 def test_files_are_small() -> None:
     large = {str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
     assert {name: lines for name, lines in large.items() if lines > MAX_FILE_LINES} == {}

@@ -16,6 +16,5 @@ def gpg(inputs: AdvantageInputs) -> torch.Tensor:
     M trajectories are in groups whose rewards are all equal. They contribute nothing, and alpha scales up the others so
     that the gradient does not shrink with their number.
     """
-    # N - M
-    useful = int((~all_equal(inputs.rewards, inputs.groups)).sum())
+    useful = int((~all_equal(inputs.rewards, inputs.groups)).sum())  # N - M of the docstring
     return centre(inputs) * (len(inputs.rewards) / max(useful, 1))

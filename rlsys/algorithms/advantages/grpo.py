@@ -20,7 +20,7 @@ def grpo(
         inputs: the step's rewards.
         scale: the unbiased standard deviation (over n - 1) to divide by: of the `group`, of the whole `batch`
             (arXiv:2508.08221), or `none`.
-        eps: added to the standard deviation.
+        eps: added to the standard deviation; 1e-4 as in TRL.
     """
     rewards, groups = inputs.rewards, inputs.groups
     centered = centre(inputs)

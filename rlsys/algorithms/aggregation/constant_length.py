@@ -14,6 +14,6 @@ def constant_length(lengths: torch.Tensor, groups: torch.Tensor, *, length: int)
     Args:
         lengths: [N] int64.
         groups: [N] int64.
-        length: in tokens; the paper takes the longest response allowed.
+        length: number of tokens; the paper takes the longest response allowed.
     """
     return torch.full(lengths.shape, 1.0 / (length * max(len(lengths), 1)), dtype=torch.float64)

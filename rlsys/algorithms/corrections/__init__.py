@@ -19,8 +19,6 @@ import torch
 from rlsys.algorithms.inputs import MAX_LOG_RATIO, LossInputs, response_mean
 from rlsys.registry import Registry
 
-__all__ = ["Level", "LossInputs", "ratio", "register", "registry", "response_mean"]
-
 Level = Literal["token", "sequence", "geometric"]
 CorrectionFn = Callable[..., torch.Tensor]
 registry: Registry[CorrectionFn] = Registry("correction", __name__)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rlsys.algorithms.corrections import LossInputs, ratio, register
+from rlsys.algorithms.corrections import ratio, register
+from rlsys.algorithms.inputs import LossInputs
 
 
 @register("decoupled", compares_old=True, weighs=True)

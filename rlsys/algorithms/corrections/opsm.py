@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rlsys.algorithms.corrections import LossInputs, register, response_mean
+from rlsys.algorithms.corrections import register
+from rlsys.algorithms.inputs import LossInputs, response_mean
 
 
 @register("opsm")

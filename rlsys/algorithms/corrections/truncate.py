@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from rlsys.algorithms.corrections import Level, LossInputs, ratio, register
+from rlsys.algorithms.corrections import Level, ratio, register
+from rlsys.algorithms.inputs import LossInputs
 
 
 @register("truncate", compares_old=True, weighs=True)

@@ -19,10 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rlsys.algorithms.inputs import LossInputs, clipped_surrogate, log_ratio, response_mean
 from rlsys.registry import Registry
-
-__all__ = ["LossInputs", "PolicyLoss", "clipped_surrogate", "log_ratio", "register", "registry", "response_mean"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, log_ratio, register
+from rlsys.algorithms.inputs import LossInputs, log_ratio
+from rlsys.algorithms.policy_losses import PolicyLoss, register
 
 
 @register("cispo")

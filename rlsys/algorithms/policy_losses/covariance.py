@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import torch
 
-from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, clipped_surrogate, log_ratio, register
+from rlsys.algorithms.inputs import LossInputs, clipped_surrogate, log_ratio
+from rlsys.algorithms.policy_losses import PolicyLoss, register
 from rlsys.algorithms.selection import UpdateTokens, covariances
 
 
 def _draw_from_band(
     tokens: UpdateTokens, *, ratio: float = 2e-4, cov_low: float = 1.0, cov_high: float = 5.0
 ) -> torch.Tensor:
-    """Draw a share `ratio` of all tokens (at least one) from those with a covariance in [cov_low, cov_high]."""
+    """Draw a share `ratio` of all tokens, at least one, from those with a covariance in [cov_low, cov_high].
+
+    Where fewer tokens are eligible, all of them are drawn.
+    """
     values = covariances(tokens)
     eligible = ((values >= cov_low) & (values <= cov_high)).nonzero().squeeze(1)
     # A generator of its own with the update's seed: every rank draws the same tokens.
@@ -48,10 +52,10 @@ def clip_cov(
     Args:
         inputs: tensors [B, T].
         ratio: share of all tokens of the update that loses its gradient.
-        cov_low: they are drawn from tokens with at least this covariance ...
-        cov_high: ... and at most this.
-        clip_low: as in ppo_clip.
-        clip_high: as in ppo_clip.
+        cov_low: smallest covariance of the tokens to draw from.
+        cov_high: largest covariance of the tokens to draw from.
+        clip_low: lower clip, as in ppo_clip.
+        clip_high: upper clip, as in ppo_clip.
     """
     assert inputs.selected is not None
     per_token, clipped = clipped_surrogate(torch.exp(log_ratio(inputs)), inputs.advantages, clip_low, clip_high)
@@ -65,7 +69,7 @@ def kl_cov(inputs: LossInputs, *, ratio: float = 2e-3, coef: float = 1.0) -> Pol
     Args:
         inputs: tensors [B, T].
         ratio: share of all tokens of the update that gets the penalty.
-        coef: of the penalty.
+        coef: weight of the penalty.
     """
     assert inputs.selected is not None
     difference = log_ratio(inputs)

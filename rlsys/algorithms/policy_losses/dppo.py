@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import torch
 
-from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, log_ratio, register
+from rlsys.algorithms.inputs import LossInputs, log_ratio
+from rlsys.algorithms.policy_losses import PolicyLoss, register
 
 
 @register("dppo_tv")
 def dppo_tv(inputs: LossInputs, *, threshold: float = 0.15, ratio_max: float = 20.0) -> PolicyLoss:
     """Return the policy gradient where `|p - p_old|` of the sampled token is at most `threshold`, [B, T]."""
     old = torch.where(inputs.loss_mask, inputs.old_logprobs, 0.0)
+    # Not `logprobs` themselves: log_ratio is bounded, and 0 outside the mask.
     moved = (old + log_ratio(inputs).detach()).exp() - old.exp()
     return _masked(inputs, moved.abs() > threshold, ratio_max)
 
@@ -28,6 +30,7 @@ def dppo_kl(inputs: LossInputs, *, threshold: float = 0.05, ratio_max: float = 2
     """
     difference = log_ratio(inputs).detach()
     old = torch.where(inputs.loss_mask, inputs.old_logprobs, 0.0).exp()
+    # A probability may round to 1; the logarithms of the others' shares must stay finite.
     others_old, others = (1.0 - old).clamp(min=1e-8), (1.0 - old * difference.exp()).clamp(min=1e-8)
     # KL of (p, 1 - p): old * ln(old / p) + (1 - old) * ln((1 - old) / (1 - p)).
     divergence = -old * difference + others_old * torch.log(others_old / others)

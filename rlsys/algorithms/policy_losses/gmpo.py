@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, log_ratio, register, response_mean
+from rlsys.algorithms.inputs import LossInputs, log_ratio, response_mean
+from rlsys.algorithms.policy_losses import PolicyLoss, register
 
 
 @register("gmpo")

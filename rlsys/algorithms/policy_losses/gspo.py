@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rlsys.algorithms.policy_losses import (
-    LossInputs,
-    PolicyLoss,
-    clipped_surrogate,
-    log_ratio,
-    register,
-    response_mean,
-)
+from rlsys.algorithms.inputs import LossInputs, clipped_surrogate, log_ratio, response_mean
+from rlsys.algorithms.policy_losses import PolicyLoss, register
 
 
 @register("gspo")

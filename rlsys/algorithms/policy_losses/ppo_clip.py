@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, clipped_surrogate, log_ratio, register
+from rlsys.algorithms.inputs import LossInputs, clipped_surrogate, log_ratio
+from rlsys.algorithms.policy_losses import PolicyLoss, register
 from rlsys.errors import ConfigError
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, register
+from rlsys.algorithms.inputs import LossInputs
+from rlsys.algorithms.policy_losses import PolicyLoss, register
 
 
 @register("reinforce")

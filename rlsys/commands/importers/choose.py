@@ -1,4 +1,4 @@
-"""Which project a recipe was written for."""
+"""The choice of the dialect that a recipe is written in."""
 
 from __future__ import annotations
 

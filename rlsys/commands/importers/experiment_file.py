@@ -34,7 +34,7 @@ def open_points(result: Translation) -> list[str]:
     return ["Not carried over:", *(f"- {line}" for line in lines)] if lines else []
 
 
-def check(text: str) -> None:
+def check_written(text: str) -> None:
     """Raise ConfigError unless the file composes and passes the checks that every run passes before Ray starts."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "imported.yaml"

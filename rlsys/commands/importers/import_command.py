@@ -10,7 +10,7 @@ import sys
 from rich.console import Console
 
 from rlsys.commands.importers.choose import DIALECTS, choose, options_of
-from rlsys.commands.importers.experiment_file import check, experiment
+from rlsys.commands.importers.experiment_file import check_written, experiment
 from rlsys.commands.importers.recipe import RunSize
 from rlsys.commands.importers.recipe_file import read
 from rlsys.commands.importers.summary import show
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
     console.print(f"{', '.join(map(str, source.files))}: {choice.dialect.name} ({choice.because})", highlight=False)
     show(result, console)
-    check(text)
+    check_written(text)
     output.write_text(text, encoding="utf-8")
     console.print(f"wrote {output}; run it with", highlight=False)
     console.print(f"  rlsys train {shlex.quote(f'experiment={output}')}", highlight=False, soft_wrap=True)

@@ -45,13 +45,13 @@ class Noted:
 
 @dataclass(frozen=True)
 class Condition:
-    """What has to hold of other options for a row to apply; otherwise its option is ignored.
+    """A condition on other options under which a row applies; otherwise its option is ignored.
 
     With `is_loss` the option is unsupported instead, unless its value is a neutral one.
     """
 
     options: tuple[str, ...]
-    holds: Callable[..., bool]  # of the values of `options`
+    holds: Callable[..., bool]  # called with the values of `options`
     reason: str = ""  # shown when it does not hold; {0} is the value of the first of `options`; "": nothing is reported
     is_loss: bool = False
 
@@ -61,7 +61,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Option:
+class TableRow:
     """One row of a table."""
 
     default: Any  # a value, a ByVersion, ABSENT or NONE_STATED
@@ -83,49 +83,51 @@ class Option:
         return self.when if isinstance(self.when, tuple) else (self.when,)
 
 
-def option(default: Any, writes: Mapping[str, Compute], keys: tuple[str, ...] | None = None, **columns: Any) -> Option:
+def several(
+    default: Any, writes: Mapping[str, Compute], keys: tuple[str, ...] | None = None, **columns: Any
+) -> TableRow:
     """Return a row that sets several keys; `keys` are those of them that it decides (default: all)."""
-    return Option(default, writes, tuple(writes) if keys is None else keys, **columns)
+    return TableRow(default, writes, tuple(writes) if keys is None else keys, **columns)
 
 
-def same(key: str, default: Any, **columns: Any) -> Option:
+def same(key: str, default: Any, **columns: Any) -> TableRow:
     """Return a row whose option means what `key` means."""
     return computed(key, default, lambda _, value: value, **columns)
 
 
-def converted(key: str, default: Any, convert: Callable[[Any], Any], **columns: Any) -> Option:
+def converted(key: str, default: Any, convert: Callable[[Any], Any], **columns: Any) -> TableRow:
     """Return a row that sets `key` to the converted value; `convert` may raise UnsupportedError."""
     return computed(key, default, plain(convert), **columns)
 
 
-def mapped(key: str, default: Any, values: Mapping[Any, Any], otherwise: Any = ABSENT, **columns: Any) -> Option:
+def mapped(key: str, default: Any, values: Mapping[Any, Any], otherwise: Any = ABSENT, **columns: Any) -> TableRow:
     """Return a row that looks the value up in a map, whose values may be Noted or UnsupportedError."""
     return computed(key, default, by_map(values, otherwise), **columns)
 
 
-def switched(key: str, default: Any, on: Any, off: Any = ABSENT, **columns: Any) -> Option:
+def switched(key: str, default: Any, on: Any, off: Any = ABSENT, **columns: Any) -> TableRow:
     """Return a row of a switch: `key` is `on` or `off` (ABSENT: not written)."""
     return computed(key, default, lambda _, value: on if value else off, **columns)
 
 
-def computed(key: str, default: Any, compute: Compute, **columns: Any) -> Option:
+def computed(key: str, default: Any, compute: Compute, **columns: Any) -> TableRow:
     """Return a row whose key depends on several options."""
-    return option(default, {key: compute}, **columns)
+    return several(default, {key: compute}, **columns)
 
 
-def by_rule(*keys: str, default: Any, **columns: Any) -> Option:
+def by_rule(*keys: str, default: Any, **columns: Any) -> TableRow:
     """Return a row that another row or a rule of the dialect reads."""
-    return Option(default, keys=keys, **columns)
+    return TableRow(default, keys=keys, **columns)
 
 
-def unsupported(reason: str, default: Any = None, neutral: tuple[Any, ...] = (None, False), **columns: Any) -> Option:
+def unsupported(reason: str, default: Any = None, neutral: tuple[Any, ...] = (None, False), **columns: Any) -> TableRow:
     """Return a row without counterpart, unless the option has a `neutral` value."""
-    return Option(default, unsupported=reason, neutral=neutral, **columns)
+    return TableRow(default, unsupported=reason, neutral=neutral, **columns)
 
 
-def ignored(reason: str, default: Any = NONE_STATED) -> Option:
+def ignored(reason: str, default: Any = NONE_STATED) -> TableRow:
     """Return a row about something that rlsys does by itself or does not have: nothing is lost without it."""
-    return Option(default, ignored=reason)
+    return TableRow(default, ignored=reason)
 
 
 def plain(convert: Callable[[Any], Any]) -> Compute:
@@ -168,7 +170,7 @@ class Dialect:
     """One project's way of writing a recipe."""
 
     name: str
-    options: Mapping[str, Option]
+    options: Mapping[str, TableRow]
     rules: tuple[Rule, ...]  # applied after the table
     versions: tuple[str, ...]  # oldest first, of the project whose defaults change with them
     default_version: str
@@ -186,7 +188,7 @@ def version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def default_at(row: Option, version: str | None) -> Any:
+def default_at(row: TableRow, version: str | None) -> Any:
     """Return the option's default in `version`; None: in the newest version that has the option."""
     if not isinstance(row.default, ByVersion):
         return row.default

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class NoDefault(enum.Enum):
-    """What stands in a table where an option has no default value."""
+    """Entries of a table where an option has no default value."""
 
     ABSENT = "absent"  # the version does not have the option
     NONE_STATED = "none stated"  # there is none, or something outside the file decides it
@@ -23,8 +23,8 @@ NONE_STATED = NoDefault.NONE_STATED
 class RunSize:
     """Numbers that a recipe depends on and that its file may not state."""
 
-    num_processes: int | None = None  # of their trainer; None: what the file says, or 1
-    num_rows: int | None = None  # of the training data, to turn epochs into steps
+    num_processes: int | None = None  # ranks of their trainer; None: what the file says, or 1
+    num_rows: int | None = None  # rows of the training data, to turn epochs into steps
 
 
 @dataclass

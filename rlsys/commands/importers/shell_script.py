@@ -1,7 +1,7 @@
 """The options that a shell script passes to the program it starts, from the script's syntax tree.
 
 Nothing is executed: tree-sitter parses the script, and variables, arrays and here-documents are filled in. Branches are
-not decided: every command of the script is by_rule, the last assignment to a variable counts.
+not decided: every command of the script is read, and the last assignment to a variable counts.
 """
 
 from __future__ import annotations

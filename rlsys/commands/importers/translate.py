@@ -12,8 +12,8 @@ from rlsys.commands.importers.options import (
     Compute,
     Dialect,
     Noted,
-    Option,
     Rule,
+    TableRow,
     UnsupportedError,
     default_at,
 )
@@ -139,7 +139,7 @@ def _apply_dialect(recipe: Recipe, dialect: Dialect) -> None:
             raise ConfigError(f"{where}: {error}") from error
 
 
-def _apply_row(recipe: Recipe, name: str, row: Option) -> None:
+def _apply_row(recipe: Recipe, name: str, row: TableRow) -> None:
     """Apply one row of the table."""
     value = recipe.value(name)
     asks_for_nothing = value is None or any(value == n and type(value) is type(n) for n in row.neutral)
@@ -190,7 +190,7 @@ class _Report:
     recipe: Recipe
     tree: Mapping[str, Any]  # what was written, nested
 
-    def add_given(self, name: str, shown: str, row: Option, value: Any) -> None:
+    def add_given(self, name: str, shown: str, row: TableRow, value: Any) -> None:
         """Add an option that the file sets to one of the lists."""
         if name in self.recipe.unsupported:
             self.result.unsupported.append(UntranslatedOption(shown, value, self.recipe.unsupported[name]))
@@ -201,7 +201,7 @@ class _Report:
             note = "null: the default applies" if value is None else self.recipe.notes.get(name, "")
             self.result.translated.append(TranslatedOption(shown, value, written, note))
 
-    def add_default(self, name: str, shown: str, row: Option) -> None:
+    def add_default(self, name: str, shown: str, row: TableRow) -> None:
         """List an option that the file does not set where its default makes a run differ from one of rlsys."""
         theirs, reason = self.recipe.defaults[name], self.recipe.unsupported.get(name)
         note = reason or self.recipe.notes.get(name, "")

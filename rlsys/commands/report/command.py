@@ -73,7 +73,7 @@ def run_rollouts(run: RunFolder, limit: int) -> tuple[Rollouts, list[str]]:
 
 
 class _Decoder:
-    """Decodes token ids with the tokenizer in the run's folder, which is loaded when it is first needed."""
+    """A decoder of token ids with the tokenizer in the run's folder, which is loaded when it is first needed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""Which metrics share a plot, and the plot's title. Every other metric of a run gets a small plot at the end."""
+"""The metrics that share a plot, and the plot's title. Every other metric of a run gets a small plot at the end."""
 
 from __future__ import annotations
 

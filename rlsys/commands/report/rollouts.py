@@ -38,7 +38,7 @@ class Rollouts:
 
 
 class Collector:
-    """Builds `Rollouts` row by row; only the index and compressed texts stay in memory."""
+    """A builder of `Rollouts`, row by row; only the index and compressed texts stay in memory."""
 
     def __init__(self, total: int, decode: Decode, compress: Callable[[Any], str]) -> None:
         """Start with no rollouts.

@@ -11,7 +11,7 @@ ANCHORS_TRIED = 2000  # tokens that are tried as the anchor
 
 
 class TokenTexts:
-    """Decodes token ids one by one, each behind an anchor: a token whose text is known.
+    """A decoder of single token ids, each behind an anchor: a token whose text is known.
 
     Tokenizers treat the start of a text differently, for example by dropping a space. With the anchor in front no token
     is at the start.

@@ -10,7 +10,7 @@ from rich.table import Table
 from rlsys.algorithms.requirements import reference_workers
 from rlsys.commands.numbers import at_least
 from rlsys.commands.simulate.costs import read_costs
-from rlsys.commands.simulate.run import Outcome, Shape, Simulation
+from rlsys.commands.simulate.run import Prediction, Shape, Simulation
 from rlsys.config.paths import expanded
 from rlsys.config.schema import Config
 from rlsys.run_folder.folder import RunFolder
@@ -39,8 +39,8 @@ def run(options: argparse.Namespace) -> None:
     for workers in options.rollout_workers or [config.rollout.num_workers]:
         for ranks in options.learner_ranks or [config.learner.num_workers]:
             for staleness in options.max_staleness or [config.train.max_staleness]:
-                outcome = Simulation(costs, shape_of(config, workers, ranks, staleness, options.steps))()
-                table.add_row(str(workers), str(ranks), str(staleness), *_cells(outcome))
+                prediction = Simulation(costs, shape_of(config, workers, ranks, staleness, options.steps))()
+                table.add_row(str(workers), str(ranks), str(staleness), *_cells(prediction))
     Console().print(table)
 
 
@@ -59,6 +59,6 @@ def shape_of(config: Config, workers: int, ranks: int, staleness: int, num_steps
     )
 
 
-def _cells(outcome: Outcome) -> tuple[str, str, str]:
-    idle = ", ".join(f"{role} {share:.0%}" for role, share in outcome.idle.items())
-    return f"{outcome.step_s:.3f}", outcome.bottleneck, idle
+def _cells(prediction: Prediction) -> tuple[str, str, str]:
+    idle = ", ".join(f"{role} {share:.0%}" for role, share in prediction.idle.items())
+    return f"{prediction.step_s:.3f}", prediction.bottleneck, idle

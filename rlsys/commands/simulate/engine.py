@@ -11,7 +11,7 @@ Sample = tuple[int, int]  # group, and position of the response in it
 
 
 class SimulatedEngine:
-    """Gives every running sequence one token per iteration; requests above `max_num_seqs` wait."""
+    """An engine that gives every running sequence one token per iteration; requests above `max_num_seqs` wait."""
 
     def __init__(self, costs: EngineCosts, max_num_seqs: int) -> None:
         self._costs = costs

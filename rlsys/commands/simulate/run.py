@@ -31,7 +31,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Prediction:
     """The mean seconds per step, without the first and last steps, and the fraction of time that each role was idle."""
 
     step_s: float
@@ -44,7 +44,7 @@ class Outcome:
 
 
 class Simulation:
-    """Simulates one run. Call it once.
+    """The simulation of one run. Call it once.
 
     Engines compute the time of their next event themselves; all other events wait in a heap of (time, order, action).
     """
@@ -54,7 +54,7 @@ class Simulation:
         self._shape = shape
         self._admission = Admission(shape.prompts_per_step, shape.max_staleness, num_steps=shape.num_steps)
         self._router = Router([shape.max_in_flight] * shape.rollout_workers)
-        self._leases: dict[int, Lease] = {}  # of the groups in sampling
+        self._leases: dict[int, Lease] = {}  # by group, while it is sampled
         self._engines = [SimulatedEngine(costs.engine, costs.max_num_seqs) for _ in range(shape.rollout_workers)]
         self._scoring = _Workers(shape.scoring_workers)
         self._reference = _Workers(shape.reference_workers) if shape.reference_workers else None
@@ -68,7 +68,7 @@ class Simulation:
         self._is_training = False
         self._done_at: list[float] = []
 
-    def __call__(self) -> Outcome:
+    def __call__(self) -> Prediction:
         """Simulate all steps and return the outcome."""
         self._admit()
         while len(self._done_at) < self._shape.num_steps:
@@ -83,7 +83,7 @@ class Simulation:
         }
         if self._reference is not None:
             idle["reference"] = 1.0 - self._reference.busy_s / (self._shape.reference_workers * total)
-        return Outcome(statistics.mean(middle), idle)
+        return Prediction(statistics.mean(middle), idle)
 
     def _advance(self) -> None:
         times = [time for engine in self._engines if (time := engine.next_event()) is not None]

@@ -1,4 +1,4 @@
-"""Trackers: where a run's metrics go besides its own `metrics.jsonl`. One file each.
+"""Trackers: further places for a run's metrics besides its own `metrics.jsonl`. One file each.
 
 A tracker is a class, registered under the name that `logging.trackers` gives, or a class of yours, `path.py:Class`. Its
 constructor takes the `TrackedRun` and keyword-only options, and opens it; `write` and `close` are the rest of its
@@ -7,6 +7,9 @@ interface. It may block and raise: each tracker lives on a thread of its own (`t
 A class may register with facts:
     imports=("module",)     its library, imported before Ray starts; its own file imports it only inside the class
     extra="name"            the extra of rlsys that installs it
+
+Not here: the metrics themselves (`rlsys/metrics/step.py` and the modules that measure them), and the files of a run's
+folder, `metrics.jsonl` among them (`rlsys/run_folder/`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from rlsys.metrics.trackers import TrackedRun, register
 
 @register("jsonl")
 class JsonLines:
-    """Appends rows to a file and never rewrites it: if a resumed run repeats a step, the last line counts."""
+    """A file that is appended to and never rewritten: if a resumed run repeats a step, the last line counts."""
 
     def __init__(self, run: TrackedRun, *, path: str) -> None:
         """Open the file for appending.

@@ -21,7 +21,7 @@ CLOSE_S = 5.0  # seconds for all trackers together to write what waits and to cl
 
 
 class TrackerThread:
-    """Opens, writes and closes one tracker, in this order, in the background."""
+    """A thread that opens, writes and closes one tracker, in this order, in the background."""
 
     def __init__(self, name: str, open_tracker: Callable[[], Tracker]) -> None:
         """Start the thread, which opens the tracker.
@@ -44,7 +44,7 @@ class TrackerThread:
 
     @property
     def dropped(self) -> int:
-        """How many steps have not reached the tracker and will not."""
+        """Number of steps that have not reached the tracker and will not."""
         return self._refused + self._lost
 
     def write(self, step: int, metrics: Mapping[str, float | None]) -> None:

@@ -1,4 +1,4 @@
-"""Attention over packed rows: causal in each segment, and all of the shared prompt for the responses to it.
+"""Attention over packed rows: causal within each segment; responses also see all of their shared prompt.
 
 On CPUs segments of similar length go through the flash kernel together, and each shared prompt once for the tokens of
 all its responses; the two parts of a softmax are merged by their log-sum-exps. On GPUs the flash kernels for sequences
@@ -83,6 +83,7 @@ def flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: 
 def _compiled_flex() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
+    # The length of a row differs from microbatch to microbatch; with static shapes each would be compiled again.
     return torch.compile(flex_attention, dynamic=True)
 
 
@@ -93,6 +94,7 @@ def _block_mask(segments: Segments, device: torch.device) -> Any:
     own, prompt = segments.ids(device)
 
     def sees(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        # A segment without a prompt has -1 in `prompt`, which is no segment's number.
         return ((own[q] == own[k]) & (q >= k)) | (prompt[q] == own[k])
 
     return create_block_mask(sees, None, None, segments.size, segments.size, device=device)
@@ -115,6 +117,8 @@ class _Packed(torch.autograd.Function):
         # One index more than there are tokens: results of padding are written there and dropped.
         out = rows[0].new_empty(segments.size + 1, *rows[0].shape[1:])
         lse = rows[0].new_empty(segments.size + 1, rows[0].shape[1], dtype=torch.float32)
+        # Buckets come first: together they cover every token once, and so fill the uninitialised memory. Shared prompts
+        # are merged into it.
         for bucket in segments.buckets:
             part, part_lse = _flash(*(_take(row, bucket) for row in rows), 0.0, True, scale=scale)
             out.index_copy_(0, bucket.indices, part.transpose(1, 2).flatten(0, 1))
@@ -133,6 +137,7 @@ class _Packed(torch.autograd.Function):
         query, key, value, out, lse = ctx.saved_tensors
         segments, scale = ctx.segments, ctx.scale
         grad = grads[0][0]  # [T, H, D]
+        # As in the forward: buckets fill uninitialised memory, and shared prompts add to it.
         found = [row.new_empty(segments.size + 1, *row.shape[1:]) for row in (query, key, value)]
         for bucket in segments.buckets:
             # Padding repeats some token; a gradient of 0 keeps it out of the keys' and values' gradients.
@@ -173,6 +178,7 @@ def _heads(rows: torch.Tensor, where: slice) -> torch.Tensor:
 
 def _take(rows: torch.Tensor, bucket: Bucket, *, zero_padding: bool = False) -> torch.Tensor:
     """Gather a bucket's tokens: [T, H, ...] to [num, H, longest, ...]; padding repeats some token, or is 0."""
+    # Padding has the index T. `out` and `lse` have a row for it. The others have T rows, and padding takes the last.
     taken = rows.index_select(0, bucket.indices.clamp(max=len(rows) - 1))
     if zero_padding and len(bucket.padding):
         taken.index_fill_(0, bucket.padding, 0.0)

@@ -53,9 +53,9 @@ class _Part:
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> tuple[torch.Tensor, ...]:
-        """Return output [T, H, D], log-sum-exp [H, T] float32, and two tensors of random state.
+        """Return output [T, H, D], log-sum-exp [H, T] float32, random state, and a tensor that PyTorch names `unused`.
 
-        The random state is unused without dropout, but the backward takes it.
+        The last two have no meaning without dropout, but the backward takes them.
         """
         found: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_forward(
             query, key, value, *self._lengths(), 0.0, self.causal, False, scale=scale
@@ -66,8 +66,8 @@ class _Part:
         """Return the gradients of query, key and value.
 
         Args:
-            grad: of the output, [T, H, D].
-            saved: query, key, value, output, log-sum-exp and the random state.
+            grad: gradient of the output, [T, H, D].
+            saved: query, key, value, and what `forward` returned.
             scale: factor of the products.
         """
         found: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_backward(

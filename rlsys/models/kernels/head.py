@@ -123,6 +123,7 @@ class _Chunked(torch.autograd.Function):
         """Apply `d logprob / d logit_j = 1[j = target] - p_j` and `d H / d logit_j = -p_j (ln p_j + H)`."""
         states, weight, bias, targets, log_z, entropy = ctx.saved_tensors
         by_logprob, by_entropy = grads
+        # In float32: adding up the chunks of the vocabulary in half precision would round at each of them.
         grad_states = torch.zeros_like(states, dtype=torch.float32)
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None  # frozen under adapters
         grad_bias = None if bias is None else torch.empty_like(bias)
@@ -136,7 +137,7 @@ class _Chunked(torch.autograd.Function):
                 grad -= by_entropy[:, None] * logs.exp() * (logs + entropy[:, None])
             grad = grad.div_(ctx.temperature).to(weight.dtype)
             part = weight[start : start + grad.shape[1]]
-            grad_states += multiply(grad, part.t())
+            grad_states += multiply(grad, part.t())  # grad @ part, because `multiply` transposes its second argument
             if grad_weight is not None:
                 grad_weight[start : start + grad.shape[1]] = multiply(grad.t(), states.t())
             if grad_bias is not None:

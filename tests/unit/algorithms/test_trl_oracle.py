@@ -15,8 +15,8 @@ import torch
 
 from rlsys.algorithms import advantages, aggregation
 from rlsys.algorithms.advantages import AdvantageInputs
+from rlsys.algorithms.inputs import LossInputs
 from rlsys.algorithms.loss import Objective
-from rlsys.algorithms.policy_losses import LossInputs
 from rlsys.config.schema import AlgorithmConfig, KlConfig
 from rlsys.types import Coefficients
 

@@ -6,7 +6,7 @@ import pytest
 
 from rlsys.build.checkpoints import start_coefficients
 from rlsys.config.compose import load_config
-from rlsys.orchestrator.from_config import sampling_plan
+from rlsys.orchestrator.from_config import sampling_params_of
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.types import Coefficients
 
@@ -28,6 +28,6 @@ def test_a_fixed_coefficient_is_the_configured_one_also_on_resume() -> None:
 
 @pytest.mark.parametrize(("algorithm", "wanted"), [("grpo", False), ("remax", True)])
 def test_a_greedy_response_only_where_the_estimator_asks(algorithm: str, wanted: bool) -> None:
-    plan = sampling_plan(load_config([f"algorithm={algorithm}", "train.samples_per_prompt=5"]))
-    drawn = [(sampling.temperature, sampling.samples_per_prompt) for sampling in plan]
+    sampling_params = sampling_params_of(load_config([f"algorithm={algorithm}", "train.samples_per_prompt=5"]))
+    drawn = [(sampling.temperature, sampling.samples_per_prompt) for sampling in sampling_params]
     assert drawn == ([(1.0, 5), (0.0, 1)] if wanted else [(1.0, 5)])

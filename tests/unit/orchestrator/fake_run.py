@@ -24,7 +24,7 @@ from rlsys.orchestrator.orchestrator import GroupRule, Orchestrator
 from rlsys.orchestrator.router import Router
 from rlsys.orchestrator.sampling import GroupSampler
 from rlsys.runtime.background import Background
-from rlsys.types import Prompt, Sample, Sampling, Scores, ScoringUnit, TrajectoryRef
+from rlsys.types import Prompt, Sample, Sampling, ScoringUnit, TrajectoryRef, UnitScores
 from tests.unit.records import reward, summary
 from tests.unit.virtual_time import run_virtual
 
@@ -79,9 +79,9 @@ class FakeEngine:
 
     @asynccontextmanager
     async def sample(
-        self, prompt: Prompt, plan: Sequence[Sampling], *, stream: int, policy_version: int
+        self, prompt: Prompt, sampling_params: Sequence[Sampling], *, stream: int, policy_version: int
     ) -> AsyncIterator[AsyncIterator[list[Sample]]]:
-        attempt, size = self._run.on_attempt(stream, policy_version, self.index), plan[0].samples_per_prompt
+        attempt, size = self._run.on_attempt(stream, policy_version, self.index), sampling_params[0].samples_per_prompt
         assert self.num_running == 0 or self.num_running + size <= self.cap, f"{self.name} has no room"
         chance, left = self._run.chance, size
         delays = [chance.expovariate(1.0) / self._speed for _ in range(size)]
@@ -134,7 +134,7 @@ class FakeScoring:
     def __init__(self, run: FakeRun) -> None:
         self._run = run
 
-    def put(self, unit: ScoringUnit) -> asyncio.Future[Scores]:
+    def put(self, unit: ScoringUnit) -> asyncio.Future[UnitScores]:
         is_useful = self._run.is_useful(unit.prompt.index)
         rewards = [reward(float(is_useful and (sample.number % 2 == 0))) for sample in unit.samples]
         return at(asyncio.get_running_loop().time() + self._run.chance.expovariate(10.0), (rewards, {}))

@@ -27,10 +27,10 @@ from rlsys.types import (
     Sample,
     Sampling,
     ScoredGroup,
-    Scores,
     ScoringUnit,
     TextRef,
     TrajectoryRef,
+    UnitScores,
 )
 from tests.unit.records import reward, summary
 
@@ -46,9 +46,9 @@ class Engine:
 
     @asynccontextmanager
     async def sample(
-        self, prompt: Prompt, plan: Sequence[Sampling], *, stream: int, policy_version: int
+        self, prompt: Prompt, sampling_params: Sequence[Sampling], *, stream: int, policy_version: int
     ) -> AsyncIterator[AsyncIterator[list[Sample]]]:
-        left = list(range(sum(sampling.samples_per_prompt for sampling in plan)))
+        left = list(range(sum(sampling.samples_per_prompt for sampling in sampling_params)))
         chance = self._source.chance
         is_first = stream not in self._source.started
         self._source.started.add(stream)
@@ -150,7 +150,7 @@ class Source:
         work = self.sampler.sample_prompts(prompts, sampling, policy_version=0)
         return asyncio.run(self.background.supervise(work))
 
-    async def _score(self, worker: int, units: list[ScoringUnit]) -> list[Scores]:
+    async def _score(self, worker: int, units: list[ScoringUnit]) -> list[UnitScores]:
         for _ in range(self.chance.randint(0, 5)):
             await asyncio.sleep(0)
         self.scored_together += [[unit.prompt.index] * len(unit) for unit in units]

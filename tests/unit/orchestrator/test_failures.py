@@ -19,7 +19,7 @@ from rlsys.orchestrator.router import Router
 from rlsys.orchestrator.sampling import GroupSampler
 from rlsys.runtime.background import Background
 from rlsys.runtime.batching import BatchingQueue
-from rlsys.types import Prompt, Sample, Sampling, Scores, ScoringUnit, TrajectoryRef
+from rlsys.types import Prompt, Sample, Sampling, ScoringUnit, TrajectoryRef, UnitScores
 from tests.unit.records import reward, summary
 from tests.unit.virtual_time import run_virtual
 
@@ -41,7 +41,7 @@ class Engine:
 
     @asynccontextmanager
     async def sample(
-        self, prompt: Prompt, plan: Sequence[Sampling], *, stream: int, policy_version: int
+        self, prompt: Prompt, sampling_params: Sequence[Sampling], *, stream: int, policy_version: int
     ) -> AsyncIterator[AsyncIterator[list[Sample]]]:
         number = self.tries[stream] = self.tries.get(stream, 0) + 1
 
@@ -58,7 +58,7 @@ class Engine:
 def built(
     background: Background, engine: Engine, *, ahead: int = 0, score: Any = None, deadline_s: float = 1e4
 ) -> tuple[Orchestrator, GroupSampler]:
-    async def scores(_: int, units: Sequence[ScoringUnit]) -> list[Scores]:
+    async def scores(_: int, units: Sequence[ScoringUnit]) -> list[UnitScores]:
         return [([reward(1.0)] * len(unit), {}) for unit in units]
 
     queue: Any = BatchingQueue(1, score or scores, background, weight=len)
@@ -110,7 +110,7 @@ def test_a_scoring_worker_that_dies_ends_the_run_while_engines_still_sample() ->
     async def attempt(group: int, number: int) -> None:
         await asyncio.sleep(1.0 if group == 0 else 1e9)
 
-    async def dies(_: int, units: Sequence[ScoringUnit]) -> list[Scores]:
+    async def dies(_: int, units: Sequence[ScoringUnit]) -> list[UnitScores]:
         raise WorkerDiedError("scoring: scoring/0 is gone")
 
     async def main() -> float:

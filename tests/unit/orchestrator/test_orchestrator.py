@@ -11,7 +11,7 @@ import pytest
 from rlsys.config.schema import AlgorithmConfig, Config, GroupsConfig
 from rlsys.errors import DeadlineError, RlsysError, WorkerError
 from rlsys.orchestrator.batch import StepBatch, has_variance
-from rlsys.orchestrator.from_config import sampling_plan
+from rlsys.orchestrator.from_config import sampling_params_of
 from rlsys.preflight.checks import check_config
 from rlsys.types import Reward, RewardPart
 from tests.unit.orchestrator.made_up_workers import Source
@@ -209,7 +209,7 @@ def test_responses_are_scored_as_they_finish_or_a_prompt_s_together(whole: bool)
 def test_outside_training_everything_comes_in_order() -> None:
     source = Source([True] * 9, engines=2)
     prompts = [source.prompts.take()[1] for _ in range(5)]
-    groups = source.evaluated(prompts, sampling_plan(source.config)[0])
+    groups = source.evaluated(prompts, sampling_params_of(source.config)[0])
     assert [group.rollout.prompt.index for group in groups] == [0, 1, 2, 3, 4]
     assert [[r.total for r in group.rewards] for group in groups] == [[1.0, 0.0]] * 5
 

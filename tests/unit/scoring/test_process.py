@@ -96,6 +96,15 @@ async def ask(completion):
 async def asks(completions, **_):
     return await asyncio.gather(*(ask(c) for c in completions))
 
+def deep(completions, **_):
+    return [below(completion, 8) for completion in completions]
+
+def below(completion, levels):
+    return below(completion, levels - 1) if levels else raising(completion)
+
+def raising(completion):
+    raise ValueError("far down")
+
 def identity(completions, **_):
     return [float(os.getpid()) for _ in completions]
 """
@@ -157,6 +166,12 @@ def test_an_exception_costs_its_row(start: Start) -> None:
     assert "ValueError: cannot score 'bad'" in parts[0].detail
     assert "picky" in parts[0].detail
     assert log.metrics == {"characters": [5.0, 6.0]}  # of every row that was scored
+
+
+def test_the_message_has_the_frame_that_raised_however_deep_it_is(start: Start) -> None:
+    parts, _ = start("deep").score(request("bad"))
+    assert ", in raising\n" in parts[0].detail
+    assert parts[0].detail.rstrip().endswith("ValueError: far down")
 
 
 def test_a_result_that_is_not_finite_is_named_and_no_reward(start: Start) -> None:

@@ -16,7 +16,7 @@ from rlsys.commands.importers.dialects.trl_training import LOSS
 from rlsys.commands.importers.options import (
     Condition,
     Dialect,
-    Option,
+    TableRow,
     UnsupportedError,
     by_rule,
     computed,
@@ -176,7 +176,7 @@ CONDITIONS: dict[str, Condition] = {
     "eval_steps": EVALUATED_BY_STRATEGY,
     "num_generations_eval": EVALUATED_BY_STRATEGY,
 }
-OWN: dict[str, Option] = {
+OWN: dict[str, TableRow] = {
     "rl": computed("algorithm.advantage.name", None, advantage, keys=(), also=("algorithm.advantage.name",)),
     "datasets": computed("data.train", NONE_STATED, training_data, reads_none=True),
     "test_datasets": computed("data.eval", NONE_STATED, held_out_data, reads_none=True, when=(needs("datasets", ""),)),

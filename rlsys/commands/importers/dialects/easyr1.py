@@ -16,7 +16,7 @@ from rlsys.commands.importers.options import (
     Condition,
     Dialect,
     Noted,
-    Option,
+    TableRow,
     UnsupportedError,
     by_rule,
     computed,
@@ -25,9 +25,9 @@ from rlsys.commands.importers.options import (
     mapped,
     needs,
     only_if,
-    option,
     plain,
     same,
+    several,
     switched,
     unless,
     unless_set,
@@ -58,7 +58,7 @@ FILTERS = needs("algorithm.online_filtering", "online_filtering is false")
 FILTERED = unless(ESTIMATOR, "gae", "remax", "reinforce_plus_plus")  # these learn from equal rewards too
 HAS_CRITIC = only_if(ESTIMATOR, "gae", reason="only gae has a critic")
 HAS_LORA = needs("worker.actor.model.lora.rank", "lora.rank is 0")
-DATA: dict[str, Option] = {
+DATA: dict[str, TableRow] = {
     "train_files": converted("data.train", "", rules.training_data),
     "val_files": converted(
         "data.eval", "", lambda named: shared.only_or_all(shared.named_sources(named, "train", "test"))
@@ -149,7 +149,7 @@ ACTOR = {
     "clip_ratio_low": converted("algorithm.policy_loss.clip_low", 0.2, float, when=(
         unless(LOSS, "cispo", reason="cispo has no lower bound in rlsys, as in the paper's runs", is_loss=True),
         NOT_SAPO)),
-    "clip_ratio_high": option(0.3, {
+    "clip_ratio_high": several(0.3, {
         "algorithm.policy_loss.clip_high": plain(float),
         "algorithm.policy_loss.ratio_max": plain(lambda high: 1.0 + float(high))}, when=NOT_SAPO),
     "clip_ratio_dual": converted("algorithm.policy_loss.dual_clip", 3.0, float, when=(
@@ -205,7 +205,7 @@ CRITIC = {
         ("loss_avg_mode", "ppo_epochs"),
         ignored("the critic's loss is a mean over tokens, and the critic trains once per step"),
     ),
-    "cliprange_value": option(
+    "cliprange_value": several(
         0.5,
         {"critic.value_clip": plain(lambda bound: bound), "critic.dtype": plain(lambda _: "bfloat16")},
         keys=("critic.value_clip",),
@@ -268,7 +268,7 @@ TRAINER = {
     **dict.fromkeys(("save_checkpoint_path", "load_checkpoint_path", "find_last_checkpoint"), ignored(FOLDERS)),
     "ray_timeline": converted("logging.timeline", None, lambda value: value is not None),
 }
-OPTIONS: dict[str, Option] = {
+OPTIONS: dict[str, TableRow] = {
     **{f"data.{name}": option for name, option in DATA.items()},
     **{f"algorithm.{name}": option for name, option in ALGORITHM.items()},
     **{f"worker.actor.{name}": option for name, option in ACTOR.items()},

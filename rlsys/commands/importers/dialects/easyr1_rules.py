@@ -1,4 +1,4 @@
-"""What EasyR1's table cannot express: value maps, batches, data, rewards, trackers."""
+"""Rules that EasyR1's table cannot express: value maps, batches, data, rewards, trackers."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ from rlsys.commands.importers.dialects import trl_rules as rules
 from rlsys.commands.importers.options import (
     Condition,
     Dialect,
-    Option,
+    TableRow,
     by_rule,
     ignored,
-    option,
     plain,
     same,
+    several,
     unsupported,
     without,
 )
@@ -89,7 +89,7 @@ def rewards(recipe: Recipe) -> None:
 
 
 WITHOUT_MIXTURE = without("dataset_mixture", "dataset_mixture names the data")
-OPTIONS: dict[str, Option] = {
+OPTIONS: dict[str, TableRow] = {
     **trl.OPTIONS,
     **{
         name: replace(trl.OPTIONS[name], when=(WITHOUT_MIXTURE, *trl.OPTIONS[name].conditions))
@@ -109,7 +109,7 @@ OPTIONS: dict[str, Option] = {
     ),
     **dict.fromkeys(("e2b_router_url", "morph_router_url"), ignored(HOSTED)),
     "dataset_prompt_column": same("data.prompt_column", "prompt"),
-    "dataset_mixture": option(
+    "dataset_mixture": several(
         NONE_STATED, {"data.train": mixture, "data.eval": plain(lambda _: None)}, keys=("data.train",)
     ),
     "system_prompt": same("data.system_prompt", NONE_STATED),

@@ -12,7 +12,7 @@ from rlsys.commands.importers.options import (
     Condition,
     Dialect,
     Noted,
-    Option,
+    TableRow,
     UnsupportedError,
     by_map,
     by_rule,
@@ -22,9 +22,9 @@ from rlsys.commands.importers.options import (
     mapped,
     needs,
     only_if,
-    option,
     plain,
     same,
+    several,
     switched,
     unless,
     unless_set,
@@ -70,7 +70,7 @@ EVALUATED = Condition(
     lambda dataset, steps: bool(dataset) and int(steps) > 0,
     "there is no evaluation during training",
 )
-BATCH: dict[str, Option] = {
+BATCH: dict[str, TableRow] = {
     "rollout.batch_size": converted("train.prompts_per_step", 1024, int),
     "rollout.n_samples_per_prompt": same("train.samples_per_prompt", 1),
     "train.batch_size": computed("train.minibatches_per_step", 128, rules.minibatches),
@@ -138,7 +138,7 @@ ALGORITHM = {
     ),
     "algo.advantage.is_correction_enable": by_rule("algorithm.corrections", default=False),  # 0.10
     "algo.advantage.is_correction_type": by_rule("algorithm.corrections", default=NONE_STATED, when=CORRECTED),  # 0.10
-    "algo.advantage.is_correction_level": option(
+    "algo.advantage.is_correction_level": several(
         "off",
         {"train.old_logprobs": rules.old_logprobs, "algorithm.corrections": rules.corrections},
         keys=(),
@@ -186,7 +186,7 @@ ALGORITHM = {
     "algo.dynamic_filtering_range": by_rule(
         default=[0, 1], also=("algorithm.groups.zero_variance",), when=needs(FILTERING, "dynamic filtering is off")
     ),
-    "actor.policy_loss_type": option(
+    "actor.policy_loss_type": several(
         "ppo",
         {
             "algorithm.policy_loss.name": by_map(
@@ -205,12 +205,12 @@ ALGORITHM = {
         UnsupportedError("rlsys has no aggregation '{value}', so token_mean was written", {"name": "token_mean"}),
         when=unless(LOSS, "gspo", reason="gspo is always a mean over responses"),
     ),
-    "actor.eps_clip": option(
+    "actor.eps_clip": several(
         0.2,
         {CLIP_LOW: plain(float), CLIP_HIGH: plain(float)},
         when=unless_set("actor.eps_clip_low_high", "eps_clip_low_high replaces it"),
     ),
-    "actor.eps_clip_low_high": option(
+    "actor.eps_clip_low_high": several(
         None, {CLIP_LOW: plain(lambda bounds: float(bounds[0])), CLIP_HIGH: plain(lambda bounds: float(bounds[1]))}
     ),
     "actor.dual_clip": converted(
@@ -371,7 +371,7 @@ UNUSED = {
         for name in ("lr", "momentum", "ns_steps", "nesterov", "no_nesterov")),
     "rlsys loads models and data from the Hugging Face hub or a folder": ("use_ms",),
 }  # fmt: skip
-OPTIONS: dict[str, Option] = {
+OPTIONS: dict[str, TableRow] = {
     **BATCH, **GENERATION, **ALGORITHM, **REWARD, **ACTOR, **CRITIC, **DATA, **RUN,
     **{name: ignored(reason) for reason, names in UNUSED.items() for name in names},
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What OpenRLHF's table cannot express: value maps, batches, lengths, corrections, rewards, data.
+"""Rules that OpenRLHF's table cannot express: value maps, batches, lengths, corrections, rewards, data.
 
 It counts prompts to sample (`rollout.batch_size`) and samples to train on (`train.batch_size`): an update of the latter
 is a part of a step.
@@ -38,9 +38,6 @@ REMOTE_SERVER = (
 def minibatches(recipe: Recipe, update: Any) -> int:
     """Return the updates of a step: a rollout is counted in prompts there, an update in samples."""
     prompts, samples = (int(recipe.value(f"rollout.{name}")) for name in ("batch_size", "n_samples_per_prompt"))
-    counted = (
-        f"the {prompts * samples} samples of a rollout (rollout.batch_size={prompts} prompts of {samples} samples)"
-    )
     counted = f"the {prompts * samples} samples of a rollout (rollout.batch_size={prompts} prompts of {samples})"
     count = shared.whole_updates("train.batch_size", update, prompts * samples, counted)
     if count > prompts:

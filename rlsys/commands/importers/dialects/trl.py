@@ -21,7 +21,7 @@ from rlsys.commands.importers.dialects.trl_training import (
 from rlsys.commands.importers.options import (
     ByVersion,
     Dialect,
-    Option,
+    TableRow,
     UnsupportedError,
     by_rule,
     computed,
@@ -30,9 +30,9 @@ from rlsys.commands.importers.options import (
     mapped,
     needs,
     only_if,
-    option,
     plain,
     same,
+    several,
     unless,
     unsupported,
     without,
@@ -49,7 +49,7 @@ LOCAL = "Ray starts the processes"
 
 
 GENERATION = {
-    "max_prompt_length": option(
+    "max_prompt_length": several(
         ByVersion({"0.18": 512, SINCE_1_0: ABSENT}),
         {"data.max_prompt_tokens": plain(int), "data.overlong": plain(lambda _: "filter")},
         keys=("data.max_prompt_tokens",),
@@ -164,7 +164,7 @@ MODEL = {
 }
 ONE_DATASET = without("datasets", "datasets names the data")
 DATA = {
-    "dataset_name": option(
+    "dataset_name": several(
         None,
         {"data.train": rules.training_data, "data.eval": rules.held_out_data},
         when=ONE_DATASET,
@@ -177,7 +177,7 @@ DATA = {
         also=("data.eval",),
         when=(ONE_DATASET, unless("eval_strategy", "no", reason="eval_strategy is 'no'")),
     ),
-    "datasets": option(
+    "datasets": several(
         NONE_STATED, {"data.train": rules.MIXTURE.sources, "data.eval": plain(lambda _: None)}, keys=("data.train",)
     ),
     "dataset_streaming": unsupported("rlsys loads all of the data", absent_before("0.19", False)),
@@ -317,7 +317,7 @@ UNUSED: dict[str, tuple[str, ...]] = {
         "average_tokens_across_devices",
     ),
 }
-OPTIONS: dict[str, Option] = {
+OPTIONS: dict[str, TableRow] = {
     **BATCH, **OPTIMIZATION, **LOSS, **GENERATION, **MODEL, **DATA, **RUN,
     **{name: ignored(reason) for reason, names in UNUSED.items() for name in names},
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What TRL's table cannot express: its batches, its precision, rewards and data. open-r1 and axolotl share it.
+"""Rules that TRL's table cannot express: its batches, its precision, rewards and data. open-r1 and axolotl share it.
 
 TRL counts completions: `per_device_train_batch_size * num_processes * gradient_accumulation_steps` of them make one
 optimizer update, `generation_batch_size` of them are sampled at once, and each is used in `num_iterations` updates.

@@ -18,9 +18,9 @@ from rlsys.commands.importers.options import (
     mapped,
     needs,
     only_if,
-    option,
     plain,
     same,
+    several,
     switched,
     unless,
     unsupported,
@@ -127,7 +127,7 @@ CORRECTED = (
     needs("vllm_importance_sampling_correction"),
 )
 LOSS = {
-    "loss_type": option(
+    "loss_type": several(
         ByVersion({"0.18": "bnpo", SINCE_1_0: "dapo"}),
         {"algorithm.aggregation": rules.aggregation, "algorithm.policy_loss.name": rules.policy_loss},
         notes={
@@ -141,7 +141,7 @@ LOSS = {
         bool,
         when=(needs("beta", "beta=0 turns the KL penalty off"),),
     ),
-    "epsilon": option(
+    "epsilon": several(
         0.2,
         {
             "algorithm.policy_loss.clip_low": rules.lower_bound,
@@ -152,7 +152,7 @@ LOSS = {
         also=("algorithm.policy_loss.clip_high",),
         when=(NOT_SAPO, NOT_CISPO_ALONE),
     ),
-    "epsilon_high": option(
+    "epsilon_high": several(
         None,
         {"algorithm.policy_loss.clip_high": plain(float), "algorithm.policy_loss.ratio_max": plain(float)},
         when=NOT_SAPO,

@@ -11,7 +11,7 @@ import pytest
 
 from rlsys.commands.importers import our_defaults
 from rlsys.commands.importers.dialects import trl, trl_rules
-from rlsys.commands.importers.options import Option, default_at
+from rlsys.commands.importers.options import TableRow, default_at
 from rlsys.commands.importers.recipe import ABSENT, NONE_STATED, RunSize
 from rlsys.commands.importers.recipe_file import read
 from rlsys.commands.importers.translate import Translation, translate
@@ -308,7 +308,7 @@ def test_every_option_of_the_installed_trl_is_known_with_its_default() -> None:
     known = {name: trl.OPTIONS.get(trl.ALIASES.get(name, name)) for name in theirs}
     assert [name for name, option in known.items() if option is None] == []
     for name, option in known.items():
-        assert isinstance(option, Option)
+        assert isinstance(option, TableRow)
         default = default_at(option, "1.16")
         if default in (ABSENT, NONE_STATED) or name in trl.ALIASES or theirs[name] is ...:
             continue

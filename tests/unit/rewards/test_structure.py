@@ -160,7 +160,7 @@ def test_a_schema_from_a_file_whatever_the_working_directory(tmp_path: Path, mon
         ({"schema": {"type": "objekt"}}, "schema is not a JSON schema: \\$.type: 'objekt' is not valid"),
         ({"schema": ["type"]}, "must be a mapping or the path of a JSON file"),
         ({"schema": "no/such.json"}, "cannot read 'no/such.json' as JSON: .*No such file"),
-        ({"schema": __file__}, "cannot read '.*test_rewards_structure.py' as JSON"),
+        ({"schema": __file__}, "cannot read '.*test_structure.py' as JSON"),
     ],
 )
 def test_a_schema_that_cannot_work_is_refused(options: dict[str, Any], said: str) -> None:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlsys.algorithms import policy_losses
+from rlsys.algorithms.inputs import LossInputs
 from rlsys.algorithms.loss import LossResult, Objective
-from rlsys.algorithms.policy_losses import LossInputs
 from rlsys.config.schema import AlgorithmConfig, KlConfig
 from rlsys.errors import ConfigError
 from rlsys.types import Coefficients

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss, registry
+from rlsys.algorithms.inputs import LossInputs
+from rlsys.algorithms.policy_losses import PolicyLoss, registry
 from rlsys.errors import ConfigError
 
 ALL = pytest.mark.parametrize("name", registry.names())

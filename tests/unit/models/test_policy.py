@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rlsys.algorithms.aggregation import registry
+from rlsys.algorithms.inputs import LossInputs
 from rlsys.algorithms.loss import Objective
-from rlsys.algorithms.policy_losses import LossInputs
 from rlsys.config.schema import AlgorithmConfig, KlConfig, ModelBuild
 from rlsys.errors import ConfigError
 from rlsys.models.packing import LAYOUTS, TokenBatch, TokenRow, microbatches, token_batch

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from rlsys.algorithms.corrections import LossInputs, registry
+from rlsys.algorithms.corrections import registry
+from rlsys.algorithms.inputs import LossInputs
 
 LOG2 = math.log(2)
 

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from rlsys.algorithms.policy_losses import LossInputs, PolicyLoss
+from rlsys.algorithms.inputs import LossInputs
+from rlsys.algorithms.policy_losses import PolicyLoss
 from rlsys.algorithms.policy_losses.ppo_clip import ppo_clip
 
 
