@@ -19,7 +19,7 @@ import torch
 from benchmarks import report
 from benchmarks.packing import forward_backward_s, ragged_rows
 from benchmarks.workload import MODEL
-from rlsys.config.schema import ModelBuild
+from rlsys.config.build_schema import ModelBuild
 from rlsys.models.packing import microbatches
 from rlsys.models.policy import DTYPES, PolicyModel
 from rlsys.models.tiny import build_model, build_tokenizer

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.side import Side
-from rlsys.config.schema import Config, ModelBuild
+from rlsys.config.build_schema import ModelBuild
+from rlsys.config.schema import Config
 
 PROMPTS_PER_STEP = 16
 SAMPLES_PER_PROMPT = 8

@@ -294,11 +294,10 @@ def _prompt_stream(prepared: Prepared, state: RunState) -> PromptStream:
 
 def build_sampler(config: Config, rollout: RolloutPool, scoring: ScoringPool) -> GroupSampler:
     """Return the sampler that training and evaluation share."""
-    cap = config.rollout.max_in_flight or 2 * config.rollout.max_num_seqs
     return GroupSampler(
         rollout.engines,
         scoring.queue,
-        Router([cap] * len(rollout.engines)),
+        Router([config.rollout.cap] * len(rollout.engines)),
         whole_groups=wants_whole_groups(config),
         deadline_s=config.rollout.deadline_s,
     )
@@ -320,7 +319,7 @@ def build_canary(prepared: Prepared, roles: Roles) -> WeightCanary:
         roles.policy,
         roles.rollout,
         canary_text([prompt.token_ids for prompt in prepared.train_prompts], prepared.max_tokens),
-        bound=bound_of(config.weights, config.learner.dtype, config.rollout.dtype or config.learner.dtype),
+        bound=bound_of(config.weights, config.learner.dtype, config.engine_dtype),
         deadline_s=config.rollout.deadline_s,
     )
 

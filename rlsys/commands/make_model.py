@@ -6,9 +6,9 @@ import argparse
 
 from rlsys.commands.libraries import quiet_libraries
 from rlsys.config.bounds import check_values
+from rlsys.config.build_schema import ModelBuild, TokenizerBuild
 from rlsys.config.option import options as declared
 from rlsys.config.paths import expanded
-from rlsys.config.schema import ModelBuild, TokenizerBuild
 
 SIZES = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size", "max_context")
 

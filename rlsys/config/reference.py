@@ -26,7 +26,9 @@ Generated from `rlsys/config/schema.py` and `configs/` by `python -m rlsys.confi
 A run is described by options. Each has a default; an experiment or preset changes some of them, and the command line
 has the last word:
 
-    rlsys train experiment=quickstart train.num_steps=50 algorithm=dapo 'rewards=[{name: exact_match}]'
+```bash form
+rlsys train experiment=quickstart train.num_steps=50 algorithm=dapo 'rewards=[{name: exact_match}]'
+```
 
 - `rlsys train ... --cfg job` prints the options that a command line comes to, `--multirun` trains one run per
   combination of values (`seed=0,1`), `rlsys train --help` lists Hydra's other flags.

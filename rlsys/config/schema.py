@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlsys.config.build_schema import ModelBuild
 from rlsys.config.option import option
 
 DTYPES = ("float32", "bfloat16")
@@ -19,44 +20,6 @@ PACKING_HELP = "how trajectories share a forward; auto: the first of the others 
 MICROBATCH_HELP = "input tokens per forward; must hold the longest trajectory"
 NUM_CPUS_HELP = "CPUs reserved with Ray per worker"
 NUM_THREADS_HELP = "OpenMP threads per worker; null: the machine's cores divided by the workers that share them"
-
-
-@dataclass
-class TokenizerBuild:
-    """Tokenizer of a policy built on the spot."""
-
-    kind: str = option("chars", choices=("chars", "bpe"), help="one token per character, or BPE trained on `corpus`")
-    alphabet: str = option("", help="chars: the known characters (ASCII); empty: printable ASCII and newline")
-    vocab_size: int = option(1024, ge=1, help="bpe: number of tokens")
-    corpus: str | None = option(None, help="bpe: a source of text, as in `data.train`; null: the training rows")
-
-
-@dataclass
-class Warmup:
-    """Supervised steps for a policy built on the spot, so that reinforcement learning has something to start from."""
-
-    max_steps: int = option(0, ge=0, help="most supervised steps; 0: none")
-    target_accuracy: float = option(1.0, gt=0, le=1, help="stop when this share of held-out answers is greedily exact")
-    batch_size: int = option(128, ge=1, help="rows per supervised step")
-    lr: float = option(1e-3, gt=0, help="learning rate of the supervised steps")
-    check_every: int = option(10, ge=1, help="supervised steps between measurements of the accuracy")
-    answer_column: str = option("answer", help="column with the answer to learn")
-
-
-@dataclass
-class ModelBuild:
-    """A tiny policy built on the spot when `model.path` is null, and cached under `model.cache_dir`."""
-
-    architecture: str = option("qwen2", choices=("qwen2", "qwen3", "llama"), help="model family")
-    hidden_size: int = option(128, ge=1, help="width; `hidden_size / num_heads` must be a size that vLLM supports")
-    num_layers: int = option(4, ge=1, help="number of layers")
-    num_heads: int = option(4, ge=1, help="number of attention heads")
-    num_kv_heads: int = option(2, ge=1, help="number of key and value heads; divides `num_heads`")
-    intermediate_size: int = option(384, ge=1, help="width of the feed-forward layers")
-    tie_word_embeddings: bool = option(True, help="share the weights of the embedding and the output layer")
-    max_context: int = option(512, ge=1, help="longest sequence in tokens, prompt and response together")
-    tokenizer: TokenizerBuild = field(default_factory=TokenizerBuild)
-    warmup: Warmup = field(default_factory=Warmup)
 
 
 @dataclass
@@ -144,6 +107,11 @@ class RolloutConfig:
     max_in_flight: int | None = option(None, ge=1, help="most trajectories in one engine; null: twice `max_num_seqs`")
     linger_s: float = option(0.2, ge=0, help="seconds that an engine gathers finished responses before it returns them")
     deadline_s: float = option(900.0, gt=0, help="deadline for the groups of one step, sampled and scored")
+
+    @property
+    def cap(self) -> int:
+        """The most trajectories that one engine holds, running and waiting."""
+        return self.max_in_flight or 2 * self.max_num_seqs
 
 
 @dataclass
@@ -389,3 +357,8 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def engine_dtype(self) -> str:
+        """The dtype that engines compute in."""
+        return self.rollout.dtype or self.learner.dtype

@@ -40,7 +40,7 @@ class PolicySetup:
             trust_remote_code=config.model.trust_remote_code,
             chat_template=config.model.chat_template,
             adapter=config.model.adapter,
-            engine_dtype=config.rollout.dtype or config.learner.dtype,
+            engine_dtype=config.engine_dtype,
             temperature=config.rollout.temperature,
             num_updates=num_updates(config, config.train.num_steps - critic_alone),
             passes=config.train.updates_per_step,

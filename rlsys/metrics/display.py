@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from rlsys.metrics.formatting import duration
-from rlsys.metrics.step import Metrics
+from rlsys.metrics.step import STAGES, Metrics
 from rlsys.runtime.logs import terminal
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,6 @@ NUMBERS = (
     ("tokens/s", "throughput/tokens_per_s", 0),
     ("step s", "time/step_s", 2),
 )
-STAGES = ("rollout", "scoring", "reference", "update", "broadcast")
 
 
 class Display:

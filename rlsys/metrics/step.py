@@ -12,6 +12,7 @@ import numpy as np
 from rlsys.types import Reward, RolloutGroup
 
 Metrics = dict[str, float | None]
+STAGES = ("rollout", "scoring", "reference", "update", "broadcast")  # in the order of a step
 
 
 class StageClock:

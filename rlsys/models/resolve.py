@@ -15,11 +15,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rlsys.config.schema import ModelBuild, ModelConfig, TokenizerBuild
+from rlsys.config.build_schema import ModelBuild, TokenizerBuild
+from rlsys.config.schema import ModelConfig
+from rlsys.data import Row
 from rlsys.errors import ConfigError, DataError
 from rlsys.models.tiny import PRINTABLE, build_model, build_tokenizer, check_build, save_model
 
-Row = dict[str, Any]
 Rows = Sequence[Row]
 # Part of the names of cached models. Raise it when the same options and rows come to build another model.
 RECIPE = 2

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rlsys.config.schema import Warmup
+from rlsys.config.build_schema import Warmup
 from rlsys.models.packing import TokenBatch, TokenRow, token_batch
 from rlsys.models.policy import PolicyModel
 

@@ -47,7 +47,7 @@ def check_adapter(config: Config, *, training: bool) -> None:
         return
     if lora.rank > MAX_RANK:
         raise ConfigError(f"learner.lora.rank={lora.rank}: vLLM serves adapters of at most rank {MAX_RANK}")
-    dtype = config.rollout.dtype or config.learner.dtype
+    dtype = config.engine_dtype
     if config.cluster.num_gpus > 0 and dtype != "bfloat16":
         raise ConfigError(
             f"engines on GPUs serve adapters in half precision only, and theirs is {dtype}: set learner.dtype=bfloat16 "

@@ -30,7 +30,7 @@ class EngineSetup:
         """Return the setup of a run."""
         config = prepared.config
         return cls(
-            rollout=replace(config.rollout, dtype=config.rollout.dtype or config.learner.dtype),
+            rollout=replace(config.rollout, dtype=config.engine_dtype),
             model_path=prepared.model_path,
             max_tokens=prepared.max_tokens,
             backend=weight_backend(config),

@@ -52,6 +52,13 @@ def start_process(command: Sequence[str], **options: Any) -> subprocess.Popen[by
     return _STARTER.submit(start).result()
 
 
+def kill_group(process: subprocess.Popen[Any]) -> None:
+    """Kill a process that leads a session, with everything in its process group, and wait for its end."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def exit_with_parent() -> None:
     """Have the kernel kill this process when its parent ends, even while it computes in native code.
 

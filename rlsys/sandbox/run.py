@@ -21,7 +21,7 @@ from functools import cache
 import psutil
 
 from rlsys.errors import ConfigError
-from rlsys.runtime.processes import TAG
+from rlsys.runtime.processes import TAG, kill_group
 from rlsys.sandbox.command import filter_bytes, sandbox_command
 from rlsys.sandbox.program import Limits, Program, ProgramOutcome, Result
 
@@ -225,9 +225,7 @@ def _first_process(report: bytes) -> int | None:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill the sandbox with everything in it, if it has not ended, and close its streams."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_group(process)
     for stream in (process.stdout, process.stderr):
         if stream is not None:
             stream.close()

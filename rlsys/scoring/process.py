@@ -10,8 +10,6 @@ import contextlib
 import importlib
 import logging
 import math
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -25,7 +23,7 @@ from rlsys.errors import WorkerError
 from rlsys.rewards import Failed, registry
 from rlsys.rewards.entry import bind_reward
 from rlsys.runtime.garbage import freeze_started
-from rlsys.runtime.processes import exit_with_parent, start_process
+from rlsys.runtime.processes import exit_with_parent, kill_group, start_process
 from rlsys.scoring.call import Reply, RewardLog, RewardRequest, call_reward
 from rlsys.types import Outcome, RewardPart
 
@@ -90,9 +88,7 @@ class RewardProcess:
         """Kill the process and everything that it started."""
         if self._process is not None:
             # The process leads a session of its own: what the function started is in the same process group.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            kill_group(self._process)
             self._process = None
         if self._pipe is not None:
             self._pipe.close()

@@ -28,6 +28,7 @@ NOT_RUN = {
     "install": "installs software",
     "suite": "runs the tests themselves",
     "benchmark": "measures for minutes to hours on a machine that does nothing else: the module must exist",
+    "form": "shown for its form, with names that stand for yours: its configuration is checked",
     "fragment": "shows a part of a file or of an output",
 }
 FAILS = "fails"  # a block that ends with an error, on purpose

@@ -102,7 +102,9 @@ def test_the_commands_of_a_page_run(page: Page, tmp_path: Path) -> None:
     env = shim(tmp_path / "bin")
     folder = tmp_path / "work"
     folder.mkdir()
-    for name, seed in (("mine", 0), ("one", 1), ("two", 2)):
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "bin").symlink_to(tmp_path / "bin")
+    for name, seed in (("mine", 0), ("first", 0), ("one", 1), ("two", 2)):
         write_run(folder / "runs" / name, Recipe(seed=seed))
     write_files(page, folder)
     printed = ""

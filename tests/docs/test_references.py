@@ -90,7 +90,7 @@ def test_the_readme_is_short() -> None:
 
 
 def blocks(*languages: str) -> list[Block]:
-    return [block for page in PAGES for block in page.blocks if block.language in languages]
+    return [block for page in pages() for block in page.blocks if block.language in languages]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)

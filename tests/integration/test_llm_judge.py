@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from rlsys.config.schema import ModelBuild
+from rlsys.config.build_schema import ModelBuild
 from rlsys.models.tiny import build_model, build_tokenizer, save_model
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.process import RewardProcess

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlsys.config.schema import ModelBuild, TokenizerBuild
+from rlsys.config.build_schema import ModelBuild, TokenizerBuild
 from rlsys.models.tiny import build_model, build_tokenizer, save_model
 from tests.integration.runs import read_metrics
 from tests.integration.test_run import rlsys

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rlsys.cli import execute
-from rlsys.config.schema import TokenizerBuild
+from rlsys.config.build_schema import TokenizerBuild
 from rlsys.models.tiny import build_tokenizer
 from tests.integration.browser import Browser, find_chromium
 from tests.run_folder import CONFIG, WORDS, Recipe, length_of, metrics, reward_of, write_lines, write_run

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from rlsys.config.schema import ModelBuild, TokenizerBuild
+from rlsys.config.build_schema import ModelBuild, TokenizerBuild
 from rlsys.models.tiny import build_model, build_tokenizer, save_model
 
 # Always the same examples: a test that fails on one machine fails on every machine.

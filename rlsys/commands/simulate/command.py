@@ -54,7 +54,7 @@ def shape_of(config: Config, workers: int, ranks: int, staleness: int, num_steps
         prompts_per_step=config.train.prompts_per_step,
         samples_per_prompt=config.train.samples_per_prompt,
         max_staleness=staleness,
-        max_in_flight=config.rollout.max_in_flight or 2 * config.rollout.max_num_seqs,
+        max_in_flight=config.rollout.cap,
         num_steps=num_steps,
     )
 

@@ -13,15 +13,13 @@ import numpy as np
 from rlsys.algorithms.requirements import learner_is_reference
 from rlsys.config.schema import Config
 from rlsys.errors import RlsysError
-from rlsys.metrics.step import Metrics
+from rlsys.metrics.step import STAGES, Metrics
 from rlsys.run_folder.checkpoint import step_of
 from rlsys.run_folder.folder import RunFolder
 from rlsys.run_folder.jsonl import json_rows
 
 # Candidates for the cost of one more running sequence, relative to the cost of an iteration.
 RATIOS = np.concatenate([[0.0], np.geomspace(1e-4, 10.0, 160)])
-# Stages that have a cost of their own; the rest of a step is `other`.
-STAGES = ("rollout", "scoring", "reference", "update", "broadcast")
 
 
 @dataclass(frozen=True)

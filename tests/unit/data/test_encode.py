@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from rlsys.config.schema import DataConfig, TokenizerBuild
+from rlsys.config.build_schema import TokenizerBuild
+from rlsys.config.schema import DataConfig
 from rlsys.data.encode import PromptEncoder, check_rows
 from rlsys.data.sources import LoadedRows, Source
 from rlsys.errors import ConfigError, DataError

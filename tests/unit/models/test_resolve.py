@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from rlsys.config.schema import ModelBuild, ModelConfig, TokenizerBuild, Warmup
+from rlsys.config.build_schema import ModelBuild, TokenizerBuild, Warmup
+from rlsys.config.schema import ModelConfig
 from rlsys.data.sources import LoadedRows, Source
 from rlsys.errors import ConfigError, DataError
 from rlsys.models import resolve as resolve_module

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rlsys.config.schema import Warmup
+from rlsys.config.build_schema import Warmup
 from rlsys.models import warmup
 from rlsys.models.warmup import MAX_OVERSHOOT, greedy_accuracy, land, warm_up
 from tests.unit.models.test_tiny import make_model

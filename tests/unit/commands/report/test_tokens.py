@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlsys.commands.report.tokens import TokenTexts
-from rlsys.config.schema import TokenizerBuild
+from rlsys.config.build_schema import TokenizerBuild
 from rlsys.models.tiny import build_tokenizer
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlsys.config.schema import ModelBuild
+from rlsys.config.build_schema import ModelBuild
 from rlsys.errors import RlsysError
 from rlsys.models.kernels import head as head_module
 from rlsys.models.kernels.head import TokenHead, dense_logprobs, use_token_head
