@@ -32,8 +32,8 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
     """Start one rollout worker through Ray, and a policy of the same shape with a LoRA adapter in this process."""
     import ray
 
-    from rlsys.build.placement import demands
-    from rlsys.build.run import connected
+    from rlsys.build.placement import demand_workers
+    from rlsys.build.run import connect
     from rlsys.config.schema import LoraConfig
     from rlsys.models.lora import peft_config
     from rlsys.models.parameters import adapter_parameters
@@ -45,8 +45,8 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
     from rlsys.weights.packed_adapter import pack_adapter
 
     config, lora = broadcast_config(folder, BUCKET_MIB), LoraConfig(rank=rank)
-    wanted = demands(config)["rollout"]
-    with connected(config, {"rollout": wanted}) as cluster:
+    wanted = demand_workers(config)["rollout"]
+    with connect(config, {"rollout": wanted}) as cluster:
         setup = EngineSetup(config.rollout, str(folder), MAX_TOKENS, "gloo", seed=0, slots=AdapterSlots(rank, 1))
         worker = cluster.start(RolloutWorker, wanted[0], 0, setup, max_concurrency=8)
         wait(fetch(worker.start.remote(), who="rollout/0", what="starting"))

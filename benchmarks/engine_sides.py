@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.loop import wait
 from benchmarks.sampling import sample
 from benchmarks.workload import PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, Workload, rlsys_config
-from rlsys.build.placement import demands
+from rlsys.build.placement import demand_workers
 from rlsys.preflight.prepare import prepare
 from rlsys.preflight.prepared import Prepared
 from rlsys.types import Prompt
@@ -20,20 +20,20 @@ Measure = Callable[..., float]
 
 def engine_env(workload: Workload, tokens: int) -> dict[str, str]:
     """Return the variables that rlsys sets before it starts an engine: threads, their binding, quiet libraries."""
-    return dict(demands(rlsys_config(workload, tokens))["rollout"][0].env)
+    return dict(demand_workers(rlsys_config(workload, tokens))["rollout"][0].env)
 
 
 @contextlib.contextmanager
 def pool_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
     """Start one rollout worker through Ray, as a run starts it."""
-    from rlsys.build.run import connected, start_rollout
+    from rlsys.build.run import connect, start_rollout
     from rlsys.rollout.setup import LOADED_VERSION
     from rlsys.types import Sampling
 
     prepared = prepare(rlsys_config(workload, max_tokens))
     config = prepared.config
-    wanted = demands(config)["rollout"]
-    with connected(config, {"rollout": wanted}) as cluster:
+    wanted = demand_workers(config)["rollout"]
+    with connect(config, {"rollout": wanted}) as cluster:
         pool = start_rollout(cluster, prepared, wanted)
         wait(pool.start(config.cluster.startup_deadline_s))
 

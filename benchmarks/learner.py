@@ -107,11 +107,11 @@ def _work() -> tuple[RankBatch, list[Trajectory]]:
                     engine=0,
                 )
             )
-    places = [
+    indices = [
         [(0, group * SAMPLES_PER_PROMPT + s) for s in range(SAMPLES_PER_PROMPT)] for group in range(PROMPTS_PER_STEP)
     ]
     trained = sum(row.num_response_tokens for row in rows)
-    batch = RankBatch((tuple(rows),), (trained,), Coefficients(0.0, 0.0), 0, places, False, False)
+    batch = RankBatch((tuple(rows),), (trained,), Coefficients(0.0, 0.0), 0, indices, False, False)
     return batch, chunk
 
 

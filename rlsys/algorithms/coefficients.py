@@ -8,12 +8,12 @@ from rlsys.config.schema import AlgorithmConfig
 from rlsys.types import Coefficients
 
 
-def initial(config: AlgorithmConfig) -> Coefficients:
+def initial_coefficients(config: AlgorithmConfig) -> Coefficients:
     """Return the coefficients of a run's first step."""
     return Coefficients(config.kl.coef, config.entropy.coef, entropy_level=config.entropy.coef)
 
 
-def adapted(
+def adapt_coefficients(
     now: Coefficients, config: AlgorithmConfig, *, kl: float | None, entropy: float | None, num_trajectories: int
 ) -> Coefficients:
     """Return the coefficients of the next step.

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from rlsys.algorithms.coefficients import initial
+from rlsys.algorithms.coefficients import initial_coefficients
 from rlsys.config.schema import Config
 from rlsys.data.stream import PromptStream
 from rlsys.guards.guards import Guards
@@ -69,7 +69,7 @@ class Checkpoints:
         )
 
 
-def newest(config: Config, run_dir: Path) -> tuple[RunState, Path | None]:
+def find_start(config: Config, run_dir: Path) -> tuple[RunState, Path | None]:
     """Return the run's state and the checkpoint to continue from, or None for a new run.
 
     A start without a checkpoint moves the files of an earlier start aside; nothing is deleted.
@@ -87,7 +87,7 @@ def newest(config: Config, run_dir: Path) -> tuple[RunState, Path | None]:
 
 def start_coefficients(config: Config, state: RunState) -> Coefficients:
     """Return the coefficients as configured, or where an adaptive one stood at the checkpoint."""
-    start = initial(config.algorithm)
+    start = initial_coefficients(config.algorithm)
     kl, entropy = config.algorithm.kl, config.algorithm.entropy
     if kl.target is not None and state.kl_coef is not None:
         start = replace(start, kl=state.kl_coef)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlsys.algorithms.requirements import learner_is_reference
-from rlsys.build.checkpoints import Checkpoints, newest, start_coefficients
-from rlsys.build.placement import demands
+from rlsys.build.checkpoints import Checkpoints, find_start, start_coefficients
+from rlsys.build.placement import demand_workers
 from rlsys.config.schema import Config
 from rlsys.data.stream import PromptStream
 from rlsys.errors import DeadlineError, WorkerError
@@ -131,14 +131,14 @@ class Run:
 async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> AsyncIterator[Run]:
     """Start Ray and every worker, and stop all of them on exit."""
     config = prepared.config
-    wanted = demands(config)
+    wanted = demand_workers(config)
     with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(connected(config, wanted, run_dir / LOGS))
+        cluster = stack.enter_context(connect(config, wanted, run_dir / LOGS))
         roles = start_roles(cluster, prepared, wanted)
         await _wait_for_start(cluster, config, *roles.all)
         broadcaster = build_broadcaster(config, roles)
         await broadcaster.open()
-        state, folder = newest(config, run_dir)
+        state, folder = find_start(config, run_dir)
         log = MetricsWriter(run_dir, config.logging, resume_step=state.step, settings=asdict(config))
         stack.callback(log.close)
         timeline = None
@@ -163,8 +163,8 @@ async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSample
     Everything that uses them runs under the background's `supervise`.
     """
     config = prepared.config
-    wanted = {role: demand for role, demand in demands(config).items() if role in ("rollout", "scoring")}
-    with connected(config, wanted) as cluster:
+    wanted = {role: demand for role, demand in demand_workers(config).items() if role in ("rollout", "scoring")}
+    with connect(config, wanted) as cluster:
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
         scoring = start_scoring(cluster, prepared, wanted["scoring"])
         await _wait_for_start(cluster, config, rollout, scoring)
@@ -173,7 +173,7 @@ async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSample
 
 
 @contextlib.contextmanager
-def connected(config: Config, wanted: Mapping[str, list[Demand]], log_dir: Path | None = None) -> Iterator[Cluster]:
+def connect(config: Config, wanted: Mapping[str, list[Demand]], log_dir: Path | None = None) -> Iterator[Cluster]:
     """Start or join Ray with room for `wanted`; on exit end every worker and leave."""
     cluster = Cluster(config.cluster, log_dir)
     try:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from rlsys.commands.libraries import quiet_libraries
 from rlsys.commands.overrides import add_overrides
-from rlsys.config.compose import composed, to_config
+from rlsys.config.compose import compose, to_config
 from rlsys.config.overrides import key_of, names_a_run
-from rlsys.config.paths import expanded
+from rlsys.config.paths import expand
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 from rlsys.run_folder.checkpoint import model_of
-from rlsys.run_folder.folder import RunFolder, overridden
+from rlsys.run_folder.folder import RunFolder, apply_overrides
 
 if TYPE_CHECKING:  # `rlsys eval --help` and completion load no torch
     from rlsys.evaluation.evaluate import Evaluation, Evaluations, Responses
@@ -46,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_overrides(parser)
     parser.add_argument("--step", type=int, help="step of the run's checkpoint (default: the newest)")
-    parser.add_argument("--output", type=expanded, metavar="FILE", help="write the JSON to this file too")
+    parser.add_argument("--output", type=expand, metavar="FILE", help="write the JSON to this file too")
     parser.add_argument(
-        "--responses", type=expanded, metavar="FILE", help="write every response, one JSON object per line"
+        "--responses", type=expand, metavar="FILE", help="write every response, one JSON object per line"
     )
 
 
@@ -110,14 +110,14 @@ def config_of(target: str | None, overrides: Sequence[str], *, step: int | None 
         raise ConfigError(f"'{target}' is what is evaluated, and {named[0]} names another model: give one of the two")
     if target is not None and RunFolder.is_run(target):
         run = RunFolder.open(target)
-        own = run.composed()
-        config = to_config(overridden(own, composed(overrides), overrides) if overrides else own)
+        own = run.typed_config()
+        config = to_config(apply_overrides(own, compose(overrides), overrides) if overrides else own)
         checkpoint = run.checkpoint(step)
         return _seeded(_with_model(str(model_of(checkpoint)), replace(config, run_dir=None, resume="never")))
     if step is not None:
         where = f", and '{target}' is not a run's folder" if target else ""
         raise ConfigError(f"--step chooses a checkpoint of a run{where}")
-    config = to_config(composed(overrides))
+    config = to_config(compose(overrides))
     if target is None and not names_a_run(overrides):
         raise ConfigError(
             "no model, run or experiment is given: name a run's folder or a model, as in `rlsys eval runs/mine`, or an "
@@ -162,7 +162,7 @@ async def _response_lines(part: Responses, scoring: ScoringPool) -> list[str]:
 
 def _with_model(model: str, config: Config, base: str | None = None) -> Config:
     """Return the configuration with another model: whole weights, or an adapter's folder, which names its base."""
-    description = expanded(model) / "adapter_config.json"
+    description = expand(model) / "adapter_config.json"
     if not description.is_file():
         return _without_adapter(replace(config, model=replace(config.model, path=model, adapter=None)))
     given = json.loads(description.read_text(encoding="utf-8"))

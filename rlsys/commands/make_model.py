@@ -8,7 +8,7 @@ from rlsys.commands.libraries import quiet_libraries
 from rlsys.config.bounds import check_values
 from rlsys.config.build_schema import ModelBuild, TokenizerBuild
 from rlsys.config.option import options as declared
-from rlsys.config.paths import expanded
+from rlsys.config.paths import expand
 
 SIZES = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size", "max_context")
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build = {option.key: option for option in declared(ModelBuild())}
     architecture = build["architecture"]
     parser.description = "Write a tiny model with random weights, and its tokenizer."
-    parser.add_argument("output", type=expanded, metavar="FOLDER", help="folder to write")
+    parser.add_argument("output", type=expand, metavar="FOLDER", help="folder to write")
     parser.add_argument("--architecture", choices=architecture.rule.choices, default=architecture.value)
     parser.add_argument(
         "--tied",
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=build["tie_word_embeddings"].value,
         help=build["tie_word_embeddings"].rule.help,
     )
-    parser.add_argument("--corpus", type=expanded, metavar="FILE", help="train a byte-level BPE tokenizer on its lines")
+    parser.add_argument("--corpus", type=expand, metavar="FILE", help="train a byte-level BPE tokenizer on its lines")
     parser.add_argument("--vocab-size", type=int, default=build["tokenizer.vocab_size"].value, help="with --corpus")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     for size in SIZES:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from rlsys.commands.libraries import quiet_libraries
 from rlsys.commands.overrides import add_overrides
-from rlsys.config.compose import Job, jobs
+from rlsys.config.compose import Job, compose_jobs
 from rlsys.config.overrides import names_a_run, normalise
-from rlsys.config.paths import absolute, expanded
+from rlsys.config.paths import absolute, expand
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
     """Train every run that the command line describes, one after the other; the first failure ends the command."""
     from rlsys.preflight.checks import check_config
 
-    folders = [expanded(options.config_dir)] if options.config_dir else []
+    folders = [expand(options.config_dir)] if options.config_dir else []
     only_prints = (options.cfg, options.info, options.hydra_help, options.shell_completion, options.version)
     another_top = (options.config_name, options.config_path, options.experimental_rerun)
     if not any((*only_prints, *another_top)) and not names_a_run(options.overrides):
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
         print(NOTHING_NAMED, file=sys.stderr)
         sys.exit(2)
     flags = [argument for argument in options.arguments if argument not in options.overrides]
-    found = jobs(options.overrides, flags=flags, sweeps=options.multirun, folders=folders)
+    found = compose_jobs(options.overrides, flags=flags, sweeps=options.multirun, folders=folders)
     for job in found if len(found) > 1 else ():
         check_config(job.config)  # no job of a sweep starts before all are checked
     for job in found:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlsys.config.paths import expanded
+from rlsys.config.paths import expand
 from rlsys.errors import RlsysError
 from rlsys.metrics.display import Display
 from rlsys.metrics.formatting import duration, finite
@@ -24,7 +24,7 @@ QUIET_S = 300.0  # without a step for this long, the watcher asks once whether t
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the run to show."""
     parser.description = "Show the display of a run that was started elsewhere, until it ends."
-    parser.add_argument("folder", type=expanded, metavar="RUN", help="folder of a run")
+    parser.add_argument("folder", type=expand, metavar="RUN", help="folder of a run")
     parser.add_argument("--once", action="store_true", help="show the steps so far and end")
 
 

@@ -36,10 +36,10 @@ class Job:
 
 def load_config(overrides: Sequence[str]) -> Config:
     """Return the configuration that `overrides` describe. Raise ConfigError for what cannot be composed."""
-    return to_config(composed(overrides))
+    return to_config(compose(overrides))
 
 
-def composed(overrides: Sequence[str]) -> DictConfig:
+def compose(overrides: Sequence[str]) -> DictConfig:
     """Return the same as `load_config` before it is turned into dataclasses."""
     from hydra import compose, initialize_config_dir
 
@@ -54,7 +54,7 @@ def to_config(config: DictConfig) -> Config:
         return cast(Config, OmegaConf.to_object(config))
 
 
-def jobs(
+def compose_jobs(
     overrides: Sequence[str], *, flags: Sequence[str] = (), sweeps: bool = False, folders: Sequence[Path] = ()
 ) -> list[Job]:
     """Return the runs that a command line describes: one, or all of a sweep. Raise ConfigError before any has started.

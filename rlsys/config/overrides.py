@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from rlsys.config.option import options
-from rlsys.config.paths import expanded
+from rlsys.config.paths import expand
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError, nearest
 
@@ -180,7 +180,7 @@ def _registered(file: str, folders: Sequence[Path], files: dict[str, Path]) -> s
     """Register an experiment file with Hydra and return its name there, which no preset and none of `files` has."""
     from hydra.core.config_store import ConfigStore
 
-    path = expanded(file)
+    path = expand(file)
     if not path.is_file():
         raise ConfigError(f"experiment={file}: no such file: {path.resolve()}")
     try:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 
-def expanded(path: str | Path) -> Path:
+def expand(path: str | Path) -> Path:
     """Return a path with `~` replaced by the home folder."""
     return Path(path).expanduser()
 
 
 def absolute(path: str | Path) -> str:
     """Return a path that does not depend on the working directory."""
-    return str(expanded(path).resolve())
+    return str(expand(path).resolve())
 
 
 def absolute_function(name: str) -> str:
@@ -50,6 +50,6 @@ def absolute_if_there(value: Any) -> Any:
 
 def _is_there(path: str) -> bool:
     try:
-        return bool(path) and expanded(path).exists()
+        return bool(path) and expand(path).exists()
     except OSError:  # too long for a file name: a text
         return False

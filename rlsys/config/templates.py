@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlsys.config.paths import absolute, expanded
+from rlsys.config.paths import absolute, expand
 from rlsys.errors import ConfigError
 
 SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt", ".md")
@@ -12,7 +12,7 @@ def text_or_file(value: str, key: str) -> str:
     """Return `value`, or the content of the file that it names. Raise ConfigError when there is no such file."""
     if not _is_file_name(value):
         return value
-    path = expanded(value)
+    path = expand(value)
     if not path.is_file():
         raise ConfigError(f"{key}: no such file: {path.resolve()}")
     return path.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlsys.config.paths import expanded
+from rlsys.config.paths import expand
 from rlsys.errors import ConfigError, DataError
 
 # The reader of `datasets` for each suffix.
@@ -23,7 +23,7 @@ def json_rows(name: str) -> list[dict[str, Any]]:
     Raises DataError, which names the line, for a file that is not of this format.
     """
     check_file(name)
-    path = expanded(name)
+    path = expand(name)
     if path.suffix.lower() == ".jsonl":
         return [json.loads(text) for _, text in _lines(path)]
     rows = json.loads(path.read_text(encoding="utf-8"))
@@ -51,7 +51,7 @@ def csv_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     config = CsvConfig(**{key: value for key, value in reading.items() if key in _reader_options()})
     # The header alone, read with the same options, gives the names of the columns.
     header = {**config.pd_read_csv_kwargs, "nrows": 0, "chunksize": None}
-    columns = list(pandas.read_csv(expanded(name), **header).columns)
+    columns = list(pandas.read_csv(expand(name), **header).columns)
     if not all(isinstance(column, str) for column in columns):
         raise ConfigError(f"data '{name}': options {dict(given)} leave columns without names: add column_names")
     # Every column is read as text: the reader would turn `007` into 7.
@@ -61,7 +61,7 @@ def csv_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def place_in_file(name: str, number: int) -> str:
     """Return the place of row `number` (from 0) for messages: in a jsonl file its line, blank lines included."""
-    path = expanded(name)
+    path = expand(name)
     if path.suffix.lower() == ".jsonl" and path.is_file():
         for row, (line, _) in enumerate(_lines(path)):
             if row == number:
@@ -71,17 +71,17 @@ def place_in_file(name: str, number: int) -> str:
 
 def check_file(name: str, options: Mapping[str, Any] | None = None) -> None:
     """Raise DataError for the first line that cannot be read."""
-    wrong = what_is_wrong(name, options or {})
+    wrong = describe_fault(name, options or {})
     if wrong is not None:
         raise DataError(wrong)
 
 
-def what_is_wrong(name: str, options: Mapping[str, Any]) -> str | None:
+def describe_fault(name: str, options: Mapping[str, Any]) -> str | None:
     """Return the first line of a file that cannot be read, and why; None when all can, or when a file has no lines.
 
     The readers themselves name a whole block of the file only. `options` are the reader's.
     """
-    path = expanded(name)
+    path = expand(name)
     kind = READERS.get(path.suffix.lower())
     found = None if kind == "parquet" or "encoding" in options else _not_utf8(path, kind)
     if found is None and kind == "csv":

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.config.paths import absolute, absolute_function, absolute_if_there, expanded
+from rlsys.config.paths import absolute, absolute_function, absolute_if_there, expand
 from rlsys.config.schema import DataConfig
 from rlsys.data import Row, registry
-from rlsys.data.files import READERS, check_file, csv_options, json_rows, place_in_file, what_is_wrong
+from rlsys.data.files import READERS, check_file, csv_options, describe_fault, json_rows, place_in_file
 from rlsys.errors import ConfigError, DataError, RlsysError, nearest
 
 # Options of `datasets.load_dataset` that may name local files.
@@ -89,7 +89,7 @@ def absolute_sources(value: Any) -> Any:
 
 
 def _absolute(name: str) -> str:
-    path = expanded(name)
+    path = expand(name)
     # A name with a known suffix is a file; any other may be the folder of a data set. As in `read`, a registered source
     # comes before a folder of the same name.
     is_there = path.is_file() if path.suffix.lower() in READERS else bool(name) and path.is_dir()
@@ -120,7 +120,7 @@ def read(source: Source) -> list[Row]:
         return registry.bind(source.name, dict(source.options))(source.split)
     import datasets
 
-    path = expanded(source.name)
+    path = expand(source.name)
     kind = READERS.get(path.suffix.lower())
     if kind is not None and not path.is_file():
         raise ConfigError(f"data: no such file: {path.resolve()}")
@@ -147,7 +147,7 @@ def read(source: Source) -> list[Row]:
 def _unreadable(source: Source, kind: str | None, error: Exception) -> str:
     """Return why a source cannot be read: the wrong line of a file, else what `datasets` reports."""
     name = source.name
-    found = what_is_wrong(name, source.options) if kind is not None else None
+    found = describe_fault(name, source.options) if kind is not None else None
     if found is not None:
         return found
     known = registry.names()

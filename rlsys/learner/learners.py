@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlsys.algorithms.coefficients import adapted
+from rlsys.algorithms.coefficients import adapt_coefficients
 from rlsys.config.schema import Config
 from rlsys.learner.critic_group import CriticGroup
 from rlsys.learner.policy_group import PolicyGroup
@@ -63,7 +63,7 @@ class Learners:
             await self._critic.load(folder)
 
     def _adapt(self, metrics: Metrics, *, num_trajectories: int) -> None:
-        self.coefficients = adapted(
+        self.coefficients = adapt_coefficients(
             self.coefficients,
             self._config.algorithm,
             kl=metrics.get("policy/kl_ref"),

@@ -20,7 +20,7 @@ from rlsys.models.packing import TokenRow, token_batch
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.models.resolve import load_tokenizer
 from rlsys.run_folder.layout import ADAPTER, POLICY
-from rlsys.runtime.chunks import ChunkIndex, picked
+from rlsys.runtime.chunks import ChunkIndex, pick
 from rlsys.types import ExperienceRow
 from rlsys.weights.gather import adapter_state, full_state
 from rlsys.weights.packed_adapter import PackedAdapter, pack_adapter
@@ -109,7 +109,7 @@ class PolicyServices(Rank):
         """
         # Every rank calls with groups of its own; `_microbatches` keeps their numbers of forwards equal.
         with self._spans.span("reference"), without_adapters(self._engine.module):
-            groups = picked(chunks, chunk_indices)
+            groups = pick(chunks, chunk_indices)
             # Nothing here is looked up by the row's index, so all have -1; empty items are told apart by identity.
             items = [
                 TrainItem(ExperienceRow(-1, number, sample, 0.0, 0.0, t.num_tokens, 0), t)

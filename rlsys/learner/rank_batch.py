@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlsys.models.packing import TokenRow
-from rlsys.runtime.chunks import ChunkIndex, picked
+from rlsys.runtime.chunks import ChunkIndex, pick
 from rlsys.types import Coefficients, ExperienceRow, Trajectory, ValueEstimate
 
 
@@ -72,7 +72,7 @@ def items_of(batch: RankBatch, arrays: Sequence[Any]) -> list[list[TrainItem]]:
     # Ray passes object references as single arguments, so the three kinds come in one flat list.
     num_groups = len(batch.chunk_indices)
     num_chunks = len(arrays) - num_groups * (batch.has_reference + batch.has_estimates)
-    trajectories = picked(arrays[:num_chunks], batch.chunk_indices)
+    trajectories = pick(arrays[:num_chunks], batch.chunk_indices)
     references = arrays[num_chunks : num_chunks + num_groups] if batch.has_reference else None
     estimates = arrays[len(arrays) - num_groups :] if batch.has_estimates else None
 

@@ -69,13 +69,13 @@ def _train(hf: Any, train: Sequence[Example], measure: Callable[[], float], conf
         accuracy = measure()
         logger.debug("warm-up step %d: accuracy %.3f", step, accuracy)
         if accuracy >= config.target_accuracy:
-            return land(hf, below, measure, accuracy, config.target_accuracy)
+            return land_on_target(hf, below, measure, accuracy, config.target_accuracy)
         below = _snapshot(hf)
     return accuracy
 
 
 @torch.no_grad()
-def land(
+def land_on_target(
     model: nn.Module, below: Sequence[torch.Tensor], measure: Callable[[], float], accuracy: float, target: float
 ) -> float:
     """Move `model` towards the weights `below` until its accuracy is just above `target`; return that accuracy.

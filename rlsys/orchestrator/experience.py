@@ -12,7 +12,7 @@ from rlsys.algorithms.advantages import AdvantageInputs
 from rlsys.config.schema import Config
 from rlsys.metrics.step import StageClock
 from rlsys.orchestrator.batch import StepBatch
-from rlsys.rewards.entry import labelled
+from rlsys.rewards.entry import label_rewards
 from rlsys.types import Coefficients, Experience, ExperienceRow, Reward, RolloutGroup, ScoredGroup
 
 
@@ -37,7 +37,7 @@ class ExperienceBuilder:
         self._critic = critic
         self._advantage = advantages.registry.component(algorithm.advantage)
         self._aggregate = aggregation.registry.component(algorithm.aggregation)
-        self._labels = {label: float(spec.get("weight", 1.0)) for label, spec in labelled(config.rewards)}
+        self._labels = {label: float(spec.get("weight", 1.0)) for label, spec in label_rewards(config.rewards)}
         self._kl_in_reward = algorithm.kl.coef > 0 and algorithm.kl.apply_to == "reward"
         self._mask_truncated = algorithm.groups.mask_truncated
         self._num_minibatches = config.train.minibatches_per_step

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.algorithms.requirements import needs_critic
-from rlsys.config.paths import expanded
+from rlsys.config.paths import expand
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 
@@ -75,7 +75,7 @@ def _check_given(config: Config, adapter: str, *, training: bool) -> None:
     Names and shapes alone would not show a different scale, which would train from another policy without notice.
     """
     lora = config.learner.lora
-    file = Path(expanded(adapter)) / "adapter_config.json"
+    file = Path(expand(adapter)) / "adapter_config.json"
     if not file.is_file():
         raise ConfigError(f"model.adapter '{adapter}' is not a peft folder: there is no {file}")
     given: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

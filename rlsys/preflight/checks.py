@@ -10,7 +10,7 @@ from rlsys.algorithms.requirements import needs_critic, needs_reference_workers,
 from rlsys.config.bounds import check_values
 from rlsys.config.schema import Config, DataConfig
 from rlsys.errors import ConfigError
-from rlsys.metrics.trackers.choice import chosen_trackers
+from rlsys.metrics.trackers.choice import choose_trackers
 from rlsys.preflight.adapters import check_adapter, check_lora
 from rlsys.preflight.algorithm import check_algorithm
 from rlsys.preflight.devices import check_devices
@@ -32,7 +32,7 @@ def check_config(config: Config, *, training: bool = True) -> None:
         _check_optimizer(config)
         check_algorithm(config)
         check_lora(config)
-        chosen_trackers(config.logging.trackers)
+        choose_trackers(config.logging.trackers)
     check_adapter(config, training=training)
     check_devices(config, training=training)
     check_reward_list(config, training=training)

@@ -18,7 +18,7 @@ from rlsys.models.divergence import kl_sums
 from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.run_folder.layout import REFERENCE
-from rlsys.runtime.chunks import ChunkIndex, picked
+from rlsys.runtime.chunks import ChunkIndex, pick
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
 from rlsys.runtime.spans import Span, SpanRecorder
@@ -88,7 +88,7 @@ class ReferenceWorker:
         float32 each, 0 outside the loss mask.
         """
         with self._spans.span("reference"):
-            return self._logprobs(picked(chunks, chunk_indices))
+            return self._logprobs(pick(chunks, chunk_indices))
 
     def take_spans(self) -> list[Span]:
         """Return the timeline's spans since the last call."""

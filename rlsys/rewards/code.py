@@ -11,14 +11,14 @@ from rlsys.rewards import Failed, Scores, content, register
 from rlsys.runtime.processes import adopt_orphans
 from rlsys.sandbox.cases import OutOfTimeError, Verdict, check_language, fenced, judge
 from rlsys.sandbox.program import Limits
-from rlsys.sandbox.run import check
+from rlsys.sandbox.run import check_sandbox
 
 MARGIN_S = 5.0  # how long before the process is killed judging stops
 
 
 def check_code(*, language: str, **_: Any) -> None:
     """Check that programs in `language` can be run here. Raises ValueError or, without sandboxes, ConfigError."""
-    check()
+    check_sandbox()
     check_language(language)
 
 

@@ -57,7 +57,7 @@ def longest_s(call_deadline_s: float, row_deadline_s: float) -> float:
     return call_deadline_s + max(call_deadline_s, row_deadline_s)
 
 
-def labelled(rewards: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+def label_rewards(rewards: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """Return each entry with a label for metrics: its name without the path, with a number if it is taken already."""
     labels: list[str] = []
     for spec in rewards:

@@ -10,7 +10,7 @@ import numpy as np
 from rlsys.rollout.engine_client import EngineClient
 from rlsys.rollout.setup import EngineSetup
 from rlsys.rollout.worker import RolloutWorker
-from rlsys.runtime.chunks import chunks_of, picked
+from rlsys.runtime.chunks import chunks_of, pick
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.room import Demand
 from rlsys.types import RolloutGroup, Trajectory
@@ -48,9 +48,9 @@ class RolloutPool:
         """Fetch a group's token arrays to the driver: for writing them to a file, not for training."""
         chunks, indices = chunks_of([group.trajectories])
         who = f"the object store (group {group.group_id})"
-        return picked(
-            [await self._calls.read(chunk, who=who, what="reading trajectories") for chunk in chunks], indices
-        )[0]
+        return pick([await self._calls.read(chunk, who=who, what="reading trajectories") for chunk in chunks], indices)[
+            0
+        ]
 
     def begin_join_weights(self, init_infos: list[dict[str, Any]]) -> dict[str, Any]:
         """Open the weight channel on every engine."""

@@ -74,7 +74,7 @@ class _WholeResponses:
     def _hold(self, output: EngineCoreOutput) -> EngineCoreOutput | None:
         parts = self._held.setdefault(output.request_id, [])
         parts.append((self._epoch, output))
-        return joined(self._held.pop(output.request_id)) if output.finished else None
+        return join_parts(self._held.pop(output.request_id)) if output.finished else None
 
 
 class WholeResponseScheduler(_WholeResponses, Scheduler):
@@ -85,7 +85,7 @@ class WholeResponseAsyncScheduler(_WholeResponses, AsyncScheduler):
     """The scheduler for GPUs: it schedules the next step while this one runs."""
 
 
-def joined(parts: Sequence[Part]) -> EngineCoreOutput:
+def join_parts(parts: Sequence[Part]) -> EngineCoreOutput:
     """Return one output with the tokens and log-probabilities of all parts, in order; the rest is the last part's."""
     outputs = [output for _, output in parts]
     whole = outputs[-1]

@@ -104,7 +104,7 @@ class RunFolder:
             raise DataError(f"{file} is not the configuration of a run: it must be a mapping of options")
         return {str(key): value for key, value in options.items()}
 
-    def composed(self) -> DictConfig:
+    def typed_config(self) -> DictConfig:
         """Return the configuration as a typed node, to which overrides can be applied.
 
         Raises:
@@ -120,8 +120,8 @@ class RunFolder:
             ) from error
 
     def config(self) -> Config:
-        """Return the configuration. Raises ConfigError as `composed` does."""
-        return to_config(self.composed())
+        """Return the configuration. Raises ConfigError as `typed_config` does."""
+        return to_config(self.typed_config())
 
     @cached_property
     def rows(self) -> list[dict[str, float | None]]:
@@ -176,7 +176,7 @@ def check_run_dir(run_dir: Path, resume: str) -> None:
         )
 
 
-def overridden(base: DictConfig, changed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def apply_overrides(base: DictConfig, changed: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Return a run's configuration `base` with the keys that `overrides` name taken from `changed`.
 
     Whole nodes are taken first, for groups such as `data=gsm8k`, then single keys such as `data.eval_limit=3`.

@@ -32,7 +32,7 @@ class Background:
     async def supervise(self, main: Coroutine[Any, Any, T]) -> T:
         """Run `main` to its end, then cancel what still runs beside it.
 
-        Raises what explains a failure best, be it of `main` or of a background task; see `most_telling`.
+        Raises what explains a failure best, be it of `main` or of a background task; see `root_cause`.
         """
         task = self.start(main)
         failed = asyncio.ensure_future(self._has_failed.wait())
@@ -41,7 +41,7 @@ class Background:
             if self._failures and self._tasks and may_be_a_consequence(self._failures):
                 await asyncio.wait(self._tasks, timeout=SETTLE_S)
             if self._failures:
-                raise most_telling(self._failures)
+                raise root_cause(self._failures)
             result: T = task.result()
             return result
         finally:
@@ -74,7 +74,7 @@ def may_be_a_consequence(failures: Sequence[BaseException]) -> bool:
     return all(isinstance(error, WorkerError | DeadlineError) for error in failures)
 
 
-def most_telling(failures: Sequence[BaseException]) -> BaseException:
+def root_cause(failures: Sequence[BaseException]) -> BaseException:
     """Return a worker's death if there is one, since it explains its peers' broken connections; else the first.
 
     `failures` are in the order in which they happened.

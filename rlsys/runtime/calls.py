@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import ray
 
 from rlsys.errors import DeadlineError, RlsysError, WorkerDiedError, WorkerError
-from rlsys.runtime.background import SETTLE_S, Background, cancel, may_be_a_consequence, most_telling
+from rlsys.runtime.background import SETTLE_S, Background, cancel, may_be_a_consequence, root_cause
 from rlsys.runtime.occupancy import Occupancy
 
 K = TypeVar("K")
@@ -76,7 +76,7 @@ class Calls:
             if failures and may_be_a_consequence(failures):
                 await asyncio.wait(waits.values(), timeout=SETTLE_S)
             if failures:
-                raise most_telling(failures)
+                raise root_cause(failures)
             late = sorted(str(key) for key, wait in waits.items() if not wait.done())
             if late:
                 raise DeadlineError(f"{what}: no answer within {deadline_s:g} s from {', '.join(late)}")

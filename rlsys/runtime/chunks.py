@@ -23,6 +23,6 @@ def chunks_of(groups: Iterable[Sequence[TrajectoryRef]]) -> tuple[list[Any], lis
     return list(numbers), indices
 
 
-def picked(chunks: Sequence[Sequence[T]], indices: Sequence[Sequence[ChunkIndex]]) -> list[list[T]]:
+def pick(chunks: Sequence[Sequence[T]], indices: Sequence[Sequence[ChunkIndex]]) -> list[list[T]]:
     """Return the items at `indices`, in the same nesting."""
     return [[chunks[chunk][position] for chunk, position in group] for group in indices]

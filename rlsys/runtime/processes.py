@@ -85,7 +85,7 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl({option})")
 
 
-def tagged(tag: str) -> list[psutil.Process]:
+def find_tagged(tag: str) -> list[psutil.Process]:
     """Return this user's processes on this host that carry the tag, without this process and its parents."""
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = []
@@ -98,7 +98,7 @@ def tagged(tag: str) -> list[psutil.Process]:
 
 def sweep(tag: str, *, grace_s: float = GRACE_S) -> int:
     """End every tagged process, by SIGTERM and after `grace_s` by SIGKILL, and return how many there were."""
-    first = tagged(tag)
+    first = find_tagged(tag)
     ended = {process.pid for process in first}
     for process in first:
         with contextlib.suppress(psutil.Error):
@@ -106,7 +106,7 @@ def sweep(tag: str, *, grace_s: float = GRACE_S) -> int:
     deadline = time.monotonic() + grace_s
     # Look again each time: a process may have started another before it ended. Give up five seconds after the first
     # SIGKILL: what is left then is stuck in the kernel, where no signal reaches it.
-    while (left := tagged(tag)) and time.monotonic() < deadline + 5.0:
+    while (left := find_tagged(tag)) and time.monotonic() < deadline + 5.0:
         ended.update(process.pid for process in left)
         if time.monotonic() >= deadline:
             _kill(left)

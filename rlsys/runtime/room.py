@@ -68,7 +68,7 @@ class Room:
                 )
             if time.monotonic() >= end:
                 raise DeadlineError(
-                    f"no room for the run's workers within {deadline_s:g} s. Asked: {self._asked()}. {free()}"
+                    f"no room for the run's workers within {deadline_s:g} s. Asked: {self._asked()}. {free_resources()}"
                 )
             await asyncio.sleep(POLL_S)
 
@@ -76,7 +76,7 @@ class Room:
         return "; ".join(f"{d.name}: {d.num_cpus:g} CPU, {d.num_gpus:g} GPU" for d in self._demands)
 
 
-def free() -> str:
+def free_resources() -> str:
     """Describe the cluster's free resources."""
     resources = ray.available_resources()
     return (

@@ -76,9 +76,9 @@ def run(program: Program, limits: Limits) -> Result:
         return result
 
 
-def check() -> None:
+def check_sandbox() -> None:
     """Check that programs can be run in a sandbox on this machine. Raises ConfigError with the reason if not."""
-    problem = obstacle()
+    problem = find_obstacle()
     if problem is not None:
         raise ConfigError(
             f"programs cannot be run safely here: {problem}. Sandboxes need bubblewrap and libseccomp (Debian: apt-get "
@@ -87,7 +87,7 @@ def check() -> None:
 
 
 @cache
-def obstacle() -> str | None:
+def find_obstacle() -> str | None:
     """Return why this machine cannot make sandboxes, or None if it can."""
     for tool in TOOLS:
         if shutil.which(tool) is None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rlsys.config.schema import ScoringConfig
 from rlsys.models.resolve import load_tokenizer
 from rlsys.rewards import content
-from rlsys.rewards.entry import deadline_of, labelled
-from rlsys.runtime.chunks import ChunkIndex, picked
+from rlsys.rewards.entry import deadline_of, label_rewards
+from rlsys.runtime.chunks import ChunkIndex, pick
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
 from rlsys.runtime.spans import Span, SpanRecorder
@@ -58,7 +58,7 @@ class ScoringWorker:
         self._setup = setup
         log_worker()
         self._tokenizer = load_tokenizer(setup.model_path, trust_remote_code=setup.trust_remote_code)
-        rewards = labelled(setup.rewards)
+        rewards = label_rewards(setup.rewards)
         self._weights = {label: float(spec.get("weight", 1.0)) for label, spec in rewards}
         self._processes = {
             label: RewardProcess(
@@ -94,7 +94,7 @@ class ScoringWorker:
             their own, because the driver does not need them.
         """
         with self._spans.span("score"):
-            request = self._request(prompts, step, picked(chunks, [indices])[0])
+            request = self._request(prompts, step, pick(chunks, [indices])[0])
             return self._score(request), [content(completion) for completion in request.completions]
 
     def take_spans(self) -> list[Span]:

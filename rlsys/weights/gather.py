@@ -15,7 +15,7 @@ from torch import nn
 from rlsys.models.parameters import adapter_parameters, exported_parameters
 
 
-def gathered(parameters: Sequence[nn.Parameter]) -> Any:
+def gather_parameters(parameters: Sequence[nn.Parameter]) -> Any:
     """Return a context in which ZeRO-3 parameters are whole and can be read; for whole ones it does nothing.
 
     Inside it a parameter is a view of memory that DeepSpeed reuses when the context closes: copy what you keep.
@@ -36,7 +36,7 @@ def full_state(module: nn.Module, rank: int) -> dict[str, torch.Tensor]:
 def _full_parameters(module: nn.Module, rank: int) -> Iterator[tuple[str, torch.Tensor]]:
     # One parameter at a time: gathered all at once, the model would have to fit into one GPU.
     for parameter in exported_parameters(module):
-        with gathered(parameter.sources):
+        with gather_parameters(parameter.sources):
             if rank == 0:
                 yield parameter.name, parameter.read().cpu().clone()
 
@@ -44,7 +44,7 @@ def _full_parameters(module: nn.Module, rank: int) -> Iterator[tuple[str, torch.
 def adapter_state(module: nn.Module, rank: int, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     """Return the adapter's tensors on the CPU on rank 0, in `dtype` if given; an empty dictionary on other ranks."""
     parameters = adapter_parameters(module)
-    with gathered(list(parameters.values())):
+    with gather_parameters(list(parameters.values())):
         if rank != 0:
             return {}
         return {name: p.detach().to("cpu", dtype or p.dtype, copy=True) for name, p in parameters.items()}

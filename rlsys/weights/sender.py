@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rlsys.models.parameters import exported_parameters
-from rlsys.weights.gather import gathered
+from rlsys.weights.gather import gather_parameters
 from rlsys.weights.gloo import GlooChannel
 from rlsys.weights.manifest import (
     Entry,
@@ -116,7 +116,7 @@ class WeightSender:
         targets = no_buffers if channel is None else channel.buffers([total_bytes(bucket) for bucket in cut])
         for bucket, target in zip(cut, targets, strict=True):
             chosen = [by_name[entry.name] for entry in bucket]
-            with gathered([source for parameter in chosen for source in parameter.sources]):
+            with gather_parameters([source for parameter in chosen for source in parameter.sources]):
                 # The buffer's device. None, for a channel with buffers of its own, leaves a tensor where it is.
                 device = None if target is None else target.device
                 tensors = [p.read().to(device, self._dtype) for p in chosen] if self._rank == 0 else []

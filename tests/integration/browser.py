@@ -97,7 +97,7 @@ class Browser:
         """The value of a JavaScript expression, awaited. Raises AssertionError with the page's exception."""
         answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
-            raise AssertionError(f"{expression}: {_told(answer['exceptionDetails'])}")
+            raise AssertionError(f"{expression}: {_message(answer['exceptionDetails'])}")
         return answer["result"].get("value")
 
     def wait(self, condition: str, deadline_s: float = 10.0) -> None:
@@ -167,7 +167,7 @@ class Browser:
     def _note(self, message: dict[str, Any]) -> None:
         parameters = message.get("params", {})
         if message["method"] == "Runtime.exceptionThrown":
-            self.complaints.append(_told(parameters["exceptionDetails"]))
+            self.complaints.append(_message(parameters["exceptionDetails"]))
         elif message["method"] == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
             self.complaints.append(" ".join(str(part.get("value", part)) for part in parameters["args"]))
         elif message["method"] == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
@@ -178,5 +178,5 @@ class Browser:
                 self.complaints.append(f"request to {url}")
 
 
-def _told(details: dict[str, Any]) -> str:
+def _message(details: dict[str, Any]) -> str:
     return str(details.get("exception", {}).get("description") or details["text"])

@@ -1,4 +1,4 @@
-"""Waiting for workers of a real Ray: whose failure is told, and that no wait is forever."""
+"""Waiting for workers of a real Ray: the failure that is reported, and the deadline of every wait."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlsys.build.placement import demands
+from rlsys.build.placement import demand_workers
 from rlsys.config.compose import load_config
 from rlsys.learner.critic_group import CriticGroup
 from rlsys.learner.setup import CriticSetup
@@ -40,7 +40,7 @@ KL = 0.1  # of every token: the engine's log-probability is -2, the reference's 
 def cluster() -> Iterator[Cluster]:
     config = load_config(["experiment=quickstart", "algorithm=ppo", "critic.num_workers=2"])
     opened = Cluster(config.cluster)
-    opened.connect(demands(config)["critic"])
+    opened.connect(demand_workers(config)["critic"])
     yield opened
     opened.close()
 
@@ -61,14 +61,14 @@ def groups() -> list[ScoredGroup]:
         summaries = tuple(TrajectorySummary(4 + length, length, "stop", 0, 0) for length in lengths)
         prompt = Prompt(number, "", np.ones(4, dtype=np.int32))
         chunk = ray.put(trajectories)
-        places = tuple(TrajectoryRef(chunk, index) for index in range(len(trajectories)))
+        pointers = tuple(TrajectoryRef(chunk, index) for index in range(len(trajectories)))
         outcome = ["ok" if total is not None else "error" for total in totals]
         rewards = tuple(
             Reward(t, {"r": RewardPart(t, o)}, o)  # type: ignore[arg-type]
             for t, o in zip(totals, outcome, strict=True)
         )
         reference = ray.put([np.where(t.loss_mask, -2.1, 0.0).astype(np.float32) for t in trajectories])
-        rollout = RolloutGroup(number, prompt, places, summaries)
+        rollout = RolloutGroup(number, prompt, pointers, summaries)
         made.append(ScoredGroup(rollout, rewards, reference=ReferenceScores(reference, [])))
     return made
 
@@ -84,7 +84,7 @@ def run(cluster: Cluster, model: str, *overrides: str) -> tuple[list[Any], list[
         "algorithm.kl.coef=0.5",
     ]
     config = load_config(["experiment=quickstart", "algorithm=ppo", *common, *overrides])
-    critic = CriticGroup(cluster, CriticSetup.from_config(config, model), demands(config)["critic"])
+    critic = CriticGroup(cluster, CriticSetup.from_config(config, model), demand_workers(config)["critic"])
     wait(critic.start(deadline_s=200))
     try:
         made = groups()

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlsys.build.placement import demands
-from rlsys.build.run import connected, start_rollout
+from rlsys.build.placement import demand_workers
+from rlsys.build.run import connect, start_rollout
 from rlsys.config.compose import load_config
 from rlsys.errors import WorkerError
 from rlsys.models.packing import TokenRow, token_batch
@@ -37,12 +37,12 @@ SHARED, OTHER = (generator.integers(5, 15, length).astype(np.int32) for length i
 
 @dataclass
 class Engine:
-    """A rollout worker, the sender of its weights, and what it has told."""
+    """A rollout worker, the sender of its weights, and what it has answered."""
 
     worker: Any
     sender: WeightSender
     policy: Any
-    told: dict[tuple[int, int], tuple[Finished, Trajectory | None]] = field(default_factory=dict)
+    answers: dict[tuple[int, int], tuple[Finished, Trajectory | None]] = field(default_factory=dict)
 
     def join(self, deadline_s: float) -> None:
         """Open a channel between this process and the engine."""
@@ -66,20 +66,20 @@ class Engine:
         self.get(self.worker.submit.remote([GroupRequest(group, prompt, (sampling,), stream=group)], version))
 
     def until(self, group: int, samples: int = 1) -> None:
-        """Listen until the engine has told of every sample of `group`."""
+        """Wait until the engine has answered with every sample of `group`."""
         end = time.monotonic() + LATE_S
-        while not all((group, sample) in self.told for sample in range(samples)):
+        while not all((group, sample) in self.answers for sample in range(samples)):
             assert time.monotonic() < end, f"no answer for group {group}"
             self.listen(5.0)
 
     def listen(self, max_wait_s: float) -> None:
-        told, chunk = self.worker.finished.options(num_returns=2).remote(max_wait_s, 0.0)
-        finished, trajectories = self.get(told), self.get(chunk)
+        listed, chunk = self.worker.finished.options(num_returns=2).remote(max_wait_s, 0.0)
+        finished, trajectories = self.get(listed), self.get(chunk)
         for one, trajectory in zip(finished, trajectories, strict=True):
-            self.told[one.request_id, one.sample] = (one, trajectory)
+            self.answers[one.request_id, one.sample] = (one, trajectory)
 
     def trajectory(self, group: int, sample: int = 0) -> Trajectory:
-        trajectory = self.told[group, sample][1]
+        trajectory = self.answers[group, sample][1]
         assert trajectory is not None
         return trajectory
 
@@ -112,8 +112,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = tmp_path_factory.mktemp("inflight")
     prepared = prepare(load_config([*SMALL, *ROOM, f"model.cache_dir={folder}"]))
     prepared = replace(prepared, max_tokens=1024)  # prompts come from here, not from the data
-    wanted = demands(prepared.config)["rollout"]
-    with connected(prepared.config, {"rollout": wanted}) as cluster:
+    wanted = demand_workers(prepared.config)["rollout"]
+    with connect(prepared.config, {"rollout": wanted}) as cluster:
         pool = start_rollout(cluster, prepared, wanted)
         wait(pool.start(300.0))
         policy = load_policy(str(prepared.model_path), torch.float32, trust_remote_code=False)
@@ -137,11 +137,11 @@ def test_a_response_across_two_updates(engine: Engine, choice: str, start: int) 
     """Three versions from `start` on; groups 1 and 4 have a prompt in common that is worth caching."""
     call_worker(engine.worker, set_inflight_kv(choice))
     engine.update(start)
-    engine.told.clear()
+    engine.answers.clear()
     engine.submit(1, SHARED, LONG, samples=2, version=start)
     engine.submit(2, OTHER, SHORT)
     engine.until(2)
-    assert (1, 0) not in engine.told  # the short one was handed out while the long ones run
+    assert (1, 0) not in engine.answers  # the short one was handed out while the long ones run
     engine.submit(3, OTHER, MIDDLE)
     engine.submit(4, SHARED, SHORT)  # all three places are taken: it waits, with the first version's salt
     first = engine.update(start + 1)
@@ -161,7 +161,7 @@ def test_a_response_across_two_updates(engine: Engine, choice: str, start: int) 
     for group, version in ((4, start + 1), (5, start + 2)):
         assert versions(engine.trajectory(group)) == [version]
         assert engine.error_of(engine.trajectory(group), version) < 1e-4
-    oldest = {group: engine.told[group, 0][0].summary for group in (1, 5)}
+    oldest = {group: engine.answers[group, 0][0].summary for group in (1, 5)}
     assert {group: summary.policy_version for group, summary in oldest.items() if summary} == {1: start, 5: start + 2}
 
 
@@ -192,7 +192,7 @@ def test_cancelled_groups_are_not_reported(engine: Engine) -> None:
     engine.get(engine.worker.cancel.remote([10]))
     engine.until(11)
     engine.listen(0.5)
-    assert not any(group == 10 for group, _ in engine.told)
+    assert not any(group == 10 for group, _ in engine.answers)
     left = call_worker(engine.worker, lambda worker: worker._engine.output_processor.get_num_unfinished_requests())
     assert left == 0
 
@@ -202,7 +202,7 @@ def test_a_request_that_fails_is_reported_and_keeps_its_place_empty(engine: Engi
     engine.submit(21, OTHER, SHORT, version=LAST)
     engine.until(20)
     engine.until(21)
-    finished, trajectory = engine.told[20, 0]
+    finished, trajectory = engine.answers[20, 0]
     assert finished.summary is None
     assert trajectory is None
     assert "2000" in str(finished.error)

@@ -140,10 +140,10 @@ def test_the_reference_of_every_trajectory_is_the_base_s(
     groups, first = [], 0
     for number, size in enumerate(sizes):
         members = range(first, first + size)
-        places = tuple(TrajectoryRef(chunk, index) for index in members)
+        pointers = tuple(TrajectoryRef(chunk, index) for index in members)
         summaries = tuple(summary_of(given[index], 0.0, 0.0) for index in members)
         prompt = Prompt(number, "", given[first].token_ids[:4])
-        groups.append(RolloutGroup(number, prompt, places, summaries))
+        groups.append(RolloutGroup(number, prompt, pointers, summaries))
         first += size
     learner, _ = start_learner(cluster, model, [*LORA, *small, "algorithm.kl.apply_to=reward"])
     try:

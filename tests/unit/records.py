@@ -37,8 +37,8 @@ def summary(
 def group(group_id: int, summaries: Sequence[TrajectorySummary], text: str = "1+1=") -> RolloutGroup:
     """The trajectories of one prompt; their token arrays are not looked at."""
     prompt = Prompt(index=10 + group_id, text=text, token_ids=np.array([1, 2, 3], dtype=np.int32))
-    places = tuple(TrajectoryRef(f"arrays of group {group_id}", index) for index in range(len(summaries)))
-    return RolloutGroup(group_id, prompt, places, tuple(summaries))
+    pointers = tuple(TrajectoryRef(f"arrays of group {group_id}", index) for index in range(len(summaries)))
+    return RolloutGroup(group_id, prompt, pointers, tuple(summaries))
 
 
 def reward(value: float | None, outcome: Outcome = "ok", *, label: str = "exact_match", detail: str = "") -> Reward:

@@ -118,7 +118,9 @@ def test_an_unknown_argument(
 
 def test_flags_may_stand_between_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
-    monkeypatch.setattr("rlsys.commands.train.jobs", lambda *args, **options: given.append((args, options)) or [])
+    monkeypatch.setattr(
+        "rlsys.commands.train.compose_jobs", lambda *args, **options: given.append((args, options)) or []
+    )
     execute(["train", "seed=0,1", "--multirun", "experiment=quickstart", "--cfg", "job", "train.num_steps=1"])
     ((overrides,), options) = given[0]
     assert overrides == ["seed=0,1", "experiment=quickstart", "train.num_steps=1"]

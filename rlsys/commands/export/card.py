@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.commands.export.curve import write_curve
-from rlsys.commands.export.difference import changed_options
+from rlsys.commands.export.difference import find_changed_options
 from rlsys.config.schema import Config
 from rlsys.data.sources import sources_of
 from rlsys.run_folder.checkpoint import step_of
@@ -67,7 +67,7 @@ def _text(name: str, step: int, rows: Sequence[dict[str, Any]], config: Config, 
     evaluations = [row for row in rows if row.get("eval/accuracy") is not None]
     if evaluations:
         parts.append(_evaluations(evaluations))
-    parts.append(f"## Options that differ from the defaults\n\n```yaml\n{changed_options(config)}```")
+    parts.append(f"## Options that differ from the defaults\n\n```yaml\n{find_changed_options(config)}```")
     return "\n\n".join(parts) + "\n"
 
 

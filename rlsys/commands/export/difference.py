@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from rlsys.config.schema import Config
 
 
-def changed_options(config: Config) -> str:
+def find_changed_options(config: Config) -> str:
     """Return the options that differ from the defaults, as YAML."""
     given, default = OmegaConf.structured(config), OmegaConf.structured(Config)
     plain = OmegaConf.to_container(given), OmegaConf.to_container(default)

@@ -17,7 +17,7 @@ from rlsys.commands.importers.summary import show
 from rlsys.commands.importers.translate import translate
 from rlsys.commands.numbers import at_least
 from rlsys.config.overrides import EXPERIMENT_SUFFIXES
-from rlsys.config.paths import expanded
+from rlsys.config.paths import expand
 from rlsys.errors import ConfigError
 
 VERSIONS = "; ".join(
@@ -29,7 +29,7 @@ VERSIONS = "; ".join(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the recipe, whose it is, and what it does not say itself."""
     parser.description = "Turn a recipe of another project into an experiment; nothing is left out silently."
-    parser.add_argument("file", type=expanded, help="YAML, JSON, a shell script, or a list of flags")
+    parser.add_argument("file", type=expand, help="YAML, JSON, a shell script, or a list of flags")
     parser.add_argument("--dialect", help=f"{'|'.join(DIALECTS)}; guessed from the options when not given")
     parser.add_argument("--version", help=f"release whose defaults unset options have. {VERSIONS}")
     parser.add_argument(
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-rows", type=at_least(1), help="rows of the training data: turns epochs into steps")
     parser.add_argument(
-        "--output", type=expanded, metavar="FILE", help="file to write (default: NAME.rlsys.yaml beside the recipe)"
+        "--output", type=expand, metavar="FILE", help="file to write (default: NAME.rlsys.yaml beside the recipe)"
     )
 
 

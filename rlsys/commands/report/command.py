@@ -10,7 +10,7 @@ from rlsys.commands.numbers import at_least
 from rlsys.commands.report.page import compressed_json, render
 from rlsys.commands.report.rollouts import Rollouts, collect
 from rlsys.commands.report.tokens import TokenTexts
-from rlsys.config.paths import expanded
+from rlsys.config.paths import expand
 from rlsys.errors import RlsysError
 from rlsys.run_folder.folder import RunFolder
 
@@ -18,10 +18,10 @@ from rlsys.run_folder.folder import RunFolder
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the runs to show and where to write the page."""
     parser.description = "Write one HTML file about a run, or about two side by side; it needs no network."
-    parser.add_argument("folder", type=expanded, metavar="RUN", help="folder of a run, finished or not")
-    parser.add_argument("other", type=expanded, nargs="?", metavar="RUN_B", help="a second run to compare it with")
+    parser.add_argument("folder", type=expand, metavar="RUN", help="folder of a run, finished or not")
+    parser.add_argument("other", type=expand, nargs="?", metavar="RUN_B", help="a second run to compare it with")
     parser.add_argument(
-        "--output", type=expanded, metavar="FILE", help="file to write (default: report.html in the first run's folder)"
+        "--output", type=expand, metavar="FILE", help="file to write (default: report.html in the first run's folder)"
     )
     parser.add_argument(
         "--max-rollouts",
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
         raise RlsysError(f"--output {output}: the folder {output.parent.resolve()} does not exist; create it first")
     shown, notes = [], []
     for run in runs:
-        rollouts, run_notes = run_rollouts(run, options.max_rollouts // len(runs))
+        rollouts, run_notes = collect_rollouts(run, options.max_rollouts // len(runs))
         shown.append(rollouts)
         notes.append(run_notes)
         for note in run_notes:
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB")
 
 
-def run_rollouts(run: RunFolder, limit: int) -> tuple[Rollouts, list[str]]:
+def collect_rollouts(run: RunFolder, limit: int) -> tuple[Rollouts, list[str]]:
     """Return at most `limit` rollouts of a run, and notes for the reader on what is missing."""
     decode = _Decoder(run.tokenizer)
     files = run.rollouts

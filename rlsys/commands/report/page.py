@@ -33,11 +33,11 @@ SCRIPTS = ("data", "dom", "plots", "header", "curves", "timeline", "filter", "to
 
 
 def compressed_json(data: Any) -> str:
-    """Return data as compressed JSON (see `compressed`). Raises ValueError for NaN and infinity."""
-    return compressed(json.dumps(data, separators=(",", ":"), allow_nan=False))
+    """Return data as compressed JSON (see `compress`). Raises ValueError for NaN and infinity."""
+    return compress(json.dumps(data, separators=(",", ":"), allow_nan=False))
 
 
-def compressed(text: str) -> str:
+def compress(text: str) -> str:
     """Return text compressed, in characters without a meaning in HTML. Equal texts give equal results."""
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
@@ -68,7 +68,7 @@ def render(runs: Sequence[RunFolder], rollouts: Sequence[Rollouts], notes: Seque
     # One script in a function of its own: no global names, and one hash in the policy.
     script = '"use strict";\n(() => {\n' + "\n".join(_static(f"{name}.js") for name in SCRIPTS) + "\n})();\n"
     bokeh = plotting_script()
-    chunks["bokeh"] = compressed(bokeh)
+    chunks["bokeh"] = compress(bokeh)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(_static("page.html")).render(
         title=" and ".join(names),

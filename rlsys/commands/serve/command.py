@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Serve until interrupted."""
-    token = checked_token(given.host, given.token_env)
+    token = check_token(given.host, given.token_env)
     spec = absolute({"name": given.reward, **_options(given.options)})
     check_options(spec)
 
@@ -64,7 +64,7 @@ def run(given: argparse.Namespace) -> None:
         processes.close()
 
 
-def checked_token(host: str, token_env: str | None) -> str | None:
+def check_token(host: str, token_env: str | None) -> str | None:
     """Return the token that clients must send, or None if there is none and only this machine is served.
 
     Raises:

@@ -11,7 +11,7 @@ from rlsys.algorithms.requirements import reference_workers
 from rlsys.commands.numbers import at_least
 from rlsys.commands.simulate.costs import read_costs
 from rlsys.commands.simulate.run import Prediction, Shape, Simulation
-from rlsys.config.paths import expanded
+from rlsys.config.paths import expand
 from rlsys.config.schema import Config
 from rlsys.run_folder.folder import RunFolder
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the run to start from and the numbers to vary."""
     parser.description = "Predict a run's step time and its bottleneck with other numbers of workers."
     parser.add_argument(
-        "folder", type=expanded, metavar="RUN", help="folder of a finished run, with metrics.jsonl and rollouts/"
+        "folder", type=expand, metavar="RUN", help="folder of a finished run, with metrics.jsonl and rollouts/"
     )
     parser.add_argument("--rollout-workers", type=at_least(1), nargs="+", help="default: the run's")
     parser.add_argument("--learner-ranks", type=at_least(1), nargs="+", help="default: the run's")

@@ -10,7 +10,7 @@ from rlsys.errors import ConfigError
 from rlsys.metrics.trackers import Tracker, registry
 
 
-def chosen_trackers(entries: Sequence[Any]) -> dict[str, Callable[..., Tracker]]:
+def choose_trackers(entries: Sequence[Any]) -> dict[str, Callable[..., Tracker]]:
     """Return the class of each entry, with its options filled in, under its name without a path.
 
     Args:

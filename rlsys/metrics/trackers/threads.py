@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from rlsys.metrics.trackers import TrackedRun, Tracker
-from rlsys.metrics.trackers.choice import chosen_trackers
+from rlsys.metrics.trackers.choice import choose_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +118,8 @@ class Trackers:
     """All trackers of a run."""
 
     def __init__(self, entries: Sequence[Any], run: TrackedRun) -> None:
-        """Open what `logging.trackers` lists. Raises ConfigError as `chosen_trackers` does, and nothing else."""
-        self._threads = [TrackerThread(name, partial(opener, run)) for name, opener in chosen_trackers(entries).items()]
+        """Open what `logging.trackers` lists. Raises ConfigError as `choose_trackers` does, and nothing else."""
+        self._threads = [TrackerThread(name, partial(opener, run)) for name, opener in choose_trackers(entries).items()]
 
     def dropped(self) -> dict[str, float | None]:
         """Return `trackers/<name>/dropped`, the steps that did not reach a tracker so far, for those that lost any."""

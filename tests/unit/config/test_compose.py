@@ -12,7 +12,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from rlsys.algorithms import advantages, aggregation, policy_losses
-from rlsys.config.compose import jobs, load_config, to_config
+from rlsys.config.compose import compose_jobs, load_config, to_config
 from rlsys.config.option import options
 from rlsys.config.overrides import EXPECTED, config_dir, groups, presets
 from rlsys.config.schema import Config
@@ -88,26 +88,26 @@ def test_a_preset_of_an_experiment_is_taken_away_again() -> None:
 def test_presets_of_one_s_own(tmp_path: Path) -> None:
     (tmp_path / "rollout").mkdir()
     (tmp_path / "rollout" / "mine.yaml").write_text("max_num_seqs: 7\n")
-    (job,) = jobs(["rollout=mine"], flags=["--config-dir", str(tmp_path)], folders=[tmp_path])
+    (job,) = compose_jobs(["rollout=mine"], flags=["--config-dir", str(tmp_path)], folders=[tmp_path])
     assert job.config.rollout.max_num_seqs == 7
 
 
 def test_every_run_of_a_sweep_is_composed_before_one_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    swept = jobs(["experiment=quickstart", "seed=3,4"], flags=["--multirun"], sweeps=True)
+    swept = compose_jobs(["experiment=quickstart", "seed=3,4"], flags=["--multirun"], sweeps=True)
     assert [(job.config.seed, job.name, job.number) for job in swept] == [(3, "quickstart", 0), (4, "quickstart", 1)]
     assert len({job.started for job in swept}) == 1
-    (single,) = jobs(["seed=3"])
+    (single,) = compose_jobs(["seed=3"])
     assert (single.config, single.name, single.number) == (load_config(["seed=3"]), "run", None)
     with pytest.raises(ConfigError, match=r"train\.num_steps=many: must be a whole number"):
-        jobs(["train.num_steps=3,many"], flags=["--multirun"], sweeps=True)
+        compose_jobs(["train.num_steps=3,many"], flags=["--multirun"], sweeps=True)
     with pytest.raises(ConfigError, match=r"train\.num_steps: Interpolation key 'nothing' not found"):
-        jobs(["train.num_steps=${nothing}"])
+        compose_jobs(["train.num_steps=${nothing}"])
     assert not list(tmp_path.iterdir())
 
 
 def test_hydra_s_resolver_works_in_values(tmp_path: Path) -> None:
-    runs = jobs(["run_dir='runs/${hydra:job.num}'", "seed=3,4"], flags=["--multirun"], sweeps=True)
+    runs = compose_jobs(["run_dir='runs/${hydra:job.num}'", "seed=3,4"], flags=["--multirun"], sweeps=True)
     assert [job.config.run_dir for job in runs] == ["runs/0", "runs/1"]
 
 

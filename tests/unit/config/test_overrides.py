@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.config.compose import jobs, load_config
+from rlsys.config.compose import compose_jobs, load_config
 from rlsys.config.overrides import groups, known_keys, names_a_run, normalise, parse, presets
 from rlsys.errors import ConfigError
 
@@ -110,7 +110,7 @@ def test_files_of_one_name_are_different_experiments(tmp_path: Path) -> None:
         file.parent.mkdir()
         file.write_text(f"# @package _global_\nseed: {seed}\n")
     assert [load_config([f"experiment={file}"]).seed for file in files] == [1, 2]
-    swept = jobs([f"experiment={files[0]},{files[1]},{files[0]}"], flags=["--multirun"], sweeps=True)
+    swept = compose_jobs([f"experiment={files[0]},{files[1]},{files[0]}"], flags=["--multirun"], sweeps=True)
     assert [job.config.seed for job in swept] == [1, 2, 1]
 
 
@@ -168,7 +168,7 @@ def test_a_source_replaces_another_wholly(tmp_path: Path) -> None:
     several = load_config([f"experiment={tmp_path}/own.yaml", "data.train=[a.jsonl, {name: b, weight: 2}]"])
     assert several.data.train == ["a.jsonl", {"name": "b", "weight": 2}]
     assert load_config([f"experiment={tmp_path}/own.yaml", "data.train=a.jsonl"]).data.train == "a.jsonl"
-    swept = jobs([f"experiment={tmp_path}/own.yaml", given, "seed=0,1"], flags=["--multirun"], sweeps=True)
+    swept = compose_jobs([f"experiment={tmp_path}/own.yaml", given, "seed=0,1"], flags=["--multirun"], sweeps=True)
     assert [job.config.data.train for job in swept] == [config.data.train] * 2
 
 

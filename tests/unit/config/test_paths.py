@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.config.paths import absolute, absolute_function, absolute_if_there, absolute_node, expanded
+from rlsys.config.paths import absolute, absolute_function, absolute_if_there, absolute_node, expand
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_home_folder(home: Path) -> None:
-    assert expanded("~/rows.jsonl") == home / "rows.jsonl"
-    assert expanded("a/~b") == Path("a/~b")
+    assert expand("~/rows.jsonl") == home / "rows.jsonl"
+    assert expand("a/~b") == Path("a/~b")
     assert absolute("~/runs/../x") == str(home / "x")
     assert absolute("runs") == str(home.parent / "here" / "runs")
 

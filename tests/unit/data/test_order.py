@@ -1,4 +1,4 @@
-"""Which prompt comes at which place."""
+"""Which prompt comes at which position."""
 
 from __future__ import annotations
 
@@ -50,26 +50,26 @@ def test_in_every_block_each_part_has_its_share_and_its_prompts_come_evenly(
         drawn = [order.at(block * BLOCK + offset) for offset in range(BLOCK)]
         counts = [sum(first <= n < first + size for n in drawn) for first, size in zip(firsts, sizes, strict=True)]
         assert counts == quotas(weights, BLOCK)
-    every = Counter(order.at(place) for place in range(2 * BLOCK))
+    every = Counter(order.at(position) for position in range(2 * BLOCK))
     for first, size in zip(firsts, sizes, strict=True):
         seen = [every[first + index] for index in range(size)]
         assert max(seen) - min(seen) <= 1  # no prompt a second time before all of its part have come
 
 
 @given(SIZES, st.permutations(range(30)))
-def test_a_place_gives_the_same_prompt_whenever_it_is_asked(sizes: list[int], places: list[int]) -> None:
-    places = [place * 97 for place in places]  # over several blocks, back and forth
+def test_a_position_gives_the_same_prompt_whenever_it_is_asked(sizes: list[int], positions: list[int]) -> None:
+    positions = [position * 97 for position in positions]  # over several blocks, back and forth
     weights = [1.0] * len(sizes)
     asked = MixtureOrder(sizes, weights, 1, shuffle=True)
-    fresh = {place: MixtureOrder(sizes, weights, 1, shuffle=True).at(place) for place in places}
-    assert {place: asked.at(place) for place in places} == fresh
+    fresh = {position: MixtureOrder(sizes, weights, 1, shuffle=True).at(position) for position in positions}
+    assert {position: asked.at(position) for position in positions} == fresh
 
 
 def test_without_shuffling_the_parts_alternate_evenly() -> None:
     order = MixtureOrder([5, 5], [3.0, 1.0], 0, shuffle=False)
-    first_places = [order.at(place) for place in range(8)]
-    assert [number >= 5 for number in first_places].count(True) == 2
-    assert [number for number in first_places if number < 5] == [0, 1, 2, 3, 4, 0]
+    first_positions = [order.at(position) for position in range(8)]
+    assert [number >= 5 for number in first_positions].count(True) == 2
+    assert [number for number in first_positions if number < 5] == [0, 1, 2, 3, 4, 0]
 
 
 def test_an_epoch_order_is_what_it_was_before_mixtures() -> None:

@@ -59,14 +59,14 @@ def test_without_shuffling_the_order_is_the_data_s() -> None:
 
 
 def test_what_was_not_trained_comes_again_first() -> None:
-    """Of places 0 to 5 three were trained, out of order, before the run was cut off."""
+    """Of positions 0 to 5 three were trained, out of order, before the run was cut off."""
     whole = stream(4)
     handed_out = [whole.take() for _ in range(9)]
     resumed = stream(4, cursor=6, pending=[5, 1, 3])
     assert resumed.pending == [1, 3, 5]
     again = [resumed.take() for _ in range(6)]
-    assert [place for place, _ in again] == [1, 3, 5, 6, 7, 8]
-    assert [prompt.index for _, prompt in again] == [handed_out[place][1].index for place, _ in again]
+    assert [position for position, _ in again] == [1, 3, 5, 6, 7, 8]
+    assert [prompt.index for _, prompt in again] == [handed_out[position][1].index for position, _ in again]
     assert resumed.pending == []
 
 

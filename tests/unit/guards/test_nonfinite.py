@@ -28,7 +28,7 @@ async def arrays(_: RolloutGroup) -> list[Trajectory]:
     return [Trajectory(ids, ids > 3, np.array([0, 0, 0, np.nan], dtype=np.float32), (), "stop", 0)] * 2
 
 
-def test_offenders_are_written_and_counted(tmp_path: Path) -> None:
+def test_trajectories_are_written_and_counted(tmp_path: Path) -> None:
     guard = NonFiniteGuard(tmp_path, 2, arrays, text_of, RunState(0, 0))
     counted = asyncio.run(guard.record(5, [NonFiniteTrajectory(0, 1, "reward")], GROUPS))
     assert counted == {"nonfinite/trajectories": 1.0, "nonfinite/steps": 1.0}

@@ -13,7 +13,7 @@ from torch import nn
 
 from rlsys.config.build_schema import Warmup
 from rlsys.models import warmup
-from rlsys.models.warmup import MAX_OVERSHOOT, greedy_accuracy, land, warm_up
+from rlsys.models.warmup import MAX_OVERSHOOT, greedy_accuracy, land_on_target, warm_up
 from tests.unit.models.test_tiny import make_model
 
 NUM_EXAMPLES = 200
@@ -34,7 +34,7 @@ def test_it_lands_just_above_the_target(thresholds: list[float], target: float) 
         return sum(weight >= threshold for threshold in thresholds) / NUM_EXAMPLES
 
     model = one_weight(1.0)
-    found = land(model, [torch.zeros(1, 1)], lambda: accuracy_at(model.weight.item()), 1.0, target)
+    found = land_on_target(model, [torch.zeros(1, 1)], lambda: accuracy_at(model.weight.item()), 1.0, target)
     assert found == accuracy_at(model.weight.item())  # the model has the weights that were measured
     # No weight reaches the target with a smaller accuracy.
     lowest = min(a for t in thresholds if (a := accuracy_at(np.float32(t).item() + 1e-6)) >= target)
@@ -43,7 +43,7 @@ def test_it_lands_just_above_the_target(thresholds: list[float], target: float) 
 
 def test_an_accuracy_that_goes_up_and_down_still_ends_above_the_target() -> None:
     model = one_weight(1.0)
-    found = land(model, [torch.zeros(1, 1)], lambda: abs(np.sin(20 * model.weight.item())), 0.91, 0.5)
+    found = land_on_target(model, [torch.zeros(1, 1)], lambda: abs(np.sin(20 * model.weight.item())), 0.91, 0.5)
     assert 0.5 <= found <= 0.5 + MAX_OVERSHOOT
     assert found == pytest.approx(abs(np.sin(20 * model.weight.item())))
 
@@ -54,14 +54,14 @@ def test_within_the_accepted_overshoot_the_weights_stay_as_they_are() -> None:
     def measure() -> float:
         raise AssertionError("measured without need")
 
-    assert land(model, [torch.zeros(1, 1)], measure, 0.45, 0.44) == 0.45
+    assert land_on_target(model, [torch.zeros(1, 1)], measure, 0.45, 0.44) == 0.45
     assert model.weight.item() == 0.75
 
 
 def test_a_jump_of_the_accuracy_is_landed_on_its_upper_side() -> None:
     """With one held-out example there is nothing between 0 and 1."""
     model = one_weight(1.0)
-    found = land(model, [torch.zeros(1, 1)], lambda: float(model.weight.item() >= 0.3), 1.0, 0.44)
+    found = land_on_target(model, [torch.zeros(1, 1)], lambda: float(model.weight.item() >= 0.3), 1.0, 0.44)
     assert found == 1.0
     assert model.weight.item() == pytest.approx(0.3, abs=1e-6)
 

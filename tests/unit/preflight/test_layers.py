@@ -16,5 +16,5 @@ def test_preflight_imports_no_worker_and_no_runtime() -> None:
         imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
         assert not [node for node in imports if node.level]
         own = [str(node.module) for node in imports if str(node.module).startswith("rlsys.")]
-        rooms = [name for name in own if name.split(".")[1] not in ALLOWED and name not in ALLOWED_MODULES]
-        assert rooms == [], path.name
+        foreign = [name for name in own if name.split(".")[1] not in ALLOWED and name not in ALLOWED_MODULES]
+        assert foreign == [], path.name

@@ -14,10 +14,10 @@ from rlsys.preflight.rewards import check_reward
 from rlsys.rewards import Failed
 from rlsys.rewards.entry import bind_reward
 from rlsys.sandbox.cases import fenced
-from rlsys.sandbox.run import obstacle
+from rlsys.sandbox.run import find_obstacle
 from rlsys.scoring.call import RewardLog, RewardRequest, call_reward
 
-pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"no sandbox on this machine: {obstacle()}")
+pytestmark = pytest.mark.skipif(find_obstacle() is not None, reason=f"no sandbox on this machine: {find_obstacle()}")
 
 DOUBLE = {"language": "python", "test_cases": [{"input": f"{n}\n", "output": f"{2 * n}\n"} for n in (1, 2, 3, 4)]}
 

@@ -15,7 +15,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import LogprobsLists
 
 from rlsys.rollout.trajectory import EPOCHS, LOGPROBS
-from rlsys.rollout.whole_responses import _WholeResponses, joined
+from rlsys.rollout.whole_responses import _WholeResponses, join_parts
 
 
 def part(request: str, tokens: list[int], *, last: bool = False) -> EngineCoreOutput:
@@ -77,7 +77,7 @@ def epochs(output: EngineCoreOutput) -> Sequence[Sequence[int]]:
 
 
 def test_parts_are_joined_in_order() -> None:
-    whole = joined([(0, part("a", [5])), (0, part("a", [6, 7])), (2, part("a", [8], last=True))])
+    whole = join_parts([(0, part("a", [5])), (0, part("a", [6, 7])), (2, part("a", [8], last=True))])
     assert whole.new_token_ids == [5, 6, 7, 8]
     assert whole.kv_transfer_params is not None
     logprobs = np.frombuffer(whole.kv_transfer_params[LOGPROBS], dtype=np.float32)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from rlsys.config.compose import composed, load_config, to_config
+from rlsys.config.compose import compose, load_config, to_config
 from rlsys.errors import ConfigError, DataError, RlsysError
-from rlsys.run_folder.folder import RunFolder, check_run_dir, overridden
+from rlsys.run_folder.folder import RunFolder, apply_overrides, check_run_dir
 from tests.run_folder import Recipe, write_run
 
 
@@ -27,19 +27,21 @@ def run(tmp_path: Path, tokenizer: Any) -> RunFolder:
 def test_overrides_change_what_they_name_and_nothing_else(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLSYS_DATA", "here")
     overrides = ["data=gsm8k", "eval.num_samples=4", "data.eval_limit=3"]
-    config = to_config(overridden(run.composed(), composed(overrides), overrides))
+    config = to_config(apply_overrides(run.typed_config(), compose(overrides), overrides))
     assert config.rollout.max_response_tokens == 33  # the run's
     assert config.rewards == [{"name": "target_length", "target": 5}]
     assert (config.data.eval, config.data.eval_limit) == ("here/gsm8k/test.jsonl", 3)
     assert config.eval.num_samples == 4
     changed = ["reward=target_length"]
-    assert to_config(overridden(run.composed(), composed(changed), changed)).rewards[0]["name"] == "target_length"
+    assert (
+        to_config(apply_overrides(run.typed_config(), compose(changed), changed)).rewards[0]["name"] == "target_length"
+    )
 
 
 def test_an_experiment_cannot_be_given_with_a_run(run: RunFolder) -> None:
     overrides = ["experiment=quickstart"]
     with pytest.raises(ConfigError, match="the run has its own configuration"):
-        overridden(run.composed(), composed(overrides), overrides)
+        apply_overrides(run.typed_config(), compose(overrides), overrides)
 
 
 def test_create_writes_what_the_readers_need(run: RunFolder, tmp_path: Path) -> None:

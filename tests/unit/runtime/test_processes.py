@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from rlsys.runtime import processes
-from rlsys.runtime.processes import TAG, Guardian, guard, sweep, tagged
+from rlsys.runtime.processes import TAG, Guardian, find_tagged, guard, sweep
 
 OWNER = """
 import subprocess, sys
@@ -80,7 +80,7 @@ def test_the_sweep_ends_every_tagged_process_even_a_deaf_one(start: Start, tag: 
     sweep(tag, grace_s=0.2)
     assert [process.wait(timeout=5) for process in willing] == [-signal.SIGTERM] * 2
     assert deaf.wait(timeout=5) == -signal.SIGKILL
-    assert tagged(tag) == []  # the shell's own child went too
+    assert find_tagged(tag) == []  # the shell's own child went too
 
 
 def test_the_sweep_says_how_many_it_ended(start: Start, tag: str) -> None:

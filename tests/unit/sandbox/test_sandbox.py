@@ -16,9 +16,9 @@ import pytest
 from rlsys.runtime.processes import adopt_orphans
 from rlsys.sandbox.command import python
 from rlsys.sandbox.program import Limits, Program, Result
-from rlsys.sandbox.run import obstacle, run
+from rlsys.sandbox.run import find_obstacle, run
 
-pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"no sandbox on this machine: {obstacle()}")
+pytestmark = pytest.mark.skipif(find_obstacle() is not None, reason=f"no sandbox on this machine: {find_obstacle()}")
 FILE = f"main-{os.getpid()}.py"  # by its name a process of these tests is known among those of others
 
 

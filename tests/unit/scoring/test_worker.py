@@ -13,7 +13,7 @@ import pytest
 from rlsys.config.schema import ScoringConfig
 from rlsys.errors import ConfigError
 from rlsys.preflight.rewards import check_reward
-from rlsys.rewards.entry import labelled
+from rlsys.rewards.entry import label_rewards
 from rlsys.scoring.worker import ScoringSetup, ScoringWorker
 from rlsys.types import Messages, Prompt, Trajectory
 
@@ -41,7 +41,7 @@ def trajectory(tokenizer: Any, response: str) -> Trajectory:
 
 
 def names(rewards: Sequence[str]) -> list[str]:
-    return [label for label, _ in labelled([{"name": name} for name in rewards])]
+    return [label for label, _ in label_rewards([{"name": name} for name in rewards])]
 
 
 def test_labels_are_names_without_paths_numbered_when_repeated() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from rlsys.commands.serve.command import checked_token, is_loopback
+from rlsys.commands.serve.command import check_token, is_loopback
 from rlsys.errors import ConfigError
 from rlsys.rewards import Failed
 from rlsys.rewards.entry import bind_reward
@@ -113,14 +113,14 @@ def test_what_does_not_fit_together_is_refused(url: str, body: dict[str, object]
 
 def test_wider_than_this_machine_takes_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOME_TOKEN", raising=False)
-    assert checked_token("127.0.0.1", None) is None
+    assert check_token("127.0.0.1", None) is None
     for host in ("0.0.0.0", "10.0.0.1", "::", "rewards.example"):
         assert not is_loopback(host)
         with pytest.raises(ConfigError, match="so a token is required"):
-            checked_token(host, None)
+            check_token(host, None)
     with pytest.raises(ConfigError, match="has no such variable"):
-        checked_token("0.0.0.0", "SOME_TOKEN")
+        check_token("0.0.0.0", "SOME_TOKEN")
     monkeypatch.setenv("SOME_TOKEN", "x")
-    assert checked_token("0.0.0.0", "SOME_TOKEN") == "x"
+    assert check_token("0.0.0.0", "SOME_TOKEN") == "x"
     assert is_loopback("::1")
     assert is_loopback("localhost")

@@ -15,7 +15,7 @@ import pytest
 from rlsys.config.schema import Config, LoggingConfig
 from rlsys.errors import ConfigError
 from rlsys.metrics.trackers import registry, threads
-from rlsys.metrics.trackers.choice import chosen_trackers
+from rlsys.metrics.trackers.choice import choose_trackers
 from rlsys.preflight.checks import check_config
 from rlsys.run_folder.metrics import MetricsWriter
 
@@ -287,9 +287,9 @@ def test_a_library_that_is_missing_or_broken_is_named_with_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"tracker 'wandb' cannot import wandb .*: pip install 'rlsys\[wandb\]'"):
-        chosen_trackers(["wandb"])
+        choose_trackers(["wandb"])
     (tmp_path / "trackio.py").write_text("raise RuntimeError('half installed')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "trackio", raising=False)
     with pytest.raises(ConfigError, match=r"cannot import trackio \(RuntimeError: half installed\)"):
-        chosen_trackers(["trackio"])
+        choose_trackers(["trackio"])
