@@ -9,6 +9,8 @@ needs of the run at its registration; that is checked before Ray starts:
     raw_rewards=True          it needs unchanged rewards; algorithm.kl.apply_to=reward is refused
     by_parts=True             it uses the reward functions' values one by one, not their total
     critic=True               it uses a critic's value of every token, and has the signature of `gae` instead
+
+Where rewards come from, and which groups are trained at all, does not belong here.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ The N trajectories are those of the whole optimizer update, of all ranks and mic
 `weight * loss` over trained tokens, so it does not depend on how the update was split.
 
 An aggregation that is defined over a microbatch registers with `local=True`: it is called with the trajectories of each
-microbatch, and the microbatches are averaged.
+microbatch, and the microbatches are averaged. The losses themselves belong to `policy_losses`.
 """
 
 from __future__ import annotations

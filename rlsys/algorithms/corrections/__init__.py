@@ -7,6 +7,8 @@ or 0 to leave the token out. The factors of several corrections multiply, but on
 
 A correction that compares `old` with `behavior` registers with `compares_old=True`. With `train.old_logprobs=engine`
 the two are the same, so it is refused.
+
+The ratio to the policy before the step, which a loss clips, is not a correction: it belongs to `policy_losses`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Estimators of KL(policy || reference) from sampled tokens: `f(logprobs, ref_logprobs) -> [B, T]` float32."""
+"""Estimators of KL(policy || reference) from sampled tokens: `f(logprobs, ref_logprobs) -> [B, T]` float32.
+
+The coefficient, its adaptation, and whether the KL is part of the loss or of the reward do not belong here.
+"""
 
 from __future__ import annotations
 
