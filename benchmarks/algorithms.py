@@ -2,7 +2,7 @@
 
 python -m benchmarks.algorithms [--only grpo dapo ...] [--write]
 
-Runs `experiment=quickstart` with `algorithm=NAME`: three seeds of grpo, one of each other algorithm; about four minutes
+Runs `experiment=quickstart` with `algorithm=NAME`: three seeds of grpo, one of each other algorithm; 3 to 5 minutes
 per run on two cores. `--write` adds the algorithms that were run to benchmarks/results/algorithms.json and keeps the
 other entries.
 """

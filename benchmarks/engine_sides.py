@@ -61,7 +61,7 @@ def bare_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
     engine = LLM(
         model=prepared.model_path,
         skip_tokenizer_init=True,
-        dtype=config.rollout.dtype or config.learner.dtype,
+        dtype=config.engine_dtype,
         max_model_len=prepared.max_tokens,
         max_num_seqs=config.rollout.max_num_seqs,
         enforce_eager=config.rollout.enforce_eager,

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.workload import Case, Workload, rlsys_config
-from rlsys.metrics.display import STAGES, Display
-from rlsys.metrics.step import Metrics
+from rlsys.metrics.display import Display
+from rlsys.metrics.step import STAGES, Metrics
 
 
 class ClockedDisplay(Display):

@@ -104,7 +104,7 @@ def as_json(prepared: Prepared, results: Sequence[Evaluation]) -> dict[str, Any]
 
 def config_of(target: str | None, overrides: Sequence[str], *, step: int | None = None) -> Config:
     """Return the configuration to evaluate: a run's own, or the defaults with a model; both with `overrides`."""
-    keys = {key_of(override) for override in overrides}
+    keys = {key_of(override) for override in overrides if not override.startswith("~")}
     named = [key for key in ("model.path", "model.adapter") if key in keys]
     if target is not None and ("model.path" in named or (named and RunFolder.is_run(target))):
         raise ConfigError(f"'{target}' is what is evaluated, and {named[0]} names another model: give one of the two")

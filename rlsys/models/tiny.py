@@ -37,6 +37,7 @@ def build_tokenizer(config: TokenizerBuild, corpus: Iterable[str] = ()) -> Any:
         vocab = _character_vocab(config.alphabet or PRINTABLE)
         merges: list[tuple[str, str]] = []
     else:
+        assert config.kind == "bpe", config.kind
         vocab, merges = _train_bpe(corpus, config.vocab_size)
     tokenizer = Qwen2Tokenizer(
         vocab=vocab,

@@ -126,7 +126,6 @@ class ReferenceWorker:
                     self._precise[name] = precise
                 else:
                     self._precise.pop(name, None)
-        logger.info("moved towards new weights by the share %g", alpha)
 
     def save(self, folder: str) -> None:
         """Write the parameters into a checkpoint's folder."""
@@ -136,3 +135,4 @@ class ReferenceWorker:
     def load(self, folder: str) -> None:
         """Restore what `save` wrote."""
         self.blend(load_file(Path(folder) / REFERENCE), 1.0)
+        logger.info("restored from %s", folder)

@@ -14,7 +14,7 @@ from rlsys.types import Finished, GroupRequest, Prompt, Sample, Sampling, Trajec
 
 # An engine without finished trajectories answers a poll after this many seconds.
 POLL_S = 30.0
-# Deadline of every call to an engine. Each answers within POLL_S, so only a worker that hangs misses it.
+# Deadline of submitting, cancelling and polling. Each answers within POLL_S, so only a worker that hangs misses it.
 DEADLINE_S = 300.0
 
 

@@ -48,9 +48,8 @@ class RolloutPool:
         """Fetch a group's token arrays to the driver: for writing them to a file, not for training."""
         chunks, indices = chunks_of([group.trajectories])
         who = f"the object store (group {group.group_id})"
-        return pick([await self._calls.read(chunk, who=who, what="reading trajectories") for chunk in chunks], indices)[
-            0
-        ]
+        read = [await self._calls.read(chunk, who=who, what="reading trajectories") for chunk in chunks]
+        return pick(read, indices)[0]
 
     def begin_join_weights(self, init_infos: list[dict[str, Any]]) -> dict[str, Any]:
         """Open the weight channel on every engine."""

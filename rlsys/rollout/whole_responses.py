@@ -42,8 +42,6 @@ class _WholeResponses:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # This is vLLM's core process, with any number of ranks. Killed, the rollout worker could not end it.
-        exit_with_parent()
         self._held: dict[str, list[Part]] = {}
         self._epoch = 0
 
@@ -77,11 +75,23 @@ class _WholeResponses:
         return join_parts(self._held.pop(output.request_id)) if output.finished else None
 
 
-class WholeResponseScheduler(_WholeResponses, Scheduler):
+class _InCoreProcess(_WholeResponses):
+    """Mixin that also ends vLLM's core process with the rollout worker, which may be killed.
+
+    vLLM builds a scheduler once its ranks have loaded the model. A worker that is killed before that leaves them to the
+    guardian of the run's processes.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        exit_with_parent()
+        super().__init__(*args, **kwargs)
+
+
+class WholeResponseScheduler(_InCoreProcess, Scheduler):
     """The scheduler for CPUs, where scheduling ahead would only compete with the model for the cores."""
 
 
-class WholeResponseAsyncScheduler(_WholeResponses, AsyncScheduler):
+class WholeResponseAsyncScheduler(_InCoreProcess, AsyncScheduler):
     """The scheduler for GPUs: it schedules the next step while this one runs."""
 
 

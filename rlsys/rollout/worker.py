@@ -27,6 +27,8 @@ from rlsys.weights.packed_adapter import PackedAdapter
 PROBE_TRIES = 3
 # Seconds between two checks of a transfer that runs beside generation: an engine answers between its steps.
 TRANSFER_POLL_S = 0.01
+# Failed requests that the worker's log shows, the first with its traceback; the driver gets the cause of each.
+MAX_LOGGED = 20
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class RolloutWorker:
         self._spans = SpanRecorder()
         self._finished = FinishedQueue(self._spans)
         self._failed_update: str | None = None
+        self._num_failed = 0
 
     async def start(self) -> None:
         """Build the engine and return once it can serve requests."""
@@ -86,7 +89,8 @@ class RolloutWorker:
             # group has no room for them either: they are this worker's own processes.
             distributed_executor_backend="mp" if self._config.tensor_parallel_size > 1 else None,
             worker_extension_cls="rlsys.weights.receiver.WeightReceiver",
-            # Not the model's generation_config.json: its top_p or penalties would change the sampling distribution.
+            # Not the model's generation_config.json: its top_p or penalties would change the sampling distribution. Its
+            # end tokens still count, vLLM adds them to the stop tokens.
             generation_config="vllm",
             # With the same seed all engines would draw the same random numbers.
             seed=self._setup.seed + self._index,
@@ -266,10 +270,15 @@ class RolloutWorker:
             trajectory = trajectory_of(request.token_ids, answer, versions, self._index)
         except Exception as error:  # not CancelledError: nobody waits for the result of a cancelled sample
             cause = error.__cause__ or error  # vLLM's wrapper has no message of its own
-            logger.warning("request %s failed", key, exc_info=cause)
+            self._log_failure(key, cause)
             self._finished.put(Finished(*key, summary=None, error=f"{type(cause).__name__}: {cause}"), None)
         else:
             self._finished.put(Finished(*key, summary_of(trajectory, started, time.time())), trajectory)
+
+    def _log_failure(self, key: tuple[int, int], cause: BaseException) -> None:
+        self._num_failed += 1
+        if self._num_failed <= MAX_LOGGED:  # an engine that is broken fails every request
+            logger.warning("request %s failed", key, exc_info=cause if self._num_failed == 1 else None)
 
     async def _sampled(self, token_ids: np.ndarray, params: Any, name: str) -> tuple[Any, Sequence[int]]:
         """Return the engine's final output for a request, and the policy version of every epoch.

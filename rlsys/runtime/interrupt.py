@@ -19,7 +19,8 @@ def run_until_interrupted(main: Coroutine[Any, Any, T]) -> T:
     A notebook's cell, which runs inside an event loop already, waits for a thread that has this one.
 
     Raises:
-        KeyboardInterrupt: A signal cancelled `main`. A second signal raises it at once, wherever the loop is.
+        KeyboardInterrupt: A signal cancelled `main`. A second signal raises it at once, wherever the loop is; in a
+            notebook the cell still waits for the workers' end.
     """
     if _is_in_loop():
         return _run_in_thread(main)
@@ -43,16 +44,26 @@ def _run_in_thread(main: Coroutine[Any, Any, T]) -> T:
 
     def work() -> T:
         with asyncio.Runner() as runner:
-            loop = runner.get_loop()
-            task = loop.create_task(main)
+            try:
+                loop = runner.get_loop()
+                task = loop.create_task(main)
+            except BaseException as error:
+                started.set_exception(error)
+                raise
             started.set_result((loop, task))
             return loop.run_until_complete(task)
 
     # Leaving the pool waits for the thread, so that the workers are stopped before the cell ends.
     with ThreadPoolExecutor(1, thread_name_prefix="run") as pool:
         done = pool.submit(work)
-        with _signals_cancel(*started.result()):
-            return done.result()
+        loop, task = started.result()
+        try:
+            with _signals_cancel(loop, task):
+                return done.result()
+        except KeyboardInterrupt:
+            if not done.done():  # it came before the handlers were there, or is the second one
+                loop.call_soon_threadsafe(task.cancel)
+            raise
 
 
 @contextmanager

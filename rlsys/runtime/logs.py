@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -17,6 +18,7 @@ WORKER = "RLSYS_WORKER"  # environment of a worker: its name, such as `rollout/0
 FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 logger = logging.getLogger(__name__)
+_CRASH_FILES: list[IO[str]] = []
 
 
 class _PlainHandler(logging.Handler):
@@ -77,8 +79,10 @@ def log_worker() -> None:
     except OSError as error:
         logger.warning("%s: no log file in %s (%s); see Ray's logs of this node", name, folder, error)
         return
-    assert handler.stream is not None  # it is opened with the handler
-    faulthandler.enable(file=handler.stream)
+    # Never closed, unlike the handler's stream: the stack is written from a signal handler, by the file's number.
+    crashes = open(handler.baseFilename, "a", encoding="utf-8")  # noqa: SIM115
+    _CRASH_FILES.append(crashes)
+    faulthandler.enable(file=crashes)
     logger.info("%s started, process %d", name, os.getpid())
 
 

@@ -11,7 +11,7 @@ from rlsys.errors import DeadlineError
 from rlsys.runtime.calls import Calls
 from rlsys.runtime.spans import Span
 
-# A call for spans waits behind the worker's work, which has a longer deadline of its own.
+# A call for spans waits behind the worker's work, whose own deadline may be longer.
 DEADLINE_S = 600.0
 
 logger = logging.getLogger(__name__)

@@ -30,6 +30,10 @@ from rlsys.types import Outcome, RewardPart
 START_DEADLINE_S = 300.0
 TRACEBACK_LIMIT = -5  # the five innermost frames: the outermost are rlsys's own, the last is the one that raised
 
+# Failed calls that a worker's log shows, and how much of each error: the outcome of every row is in the rollouts file.
+MAX_LOGGED = 20
+MAX_LOGGED_CHARACTERS = 300
+
 logger = logging.getLogger(__name__)
 
 
@@ -61,6 +65,7 @@ class RewardProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._was_loaded = False
+        self._num_failed = 0
         self._called_at = time.monotonic()
 
     def start(self) -> None:
@@ -81,7 +86,7 @@ class RewardProcess:
         try:
             return self._call(request, self._call_deadline_s)
         except CallFailedError as error:
-            logger.warning("step %d, %d rows: %s; they are retried", request.step, len(request), error)
+            self._log_failure(request, error)
             return self._retry(request)
 
     def close(self) -> None:
@@ -93,6 +98,12 @@ class RewardProcess:
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
+
+    def _log_failure(self, request: RewardRequest, error: CallFailedError) -> None:
+        self._num_failed += 1
+        if self._num_failed <= MAX_LOGGED:
+            cause = str(error).rstrip().rpartition("\n")[2][:MAX_LOGGED_CHARACTERS]
+            logger.warning("step %d, %d rows are retried: %s", request.step, len(request), cause)
 
     def _retry(self, request: RewardRequest) -> tuple[list[RewardPart], RewardLog]:
         rows: list[RewardPart] = []

@@ -128,24 +128,28 @@ def one_rank_one_microbatch(
 
 
 @pytest.mark.parametrize(
-    ("stage", "offload"),
+    ("ranks", "stage", "offload"),
     [
-        (2, False),
-        (3, False),
-        *(pytest.param(*case, marks=LONG) for case in ((0, False), (1, False), (1, True), (2, True), (3, True))),
+        (2, 2, False),
+        (3, 3, False),  # eight trajectories do not divide by three
+        *(
+            pytest.param(2, *case, marks=LONG)
+            for case in ((0, False), (1, False), (1, True), (2, True), (3, False), (3, True))
+        ),
     ],
 )
-def test_gradient_is_the_same_on_two_ranks_with_several_microbatches(
+def test_gradient_is_the_same_on_several_ranks_with_several_microbatches(
     cluster: Cluster,
     model: str,
     one_rank_one_microbatch: dict[str, torch.Tensor],
+    ranks: int,
     stage: int,
     offload: bool,
     tmp_path: Path,
 ) -> None:
-    # 20 tokens per microbatch: one trajectory each, four on each rank.
+    # 20 tokens per microbatch: one trajectory each.
     overrides = [
-        "learner.num_workers=2",
+        f"learner.num_workers={ranks}",
         f"learner.zero_stage={stage}",
         f"learner.offload_optimizer={offload}",
         "learner.microbatch_tokens=20",

@@ -69,7 +69,7 @@ class Simulation:
         self._done_at: list[float] = []
 
     def __call__(self) -> Prediction:
-        """Simulate all steps and return the outcome."""
+        """Simulate all steps and return the prediction."""
         self._admit()
         while len(self._done_at) < self._shape.num_steps:
             self._advance()

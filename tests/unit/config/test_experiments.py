@@ -1,4 +1,4 @@
-"""The experiments say what their sources say. (That each composes and passes the checks: test_config.py.)"""
+"""The experiments say what their sources say. (That each composes and passes the checks: test_compose.py.)"""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_impossible_shapes_are_refused(changes: dict[str, Any], named: list[str]
     assert all(part in str(caught.value) for part in named)
 
 
-def test_every_architecture_that_an_option_may_name_can_be_built() -> None:
+def test_the_option_names_every_architecture_that_can_be_built() -> None:
     (option,) = (option for option in options(ModelBuild()) if option.key == "architecture")
     assert sorted(option.rule.choices) == sorted(ARCHITECTURES)
 
