@@ -99,9 +99,9 @@ def _megabytes(workload: Workload, num_tokens: int, num_steps: int) -> list[floa
 
 
 async def _steps(prepared: Any, cluster: Any, pool: Any, scoring: Any, folder: Path, num_steps: int) -> list[float]:
-    from rlsys.build.run import build_orchestrator, build_sampler
     from rlsys.data.order import EpochOrder
     from rlsys.data.stream import PromptStream
+    from rlsys.orchestrator.from_config import orchestrator_of, sampler_of
     from rlsys.reference.policy import FrozenReference
     from rlsys.run_folder.rollouts import RolloutWriter
     from rlsys.types import Coefficients, Experience
@@ -111,8 +111,8 @@ async def _steps(prepared: Any, cluster: Any, pool: Any, scoring: Any, folder: P
 
     config = prepared.config
     prompts = PromptStream(prepared.train_prompts, EpochOrder(len(prepared.train_prompts), [0], shuffle=False))
-    sampler = build_sampler(config, pool, scoring)
-    orchestrator = build_orchestrator(config, 0, cluster, sampler, FrozenReference(), prompts)
+    sampler = sampler_of(config, pool.engines, scoring.queue)
+    orchestrator = orchestrator_of(config, 0, cluster.calls, sampler, FrozenReference().queue, prompts)
     folder.mkdir()
     writer = RolloutWriter(folder, config.logging, scoring.text, pool.trajectories, no_estimates)
     nothing = Experience((), (), None, None, 0, Coefficients(0.0, 0.0))

@@ -37,18 +37,19 @@ from benchmarks import report
 from benchmarks.rlsys_side import ClockedDisplay
 from benchmarks.sampling import sample
 from benchmarks.workload import Workload, build_workload, rlsys_config, side_env
-from rlsys.build.run import Run, build_broadcaster, build_orchestrator, build_run, open_run
+from rlsys.build.run import Run, build_run, open_run
 from rlsys.config.schema import Config
 from rlsys.data.order import EpochOrder
 from rlsys.data.stream import PromptStream
 from rlsys.orchestrator.batch import StepBatch
-from rlsys.orchestrator.from_config import sampling_params_of
+from rlsys.orchestrator.from_config import orchestrator_of, sampling_params_of
 from rlsys.preflight.prepare import prepare
 from rlsys.reference.policy import FrozenReference
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.metrics import MetricsWriter
 from rlsys.train import train
 from rlsys.types import Prompt, Sample, ScoringUnit
+from rlsys.weights.from_config import broadcaster_of
 
 GOALS = {"sync / sum": 1.05, "async / slower": 1.08, "async / sync": 0.60}
 MAX_TOKENS = 512
@@ -150,8 +151,8 @@ async def _alone(run: Run, num_steps: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {"rollout": [], "scoring": [], "update": [], "broadcast": []}
     prompts = _first_prompts(run)
     # Synchronous and without a reference: it only provides the experience for the stages that are measured.
-    orchestrator = build_orchestrator(
-        run.prepared.config, 0, run.roles.cluster, run.sampler, FrozenReference(), _first_prompts(run)
+    orchestrator = orchestrator_of(
+        run.prepared.config, 0, run.roles.cluster.calls, run.sampler, FrozenReference().queue, _first_prompts(run)
     )
     for step in range(1, num_steps + 1):
         batch = await orchestrator.next_batch(step)
@@ -198,7 +199,8 @@ async def _step_s(run: Run, staleness: int, num_steps: int, folder: Path) -> tup
     before = run.prepared.config
     config = replace(before, train=replace(before.train, max_staleness=staleness, num_steps=num_steps))
     display, log = ClockedDisplay(num_steps), MetricsWriter(folder, config.logging)
-    broadcaster = build_broadcaster(config, run.roles)
+    roles = run.roles
+    broadcaster = broadcaster_of(config, roles.policy, roles.rollout, roles.cluster.calls)
     part = build_run(
         replace(run.prepared, config=config), folder, run.roles, broadcaster, RunState(0, 0), log=log, display=display
     )

@@ -12,6 +12,7 @@ from rlsys.data.stream import PromptStream
 from rlsys.guards.guards import Guards
 from rlsys.learner.learners import Learners
 from rlsys.orchestrator.orchestrator import Orchestrator
+from rlsys.preflight.prepared import Prepared
 from rlsys.reference.policy import Reference
 from rlsys.run_folder import checkpoint
 from rlsys.run_folder.checkpoint import RunState
@@ -94,3 +95,14 @@ def start_coefficients(config: Config, state: RunState) -> Coefficients:
     if entropy.target is not None and state.entropy_coef is not None:
         start = replace(start, entropy=state.entropy_coef, entropy_level=state.entropy_level)
     return start
+
+
+def start_prompts(prepared: Prepared, state: RunState) -> PromptStream:
+    """Return the stream of training prompts from where the checkpoint stood; other prompts than then are warned of."""
+    prompts, order = prepared.train_prompts, prepared.train_order
+    stream = PromptStream(prompts, order, cursor=state.prompt_cursor, pending=state.prompts_pending)
+    if state.prompts_digest and state.prompts_digest != stream.digest:
+        logger.warning(
+            "the training prompts differ from those at the checkpoint: some may come again before all have come once"
+        )
+    return stream

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlsys.algorithms.requirements import learner_is_reference
-from rlsys.build.checkpoints import Checkpoints, find_start, start_coefficients
+from rlsys.build.checkpoints import Checkpoints, find_start, start_coefficients, start_prompts
 from rlsys.build.placement import demand_workers
 from rlsys.config.schema import Config
 from rlsys.data.stream import PromptStream
@@ -25,16 +25,14 @@ from rlsys.learner.setup import CriticSetup, PolicySetup
 from rlsys.metrics.display import Display
 from rlsys.metrics.step import StageClock
 from rlsys.orchestrator.experience import ExperienceBuilder
-from rlsys.orchestrator.from_config import admission_of, group_rule_of, sampling_params_of
+from rlsys.orchestrator.from_config import orchestrator_of, sampler_of
 from rlsys.orchestrator.orchestrator import Orchestrator
-from rlsys.orchestrator.router import Router
 from rlsys.orchestrator.sampling import GroupSampler
 from rlsys.preflight.prepared import Prepared
 from rlsys.recorder import Recorder
 from rlsys.reference.policy import FrozenReference, PolicyWithoutAdapter, Reference
 from rlsys.reference.pool import ReferencePool
 from rlsys.reference.worker import ReferenceSetup
-from rlsys.rewards.entry import wants_whole_groups
 from rlsys.rollout.pool import RolloutPool
 from rlsys.rollout.setup import EngineSetup
 from rlsys.run_folder.checkpoint import RunState
@@ -49,11 +47,9 @@ from rlsys.runtime.room import Demand
 from rlsys.runtime.timeline_collector import SpanSource, TimelineCollector
 from rlsys.scoring.pool import ScoringPool
 from rlsys.scoring.worker import ScoringSetup
-from rlsys.weights.backend import weight_backend
-from rlsys.weights.broadcaster import AdapterBroadcaster, Broadcaster, WeightBroadcaster
-from rlsys.weights.canary import WeightCanary, canary_text
+from rlsys.weights.broadcaster import Broadcaster
+from rlsys.weights.from_config import broadcaster_of, canary_of
 from rlsys.weights.policy_broadcast import PolicyBroadcast
-from rlsys.weights.verify import bound_of
 
 logger = logging.getLogger(__name__)
 # Seconds that engines and learner get to stop by themselves before they are killed.
@@ -136,7 +132,7 @@ async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Async
         cluster = stack.enter_context(connect(config, wanted, run_dir / LOGS))
         roles = start_roles(cluster, prepared, wanted)
         await _wait_for_start(cluster, config, *roles.all)
-        broadcaster = build_broadcaster(config, roles)
+        broadcaster = broadcaster_of(config, roles.policy, roles.rollout, cluster.calls)
         await broadcaster.open()
         state, folder = find_start(config, run_dir)
         log = MetricsWriter(run_dir, config.logging, resume_step=state.step, settings=asdict(config))
@@ -168,7 +164,7 @@ async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSample
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
         scoring = start_scoring(cluster, prepared, wanted["scoring"])
         await _wait_for_start(cluster, config, rollout, scoring)
-        yield build_sampler(config, rollout, scoring), scoring, cluster.calls.background
+        yield sampler_of(config, rollout.engines, scoring.queue), scoring, cluster.calls.background
         await _stop(rollout)
 
 
@@ -236,15 +232,16 @@ def build_run(
     config, clock = prepared.config, StageClock()
     learners = Learners(config, clock, roles.policy, roles.critic, start_coefficients(config, state))
     reference = _reference(config, roles)
-    prompts = _prompt_stream(prepared, state)
-    sampler = build_sampler(config, roles.rollout, roles.scoring)
-    orchestrator = build_orchestrator(config, state.step, roles.cluster, sampler, reference, prompts)
-    guards = Guards.of(config, run_dir, state, roles.rollout.trajectories, roles.scoring.text)
-    estimates = partial(roles.cluster.calls.read, who="the object store", what="reading value estimates")
+    prompts = start_prompts(prepared, state)
+    calls = roles.cluster.calls
+    sampler = sampler_of(config, roles.rollout.engines, roles.scoring.queue)
+    orchestrator = orchestrator_of(config, state.step, calls, sampler, reference.queue, prompts)
+    guards = Guards.from_config(config, run_dir, state, roles.rollout.trajectories, roles.scoring.text)
+    estimates = partial(calls.read, who="the object store", what="reading value estimates")
     rollouts = RolloutWriter(run_dir, config.logging, roles.scoring.text, roles.rollout.trajectories, estimates)
     recorder = Recorder(clock, orchestrator, guards, log=log, rollouts=rollouts, display=display, timeline=timeline)
     is_canary_needed = config.train.max_staleness > 0 or config.learner.lora.rank > 0
-    canary = build_canary(prepared, roles) if is_canary_needed else None
+    canary = canary_of(prepared, roles.policy, roles.rollout, calls) if is_canary_needed else None
     return Run(
         prepared=prepared,
         roles=roles,
@@ -266,12 +263,12 @@ def build_run(
 
 def start_rollout(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> RolloutPool:
     """Start the engines' processes."""
-    return RolloutPool(cluster, EngineSetup.of(prepared), wanted)
+    return RolloutPool(cluster, EngineSetup.from_prepared(prepared), wanted)
 
 
 def start_scoring(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> ScoringPool:
     """Start the scoring workers' processes."""
-    return ScoringPool(cluster, ScoringSetup.of(prepared), wanted)
+    return ScoringPool(cluster, ScoringSetup.from_prepared(prepared), wanted)
 
 
 def _reference(config: Config, roles: Roles) -> Reference:
@@ -280,67 +277,3 @@ def _reference(config: Config, roles: Roles) -> Reference:
     if learner_is_reference(config):
         return PolicyWithoutAdapter(roles.policy, roles.cluster.calls.background)
     return FrozenReference()
-
-
-def _prompt_stream(prepared: Prepared, state: RunState) -> PromptStream:
-    prompts, order = prepared.train_prompts, prepared.train_order
-    stream = PromptStream(prompts, order, cursor=state.prompt_cursor, pending=state.prompts_pending)
-    if state.prompts_digest and state.prompts_digest != stream.digest:
-        logger.warning(
-            "the training prompts differ from those at the checkpoint: some may come again before all have come once"
-        )
-    return stream
-
-
-def build_sampler(config: Config, rollout: RolloutPool, scoring: ScoringPool) -> GroupSampler:
-    """Return the sampler that training and evaluation share."""
-    return GroupSampler(
-        rollout.engines,
-        scoring.queue,
-        Router([config.rollout.cap] * len(rollout.engines)),
-        whole_groups=wants_whole_groups(config),
-        deadline_s=config.rollout.deadline_s,
-    )
-
-
-def build_broadcaster(config: Config, roles: Roles) -> Broadcaster:
-    """Return the broadcaster of whole weights, or of adapters where only those are sent."""
-    gather = roles.cluster.calls.gather
-    if config.learner.lora.syncs_adapter_only:
-        return AdapterBroadcaster(roles.policy, roles.rollout, gather, config.weights)
-    return WeightBroadcaster(roles.policy, roles.rollout, gather, config.weights, weight_backend(config))
-
-
-def build_canary(prepared: Prepared, roles: Roles) -> WeightCanary:
-    """Return the canary that compares engines and learner by one fixed text."""
-    config = prepared.config
-    return WeightCanary(
-        roles.cluster.calls,
-        roles.policy,
-        roles.rollout,
-        canary_text([prompt.token_ids for prompt in prepared.train_prompts], prepared.max_tokens),
-        bound=bound_of(config.weights, config.learner.dtype, config.engine_dtype),
-        deadline_s=config.rollout.deadline_s,
-    )
-
-
-def build_orchestrator(
-    config: Config,
-    policy_version: int,
-    cluster: Cluster,
-    sampler: GroupSampler,
-    reference: Reference,
-    prompts: PromptStream,
-) -> Orchestrator:
-    """Return the orchestrator that feeds the loop from `policy_version` on."""
-    return Orchestrator(
-        cluster.calls.background,
-        sampler,
-        admission_of(config, policy_version),
-        prompts,
-        sampling_params_of(config),
-        group_rule_of(config),
-        reference.queue,
-        deadline_s=config.rollout.deadline_s,
-        idle_shares=cluster.calls.occupancy.take,
-    )

@@ -20,7 +20,7 @@ class Guards:
     eval_rewards: MissingRewardGuard  # counts evaluations
 
     @classmethod
-    def of(cls, config: Config, run_dir: Path, state: RunState, fetch: Fetch, text_of: TextOf) -> Guards:
+    def from_config(cls, config: Config, run_dir: Path, state: RunState, fetch: Fetch, text_of: TextOf) -> Guards:
         """Return the guards of a run; those of training steps count on from a checkpoint's `state`."""
         limit = config.scoring.max_unscored_steps
         return cls(

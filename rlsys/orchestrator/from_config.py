@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rlsys.algorithms import advantages
 from rlsys.algorithms.requirements import needs_greedy
 from rlsys.config.schema import Config
+from rlsys.data.stream import PromptStream
 from rlsys.orchestrator.admission import Admission
-from rlsys.orchestrator.orchestrator import GroupRule
+from rlsys.orchestrator.orchestrator import GroupRule, Orchestrator, ReferenceQueue
+from rlsys.orchestrator.router import Router
+from rlsys.orchestrator.sampling import Engine, GroupSampler, Scoring
+from rlsys.rewards.entry import wants_whole_groups
+from rlsys.runtime.calls import Calls
 from rlsys.types import Sampling
 
 
@@ -39,6 +45,39 @@ def group_rule_of(config: Config) -> GroupRule:
         keeps_equal_rewards=config.algorithm.groups.zero_variance == "keep",
         compares_parts=bool(advantages.registry.fact(estimator, "by_parts", default=False)),
         on_error=config.scoring.on_error,
+    )
+
+
+def sampler_of(config: Config, engines: Sequence[Engine], scoring: Scoring) -> GroupSampler:
+    """Return the sampler that training and evaluation share."""
+    return GroupSampler(
+        engines,
+        scoring,
+        Router([config.rollout.cap] * len(engines)),
+        whole_groups=wants_whole_groups(config),
+        deadline_s=config.rollout.deadline_s,
+    )
+
+
+def orchestrator_of(
+    config: Config,
+    policy_version: int,
+    calls: Calls,
+    sampler: GroupSampler,
+    reference: ReferenceQueue | None,
+    prompts: PromptStream,
+) -> Orchestrator:
+    """Return the orchestrator that feeds the loop from `policy_version` on."""
+    return Orchestrator(
+        calls.background,
+        sampler,
+        admission_of(config, policy_version),
+        prompts,
+        sampling_params_of(config),
+        group_rule_of(config),
+        reference,
+        deadline_s=config.rollout.deadline_s,
+        idle_shares=calls.occupancy.take,
     )
 
 

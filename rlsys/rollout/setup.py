@@ -26,7 +26,7 @@ class EngineSetup:
     slots: AdapterSlots | None = None  # for adapters, where the policy has them
 
     @classmethod
-    def of(cls, prepared: Prepared) -> EngineSetup:
+    def from_prepared(cls, prepared: Prepared) -> EngineSetup:
         """Return the setup of a run."""
         config = prepared.config
         return cls(

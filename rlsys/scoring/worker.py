@@ -36,7 +36,7 @@ class ScoringSetup:
     steps_per_epoch: float = 1.0
 
     @classmethod
-    def of(cls, prepared: Prepared) -> ScoringSetup:
+    def from_prepared(cls, prepared: Prepared) -> ScoringSetup:
         """Return the setup of a run."""
         config = prepared.config
         return cls(

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rlsys.algorithms.requirements import needs_critic
-from rlsys.build.run import build_broadcaster, build_run
+from rlsys.build.run import build_run
 from rlsys.config.compose import load_config
 from rlsys.config.overrides import config_dir
 from rlsys.errors import RlsysError
@@ -25,6 +25,7 @@ from rlsys.metrics.display import Display
 from rlsys.preflight.checks import check_config
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.metrics import MetricsWriter
+from rlsys.weights.from_config import broadcaster_of
 from tests.integration.runs import SMALL, OpenRun, call_worker, read_metrics, small_run
 
 PRESETS = sorted(path.stem for path in (config_dir() / "algorithm").glob("*.yaml"))
@@ -95,7 +96,7 @@ def switched(shared: OpenRun, folder: Path, overrides: Sequence[str]) -> OpenRun
     state = RunState(0, run.prompts.cursor)
     log = MetricsWriter(folder, config.logging)
     display = Display(STEPS, live=False)
-    broadcaster = build_broadcaster(config, used)
+    broadcaster = broadcaster_of(config, used.policy, used.rollout, used.cluster.calls)
     return OpenRun(build_run(prepared, folder, used, broadcaster, state, log=log, display=display), folder)
 
 

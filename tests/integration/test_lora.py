@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlsys.build.run import build_canary
 from rlsys.cli import execute
 from rlsys.errors import WeightMismatchError, WorkerError
 from rlsys.orchestrator.batch import StepBatch
+from rlsys.weights.from_config import canary_of
 from tests.integration.runs import OpenRun, call_worker, read_metrics, sampled, small_run
 from tests.integration.test_run import rlsys, train
 
@@ -32,7 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def probed(run: OpenRun, version: int) -> dict[str, Any]:
-    canary = build_canary(run.run.prepared, run.run.roles)
+    roles = run.run.roles
+    canary = canary_of(run.run.prepared, roles.policy, roles.rollout, roles.cluster.calls)
 
     async def probe() -> dict[str, Any]:
         canary.begin(version)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from rlsys.build.run import build_canary
 from rlsys.errors import WeightMismatchError
 from rlsys.metrics.step import Metrics
 from rlsys.orchestrator.batch import StepBatch
 from rlsys.types import ExperienceRow, ScoredGroup
+from rlsys.weights.from_config import canary_of
 from tests.integration.runs import OpenRun, call_worker, read_metrics, sampled, small_run
 
 CASES = {
@@ -85,7 +85,8 @@ def _check_caught(run: OpenRun, skipped: str) -> None:
 
 def _probe(run: OpenRun, version: int) -> Metrics:
     """What engines and learner give a fixed text, as in a run that samples ahead."""
-    canary = build_canary(run.run.prepared, run.run.roles)
+    roles = run.run.roles
+    canary = canary_of(run.run.prepared, roles.policy, roles.rollout, roles.cluster.calls)
 
     async def probe() -> Metrics:
         canary.begin(version)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.build.run import build_orchestrator, build_sampler
 from rlsys.config.schema import Config
 from rlsys.data.order import EpochOrder
 from rlsys.data.stream import PromptStream
 from rlsys.errors import SampleError
 from rlsys.orchestrator.batch import StepBatch
+from rlsys.orchestrator.from_config import orchestrator_of, sampler_of
 from rlsys.runtime.background import Background
 from rlsys.runtime.batching import BatchingQueue
 from rlsys.runtime.occupancy import Occupancy
@@ -118,19 +118,11 @@ class Source:
         workers: Any = self
         self.engines = [Engine(self, index) for index in range(engines)]
         self.queue: Any = BatchingQueue(2, self._score, self.background, weight=len)
-        self.sampler = build_sampler(self.config, workers, workers)
+        self.sampler = sampler_of(self.config, workers.engines, workers.queue)
         self.queue_of_references: Any = BatchingQueue(2, self._refer, self.background, weight=lambda _: 1)
         calls: Any = type("Calls", (), {"background": self.background, "occupancy": Occupancy()})
-        cluster: Any = type("Cluster", (), {"calls": calls})
         queue = self.queue_of_references if reference else None
-        self.orchestrator = build_orchestrator(
-            self.config,
-            0,
-            cluster,
-            self.sampler,
-            type("Reference", (), {"queue": queue}),
-            self.prompts,  # type: ignore[arg-type]
-        )
+        self.orchestrator = orchestrator_of(self.config, 0, calls, self.sampler, queue, self.prompts)
 
     def batches(self, count: int = 1) -> list[StepBatch]:
         """Return the batches of the first steps."""
