@@ -39,9 +39,9 @@ def test_from_within_an_event_loop() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("in_loop", [False, True], ids=["program", "notebook"])
 def test_a_signal_lets_the_run_end_in_order(number: signal.Signals, in_loop: bool) -> None:
-    events, before = [], signal.getsignal(number)
+    events = []
 
-    async def run() -> None:
+    async def run(before: object) -> None:
         while signal.getsignal(number) is before:  # the handlers of a notebook are set by another thread
             await asyncio.sleep(0.001)
         os.kill(os.getpid(), number)
@@ -51,14 +51,17 @@ def test_a_signal_lets_the_run_end_in_order(number: signal.Signals, in_loop: boo
             await asyncio.sleep(0.01)  # stopping workers takes some turns of the loop
             events.append("stopped")
 
-    async def cell() -> None:
+    def check() -> None:
+        before = signal.getsignal(number)  # an event loop has handlers of its own
         with pytest.raises(KeyboardInterrupt):
-            run_until_interrupted(run())
+            run_until_interrupted(run(before))
+        assert events == ["stopped"]
+        assert signal.getsignal(number) is before
+
+    async def cell() -> None:
+        check()
 
     if in_loop:
         asyncio.run(cell())
     else:
-        with pytest.raises(KeyboardInterrupt):
-            run_until_interrupted(run())
-    assert events == ["stopped"]
-    assert signal.getsignal(number) is before
+        check()
