@@ -32,7 +32,7 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
     """Start one rollout worker through Ray, and a policy of the same shape with a LoRA adapter in this process."""
     import ray
 
-    from rlsys.build.placement import demand_workers
+    from rlsys.build.placement import worker_demands
     from rlsys.build.run import connect
     from rlsys.config.schema import LoraConfig
     from rlsys.models.lora import peft_config
@@ -45,7 +45,7 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
     from rlsys.weights.packed_adapter import pack_adapter
 
     config, lora = broadcast_config(folder, BUCKET_MIB), LoraConfig(rank=rank)
-    wanted = demand_workers(config)["rollout"]
+    wanted = worker_demands(config)["rollout"]
     with connect(config, {"rollout": wanted}) as cluster:
         setup = EngineSetup(config.rollout, str(folder), MAX_TOKENS, "gloo", seed=0, slots=AdapterSlots(rank, 1))
         worker = cluster.start(RolloutWorker, wanted[0], 0, setup, max_concurrency=8)

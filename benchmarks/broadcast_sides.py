@@ -67,11 +67,11 @@ def engine_side(folder: Path, bucket_mib: int) -> Iterator[Callable[..., dict[st
     """Start one rollout worker through Ray; this process sends it the weights, as a learner's rank 0 does."""
     from transformers import Qwen2ForCausalLM
 
-    from rlsys.build.placement import demand_workers
+    from rlsys.build.placement import worker_demands
     from rlsys.build.run import connect
 
     config = broadcast_config(folder, bucket_mib)
-    wanted = demand_workers(config)["rollout"]
+    wanted = worker_demands(config)["rollout"]
     with connect(config, {"rollout": wanted}) as cluster:
         setup = EngineSetup(config.rollout, str(folder), MAX_TOKENS, "gloo", seed=0)
         worker = cluster.start(MeasuredWorker, wanted[0], 0, setup, max_concurrency=8)

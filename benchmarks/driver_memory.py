@@ -71,7 +71,7 @@ def driver() -> Iterator[Callable[..., list[float]]]:
 
 def _megabytes(workload: Workload, num_tokens: int, num_steps: int) -> list[float]:
     """Return the resident memory in MB after every step, without the object store's shared memory."""
-    from rlsys.build.placement import demand_workers
+    from rlsys.build.placement import worker_demands
     from rlsys.build.run import connect, start_scoring
     from rlsys.preflight.prepare import prepare
     from rlsys.rollout.engine_client import EngineClient
@@ -80,7 +80,7 @@ def _megabytes(workload: Workload, num_tokens: int, num_steps: int) -> list[floa
     config = rlsys_config(workload, 64, num_steps=num_steps)
     config.logging.trackers = []
     prepared = prepare(config)
-    wanted = {role: demand for role, demand in demand_workers(config).items() if role in ("rollout", "scoring")}
+    wanted = {role: demand for role, demand in worker_demands(config).items() if role in ("rollout", "scoring")}
     with connect(config, wanted) as cluster:
         pool: Any = RolloutPool.__new__(RolloutPool)
         pool._calls = cluster.calls

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.loop import wait
 from benchmarks.sampling import sample
 from benchmarks.workload import PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, Workload, rlsys_config
-from rlsys.build.placement import demand_workers
+from rlsys.build.placement import worker_demands
 from rlsys.preflight.prepare import prepare
 from rlsys.preflight.prepared import Prepared
 from rlsys.types import Prompt
@@ -20,7 +20,7 @@ Measure = Callable[..., float]
 
 def engine_env(workload: Workload, tokens: int) -> dict[str, str]:
     """Return the variables that rlsys sets before it starts an engine: threads, their binding, quiet libraries."""
-    return dict(demand_workers(rlsys_config(workload, tokens))["rollout"][0].env)
+    return dict(worker_demands(rlsys_config(workload, tokens))["rollout"][0].env)
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def pool_side(workload: Workload, max_tokens: int) -> Iterator[Measure]:
 
     prepared = prepare(rlsys_config(workload, max_tokens))
     config = prepared.config
-    wanted = demand_workers(config)["rollout"]
+    wanted = worker_demands(config)["rollout"]
     with connect(config, {"rollout": wanted}) as cluster:
         pool = start_rollout(cluster, prepared, wanted)
         wait(pool.start(config.cluster.startup_deadline_s))

@@ -85,7 +85,7 @@ def _cores_of(rank: int, threads: int) -> str:
     return ",".join(str(cores[(rank * threads + thread) % len(cores)]) for thread in range(min(threads, len(cores))))
 
 
-def demand_workers(config: Config) -> dict[str, list[Demand]]:
+def worker_demands(config: Config) -> dict[str, list[Demand]]:
     """Return the demands of every worker, by role."""
     shared = weight_backend(config) == "ipc"
     # With ipc, engine, learner and reference share one GPU: three times 0.3 fit into it. These are Ray's shares for

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from rlsys.algorithms.requirements import learner_is_reference
 from rlsys.build.checkpoints import Checkpoints, find_start, start_coefficients, start_prompts
-from rlsys.build.placement import demand_workers
+from rlsys.build.placement import worker_demands
 from rlsys.config.schema import Config
 from rlsys.data.stream import PromptStream
 from rlsys.errors import DeadlineError, WorkerError
@@ -127,7 +127,7 @@ class Run:
 async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> AsyncIterator[Run]:
     """Start Ray and every worker, and stop all of them on exit."""
     config = prepared.config
-    wanted = demand_workers(config)
+    wanted = worker_demands(config)
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(connect(config, wanted, run_dir / LOGS))
         roles = start_roles(cluster, prepared, wanted)
@@ -159,7 +159,7 @@ async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSample
     Everything that uses them runs under the background's `supervise`.
     """
     config = prepared.config
-    wanted = {role: demand for role, demand in demand_workers(config).items() if role in ("rollout", "scoring")}
+    wanted = {role: demand for role, demand in worker_demands(config).items() if role in ("rollout", "scoring")}
     with connect(config, wanted) as cluster:
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
         scoring = start_scoring(cluster, prepared, wanted["scoring"])

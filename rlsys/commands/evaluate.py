@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rlsys.commands.libraries import quiet_libraries
 from rlsys.commands.overrides import add_overrides
 from rlsys.config.compose import compose, to_config
-from rlsys.config.overrides import key_of, names_a_run
+from rlsys.config.overrides import keys_set, names_a_run
 from rlsys.config.paths import expand
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
@@ -104,7 +104,7 @@ def as_json(prepared: Prepared, results: Sequence[Evaluation]) -> dict[str, Any]
 
 def config_of(target: str | None, overrides: Sequence[str], *, step: int | None = None) -> Config:
     """Return the configuration to evaluate: a run's own, or the defaults with a model; both with `overrides`."""
-    keys = {key_of(override) for override in overrides if not override.startswith("~")}
+    keys = keys_set(overrides)
     named = [key for key in ("model.path", "model.adapter") if key in keys]
     if target is not None and ("model.path" in named or (named and RunFolder.is_run(target))):
         raise ConfigError(f"'{target}' is what is evaluated, and {named[0]} names another model: give one of the two")

@@ -82,8 +82,12 @@ def open_keys() -> tuple[str, ...]:
 
 def names_a_run(overrides: Sequence[str]) -> bool:
     """Return whether any override names an experiment, a model or training data."""
-    given = [override for text in overrides if not (override := parse(text, sweeps=True)).is_delete()]
-    return any(NAMES_A_RUN.fullmatch(override.key_or_group) for override in given)
+    return any(NAMES_A_RUN.fullmatch(key) for key in keys_set(overrides))
+
+
+def keys_set(overrides: Sequence[str]) -> set[str]:
+    """Return the keys and groups that overrides set; those that they delete (`~key`) are left out."""
+    return {str(override.key_or_group) for text in overrides if not (override := parse(text, sweeps=True)).is_delete()}
 
 
 def key_of(override: str) -> str:

@@ -18,7 +18,7 @@ from rlsys.rollout.served_adapters import Adapters
 from rlsys.rollout.setup import LOADED_VERSION, EngineSetup
 from rlsys.rollout.trajectory import prompt_logprobs, summary_of, trajectory_of
 from rlsys.runtime.garbage import freeze_started
-from rlsys.runtime.logs import log_worker
+from rlsys.runtime.logs import FailureLog, log_worker
 from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
 from rlsys.weights.packed_adapter import PackedAdapter
@@ -27,8 +27,6 @@ from rlsys.weights.packed_adapter import PackedAdapter
 PROBE_TRIES = 3
 # Seconds between two checks of a transfer that runs beside generation: an engine answers between its steps.
 TRANSFER_POLL_S = 0.01
-# Failed requests that the worker's log shows, the first with its traceback; the driver gets the cause of each.
-MAX_LOGGED = 20
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +53,7 @@ class RolloutWorker:
         self._spans = SpanRecorder()
         self._finished = FinishedQueue(self._spans)
         self._failed_update: str | None = None
-        self._num_failed = 0
+        self._failures = FailureLog(logger)
 
     async def start(self) -> None:
         """Build the engine and return once it can serve requests."""
@@ -270,15 +268,11 @@ class RolloutWorker:
             trajectory = trajectory_of(request.token_ids, answer, versions, self._index)
         except Exception as error:  # not CancelledError: nobody waits for the result of a cancelled sample
             cause = error.__cause__ or error  # vLLM's wrapper has no message of its own
-            self._log_failure(key, cause)
+            # An engine that is broken fails every request.
+            self._failures.add(f"request {key} failed", cause, with_traceback=True)
             self._finished.put(Finished(*key, summary=None, error=f"{type(cause).__name__}: {cause}"), None)
         else:
             self._finished.put(Finished(*key, summary_of(trajectory, started, time.time())), trajectory)
-
-    def _log_failure(self, key: tuple[int, int], cause: BaseException) -> None:
-        self._num_failed += 1
-        if self._num_failed <= MAX_LOGGED:  # an engine that is broken fails every request
-            logger.warning("request %s failed", key, exc_info=cause if self._num_failed == 1 else None)
 
     async def _sampled(self, token_ids: np.ndarray, params: Any, name: str) -> tuple[Any, Sequence[int]]:
         """Return the engine's final output for a request, and the policy version of every epoch.

@@ -15,6 +15,9 @@ from rich.logging import RichHandler
 
 LOG_DIR = "RLSYS_LOG_DIR"  # environment of a worker: the folder of its log file
 WORKER = "RLSYS_WORKER"  # environment of a worker: its name, such as `rollout/0`
+# Failures of one kind that a process logs, and how much of each: metrics and rollouts have them all.
+MAX_FAILURES = 20
+MAX_CHARACTERS = 300
 FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 logger = logging.getLogger(__name__)
@@ -54,6 +57,24 @@ def log_to_terminal(*, errors: bool = False) -> None:
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, omit_repeated_times=False, markup=False)
     _add(handler)
+
+
+class FailureLog:
+    """The log of failures that may come in thousands: the first ones are shown, and the last of these says so."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._count = 0
+
+    def add(self, what: str, error: BaseException, *, with_traceback: bool = False) -> None:
+        """Log a failure, with the last line of its error; the first one with its traceback if wanted."""
+        self._count += 1
+        if self._count > MAX_FAILURES:
+            return
+        cause = str(error).rstrip().rpartition("\n")[2][:MAX_CHARACTERS]
+        end = "" if self._count < MAX_FAILURES else "; further failures like this are not logged"
+        trace = error if with_traceback and self._count == 1 else None
+        self._log.warning("%s: %s: %s%s", what, type(error).__name__, cause, end, exc_info=trace)
 
 
 def log_to_file(folder: Path, name: str) -> logging.FileHandler:

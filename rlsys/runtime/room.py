@@ -68,7 +68,8 @@ class Room:
                 )
             if time.monotonic() >= end:
                 raise DeadlineError(
-                    f"no room for the run's workers within {deadline_s:g} s. Asked: {self._asked()}. {free_resources()}"
+                    f"no room for the run's workers within {deadline_s:g} s. Asked: {self._asked()}. "
+                    f"{describe_free_resources()}"
                 )
             await asyncio.sleep(POLL_S)
 
@@ -76,7 +77,7 @@ class Room:
         return "; ".join(f"{d.name}: {d.num_cpus:g} CPU, {d.num_gpus:g} GPU" for d in self._demands)
 
 
-def free_resources() -> str:
+def describe_free_resources() -> str:
     """Describe the cluster's free resources."""
     resources = ray.available_resources()
     return (

@@ -23,16 +23,13 @@ from rlsys.errors import WorkerError
 from rlsys.rewards import Failed, registry
 from rlsys.rewards.entry import bind_reward
 from rlsys.runtime.garbage import freeze_started
+from rlsys.runtime.logs import FailureLog
 from rlsys.runtime.processes import exit_with_parent, kill_group, start_process
 from rlsys.scoring.call import Reply, RewardLog, RewardRequest, call_reward
 from rlsys.types import Outcome, RewardPart
 
 START_DEADLINE_S = 300.0
 TRACEBACK_LIMIT = -5  # the five innermost frames: the outermost are rlsys's own, the last is the one that raised
-
-# Failed calls that a worker's log shows, and how much of each error: the outcome of every row is in the rollouts file.
-MAX_LOGGED = 20
-MAX_LOGGED_CHARACTERS = 300
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +62,7 @@ class RewardProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._was_loaded = False
-        self._num_failed = 0
+        self._failures = FailureLog(logger)
         self._called_at = time.monotonic()
 
     def start(self) -> None:
@@ -86,7 +83,7 @@ class RewardProcess:
         try:
             return self._call(request, self._call_deadline_s)
         except CallFailedError as error:
-            self._log_failure(request, error)
+            self._failures.add(f"step {request.step}, {len(request)} rows are retried", error)
             return self._retry(request)
 
     def close(self) -> None:
@@ -98,12 +95,6 @@ class RewardProcess:
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
-
-    def _log_failure(self, request: RewardRequest, error: CallFailedError) -> None:
-        self._num_failed += 1
-        if self._num_failed <= MAX_LOGGED:
-            cause = str(error).rstrip().rpartition("\n")[2][:MAX_LOGGED_CHARACTERS]
-            logger.warning("step %d, %d rows are retried: %s", request.step, len(request), cause)
 
     def _retry(self, request: RewardRequest) -> tuple[list[RewardPart], RewardLog]:
         rows: list[RewardPart] = []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlsys.build.placement import demand_workers
+from rlsys.build.placement import worker_demands
 from rlsys.config.compose import load_config
 from rlsys.learner.critic_group import CriticGroup
 from rlsys.learner.setup import CriticSetup
@@ -40,7 +40,7 @@ KL = 0.1  # of every token: the engine's log-probability is -2, the reference's 
 def cluster() -> Iterator[Cluster]:
     config = load_config(["experiment=quickstart", "algorithm=ppo", "critic.num_workers=2"])
     opened = Cluster(config.cluster)
-    opened.connect(demand_workers(config)["critic"])
+    opened.connect(worker_demands(config)["critic"])
     yield opened
     opened.close()
 
@@ -84,7 +84,7 @@ def run(cluster: Cluster, model: str, *overrides: str) -> tuple[list[Any], list[
         "algorithm.kl.coef=0.5",
     ]
     config = load_config(["experiment=quickstart", "algorithm=ppo", *common, *overrides])
-    critic = CriticGroup(cluster, CriticSetup.from_config(config, model), demand_workers(config)["critic"])
+    critic = CriticGroup(cluster, CriticSetup.from_config(config, model), worker_demands(config)["critic"])
     wait(critic.start(deadline_s=200))
     try:
         made = groups()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlsys.build.placement import demand_workers
+from rlsys.build.placement import worker_demands
 from rlsys.build.run import connect, start_rollout
 from rlsys.config.compose import load_config
 from rlsys.errors import WorkerError
@@ -112,7 +112,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = tmp_path_factory.mktemp("inflight")
     prepared = prepare(load_config([*SMALL, *ROOM, f"model.cache_dir={folder}"]))
     prepared = replace(prepared, max_tokens=1024)  # prompts come from here, not from the data
-    wanted = demand_workers(prepared.config)["rollout"]
+    wanted = worker_demands(prepared.config)["rollout"]
     with connect(prepared.config, {"rollout": wanted}) as cluster:
         pool = start_rollout(cluster, prepared, wanted)
         wait(pool.start(300.0))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlsys.build.placement import demand_workers
+from rlsys.build.placement import worker_demands
 from rlsys.config.compose import load_config
 from rlsys.config.schema import Config
 from rlsys.learner.policy_group import PolicyGroup
@@ -39,7 +39,7 @@ LINEAR = [
 def cluster() -> Iterator[Cluster]:
     config = load_config(["experiment=quickstart", "learner.num_workers=2"])
     opened = Cluster(config.cluster)
-    opened.connect([demand for role in demand_workers(config).values() for demand in role])
+    opened.connect([demand for role in worker_demands(config).values() for demand in role])
     yield opened
     opened.close()
 
@@ -66,7 +66,7 @@ def trajectories() -> list[Trajectory]:
 def start_learner(cluster: Cluster, model: str, overrides: list[str]) -> tuple[PolicyGroup, Config]:
     common = ["experiment=quickstart", "weights.verify=false", "algorithm.kl.coef=0.1", "rollout.temperature=0.7"]
     config = load_config([*common, *LINEAR, *overrides])
-    group = PolicyGroup(cluster, PolicySetup.from_config(config, model), demand_workers(config)["learner"])
+    group = PolicyGroup(cluster, PolicySetup.from_config(config, model), worker_demands(config)["learner"])
     wait(group.start(deadline_s=200))
     return group, config
 

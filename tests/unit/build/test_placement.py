@@ -6,13 +6,13 @@ import os
 
 import pytest
 
-from rlsys.build.placement import demand_workers
+from rlsys.build.placement import worker_demands
 from rlsys.config.compose import load_config
 
 
 def threads(monkeypatch: pytest.MonkeyPatch, cores: int, *overrides: str) -> dict[str, str]:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    wanted = demand_workers(load_config(list(overrides)))
+    wanted = worker_demands(load_config(list(overrides)))
     return {role: wanted[role][0].env["OMP_NUM_THREADS"] for role in ("rollout", "learner", "reference")}
 
 

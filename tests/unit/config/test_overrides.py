@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlsys.config.compose import compose_jobs, load_config
-from rlsys.config.overrides import groups, known_keys, names_a_run, normalise, parse, presets
+from rlsys.config.overrides import groups, keys_set, known_keys, names_a_run, normalise, parse, presets
 from rlsys.errors import ConfigError
 
 
@@ -228,3 +228,7 @@ def test_an_experiment_that_is_no_mapping(tmp_path: Path, text: str, said: str) 
 )
 def test_what_names_a_run(overrides: list[str], named: bool) -> None:
     assert names_a_run(overrides) == named
+
+
+def test_a_key_that_is_deleted_is_not_set() -> None:
+    assert keys_set(["+a.b=1", "~model.path", "++c={d: 1}", "data@x=gsm8k"]) == {"a.b", "c", "data"}

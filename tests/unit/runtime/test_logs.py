@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.runtime.logs import LOG_DIR, WORKER, log_to_file, log_to_terminal, log_worker
+from rlsys.runtime.logs import LOG_DIR, MAX_FAILURES, WORKER, FailureLog, log_to_file, log_to_terminal, log_worker
 
 logger = logging.getLogger("rlsys.somewhere")
 
@@ -72,3 +72,14 @@ def test_a_worker_that_cannot_write_its_file_goes_on(
 def test_outside_a_run_a_worker_logs_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(LOG_DIR, raising=False)
     log_worker()
+
+
+def test_of_many_failures_the_first_are_logged_and_the_last_of_these_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    failures = FailureLog(logger)
+    for number in range(MAX_FAILURES + 5):
+        failures.add(f"request {number} failed", ValueError("Traceback\n  in f\n" + "x" * 1000), with_traceback=True)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == MAX_FAILURES
+    assert lines[0] == "request 0 failed: ValueError: " + "x" * 300
+    assert lines[-1].endswith("further failures like this are not logged")
+    assert [bool(record.exc_info) for record in caplog.records] == [True] + [False] * (MAX_FAILURES - 1)

@@ -39,8 +39,8 @@ def test_freed_memory_is_kept_as_far_as_the_library_allows(monkeypatch: pytest.M
 
 def test_only_engines_on_cpus_and_only_when_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "engine_preload", lambda: {"LD_PRELOAD": "x.so"})
-    wanted = placement.demand_workers(load_config([]))
+    wanted = placement.worker_demands(load_config([]))
     assert wanted["rollout"][0].env["LD_PRELOAD"] == "x.so"
     assert "LD_PRELOAD" not in wanted["learner"][0].env
     for overrides in (["rollout.preload=false"], ["cluster.num_gpus=2"]):
-        assert "LD_PRELOAD" not in placement.demand_workers(load_config(overrides))["rollout"][0].env
+        assert "LD_PRELOAD" not in placement.worker_demands(load_config(overrides))["rollout"][0].env
