@@ -34,7 +34,7 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
 
     from rlsys.build.placement import worker_demands
     from rlsys.build.run import connect
-    from rlsys.config.schema import LoraConfig
+    from rlsys.config.learner_schema import LoraConfig
     from rlsys.models.lora import peft_config
     from rlsys.models.parameters import adapter_parameters
     from rlsys.models.policy import load_policy

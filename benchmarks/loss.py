@@ -28,7 +28,7 @@ from benchmarks import report
 from rlsys.algorithms.inputs import LossInputs
 from rlsys.algorithms.loss import Objective
 from rlsys.algorithms.selection import UpdateTokens, top_entropy
-from rlsys.config.schema import AlgorithmConfig, EntropyConfig, KlConfig
+from rlsys.config.algorithm_schema import AlgorithmConfig, EntropyConfig, KlConfig
 from rlsys.models.kernels.head import TokenHead
 from rlsys.types import Coefficients
 

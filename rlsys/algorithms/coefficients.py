@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rlsys.config.schema import AlgorithmConfig
+from rlsys.config.algorithm_schema import AlgorithmConfig
 from rlsys.types import Coefficients
 
 

@@ -11,7 +11,7 @@ import torch
 from rlsys.algorithms import corrections, kl, policy_losses
 from rlsys.algorithms.inputs import LossInputs, log_ratio
 from rlsys.algorithms.selection import UpdateTokens
-from rlsys.config.schema import AlgorithmConfig
+from rlsys.config.algorithm_schema import AlgorithmConfig
 from rlsys.registry import option_names
 from rlsys.types import Coefficients
 

@@ -1,7 +1,8 @@
 """Every option of a run: the single source of defaults, bounds, choices and help, registered with Hydra as `schema`.
 
 Files under `configs/` hold differences from these defaults and nothing else. Durations end in `_s` (seconds). Checks
-that relate several options are in `rlsys/preflight/`; docs/configuration.md is generated from this file.
+that relate several options are in `rlsys/preflight/`; large sections are in the `*_schema.py` beside this file, and
+docs/configuration.md is generated from all of them.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlsys.config.algorithm_schema import AlgorithmConfig
 from rlsys.config.build_schema import ModelBuild
+from rlsys.config.learner_schema import (
+    DTYPES,
+    NUM_CPUS_HELP,
+    NUM_THREADS_HELP,
+    CriticConfig,
+    LearnerConfig,
+    ReferenceConfig,
+)
 from rlsys.config.option import option
-
-DTYPES = ("float32", "bfloat16")
-LR_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
-PACKINGS = ("auto", "shared_prompt", "packed", "padded")
-
-PACKING_HELP = "how trajectories share a forward; auto: the first of the others that the model allows"
-MICROBATCH_HELP = "input tokens per forward; must hold the longest trajectory"
-NUM_CPUS_HELP = "CPUs reserved with Ray per worker"
-NUM_THREADS_HELP = "OpenMP threads per worker; null: the machine's cores divided by the workers that share them"
 
 
 @dataclass
@@ -115,74 +116,6 @@ class RolloutConfig:
 
 
 @dataclass
-class LoraConfig:
-    """Low-rank adapters (arXiv:2106.09685), by peft: with a rank above 0 nothing else is trained."""
-
-    rank: int = option(0, ge=0, help="rank of the adapters; 0: no adapters, every parameter is trained")
-    alpha: float = option(32.0, ge=1, help="scale of the adapters, divided by the rank")
-    dropout: float = option(0.0, ge=0, lt=1, help="share of an adapter's input that is dropped in training")
-    target_modules: Any = option("all-linear", help="all-linear, a list of names, or a regular expression for names")
-    modules_to_save: list[str] = option([], help="modules that are trained whole, without an adapter")
-    use_rslora: bool = option(False, help="scale by alpha / sqrt(rank), arXiv:2312.03732")
-    use_dora: bool = option(False, help="train magnitude and direction apart, arXiv:2402.09353")
-    quantize_base: str | None = option(
-        None, choices=("nf4",), help="hold the frozen weights in 4 bits, by bitsandbytes on GPUs (QLoRA)"
-    )
-
-    @property
-    def syncs_adapter_only(self) -> bool:
-        """Whether engines receive the adapter without the model: vLLM serves neither DoRA nor whole modules."""
-        return self.rank > 0 and not self.use_dora and not self.modules_to_save
-
-
-@dataclass
-class LearnerConfig:
-    """Learner ranks: DeepSpeed processes that train the policy together."""
-
-    num_workers: int = option(1, ge=1, help="number of ranks")
-    zero_stage: int = option(1, choices=(0, 1, 2, 3), help="DeepSpeed's ZeRO stage")
-    offload_optimizer: bool = option(False, help="keep the optimizer's state and step on the CPU; needs ZeRO 1 to 3")
-    dtype: str = option("float32", choices=DTYPES, help="number format of weights and activations")
-    lr: float = option(1e-6, ge=0, help="learning rate of AdamW")
-    lr_schedule: str = option(
-        "constant", choices=LR_SCHEDULES, help="course of the learning rate after `warmup_steps` updates"
-    )
-    warmup_steps: int = option(0, ge=0, help="optimizer updates over which the learning rate rises from 0")
-    weight_decay: float = option(0.0, ge=0, help="weight decay of AdamW")
-    betas: tuple[float, float] = option((0.9, 0.999), ge=0, lt=1, help="betas of AdamW")
-    eps: float = option(1e-8, gt=0, help="epsilon of AdamW")
-    max_grad_norm: float = option(1.0, ge=0, help="clip the gradient's norm to this; 0: no clipping")
-    microbatch_tokens: int = option(8192, ge=1, help=MICROBATCH_HELP)
-    packing: str = option("auto", choices=PACKINGS, help=PACKING_HELP)
-    gradient_checkpointing: bool = option(False, help="recompute activations in the backward pass to save memory")
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    num_cpus: float = option(1.0, ge=0, help=NUM_CPUS_HELP)
-    num_threads: int | None = option(None, ge=1, help=NUM_THREADS_HELP)
-    deadline_s: float = option(1800.0, gt=0, help="deadline for one update")
-
-
-@dataclass
-class CriticConfig(LearnerConfig):
-    """Critic ranks: a second learner group, started when the advantage estimator needs values (gae)."""
-
-    lr: float = option(1e-5, ge=0, help="learning rate of AdamW")
-    value_clip: float | None = option(0.2, gt=0, help="how far a value may move in one step; null: any distance")
-    whiten: bool = option(True, help="scale advantages to zero mean and unit variance over the step's tokens")
-
-
-@dataclass
-class ReferenceConfig:
-    """Reference workers: the frozen policy for the KL penalty, started when `algorithm.kl.coef > 0` without LoRA."""
-
-    num_workers: int = option(1, ge=1, help="number of workers")
-    microbatch_tokens: int = option(8192, ge=1, help=MICROBATCH_HELP)
-    packing: str = option("auto", choices=PACKINGS, help=PACKING_HELP)
-    num_cpus: float = option(1.0, ge=0, help=NUM_CPUS_HELP)
-    num_threads: int | None = option(None, ge=1, help=NUM_THREADS_HELP)
-    deadline_s: float = option(600.0, gt=0, help="deadline for the log-probabilities of one call")
-
-
-@dataclass
 class ScoringConfig:
     """Scoring workers: they call the reward functions."""
 
@@ -197,79 +130,6 @@ class ScoringConfig:
     num_cpus: float = option(1.0, ge=0, help=NUM_CPUS_HELP)
     num_gpus: float = option(0.0, ge=0, help="GPUs per worker, or a share of one: for reward models")
     deadline_s: float = option(900.0, gt=0, help="deadline for one call of a worker, retries included")
-
-
-@dataclass
-class KlConfig:
-    """KL penalty towards the reference."""
-
-    coef: float = option(0.0, ge=0, help="weight of the penalty; 0: no reference; the preset algorithm=grpo sets 0.04")
-    name: str = option("k3", help="estimator: k1, k2, k3, abs, or outside code as module:function")
-    apply_to: str = option(
-        "loss",
-        choices=("loss", "reward"),
-        help="loss: per token; reward: subtracted from it, summed over the response of the policy that sampled",
-    )
-    unbiased: bool = option(False, help="loss: weigh by the ratio, so that k3's gradient is the gradient of the KL")
-    target: float | None = option(None, gt=0, help="KL per token that an adaptive weight aims at; null: `coef` stays")
-    horizon: int = option(10000, ge=1, help="trajectories over which an adaptive weight changes")
-
-
-@dataclass
-class EntropyConfig:
-    """Entropy bonus, and the choice of tokens by entropy."""
-
-    coef: float = option(0.0, ge=0, help="weight of the bonus, which is a mean over all tokens")
-    target: float | None = option(
-        None, ge=0, help="adaptive weight: applied, and growing, while the entropy per token is at most this"
-    )
-    delta: float = option(0.005, ge=0, help="change of an adaptive weight per step")
-    max_coef: float = option(1.0, ge=0, help="largest adaptive weight")
-    top_quantile: float = option(
-        1.0, gt=0, le=1, help="share of the tokens, those of highest entropy, that the policy gradient uses"
-    )
-
-
-@dataclass
-class GroupsConfig:
-    """The choice of the groups that are trained."""
-
-    zero_variance: str = option(
-        "keep", choices=("keep", "drop", "resample"), help="what to do with groups whose rewards are all equal"
-    )
-    oversample: float = option(1.0, ge=1, help="resample: draw this many prompts per missing one")
-    max_tries: int = option(
-        10, ge=1, help="resample: give up after drawing `max_tries * prompts_per_step` prompts, train the groups found"
-    )
-    mask_truncated: bool = option(
-        False, help="responses cut at `max_response_tokens` count for the baseline but are not trained"
-    )
-
-
-@dataclass
-class RefreshConfig:
-    """Updates of the reference: `reference = alpha * policy + (1 - alpha) * reference`."""
-
-    every: int = option(0, ge=0, help="steps between updates; 0: never")
-    alpha: float = option(0.6, gt=0, le=1, help="share of the policy; 1 replaces the reference")
-
-
-@dataclass
-class AlgorithmConfig:
-    """The algorithm. `advantage`, `policy_loss` and `aggregation` are a function's name and that function's options."""
-
-    advantage: dict[str, Any] = option({"name": "grpo"}, help="advantage estimator")
-    policy_loss: dict[str, Any] = option({"name": "ppo_clip"}, help="policy loss")
-    aggregation: dict[str, Any] = option({"name": "token_mean"}, help="how the losses of tokens are averaged")
-    corrections: list[dict[str, Any]] | None = option(
-        None,
-        help="weights from the engine's to the learner's policy, each a name and options; null: `truncate` when "
-        "sampling runs ahead, else none",
-    )
-    kl: KlConfig = field(default_factory=KlConfig)
-    entropy: EntropyConfig = field(default_factory=EntropyConfig)
-    groups: GroupsConfig = field(default_factory=GroupsConfig)
-    refresh: RefreshConfig = field(default_factory=RefreshConfig)
 
 
 @dataclass

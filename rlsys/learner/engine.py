@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlsys.config.schema import LearnerConfig
+from rlsys.config.learner_schema import LearnerConfig
 from rlsys.models.lora import set_dropout
 
 NO_CLIPPING = 1e30  # a norm that no gradient reaches

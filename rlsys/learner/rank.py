@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from rlsys.config.schema import LearnerConfig
+from rlsys.config.learner_schema import LearnerConfig
 from rlsys.errors import RlsysError
 from rlsys.learner.engine import build_engine, forget_gradients
 from rlsys.learner.rank_batch import EMPTY_ITEM, TrainItem

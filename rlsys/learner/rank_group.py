@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rlsys.config.schema import LearnerConfig
+from rlsys.config.learner_schema import LearnerConfig
 from rlsys.learner.rank import Rank
 from rlsys.learner.rank_batch import RankBatch
 from rlsys.runtime.balance import balance

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlsys.algorithms.requirements import needs_critic
-from rlsys.config.schema import AlgorithmConfig, Config, CriticConfig, LearnerConfig, WeightsConfig
+from rlsys.config.algorithm_schema import AlgorithmConfig
+from rlsys.config.learner_schema import CriticConfig, LearnerConfig
+from rlsys.config.schema import Config, WeightsConfig
 
 
 @dataclass(frozen=True)

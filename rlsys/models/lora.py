@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlsys.config.schema import LoraConfig
+from rlsys.config.learner_schema import LoraConfig
 from rlsys.errors import ConfigError, nearest
 from rlsys.models.parameters import adapter_layers, adapter_parameters
 

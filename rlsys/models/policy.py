@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlsys.config.schema import LoraConfig
+from rlsys.config.learner_schema import LoraConfig
 from rlsys.models.kernels.head import use_token_head
 from rlsys.models.kernels.linear import use_onednn
 from rlsys.models.layout import prefix_states, use_layout

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rlsys.algorithms.requirements import corrections_of
+from rlsys.config.algorithm_schema import AlgorithmConfig
 from rlsys.config.paths import absolute, absolute_function, absolute_node
-from rlsys.config.schema import AlgorithmConfig, Config
+from rlsys.config.schema import Config
 from rlsys.config.templates import absolute_template, text_or_file
 from rlsys.data import Row
 from rlsys.data.encode import PromptEncoder, check_rows

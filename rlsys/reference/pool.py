@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlsys.config.schema import RefreshConfig
+from rlsys.config.algorithm_schema import RefreshConfig
 from rlsys.reference.worker import ReferenceSetup, ReferenceWorker
 from rlsys.run_folder.layout import REFERENCE
 from rlsys.runtime.batching import BatchingQueue

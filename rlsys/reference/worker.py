@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlsys.algorithms import kl
-from rlsys.config.schema import Config, ReferenceConfig
+from rlsys.config.learner_schema import ReferenceConfig
+from rlsys.config.schema import Config
 from rlsys.models.divergence import kl_sums
 from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, load_policy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlsys.algorithms.coefficients import adapt_coefficients, initial_coefficients
-from rlsys.config.schema import AlgorithmConfig, EntropyConfig, KlConfig
+from rlsys.config.algorithm_schema import AlgorithmConfig, EntropyConfig, KlConfig
 from rlsys.types import Coefficients
 
 FIXED = AlgorithmConfig(kl=KlConfig(coef=0.1), entropy=EntropyConfig(coef=0.01))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rlsys.algorithms import policy_losses
 from rlsys.algorithms.inputs import LossInputs
 from rlsys.algorithms.loss import LossResult, Objective
-from rlsys.config.schema import AlgorithmConfig, KlConfig
+from rlsys.config.algorithm_schema import AlgorithmConfig, KlConfig
 from rlsys.errors import ConfigError
 from rlsys.types import Coefficients
 

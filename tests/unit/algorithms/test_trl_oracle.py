@@ -17,7 +17,7 @@ from rlsys.algorithms import advantages, aggregation
 from rlsys.algorithms.advantages import AdvantageInputs
 from rlsys.algorithms.inputs import LossInputs
 from rlsys.algorithms.loss import Objective
-from rlsys.config.schema import AlgorithmConfig, KlConfig
+from rlsys.config.algorithm_schema import AlgorithmConfig, KlConfig
 from rlsys.types import Coefficients
 
 trl_trainer = pytest.importorskip("trl.trainer.grpo_trainer", reason="TRL comes with the dev extra")

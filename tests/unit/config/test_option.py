@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from rlsys.config.bounds import check_values
+from rlsys.config.learner_schema import DTYPES, PACKINGS
 from rlsys.config.option import Option, Rule, options
-from rlsys.config.schema import DTYPES, PACKINGS, Config
+from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 from rlsys.models.packing import LAYOUTS
 from rlsys.models.tiny import ARCHITECTURES

@@ -12,7 +12,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
 from rlsys.config.build_schema import ModelBuild
-from rlsys.config.schema import LoraConfig
+from rlsys.config.learner_schema import LoraConfig
 from rlsys.errors import ConfigError
 from rlsys.models.lora import (
     add_adapters,

@@ -11,8 +11,8 @@ import torch
 from rlsys.algorithms.aggregation import registry
 from rlsys.algorithms.inputs import LossInputs
 from rlsys.algorithms.loss import Objective
+from rlsys.config.algorithm_schema import AlgorithmConfig, KlConfig
 from rlsys.config.build_schema import ModelBuild
-from rlsys.config.schema import AlgorithmConfig, KlConfig
 from rlsys.errors import ConfigError
 from rlsys.models.packing import LAYOUTS, TokenBatch, TokenRow, microbatches, token_batch
 from rlsys.models.padding import pad

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from rlsys.config.schema import AlgorithmConfig, Config, GroupsConfig
+from rlsys.config.algorithm_schema import AlgorithmConfig, GroupsConfig
+from rlsys.config.schema import Config
 from rlsys.errors import DeadlineError, RlsysError, WorkerError
 from rlsys.orchestrator.batch import StepBatch, has_variance
 from rlsys.orchestrator.from_config import sampling_params_of

@@ -11,7 +11,7 @@ import torch
 from peft import PeftConfig
 from safetensors.torch import load_file
 
-from rlsys.config.schema import LoraConfig
+from rlsys.config.learner_schema import LoraConfig
 from rlsys.errors import WorkerError
 from rlsys.models.lora import peft_config, write_adapter
 from rlsys.models.parameters import adapter_layers, adapter_parameters

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlsys.cli import execute
 from rlsys.config.compose import load_config
-from rlsys.config.schema import LoraConfig
+from rlsys.config.learner_schema import LoraConfig
 from rlsys.errors import ConfigError
 from rlsys.models.lora import peft_config, write_adapter
 from rlsys.models.parameters import adapter_parameters
