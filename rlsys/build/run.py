@@ -14,6 +14,7 @@ from rlsys.algorithms.requirements import learner_is_reference
 from rlsys.build.checkpoints import Checkpoints, find_start, start_coefficients, start_prompts
 from rlsys.build.placement import worker_demands
 from rlsys.config.schema import Config
+from rlsys.config.written import as_written
 from rlsys.data.stream import PromptStream
 from rlsys.errors import DeadlineError, WorkerError
 from rlsys.evaluation.periodic import PeriodicEvaluation
@@ -135,7 +136,7 @@ async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Async
         broadcaster = broadcaster_of(config, roles.policy, roles.rollout, cluster.calls)
         await broadcaster.open()
         state, folder = find_start(config, run_dir)
-        log = MetricsWriter(run_dir, config.logging, resume_step=state.step, settings=asdict(config))
+        log = MetricsWriter(run_dir, config.logging, resume_step=state.step, settings=asdict(as_written(config)))
         stack.callback(log.close)
         timeline = None
         if config.logging.timeline:

@@ -16,6 +16,7 @@ from rlsys.config.compose import compose, to_config
 from rlsys.config.overrides import keys_set, names_a_run
 from rlsys.config.paths import expand
 from rlsys.config.schema import Config
+from rlsys.config.written import as_written
 from rlsys.errors import ConfigError
 from rlsys.run_folder.checkpoint import model_of
 from rlsys.run_folder.folder import RunFolder, apply_overrides
@@ -94,7 +95,7 @@ def as_json(prepared: Prepared, results: Sequence[Evaluation]) -> dict[str, Any]
     return {
         "model": prepared.model_path,
         "adapter": config.model.adapter,
-        "rewards": [dict(spec) for spec in config.rewards],
+        "rewards": as_written(config.rewards),
         "correct_at": config.eval.correct_at,
         "confidence": config.eval.confidence,
         "temperature": config.eval.temperature if config.eval.num_samples else None,

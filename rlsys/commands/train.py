@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlsys.commands.libraries import quiet_libraries
 from rlsys.commands.overrides import add_overrides
 from rlsys.config.compose import Job, compose_jobs
 from rlsys.config.overrides import names_a_run, normalise
 from rlsys.config.paths import absolute, expand
+
+if TYPE_CHECKING:  # `rlsys train --help` and completion load no torch
+    from rlsys.preflight.prepared import Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -94,23 +98,37 @@ def run(options: argparse.Namespace) -> None:
 
 def train_job(job: Job) -> Path:
     """Check, prepare and train one run; return its folder. Raise RlsysError, before Ray starts where possible."""
-    from rlsys.build.run import open_run
-    from rlsys.metrics.display import Display
     from rlsys.preflight.checks import check_resume
     from rlsys.preflight.prepare import prepare
-    from rlsys.run_folder.folder import RunFolder, check_run_dir
+    from rlsys.run_folder.folder import check_run_dir
+    from rlsys.run_folder.lock import check_free, locked, new_folder
+
+    quiet_libraries()
+    # The cheap checks of the folder come first: preparing may build a model, which takes minutes.
+    run_dir, is_named = folder_of(job), job.config.run_dir is not None
+    check_resume(job.config.resume, job.config.run_dir)
+    check_free(run_dir if is_named else run_dir.parent)
+    if is_named:
+        check_run_dir(run_dir, job.config.resume)
+    prepared = prepare(job.config)
+    # Nothing is written before everything has been checked.
+    run_dir = run_dir if is_named else new_folder(run_dir)
+    with locked(run_dir):
+        check_run_dir(run_dir, job.config.resume)  # again: another run may have come and gone meanwhile
+        _train(replace(prepared, config=replace(prepared.config, run_dir=str(run_dir))), run_dir)
+    return run_dir
+
+
+def _train(prepared: Prepared, run_dir: Path) -> None:
+    """Train a prepared run in a folder that nobody else writes."""
+    from rlsys.build.run import open_run
+    from rlsys.metrics.display import Display
+    from rlsys.run_folder.folder import RunFolder
     from rlsys.run_folder.layout import LOGS
     from rlsys.runtime.interrupt import run_until_interrupted
     from rlsys.runtime.logs import log_to_file
     from rlsys.train import train
 
-    quiet_libraries()
-    # The cheap checks of the folder come first: preparing may build a model, which takes minutes.
-    run_dir = folder_of(job)
-    check_resume(job.config.resume, job.config.run_dir)
-    check_run_dir(run_dir, job.config.resume)
-    prepared = prepare(dataclasses.replace(job.config, run_dir=str(run_dir)))
-    # Nothing is written before everything has been checked.
     RunFolder.create(run_dir, prepared.config, prepared.tokenizer())
     log_to_file(run_dir / LOGS, "driver")
     logger.info("run %s: starting Ray, engines and learner (about half a minute)", run_dir)
@@ -123,7 +141,6 @@ def train_job(job: Job) -> Path:
     with display:
         run_until_interrupted(whole())
     logger.info("done: metrics, rollouts and checkpoints in %s", run_dir)
-    return run_dir
 
 
 def folder_of(job: Job) -> Path:

@@ -19,9 +19,15 @@ def check_values(config: Any, *, absent: Collection[str] = ()) -> None:
     """
     for option in options(config):
         role = option.key.partition(".")[0]
-        wrong = option.rule.complaint(option.value, with_bounds=role not in absent) or _wrong_length(option)
+        rule = option.rule
+        wrong = rule.complaint(option.value, with_bounds=role not in absent) or _wrong_length(option) or _empty(option)
         if wrong is not None:
-            raise ConfigError(f"{option.key}={option.value}: {wrong} ({option.rule.help})")
+            raise ConfigError(f"{option.key}={option.value}: {wrong} ({rule.help})")
+
+
+def _empty(option: Option) -> str | None:
+    """Return what is wrong with an empty text where null means none, such as `run_dir=` with an unset variable."""
+    return "must not be empty; null is none" if option.type == "str | None" and option.value == "" else None
 
 
 def _wrong_length(option: Option) -> str | None:

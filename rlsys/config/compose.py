@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlsys.config.overrides import config_dir, normalise, wrong_type
 from rlsys.config.schema import Config
+from rlsys.config.written import remember_environment
 from rlsys.errors import ConfigError
 
 # Hydra's message for a value that the schema's type refuses.
@@ -49,9 +50,10 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def to_config(config: DictConfig) -> Config:
-    """Turn a composed configuration into dataclasses."""
+    """Turn a composed configuration into dataclasses, which remember what came from the environment."""
     with _as_config_errors():
-        return cast(Config, OmegaConf.to_object(config))
+        unresolved = OmegaConf.to_container(config, resolve=False)
+        return cast(Config, remember_environment(OmegaConf.to_object(config), unresolved))
 
 
 def compose_jobs(

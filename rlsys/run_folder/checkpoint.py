@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rlsys.config.schema import CheckpointConfig
 from rlsys.run_folder.layout import ADAPTER, CHECKPOINTS, POLICY, STATE
+from rlsys.run_folder.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,10 @@ async def save(run_dir: Path, state: RunState, write: Callable[[str], Awaitable[
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     await write(str(folder))
-    # The state file comes last and by a rename: a checkpoint that has one is whole.
-    partial = folder / f".{STATE}"
-    partial.write_text(json.dumps(asdict(state)), encoding="utf-8")
-    partial.rename(folder / STATE)
+    write_whole(folder / STATE, json.dumps(asdict(state)))  # last: a checkpoint that has one is whole
     # Without `max`, keep=0 would give [:-0], which is empty, and nothing would ever be removed.
     for old in checkpoints(run_dir)[: -max(keep, 1)]:
+        (old / STATE).unlink()  # first: cut off from here on, it is no checkpoint any more
         shutil.rmtree(old)
     return folder
 

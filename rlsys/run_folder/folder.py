@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -16,13 +16,15 @@ from yaml import YAMLError
 from rlsys.config.compose import to_config
 from rlsys.config.overrides import key_of
 from rlsys.config.schema import Config
+from rlsys.config.written import as_written
 from rlsys.errors import ConfigError, DataError, RlsysError, nearest
 from rlsys.run_folder import layout
 from rlsys.run_folder.checkpoint import checkpoints, step_of
 from rlsys.run_folder.jsonl import read_metrics
+from rlsys.run_folder.whole_file import write_whole
 
 # Folder names that need their parent's name beside them: a start time, or the number of a sweep's job.
-NUMBERED = re.compile(r"\d{8}-\d{6}|\d+")
+NUMBERED = re.compile(r"(\d{8}-\d{6}|\d+)(-\d+)?")
 # Groups whose name differs from the configuration node that they fill.
 GROUP_NODES = {"reward": "rewards"}
 
@@ -54,7 +56,7 @@ class RunFolder:
     def create(cls, path: Path, config: Config, tokenizer: Any) -> RunFolder:
         """Make the folder and write the configuration and the tokenizer, which readers need besides metrics."""
         path.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.structured(config), path / layout.CONFIG)
+        write_whole(path / layout.CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(as_written(config)))))
         tokenizer.save_pretrained(path / layout.TOKENIZER)
         return cls(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 CONFIG = "config.yaml"
+LOCK = "lock"  # held by the process that writes the folder
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts"
 NONFINITE = "nonfinite"

@@ -16,6 +16,7 @@ from rlsys.metrics.trackers import TrackedRun
 from rlsys.metrics.trackers.threads import Trackers
 from rlsys.run_folder.checkpoint import step_of
 from rlsys.run_folder.layout import METRICS, ROLLOUTS, TRACKER_ID, WRITTEN
+from rlsys.run_folder.whole_file import write_whole
 
 
 class MetricsWriter:
@@ -62,7 +63,7 @@ def tracker_id(run_dir: Path) -> str:
     """Return twelve letters and digits, the same each time the run in this folder is resumed."""
     path = run_dir / TRACKER_ID
     if not path.exists():
-        path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+        write_whole(path, uuid.uuid4().hex[:12])
     return path.read_text(encoding="utf-8").strip()
 
 
@@ -85,7 +86,7 @@ def _drop_rows_after(path: Path, step: int) -> None:
         return
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
     kept = [line for line in lines if json.loads(line)["step"] <= step]
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_whole(path, "".join(f"{line}\n" for line in kept))
 
 
 def _drop_rollouts_after(run_dir: Path, step: int) -> None:

@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,28 @@ def test_train_checks_prepares_and_returns_the_run_s_folder(
     assert OmegaConf.load(run_dir / "config.yaml").data.train == f"{tmp_path}/rows.jsonl"
     assert (run_dir / "tokenizer" / "tokenizer_config.json").is_file()
     assert [f"run {run_dir}: starting Ray" in caplog.text, f"checkpoints in {run_dir}" in caplog.text] == [True, True]
+
+
+def test_a_run_holds_its_folder_and_unnamed_ones_of_one_second_get_two(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def train(prepared: Any, run_dir: Path) -> None:
+        with pytest.raises(ConfigError, match=f"{run_dir} is in use by another run"):
+            rlsys.train_policy(replace(config, run_dir=str(run_dir), resume="auto"))
+        assert prepared.config.run_dir == str(run_dir)
+        folders.append(run_dir)
+
+    monkeypatch.setattr("rlsys.commands.train._train", train)
+    monkeypatch.setattr("time.strftime", lambda *_: "20260102-030405")
+    monkeypatch.setenv("RLSYS_RUNS", str(tmp_path))
+    for _ in range(2):
+        rlsys.train_policy(replace(config, run_dir=None))
+    rlsys.train_policy(config)
+    assert folders == [tmp_path / "run" / name for name in ("20260102-030405", "20260102-030405-2")] + [
+        tmp_path / "run"
+    ]
 
 
 def test_what_is_wrong_is_raised_before_anything_is_written(config: Any, tmp_path: Path) -> None:

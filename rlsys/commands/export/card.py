@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from rlsys.commands.export.curve import write_curve
 from rlsys.commands.export.difference import find_changed_options
 from rlsys.config.schema import Config
+from rlsys.config.written import publishable
 from rlsys.data.sources import sources_of
 from rlsys.run_folder.checkpoint import step_of
 from rlsys.run_folder.folder import RunFolder
@@ -32,21 +35,23 @@ def write_card(target: Path, run: RunFolder, checkpoint: Path, config: Config, *
 
     step = step_of(checkpoint)
     rows = [row for row in run.rows if (row["step"] or 0) <= step]
+    public = publishable(config)
+    path = config.model.path
     data = ModelCardData(
         library_name="peft" if is_adapter else "transformers",
-        base_model=config.model.path,
+        base_model=None if path is None or Path(path).is_absolute() else public.model.path,  # a folder is no hub id
         pipeline_tag="text-generation",
         tags=["reinforcement-learning", "rlsys", *(["lora"] if config.learner.lora.rank else [])],
     )
-    shutil.copy(run.config_file, target / "rlsys_config.yaml")
+    OmegaConf.save(OmegaConf.create(asdict(public)), target / "rlsys_config.yaml")
     has_curve = write_curve(target / "curve.svg", rows)
-    content = f"---\n{data.to_yaml()}\n---\n\n{_text(run.path.name, step, rows, config, has_curve=has_curve)}"
+    content = f"---\n{data.to_yaml()}\n---\n\n{_text(run.path.name, step, rows, public, has_curve=has_curve)}"
     ModelCard(content).save(target / "README.md")
 
 
 def _text(name: str, step: int, rows: Sequence[dict[str, Any]], config: Config, *, has_curve: bool) -> str:
     algorithm = config.algorithm
-    train = ", ".join(_public(source.name) for source in sources_of(config.data.train, "data.train", config.data))
+    train = ", ".join(source.name for source in sources_of(config.data.train, "data.train", config.data))
     lora = config.learner.lora
     facts = {
         "base model": config.model.path or "a small model built by rlsys from random weights (see the configuration)",
@@ -77,11 +82,6 @@ def _evaluations(rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"| {row['step']:.0f} | {row['eval/accuracy']:.3f} | {row['eval/reward/mean']:.4g} |" for row in chosen]
     head = "## Held-out evaluation (greedy)\n\n| step | accuracy | mean reward |\n|---:|---:|---:|\n"
     return head + "\n".join(lines)
-
-
-def _public(source: str) -> str:
-    """Return a source's public name: of a file only its name, because its folders are those of this machine."""
-    return Path(source).name if Path(source).is_absolute() else source
 
 
 def _vllm() -> str:

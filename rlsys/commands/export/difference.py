@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from rlsys.config.schema import Config
+from rlsys.config.written import publishable
 
 
 def find_changed_options(config: Config) -> str:
-    """Return the options that differ from the defaults, as YAML."""
-    given, default = OmegaConf.structured(config), OmegaConf.structured(Config)
-    plain = OmegaConf.to_container(given), OmegaConf.to_container(default)
-    return OmegaConf.to_yaml(_difference(*plain)) or "{}\n"
+    """Return the options that differ from the defaults, as YAML; `config` is in the form that may be published."""
+    given, default = (OmegaConf.to_container(OmegaConf.create(asdict(one))) for one in (config, publishable(Config())))
+    return OmegaConf.to_yaml(_difference(given, default)) or "{}\n"
 
 
 def _difference(given: Any, default: Any) -> Any:

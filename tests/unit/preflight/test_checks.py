@@ -48,6 +48,8 @@ def test_ranks_need_not_divide_the_batch() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
+        ("run_dir", "", ["must not be empty; null is none"]),
+        ("model.path", "", ["must not be empty; null is none"]),
         ("resume", "always", ["must be one of never, auto"]),
         ("learner.dtype", "bfloat", ["did you mean 'bfloat16'?", "float32"]),
         ("rollout.dtype", "float16", ["did you mean", "one of float32, bfloat16"]),

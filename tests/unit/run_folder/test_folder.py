@@ -127,6 +127,7 @@ def test_a_run_without_a_finished_step(tmp_path: Path, text: str) -> None:
     [
         ("/runs/gsm8k", "gsm8k"),
         ("/runs/quickstart/20260102-030405", "quickstart/20260102-030405"),
+        ("/runs/quickstart/20260102-030405-2", "quickstart/20260102-030405-2"),
         ("/runs/sweep/3", "sweep/3"),
     ],
 )

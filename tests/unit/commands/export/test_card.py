@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from omegaconf import OmegaConf
 
 from rlsys.commands.export.card import MAX_ROWS, write_card
 from rlsys.config.compose import load_config
@@ -66,9 +67,20 @@ def test_the_metadata_are_hugging_faces_and_options_are_the_changed_ones(run_dir
     assert "lr: 0.002" in changed
     assert "rank: 4" in changed
     assert "max_grad_norm" not in changed
-    assert (run_dir / "export" / "rlsys_config.yaml").read_text() == "{}\n"
+    whole = OmegaConf.load(run_dir / "export" / "rlsys_config.yaml")
+    assert (whole.learner.lr, whole.learner.max_grad_norm) == (0.002, 1.0)
 
 
-def test_training_data_are_named_without_the_folders_of_this_machine(run_dir: Path) -> None:
-    text, _ = written(run_dir, 6, "data.train=[/some/where/rows.jsonl,org/maths]")
+def test_a_card_has_neither_folders_of_this_machine_nor_secrets(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PW", "hunter2")
+    overrides = ["data.train=[/some/where/rows.jsonl,org/maths]", "model.path=/some/where/base", "run_dir=/some/where"]
+    overrides += ["rewards=[{name: '/some/where/mine.py:score', token: '${oc.env:PW}'}]"]
+    text, card = written(run_dir, 6, *overrides)
     assert "| training data | rows.jsonl, org/maths |" in text
+    assert "| base model | base |" in text
+    assert "| rewards | mine.py:score (weight 1) |" in text
+    assert "token: ${oc.env:PW}" in text
+    assert card.data.base_model is None
+    for file in ("README.md", "rlsys_config.yaml"):
+        content = (run_dir / "export" / file).read_text()
+        assert [word for word in ("/some", "hunter2") if word in content] == []
