@@ -54,6 +54,18 @@ def test_the_newest_are_kept(tmp_path: Path, keep: int, left: list[str]) -> None
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == left
 
 
+def test_an_old_one_whose_removal_is_cut_off_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path, 1)
+
+    def die(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", lambda folder, ignore_errors=False: None if ignore_errors else die(folder))
+    with pytest.raises(KeyboardInterrupt):
+        saved(tmp_path, 2, keep=1)
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-000002"]
+
+
 def test_the_newest_is_the_one_with_the_highest_step(tmp_path: Path) -> None:
     assert saved(tmp_path, 999_999, 1_000_000)[-1] == "step-1000000"
     assert saved(tmp_path, 1_000_001, keep=1) == ["step-1000001"]
