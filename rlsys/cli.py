@@ -44,7 +44,8 @@ def main() -> None:
         print(f"rlsys: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("rlsys: interrupted; every process of this run has ended", file=sys.stderr)
+        ended = "; every process of this run has ended" if sys.argv[1:2] in (["train"], ["eval"]) else ""
+        print(f"rlsys: interrupted{ended}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -62,7 +63,6 @@ def execute(arguments: Sequence[str]) -> None:
         (command or parser).error(f"unrecognized arguments: {' '.join(rest)}")
     if "overrides" in options:
         options.overrides += rest
-    options.arguments = list(arguments[1:])
     options.execute(options)
 
 

@@ -7,6 +7,7 @@ import platform
 
 from rlsys.algorithms.requirements import needs_critic, reference_workers
 from rlsys.config.schema import Config
+from rlsys.preflight.devices import GPU_SHARE
 from rlsys.runtime.preload import engine_preload
 from rlsys.runtime.room import Demand
 from rlsys.weights.backend import weight_backend
@@ -88,9 +89,7 @@ def _cores_of(rank: int, threads: int) -> str:
 def worker_demands(config: Config) -> dict[str, list[Demand]]:
     """Return the demands of every worker, by role."""
     shared = weight_backend(config) == "ipc"
-    # With ipc, engine, learner and reference share one GPU: three times 0.3 fit into it. These are Ray's shares for
-    # placing workers, not for memory. A fourth share for a critic would not fit, and preflight refuses it.
-    gpu = 0.0 if config.cluster.num_gpus == 0 else 0.3 if shared else 1.0
+    gpu = 0.0 if config.cluster.num_gpus == 0 else GPU_SHARE if shared else 1.0
     rollout, learner, reference = config.rollout, config.learner, config.reference
     critic = config.critic if needs_critic(config) else None
     learner_env = _env(config, threads_per_worker(config, learner.num_workers, learner.num_threads))

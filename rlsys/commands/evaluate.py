@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlsys.commands.libraries import quiet_libraries
+from rlsys.commands.output import output_file
 from rlsys.commands.overrides import add_overrides
 from rlsys.config.compose import compose, to_config
 from rlsys.config.overrides import keys_set, names_a_run
@@ -47,23 +49,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_overrides(parser)
     parser.add_argument("--step", type=int, help="step of the run's checkpoint (default: the newest)")
-    parser.add_argument("--output", type=expand, metavar="FILE", help="write the JSON to this file too")
+    parser.add_argument("--output", type=output_file, metavar="FILE", help="write the JSON to this file too")
     parser.add_argument(
-        "--responses", type=expand, metavar="FILE", help="write every response, one JSON object per line"
+        "--responses", type=output_file, metavar="FILE", help="write every response, one JSON object per line"
     )
 
 
 def run(options: argparse.Namespace) -> None:
     """Evaluate, print the table and the JSON, and write the files asked for."""
-    target, overrides = options.target, options.overrides
-    if target is not None and "=" in target:  # no target: argparse took the first override for it
-        target, overrides = None, [target, *overrides]
+    target, overrides = _target_of([word for word in (options.target, *options.overrides) if word is not None])
     prepared, results = evaluate_target(target, overrides, step=options.step, responses=options.responses)
     answer = json.dumps(as_json(prepared, results), indent=2)
     _show(results, prepared.config)
     print(answer)
     if options.output is not None:
         options.output.write_text(answer + "\n", encoding="utf-8")
+
+
+def _target_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the model or run among the words of a command line, and the overrides, which may stand on both sides."""
+    # A folder may be named as an override is, as in a sweep's `runs/lr=1`.
+    found = next((word for word in words if expand(word).exists() or not re.match(r"[^=]*=|~[\w.@]+$", word)), None)
+    overrides = list(words)
+    if found is not None:
+        overrides.remove(found)
+    return found, overrides
 
 
 def evaluate_target(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from rlsys.commands.libraries import quiet_libraries
+from rlsys.commands.output import output_folder
 from rlsys.config.bounds import check_values
 from rlsys.config.build_schema import ModelBuild, TokenizerBuild
 from rlsys.config.option import options as declared
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build = {option.key: option for option in declared(ModelBuild())}
     architecture = build["architecture"]
     parser.description = "Write a tiny model with random weights, and its tokenizer."
-    parser.add_argument("output", type=expand, metavar="FOLDER", help="folder to write")
+    parser.add_argument("output", type=output_folder, metavar="FOLDER", help="folder to write")
     parser.add_argument("--architecture", choices=architecture.rule.choices, default=architecture.value)
     parser.add_argument(
         "--tied",

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from rlsys.commands.overrides import add_overrides
 from rlsys.config.compose import Job, compose_jobs
 from rlsys.config.overrides import names_a_run, normalise
 from rlsys.config.paths import absolute, expand
+from rlsys.errors import ConfigError, RlsysError
 
 if TYPE_CHECKING:  # `rlsys train --help` and completion load no torch
     from rlsys.preflight.prepared import Prepared
@@ -32,6 +34,12 @@ experiment=NAME chooses a whole run from configs/experiment/, experiment=path/to
 docs/configuration.md lists every option, with its default and its bounds.
 """
 
+# Hydra's flags, by the names that argparse gives their values.
+FLAGS = (
+    *("cfg", "package", "resolve", "multirun", "run", "config_dir", "config_name", "config_path", "info"),
+    *("experimental_rerun", "hydra_help", "version"),
+)
+
 NOTHING_NAMED = """\
 rlsys train: no model, data or experiment is given. Give an experiment, or your model and data:
   rlsys train experiment=quickstart
@@ -43,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     add_overrides(parser)
     hydra = parser.add_argument_group("flags of Hydra")
-    hydra.add_argument(
+    one_of = hydra.add_mutually_exclusive_group()
+    one_of.add_argument(
         "--cfg",
         "-c",
         choices=("job", "hydra", "all"),
@@ -51,16 +60,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     hydra.add_argument("--package", "-p", metavar="SECTION", help="with --cfg: print this section only, as train")
     hydra.add_argument("--resolve", action="store_true", help="with --cfg: fill in ${...} first")
-    hydra.add_argument(
+    one_of.add_argument(
         "--multirun", "-m", action="store_true", help="train one run per combination of values (seed=0,1)"
     )
-    hydra.add_argument("--run", "-r", action="store_true", help="train one run (the default)")
+    one_of.add_argument("--run", "-r", action="store_true", help="train one run (the default)")
     hydra.add_argument(
-        "--config-dir", "-cd", metavar="FOLDER", help="folder with presets of your own, searched besides configs/"
+        "--config-dir",
+        "-cd",
+        type=_folder,
+        metavar="FOLDER",
+        help="folder with presets of your own, searched besides configs/",
     )
     hydra.add_argument("--config-name", "-cn", metavar="NAME", help="another top file than config")
-    hydra.add_argument("--config-path", "-cp", metavar="FOLDER", help="another folder of presets than configs/")
     hydra.add_argument(
+        "--config-path", "-cp", type=_folder, metavar="FOLDER", help="another folder of presets than configs/"
+    )
+    one_of.add_argument(
         "--info",
         "-i",
         nargs="?",
@@ -70,30 +85,76 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="print how the configuration is composed: all, config, defaults, defaults-tree, plugins or searchpath",
     )
     hydra.add_argument(
-        "--experimental-rerun", metavar="FILE", help="train again from a configuration that Hydra pickled"
+        "--experimental-rerun", type=_file, metavar="FILE", help="train again from a configuration that Hydra pickled"
     )
     hydra.add_argument("--hydra-help", action="store_true", help="print Hydra's own help")
-    hydra.add_argument("--shell-completion", "-sc", action="store_true", help="Hydra's completion; see rlsys --help")
+    one_of.add_argument("--shell-completion", "-sc", action="store_true", help="refused: see rlsys --help for ours")
     hydra.add_argument("--version", action="store_true", help="print Hydra's version")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train every run that the command line describes, one after the other; the first failure ends the command."""
+    """Train every run that the command line describes, one after the other.
+
+    Raises:
+        RlsysError: a run failed; of a sweep, after the others have been trained.
+    """
     from rlsys.preflight.checks import check_config
 
-    folders = [expand(options.config_dir)] if options.config_dir else []
-    only_prints = (options.cfg, options.info, options.hydra_help, options.shell_completion, options.version)
+    if options.shell_completion:
+        raise ConfigError("--shell-completion is Hydra's and does not know rlsys: `rlsys --help` has the line for ours")
+    folders = [folder for folder in (options.config_dir, options.config_path) if folder is not None]
+    only_prints = (options.cfg, options.info, options.hydra_help, options.version)
     another_top = (options.config_name, options.config_path, options.experimental_rerun)
     if not any((*only_prints, *another_top)) and not names_a_run(options.overrides):
         normalise(options.overrides, sweeps=options.multirun, folders=folders)  # a wrong key is the better answer
         print(NOTHING_NAMED, file=sys.stderr)
         sys.exit(2)
-    flags = [argument for argument in options.arguments if argument not in options.overrides]
-    found = compose_jobs(options.overrides, flags=flags, sweeps=options.multirun, folders=folders)
-    for job in found if len(found) > 1 else ():
-        check_config(job.config)  # no job of a sweep starts before all are checked
+    found = compose_jobs(options.overrides, flags=_flags(options), sweeps=options.multirun, folders=folders)
+    if len(found) == 1:
+        train_job(found[0])
+        return
     for job in found:
-        train_job(job)
+        check_config(job.config)  # no job of a sweep starts before all are checked
+    _train_all(found)
+
+
+def _train_all(jobs: Sequence[Job]) -> None:
+    """Train the runs of a sweep one after the other; raise RlsysError at the end, naming those that failed."""
+    common = set(jobs[0].overrides).intersection(*(job.overrides for job in jobs)) if jobs else set()
+    failed = []
+    for job in jobs:
+        try:
+            train_job(job)
+        except Exception as error:  # whatever it is, it is this run's: the others are trained all the same
+            own = " ".join(text for text in job.overrides if text not in common)
+            text = str(error) if isinstance(error, RlsysError) else f"{type(error).__name__}: {error}"
+            failed.append(f"run {job.number} ({own}): {text}")
+            logger.error("%s; the sweep goes on", failed[-1], exc_info=None if isinstance(error, RlsysError) else error)
+    if failed:
+        raise RlsysError("\n".join([f"{len(failed)} of {len(jobs)} runs failed:", *failed]))
+
+
+def _flags(options: argparse.Namespace) -> list[str]:
+    """Return Hydra's flags as Hydra is to read them, with `~` in names of folders expanded."""
+    flags = []
+    for name in FLAGS:
+        value = getattr(options, name)
+        flags += [] if value in (None, False) else [f"--{name.replace('_', '-')}"]
+        flags += [str(value)] if value not in (None, False, True) else []
+    return flags
+
+
+def _folder(text: str) -> str:
+    """Return a folder's absolute name, or a place inside a package (`pkg://...`) as it is."""
+    if not ("://" in text or expand(text).is_dir()):
+        raise argparse.ArgumentTypeError(f"no such folder: {absolute(text)}")
+    return text if "://" in text else absolute(text)
+
+
+def _file(text: str) -> str:
+    if not expand(text).is_file():
+        raise argparse.ArgumentTypeError(f"no such file: {absolute(text)}")
+    return absolute(text)
 
 
 def train_job(job: Job) -> Path:

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +22,8 @@ from rlsys.errors import ConfigError
 
 # Hydra's message for a value that the schema's type refuses.
 MERGE_ERROR = re.compile(r"Error merging override \+*(?P<key>[\w.@]+)=(?P<value>(?s:.*))")
+# Hydra's advice for a key that is not there; no option of a run can be appended.
+APPENDING = re.compile(r"\nTo append to your config use .*")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Job:
     config: Config
     name: str = "run"  # name of its experiment; the default run folder is `name/started`
     number: int | None = None  # in a sweep
+    overrides: tuple[str, ...] = ()  # of this run, as Hydra lists them
     started: str = field(default_factory=lambda: time.strftime("%Y%m%d-%H%M%S"))  # time of its start
 
 
@@ -57,7 +59,7 @@ def to_config(config: DictConfig) -> Config:
 
 
 def compose_jobs(
-    overrides: Sequence[str], *, flags: Sequence[str] = (), sweeps: bool = False, folders: Sequence[Path] = ()
+    overrides: Sequence[str], *, flags: Sequence[str] = (), sweeps: bool = False, folders: Sequence[str] = ()
 ) -> list[Job]:
     """Return the runs that a command line describes: one, or all of a sweep. Raise ConfigError before any has started.
 
@@ -68,7 +70,7 @@ def compose_jobs(
         overrides: as on the command line.
         flags: Hydra's flags and their values, as on the command line.
         sweeps: whether the flags ask for a sweep (`--multirun`).
-        folders: folders of presets that the flags add (`--config-dir`).
+        folders: folders of presets that the flags name (`--config-dir`, `--config-path`).
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -79,7 +81,8 @@ def compose_jobs(
         # Converted here, because `${hydra:...}` can be resolved only while Hydra runs the job.
         run = HydraConfig.get()
         number = run.job.num if run.mode.name == "MULTIRUN" else None
-        found.append(Job(to_config(config), run.runtime.choices.get("experiment") or "run", number))
+        name = run.runtime.choices.get("experiment") or "run"
+        found.append(Job(to_config(config), name, number, tuple(run.overrides.task)))
 
     # Hydra has two switches for a sweep: the flag, and this key.
     sweeps = sweeps or any(override.startswith("hydra.mode=") for override in overrides)
@@ -113,7 +116,8 @@ def _as_config_errors() -> Iterator[None]:
         if found := MERGE_ERROR.match(str(error)):
             raise ConfigError(wrong_type(*found.group("key", "value"))) from error
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        raise ConfigError(f"{str(error).strip()}: {cause}".partition("\n    full_key")[0].rstrip(": ")) from error
+        said = APPENDING.sub("", str(error).strip())
+        raise ConfigError(f"{said}: {cause}".partition("\n    full_key")[0].rstrip(": ")) from error
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise ConfigError(key + str(error).partition("\n")[0]) from error

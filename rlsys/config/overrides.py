@@ -24,7 +24,7 @@ from yaml import YAMLError
 from rlsys.config.option import options
 from rlsys.config.paths import expand
 from rlsys.config.schema import Config
-from rlsys.errors import ConfigError, nearest
+from rlsys.errors import ConfigError, closest, nearest
 
 EXPERIMENT_SUFFIXES = (".yaml", ".yml")
 # Options that hold a source of data: a new value replaces the old one as a whole.
@@ -61,10 +61,16 @@ def groups() -> tuple[str, ...]:
     return tuple(str(name) for name in names if not str(name).startswith("override "))
 
 
-def presets(group: str, folders: Sequence[Path] = ()) -> list[str]:
-    """Return the names of a group's presets, in `configs/` and in further `folders`."""
-    found = (path.stem for folder in (config_dir(), *folders) for path in (folder / group).glob("*.yaml"))
+def presets(group: str, folders: Sequence[str] = ()) -> list[str]:
+    """Return the names of a group's presets, in `configs/` and in further `folders` of this machine."""
+    local = [Path(folder.removeprefix("file://")) for folder in folders if _is_local(folder)]
+    found = (path.stem for folder in (config_dir(), *local) for path in (folder / group).glob("*.yaml"))
     return sorted(set(found))
+
+
+def _is_local(folder: str) -> bool:
+    """Return whether the presets in a folder can be listed: not those in a package (`pkg://...`)."""
+    return "://" not in folder or folder.startswith("file://")
 
 
 @cache
@@ -95,7 +101,7 @@ def key_of(override: str) -> str:
     return str(parse(override, sweeps=True).key_or_group)
 
 
-def normalise(overrides: Sequence[str], *, sweeps: bool = False, folders: Sequence[Path] = ()) -> list[str]:
+def normalise(overrides: Sequence[str], *, sweeps: bool = False, folders: Sequence[str] = ()) -> list[str]:
     """Check every override, and rewrite those that Hydra would not take as they are meant.
 
     - Options of functions, as `algorithm.policy_loss.clip_low=0.1`, become additions (`++`), also within a mapping.
@@ -105,13 +111,22 @@ def normalise(overrides: Sequence[str], *, sweeps: bool = False, folders: Sequen
     Args:
         overrides: as on the command line, without flags.
         sweeps: whether several values are allowed (`seed=0,1`).
-        folders: folders of presets besides `configs/`.
+        folders: folders of presets besides `configs/` and those in the override `hydra.searchpath`.
 
     Raises:
         ConfigError: an override that cannot be read, or an unknown key, preset or experiment.
     """
     files: dict[str, Path] = {}  # experiment files of this command line, by their names with Hydra
-    return [part for text in overrides for part in _normalised(parse(text, sweeps=sweeps), folders, files)]
+    parsed = [parse(text, sweeps=sweeps) for text in overrides]
+    searched = [*folders, *(folder for one in parsed for folder in _searchpath(one))]
+    return [part for override in parsed for part in _normalised(override, searched, files)]
+
+
+def _searchpath(override: Override) -> list[str]:
+    """Return the folders of presets that an override adds: those of `hydra.searchpath`."""
+    if override.key_or_group != "hydra.searchpath" or not isinstance(override.value(), list):
+        return []
+    return [str(expand(folder)) if "://" not in folder else folder for folder in map(str, override.value())]
 
 
 def parse(text: str, *, sweeps: bool = False) -> Override:
@@ -131,11 +146,12 @@ def parse(text: str, *, sweeps: bool = False) -> Override:
     return override
 
 
-def _normalised(override: Override, folders: Sequence[Path], files: dict[str, Path]) -> list[str]:
+def _normalised(override: Override, folders: Sequence[str], files: dict[str, Path]) -> list[str]:
     key, text = override.key_or_group, str(override.input_line)
     # Hydra's own keys are its business: the schema does not have them.
     if re.split(r"[./]", key)[0] == "hydra":
-        return [text]
+        found = ",".join(_quote(folder) for folder in _searchpath(override))
+        return [f"{key}=[{found}]" if found else text]
     if key in groups() and not any(isinstance(value, dict | list) for value in _values(override)):
         return [_with_presets(override, folders, files)]
     # Hydra refuses a key that is not there yet; `++` adds or changes it. The function's signature checks it later.
@@ -145,30 +161,64 @@ def _normalised(override: Override, folders: Sequence[Path], files: dict[str, Pa
     if key not in known_keys():
         if key in groups():
             raise ConfigError(f"{text}: choose one name (known: {', '.join(presets(key, folders))})")
-        raise ConfigError(f"unknown configuration key '{key}': {nearest(key, [*known_keys(), *groups()])}")
+        raise ConfigError(_unknown(key))
+    for value in _values(override):
+        _check_inside(key, value)
     if key in SOURCES and any(isinstance(value, dict | list) for value in _values(override)):
         # `++` makes the second key differ from the first: of two equal keys a sweep keeps the last one only.
         return [f"{key}=null", f"++{text.lstrip('+')}"]
     return [text]
 
 
-def _with_presets(override: Override, folders: Sequence[Path], files: dict[str, Path]) -> str:
+def _unknown(key: str) -> str:
+    """Return the message for an unknown key: the nearest one, or those of the section that it is in."""
+    above = key.rpartition(".")[0]
+    known = {*known_keys(), *groups()} - {above}
+    if closest(key, known) is None:
+        known = {name for name in known if name.rpartition(".")[0] == (above if above in known_keys() else "")}
+    return f"unknown configuration key '{key}': {nearest(key, known)}"
+
+
+def _check_inside(key: str, value: Any) -> None:
+    """Raise ConfigError for an unknown key in a mapping that is given for a whole section."""
+    if not isinstance(value, dict) or key in {option.key for option in options(Config())}:
+        return
+    for name, inner in value.items():
+        if f"{key}.{name}" not in known_keys():
+            raise ConfigError(_unknown(f"{key}.{name}"))
+        _check_inside(f"{key}.{name}", inner)
+
+
+def _with_presets(override: Override, folders: Sequence[str], files: dict[str, Path]) -> str:
     """Check the presets that an override chooses, and register experiments that are files."""
     group, chosen = override.key_or_group, []
     if override.is_delete():
         return str(override.input_line)
     for value in _values(override):
         if value is None:
-            raise ConfigError(f"{group}=null: a group's preset is taken away with ~{group}")
+            raise ConfigError(_no_preset(group, presets(group, folders)))
         if group == "experiment" and str(value).endswith(EXPERIMENT_SUFFIXES):
             chosen.append(_registered(str(value), folders, files))
             continue
         known = presets(group, folders)
-        if str(value) not in known:
-            hint = f"{nearest(str(value), known)} (known: {', '.join(known)})" if known else "there are no presets"
-            raise ConfigError(f"{group}={value}: {hint}")
+        if str(value) not in known and all(map(_is_local, folders)):
+            near = closest(str(value), known)
+            hint = f"did you mean '{near}'?" if near else "no such preset" if known else "there are no presets"
+            listed = f" (known: {', '.join(known)})" if known else ""
+            raise ConfigError(f"{group}={value}: {hint}{listed}{_one_by_one(group)}")
         chosen.append(str(value))
     return f"{override.get_key_element()}={','.join(chosen)}" if chosen else str(override.input_line)
+
+
+def _no_preset(group: str, known: Sequence[str]) -> str:
+    choose = f"choose a preset ({', '.join(known)})" if known else "there are no presets"
+    taken = f"; ~{group} takes away the one that an experiment chooses"
+    return f"{group}=null: {choose}{_one_by_one(group)}{taken}"
+
+
+def _one_by_one(section: str) -> str:
+    inside = [option.key for option in options(Config()) if option.key.startswith(f"{section}.")]
+    return f"; the options of this section are set one by one, as {inside[0]}=..." if inside else ""
 
 
 def _values(override: Override) -> list[Any]:
@@ -180,7 +230,7 @@ def _values(override: Override) -> list[Any]:
     return []
 
 
-def _registered(file: str, folders: Sequence[Path], files: dict[str, Path]) -> str:
+def _registered(file: str, folders: Sequence[str], files: dict[str, Path]) -> str:
     """Register an experiment file with Hydra and return its name there, which no preset and none of `files` has."""
     from hydra.core.config_store import ConfigStore
 
@@ -213,6 +263,10 @@ def _rejection(text: str, error: HydraException) -> str:
     if not equals:
         return f"the override '{text}' has no '=': write key=value (or ~key to delete one)"
     position = _position(text, error)
+    if position < len(key):
+        near = closest(key, known_keys())
+        hint = f"; did you mean '{near}'?" if near else ""
+        return f"the override '{text}' has a key that cannot be read: a key is dotted words, as train.num_steps{hint}"
     start = text.rfind("\n", 0, position) + 1  # the line's start, in a value of several lines
     caret = " " * (position - start) + "^"
     lines = ["this override cannot be read:", f"  {text[start:].partition(chr(10))[0]}", f"  {caret}"]
@@ -249,4 +303,9 @@ def _position(text: str, error: HydraException) -> int:
 
 def _quoted(key: str, value: str) -> str:
     """Return `key=value` with the value quoted for Hydra and the whole quoted for the shell."""
-    return shlex.quote(f"{key}={QuotedString(text=value, quote=Quote.double).with_quotes()}")
+    return shlex.quote(f"{key}={_quote(value)}")
+
+
+def _quote(value: str) -> str:
+    quoted: str = QuotedString(text=value, quote=Quote.double).with_quotes()
+    return quoted

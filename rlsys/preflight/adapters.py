@@ -33,6 +33,13 @@ def check_lora(config: Config) -> None:
             f"algorithm.refresh.every={config.algorithm.refresh.every} needs reference workers, but with "
             "learner.lora.rank > 0 the reference is the policy without its adapter: set algorithm.refresh.every=0"
         )
+    targets = lora.target_modules
+    names = targets if isinstance(targets, list) else [targets]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(
+            f"learner.lora.target_modules={targets}: must be all-linear, a list of names, or a regular expression for "
+            "names"
+        )
     if lora.quantize_base is not None:
         _check_quantized(config)
 

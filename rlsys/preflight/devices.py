@@ -6,6 +6,10 @@ from rlsys.algorithms.requirements import needs_critic, reference_workers
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 
+# Ray's share of the one GPU for each worker with weights.backend=ipc. Three fit: engine, learner and reference. A
+# share is for placing workers, not for memory.
+GPU_SHARE = 0.3
+
 
 def check_devices(config: Config, *, training: bool) -> None:
     """Raise ConfigError for a channel that the devices rule out, or for more GPUs than `cluster.num_gpus`."""
@@ -74,3 +78,10 @@ def _check_one_gpu(config: Config) -> None:
     wrong = [f"{key}={value}" for key, value in values.items() if value != 1]
     if wrong:
         raise ConfigError(f"weights.backend=ipc shares one GPU: set these to 1: {', '.join(wrong)}")
+    scoring = config.scoring
+    left = 1 - GPU_SHARE * (2 + reference_workers(config))
+    if scoring.num_workers * scoring.num_gpus > left:
+        raise ConfigError(
+            f"scoring.num_workers={scoring.num_workers} with scoring.num_gpus={scoring.num_gpus:g}: weights.backend="
+            f"ipc shares one GPU, of which engine, learner and reference leave {left:g} to all scoring workers together"
+        )

@@ -121,10 +121,10 @@ def test_flags_may_stand_between_overrides(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         "rlsys.commands.train.compose_jobs", lambda *args, **options: given.append((args, options)) or []
     )
-    execute(["train", "seed=0,1", "--multirun", "experiment=quickstart", "--cfg", "job", "train.num_steps=1"])
+    execute(["train", "seed=0,1", "--multirun", "experiment=quickstart", "--resolve", "train.num_steps=1"])
     ((overrides,), options) = given[0]
     assert overrides == ["seed=0,1", "experiment=quickstart", "train.num_steps=1"]
-    assert options == {"flags": ["--multirun", "--cfg", "job"], "sweeps": True, "folders": []}
+    assert options == {"flags": ["--resolve", "--multirun"], "sweeps": True, "folders": []}
 
 
 def test_hydra_s_flag_for_a_single_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,17 +142,102 @@ def test_a_sweep_is_checked_before_its_first_run(
     assert "learner.lr=-1.0: must be at least 0" in capsys.readouterr().err
 
 
-def test_a_failing_run_of_a_sweep_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"), [(ConfigError("no room"), "no room"), (ZeroDivisionError("by 0"), "ZeroDivisionError: by 0")]
+)
+def test_a_failing_run_of_a_sweep_is_named_after_the_others_are_trained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, said: str
+) -> None:
     trained: list[int] = []
 
     def fail_second(job: Any) -> None:
         trained.append(job.config.seed)
         if job.config.seed == 1:
-            raise ConfigError("no")
+            raise error
 
     monkeypatch.setattr("rlsys.commands.train.train_job", fail_second)
     assert run(monkeypatch, "train", "--multirun", "experiment=quickstart", "seed=0,1,2") == 1
-    assert trained == [0, 1]
+    assert trained == [0, 1, 2]
+    assert f"rlsys: 1 of 3 runs failed:\nrun 1 (seed=1): {said}\n" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    trained: list[int] = []
+
+    def interrupted(job: Any) -> None:
+        trained.append(job.config.seed)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlsys.commands.train.train_job", interrupted)
+    assert run(monkeypatch, "train", "--multirun", "experiment=quickstart", "seed=0,1,2") == 130
+    assert trained == [0]
+    assert "interrupted; every process of this run has ended" in capsys.readouterr().err
+
+
+def test_a_command_that_starts_no_process_does_not_speak_of_a_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupted(path: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlsys.run_folder.folder.RunFolder.open", interrupted)
+    assert run(monkeypatch, "report", str(tmp_path)) == 130
+    assert capsys.readouterr().err == "rlsys: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--cfg", "job", "-m"], 2, "not allowed with argument --cfg"),
+        (["--info", "--cfg", "job"], 2, "not allowed with argument"),
+        (["--shell-completion"], 1, "`rlsys --help` has the line for ours"),
+        (["-sc", "install=bash"], 1, "`rlsys --help` has the line for ours"),
+        (["--experimental-rerun", "nofile"], 2, "no such file: "),
+        (["--config-dir=nofolder"], 2, "no such folder: "),
+        (["--config-path", "nofolder"], 2, "no such folder: "),
+    ],
+)
+def test_hydra_s_flags_that_do_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, said: str
+) -> None:
+    assert run(monkeypatch, "train", *arguments, "experiment=quickstart") == status
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "Traceback" not in printed
+
+
+def test_folders_of_presets_in_flags(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine" / "rollout").mkdir(parents=True)
+    (tmp_path / "mine" / "rollout" / "wide.yaml").write_text("max_num_seqs: 7\n")
+    (tmp_path / "mine" / "config.yaml").write_text("defaults: [schema, {rollout: null}, _self_]\n")
+    for flag in ("--config-dir", "--config-path"):
+        assert run(monkeypatch, "train", "--cfg", "job", f"{flag}=~/mine", "rollout=wide") == 0
+        assert "max_num_seqs: 7" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", "runs/mine", "--output"],
+        ["eval", "runs/mine", "--responses"],
+        ["import", "recipe.yaml", "--output"],
+        ["report", "runs/mine", "--output"],
+        ["export", "runs/mine", "--output"],
+        ["make-model"],
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(monkeypatch, *arguments, str(tmp_path / "file" / "x.yaml")) == 2
+    assert "file" in capsys.readouterr().err
+    if "--output" in arguments and arguments[0] != "export":
+        assert run(monkeypatch, *arguments, str(tmp_path)) == 2
+        assert "is a folder: name a file" in capsys.readouterr().err
 
 
 def test_the_folder_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

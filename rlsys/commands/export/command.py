@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlsys.commands.export.card import write_card
 from rlsys.commands.libraries import quiet_libraries
-from rlsys.config.paths import expand
+from rlsys.commands.output import output_folder
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 from rlsys.run_folder.checkpoint import step_of
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--merge", action="store_true", help="merge an adapter into its model's weights")
     parser.add_argument(
         "--output",
-        type=expand,
+        type=output_folder,
         metavar="FOLDER",
         help="folder to write (default: RUN/export/step-N, or step-N-merged)",
     )

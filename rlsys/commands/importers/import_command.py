@@ -16,6 +16,7 @@ from rlsys.commands.importers.recipe_file import read
 from rlsys.commands.importers.summary import show
 from rlsys.commands.importers.translate import translate
 from rlsys.commands.numbers import at_least
+from rlsys.commands.output import output_file
 from rlsys.config.overrides import EXPERIMENT_SUFFIXES
 from rlsys.config.paths import expand
 from rlsys.errors import ConfigError
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-rows", type=at_least(1), help="rows of the training data: turns epochs into steps")
     parser.add_argument(
-        "--output", type=expand, metavar="FILE", help="file to write (default: NAME.rlsys.yaml beside the recipe)"
+        "--output", type=output_file, metavar="FILE", help="file to write (default: NAME.rlsys.yaml beside the recipe)"
     )
 
 

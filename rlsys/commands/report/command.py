@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlsys.commands.numbers import at_least
+from rlsys.commands.output import output_file
 from rlsys.commands.report.page import compressed_json, render
 from rlsys.commands.report.rollouts import Rollouts, collect
 from rlsys.commands.report.tokens import TokenTexts
@@ -21,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=expand, metavar="RUN", help="folder of a run, finished or not")
     parser.add_argument("other", type=expand, nargs="?", metavar="RUN_B", help="a second run to compare it with")
     parser.add_argument(
-        "--output", type=expand, metavar="FILE", help="file to write (default: report.html in the first run's folder)"
+        "--output",
+        type=output_file,
+        metavar="FILE",
+        help="file to write (default: report.html in the first run's folder)",
     )
     parser.add_argument(
         "--max-rollouts",
@@ -37,11 +41,7 @@ def run(options: argparse.Namespace) -> None:
     runs = [RunFolder.open(path) for path in (options.folder, options.other) if path is not None]
     for run in runs:
         _ = run.rows  # raises for a folder without metrics, before anything else is read
-    output = (options.output or runs[0].path / "report.html").expanduser()
-    if output.is_dir():
-        raise RlsysError(f"--output {output} is a folder: name a file, such as {output / 'report.html'}")
-    if not output.parent.is_dir():
-        raise RlsysError(f"--output {output}: the folder {output.parent.resolve()} does not exist; create it first")
+    output = options.output or runs[0].path / "report.html"
     shown, notes = [], []
     for run in runs:
         rollouts, run_notes = collect_rollouts(run, options.max_rollouts // len(runs))

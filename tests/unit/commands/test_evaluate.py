@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rlsys.commands.evaluate import config_of
+from rlsys.commands.evaluate import _target_of, config_of
 from rlsys.config.compose import load_config
 from rlsys.errors import ConfigError
 from rlsys.rollout.setup import adapter_slots
@@ -30,6 +30,19 @@ def test_a_model(adapter: Path) -> None:
     assert adapter_slots(config) is None
     with pytest.raises(ConfigError, match="--step chooses a checkpoint of a run, and 'org/model' is not"):
         config_of("org/model", [], step=3)
+
+
+def test_the_target_among_the_words_of_a_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "lr=1").mkdir(parents=True)
+    for words in (["runs/lr=1", "seed=3"], ["seed=3", "runs/lr=1"]):
+        assert _target_of(words) == ("runs/lr=1", ["seed=3"])
+    assert _target_of(["~data", "~algorithm.advantage.eps", "~/no/run", "seed=3"]) == (
+        "~/no/run",
+        ["~data", "~algorithm.advantage.eps", "seed=3"],
+    )
+    assert _target_of(["seed=3"]) == (None, ["seed=3"])
+    assert _target_of([]) == (None, [])
 
 
 def test_settings_are_the_defaults_unless_an_experiment_is_named(adapter: Path) -> None:

@@ -88,8 +88,11 @@ def test_a_preset_of_an_experiment_is_taken_away_again() -> None:
 def test_presets_of_one_s_own(tmp_path: Path) -> None:
     (tmp_path / "rollout").mkdir()
     (tmp_path / "rollout" / "mine.yaml").write_text("max_num_seqs: 7\n")
-    (job,) = compose_jobs(["rollout=mine"], flags=["--config-dir", str(tmp_path)], folders=[tmp_path])
+    (job,) = compose_jobs(["rollout=mine"], flags=["--config-dir", str(tmp_path)], folders=[str(tmp_path)])
     assert job.config.rollout.max_num_seqs == 7
+    for path in (str(tmp_path), f"file://{tmp_path}"):
+        (job,) = compose_jobs([f"hydra.searchpath=['{path}']", "rollout=mine"])
+        assert job.config.rollout.max_num_seqs == 7
 
 
 def test_every_run_of_a_sweep_is_composed_before_one_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

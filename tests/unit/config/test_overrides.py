@@ -120,7 +120,7 @@ def test_a_file_is_not_mistaken_for_a_preset_or_a_number(tmp_path: Path) -> None
     (presets / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 77\n")
     for name, seed in seeds.items():
         (tmp_path / f"{name}.yaml").write_text(f"# @package _global_\nseed: {seed}\n")
-        (override,) = normalise([f"experiment={tmp_path}/{name}.yaml"], folders=[presets])
+        (override,) = normalise([f"experiment={tmp_path}/{name}.yaml"], folders=[str(presets)])
         assert override == f"experiment=file_{name}"
         assert load_config([f"experiment={tmp_path}/{name}.yaml"]).seed == seed
 
@@ -130,6 +130,35 @@ def test_options_of_functions_within_a_section() -> None:
     assert (chosen.policy_loss["clip_low"], chosen.kl.coef) == (0.1, 0.2)
     with pytest.raises(ConfigError, match="klx"):
         load_config(["algorithm={klx: {coef: 0.2}, policy_loss: {clip_low: 0.1}}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("learner={lrr: 3}", "unknown configuration key 'learner.lrr': did you mean 'learner.lr'?"),
+        ("learner={lora: {rankk: 3}}", "'learner.lora.rankk': did you mean 'learner.lora.rank'?"),
+        ("learner=3", "there are no presets; the options of this section are set one by one, as learner.num_workers="),
+        ("checkpoint.zzzzzzz=1", "known: checkpoint.every, checkpoint.keep, checkpoint.last"),
+        (
+            "qqqqqqqq=1",
+            "known: algorithm, checkpoint, cluster, critic, data, eval, experiment, learner, logging, model,",
+        ),
+        ("data=qqqqq", "data=qqqqq: no such preset (known: gsm8k)"),
+        ("model=null", "options of this section are set one by one, as model.path=...; ~model takes away the one"),
+        ("reward=null", "reward=null: choose a preset (math_answer, target_length); ~reward takes away"),
+        ("a b=3", "the override 'a b=3' has a key that cannot be read"),
+        ("train.num steps=3", "as train.num_steps; did you mean 'train.num_steps'?"),
+    ],
+)
+def test_what_is_wrong_is_named(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config([override])
+    assert said in str(caught.value)
+    assert "append" not in str(caught.value)
+
+
+def test_presets_in_a_package_are_left_to_hydra() -> None:
+    assert normalise(["rollout=mine", "hydra.searchpath=[pkg://mine]"])[0] == "rollout=mine"
 
 
 def test_a_function_is_named_with_its_options_in_one_mapping() -> None:

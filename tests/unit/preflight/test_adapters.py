@@ -15,6 +15,9 @@ from rlsys.preflight.checks import check_config
 LORA = "learner.lora.rank=8"
 
 
+TARGETS = [("5", "5"), ("null", "None"), ("[]", "[]"), ("[q_proj,3]", "['q_proj', 3]"), ("true", "True")]
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -30,6 +33,10 @@ LORA = "learner.lora.rank=8"
         ([LORA, "cluster.num_gpus=4"], "half precision only, and theirs is float32"),
         (["algorithm=ppo", "critic.lora.rank=8"], "a critic has no adapters"),
         (["scoring.num_gpus=0.5"], "cluster.num_gpus=0"),
+        *(
+            ([LORA, f"learner.lora.target_modules={value}"], f"={shown}: must be all-linear")
+            for value, shown in TARGETS
+        ),
     ],
 )
 def test_refused(overrides: list[str], said: str) -> None:

@@ -235,6 +235,10 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
             {"weights.backend": "ipc", "cluster.num_gpus": 1, "rollout.num_workers": 2},
             ["weights.backend=ipc shares one GPU", "set these to 1: rollout.num_workers=2"],
         ),
+        (
+            {"weights.backend": "ipc", "cluster.num_gpus": 1, "scoring.num_workers": 3, "scoring.num_gpus": 0.2},
+            ["scoring.num_workers=3 with scoring.num_gpus=0.2", "leave 0.4 to all scoring workers"],
+        ),
         # 2 engines of 2 GPUs, and 2 learner ranks
         (
             {
@@ -265,6 +269,7 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: list[str
         {"cluster.num_gpus": 3, "algorithm.kl.coef": 0.1},
         {"cluster.num_gpus": 1, "weights.backend": "ipc"},
         {"cluster.num_gpus": 1, "weights.backend": "ipc", "algorithm.kl.coef": 0.1},
+        {"cluster.num_gpus": 1, "weights.backend": "ipc", "algorithm.kl.coef": 0.1, "scoring.num_gpus": 0.1},
         {"learner.num_workers": 2, "learner.zero_stage": 3, "rollout.dtype": "bfloat16"},
         {"algorithm.policy_loss": {"name": "ppo_clip", "clip_low": 0.1}},
         {"reference.num_workers": 0, "reference.microbatch_tokens": 1},  # no KL: no reference is started

@@ -80,7 +80,7 @@ def test_a_card_has_neither_folders_of_this_machine_nor_secrets(run_dir: Path, m
     assert "| base model | base |" in text
     assert "| rewards | mine.py:score (weight 1) |" in text
     assert "token: ${oc.env:PW}" in text
-    assert card.data.base_model is None
+    assert "base_model" not in card.data.to_dict()
     for file in ("README.md", "rlsys_config.yaml"):
         content = (run_dir / "export" / file).read_text()
         assert [word for word in ("/some", "hunter2") if word in content] == []
