@@ -47,7 +47,8 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
     config, lora = broadcast_config(folder, BUCKET_MIB), LoraConfig(rank=rank)
     wanted = worker_demands(config)["rollout"]
     with connect(config, {"rollout": wanted}) as cluster:
-        setup = EngineSetup(config.rollout, str(folder), MAX_TOKENS, "gloo", seed=0, slots=AdapterSlots(rank, 1))
+        slots = AdapterSlots(rank, 1)
+        setup = EngineSetup(config.rollout, str(folder), MAX_TOKENS, "gloo", seed=0, stop_token_ids=(), slots=slots)
         worker = cluster.start(RolloutWorker, wanted[0], 0, setup, max_concurrency=8)
         wait(fetch(worker.start.remote(), who="rollout/0", what="starting"))
         policy = load_policy(str(folder), torch.bfloat16, packing="padded", lora=lora)

@@ -73,7 +73,7 @@ def engine_side(folder: Path, bucket_mib: int) -> Iterator[Callable[..., dict[st
     config = broadcast_config(folder, bucket_mib)
     wanted = worker_demands(config)["rollout"]
     with connect(config, {"rollout": wanted}) as cluster:
-        setup = EngineSetup(config.rollout, str(folder), MAX_TOKENS, "gloo", seed=0)
+        setup = EngineSetup(config.rollout, str(folder), MAX_TOKENS, "gloo", seed=0, stop_token_ids=())
         worker = cluster.start(MeasuredWorker, wanted[0], 0, setup, max_concurrency=8)
         wait(fetch(worker.start.remote(), who="rollout/0", what="starting"))
         model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)

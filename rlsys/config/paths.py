@@ -6,14 +6,25 @@ is made absolute before the run starts. Names that only look like files (hub ids
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlsys.errors import ConfigError
+
 
 def expand(path: str | Path) -> Path:
-    """Return a path with `~` replaced by the home folder."""
-    return Path(path).expanduser()
+    """Return a path with `~` replaced by the home folder. Raise ConfigError when nobody knows that folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"the path '{path}' begins with ~, but {str(error).lower()}: write the whole path") from error
+
+
+def is_file(path: str) -> bool:
+    """Return whether a text is the name of an existing file; a long text, or one with a zero byte, is none."""
+    return os.path.isfile(os.path.expanduser(path))
 
 
 def absolute(path: str | Path) -> str:
@@ -49,7 +60,5 @@ def absolute_if_there(value: Any) -> Any:
 
 
 def _is_there(path: str) -> bool:
-    try:
-        return bool(path) and expand(path).exists()
-    except OSError:  # too long for a file name: a text
-        return False
+    # os.path, not Path: it takes a text that is too long for a name as one that does not exist.
+    return bool(path) and os.path.exists(os.path.expanduser(path))

@@ -54,6 +54,9 @@ class DataConfig:
     prompt_template: str | None = option(None, help="a jinja file, or a template, around a plain prompt, its `content`")
     chat_template: bool = option(False, help="turn plain prompts into user messages (chat messages always use it)")
     chat_template_options: dict[str, Any] = option({}, help="variables for the chat template")
+    continue_final_message: bool = option(
+        False, help="let the response continue a prompt's last message if that is the assistant's; else it is refused"
+    )
     system_prompt: str | None = option(None, help="system message before the prompt; needs chat messages")
     max_prompt_tokens: int | None = option(None, ge=1, help="longest prompt; null: what the context leaves for it")
     overlong: str = option("refuse", choices=("refuse", "filter"), help="what to do with prompts that are too long")
@@ -91,6 +94,9 @@ class RolloutConfig:
     temperature: float = option(1.0, gt=0, help="sampling temperature in training; evaluation is greedy by itself")
     max_response_tokens: int = option(64, ge=1, help="longest response in tokens")
     ignore_eos: bool = option(False, help="always sample `max_response_tokens` tokens")
+    stop: list[Any] = option(
+        [], help="tokens that end a response, besides the model's own: each its text, as '<|im_end|>', or its id"
+    )
     seeded: bool = option(
         False, help="one random stream per response, so that synchronous runs repeat; a little slower"
     )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined, Template, TemplateError, TemplateSyntaxError
+from jinja2 import Environment, StrictUndefined, Template, TemplateSyntaxError
 
 from rlsys.config.schema import DataConfig
-from rlsys.config.templates import text_or_file
+from rlsys.config.templates import check_uses, text_or_file
 from rlsys.data import Row
+from rlsys.data.chat import ChatTemplate
 from rlsys.data.sources import LoadedRows
-from rlsys.errors import ConfigError, DataError, nearest
+from rlsys.errors import ConfigError, DataError, RlsysError, nearest
 from rlsys.types import Messages, Prompt
 
 
@@ -31,23 +32,37 @@ def check_rows(loaded: LoadedRows, prompt_column: str) -> None:
 class PromptEncoder:
     """An encoder of checked rows as prompts, in their order."""
 
-    def __init__(self, tokenizer: Any, config: DataConfig, max_prompt_tokens: int) -> None:
-        """Keep the tokenizer and the options; `max_prompt_tokens` is the longest prompt that is accepted."""
+    def __init__(self, tokenizer: Any, config: DataConfig, *, max_prompt_tokens: int, vocab_rows: int) -> None:
+        """Keep the tokenizer and the options.
+
+        Args:
+            tokenizer: the policy's.
+            config: the options of `data`.
+            max_prompt_tokens: length of the longest prompt that is accepted.
+            vocab_rows: number of token ids that the model has an embedding for.
+        """
         self._tokenizer = tokenizer
         self._config = config
         self._max_prompt_tokens = max_prompt_tokens
+        self._vocab_rows = vocab_rows
         self._around = None if config.prompt_template is None else _template(config.prompt_template)
 
     def encode(self, loaded: LoadedRows, first_index: int = 0) -> tuple[list[Prompt], int]:
         """Return the prompts, numbered from `first_index`, and the number of rows that were left out as too long.
 
-        Raises DataError for a row whose prompt is not a text, and with `data.overlong=refuse` for one that is too long.
+        Raises:
+            DataError: a row's prompt is not a text or a conversation, or is empty, or the model lacks one of its
+                tokens; and with `data.overlong=refuse` one that is too long.
+            ConfigError: a template does not take a row.
         """
         prompts: list[Prompt] = []
         for index, row in enumerate(loaded.rows):
-            prompt = self._prompt(row, loaded, index, first_index + len(prompts))
-            if self._fits(prompt, loaded, index):
-                prompts.append(prompt)
+            try:
+                prompt = self._prompt(row, first_index + len(prompts))
+                if self._fits(prompt):
+                    prompts.append(prompt)
+            except RlsysError as error:
+                raise type(error)(f"{loaded.where(index)}: {error}") from error
         if not prompts:
             raise DataError(
                 f"data '{loaded.source.name}': all prompts are longer than {self._max_prompt_tokens} tokens: raise "
@@ -55,35 +70,47 @@ class PromptEncoder:
             )
         return prompts, len(loaded.rows) - len(prompts)
 
-    def _prompt(self, row: Row, loaded: LoadedRows, index: int, number: int) -> Prompt:
-        column = self._config.prompt_column
-        text = self._text(row[column], loaded, index)
-        columns = {key: value for key, value in row.items() if key != column}
-        return Prompt(number, text, np.array(self._token_ids(text, loaded, index), dtype=np.int32), columns)
+    def end_of_turn(self) -> int | None:
+        """Return the token that ends an assistant's message in the chat template; see `ChatTemplate.end_of_turn`."""
+        return self._chat.end_of_turn()
 
-    def _fits(self, prompt: Prompt, loaded: LoadedRows, index: int) -> bool:
+    @cached_property
+    def _chat(self) -> ChatTemplate:
+        return ChatTemplate(self._tokenizer, self._config.chat_template_options)
+
+    def _prompt(self, row: Row, number: int) -> Prompt:
+        column = self._config.prompt_column
+        text = self._text(row[column])
+        columns = {key: value for key, value in row.items() if key != column}
+        return Prompt(number, text, self._token_ids(text), columns)
+
+    def _fits(self, prompt: Prompt) -> bool:
         size = len(prompt.token_ids)
-        if 0 < size <= self._max_prompt_tokens:
+        if size == 0:
+            raise DataError(
+                f"the prompt has 0 tokens, and sampling needs one to begin with: remove the row, or fill its column "
+                f"'{self._config.prompt_column}'"
+            )
+        if size <= self._max_prompt_tokens:
             return True
-        if size and self._config.overlong == "filter":
+        if self._config.overlong == "filter":
             return False
         raise DataError(
-            f"{loaded.where(index)}: the prompt has {size} tokens, 1 to {self._max_prompt_tokens} are possible "
-            "(data.max_prompt_tokens, or what the context leaves beside the longest response). Leave such rows out "
-            "with data.overlong=filter, lower rollout.max_response_tokens or use a model with a longer context"
+            f"the prompt has {size} tokens, 1 to {self._max_prompt_tokens} are possible (data.max_prompt_tokens, or "
+            "what the context leaves beside the longest response). Leave such rows out with data.overlong=filter, "
+            "lower rollout.max_response_tokens or use a model with a longer context"
         )
 
-    def _text(self, value: Any, loaded: LoadedRows, index: int) -> str | Messages:
+    def _text(self, value: Any) -> str | Messages:
         """Return the prompt as rewards will see it: plain text, or chat messages with the system prompt."""
         config = self._config
         if isinstance(value, str):
             if self._around is not None:
-                value = self._put_around(self._around, value, loaded, index)
+                value = _put_around(self._around, value)
             if not config.chat_template:
                 if config.system_prompt is not None:
                     raise ConfigError(
-                        f"{loaded.where(index)}: data.system_prompt needs chat messages, and this prompt is text: set "
-                        "data.chat_template=true"
+                        "data.system_prompt needs chat messages, and this prompt is text: set data.chat_template=true"
                     )
                 return value
             messages = [{"role": "user", "content": value}]
@@ -92,7 +119,7 @@ class PromptEncoder:
             messages = [{"role": message["role"], "content": message["content"]} for message in value]
         else:
             raise DataError(
-                f"{loaded.where(index)}: column '{config.prompt_column}' is neither a string nor a list of messages "
+                f"column '{config.prompt_column}' is neither a string nor a list of messages "
                 f"{{role: ..., content: ...}}: it is {type(value).__name__}"
             )
         # A system message in the data wins over the option.
@@ -100,46 +127,63 @@ class PromptEncoder:
             messages = [{"role": "system", "content": config.system_prompt}, *messages]
         return messages
 
-    def _put_around(self, template: Template, value: str, loaded: LoadedRows, index: int) -> str:
+    def _token_ids(self, text: str | Messages) -> np.ndarray:
+        """Return [L] int32."""
+        # A chat template holds every special token already: adding them again would double the one that begins a text.
+        is_plain = isinstance(text, str)
+        rendered = text if isinstance(text, str) else self._rendered(text)
         try:
-            return template.render(content=value)
-        except TemplateError as error:
-            raise ConfigError(
-                f"{loaded.where(index)}: data.prompt_template cannot be filled in: {error.message}; its only variable "
-                "is `content`, the row's prompt"
+            rendered.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"the prompt holds half a character, {rendered[error.start]!r}, which is no text: of a character's two "
+                "\\u escapes in JSON (an emoji has two) one is missing"
             ) from error
+        ids = np.array(self._tokenizer(rendered, add_special_tokens=is_plain)["input_ids"], dtype=np.int32)
+        unknown = ids[ids >= self._vocab_rows]
+        if unknown.size:
+            token = self._tokenizer.convert_ids_to_tokens(int(unknown[0]))
+            raise DataError(
+                f"the prompt has the token {token!r} (id {unknown[0]}), which the model lacks: its embedding has "
+                f"{self._vocab_rows} rows. Resize the embedding (model.resize_token_embeddings) and save the model, or "
+                "use the tokenizer that it was trained with"
+            )
+        return ids
 
-    def _token_ids(self, text: str | Messages, loaded: LoadedRows, index: int) -> Sequence[int]:
-        if isinstance(text, str):
-            return list(self._tokenizer(text)["input_ids"])
-        if self._tokenizer.chat_template is None:
-            raise ConfigError(
-                f"{loaded.where(index)}: the prompt is a list of chat messages, but the model's tokenizer has no chat "
-                "template: set model.chat_template"
-            )
-        try:
-            rendered = self._tokenizer.apply_chat_template(
-                text, tokenize=False, add_generation_prompt=True, **self._config.chat_template_options
-            )
-        except TemplateError as error:
-            roles = [message["role"] for message in text]
-            raise ConfigError(
-                f"{loaded.where(index)}: the chat template does not take messages with the roles {roles}: {error}"
-            ) from error
-        # The template holds every special token already: adding them again would double the token that begins a text.
-        return list(self._tokenizer(rendered, add_special_tokens=False)["input_ids"])
+    def _rendered(self, messages: Messages) -> str:
+        if messages[-1]["role"] != "assistant":
+            return self._chat.prompt(messages)
+        if self._config.continue_final_message:
+            return self._chat.continued(messages)
+        raise DataError(
+            "the last message of the prompt is the assistant's. If it is the answer, remove it; if the response should "
+            "continue it, set data.continue_final_message=true"
+        )
+
+
+def _put_around(template: Template, value: str) -> str:
+    try:
+        return template.render(content=value)
+    except Exception as error:  # a template runs code: it may raise anything
+        raise ConfigError(
+            f"data.prompt_template cannot be filled in: {type(error).__name__}: {error}; its only variable is "
+            "`content`, the row's prompt"
+        ) from error
 
 
 def _template(option: str) -> Template:
     """Return the template that `data.prompt_template` holds, or that the file of its name holds."""
-    text = text_or_file(option, "data.prompt_template")
+    key = "data.prompt_template"
+    text = text_or_file(option, key, variable="content")
     try:
-        return Environment(undefined=StrictUndefined).from_string(text)
+        template = Environment(undefined=StrictUndefined).from_string(text)
     except TemplateSyntaxError as error:
         raise ConfigError(
             f"data.prompt_template, line {error.lineno}: not a jinja template: {error.message}; its only variable is "
             "`content`, the row's prompt"
         ) from error
+    check_uses("content", lambda value: template.render(content=value), text, key)
+    return template
 
 
 def _is_message(value: Any) -> bool:

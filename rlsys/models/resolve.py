@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -9,7 +10,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,15 +112,33 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False, chat_template:
     return tokenizer
 
 
-def context_length(path: str, *, trust_remote_code: bool = False) -> int:
-    """Return the longest sequence that the model accepts, in tokens."""
-    from transformers import AutoConfig
+@dataclass(frozen=True)
+class ModelFacts:
+    """The facts about a model that are known without its weights, from config.json and generation_config.json."""
+
+    max_context: int  # longest sequence in tokens
+    vocab_rows: int  # token ids that the embedding has rows for; a tokenizer may have more
+    end_ids: Mapping[str, tuple[int, ...]]  # ids that end a response, by the file that names them
+
+
+def model_facts(path: str, *, trust_remote_code: bool = False) -> ModelFacts:
+    """Read the facts of a model folder or hub id. Raise ConfigError for a config.json that lacks them."""
+    from transformers import AutoConfig, GenerationConfig
 
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        return int(config.get_text_config().max_position_embeddings)
-    except (OSError, ValueError, AttributeError) as error:
+        text = config.get_text_config()
+        context, rows = int(text.max_position_embeddings), int(text.vocab_size)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"model.path '{path}' has no usable config.json: {str(error).splitlines()[0]}") from error
+    ends = {"config.json": _ids(getattr(config, "eos_token_id", None)) + _ids(getattr(text, "eos_token_id", None))}
+    with contextlib.suppress(OSError):  # a model without that file; vLLM reads it in the same way
+        ends["generation_config.json"] = _ids(GenerationConfig.from_pretrained(path).eos_token_id)
+    return ModelFacts(context, rows, ends)
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else () if value is None else (int(value),)
 
 
 def _existing(path: str, trust_remote_code: bool) -> str:
@@ -146,6 +166,8 @@ def _existing(path: str, trust_remote_code: bool) -> str:
 
 def _digest(build: ModelBuild, seed: int, prompt_column: str, *rows: Rows) -> str:
     """Return a name made of everything that shapes a build: recipe, options, seed, and the rows it learns from."""
+    # The corpus counts by its rows, not by where it lies.
+    build = dataclasses.replace(build, tokenizer=dataclasses.replace(build.tokenizer, corpus=None))
     shaped_by = [RECIPE, dataclasses.asdict(build), seed, prompt_column, *map(list, rows)]
     return hashlib.sha256(json.dumps(shaped_by, sort_keys=True, default=str).encode()).hexdigest()[:12]
 

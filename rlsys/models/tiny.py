@@ -57,8 +57,10 @@ def _character_vocab(alphabet: str) -> dict[str, int]:
             "model.build.tokenizer.alphabet has characters outside ASCII, which kind=chars cannot give one token each; "
             "use model.build.tokenizer.kind=bpe"
         )
-    # GPT-2's byte-level alphabet writes printable ASCII as itself and shifts the rest (space, newline) by 256.
-    shown = [chr(ord(c) + 256) if ord(c) <= 32 or ord(c) == 127 else c for c in dict.fromkeys(alphabet)]
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    byte_level = bytes_to_unicode()  # GPT-2's alphabet: printable ASCII as itself, a space or a newline as another sign
+    shown = [byte_level[ord(character)] for character in dict.fromkeys(alphabet)]
     return {token: index for index, token in enumerate([*SPECIAL_TOKENS, *shown])}
 
 

@@ -15,12 +15,13 @@ from rlsys.data import Row
 from rlsys.data.encode import PromptEncoder, check_rows
 from rlsys.data.order import EpochOrder, MixtureOrder, Order
 from rlsys.data.sources import LoadedRows, absolute_sources, load, read, sources_of
-from rlsys.errors import RlsysError
+from rlsys.errors import ConfigError, RlsysError
 from rlsys.models.lora import check_adapters
-from rlsys.models.resolve import context_length, resolve_model
+from rlsys.models.resolve import ModelFacts, model_facts, resolve_model
 from rlsys.preflight.checks import check_config, check_lengths
 from rlsys.preflight.prepared import EvalSet, Prepared, run_tokenizer
 from rlsys.preflight.rewards import check_rewards
+from rlsys.preflight.stops import stop_tokens
 from rlsys.rewards.entry import absolute as absolute_reward
 from rlsys.types import Prompt
 
@@ -51,7 +52,10 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
         check_adapters(model_path, config.learner.lora, trust_remote_code=config.model.trust_remote_code)
     # Prompts must leave room for the longest response, of training or evaluation.
     longest_response = max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0)
-    encoder = _encoder(config, model_path, longest_response)
+    facts = model_facts(model_path, trust_remote_code=config.model.trust_remote_code)
+    tokenizer = run_tokenizer(config, model_path)
+    room = _prompt_room(config, facts, longest_response)
+    encoder = PromptEncoder(tokenizer, config.data, max_prompt_tokens=room, vocab_rows=facts.vocab_rows)
     encoded = _encoded(encoder, train) if training else []
     eval_sets = [
         EvalSet(loaded.source.title, prompts)
@@ -66,8 +70,15 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
         check_rewards(config.rewards, eval_set.prompts, loaded.source.name)
     every = train_prompts + [prompt for eval_set in eval_sets for prompt in eval_set.prompts]
     longest_prompt = max((len(prompt.token_ids) for prompt in every), default=0)
+    stops = stop_tokens(
+        tokenizer,
+        facts,
+        end_of_turn=encoder.end_of_turn() if any(prompt.is_conversation for prompt in every) else None,
+        chosen=config.rollout.stop,
+        needs_one=not config.rollout.ignore_eos,
+    )
     order = _order(config, train, [len(part) for part in encoded])
-    return Prepared(config, model_path, longest_prompt + longest_response, train_prompts, order, eval_sets)
+    return Prepared(config, model_path, longest_prompt + longest_response, train_prompts, order, eval_sets, stops)
 
 
 def _self_contained(config: Config) -> Config:
@@ -77,11 +88,13 @@ def _self_contained(config: Config) -> Config:
     """
     model, data = config.model, config.data
     template, around = model.chat_template, data.prompt_template
+    if template is not None:
+        template = text_or_file(template, "model.chat_template", variable="messages")
     return replace(
         config,
         model=replace(
             model,
-            chat_template=None if template is None else text_or_file(template, "model.chat_template"),
+            chat_template=template,
             adapter=None if model.adapter is None else absolute(model.adapter),
         ),
         data=replace(
@@ -120,10 +133,18 @@ def _load(config: Config, key: str) -> list[LoadedRows]:
     return found
 
 
-def _encoder(config: Config, model_path: str, longest_response: int) -> PromptEncoder:
-    room = context_length(model_path, trust_remote_code=config.model.trust_remote_code) - longest_response
-    limit = config.data.max_prompt_tokens
-    return PromptEncoder(run_tokenizer(config, model_path), config.data, room if limit is None else min(limit, room))
+def _prompt_room(config: Config, facts: ModelFacts, longest_response: int) -> int:
+    """Return the length of the longest prompt that is accepted; ConfigError when responses leave no room for any."""
+    room = facts.max_context - longest_response
+    if room < 1:
+        is_eval = (config.eval.max_response_tokens or 0) == longest_response
+        key = "eval.max_response_tokens" if is_eval else "rollout.max_response_tokens"
+        remedy = "raise model.build.max_context" if config.model.path is None else "use a model with a longer context"
+        raise ConfigError(
+            f"{key}={longest_response} leaves no room for a prompt in the model's context of {facts.max_context} "
+            f"tokens: lower it to less than {facts.max_context}, or {remedy}"
+        )
+    return min(room, config.data.max_prompt_tokens or room)
 
 
 def _encoded(encoder: PromptEncoder, parts: Sequence[LoadedRows]) -> list[list[Prompt]]:

@@ -8,6 +8,7 @@ from typing import Any
 from rlsys.config.schema import Config
 from rlsys.data.order import Order
 from rlsys.models.resolve import load_tokenizer
+from rlsys.preflight.stops import StopToken
 from rlsys.types import Prompt
 
 
@@ -29,6 +30,7 @@ class Prepared:
     train_prompts: list[Prompt]
     train_order: Order
     eval_sets: list[EvalSet]
+    stop_tokens: tuple[StopToken, ...]  # end a response, in training and evaluation
 
     def tokenizer(self) -> Any:
         """Load the policy's tokenizer, with the run's chat template."""

@@ -22,6 +22,7 @@ class EngineSetup:
     max_tokens: int  # length of the longest trajectory
     backend: str  # nccl | ipc | gloo: how weights arrive
     seed: int
+    stop_token_ids: tuple[int, ...]  # end a response
     trust_remote_code: bool = False
     slots: AdapterSlots | None = None  # for adapters, where the policy has them
 
@@ -35,6 +36,7 @@ class EngineSetup:
             max_tokens=prepared.max_tokens,
             backend=weight_backend(config),
             seed=config.seed,
+            stop_token_ids=tuple(token.id for token in prepared.stop_tokens),
             trust_remote_code=config.model.trust_remote_code,
             slots=adapter_slots(config),
         )

@@ -69,7 +69,7 @@ class RolloutWorker:
         arguments = AsyncEngineArgs(
             model=self._setup.model_path,
             # Prompts and responses are token ids; scoring workers decode. Without a tokenizer vLLM does not know the
-            # end of a sequence, so `_params` gives it as a stop token.
+            # end of a sequence, so `_params` gives every token that ends one.
             skip_tokenizer_init=True,
             dtype=config.dtype,
             tensor_parallel_size=config.tensor_parallel_size,
@@ -88,7 +88,7 @@ class RolloutWorker:
             distributed_executor_backend="mp" if self._config.tensor_parallel_size > 1 else None,
             worker_extension_cls="rlsys.weights.receiver.WeightReceiver",
             # Not the model's generation_config.json: its top_p or penalties would change the sampling distribution. Its
-            # end tokens still count, vLLM adds them to the stop tokens.
+            # end tokens still count: vLLM adds them, as `rlsys.preflight.stops` does.
             generation_config="vllm",
             # With the same seed all engines would draw the same random numbers.
             seed=self._setup.seed + self._index,
@@ -104,9 +104,6 @@ class RolloutWorker:
             self._adapters = Adapters(self._engine, f"rollout-{self._index}")
             if slots.loaded is not None:
                 await self._adapters.load(Path(slots.loaded), LOADED_VERSION)
-        model_config = self._engine.vllm_config.model_config.hf_config
-        eos = getattr(model_config, "eos_token_id", None)
-        self._eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
         logger.info("engine ready: %s in %s, up to %d tokens", arguments.model, config.dtype, self._setup.max_tokens)
         freeze_started()
 
@@ -309,7 +306,7 @@ class RolloutWorker:
             max_tokens=sampling.max_response_tokens,
             seed=seed,
             ignore_eos=sampling.ignore_eos,
-            stop_token_ids=None if sampling.ignore_eos else self._eos,
+            stop_token_ids=None if sampling.ignore_eos else list(self._setup.stop_token_ids),
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,

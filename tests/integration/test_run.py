@@ -52,6 +52,22 @@ def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return rlsys("train", *SMALL, *caches, *overrides, cwd=tmp_path)
 
 
+def test_a_response_ends_at_the_tokens_asked_for(tmp_path: Path) -> None:
+    """Every token but `<pad>` ends a response, so a model with random weights gives one character at most."""
+    assert rlsys("make-model", "m", cwd=tmp_path).returncode == 0
+    (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "3+1=", "answer": "4"}) + "\n")
+    texts = {}
+    for name, stop in {"own": [], "every": list(range(1, 101))}.items():
+        out = tmp_path / f"{name}.jsonl"
+        sampled = ("eval.num_samples=8", "rollout.max_response_tokens=16", "rollout.kv_cache_gib=0.25")
+        given = ("m", "data.eval=d.jsonl", f"rollout.stop={stop}", *sampled, "--responses", str(out))
+        finished = rlsys("eval", *given, cwd=tmp_path)
+        assert finished.returncode == 0, finished.stderr
+        texts[name] = [json.loads(line)["response"] for line in out.read_text().splitlines()]
+    assert max(map(len, texts["own"])) > 1
+    assert max(map(len, texts["every"])) == 1
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.long
 @pytest.mark.parametrize("experiment", ["gsm8k_length", "gsm8k_math"])

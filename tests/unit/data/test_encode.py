@@ -22,7 +22,11 @@ QUESTION = [{"role": "user", "content": "1+1"}]
 
 def encode(tokenizer: Any, value: Any, **options: Any) -> Prompt:
     row = {"prompt": value, "answer": "2"}
-    return PromptEncoder(tokenizer, DataConfig(**options), max_prompt_tokens=50).encode(loaded([row]))[0][0]
+    return encoder(tokenizer, DataConfig(**options)).encode(loaded([row]))[0][0]
+
+
+def encoder(tokenizer: Any, config: DataConfig, max_prompt_tokens: int = 50) -> PromptEncoder:
+    return PromptEncoder(tokenizer, config, max_prompt_tokens=max_prompt_tokens, vocab_rows=101)
 
 
 def loaded(rows: list[dict[str, Any]]) -> LoadedRows:
@@ -77,7 +81,7 @@ def test_a_system_prompt_is_never_dropped_silently(tokenizer: Any) -> None:
 
 def test_another_prompt_column(tokenizer: Any) -> None:
     rows = [{"question": "1+1=", "prompt": "not this"}]
-    prompt = PromptEncoder(tokenizer, DataConfig(prompt_column="question"), 50).encode(loaded(rows))[0][0]
+    prompt = encoder(tokenizer, DataConfig(prompt_column="question")).encode(loaded(rows))[0][0]
     assert prompt.text == "1+1="
     assert prompt.columns == {"prompt": "not this"}
 
@@ -116,7 +120,10 @@ def test_a_template_around_a_plain_prompt(tokenizer: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("around", "said"),
     [
-        ("Solve {{ contents }}.", r"rows, row 1: data\.prompt_template cannot be filled in: 'contents' is undefined"),
+        (
+            "Solve {{ contents }}.",
+            r"rows, row 1: data\.prompt_template cannot be filled in: UndefinedError: 'contents' is undefined",
+        ),
         ("{% if system %}{% endif %}", r"rows, row 1: data\.prompt_template .*'system' is undefined"),
         ("Solve\n{{ content", r"data\.prompt_template, line 2: not a jinja template: unexpected end of template"),
         ("{{ content | trimm }}", r"data\.prompt_template, line 1: .*'trimm'"),
@@ -129,7 +136,9 @@ def test_a_template_that_asks_for_what_there_is_not(tokenizer: Any, around: str,
 
 def test_a_chat_template_that_refuses_a_row_names_it(model_folder: Path) -> None:
     strict = load_tokenizer(str(model_folder), chat_template="{{ raise_exception('no system') }}")
-    with pytest.raises(ConfigError, match=r"rows, row 1: the chat template does not take messages .*'user'.*no system"):
+    with pytest.raises(
+        ConfigError, match=r"rows, row 1: the chat template .*does not take messages .*'user'.*no system"
+    ):
         encode(strict, QUESTION)
 
 
@@ -143,13 +152,72 @@ def test_another_chat_template_with_variables(tokenizer: Any, model_folder: Path
 
 def test_overlong_prompts_are_left_out_and_counted_where_that_is_asked_for(tokenizer: Any) -> None:
     rows = loaded([{"prompt": "1" * size} for size in (3, 60, 50, 51)])
-    encoder = PromptEncoder(tokenizer, DataConfig(overlong="filter"), max_prompt_tokens=50)
-    prompts, num_left_out = encoder.encode(rows, first_index=10)
+    filtering = DataConfig(overlong="filter")
+    prompts, num_left_out = encoder(tokenizer, filtering).encode(rows, first_index=10)
     assert [(prompt.index, len(prompt.token_ids)) for prompt in prompts] == [(10, 3), (11, 50)]
     assert num_left_out == 2
     with pytest.raises(DataError, match=r"rows, row 2: the prompt has 60 tokens, 1 to 50 .*data\.overlong=filter"):
-        PromptEncoder(tokenizer, DataConfig(), max_prompt_tokens=50).encode(rows)
+        encoder(tokenizer, DataConfig()).encode(rows)
     with pytest.raises(DataError, match="all prompts are longer than 2 tokens"):
-        PromptEncoder(tokenizer, DataConfig(overlong="filter"), max_prompt_tokens=2).encode(rows)
-    with pytest.raises(DataError, match="the prompt has 0 tokens"):  # not too long: nothing to begin with
-        encoder.encode(loaded([{"prompt": ""}]))
+        encoder(tokenizer, filtering, max_prompt_tokens=2).encode(rows)
+
+
+@pytest.mark.parametrize("overlong", ["refuse", "filter"])
+def test_an_empty_prompt_is_not_too_long(tokenizer: Any, overlong: str) -> None:
+    with pytest.raises(DataError, match=r"rows, row 1: the prompt has 0 tokens.* fill its column 'prompt'") as caught:
+        encode(tokenizer, "", overlong=overlong)
+    assert "overlong" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("around", "said"),
+    [
+        ("User: {} Assistant:", "write {{ content }}"),
+        ("{content}", "write {{ content }}"),
+        ("Solve\nthis", "its text is the same whatever that is: 'Solve\\nthis'"),
+        ("{# {{ content }} #}Solve.", "does not use `content`"),
+        ("{{ 'content' }}", "does not use `content`"),
+    ],
+)
+def test_a_template_that_gives_every_prompt_the_same_text_is_refused(tokenizer: Any, around: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        encode(tokenizer, "1+1", prompt_template=around)
+    assert "data.prompt_template does not use `content`" in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "around", ["{{ content | length }}", "{{ content | int + 1 }}", "{{ content.split('+')[1] }}!"]
+)
+def test_a_template_that_uses_a_part_of_the_content_is_taken(tokenizer: Any, around: str) -> None:
+    assert encode(tokenizer, "1+1", prompt_template=around).text in ("3", "1", "1!")
+
+
+def test_a_template_that_fails_in_python_names_the_row(tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match=r"rows, row 1: data\.prompt_template cannot be filled in: TypeError"):
+        encode(tokenizer, "1+1", prompt_template="{{ content + 1 }}")
+
+
+@pytest.mark.parametrize("value", ["a\ud83db", [{"role": "user", "content": "\udc00"}]])
+def test_half_a_character_names_the_row(tokenizer: Any, value: Any) -> None:
+    with pytest.raises(DataError, match=r"rows, row 1: the prompt holds half a character, '\\ud"):
+        encode(tokenizer, value)
+
+
+def test_a_token_without_a_row_in_the_model_names_row_and_token() -> None:
+    longer = build_tokenizer(TokenizerBuild())
+    longer.add_tokens(["<extra>"])
+    assert len(longer) == 102
+    with pytest.raises(DataError, match=r"rows, row 1: the prompt has the token '<extra>' \(id 101\).* 101 rows"):
+        encode(longer, "1<extra>")
+
+
+def test_an_assistant_s_message_at_the_end_is_refused_or_continued(tokenizer: Any) -> None:
+    prefilled = [*QUESTION, {"role": "assistant", "content": "<think>\n"}]
+    with pytest.raises(DataError, match=r"rows, row 1: the last message .* data\.continue_final_message=true"):
+        encode(tokenizer, prefilled)
+    prompt = encode(tokenizer, prefilled, continue_final_message=True)
+    assert tokenizer.decode(prompt.token_ids) == "<user>1+1<end><assistant><think>\n"
+    assert prompt.text == prefilled
+    asked = encode(tokenizer, QUESTION, continue_final_message=True)  # nothing to continue: a question as ever
+    assert tokenizer.decode(asked.token_ids) == "<user>1+1<end><assistant>"

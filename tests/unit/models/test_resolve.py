@@ -14,7 +14,7 @@ from rlsys.config.schema import ModelConfig
 from rlsys.data.sources import LoadedRows, Source
 from rlsys.errors import ConfigError, DataError
 from rlsys.models import resolve as resolve_module
-from rlsys.models.resolve import context_length, load_tokenizer, resolve_model
+from rlsys.models.resolve import load_tokenizer, model_facts, resolve_model
 from tests.unit.conftest import TINY
 
 ROWS = [{"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(4)]
@@ -44,7 +44,7 @@ def test_built_once_then_taken_from_the_cache(tmp_path: Path, caplog: pytest.Log
     assert first == again
     assert len(caplog.messages) == 1
     assert str(first) in caplog.messages[0]
-    assert context_length(str(first)) == TINY["max_context"]
+    assert model_facts(str(first)).max_context == TINY["max_context"]
     assert [path.name for path in tmp_path.iterdir()] == [first.name]  # nothing half-written stays behind
 
 

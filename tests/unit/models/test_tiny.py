@@ -54,6 +54,14 @@ def test_an_alphabet_of_ones_own() -> None:
     assert tokenizer.decode(tokenizer("37+58=95")["input_ids"]) == "37+58=95"
 
 
+def test_every_ascii_character_may_be_in_an_alphabet() -> None:
+    every = "".join(map(chr, range(128)))
+    tokenizer = build_tokenizer(TokenizerBuild(alphabet=every))
+    ids = tokenizer(every)["input_ids"]
+    assert len(ids) == 128
+    assert tokenizer.decode(ids) == every
+
+
 def test_the_special_tokens(tokenizer: Any, bpe: Any) -> None:
     for each in (tokenizer, bpe):
         assert (each.pad_token, each.eos_token, each.bos_token) == ("<pad>", "<end>", None)

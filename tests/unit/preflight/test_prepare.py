@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from rlsys.config.schema import Config, DataConfig, ModelConfig, RolloutConfig
 from rlsys.errors import ConfigError, DataError, RlsysError
 from rlsys.preflight.prepare import prepare
 from rlsys.preflight.prepared import Prepared
+from rlsys.preflight.stops import StopToken
+from rlsys.rollout.setup import EngineSetup
 
 GOOD = {"prompt": "1+1=", "answer": "2"}
 
@@ -78,6 +81,49 @@ def test_a_prompt_longer_than_the_context(config: Config) -> None:
     message = refused(config, DataError)
     said = ["rows.jsonl, line 3", "21 tokens", "1 to 20", "rollout.max_response_tokens"]
     assert [part for part in said if part not in message] == []
+
+
+def test_responses_that_leave_no_room_for_a_prompt(config: Config) -> None:
+    write(config, [GOOD])
+    config.rollout.max_response_tokens = 64
+    message = refused(config, ConfigError)
+    assert "rollout.max_response_tokens=64 leaves no room for a prompt in the model's context of 64 tokens" in message
+    config.rollout.max_response_tokens, config.eval.max_response_tokens = 44, 70
+    assert "eval.max_response_tokens=70 leaves no room" in refused(config, ConfigError)
+
+
+def changed_model(folder: Path, target: Path, **changes: Any) -> str:
+    """Copy a model with other keys in its config.json, and without a generation_config.json."""
+    shutil.copytree(folder, target)
+    (target / "generation_config.json").unlink()
+    file = target / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return str(target)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_response_ends_at_the_tokenizer_s_end_that_the_model_s_files_do_not_name(
+    config: Config, tmp_path: Path, model_folder: Path, training: bool
+) -> None:
+    config.model.path = changed_model(model_folder, tmp_path / "model", eos_token_id=3)
+    config.rollout.stop = ["\n"]
+    config.data.eval = config.data.train
+    write(config, [GOOD])
+    prepared = prepare(config, training=training)
+    assert prepared.stop_tokens == (
+        StopToken(3, "<assistant>", ("config.json",)),
+        StopToken(1, "<end>", ("tokenizer",)),
+        StopToken(100, "\n", ("rollout.stop",)),
+    )
+    assert EngineSetup.from_prepared(prepared).stop_token_ids == (3, 1, 100)
+
+
+def test_a_conversation_s_response_ends_where_the_chat_template_ends_a_turn(config: Config) -> None:
+    write(config, [GOOD])
+    config.model.chat_template = "{% for m in messages %}{{ m.content }}<system>{% endfor %}"
+    assert [stop.text for stop in prepare(config).stop_tokens] == ["<end>"]  # a plain prompt has no turns
+    config.data.chat_template = True
+    assert [stop.text for stop in prepare(config).stop_tokens] == ["<end>", "<system>"]
 
 
 def test_an_empty_prompt(config: Config) -> None:

@@ -1,0 +1,82 @@
+"""Rendering of chat messages with the tokenizer's template, checked: what a template cannot do is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlsys.config.templates import check_uses
+from rlsys.errors import ConfigError
+from rlsys.types import Messages
+
+KEY = "the chat template (model.chat_template, else the tokenizer's own)"
+# A message that no template contains, to find the place of a content in a rendered conversation.
+MARK = "rlsys7content"
+
+
+class ChatTemplate:
+    """A tokenizer's chat template with the variables of `data.chat_template_options`.
+
+    Raises ConfigError for a tokenizer without a template, and for a template that does not use the messages.
+    """
+
+    def __init__(self, tokenizer: Any, options: Mapping[str, Any]) -> None:
+        self._tokenizer = tokenizer
+        self._options = dict(options)
+        if tokenizer.chat_template is None:
+            raise ConfigError(
+                "the prompt is a list of chat messages, but the model's tokenizer has no chat template: set "
+                "model.chat_template"
+            )
+        check_uses("messages", lambda value: self.prompt(_question(value)), str(tokenizer.chat_template), KEY)
+
+    def prompt(self, messages: Messages) -> str:
+        """Return the text that asks for the assistant's next message. Raise ConfigError when it takes no such roles."""
+        return self._render(messages, add_generation_prompt=True)
+
+    def continued(self, messages: Messages) -> str:
+        """Return the text up to the end of the last message, the assistant's, which the response continues.
+
+        Raises:
+            ConfigError: as `prompt`, and for a template that changes the message or puts something before it.
+        """
+        opened, prefill = self.prompt(messages[:-1]), messages[-1]["content"]
+        rendered = self._render(messages, continue_final_message=True)
+        if rendered.endswith(prefill.rstrip()):  # templates that trim their messages take its last line break too
+            rendered = rendered.removesuffix(prefill.rstrip()) + prefill
+        head = rendered.removesuffix(prefill).rstrip()
+        # What stands before the message must be how the template opens an answer. Templates of thinking models may open
+        # it with less (`<think>` belongs to the message); but they must not add an empty thought, for example.
+        if not rendered.endswith(prefill) or not opened.startswith(head):
+            raise ConfigError(
+                f"{KEY} does not continue the message {prefill[:80]!r}: it ends the prompt with {rendered[-80:]!r}, "
+                f"and opens an answer with {opened[-40:]!r}. Remove this message, or give a template that keeps it"
+            )
+        return rendered
+
+    def end_of_turn(self) -> int | None:
+        """Return the special token that the template puts behind an assistant's message, or None when it puts none."""
+        try:
+            _, found, rest = self._render([*_question("1"), {"role": "assistant", "content": MARK}]).rpartition(MARK)
+        except ConfigError:  # a template for single questions: it has no end of an answer
+            return None
+        ids = self._tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"] if found else []
+        return int(ids[0]) if ids and ids[0] in _special_ids(self._tokenizer) else None
+
+    def _render(self, messages: Messages, **how: bool) -> str:
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **how, **self._options))
+        except Exception as error:  # a template runs code: it may raise anything
+            roles = [message["role"] for message in messages]
+            raise ConfigError(
+                f"{KEY} does not take messages with the roles {roles}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _question(content: str) -> Messages:
+    return [{"role": "user", "content": content}]
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
