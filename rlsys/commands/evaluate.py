@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -69,7 +70,8 @@ def run(options: argparse.Namespace) -> None:
 def _target_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """Return the model or run among the words of a command line, and the overrides, which may stand on both sides."""
     # A folder may be named as an override is, as in a sweep's `runs/lr=1`.
-    found = next((word for word in words if expand(word).exists() or not re.match(r"[^=]*=|~[\w.@]+$", word)), None)
+    there = {word for word in words if os.path.exists(os.path.expanduser(word))}  # `~data` is no user of this machine
+    found = next((word for word in words if word in there or not re.match(r"[^=]*=|~[\w.@]+$", word)), None)
     overrides = list(words)
     if found is not None:
         overrides.remove(found)

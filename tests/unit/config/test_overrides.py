@@ -138,7 +138,7 @@ def test_options_of_functions_within_a_section() -> None:
         ("learner={lrr: 3}", "unknown configuration key 'learner.lrr': did you mean 'learner.lr'?"),
         ("learner={lora: {rankk: 3}}", "'learner.lora.rankk': did you mean 'learner.lora.rank'?"),
         ("learner=3", "there are no presets; the options of this section are set one by one, as learner.num_workers="),
-        ("checkpoint.zzzzzzz=1", "known: checkpoint.every, checkpoint.keep, checkpoint.last"),
+        ("checkpoint.q_q_q_q_q_q_q_q_q_q=1", "known: checkpoint.every, checkpoint.keep, checkpoint.last"),
         (
             "qqqqqqqq=1",
             "known: algorithm, checkpoint, cluster, critic, data, eval, experiment, learner, logging, model,",
