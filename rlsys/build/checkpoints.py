@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,9 @@ class Checkpoints:
         learners: Learners,
         reference: Reference,
         guards: Guards,
+        saved: int = 0,
     ) -> None:
+        """Save what the other arguments hold; `saved` is the step of the checkpoint that the run continues from."""
         self._config = config
         self._run_dir = run_dir
         self._prompts = prompts
@@ -42,12 +45,52 @@ class Checkpoints:
         self._learners = learners
         self._reference = reference
         self._guards = guards
+        self._saved = saved
+        self._writing: asyncio.Task[Path] | None = None
 
     async def save(self, step: int) -> None:
         """Write a checkpoint after `step`, if one is due."""
-        if not checkpoint.is_due(self._config.checkpoint, step, self._config.train.num_steps):
+        if checkpoint.is_due(self._config.checkpoint, step, self._config.train.num_steps):
+            await self._save(step)
+
+    async def rescue(self) -> None:
+        """Write a checkpoint of a run that ends early, unless its models are in the middle of a step.
+
+        It takes at most `checkpoint.rescue_s`. Failures are only logged: the run ends for a cause of its own.
+        """
+        config = self._config.checkpoint
+        if config.rescue_s == 0 or not (config.every or config.last):
             return
-        await checkpoint.save(self._run_dir, self._state(step), self._write, keep=self._config.checkpoint.keep)
+        try:
+            async with asyncio.timeout(config.rescue_s):
+                await self._rescue()
+        except TimeoutError:
+            logger.warning("no checkpoint of the end: not written within checkpoint.rescue_s=%g", config.rescue_s)
+        except Exception as error:  # whatever it is, the error that ended the run is the one to raise
+            logger.warning("no checkpoint of the end: %s", error)
+
+    async def _rescue(self) -> None:
+        if self._learners.is_updating:
+            logger.warning("the run ends early, after the updates of this step (another Ctrl-C ends it at once)")
+        is_whole, step = await self._learners.settle(), self._learners.step
+        if not (is_whole and self._reference.is_whole(step)):
+            logger.warning("no checkpoint of the end: step %d was cut off while it changed the models", step + 1)
+        elif step > self._saved:
+            logger.warning("the run ends early: saving step %d first (another Ctrl-C skips this)", step)
+            # One that has failed already fails again here: ranks that wait for each other cannot begin another.
+            folder = await (self._writing or self._save(step))
+            logger.warning("saved %s: the same command with run_dir=%s resume=auto continues", folder, self._run_dir)
+
+    async def _save(self, step: int) -> Path:
+        # Cancelling the wait does not end the writing: ranks write together, and go on. `rescue` waits for them again.
+        self._writing = asyncio.ensure_future(self._written(step))
+        return await asyncio.shield(self._writing)
+
+    async def _written(self, step: int) -> Path:
+        keep = self._config.checkpoint.keep
+        folder = await checkpoint.save(self._run_dir, self._state(step), self._write, keep=keep)
+        self._saved, self._writing = step, None
+        return folder
 
     async def _write(self, folder: str) -> None:
         await self._learners.save(folder)
@@ -63,7 +106,7 @@ class Checkpoints:
             entropy_level=now.entropy_level,
             nonfinite_in_a_row=nonfinite.in_a_row,
             nonfinite_total=nonfinite.total,
-            prompts_pending=self._orchestrator.pending_positions,
+            prompts_pending=self._orchestrator.pending_positions(step),
             prompts_digest=self._prompts.digest,
             unscored_in_a_row=missing.in_a_row,
             unscored_total=missing.total,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
@@ -103,8 +104,16 @@ class Run:
     checkpoints: Checkpoints
 
     async def supervise(self, training: Coroutine[Any, Any, None]) -> None:
-        """Run the loop beside the groups in flight; raises the failure of either that explains the others."""
-        await self.roles.cluster.calls.background.supervise(training)
+        """Run the loop beside the groups in flight; raises the failure of either that explains the others.
+
+        A run that ends early, by a failure or a first Ctrl-C, leaves a checkpoint.
+        """
+        try:
+            await self.roles.cluster.calls.background.supervise(training)
+        except (Exception, asyncio.CancelledError):
+            async with self.roles.cluster.unhurried():
+                await self.checkpoints.rescue()
+            raise
 
     async def start(self) -> None:
         """Send the policy to the engines, and evaluate it before the first step."""
@@ -231,7 +240,7 @@ def build_run(
 ) -> Run:
     """Connect the parts of the loop around started workers."""
     config, clock = prepared.config, StageClock()
-    learners = Learners(config, clock, roles.policy, roles.critic, start_coefficients(config, state))
+    learners = Learners(config, clock, roles.policy, roles.critic, start_coefficients(config, state), state.step)
     reference = _reference(config, roles)
     prompts = start_prompts(prepared, state)
     calls = roles.cluster.calls
@@ -258,7 +267,7 @@ def build_run(
         evaluation=PeriodicEvaluation(config, prepared.eval_sets, sampler, guards.eval_rewards),
         recorder=recorder,
         guards=guards,
-        checkpoints=Checkpoints(config, run_dir, prompts, orchestrator, learners, reference, guards),
+        checkpoints=Checkpoints(config, run_dir, prompts, orchestrator, learners, reference, guards, state.step),
     )
 
 

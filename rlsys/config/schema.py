@@ -173,6 +173,9 @@ class CheckpointConfig:
     every: int = option(0, ge=0, help="steps between checkpoints; 0: none before the end")
     last: bool = option(True, help="write a checkpoint after the last step")
     keep: int = option(2, ge=1, help="number of checkpoints that are kept, the newest ones")
+    rescue_s: float = option(
+        300.0, ge=0, help="most seconds that a run which fails or is interrupted takes for a last checkpoint; 0: none"
+    )
 
 
 @dataclass

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from rlsys.algorithms.coefficients import adapt_coefficients
 from rlsys.config.schema import Config
+from rlsys.errors import WeightMismatchError
 from rlsys.learner.critic_group import CriticGroup
 from rlsys.learner.policy_group import PolicyGroup
 from rlsys.metrics.step import Metrics, StageClock
@@ -20,18 +23,47 @@ class Learners:
         policy: PolicyGroup,
         critic: CriticGroup | None,
         coefficients: Coefficients,
+        step: int = 0,
     ) -> None:
         self._config = config
         self._clock = clock
         self._policy = policy
         self._critic = critic
         self.coefficients = coefficients  # those of the next step
+        self.step = step  # the last step whose updates were all made
+        self._open: asyncio.Task[Update] | None = None
 
     async def update(self, experience: Experience, step: int) -> Update:
         """Train policy and critic on the step's experience; nothing when it is empty.
 
-        At the start of a run, for `train.critic_warmup_steps`, the critic alone is trained.
+        At the start of a run, for `train.critic_warmup_steps`, the critic alone is trained. Cancelling the call does
+        not end the update, which would leave models of neither this step nor the one before: see `settle`.
         """
+        self._open = asyncio.ensure_future(self._train(experience, step))
+        return await asyncio.shield(self._open)
+
+    @property
+    def is_updating(self) -> bool:
+        """Whether an update runs now."""
+        return self._open is not None and not self._open.done()
+
+    async def settle(self) -> bool:
+        """Wait for an update whose call was cancelled; return whether the models are whole, as after `self.step`."""
+        if self._open is None:
+            return True
+        await asyncio.wait([self._open])
+        if self._open.cancelled():
+            return False
+        error = self._open.exception()
+        # Ranks compare themselves with the engines before their first optimizer step, and all raise together.
+        return error is None or isinstance(error, WeightMismatchError)
+
+    async def _train(self, experience: Experience, step: int) -> Update:
+        update = await self._updated(experience, step)
+        self.step = step
+        return update
+
+    async def _updated(self, experience: Experience, step: int) -> Update:
         with self._clock.stage("update"):
             used = experience.coefficients
             metrics: Metrics = {"policy/kl_coef": used.kl, "policy/entropy_coef": used.entropy}

@@ -98,6 +98,7 @@ class Orchestrator:
         self._idle_shares = idle_shares
         self._changed = asyncio.Event()  # set whenever the admission may have a new answer to `take` or `capacity`
         self._positions: dict[int, int] = {}  # stream position of each group's prompt, while it is in flight
+        self._last_batch: tuple[int, list[int]] = (0, [])  # a step and the positions of the prompts that it trains
         self._ready: dict[int, ScoredGroup] = {}
         self._rejected: list[ScoredGroup] = []  # since the last batch
         self._num_drawn = 0  # prompts, since the last batch
@@ -127,12 +128,16 @@ class Orchestrator:
         except TimeoutError as error:
             raise DeadlineError(self._sampler.timeout_message("rollout", self._deadline_s)) from error
         self._changed.set()  # the slots of this step may be filled again
+        self._last_batch = step, [self._positions.pop(group_id) for group_id in taken]
         return self._batch(version, taken, started)
 
-    @property
-    def pending_positions(self) -> list[int]:
-        """Stream positions of prompts that were drawn and are not trained yet; a checkpoint holds them."""
-        return sorted([*self._prompts.pending, *self._positions.values()])
+    def pending_positions(self, step: int) -> list[int]:
+        """Return stream positions of prompts that were drawn and are not trained by `step`; a checkpoint holds them.
+
+        A run that ends early may have taken the next step's batch already.
+        """
+        batch_step, positions = self._last_batch
+        return sorted([*self._prompts.pending, *self._positions.values(), *(positions if batch_step > step else [])])
 
     def metrics(self) -> Metrics:
         """Return depths of the queues now, counts of groups so far, and how idle each role was since the last call."""
@@ -207,8 +212,6 @@ class Orchestrator:
 
     def _batch(self, version: int, taken: Sequence[int], started: float) -> StepBatch:
         trained = [self._ready.pop(group_id) for group_id in taken]
-        for group_id in taken:
-            del self._positions[group_id]
         rejected, self._rejected = self._rejected, []
         num_drawn, self._num_drawn = self._num_drawn, 0
         groups = sorted([*trained, *rejected], key=lambda group: group.group_id)

@@ -19,6 +19,9 @@ class Reference(Protocol):
     async def refresh(self, step: int) -> None:
         """Move the reference towards the policy after steps that `algorithm.refresh` names."""
 
+    def is_whole(self, step: int) -> bool:
+        """Return whether the reference is as it should be after `step`: a refresh that is due has been made."""
+
     async def save(self, folder: str) -> None:
         """Write what training has changed of it."""
 
@@ -33,6 +36,10 @@ class FrozenReference:
 
     async def refresh(self, step: int) -> None:
         """Do nothing; preflight refuses a refresh of such a reference."""
+
+    def is_whole(self, step: int) -> bool:
+        """Return True: it never changes."""
+        return True
 
     async def save(self, folder: str) -> None:
         """Do nothing: it is what `model.path` holds."""

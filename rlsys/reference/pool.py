@@ -48,6 +48,7 @@ class ReferencePool:
         self.names = [demand.name for demand in demands]
         self._workers = {demand.name: cluster.start(ReferenceWorker, demand, setup) for demand in demands}
         self._is_initial = True  # until a refresh, or a checkpoint of one
+        self._refreshed = 0  # the step of this process's last refresh
         self.queue: BatchingQueue[RolloutGroup, ReferenceScores] | None = BatchingQueue(
             len(demands), self._score, cluster.calls.background, weight=num_tokens
         )
@@ -62,7 +63,7 @@ class ReferencePool:
 
         `step` is the step that was just trained.
         """
-        if not self._refresh.every or step % self._refresh.every:
+        if not self._is_due(step):
             return
         policy = self._read_policy()
         # Rank 0's result is the whole policy, the other ranks' are empty. Ray passes it on; the driver never holds it.
@@ -72,6 +73,14 @@ class ReferencePool:
             {**policy, **calls}, what="refreshing the reference", deadline_s=self._config.deadline_s
         )
         self._is_initial = False
+        self._refreshed = step
+
+    def is_whole(self, step: int) -> bool:
+        """Return whether the reference is as it should be after `step`, which this process has trained."""
+        return self._refreshed == step or not self._is_due(step)
+
+    def _is_due(self, step: int) -> bool:
+        return self._refresh.every > 0 and step % self._refresh.every == 0
 
     async def save(self, folder: str) -> None:
         """Write the reference's weights, from its first worker, unless they are those of `model.path`."""

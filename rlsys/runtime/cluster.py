@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ import ray
 
 from rlsys.config.schema import ClusterConfig
 from rlsys.errors import ConfigError
+from rlsys.runtime.background import cancel
 from rlsys.runtime.calls import Calls
 from rlsys.runtime.logs import LOG_DIR, WORKER
 from rlsys.runtime.processes import Guardian
 from rlsys.runtime.room import Demand, Room
+
+WAIT_ON_S = 1.0  # between two messages to the guardian, well below its grace
 
 
 class Cluster:
@@ -94,6 +98,21 @@ class Cluster:
     def _env(self, demand: Demand) -> dict[str, str]:
         logs = {} if self._log_dir is None else {LOG_DIR: str(self._log_dir), WORKER: demand.name}
         return {**demand.env, **logs}
+
+    @contextlib.asynccontextmanager
+    async def unhurried(self) -> AsyncIterator[None]:
+        """Keep the guardian from killing this process in the block, as it otherwise does soon after a signal."""
+
+        async def ask() -> None:
+            while self._guardian is not None:
+                self._guardian.wait_on()
+                await asyncio.sleep(WAIT_ON_S)
+
+        asking = asyncio.ensure_future(ask())
+        try:
+            yield
+        finally:
+            await cancel([asking])
 
     def close(self) -> None:
         """Leave Ray; a local one is stopped with every process it started, and its session files removed."""

@@ -7,7 +7,8 @@
 `python -m rlsys.runtime.processes TAG PID` is the guardian of the driver PID; it outlives the driver by one sweep. It
 wakes when its pipe from the driver closes, however the driver ended, and kills what still carries the tag. A signal
 that the driver receives reaches it as a byte on the same pipe at once, even while the driver is in a library's C++
-code and cannot act on it; a driver that has not ended some seconds later is killed too.
+code and cannot act on it; a driver that has not ended some seconds later is killed too. A driver that must first save
+its work calls `Guardian.wait_on` again and again meanwhile.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ TAG = "RLSYS_RUN_TAG"  # the environment variable that holds a run's tag
 GRACE_S = 2.0  # between SIGTERM and SIGKILL
 SIGNAL_GRACE_S = 6.0  # how long a driver that received a signal may take to end by itself
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AT_WORK = 0  # a byte that no signal's number is: the driver received a signal, and still does what must be done first
 # Options of Linux's prctl, from <linux/prctl.h>.
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -147,6 +149,11 @@ class Guardian:
             # Python's signal handling writes the number of each signal to this pipe, in C and at once.
             self._previous_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
 
+    def wait_on(self) -> None:
+        """Give this process another `SIGNAL_GRACE_S` from now on, if it received a signal."""
+        with contextlib.suppress(BlockingIOError):  # a full pipe holds enough of these
+            os.write(self._write_end, bytes([AT_WORK]))
+
     def close(self) -> None:
         """Let the guardian sweep now, and wait for it."""
         os.environ.pop(TAG, None)
@@ -157,7 +164,7 @@ class Guardian:
 
 
 def guard(tag: str, driver: int, pipe: int) -> None:
-    """Wait until the pipe closes, or `SIGNAL_GRACE_S` after an ending signal was received; then sweep.
+    """Wait until the pipe closes, or `SIGNAL_GRACE_S` after an ending signal or a later `AT_WORK`; then sweep.
 
     Args:
         tag: the tag of the run.
@@ -178,7 +185,8 @@ def guard(tag: str, driver: int, pipe: int) -> None:
         if not received:
             sweep(tag)
             return
-        if deadline is None and any(number in ENDING_SIGNALS for number in received):
+        is_ending = any(number in ENDING_SIGNALS for number in received)
+        if is_ending if deadline is None else AT_WORK in received:
             deadline = time.monotonic() + SIGNAL_GRACE_S
 
 

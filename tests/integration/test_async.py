@@ -56,7 +56,7 @@ def test_ahead_of_training_and_cut_off_in_between(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with small_run(tmp_path, [*AHEAD, "train.num_steps=9", "checkpoint.every=3", "checkpoint.keep=9"]) as opened:
         opened.train()
-        assert opened.run.orchestrator.pending_positions == []  # nothing was sampled that no step would train
+        assert opened.run.orchestrator.pending_positions(9) == []  # nothing was sampled that no step would train
     state = json.loads((folder / "checkpoints" / "step-000003" / "state.json").read_text())
     assert 0 < len(state["prompts_pending"]) <= 2 * 8
     assert state["prompt_cursor"] == 3 * 8 + len(state["prompts_pending"])

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment ends every process that the run started, within ten seconds."""
+"""Ctrl-C at any moment ends every process that the run started, within ten seconds, and keeps what was trained."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rlsys.run_folder.checkpoint import checkpoints
 from tests.integration.runs import SMALL
 
 MARK = "RLSYS_TEST_MARK"
@@ -79,6 +80,8 @@ def test_nothing_is_left_running(tmp_path: Path, text: str, delay_s: float, how:
         while (left := marked(mark)) and time.monotonic() - sent < DEADLINE_S:
             time.sleep(0.1)
         assert not left, f"alive {DEADLINE_S:g} s after {how.name}: {left}"
+        if how is signal.SIGINT and text.startswith("step"):
+            assert checkpoints(tmp_path / "run"), "the steps that were done are lost"
     finally:
         process.kill()
         process.wait()

@@ -260,7 +260,7 @@ class FakeRun:
     def _check_books(self) -> None:
         """Every group is trained, rejected or in flight, and none is in flight past its step."""
         ended = self._trained | self._rejected
-        pending = set(self.orchestrator.pending_positions)
+        pending = set(self.orchestrator.pending_positions(self.version))
         known_rejects = set(self.attempts) - ended - pending  # since the last batch
         assert all(not self.is_useful(group) for group in known_rejects)
         for group in pending:

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from rlsys.runtime import processes
-from rlsys.runtime.processes import TAG, Guardian, find_tagged, guard, sweep
+from rlsys.runtime.processes import AT_WORK, TAG, Guardian, find_tagged, guard, sweep
 
 OWNER = """
 import subprocess, sys
@@ -102,6 +104,7 @@ def test_closing_the_guardian_ends_what_was_started_under_it(monkeypatch: pytest
     assert os.environ[TAG] == guardian.tag
     child = subprocess.Popen(["sleep", "60"])
     try:
+        guardian.wait_on()  # means nothing without a signal
         assert child.poll() is None
         guardian.close()
         assert child.wait(timeout=5) == -signal.SIGTERM
@@ -143,6 +146,26 @@ def test_a_signalled_driver_that_does_not_end_is_ended(
     guard(tag, driver.pid, pipe[0])
     assert driver.wait(timeout=5) == -signal.SIGKILL
     assert worker.wait(timeout=5) == -signal.SIGTERM
+
+
+def test_a_signalled_driver_that_saves_its_work_is_waited_for(monkeypatch: pytest.MonkeyPatch, tag: str) -> None:
+    received = iter([bytes([signal.SIGTERM]), bytes([AT_WORK]), bytes([AT_WORK]), b""])
+    waits: list[Any] = []
+    ended: list[str] = []
+
+    def select_after(*arguments: Any) -> tuple[list[int], list[int], list[int]]:
+        waits.append(arguments[3])
+        return [0], [], []
+
+    clock = (tick / 10 for tick in range(100))  # a tenth of a second passes between two looks at it
+    monkeypatch.setattr(processes, "SIGNAL_GRACE_S", 0.2)
+    monkeypatch.setattr(processes, "select", SimpleNamespace(select=select_after))
+    monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(processes.os, "read", lambda *_: next(received))
+    monkeypatch.setattr(processes, "sweep", ended.append)
+    guard(tag, os.getpid(), 0)
+    assert waits == [None, *[pytest.approx(0.1)] * 3]
+    assert ended == [tag]
 
 
 def test_a_driver_that_closes_its_pipe_is_not_touched(start: Start, tag: str, pipe: tuple[int, int]) -> None:
