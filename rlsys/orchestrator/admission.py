@@ -30,11 +30,13 @@ class _Cohort:
 class Admission:
     """The decision when a group may start and which groups a step trains. It has no clock, no engines and no samples.
 
-    Rejected groups are replaced, up to `max_rejects_per_step` between two takes (None: all of them). Beyond that limit
-    the group's slot is skipped: the step that it belongs to trains fewer groups. `oversample` admits
-    ceil(missing * oversample) groups for `missing` empty slots. Surplus groups are trained too, before they become too
-    stale, and such a step is larger than B. No accepted group is ever dropped, and no group starts that no step of a
-    run of `num_steps` would train.
+    Rejected groups are replaced. `oversample` admits ceil(missing * oversample) groups for `missing` empty slots.
+    Surplus groups are trained too, before they become too stale, and such a step is larger than B. No accepted group is
+    ever dropped, and no group starts that no step of a run of `num_steps` would train.
+
+    `max_extra_per_step` limits the groups that start between two takes beyond one for each slot of a new step, be it to
+    replace others or by oversampling (None: no limit). Beyond that limit a rejected group's slot is skipped: the step
+    that it belongs to trains fewer groups. With B = 2 and a limit of 4 a synchronous step draws 6 prompts at most.
 
     Memory and time depend only on the groups in flight: taken and replaced groups are forgotten.
     """
@@ -46,7 +48,7 @@ class Admission:
         *,
         policy_version: int = 0,
         num_steps: int | None = None,
-        max_rejects_per_step: int | None = None,
+        max_extra_per_step: int | None = None,
         oversample: float = 1.0,
     ) -> None:
         """Start with nothing in flight under `policy_version`. Raises ValueError for sizes that make no sense."""
@@ -55,8 +57,8 @@ class Admission:
                 f"prompts_per_step={prompts_per_step} must be at least 1, oversample={oversample} at least 1, "
                 f"max_staleness={max_staleness} and policy_version={policy_version} at least 0"
             )
-        if max_rejects_per_step is not None and max_rejects_per_step < 0:
-            raise ValueError(f"max_rejects_per_step={max_rejects_per_step} must be at least 0, or None for no limit")
+        if max_extra_per_step is not None and max_extra_per_step < 0:
+            raise ValueError(f"max_extra_per_step={max_extra_per_step} must be at least 0, or None for no limit")
         self.policy_version = policy_version
         self.num_admitted = 0
         self.num_taken = 0
@@ -66,7 +68,7 @@ class Admission:
         self._prompts_per_step = prompts_per_step
         self._max_staleness = max_staleness
         self._num_steps = num_steps
-        self._max_rejects = max_rejects_per_step
+        self._max_extra = max_extra_per_step
         self._oversample = oversample
         self._running: dict[int, int] = {}  # group_id -> version that it started under
         # By the version they started under. Groups only ever start under the newest, so the order of insertion is the
@@ -74,9 +76,9 @@ class Admission:
         self._cohorts: dict[int, _Cohort] = {}
         self._next_id = 0
         self._capacity = 0
-        self._num_replaced = 0  # since the last take
+        self._num_extra = 0  # groups granted since the last take, beyond one for each slot of a new step
         self._is_taken = False  # whether the step of this version was taken
-        self._fill_slots()
+        self._fill_slots(self._missing())
 
     @property
     def num_running(self) -> int:
@@ -121,10 +123,10 @@ class Admission:
         """
         start = self._start_of(group_id)
         self.num_rejected += 1
-        # Asked while the group still counts: a negative number means that the others fill all slots without it. Then
-        # its loss needs no replacement, and does not use up the limit of replacements.
+        # Asked while the group still counts: a negative number means that the others fill all slots without it, and its
+        # loss needs no replacement.
         is_surplus = self._missing() < 0
-        if not is_surplus and self._max_rejects is not None and self._num_replaced >= self._max_rejects:
+        if not is_surplus and self._max_extra is not None and self._num_extra >= self._max_extra:
             # The slot stays until a step takes it as if it were the group. If it were given back at once, groups that
             # are due before this one would miss it.
             self.num_skipped += 1
@@ -132,7 +134,6 @@ class Admission:
             return
         del self._running[group_id]
         self._cohorts[start].num_outstanding -= 1
-        self._num_replaced += not is_surplus
         self._fill_slots()
 
     def take(self) -> list[int] | None:
@@ -156,7 +157,7 @@ class Admission:
             if cohort.num_outstanding == 0:
                 del self._cohorts[start]
         self.num_taken += len(taken)
-        self._num_replaced = 0
+        self._num_extra = 0
         self._is_taken = True
         self._fill_slots()
         return taken
@@ -174,7 +175,7 @@ class Admission:
             )
         self.policy_version = policy_version
         self._is_taken = False
-        self._fill_slots()
+        self._fill_slots(self._prompts_per_step)
 
     def _finish(self, group_id: int, *, is_skipped: bool) -> None:
         start = self._start_of(group_id)
@@ -224,13 +225,19 @@ class Admission:
         num_steps -= self._is_taken
         return num_steps * self._prompts_per_step - self.num_running - self.num_ready - self._capacity
 
-    def _fill_slots(self) -> None:
-        """Let groups start for the slots that have none."""
+    def _fill_slots(self, num_new: int = 0) -> None:
+        """Let groups start for the slots that have none; `num_new` slots of new steps do not count as extra."""
         # At each event and not in `capacity`: the number of groups drawn then depends only on the number rejected, not
         # on how many rejections come between two looks at the capacity.
         missing = self._missing()
-        if missing > 0:
-            self._capacity += math.ceil(missing * self._oversample - 1e-9)  # 100 * 1.1 is a little more than 110
+        if missing <= 0:
+            return
+        granted = math.ceil(missing * self._oversample - 1e-9)  # 100 * 1.1 is a little more than 110
+        if self._max_extra is not None:
+            # An empty slot gets one group in any case: a step could not be taken while it has none.
+            granted = max(missing, min(granted, num_new + self._max_extra - self._num_extra))
+        self._num_extra += max(granted - num_new, 0)
+        self._capacity += granted
 
     def _current_cohort(self) -> _Cohort:
         return self._cohorts.setdefault(self.policy_version, _Cohort())

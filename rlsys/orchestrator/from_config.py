@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -31,8 +30,8 @@ def admission_of(config: Config, policy_version: int) -> Admission:
         train.max_staleness,
         policy_version=policy_version,
         num_steps=train.num_steps,
-        # The first draw of a step is one of the tries, so `tries - 1` more may replace it.
-        max_rejects_per_step=(tries - 1) * math.ceil(train.prompts_per_step * oversample),
+        # The first prompt of each slot is one of the tries, so `tries - 1` more may be drawn for it.
+        max_extra_per_step=(tries - 1) * train.prompts_per_step,
         oversample=oversample,
     )
 

@@ -145,8 +145,8 @@ class Orchestrator:
         depths = {
             "running_groups": sampler.num_sampling,
             "waiting_groups": sampler.router.num_restarting,
-            "unscored_groups": sampler.num_scoring,
-            "unscored_trajectories": sampler.scoring.num_waiting,
+            "scoring_groups": sampler.num_scoring,
+            "scoring_backlog": sampler.scoring.num_waiting,
             "ready_groups": admission.num_ready,
             "running_trajectories": sum(load.values()),
             **{f"running_trajectories/engine_{engine}": count for engine, count in load.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 from rlsys.algorithms import advantages, aggregation, corrections, kl, policy_losses
 from rlsys.algorithms.requirements import corrections_of, needs_critic
@@ -161,6 +162,13 @@ def _check_groups(config: Config) -> None:
         raise ConfigError(
             f"algorithm.groups.zero_variance={rule}: estimator '{estimator}' learns from groups with equal rewards "
             "too: set algorithm.groups.zero_variance=keep"
+        )
+    groups = config.algorithm.groups
+    if rule == "resample" and groups.oversample > groups.max_tries:
+        raise ConfigError(
+            f"algorithm.groups.oversample={groups.oversample:g} draws more prompts at once than "
+            f"algorithm.groups.max_tries={groups.max_tries} allows in all: raise max_tries to "
+            f"{math.ceil(groups.oversample)} or more, or lower oversample"
         )
 
 

@@ -42,7 +42,7 @@ class Workload:
     prompts_per_step: int = 5
     samples_per_prompt: int = 4
     reject_rate: float = 0.0
-    max_rejects_per_step: int | None = None
+    max_extra_per_step: int | None = None
     oversample: float = 1.0
     failure_rate: float = 0.0  # of an attempt
     death_rate: float = 0.0  # of an engine, at each step; the last engine stays
@@ -189,7 +189,7 @@ class FakeRun:
             work.prompts_per_step,
             work.max_staleness,
             policy_version=self.version,
-            max_rejects_per_step=work.max_rejects_per_step,
+            max_extra_per_step=work.max_extra_per_step,
             oversample=work.oversample,
         )
         background, router = Background(), Router([engine.cap for engine in engines])
@@ -251,7 +251,7 @@ class FakeRun:
             else:
                 assert not self.is_useful(number), f"group {number} was rejected"
                 self._rejected.add(number)
-        if work.oversample == 1.0 and work.max_rejects_per_step is None:
+        if work.oversample == 1.0 and work.max_extra_per_step is None:
             assert len(trained) == work.prompts_per_step
         self._trained |= trained
         self.steps.append(sorted(trained))

@@ -93,7 +93,7 @@ def test_a_rejected_group_is_replaced() -> None:
 
 
 def test_beyond_the_limit_the_slot_is_skipped_until_the_next_step() -> None:
-    admission = Admission(3, 0, max_rejects_per_step=1)
+    admission = Admission(3, 0, max_extra_per_step=1)
     admit(admission, 0, 1, 2)
     admission.reject(1)
     admission.reject(0)
@@ -110,7 +110,7 @@ def test_beyond_the_limit_the_slot_is_skipped_until_the_next_step() -> None:
 
 
 def test_a_step_all_of_whose_slots_are_skipped_is_empty() -> None:
-    admission = Admission(2, 0, max_rejects_per_step=0)
+    admission = Admission(2, 0, max_extra_per_step=0)
     admit(admission, 0, 1)
     admission.reject(1)
     assert admission.take() is None
@@ -122,7 +122,7 @@ def test_a_step_all_of_whose_slots_are_skipped_is_empty() -> None:
 
 def test_a_skipped_slot_does_not_cost_an_older_group_its_step() -> None:
     """k=1, B=1: the slot skipped is group 2's, of step 2; step 1 still belongs to group 1, which is due there."""
-    admission = Admission(1, 1, max_rejects_per_step=0)
+    admission = Admission(1, 1, max_extra_per_step=0)
     admit(admission, 0, 1)
     complete(admission, 0)
     admission.take()
@@ -197,7 +197,7 @@ def test_a_synchronous_step_waits_for_groups_that_no_engine_had_room_for() -> No
 
 
 def test_a_rejected_group_that_was_one_too_many_burns_no_slot() -> None:
-    admission = Admission(2, 0, oversample=1.5, max_rejects_per_step=0)
+    admission = Admission(2, 0, oversample=1.5, max_extra_per_step=1)
     admit(admission, 0, 1, 2)
     admission.reject(0)
     assert (admission.num_rejected, admission.num_skipped) == (1, 0)
@@ -267,7 +267,7 @@ def test_a_step_is_taken_once(max_staleness: int) -> None:
         {"max_staleness": -1},
         {"policy_version": -1},
         {"oversample": 0.5},
-        {"max_rejects_per_step": -1},
+        {"max_extra_per_step": -1},
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(sizes: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ def test_any_order_of_events_follows_the_rule(
 ) -> None:
     choices = random.Random(seed)
     rule = Rule(slots, max_staleness, version, max_rejects)
-    admission = Admission(slots, max_staleness, policy_version=version, max_rejects_per_step=max_rejects)
+    admission = Admission(slots, max_staleness, policy_version=version, max_extra_per_step=max_rejects)
     next_id = 0
     for _ in range(120):
         assert admission.capacity() == rule.capacity()
@@ -103,7 +103,7 @@ def test_oversampling_is_bounded_and_trains_everything_in_time(
 ) -> None:
     """Groups end in any order; whenever all have ended and there is no capacity, the step is ready."""
     choices = random.Random(seed)
-    admission = Admission(slots, max_staleness, oversample=oversample, max_rejects_per_step=max_rejects)
+    admission = Admission(slots, max_staleness, oversample=oversample, max_extra_per_step=max_rejects)
     start: dict[int, int] = {}
     running: list[int] = []
     next_id = 0

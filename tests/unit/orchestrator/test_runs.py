@@ -18,9 +18,9 @@ NUM_TRAJECTORIES = 10_000
 
 RULES = {
     "keep": {},
-    "drop": {"reject_rate": 0.3, "max_rejects_per_step": 0},
+    "drop": {"reject_rate": 0.3, "max_extra_per_step": 0},
     "replace": {"reject_rate": 0.3},
-    "replace_some": {"reject_rate": 0.5, "max_rejects_per_step": 3},
+    "replace_some": {"reject_rate": 0.5, "max_extra_per_step": 3},
     "oversample": {"reject_rate": 0.3, "oversample": 1.5},
 }
 

@@ -187,6 +187,14 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
             )
             for name in ("remax", "reinforce_pp", "gae")
         ),
+        (
+            {
+                "algorithm.groups.zero_variance": "resample",
+                "algorithm.groups.oversample": 2.5,
+                "algorithm.groups.max_tries": 2,
+            },
+            ["oversample=2.5 draws more", "max_tries=2", "raise max_tries to 3"],
+        ),
         ({"algorithm.corrections": [{"name": "truncat"}]}, ["correction 'truncat'", "did you mean 'truncate'?"]),
         ({"algorithm.corrections": [{"name": "mask", "level": "tokens"}]}, ["'level' is 'tokens'", "token"]),
         ({"train.minibatches_per_step": 65}, ["minibatches_per_step=65", "samples stay in one minibatch"]),
