@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
+from dataclasses import asdict, replace
 
 from rlsys.guards.guards import Guards
 from rlsys.guards.reward_failures import RewardFailureReporter
@@ -15,6 +16,7 @@ from rlsys.run_folder.rollouts import RolloutWriter
 from rlsys.runtime.timeline_collector import TimelineCollector
 from rlsys.types import Experience, Update
 
+logger = logging.getLogger(__name__)
 # Keys in the row of every step; null where nothing was measured.
 ALWAYS = ("policy/kl_ref", "sync/logprob_abs_diff/mean", "sync/logprob_abs_diff/max")
 
@@ -71,6 +73,7 @@ class Recorder:
         if batch.groups:
             metrics |= self._guards.rewards.record(step, batch.missing_rewards())
         self._failures.report(step, batch.rewards)
+        self._warn(step, batch, num_without_spread=int(metrics["groups/zero_variance"] or 0))
         await self._rollouts.write(step, batch.groups, batch.trained, experience)
         self._write(metrics | evaluation)
         if self._timeline is not None:
@@ -80,6 +83,14 @@ class Recorder:
         """Write the remaining spans to the timeline."""
         if self._timeline is not None:
             await self._timeline.finish()
+
+    def _warn(self, step: int, batch: StepBatch, *, num_without_spread: int) -> None:
+        """Report what the step shows about signals that cannot teach, in the log, the display and the run's folder."""
+        new = self._guards.signals.look(step, batch.groups, num_without_spread)
+        for warning in new:
+            logger.warning("step %d: %s", step, warning.text)
+        self._log.write_warnings(asdict(warning) for warning in new)
+        self._display.warn([warning.text for warning in self._guards.signals.active])
 
     def _write(self, metrics: Metrics) -> None:
         tokens, step_s = metrics.get("rollout/tokens"), metrics.get("time/step_s")

@@ -47,6 +47,8 @@ def _follow(run: RunFolder, num_steps: int, display: Display, *, once: bool) -> 
     last_row_at = run.metrics_file.stat().st_mtime if rows else time.time()
     for row, end in zip(rows, end_times(rows, last_row_at), strict=True):
         display.step(row, at=end)
+    warned: set[tuple[int, str]] = set()
+    _log_warnings(run, warned)
     step = int(rows[-1]["step"] or 0) if rows else None
     logger.info("%s", _status(run.path, step, num_steps, time.time() - last_row_at))
     is_quiet = False
@@ -56,11 +58,20 @@ def _follow(run: RunFolder, num_steps: int, display: Display, *, once: bool) -> 
             last_row_at, is_quiet = time.time(), False
             step = int(row["step"] or 0)
             display.step(row, at=last_row_at)
+            _log_warnings(run, warned)
         if not is_quiet and time.time() - last_row_at > QUIET_S:
             is_quiet = True
             logger.info("no step for %s: is the run still going?", duration(time.time() - last_row_at))
     if not once:
         logger.info("%s: all %d steps are done", run.path, num_steps)
+
+
+def _log_warnings(run: RunFolder, known: set[tuple[int, str]]) -> None:
+    """Show warnings of the run that are not `known`, and add them to it."""
+    for step, text in run.warnings:
+        if (step, text) not in known:
+            known.add((step, text))
+            logger.warning("step %d: %s", step, text)
 
 
 def end_times(rows: Sequence[Metrics], last: float) -> list[float]:

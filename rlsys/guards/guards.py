@@ -8,6 +8,7 @@ from pathlib import Path
 from rlsys.config.schema import Config
 from rlsys.guards.missing_rewards import MissingRewardGuard
 from rlsys.guards.nonfinite import Fetch, NonFiniteGuard, TextOf
+from rlsys.guards.signals import SignalWatch
 from rlsys.run_folder.checkpoint import RunState
 
 
@@ -18,6 +19,7 @@ class Guards:
     nonfinite: NonFiniteGuard
     rewards: MissingRewardGuard  # counts training steps
     eval_rewards: MissingRewardGuard  # counts evaluations
+    signals: SignalWatch  # only warns
 
     @classmethod
     def from_config(cls, config: Config, run_dir: Path, state: RunState, fetch: Fetch, text_of: TextOf) -> Guards:
@@ -29,6 +31,7 @@ class Guards:
                 "reward/unscored_steps", limit, in_a_row=state.unscored_in_a_row, total=state.unscored_total
             ),
             MissingRewardGuard("eval/unscored", limit),
+            SignalWatch(config),
         )
 
     def check(self) -> None:

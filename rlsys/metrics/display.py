@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rlsys.metrics.formatting import duration
@@ -34,6 +35,7 @@ class Display:
         self._first_step: int | None = None
         self._started = 0.0
         self._live: Any = None
+        self._warnings: Sequence[str] = ()
         console = terminal()
         if console.is_terminal if live is None else live:
             from rich.live import Live
@@ -48,6 +50,10 @@ class Display:
     def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.__exit__(*error)
+
+    def warn(self, texts: Sequence[str]) -> None:
+        """Show these warnings below the table from the next step on, in place of those before; elsewhere do nothing."""
+        self._warnings = texts
 
     def step(self, metrics: Metrics, *, at: float | None = None) -> None:
         """Show one finished step; it ended `at`, in seconds of any one clock (default: now)."""
@@ -64,6 +70,7 @@ class Display:
     def _table(self, metrics: Metrics, eta_s: float | None) -> Any:
         from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
         step = int(metrics["step"] or 0)
         title = f"rlsys  step {step}/{self._num_steps}  ETA {'-' if eta_s is None else duration(eta_s)}"
@@ -75,7 +82,7 @@ class Display:
         for stage in STAGES:
             times.add_column(f"{stage} s", justify="right")
         times.add_row(*(_number(metrics.get(f"time/{stage}_s"), 2) for stage in STAGES))
-        return Group(numbers, times)
+        return Group(numbers, times, *(Text(f"warning: {text}", style="yellow") for text in self._warnings))
 
 
 def plain_line(metrics: Metrics, num_steps: int, eta_s: float | None) -> str:

@@ -18,6 +18,8 @@ A reward may register with facts:
     whole_groups=True       the reward compares a prompt's responses: one call must hold all of them
     deadline_s=60.0         the deadline of a call, if its entry in `rewards` has none; a function with a parameter
                             `deadline_s` gets the number of seconds until its process is killed
+    rests_at=0.0            the score of a response that there is nothing to say about, as of a penalty; that all
+                            responses get it is no cause for a warning
 
 How functions are called, in processes and with deadlines, belongs to `scoring`.
 """

@@ -15,7 +15,7 @@ def _check(*, n_grams: int, max_penalty: float, **_: Any) -> None:
         raise ValueError(f"max_penalty={max_penalty} must be 0 or negative: it is the score of full repetition")
 
 
-@register("repetition_penalty", check=_check)
+@register("repetition_penalty", check=_check, rests_at=0.0)
 def repetition_penalty(completions: list[Any], *, n_grams: int = 3, max_penalty: float = -1.0, **_: Any) -> Scores:
     """Score `max_penalty` times the fraction of n-grams that occurred earlier in the response; 0 if none repeats.
 

@@ -14,7 +14,7 @@ def _check(*, max_response_tokens: int, buffer_tokens: int) -> None:
         )
 
 
-@register("soft_overlong_punishment", check=_check)
+@register("soft_overlong_punishment", check=_check, rests_at=0.0)
 def soft_overlong_punishment(
     completion_ids: list[list[int]], *, max_response_tokens: int = 20480, buffer_tokens: int = 4096, **_: Any
 ) -> Scores:

@@ -20,7 +20,7 @@ from rlsys.config.written import as_written
 from rlsys.errors import ConfigError, DataError, RlsysError, nearest
 from rlsys.run_folder import layout
 from rlsys.run_folder.checkpoint import checkpoints, step_of
-from rlsys.run_folder.jsonl import read_metrics
+from rlsys.run_folder.jsonl import json_rows, read_metrics
 from rlsys.run_folder.whole_file import write_whole
 
 # Folder names that need their parent's name beside them: a start time, or the number of a sweep's job.
@@ -140,6 +140,12 @@ class RunFolder:
         if not rows:
             raise RlsysError(f"{file} is empty: the run has not finished a step yet")
         return rows
+
+    @property
+    def warnings(self) -> list[tuple[int, str]]:
+        """Step and text of every warning about a signal that cannot teach. Raises DataError as `rows` does."""
+        file = self.path / layout.WARNINGS
+        return [(int(row["step"]), str(row["text"])) for _, row in json_rows(file)] if file.is_file() else []
 
     @property
     def rollouts(self) -> list[Path]:

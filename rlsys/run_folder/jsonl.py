@@ -16,13 +16,16 @@ SURROGATES = "backslashreplace"
 
 
 @contextmanager
-def row_writer(path: Path) -> Iterator[Callable[[Iterable[dict[str, Any]]], None]]:
-    """Open a new file for one object per line; values that JSON does not know are written as text."""
+def row_writer(path: Path, *, mode: str = "w") -> Iterator[Callable[[Iterable[dict[str, Any]]], None]]:
+    """Open a file for one object per line, a new one or with `mode="a"` its end.
+
+    Values that JSON does not know are written as text.
+    """
 
     def write(rows: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
-    with path.open("w", encoding="utf-8", errors=SURROGATES) as file:
+    with path.open(mode, encoding="utf-8", errors=SURROGATES) as file:
         yield write
 
 

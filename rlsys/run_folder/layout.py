@@ -5,6 +5,7 @@ from __future__ import annotations
 CONFIG = "config.yaml"
 LOCK = "lock"  # held by the process that writes the folder
 METRICS = "metrics.jsonl"
+WARNINGS = "warnings.jsonl"
 ROLLOUTS = "rollouts"
 NONFINITE = "nonfinite"
 TOKENIZER = "tokenizer"
@@ -15,7 +16,7 @@ CHECKPOINTS = "checkpoints"
 
 # Prefixes of the names that a start over moves aside. Not among them: configuration, tokenizer and checkpoints, which
 # are written again, and logs, which are appended to.
-WRITTEN = (METRICS, ROLLOUTS, NONFINITE, TIMELINE, "events.out.", "wandb", TRACKER_ID)
+WRITTEN = (METRICS, WARNINGS, ROLLOUTS, NONFINITE, TIMELINE, "events.out.", "wandb", TRACKER_ID)
 
 # In the folder of a checkpoint:
 STATE = "state.json"

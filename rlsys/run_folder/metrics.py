@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from rlsys.metrics.step import Metrics
 from rlsys.metrics.trackers import TrackedRun
 from rlsys.metrics.trackers.threads import Trackers
 from rlsys.run_folder.checkpoint import step_of
-from rlsys.run_folder.layout import METRICS, ROLLOUTS, TRACKER_ID, WRITTEN
+from rlsys.run_folder.jsonl import row_writer
+from rlsys.run_folder.layout import METRICS, ROLLOUTS, TRACKER_ID, WARNINGS, WRITTEN
 from rlsys.run_folder.whole_file import write_whole
 
 
@@ -40,7 +41,9 @@ class MetricsWriter:
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / METRICS
+        self._warnings = run_dir / WARNINGS
         _drop_rows_after(path, resume_step)
+        _drop_rows_after(self._warnings, resume_step)
         _drop_rollouts_after(run_dir, resume_step)
         self._file = path.open("a", encoding="utf-8")
         run_id = tracker_id(run_dir) if config.trackers else ""
@@ -52,6 +55,13 @@ class MetricsWriter:
         self._file.write(as_json(row) + "\n")
         self._file.flush()
         self._trackers.write(int(metrics["step"] or 0), row)
+
+    def write_warnings(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Append warnings to `warnings.jsonl`, which a run without any does not have."""
+        rows = list(rows)
+        if rows:
+            with row_writer(self._warnings, mode="a") as write_rows:
+                write_rows(rows)
 
     def close(self) -> None:
         """Close the file and every tracker; a tracker that hangs is abandoned after a few seconds."""

@@ -59,7 +59,7 @@ def collect_rollouts(run: RunFolder, limit: int) -> tuple[Rollouts, list[str]]:
     files = run.rollouts
     rollouts = collect(files, limit, decode, compressed_json)
     shown = len(rollouts.index.get("step", ()))
-    notes = []
+    notes = [f"from step {step} on: {text}" for step, text in run.warnings]
     if not files:
         notes.append("no rollouts: the run writes none (logging.rollouts_every=0), or has not written the first yet")
     elif shown < rollouts.total:

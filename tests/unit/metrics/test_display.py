@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 
 import pytest
@@ -47,6 +48,20 @@ def test_without_a_terminal_it_is_one_line_per_step(caplog: pytest.LogCaptureFix
     first, second = caplog.messages
     assert first == "step 1/3  reward 0.500"
     assert second.startswith("step 2/3  ETA 0.")
+
+
+def test_warnings_that_hold_stand_below_the_live_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    monkeypatch.setattr("rlsys.metrics.display.terminal", lambda: console)
+    shown = []
+    with Display(3, live=True) as display:
+        for texts in (["reward 'format' is 0"], []):
+            display.warn(texts)
+            display.step({"step": 1})
+            with console.capture() as capture:
+                console.print(display._live.renderable)
+            shown.append("warning: reward 'format' is 0" in capture.get())
+    assert shown == [True, False]
 
 
 def test_the_rest_is_estimated_from_when_steps_ended(caplog: pytest.LogCaptureFixture) -> None:
