@@ -21,6 +21,7 @@ class PolicySetup:
     trust_remote_code: bool
     chat_template: str | None
     adapter: str | None  # folder of an adapter to start from
+    saved_dtype: str | None  # None: the base's
     engine_dtype: str
     temperature: float
     num_updates: int  # in the whole run: the length of the learning rate's schedule
@@ -42,6 +43,7 @@ class PolicySetup:
             trust_remote_code=config.model.trust_remote_code,
             chat_template=config.model.chat_template,
             adapter=config.model.adapter,
+            saved_dtype=config.checkpoint.dtype,
             engine_dtype=config.engine_dtype,
             temperature=config.rollout.temperature,
             num_updates=num_updates(config, config.train.num_steps - critic_alone),

@@ -16,6 +16,7 @@ from torch import nn
 
 from rlsys.config.learner_schema import LoraConfig
 from rlsys.errors import ConfigError, nearest
+from rlsys.models.folder import empty_model
 from rlsys.models.parameters import adapter_layers, adapter_parameters
 
 FILE = "adapter_model.safetensors"  # peft's file of tensors in an adapter's folder
@@ -59,13 +60,9 @@ def add_adapters(hf: Any, lora: LoraConfig) -> None:
 
 def check_adapters(model_path: str, lora: LoraConfig, *, trust_remote_code: bool) -> None:
     """Raise ConfigError where `add_adapters` would, without loading a weight."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
-    # On the meta device modules have shapes but no memory.
+    hf = empty_model(model_path, trust_remote_code=trust_remote_code)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        hf = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         add_adapters(hf, lora)
 
 

@@ -48,7 +48,7 @@ def exported_parameters(hf: nn.Module) -> list[ExportedParameter]:
             continue
         # Under ZeRO-3 a parameter's own shape is (0,) while it is not gathered; DeepSpeed keeps the real one.
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        plain_name = name.replace(".base_layer.", ".").replace(f".modules_to_save.{NAME}.", ".")
+        plain_name = _plain(name)
         layer = owners.get(id(parameter))
         if layer is None:
             exported.append(ExportedParameter(plain_name, shape, [parameter], parameter.detach))
@@ -56,6 +56,22 @@ def exported_parameters(hf: nn.Module) -> list[ExportedParameter]:
             sources = [parameter, *(p for n, p in layer.named_parameters() if n.startswith("lora_"))]
             exported.append(ExportedParameter(plain_name, shape, sources, _MergedWeight(layer)))
     return exported
+
+
+def exported_buffers(hf: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the buffers that belong to the model's files, such as a router's correction, by their plain names."""
+    found = {}
+    for prefix, module in hf.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            full = f"{prefix}.{name}" if prefix else name
+            if name not in module._non_persistent_buffers_set and ".original_module." not in full:
+                found[_plain(full)] = buffer.detach()
+    return found
+
+
+def _plain(name: str) -> str:
+    """Return the name that a parameter or buffer has without adapters."""
+    return name.replace(".base_layer.", ".").replace(f".modules_to_save.{NAME}.", ".")
 
 
 def adapter_layers(hf: nn.Module) -> list[Any]:

@@ -41,7 +41,30 @@ def check_lora(config: Config) -> None:
             "names"
         )
     if lora.quantize_base is not None:
-        _check_quantized(config)
+        _check_quantized(config, f"learner.lora.quantize_base={lora.quantize_base}")
+
+
+def check_quantized_model(config: Config, model_path: str) -> None:
+    """Raise ConfigError for a model whose weights are stored quantised, unless it is a frozen base that can be.
+
+    A learner trains weights in float32 or bfloat16, and sends them to engines that must hold them in the same form.
+    """
+    from transformers import AutoConfig
+
+    stored = AutoConfig.from_pretrained(model_path, trust_remote_code=config.model.trust_remote_code)
+    given = getattr(stored, "quantization_config", None)
+    if given is None:
+        return
+    method = given.get("quant_method") if isinstance(given, dict) else given.quant_method
+    method = str(getattr(method, "value", method))
+    lora = config.learner.lora
+    if method != "bitsandbytes" or lora.rank == 0:
+        raise ConfigError(
+            f"model.path '{model_path}' is stored quantised (config.json has a quantization_config of {method}), which "
+            "cannot be trained: give the model it was made from, with learner.lora.quantize_base=nf4 if it must be "
+            "small"
+        )
+    _check_quantized(config, f"model.path '{model_path}' (4-bit weights)")
 
 
 def check_adapter(config: Config, *, training: bool) -> None:
@@ -62,17 +85,16 @@ def check_adapter(config: Config, *, training: bool) -> None:
         )
 
 
-def _check_quantized(config: Config) -> None:
-    lora = config.learner.lora
+def _check_quantized(config: Config, what: str) -> None:
     missing = [name.replace("_", "-") for name in QUANTIZERS if find_spec(name) is None]
     if config.cluster.num_gpus == 0 or missing:
         why = "cluster.num_gpus is 0" if config.cluster.num_gpus == 0 else f"pip install {' '.join(missing)}"
-        raise ConfigError(f"learner.lora.quantize_base={lora.quantize_base} needs GPUs and bitsandbytes: {why}")
-    if config.learner.zero_stage == 3 or not lora.syncs_adapter_only:
+        raise ConfigError(f"{what} needs GPUs and bitsandbytes: {why}")
+    if config.learner.zero_stage == 3 or not config.learner.lora.syncs_adapter_only:
         # Quantised weights can neither be divided among ranks nor merged with an adapter.
         raise ConfigError(
-            f"learner.lora.quantize_base={lora.quantize_base} works with learner.zero_stage 0 to 2 and without "
-            "use_dora and modules_to_save: change these, or set quantize_base=null"
+            f"{what} works with learner.zero_stage 0 to 2 and without learner.lora.use_dora and modules_to_save: "
+            "change these, or use a base that is not quantised"
         )
 
 

@@ -18,9 +18,11 @@ from rlsys.data.sources import LoadedRows, absolute_sources, load, read, sources
 from rlsys.errors import ConfigError, RlsysError
 from rlsys.models.lora import check_adapters
 from rlsys.models.resolve import ModelFacts, model_facts, resolve_model
+from rlsys.preflight.adapters import check_quantized_model
 from rlsys.preflight.checks import check_config, check_lengths
 from rlsys.preflight.prepared import EvalSet, Prepared, run_tokenizer
 from rlsys.preflight.rewards import check_rewards
+from rlsys.preflight.saving import check_saving
 from rlsys.preflight.stops import stop_tokens
 from rlsys.rewards.entry import absolute as absolute_reward
 from rlsys.types import Prompt
@@ -48,6 +50,9 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
         held_out=held_out,
         corpus=_corpus(config, [row for loaded in train for row in loaded.rows]),
     )
+    if training:
+        check_quantized_model(config, model_path)
+        check_saving(config, model_path)
     if training and config.learner.lora.rank > 0:
         check_adapters(model_path, config.learner.lora, trust_remote_code=config.model.trust_remote_code)
     # Prompts must leave room for the longest response, of training or evaluation.

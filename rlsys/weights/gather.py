@@ -6,13 +6,14 @@ Gathering is a collective: every rank must call these functions, in the same ord
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from rlsys.models.parameters import adapter_parameters, exported_parameters
+from rlsys.models.folder import saved_dtype
+from rlsys.models.parameters import adapter_parameters, exported_buffers, exported_parameters
 
 
 def gather_parameters(parameters: Sequence[nn.Parameter]) -> Any:
@@ -28,17 +29,22 @@ def gather_parameters(parameters: Sequence[nn.Parameter]) -> Any:
     return deepspeed.zero.GatheredParameters(sharded)
 
 
-def full_state(module: nn.Module, rank: int) -> dict[str, torch.Tensor]:
-    """Return all parameters on the CPU with adapters merged in, on rank 0; an empty dictionary on other ranks."""
-    return dict(_full_parameters(module, rank))
+def full_state(hf: Any, rank: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return what the model's files hold, on the CPU on rank 0; an empty dictionary on other ranks.
 
-
-def _full_parameters(module: nn.Module, rank: int) -> Iterator[tuple[str, torch.Tensor]]:
+    That is every parameter with adapters merged in, rounded to `dtype` here and only here, and every saved buffer as it
+    is.
+    """
+    state = {}
     # One parameter at a time: gathered all at once, the model would have to fit into one GPU.
-    for parameter in exported_parameters(module):
+    for parameter in exported_parameters(hf):
         with gather_parameters(parameter.sources):
             if rank == 0:
-                yield parameter.name, parameter.read().cpu().clone()
+                stored = saved_dtype(hf, parameter.name, dtype)
+                state[parameter.name] = parameter.read().to("cpu", stored, copy=True)
+    if rank != 0:
+        return {}
+    return state | {name: buffer.to("cpu", copy=True) for name, buffer in exported_buffers(hf).items()}
 
 
 def adapter_state(module: nn.Module, rank: int, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:

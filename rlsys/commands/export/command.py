@@ -67,7 +67,8 @@ def _write(checkpoint: Path, target: Path, config: Config, *, merge: bool) -> st
         raise ConfigError(
             f"{adapter} needs the model in {base}, and that folder does not exist: restore it, then export"
         )
-    merge_adapter(base, adapter, target, trust_remote_code=config.model.trust_remote_code)
+    remote = config.model.trust_remote_code
+    merge_adapter(base, adapter, target, dtype=config.checkpoint.dtype, trust_remote_code=remote)
     return "policy"
 
 
@@ -76,15 +77,22 @@ def base_of(adapter: Path) -> str:
     return str(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
 
 
-def merge_adapter(base: str, adapter: Path, target: Path, *, trust_remote_code: bool) -> None:
-    """Write the model with the adapter merged into its weights: added in float32, stored in the model's own dtype."""
+def merge_adapter(base: str, adapter: Path, target: Path, *, dtype: str | None, trust_remote_code: bool) -> None:
+    """Write the model with the adapter merged into its weights: added in float32, rounded once to `dtype`.
+
+    Tokenizer and chat template are those that the adapter was trained with. `dtype` None stands for the base's.
+    """
     import torch
     from peft import PeftModel
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from rlsys.models.folder import base_dtype, base_files, write_model
+    from rlsys.models.policy import DTYPES
+    from rlsys.weights.gather import full_state
+
+    stored = base_dtype(base, trust_remote_code=trust_remote_code) if dtype is None else DTYPES[dtype]
     # bfloat16 would round away small changes of the adapter while it is added.
-    stored = getattr(AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code), "dtype", None)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=trust_remote_code)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    merged.to(stored or torch.float32).save_pretrained(target)
+    write_model(target, merged, full_state(merged, 0, stored), stored, base_files(base))
     AutoTokenizer.from_pretrained(adapter, trust_remote_code=trust_remote_code).save_pretrained(target)

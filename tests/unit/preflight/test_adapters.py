@@ -10,12 +10,33 @@ import pytest
 
 from rlsys.config.compose import load_config
 from rlsys.errors import ConfigError
+from rlsys.preflight.adapters import check_quantized_model
 from rlsys.preflight.checks import check_config
 
 LORA = "learner.lora.rank=8"
 
 
 TARGETS = [("5", "5"), ("null", "None"), ("[]", "[]"), ("[q_proj,3]", "['q_proj', 3]"), ("true", "True")]
+
+
+@pytest.mark.parametrize(
+    ("quantized", "overrides", "said"),
+    [
+        ({"quant_method": "fp8"}, [], "stored quantised (config.json has a quantization_config of fp8)"),
+        ({"quant_method": "gptq", "bits": 4}, [LORA], "quantization_config of gptq"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, [], "quantization_config of bitsandbytes"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, [LORA], "(4-bit weights) needs GPUs and bitsandbytes"),
+    ],
+)
+def test_a_model_stored_quantised_is_refused(
+    model_folder: Path, tmp_path: Path, quantized: dict[str, Any], overrides: list[str], said: str
+) -> None:
+    content = json.loads((model_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"quantization_config": quantized}))
+    with pytest.raises(ConfigError) as caught:
+        check_quantized_model(load_config(overrides), str(tmp_path))
+    assert said in str(caught.value)
+    check_quantized_model(load_config(overrides), str(model_folder))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlsys.cli import execute
+from rlsys.commands.export.command import merge_adapter
 from rlsys.config.compose import load_config
 from rlsys.config.learner_schema import LoraConfig
 from rlsys.errors import ConfigError
 from rlsys.models.lora import peft_config, write_adapter
-from rlsys.models.parameters import adapter_parameters
+from rlsys.models.parameters import adapter_parameters, exported_parameters
 from tests.unit.models.test_lora import changed, logprobs, oracle, untied
 
 __all__ = ["untied"]
@@ -80,3 +82,29 @@ def test_whole_weights_of_a_chosen_step(run_dir: Path, untied: str, tokenizer: A
     torch.testing.assert_close(loaded(run_dir / "mine"), oracle(policies[1].eval()))
     with pytest.raises(ConfigError, match="holds no adapter, so there is nothing to merge"):
         execute(["export", str(run_dir), "--merge"])
+
+
+@pytest.mark.parametrize(("wanted", "dtype"), [(None, torch.bfloat16), ("float32", torch.float32)])
+def test_a_merged_model_has_the_base_s_dtype_and_settings_and_the_run_s_template(
+    untied: str, tokenizer: Any, tmp_path: Path, wanted: str | None, dtype: torch.dtype
+) -> None:
+    base, adapter, target = tmp_path / "base", tmp_path / "adapter", tmp_path / "out"
+    AutoModelForCausalLM.from_pretrained(untied, dtype=torch.bfloat16).save_pretrained(base)
+    settings = '{"temperature": 0.6, "top_p": 0.9}'  # transformers loads it and refuses to write it
+    (base / "generation_config.json").write_text(settings)
+    policy = changed(str(base), LORA)
+    tensors = {name: parameter.detach() for name, parameter in adapter_parameters(policy.hf).items()}
+    write_adapter(adapter, tensors, peft_config(LORA, str(base)))
+    ours = copy.deepcopy(tokenizer)
+    ours.chat_template = "{{ messages[0].content }}!"
+    ours.save_pretrained(adapter)
+    merge_adapter(str(base), adapter, target, dtype=wanted, trust_remote_code=False)
+    merged = AutoModelForCausalLM.from_pretrained(target)
+    assert {parameter.dtype for parameter in merged.parameters()} == {dtype}
+    expected = {parameter.name: parameter.read() for parameter in exported_parameters(policy.hf)}
+    for name, parameter in merged.named_parameters():
+        torch.testing.assert_close(parameter, expected[name].to(dtype), msg=name)
+    assert (target / "generation_config.json").read_text() == settings
+    again = AutoTokenizer.from_pretrained(target)
+    assert again.chat_template == ours.chat_template
+    assert again.special_tokens_map == tokenizer.special_tokens_map
