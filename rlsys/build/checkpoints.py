@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rlsys.algorithms.coefficients import initial_coefficients
 from rlsys.config.schema import Config
@@ -35,9 +37,14 @@ class Checkpoints:
         learners: Learners,
         reference: Reference,
         guards: Guards,
+        fixed: Mapping[str, Any],
         saved: int = 0,
     ) -> None:
-        """Save what the other arguments hold; `saved` is the step of the checkpoint that the run continues from."""
+        """Save what the other arguments hold.
+
+        `fixed` are the options that the checkpoints are written with, `saved` is the step of the checkpoint that the
+        run continues from.
+        """
         self._config = config
         self._run_dir = run_dir
         self._prompts = prompts
@@ -45,6 +52,7 @@ class Checkpoints:
         self._learners = learners
         self._reference = reference
         self._guards = guards
+        self._fixed = dict(fixed)
         self._saved = saved
         self._writing: asyncio.Task[Path] | None = None
 
@@ -110,6 +118,10 @@ class Checkpoints:
             prompts_digest=self._prompts.digest,
             unscored_in_a_row=missing.in_a_row,
             unscored_total=missing.total,
+            eval_unscored_in_a_row=self._guards.eval_rewards.in_a_row,
+            eval_unscored_total=self._guards.eval_rewards.total,
+            started_coef={"kl": self._config.algorithm.kl.coef, "entropy": self._config.algorithm.entropy.coef},
+            written_with=self._fixed,
         )
 
 
@@ -130,12 +142,16 @@ def find_start(config: Config, run_dir: Path) -> tuple[RunState, Path | None]:
 
 
 def start_coefficients(config: Config, state: RunState) -> Coefficients:
-    """Return the coefficients as configured, or where an adaptive one stood at the checkpoint."""
+    """Return the coefficients as configured, or where an adaptive one stood at the checkpoint.
+
+    An adaptive one that is configured to start elsewhere than at the checkpoint starts there.
+    """
     start = initial_coefficients(config.algorithm)
-    kl, entropy = config.algorithm.kl, config.algorithm.entropy
-    if kl.target is not None and state.kl_coef is not None:
+    kl, entropy, then = config.algorithm.kl, config.algorithm.entropy, state.started_coef
+    if kl.target is not None and state.kl_coef is not None and then.get("kl", kl.coef) == kl.coef:
         start = replace(start, kl=state.kl_coef)
-    if entropy.target is not None and state.entropy_coef is not None:
+    same = then.get("entropy", entropy.coef) == entropy.coef
+    if entropy.target is not None and state.entropy_coef is not None and same:
         start = replace(start, entropy=state.entropy_coef, entropy_level=state.entropy_level)
     return start
 

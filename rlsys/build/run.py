@@ -40,6 +40,7 @@ from rlsys.rollout.setup import EngineSetup
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.layout import LOGS
 from rlsys.run_folder.metrics import MetricsWriter
+from rlsys.run_folder.resume import fixed_options
 from rlsys.run_folder.rollouts import RolloutWriter
 from rlsys.run_folder.timeline import TimelineWriter, timeline_path
 from rlsys.runtime.background import Background
@@ -267,7 +268,9 @@ def build_run(
         evaluation=PeriodicEvaluation(config, prepared.eval_sets, sampler, guards.eval_rewards),
         recorder=recorder,
         guards=guards,
-        checkpoints=Checkpoints(config, run_dir, prompts, orchestrator, learners, reference, guards, state.step),
+        checkpoints=Checkpoints(
+            config, run_dir, prompts, orchestrator, learners, reference, guards, fixed_options(prepared), state.step
+        ),
     )
 
 

@@ -161,8 +161,10 @@ def train_job(job: Job) -> Path:
     """Check, prepare and train one run; return its folder. Raise RlsysError, before Ray starts where possible."""
     from rlsys.preflight.checks import check_resume
     from rlsys.preflight.prepare import prepare
+    from rlsys.preflight.saving import check_room
     from rlsys.run_folder.folder import check_run_dir
     from rlsys.run_folder.lock import check_free, locked, new_folder
+    from rlsys.run_folder.resume import check_fixed_options
 
     quiet_libraries()
     # The cheap checks of the folder come first: preparing may build a model, which takes minutes.
@@ -172,6 +174,8 @@ def train_job(job: Job) -> Path:
     if is_named:
         check_run_dir(run_dir, job.config.resume)
     prepared = prepare(job.config)
+    check_fixed_options(prepared, run_dir)
+    check_room(prepared, run_dir)
     # Nothing is written before everything has been checked.
     run_dir = run_dir if is_named else new_folder(run_dir)
     with locked(run_dir):

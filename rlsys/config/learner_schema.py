@@ -52,6 +52,7 @@ class LearnerConfig:
     )
     warmup_steps: int = option(0, ge=0, help="optimizer updates over which the learning rate rises from 0")
     weight_decay: float = option(0.0, ge=0, help="weight decay of AdamW")
+    decay_norms_and_biases: bool = option(False, help="decay norms and biases too, not only matrices")
     betas: tuple[float, float] = option((0.9, 0.999), ge=0, lt=1, help="betas of AdamW")
     eps: float = option(1e-8, gt=0, help="epsilon of AdamW")
     max_grad_norm: float = option(1.0, ge=0, help="clip the gradient's norm to this; 0: no clipping")

@@ -23,14 +23,16 @@ class Guards:
 
     @classmethod
     def from_config(cls, config: Config, run_dir: Path, state: RunState, fetch: Fetch, text_of: TextOf) -> Guards:
-        """Return the guards of a run; those of training steps count on from a checkpoint's `state`."""
+        """Return the guards of a run; they count on from a checkpoint's `state`."""
         limit = config.scoring.max_unscored_steps
         return cls(
             NonFiniteGuard(run_dir, config.train.max_nonfinite_steps, fetch, text_of, state),
             MissingRewardGuard(
                 "reward/unscored_steps", limit, in_a_row=state.unscored_in_a_row, total=state.unscored_total
             ),
-            MissingRewardGuard("eval/unscored", limit),
+            MissingRewardGuard(
+                "eval/unscored", limit, in_a_row=state.eval_unscored_in_a_row, total=state.eval_unscored_total
+            ),
             SignalWatch(config),
         )
 

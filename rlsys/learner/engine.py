@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -76,13 +78,11 @@ def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_
         module.train()  # transformers checkpoints only in train mode; other dropout than adapters' is refused below
         set_dropout(module, is_active=False)
         _refuse_dropout(module)
-    parameters = [p for p in module.parameters() if p.requires_grad]  # under adapters, only those of the adapters
     optimizer = torch.optim.AdamW(
-        parameters,
+        parameter_groups(module, config),
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
-        weight_decay=config.weight_decay,
         fused=config.offload_optimizer or None,  # on CPUs one pass over the state instead of a dozen
     )
     # transformers' schedule "constant" ignores warm-up steps.
@@ -100,6 +100,40 @@ def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_
     if config.zero_stage == 0 and config.dtype == "float32":
         _record_norm(engine, config.max_grad_norm or NO_CLIPPING)
     return engine
+
+
+def parameter_groups(module: nn.Module, config: LearnerConfig) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: the trained matrices, then the trained norms and biases; none is empty."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        # Under ZeRO-3 a parameter's own shape is (0,). Experts have one bias each: a matrix that is none.
+        is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1 and "bias" not in name
+        (matrices if is_matrix else others).append(parameter)
+    decay = config.weight_decay
+    groups = [
+        {"params": matrices, "weight_decay": decay},
+        {"params": others, "weight_decay": decay if config.decay_norms_and_biases else 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+@contextlib.contextmanager
+def keep_options(engine: Any) -> Iterator[None]:
+    """Give the optimizer and its schedule their present options again after the context has loaded a checkpoint.
+
+    A checkpoint brings the options of the run that wrote it. The schedule goes on from the checkpoint's update.
+    """
+    schedule = engine.lr_scheduler
+    base_lrs = list(schedule.base_lrs)
+    options = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
+    yield
+    lrs = [base * factor(schedule.last_epoch) for base, factor in zip(base_lrs, schedule.lr_lambdas, strict=True)]
+    schedule.base_lrs, schedule._last_lr = base_lrs, lrs
+    for group, kept, lr in zip(engine.optimizer.param_groups, options, lrs, strict=True):
+        group.update(kept, lr=lr)
 
 
 def forget_gradients(engine: Any) -> None:
@@ -126,7 +160,9 @@ def _record_norm(engine: Any, max_norm: float) -> None:
         # `get_global_grad_norm` returns this attribute. DeepSpeed sets it only from optimizers that record their norm,
         # which torch's AdamW does not.
         engine._global_grad_norm = norm
-        if not torch.isfinite(norm):
+        # DeepSpeed advances the schedule unless the optimizer has this flag, as its own do.
+        engine.optimizer.overflow = not bool(torch.isfinite(norm))
+        if engine.optimizer.overflow:
             # DeepSpeed calls the optimizer all the same. AdamW skips parameters without a gradient, and does not decay
             # them either.
             for parameter in parameters:

@@ -41,14 +41,13 @@ class PolicyGroup(RankGroup):
         """Broadcast the policy; every rank takes part in gathering it."""
         return self._begin("send_weights")
 
-    def begin_read_weights(self) -> dict[str, Any]:
-        """Read the whole policy: a reference to rank 0's result comes first, then the other ranks' empty ones."""
-        return self._begin("read_weights")
+    def begin_read_weights(self, number: int) -> tuple[dict[str, Any], Any]:
+        """Read one part of the policy: each rank's answer whether it is the last, and a reference to the part."""
+        return self._begin_two("read_weights", number)
 
     def begin_read_adapter(self) -> tuple[dict[str, Any], Any]:
         """Read the adapter: the ranks' unfinished calls, and a reference to the policy's `PackedAdapter`."""
-        calls = {name: worker.read_adapter.options(num_returns=2).remote() for name, worker in self._workers.items()}
-        return {name: done for name, (done, _) in calls.items()}, next(iter(calls.values()))[1]
+        return self._begin_two("read_adapter")
 
     def begin_probe(self, token_ids: np.ndarray) -> dict[str, Any]:
         """Compute log-probabilities of given tokens, with and without the adapter; every rank gives the same."""
@@ -74,6 +73,13 @@ class PolicyGroup(RankGroup):
             for number, of_group in zip(share if of_rank else [], of_rank, strict=True):
                 kl_sums[number] = of_group
         return [ReferenceScores(ref, of_group) for ref, of_group in zip(logprobs, kl_sums, strict=True)]
+
+    def _begin_two(self, method: str, *args: Any) -> tuple[dict[str, Any], Any]:
+        """Call a method with two results on every rank: every rank's first, and rank 0's second, which stays in Ray."""
+        calls = {
+            name: getattr(worker, method).options(num_returns=2).remote(*args) for name, worker in self._workers.items()
+        }
+        return {name: first for name, (first, _) in calls.items()}, next(iter(calls.values()))[1]
 
     def _on_started(self, info: Any) -> None:
         self._update_info = info

@@ -15,14 +15,17 @@ from rlsys.learner.rank import Rank
 from rlsys.learner.rank_batch import EMPTY_ITEM, TrainItem
 from rlsys.learner.setup import PolicySetup
 from rlsys.models.divergence import kl_sums
+from rlsys.models.folder import base_dtype, base_files, write_model
 from rlsys.models.lora import load_adapter, peft_config, without_adapters, write_adapter
 from rlsys.models.packing import TokenRow, token_batch
+from rlsys.models.parameters import exported_parameters
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.models.resolve import load_tokenizer
 from rlsys.run_folder.layout import ADAPTER, POLICY
 from rlsys.runtime.chunks import ChunkIndex, pick
 from rlsys.types import ExperienceRow
-from rlsys.weights.gather import adapter_state, full_state
+from rlsys.weights.gather import adapter_state, full_state, gather_parameters
+from rlsys.weights.manifest import Entry, buckets
 from rlsys.weights.packed_adapter import PackedAdapter, pack_adapter
 from rlsys.weights.sender import WeightSender
 
@@ -53,9 +56,21 @@ class PolicyServices(Rank):
         with self._spans.span("broadcast"):
             return self._sender.export_ipc()
 
-    def read_weights(self) -> dict[str, torch.Tensor]:
-        """Return the whole policy on the CPU from rank 0, and an empty dictionary from the other ranks."""
-        return full_state(self._engine.module.hf, self._rank)
+    def read_weights(self, number: int) -> tuple[bool, dict[str, torch.Tensor]]:
+        """Return whether this is the last part of the policy, and the part's parameters on the CPU, from rank 0.
+
+        The other ranks return an empty dictionary. A part has at most `weights.bucket_mib`, so that the object store
+        never holds the whole policy.
+        """
+        parameters = {parameter.name: parameter for parameter in exported_parameters(self._engine.module.hf)}
+        entries = [Entry(name, p.sources[0].dtype, p.shape) for name, p in parameters.items()]
+        parts = buckets(entries, self._setup.weights.bucket_mib * 2**20)
+        part = {}
+        for parameter in (parameters[entry.name] for entry in parts[number]):
+            with gather_parameters(parameter.sources):
+                if self._rank == 0:
+                    part[parameter.name] = parameter.read().to("cpu", copy=True)
+        return number + 1 == len(parts), part
 
     def read_adapter(self) -> tuple[None, PackedAdapter]:
         """Return the policy's adapter in the engines' dtype from rank 0; those of other ranks have no tensors.
@@ -141,14 +156,14 @@ class PolicyServices(Rank):
         super().save(folder)
         hf, setup = self._engine.module.hf, self._setup
         if setup.learner.lora.rank > 0:
-            adapter = adapter_state(hf, self._rank)
+            adapter = adapter_state(hf, self._rank, self._saved_dtype)
             if self._rank == 0:
                 write_adapter(Path(folder) / ADAPTER, adapter, peft_config(setup.learner.lora, setup.model_path))
                 self._save_tokenizer(Path(folder) / ADAPTER)
         if not setup.learner.lora.syncs_adapter_only:
-            weights = full_state(hf, self._rank)
+            weights = full_state(hf, self._rank, self._saved_dtype)
             if self._rank == 0:
-                hf.save_pretrained(Path(folder) / POLICY, state_dict=weights)
+                write_model(Path(folder) / POLICY, hf, weights, self._saved_dtype, self._base_files)
                 self._save_tokenizer(Path(folder) / POLICY)
 
     def _save_tokenizer(self, target: Path) -> None:
@@ -172,6 +187,14 @@ class PolicyServices(Rank):
 
     def _on_started(self) -> dict[str, Any]:
         """Create the sender; return the manifest of its broadcasts in the engines' form."""
-        dtype, bucket_bytes = DTYPES[self._setup.engine_dtype], self._setup.weights.bucket_mib * 2**20
+        setup = self._setup
+        # Looked up now: a checkpoint after hours must not depend on the hub.
+        self._base_files = base_files(setup.model_path) if self._rank == 0 else []
+        self._saved_dtype = (
+            base_dtype(setup.model_path, trust_remote_code=setup.trust_remote_code)
+            if setup.saved_dtype is None
+            else DTYPES[setup.saved_dtype]
+        )
+        dtype, bucket_bytes = DTYPES[setup.engine_dtype], setup.weights.bucket_mib * 2**20
         self._sender = WeightSender(self._engine.module.hf, dtype, self._rank, bucket_bytes)
         return self._sender.update_info()

@@ -15,7 +15,7 @@ from torch import nn
 
 from rlsys.config.learner_schema import LearnerConfig
 from rlsys.errors import RlsysError
-from rlsys.learner.engine import build_engine, forget_gradients
+from rlsys.learner.engine import build_engine, forget_gradients, keep_options
 from rlsys.learner.rank_batch import EMPTY_ITEM, TrainItem
 from rlsys.models.packing import TokenBatch, microbatches, token_batch
 from rlsys.runtime.garbage import freeze_started
@@ -123,8 +123,12 @@ class Rank:
         logger.info("saved to %s", folder)
 
     def load(self, folder: str) -> None:
-        """Restore what `save` wrote; raises RlsysError when the folder holds nothing for this role and group size."""
-        path, _ = self._engine.load_checkpoint(folder, tag=self.TAG, load_module_strict=self._config.lora.rank == 0)
+        """Restore what `save` wrote, but for the optimizer's options, which are the configured ones.
+
+        Raises RlsysError when the folder holds nothing for this role and group size.
+        """
+        with keep_options(self._engine):
+            path, _ = self._engine.load_checkpoint(folder, tag=self.TAG, load_module_strict=self._config.lora.rank == 0)
         if path is None:
             raise RlsysError(f"{folder} holds no {self.TAG} checkpoint that {self._world_size} rank(s) can load")
         logger.info("restored from %s", folder)

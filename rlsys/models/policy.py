@@ -34,6 +34,12 @@ class PolicyModel(nn.Module):
             add_adapters(hf, lora)
         use_onednn(hf)  # after the adapters, so that their linear layers are switched too
         self.hf = hf
+        # What `forward` does not reach, such as a vision tower, has no gradient: it needs no optimizer state, and
+        # weight decay must not change it.
+        reached = {id(p) for module in (hf.get_decoder(), hf.get_output_embeddings()) for p in module.parameters()}
+        for parameter in hf.parameters():
+            if id(parameter) not in reached:
+                parameter.requires_grad_(False)
 
     def forward(
         self, batch: TokenBatch, temperature: float, entropy_gradient: bool = False

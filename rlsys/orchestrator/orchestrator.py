@@ -174,11 +174,12 @@ class Orchestrator:
             # time, so new groups need no order among themselves.
             lease = await self._sampler.router.reserve(self._num_samples, (NEW, 0))
             group_id = self._admission.admit()
-            self._positions[group_id], prompt = self._prompts.take()
+            position, prompt = self._prompts.take()
+            self._positions[group_id] = position
             self._num_drawn += 1
-            self._background.start(self._run_group(group_id, prompt, lease))
+            self._background.start(self._run_group(group_id, position, prompt, lease))
 
-    async def _run_group(self, group_id: int, prompt: Prompt, lease: Lease) -> None:
+    async def _run_group(self, group_id: int, position: int, prompt: Prompt, lease: Lease) -> None:
         """Carry one group from its prompt to the batch, or to its rejection."""
 
         def start() -> int:
@@ -187,7 +188,14 @@ class Orchestrator:
             return self._admission.policy_version
 
         group = await self._sampler.sample_group(
-            prompt, self._sampling_params, group_id=group_id, start=start, lease=lease
+            # The position, not the group's id: ids begin at 0 in every process, and a resumed run would draw the random
+            # numbers of the first steps again.
+            prompt,
+            self._sampling_params,
+            group_id=group_id,
+            stream=position,
+            start=start,
+            lease=lease,
         )
         if self._rule.rejects(group):
             # Its prompt counts as used: a resumed run does not draw it again.

@@ -98,6 +98,7 @@ class GroupSampler:
         sampling_params: Sequence[Sampling],
         *,
         group_id: int,
+        stream: int,
         start: Callable[[], int],
         lease: Lease | None = None,
     ) -> ScoredGroup:
@@ -106,7 +107,8 @@ class GroupSampler:
         Args:
             prompt: The prompt to sample from.
             sampling_params: How to sample; a second entry is the greedy response for a baseline.
-            group_id: The group's number, which also seeds its random numbers.
+            group_id: The group's number.
+            stream: The number that seeds its responses with `rollout.seeded`, the same however the run was interrupted.
             start: Called when an attempt starts or fails; returns the policy version to sample under.
             lease: Room that is already reserved for the first attempt.
 
@@ -120,7 +122,7 @@ class GroupSampler:
             lease = lease or await self.router.reserve(num_samples, (RESTART, group_id))
             engine = self._engines[lease.engine]
             try:
-                samples, scores = await self._attempt(prompt, sampling_params, group_id, start(), lease)
+                samples, scores = await self._attempt(prompt, sampling_params, stream, start(), lease)
             # Only what another engine may do better is caught; any other error ends the run.
             # Rewards that the attempt has already asked for are still computed, and nobody waits for them.
             except SampleError as error:
@@ -153,7 +155,7 @@ class GroupSampler:
             stream = EVALUATION_STREAM + index
             lease = await self.router.reserve(sampling.samples_per_prompt, (EVALUATION, index))
             return await self.sample_group(
-                prompt, [sampling], group_id=stream, start=lambda: policy_version, lease=lease
+                prompt, [sampling], group_id=stream, stream=stream, start=lambda: policy_version, lease=lease
             )
 
         tasks = [asyncio.ensure_future(one(index, prompt)) for index, prompt in enumerate(prompts)]
@@ -180,7 +182,7 @@ class GroupSampler:
         return f"{what}: no answer within {deadline_s:g} s from {', '.join(running) or others}"
 
     async def _attempt(
-        self, prompt: Prompt, sampling_params: Sequence[Sampling], group_id: int, policy_version: int, lease: Lease
+        self, prompt: Prompt, sampling_params: Sequence[Sampling], stream: int, policy_version: int, lease: Lease
     ) -> tuple[dict[int, Sample], list[tuple[ScoringUnit, asyncio.Future[UnitScores]]]]:
         """Sample the group once; its trajectories go to the scoring workers as they finish."""
         samples: dict[int, Sample] = {}
@@ -201,7 +203,7 @@ class GroupSampler:
         with lease, self._counted("num_sampling"):
             # Each attempt has the group's stream: a seeded response does not depend on how often it was tried, or
             # where.
-            sampling = engine.sample(prompt, sampling_params, stream=group_id, policy_version=policy_version)
+            sampling = engine.sample(prompt, sampling_params, stream=stream, policy_version=policy_version)
             async with sampling as finished:
                 async for delivered in finished:
                     take(delivered)

@@ -29,7 +29,7 @@ class ReferencePool:
         cluster: Cluster,
         setup: ReferenceSetup,
         refresh: RefreshConfig,
-        read_policy: Callable[[], Mapping[str, Any]],
+        read_policy: Callable[[int], tuple[Mapping[str, Any], Any]],
         demands: list[Demand],
     ) -> None:
         """Start a process for each demand.
@@ -38,7 +38,8 @@ class ReferencePool:
             cluster: the cluster that the workers run on.
             setup: configuration that every worker is started with.
             refresh: options that say when the reference moves towards the policy, and how far.
-            read_policy: starts reading the policy's weights and returns the open call of each rank, rank 0 first.
+            read_policy: starts reading a part of the policy, numbered from 0. It returns each rank's open call, whose
+                result is whether the part is the last, and a reference to the part's parameters.
             demands: one demand per worker.
         """
         self._calls = cluster.calls
@@ -65,13 +66,13 @@ class ReferencePool:
         """
         if not self._is_due(step):
             return
-        policy = self._read_policy()
-        # Rank 0's result is the whole policy, the other ranks' are empty. Ray passes it on; the driver never holds it.
-        weights = next(iter(policy.values()))
-        calls = {name: worker.blend.remote(weights, self._refresh.alpha) for name, worker in self._workers.items()}
-        await self._calls.gather(
-            {**policy, **calls}, what="refreshing the reference", deadline_s=self._config.deadline_s
-        )
+        is_last, number = False, 0
+        while not is_last:
+            ranks, weights = self._read_policy(number)
+            # Ray passes the part on; the driver never holds it.
+            answers = await self._call({**ranks, **self._begin("stage", weights)})
+            is_last, number = answers[next(iter(ranks))], number + 1
+        await self._call(self._begin("blend", self._refresh.alpha))
         self._is_initial = False
         self._refreshed = step
 
@@ -81,6 +82,12 @@ class ReferencePool:
 
     def _is_due(self, step: int) -> bool:
         return self._refresh.every > 0 and step % self._refresh.every == 0
+
+    def _begin(self, method: str, *args: Any) -> dict[str, Any]:
+        return {name: getattr(worker, method).remote(*args) for name, worker in self._workers.items()}
+
+    async def _call(self, calls: Mapping[str, Any]) -> dict[str, Any]:
+        return await self._calls.gather(calls, what="refreshing the reference", deadline_s=self._config.deadline_s)
 
     async def save(self, folder: str) -> None:
         """Write the reference's weights, from its first worker, unless they are those of `model.path`."""

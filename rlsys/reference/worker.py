@@ -69,7 +69,8 @@ class ReferenceWorker:
             trust_remote_code=setup.trust_remote_code,
         )
         self._policy = policy.to(self._device).requires_grad_(False)
-        self._precise: dict[str, torch.Tensor] = {}  # float32 values of parameters that a refresh has moved in part
+        self._precise: dict[str, torch.Tensor] = {}  # float32 values of parameters that are rounded
+        self._staged: dict[str, torch.Tensor] = {}
         self._spans = SpanRecorder()
         freeze_started()
         logger.info("reference ready: %s in %s on %s", setup.model_path, setup.dtype, self._device.type)
@@ -114,26 +115,39 @@ class ReferenceWorker:
         nested = [[next(remaining) for _ in group] for group in groups]
         return [kl_sums(self._divergence, groups, nested) if self._divergence is not None else [], *nested]
 
-    def blend(self, weights: Mapping[str, torch.Tensor], alpha: float) -> None:
-        """Move every parameter towards `weights` by the share `alpha`; 1 copies them."""
-        with torch.no_grad():
-            for name, parameter in self._policy.hf.named_parameters():
-                # A small step of a bfloat16 weight would round to nothing, so the value is kept in float32.
-                precise = self._precise.get(name, parameter.float())
-                precise = torch.lerp(precise, weights[name].to(precise), alpha)
-                parameter.copy_(precise)
-                # With alpha 1 the value is the policy's own, which the parameter holds exactly.
-                if parameter.dtype != torch.float32 and alpha < 1.0:
-                    self._precise[name] = precise
-                else:
-                    self._precise.pop(name, None)
+    def stage(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Keep a part of the policy's parameters for `blend`, outside the object store."""
+        self._staged |= {name: tensor.clone() for name, tensor in weights.items()}
+
+    def blend(self, alpha: float) -> None:
+        """Move every parameter towards the staged ones by the share `alpha`; 1 copies them.
+
+        All at once: no log-probability is of a reference that is half of one step and half of another.
+        """
+        staged, self._staged = self._staged, {}
+        for name, parameter in self._policy.hf.named_parameters():
+            # A small step of a bfloat16 weight would round to nothing, so it starts from the value in float32.
+            start = self._precise.get(name, parameter.float())
+            # From 0.5 on lerp computes end - (end - start) * (1 - alpha): with 1 the end itself, exactly.
+            self._set(name, parameter, torch.lerp(start, staged[name].to(start), alpha))
 
     def save(self, folder: str) -> None:
-        """Write the parameters into a checkpoint's folder."""
-        parameters = {name: p.detach().cpu().contiguous() for name, p in self._policy.hf.named_parameters()}
-        save_file(parameters, Path(folder) / REFERENCE)
+        """Write the parameters into a checkpoint's folder, unrounded."""
+        parameters = self._policy.hf.named_parameters()
+        unrounded = {name: self._precise.get(name, p).detach().cpu().contiguous() for name, p in parameters}
+        save_file(unrounded, Path(folder) / REFERENCE)
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote."""
-        self.blend(load_file(Path(folder) / REFERENCE), 1.0)
+        saved = load_file(Path(folder) / REFERENCE)
+        for name, parameter in self._policy.hf.named_parameters():
+            self._set(name, parameter, saved[name].to(self._device, torch.float32))
         logger.info("restored from %s", folder)
+
+    @torch.no_grad()
+    def _set(self, name: str, parameter: torch.Tensor, value: torch.Tensor) -> None:
+        """Set a parameter to a float32 value, and keep the value itself where the parameter cannot hold it."""
+        parameter.copy_(value)
+        self._precise.pop(name, None)
+        if not torch.equal(parameter.float(), value):
+            self._precise[name] = value

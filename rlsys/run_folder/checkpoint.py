@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rlsys.config.schema import CheckpointConfig
 from rlsys.run_folder.layout import ADAPTER, CHECKPOINTS, POLICY, STATE
@@ -29,6 +30,10 @@ class RunState:
     prompts_digest: str = ""  # digest of all training prompts: the cursor is a position among exactly these
     unscored_in_a_row: int = 0
     unscored_total: int = 0
+    eval_unscored_in_a_row: int = 0
+    eval_unscored_total: int = 0
+    started_coef: dict[str, float] = field(default_factory=dict)  # coefficients of kl and entropy as configured
+    written_with: dict[str, Any] = field(default_factory=dict)  # options that decide how the checkpoint's files look
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

@@ -137,18 +137,18 @@ class WeightCanary:
         version.num_engines += 1
         difference = diff_of(logprobs, learned)
         self._difference += difference
+        if self._bound is None:  # weights.verify=false
+            return
         if bare is not None:
-            # Needs no bound, since it compares two distances: checked even with weights.verify=false.
             check_effect(engine, diff_of(logprobs, bare), difference)
-        if self._bound is not None:
-            check_logprobs(
-                {engine: difference},
-                bound=self._bound,
-                policy_version=policy_version,
-                num_engines=version.num_engines,
-                tokens="a given text",
-                consequence="Steps since then may have been trained on its samples",
-            )
+        check_logprobs(
+            {engine: difference},
+            bound=self._bound,
+            policy_version=policy_version,
+            num_engines=version.num_engines,
+            tokens="a given text",
+            consequence="Steps since then may have been trained on its samples",
+        )
 
 
 def check_effect(engine: int, to_bare: LogprobDiff, to_policy: LogprobDiff) -> None:

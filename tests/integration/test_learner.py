@@ -240,6 +240,51 @@ def test_a_restored_learner_continues_as_the_saved_one(
         assert (after[1][name] - straight).norm() < 1e-4 * moved + rounding(straight), name
 
 
+@pytest.mark.parametrize(
+    ("stage", "dtype"),
+    [(1, "float32"), *(pytest.param(*case, marks=LONG) for case in ((0, "float32"), (2, "bfloat16"), (3, "bfloat16")))],
+)
+def test_a_restored_optimizer_has_the_options_that_are_configured_now(
+    cluster: Cluster, model: str, tmp_path: Path, stage: int, dtype: str
+) -> None:
+    common = [f"learner.zero_stage={stage}", f"learner.dtype={dtype}", "learner.lr_schedule=linear"]
+    changed = ["learner.lr=1e-4", "learner.eps=1e-6", "learner.betas=[0.8,0.9]", "learner.weight_decay=0.1"]
+    first, _ = start_learner(cluster, model, [*common, "train.num_steps=10"])
+    try:
+        wait(first.update(experience()))
+        wait(first.save(str(tmp_path)))
+    finally:
+        kill(first)
+    second, _ = start_learner(cluster, model, [*common, *changed, "train.num_steps=20"])
+    try:
+        wait(second.load(str(tmp_path)))
+        found = call_worker(next(iter(second._workers.values())), options_of_optimizer)
+        metrics = wait(second.update(experience())).metrics
+    finally:
+        kill(second)
+    # Its second update, in a schedule of twenty.
+    assert metrics["policy/lr"] == pytest.approx(1e-4 * 19 / 20)
+    assert found == [(metrics["policy/lr"], (0.8, 0.9), 1e-6, decay) for decay in (0.1, 0.0)]
+
+
+def options_of_optimizer(rank: Any) -> list[tuple[float, tuple[float, float], float, float]]:
+    groups = rank._engine.optimizer.param_groups
+    return [(group["lr"], tuple(group["betas"]), group["eps"], group["weight_decay"]) for group in groups]
+
+
+@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=LONG)])
+def test_a_refused_step_does_not_advance_the_schedule(cluster: Cluster, model: str, stage: int) -> None:
+    group, _ = start_learner(
+        cluster, model, [f"learner.zero_stage={stage}", "learner.lr_schedule=linear", "train.num_steps=4"]
+    )
+    nan = replace(experience(), minibatches=tuple(map(not_a_number, experience().minibatches)))
+    try:
+        rates = [wait(group.update(given)).metrics["policy/lr"] for given in (experience(), nan, experience())]
+    finally:
+        kill(group)
+    assert rates == pytest.approx([1e6, 0.75e6, 0.75e6])
+
+
 def formula(hf: Any, rows: Iterable[int], old: Callable[[int, torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """Compute the loss in a dozen lines: full logits, clipped surrogate + 0.1 * k3, mean over these rows' tokens.
 

@@ -56,14 +56,20 @@ class Engine:
 
 
 def built(
-    background: Background, engine: Engine, *, ahead: int = 0, score: Any = None, deadline_s: float = 1e4
+    background: Background,
+    engine: Engine,
+    *,
+    ahead: int = 0,
+    score: Any = None,
+    deadline_s: float = 1e4,
+    prompts: PromptStream | None = None,
 ) -> tuple[Orchestrator, GroupSampler]:
     async def scores(_: int, units: Sequence[ScoringUnit]) -> list[UnitScores]:
         return [([reward(1.0)] * len(unit), {}) for unit in units]
 
     queue: Any = BatchingQueue(1, score or scores, background, weight=len)
     sampler = GroupSampler([engine], queue, Router([100]), whole_groups=False, deadline_s=deadline_s)
-    prompts = PromptStream(PROMPTS, EpochOrder(len(PROMPTS), [0], shuffle=False))
+    prompts = prompts or PromptStream(PROMPTS, EpochOrder(len(PROMPTS), [0], shuffle=False))
     rule = GroupRule(1, keeps_equal_rewards=True, compares_parts=False, on_error="mask")
     admission = Admission(1, ahead)
     orchestrator = Orchestrator(background, sampler, admission, prompts, PLAN, rule, None, deadline_s=deadline_s)
@@ -91,6 +97,26 @@ def test_a_step_that_waited_for_a_group_goes_on_when_its_attempt_fails() -> None
     taken, at_s = run_virtual(main())
     assert taken == [0, 2]
     assert at_s == pytest.approx(50.0, abs=1.0)
+
+
+def test_random_streams_follow_the_prompts_positions_also_in_a_resumed_run() -> None:
+    async def attempt(stream: int, number: int) -> None:
+        pass
+
+    async def main() -> list[int]:
+        background = Background()
+        prompts = PromptStream(PROMPTS, EpochOrder(len(PROMPTS), [0], shuffle=False), cursor=40, pending=[37])
+        engine = Engine(attempt)
+        orchestrator, _ = built(background, engine, prompts=prompts)
+
+        async def steps() -> None:
+            for step in (1, 2):
+                await orchestrator.next_batch(step)
+
+        await background.supervise(steps())
+        return list(engine.tries)
+
+    assert run_virtual(main()) == [37, 40]
 
 
 def test_the_death_of_the_last_engine_has_its_name_and_cause() -> None:

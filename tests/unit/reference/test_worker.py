@@ -50,15 +50,54 @@ def test_without_a_divergence_none_is_computed(model_folder: Path) -> None:
 @pytest.mark.parametrize("alpha", [0.25, 1.0])
 def test_a_refresh_moves_every_weight_by_alpha(worker: ReferenceWorker, alpha: float) -> None:
     before = {name: p.clone() for name, p in worker._policy.hf.named_parameters()}
-    worker.blend({name: torch.ones_like(p) for name, p in before.items()}, alpha)
+    refresh(worker, alpha, dict.fromkeys(before, 1.0))
     for name, parameter in worker._policy.hf.named_parameters():
         assert torch.allclose(parameter, alpha * 1.0 + (1 - alpha) * before[name], atol=1e-6), name
+
+
+def refresh(worker: ReferenceWorker, alpha: float, values: dict[str, float]) -> None:
+    """Blend with a policy that has one value per parameter, which arrives one parameter at a time."""
+    parameters = dict(worker._policy.hf.named_parameters())
+    for name, value in values.items():
+        worker.stage({name: torch.full_like(parameters[name], value)})
+    worker.blend(alpha)
+
+
+def test_parts_that_have_arrived_change_nothing_before_the_last(worker: ReferenceWorker) -> None:
+    before = {name: p.clone() for name, p in worker._policy.hf.named_parameters()}
+    worker.stage({name: torch.ones_like(p) for name, p in before.items()})
+    for name, parameter in worker._policy.hf.named_parameters():
+        assert torch.equal(parameter, before[name]), name
 
 
 def test_what_was_saved_comes_back(worker: ReferenceWorker, tmp_path: Path) -> None:
     before = {name: p.clone() for name, p in worker._policy.hf.named_parameters()}
     worker.save(str(tmp_path))
-    worker.blend({name: torch.ones_like(p) for name, p in before.items()}, 0.5)
+    refresh(worker, 0.5, dict.fromkeys(before, 1.0))
     worker.load(str(tmp_path))
     for name, parameter in worker._policy.hf.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+def test_a_resumed_bfloat16_reference_moves_on_from_where_it_was(model_folder: Path, tmp_path: Path) -> None:
+    """Steps below half a unit of bfloat16 add up, with a checkpoint between them as well as without."""
+    straight, first, second = (make_worker(model_folder, "learner.dtype=bfloat16") for _ in range(3))
+    target = {name: p.flatten()[0].item() + 1.0 for name, p in straight._policy.hf.named_parameters()}
+    for _ in range(2):
+        refresh(straight, 0.001, target)
+    refresh(first, 0.001, target)
+    first.save(str(tmp_path))
+    second.load(str(tmp_path))
+    refresh(second, 0.001, target)
+    assert straight._precise.keys() == second._precise.keys() == target.keys()
+    for name, value in straight._precise.items():
+        assert torch.equal(value, second._precise[name]), name
+
+
+def test_a_whole_replacement_needs_no_float32_copy(model_folder: Path) -> None:
+    worker = make_worker(model_folder, "learner.dtype=bfloat16")
+    names = [name for name, _ in worker._policy.hf.named_parameters()]
+    refresh(worker, 0.001, dict.fromkeys(names, 1.0))
+    refresh(worker, 1.0, dict.fromkeys(names, 0.5))
+    assert worker._precise == {}
+    assert all(bool((p == 0.5).all()) for p in worker._policy.hf.parameters())

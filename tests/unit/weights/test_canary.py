@@ -147,6 +147,19 @@ def test_an_engine_without_the_adapter_is_found_however_little_it_changes() -> N
         run(scenario)
 
 
+def test_without_a_bound_an_engine_without_the_adapter_goes_on() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.canary.begin(4)
+        await bench.answer(
+            (("learner/0", 0), learner_gives(-2.0, bare=-1.0)),
+            (("rollout/0", 0), (4, engine_gives(-1.0))),
+            (("rollout/1", 0), (4, engine_gives(-1.0))),
+        )
+        assert bench.canary.take()["sync/adapter_effect/max"] == 1.0
+
+    run(scenario, bound=None)  # weights.verify=false
+
+
 def test_an_adapter_that_changes_less_than_rounding_is_not_judged() -> None:
     async def scenario(bench: Bench) -> None:
         bench.canary.begin(4)
