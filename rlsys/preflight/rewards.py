@@ -114,6 +114,6 @@ def _check_deadline(config: Config, spec: Mapping[str, Any]) -> None:
     short = [f"{role}.deadline_s={seconds:g}" for role, seconds in waits.items() if seconds <= needed]
     if short:
         raise ConfigError(
-            f"rewards: '{spec['name']}' may take {call:g} s per call and {needed - call:g} s for its retries, but "
+            f"rewards: '{spec['name']}' may take {call:g} s per call and {needed - call:g} s for its retries and restarts, but "
             f"{' and '.join(short)}: set {'them' if len(short) > 1 else 'it'} to more than {needed:g}"
         )

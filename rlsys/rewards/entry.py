@@ -13,6 +13,7 @@ from rlsys.rewards import registry
 
 # Keys of an entry that are not options of its function.
 RESERVED = ("name", "weight", "deadline_s")
+RESTARTS_S = 60.0  # seconds of one batch's retries that may go into starting killed processes again
 
 
 def absolute(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,8 +54,8 @@ def is_class(spec: Mapping[str, Any]) -> bool:
 
 
 def longest_s(call_deadline_s: float, row_deadline_s: float) -> float:
-    """Return the most seconds that scoring a batch takes: a call that fails, and the retries of its rows."""
-    return call_deadline_s + max(call_deadline_s, row_deadline_s)
+    """Return the most seconds that scoring a batch takes: a call that fails, its rows' retries, and the restarts."""
+    return call_deadline_s + max(call_deadline_s, row_deadline_s) + RESTARTS_S
 
 
 def label_rewards(rewards: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import itertools
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -66,7 +66,10 @@ class RewardLog:
 
     def plain(self) -> RewardLog:
         """Return the log as plain values, without classes and arrays that only the function's process can load."""
-        return RewardLog(self.metrics, json.loads(json.dumps(self.extra, default=str)))
+        return RewardLog(
+            {str(name): values for name, values in self.metrics.items()},
+            {str(name): [_plain(value) for value in column] for name, column in self.extra.items()},
+        )
 
     def merge(self, other: RewardLog) -> None:
         """Append what another call logged."""
@@ -82,7 +85,12 @@ class Reply:
 
     scores: Sequence[float | Failed | None] = ()
     log: RewardLog = field(default_factory=RewardLog)
-    error: str | None = None  # the traceback of what was raised
+    error: str | None = None  # the traceback of what was raised, or what is wrong with what was returned
+    has_returned: bool = True  # whether the function came to its end: then asking again cannot help
+
+
+class WrongReturnError(Exception):
+    """A function returned something other than one value per completion."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +114,11 @@ def call_reward(function: Callable[..., Any], request: RewardRequest, log: Rewar
         log: takes what the function logs.
 
     Returns:
-        One score per row: a float, also NaN or infinite, which the loop counts; None; or Failed.
+        One score per row: a float, also NaN or infinite, which the loop counts; None; or Failed, also for a value that
+        is no number.
 
     Raises:
-        ValueError: the function returned another number of scores than rows.
+        WrongReturnError: the function returned another number of scores than rows, or no list.
         Exception: whatever the function raises.
     """
     # Columns first: rlsys's own arguments win over columns of the same name.
@@ -126,10 +135,34 @@ def call_reward(function: Callable[..., Any], request: RewardRequest, log: Rewar
     result = function(**_accepted(function, arguments))
     if inspect.isawaitable(result):
         result = _awaited(result)
-    scores = [value if value is None or isinstance(value, Failed) else float(value) for value in result]
+    # The keys of a mapping, or the letters of a text, would be counted as scores.
+    if isinstance(result, str | bytes | Mapping | Set) or not isinstance(result, Iterable):
+        raise WrongReturnError(f"returned {_short(result)}; it must return a list with one number per completion")
+    scores = [_score(value) for value in result]
     if len(scores) != len(request):
-        raise ValueError(f"returned {len(scores)} rewards for {len(request)} completions")
+        values = "1 value" if len(scores) == 1 else f"{len(scores)} values"
+        raise WrongReturnError(f"returned {values} for {len(request)} completions; it must return one for each")
     return scores
+
+
+def _score(value: Any) -> float | Failed | None:
+    if value is None or isinstance(value, Failed):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return Failed(f"returned {_short(value)} for this completion; it must be a number or None")
+
+
+def _short(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:100]!r}"
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, default=str))
+    except (TypeError, ValueError, RecursionError):  # keys that JSON does not know, or a value that contains itself
+        return str(value)
 
 
 def _accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,11 @@ import contextlib
 import importlib
 import logging
 import math
+import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -21,11 +24,11 @@ from typing import Any
 
 from rlsys.errors import WorkerError
 from rlsys.rewards import Failed, registry
-from rlsys.rewards.entry import bind_reward
+from rlsys.rewards.entry import RESTARTS_S, bind_reward
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import FailureLog
 from rlsys.runtime.processes import exit_with_parent, kill_group, start_process
-from rlsys.scoring.call import Reply, RewardLog, RewardRequest, call_reward
+from rlsys.scoring.call import Reply, RewardLog, RewardRequest, WrongReturnError, call_reward
 from rlsys.types import Outcome, RewardPart
 
 START_DEADLINE_S = 300.0
@@ -35,11 +38,15 @@ logger = logging.getLogger(__name__)
 
 
 class CallFailedError(Exception):
-    """A call failed as a whole; `part` is the outcome of each of its rows."""
+    """A call failed as a whole; `part` is the outcome of each of its rows.
 
-    def __init__(self, outcome: Outcome, detail: str) -> None:
+    It `ends_retries` when asking again cannot help: the function returned something wrong, or cannot be loaded again.
+    """
+
+    def __init__(self, outcome: Outcome, detail: str, *, ends_retries: bool = False) -> None:
         super().__init__(detail)
         self.part = RewardPart(None, outcome, detail)
+        self.ends_retries = ends_retries
 
 
 class RewardProcess:
@@ -62,8 +69,9 @@ class RewardProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._was_loaded = False
+        self._has_scored_several = False  # whether a call of several rows returned as many values
         self._failures = FailureLog(logger)
-        self._called_at = time.monotonic()
+        self._restarts_s = 0.0  # seconds spent on starting the process again in the retries of a call
 
     def start(self) -> None:
         """Start the process and load the function, if it is not running. Raises WorkerError if that fails."""
@@ -72,17 +80,22 @@ class RewardProcess:
     def score(self, request: RewardRequest) -> tuple[list[RewardPart], RewardLog]:
         """Return one part per row and what the function logged.
 
-        A call that fails as a whole is retried row by row, so that each row gets its own outcome; prompt by prompt if
-        the function compares a prompt's responses. Rows that come after `call_deadline_s` of retries count as timeouts,
-        because one bad batch must not hold up the step for as many deadlines as it has rows. In all it takes at most
-        `longest_s` of these deadlines and the restarts of what was killed.
+        A call in which the function raises, hangs or dies is retried row by row, so that each row gets its own outcome;
+        prompt by prompt if the function compares a prompt's responses. A function that returned something is never
+        asked again: fewer rows would be another question. Rows that come after `call_deadline_s` of retries, or
+        `RESTARTS_S` of restarts, count as timeouts, because one bad batch must not hold up the step for as many
+        deadlines as it has rows.
 
         Raises:
-            WorkerError: the function cannot be loaded, and never was.
+            WorkerError: the function cannot be loaded, and never was; or it returned another number of values than
+                rows, and has never returned the right number of several.
         """
         try:
             return self._call(request, self._call_deadline_s)
         except CallFailedError as error:
+            if error.ends_retries:
+                self._failures.add(f"step {request.step}, {len(request)} rows", error)
+                return [error.part] * len(request), RewardLog()
             self._failures.add(f"step {request.step}, {len(request)} rows are retried", error)
             return self._retry(request)
 
@@ -99,42 +112,57 @@ class RewardProcess:
     def _retry(self, request: RewardRequest) -> tuple[list[RewardPart], RewardLog]:
         rows: list[RewardPart] = []
         log = RewardLog()
+        self._restarts_s = 0.0
         # As `entry.longest_s` reckons: preflight compares its result with the deadlines of the roles.
-        left = max(self._call_deadline_s, self._row_deadline_s)
+        left, given_up = max(self._call_deadline_s, self._row_deadline_s), None
         # Rows that share a prompt must stay together for a function that compares them; else each row is tried alone.
         for size in request.runs_of_prompts() if self._whole_groups else [1] * len(request):
             if left <= 0:
-                rows += [RewardPart(None, "timeout", "not tried: earlier rows used up the deadline")] * size
+                given_up = RewardPart(None, "timeout", "not tried: earlier rows used up the deadline")
+            elif self._restarts_s > RESTARTS_S:
+                given_up = RewardPart(None, "timeout", "not tried: earlier rows killed the process too often")
+            if given_up is not None:
+                rows += [given_up] * size
                 continue
+            started, restarts_s = time.monotonic(), self._restarts_s
             try:
                 parts, part_log = self._call(request.part(len(rows), len(rows) + size), min(self._row_deadline_s, left))
                 log.merge(part_log)
             except CallFailedError as error:
                 parts = [error.part] * size
-            left -= time.monotonic() - self._called_at  # restarting the process is not the rows' time
+                given_up = error.part if error.ends_retries else None
+            # Restarting the process is not the rows' time.
+            left -= time.monotonic() - started - (self._restarts_s - restarts_s)
             rows += parts
         return rows, log
 
     def _call(self, request: RewardRequest, deadline_s: float) -> tuple[list[RewardPart], RewardLog]:
-        """Call the function once. Raises CallFailedError for a failed call, WorkerError if it never could be loaded."""
+        """Call the function once. Raises CallFailedError for a failed call, WorkerError for a function of no use."""
+        started = time.monotonic()
         try:
             pipe = self._started()
         except WorkerError as error:
             if not self._was_loaded:
                 raise
-            raise self._failed("error", str(error)) from error  # a failed restart costs a call, not the run
-        self._called_at = time.monotonic()
+            # A failed restart costs a call, not the run.
+            raise self._failed("error", str(error), ends_retries=True) from error
+        finally:
+            self._restarts_s += time.monotonic() - started
         try:
-            pipe.send(replace(request, deadline_s=deadline_s))  # the function may ask how much time it has
-            if not pipe.poll(deadline_s):
-                self.close()  # a late reply would be taken for the answer to the next request
-                raise self._failed("timeout", f"no result within {deadline_s:g} s; its process was killed")
-            reply: Reply = pipe.recv()
+            # The function may ask how much time it has.
+            reply = _exchange(pipe, replace(request, deadline_s=deadline_s), deadline_s)
+        except TimeoutError as error:
+            self.close()  # a late reply would be taken for the answer to the next request
+            detail = f"no result within {deadline_s:g} s; its process was killed"
+            raise self._failed("timeout", detail) from error
         except (EOFError, OSError) as error:
             detail = f"its process died (exit code {self._exit_code()}): {error!r}"
             raise self._failed("error", detail) from error
         if reply.error is not None:
-            raise self._failed("error", reply.error)
+            if reply.has_returned and not self._has_scored_several:
+                raise WorkerError(f"reward '{self._spec['name']}' {reply.error}")
+            raise self._failed("error", reply.error, ends_retries=reply.has_returned)
+        self._has_scored_several |= len(request) > 1
         return [self._part(score) for score in reply.scores], reply.log
 
     def _part(self, score: float | Failed | None) -> RewardPart:
@@ -146,8 +174,8 @@ class RewardProcess:
             return self._failed("not_finite", f"returned {score}").part
         return RewardPart(score, "ok")
 
-    def _failed(self, outcome: Outcome, detail: str) -> CallFailedError:
-        return CallFailedError(outcome, f"reward '{self._spec['name']}': {detail}")
+    def _failed(self, outcome: Outcome, detail: str, *, ends_retries: bool = False) -> CallFailedError:
+        return CallFailedError(outcome, f"reward '{self._spec['name']}': {detail}", ends_retries=ends_retries)
 
     def _started(self) -> Connection:
         """Return the pipe to the running process, which is started if there is none."""
@@ -160,11 +188,10 @@ class RewardProcess:
         )
         theirs.close()
         # Imports are not the function's fault: they have a deadline of their own, before that of the first call.
-        problem: str | None = f"its process did not start within {START_DEADLINE_S:g} s"
         try:
-            self._pipe.send(self._spec)
-            if self._pipe.poll(START_DEADLINE_S):
-                problem = self._pipe.recv().error
+            problem = _exchange(self._pipe, self._spec, START_DEADLINE_S).error
+        except TimeoutError:
+            problem = f"its process did not start within {START_DEADLINE_S:g} s"
         except (EOFError, OSError):
             problem = f"its process ended while it was imported (exit code {self._exit_code()})"
         if problem is not None or self._pipe is None:
@@ -184,6 +211,36 @@ class RewardProcess:
         return code
 
 
+def _exchange(pipe: Connection, message: Any, deadline_s: float) -> Reply:
+    """Send a message and return the reply. Raises TimeoutError after `deadline_s`; the pipe is then of no more use.
+
+    Sending and receiving may both block, when the other side stops in the middle of a message. So at the deadline the
+    pipe is shut down, which ends either.
+    """
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(deadline_s, expire)
+    timer.start()
+    try:
+        pipe.send(message)
+        reply: Reply = pipe.recv()
+    except (EOFError, OSError) as error:
+        if expired.is_set():
+            raise TimeoutError from error
+        raise
+    finally:
+        timer.cancel()
+        timer.join()  # it uses the pipe
+    if expired.is_set():  # just after the reply
+        raise TimeoutError
+    return reply
+
+
 def serve(pipe: Connection) -> None:
     """Load the function, then reply to requests until the pipe closes: the life of the child."""
     try:
@@ -192,7 +249,7 @@ def serve(pipe: Connection) -> None:
             importlib.import_module(module)
         function = bind_reward(spec)
     except Exception:
-        pipe.send(Reply(error=traceback.format_exc(limit=TRACEBACK_LIMIT)))
+        pipe.send(_raised())
         return
     freeze_started()
     pipe.send(Reply())  # loaded: deadlines of calls start to count
@@ -203,9 +260,16 @@ def serve(pipe: Connection) -> None:
             return
         log = RewardLog()
         try:
-            pipe.send(Reply(call_reward(function, request, log), log.plain()))
+            reply = Reply(call_reward(function, request, log), log.plain())
+        except WrongReturnError as error:
+            reply = Reply(error=str(error))
         except Exception:
-            pipe.send(Reply(error=traceback.format_exc(limit=TRACEBACK_LIMIT)))
+            reply = _raised()
+        pipe.send(reply)
+
+
+def _raised() -> Reply:
+    return Reply(error=traceback.format_exc(limit=TRACEBACK_LIMIT), has_returned=False)
 
 
 if __name__ == "__main__":

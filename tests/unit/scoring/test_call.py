@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import pytest
 
 from rlsys.errors import ConfigError
 from rlsys.preflight.rewards import check_reward
+from rlsys.rewards import Failed
 from rlsys.rewards.entry import absolute, bind_reward
-from rlsys.scoring.call import RewardLog, RewardRequest, call_reward
+from rlsys.scoring.call import RewardLog, RewardRequest, WrongReturnError, call_reward
 
 REQUEST = RewardRequest(
     prompts=["1+1=", "2+2="],
@@ -24,7 +25,7 @@ REQUEST = RewardRequest(
 Function = Callable[..., Any]
 
 
-def call(function: Function, log: RewardLog | None = None) -> list[float | None]:
+def call(function: Function, log: RewardLog | None = None) -> list[float | Failed | None]:
     return call_reward(function, REQUEST, log if log is not None else RewardLog())
 
 
@@ -101,14 +102,24 @@ def test_what_trainer_state_lacks_is_named() -> None:
 @pytest.mark.parametrize(
     ("result", "said"),
     [
-        ([1.0], "returned 1 rewards for 2 completions"),
-        ([1.0, 1.0, 1.0], "returned 3 rewards for 2 completions"),
-        ([0.0, "much"], "much"),
+        ([1.0], "returned 1 value for 2 completions"),
+        ([1.0, 1.0, 1.0], "returned 3 values for 2 completions"),
+        (1.0, "returned float '1.0'; it must return a list"),
+        (None, "returned NoneType 'None'"),
+        ("10", "returned str '10'"),
+        ({"a": 1.0, "b": 2.0}, "returned dict"),
     ],
 )
-def test_a_result_that_is_no_reward_is_an_error(result: Sequence[Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_result_that_is_no_list_of_rewards_is_an_error(result: Any, said: str) -> None:
+    with pytest.raises(WrongReturnError, match=said):
         call(lambda completions: result)
+
+
+def test_a_value_that_is_no_number_fails_alone() -> None:
+    first, second = call(lambda completions: [0.0, "much"])
+    assert first == 0.0
+    assert isinstance(second, Failed)
+    assert "returned str 'much' for this completion" in second.detail
 
 
 def test_what_the_function_raises_comes_through() -> None:

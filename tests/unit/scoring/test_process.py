@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from rlsys.errors import WorkerError
@@ -105,10 +110,44 @@ def below(completion, levels):
 def raising(completion):
     raise ValueError("far down")
 
+def one_value(completions, **_):
+    return [1.0]
+
+def only_answered(completions, answer, **_):
+    return [1.0 for a in answer if a is not None]
+
+def no_list(completions, **_):
+    return {completion: 1.0 for completion in completions}
+
+def odd(completions, **_):
+    return ["2.5" if c == "text" else "good" if c == "bad" else 1.0 for c in completions]
+
+def notes_oddly(completions, log_extra, log_metric, **_):
+    log_extra(("a", "tuple"), [{("x", "y"): 1}, 2])
+    log_metric(("b", 1), 3)
+    return [1.0 for _ in completions]
+
+def stops(completions, **_):
+    os.kill(os.getpid(), 19)  # SIGSTOP, in the middle of the first call
+
+def holds_the_gil(completions, **_):
+    import ctypes
+    open(completions[0], "w").write(str(os.getpid()))
+    ctypes.PyDLL(None).sleep(600)
+
 def identity(completions, **_):
     return [float(os.getpid()) for _ in completions]
 """
 Start = Callable[..., RewardProcess]
+
+
+class Clock:
+    """The monotonic clock, and seconds ahead of it."""
+
+    ahead_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead_s
 
 
 @pytest.fixture
@@ -178,6 +217,95 @@ def test_a_result_that_is_not_finite_is_named_and_no_reward(start: Start) -> Non
     parts, _ = start("overflows").score(request("bad", "good", "worse"))
     assert outcomes(parts) == [(None, "not_finite"), (1.0, "ok"), (None, "not_finite")]
     assert [part.detail.rpartition(": ")[2] for part in parts] == ["returned nan", "", "returned -inf"]
+
+
+def test_another_number_of_values_than_completions_ends_the_run(start: Start) -> None:
+    process = start("one_value")
+    assert outcomes(process.score(request("alone"))[0]) == [(1.0, "ok")]
+    with pytest.raises(WorkerError, match=r"one_value' returned 1 value for 16 completions"):
+        process.score(request(*["a"] * 16))
+
+
+def test_after_a_right_call_another_number_of_values_costs_its_rows_without_a_retry(start: Start) -> None:
+    process = start("only_answered")
+    assert outcomes(process.score(request("a", "b"))[0]) == [(1.0, "ok")] * 2
+    parts, _ = process.score(request("a", "b", "c", answer=["?", None, "?"]))
+    assert [part.outcome for part in parts] == ["error"] * 3
+    assert "returned 2 values for 3 completions" in parts[0].detail
+
+
+def test_what_is_no_list_is_no_answer(start: Start) -> None:
+    with pytest.raises(WorkerError, match=r"returned dict .*it must return a list with one number per completion"):
+        start("no_list").score(request("a", "b"))
+
+
+def test_a_value_that_is_no_number_costs_its_row(start: Start) -> None:
+    parts, _ = start("odd").score(request("text", "bad", "fine"))
+    assert outcomes(parts) == [(2.5, "ok"), (None, "error"), (1.0, "ok")]
+    assert "returned str 'good' for this completion" in parts[1].detail
+
+
+def test_what_is_logged_oddly_costs_no_score(start: Start) -> None:
+    parts, log = start("notes_oddly").score(request("a", "b"))
+    assert outcomes(parts) == [(1.0, "ok")] * 2
+    assert log.extra == {"('a', 'tuple')": ["{('x', 'y'): 1}", 2]}
+    assert log.metrics == {"('b', 1)": [3.0]}
+
+
+def test_a_stopped_process_meets_the_deadline_though_it_reads_nothing(start: Start) -> None:
+    process = start("identity", call_s=1.0, row_s=1.0)
+    pid = process.score(request("a"))[0][0].value
+    assert pid is not None
+    os.kill(int(pid), signal.SIGSTOP)
+    parts, _ = process.score(request("x" * 10_000_000))  # far more than a pipe holds
+    assert parts[0].outcome == "ok"  # in the retry, by another process
+    assert parts[0].value != pid
+
+
+def test_a_process_that_stops_itself_meets_the_deadline(start: Start) -> None:
+    parts, _ = start("stops", call_s=0.5, row_s=0.5).score(request("a"))
+    assert [part.outcome for part in parts] == ["timeout"]
+
+
+def test_restarts_take_none_of_the_retries_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    process, started, clock = start("dies"), RewardProcess._started, Clock()
+
+    def slow(self: RewardProcess) -> Any:
+        clock.ahead_s += 50.0 * (self._pipe is None)
+        return started(self)
+
+    monkeypatch.setattr(RewardProcess, "_started", slow)
+    monkeypatch.setattr("rlsys.scoring.process.time", clock)
+    monkeypatch.setattr("rlsys.scoring.process.RESTARTS_S", 1000.0)
+    parts, _ = process.score(request("bad", "bad", "bad", "three"))
+    assert [part.outcome for part in parts] == ["error", "error", "error", "ok"]
+    monkeypatch.setattr("rlsys.scoring.process.RESTARTS_S", 60.0)
+    parts, _ = process.score(request("bad", "bad", "bad", "three"))
+    assert [part.outcome for part in parts] == ["error", "error", "timeout", "timeout"]
+    assert "earlier rows killed the process too often" in parts[3].detail
+
+
+PARENT = """
+import sys
+from rlsys.scoring.call import RewardRequest
+from rlsys.scoring.process import RewardProcess
+process = RewardProcess({"name": sys.argv[1]}, call_deadline_s=600.0, row_deadline_s=600.0)
+process.score(RewardRequest(["?"], [sys.argv[2]], [[1]], {}, step=1))
+"""
+
+
+def test_a_function_that_holds_the_interpreter_ends_with_its_worker(start: Start, tmp_path: Path) -> None:
+    start("identity")  # writes the file
+    note = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, f"{tmp_path}/functions.py:holds_the_gil", str(note)])
+    deadline = time.monotonic() + 60.0
+    while not (note.is_file() and note.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child = psutil.Process(int(note.read_text()))
+    parent.kill()
+    parent.wait()
+    child.wait(timeout=30.0)
 
 
 def test_a_hang_costs_its_row(start: Start) -> None:
