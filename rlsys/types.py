@@ -15,6 +15,8 @@ import numpy as np
 Outcome = Literal["ok", "timeout", "error", "not_finite", "not_applicable"]
 # Outcomes of a reward call that went wrong. `not_applicable` and `not_finite` are regular answers.
 FAILURES = ("error", "timeout")
+# Values may lack this much to reach a bar: as floats, 0.6 + 0.3 + 0.1 is less than 1.
+ROUNDING = 1e-9
 FinishReason = Literal["stop", "length"]
 Messages = list[dict[str, str]]
 

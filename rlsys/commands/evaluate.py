@@ -103,11 +103,14 @@ def evaluate_target(
 
 def as_json(prepared: Prepared, results: Sequence[Evaluation]) -> dict[str, Any]:
     """Return the results, and what was evaluated, as plain data."""
+    from rlsys.rewards.judges import judges_of
+
     config = prepared.config
     return {
         "model": prepared.model_path,
         "adapter": config.model.adapter,
         "rewards": as_written(config.rewards),
+        "accuracy_from": list(judges_of(config)) or None,  # None: the total
         "correct_at": config.eval.correct_at,
         "confidence": config.eval.confidence,
         "temperature": config.eval.temperature if config.eval.num_samples else None,

@@ -159,7 +159,10 @@ class EvalConfig:
     """Evaluation on held-out prompts."""
 
     every: int = option(0, ge=0, help="steps between evaluations; 0: never; else also before training and at the end")
-    correct_at: float = option(1.0, any_number=True, help="total reward from which on a response counts as accurate")
+    accuracy_from: str | None = option(
+        None, help="label of the reward that decides what is correct; null: those that judge answers, else the total"
+    )
+    correct_at: float = option(1.0, any_number=True, help="value of that reward from which on a response is correct")
     num_samples: int = option(0, ge=0, help="responses drawn per prompt besides the greedy one, for mean@k and pass@k")
     temperature: float = option(1.0, gt=0, help="sampling temperature of the drawn responses")
     confidence: float = option(0.95, gt=0, le=0.9999, help="confidence of the intervals")

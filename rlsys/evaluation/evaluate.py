@@ -14,23 +14,24 @@ from rlsys.guards.missing_rewards import NoRewardError
 from rlsys.metrics.step import Metrics
 from rlsys.orchestrator.sampling import GroupSampler
 from rlsys.preflight.prepared import EvalSet
+from rlsys.rewards.judges import judged, judges_of
 from rlsys.scoring.combine import first_failure
-from rlsys.types import Reward, Sampling
+from rlsys.types import ROUNDING, Reward, Sampling
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The result on one dataset.
 
-    A response is correct when its total reward reaches `eval.correct_at`. Prompts and responses without a valid reward
-    are left out and counted.
+    A response is correct when the value that judges it reaches `eval.correct_at`: see `rlsys.rewards.judges`. Prompts
+    and responses that cannot be judged are left out and counted.
     """
 
     label: str
     accuracy: Estimate  # fraction of prompts whose greedy response is correct
     reward_mean: float  # over the greedy responses
     num_prompts: int
-    num_failed: int  # prompts without a valid reward for the greedy response
+    num_failed: int  # prompts whose greedy response has no valid reward, or none of a judge
     num_samples: int = 0  # sampled responses per prompt
     num_failed_samples: int = 0
     mean_at: Estimate | None = None  # fraction of sampled responses that are correct
@@ -79,11 +80,11 @@ async def evaluate(
             temperature=config.eval.temperature,
             count=config.eval.num_samples,
         )
-    results = Evaluations([])
+    results, judges = Evaluations([]), judges_of(config)
     for eval_set, of_greedy, of_drawn in zip(eval_sets, greedy, drawn, strict=True):
         results.responses.append(Responses(eval_set, of_greedy, of_drawn))
-        if any(group[0].total is not None for group in of_greedy):
-            results.found.append(_evaluation(eval_set, of_greedy, of_drawn, config))
+        if any(judged(group[0], judges) is not None for group in of_greedy):
+            results.found.append(_evaluation(eval_set, of_greedy, of_drawn, config, judges))
         else:
             failure = first_failure(of_greedy)
             results.lacking.append(
@@ -135,26 +136,31 @@ async def _rewards(
 
 
 def _evaluation(
-    eval_set: EvalSet, greedy: Sequence[Sequence[Reward]], drawn: Sequence[Sequence[Reward]], config: Config
+    eval_set: EvalSet, greedy: Sequence[Rewards], drawn: Sequence[Rewards], config: Config, judges: Sequence[str]
 ) -> Evaluation:
-    level, bar = config.eval.confidence, config.eval.correct_at
-    valid = [group[0].total for group in greedy if group[0].total is not None]
-    samples = [[reward.total >= bar for reward in group if reward.total is not None] for group in drawn]
-    answered = [hits for hits in samples if hits]
+    level, bar = config.eval.confidence, config.eval.correct_at - ROUNDING
+
+    def hits_of(rewards: Rewards) -> list[bool]:
+        values = (judged(reward, judges) for reward in rewards)
+        return [value >= bar for value in values if value is not None]
+
+    totals = [group[0].total for group in greedy if group[0].total is not None]
+    hits, samples = hits_of([group[0] for group in greedy]), [hits_of(group) for group in drawn]
+    answered = [found for found in samples if found]
     pass_at = {}
     for k in intervals.reported_ks(config.eval.num_samples) if answered else ():
-        values = [intervals.pass_at_k(len(hits), sum(hits), k) for hits in answered if len(hits) >= k]
+        values = [intervals.pass_at_k(len(found), sum(found), k) for found in answered if len(found) >= k]
         if values:
             pass_at[k] = intervals.bootstrap_mean(values, level)
     return Evaluation(
         label=eval_set.label,
-        accuracy=intervals.wilson_interval([total >= bar for total in valid], level),
-        reward_mean=float(np.mean(valid)),
+        accuracy=intervals.wilson_interval(hits, level),
+        reward_mean=float(np.mean(totals)),
         num_prompts=len(greedy),
-        num_failed=len(greedy) - len(valid),
+        num_failed=len(greedy) - len(hits),
         num_samples=config.eval.num_samples,
         num_failed_samples=sum(map(len, drawn)) - sum(map(len, samples)),
-        mean_at=intervals.bootstrap_mean([float(np.mean(hits)) for hits in answered], level) if answered else None,
+        mean_at=intervals.bootstrap_mean([float(np.mean(found)) for found in answered], level) if answered else None,
         pass_at=pass_at,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from rlsys.config.schema import Config
 from rlsys.metrics.step import StageClock
 from rlsys.orchestrator.batch import StepBatch
 from rlsys.rewards.entry import label_rewards
+from rlsys.rewards.judges import judged, judges_of
 from rlsys.types import Coefficients, Experience, ExperienceRow, Reward, RolloutGroup, ScoredGroup
 
 
@@ -38,6 +40,7 @@ class ExperienceBuilder:
         self._advantage = advantages.registry.component(algorithm.advantage)
         self._aggregate = aggregation.registry.component(algorithm.aggregation)
         self._labels = {label: float(spec.get("weight", 1.0)) for label, spec in label_rewards(config.rewards)}
+        self._judges = judges_of(config)
         self._kl_in_reward = algorithm.kl.coef > 0 and algorithm.kl.apply_to == "reward"
         self._mask_truncated = algorithm.groups.mask_truncated
         self._num_minibatches = config.train.minibatches_per_step
@@ -89,6 +92,7 @@ class ExperienceBuilder:
                 totals = totals - coefficients.kl * column(sums)
         baselines = [float(baseline.total or 0.0) for g, _ in valid if (baseline := groups[g].baseline) is not None]
         lengths = [groups[g].rollout.summaries[s].num_response_tokens for g, s in valid]
+        verdicts = [judged(reward, self._judges) for reward in chosen]
         parts = [[_value(reward, label) for label in self._labels] for reward in chosen]
         return AdvantageInputs(
             rewards=totals,
@@ -96,6 +100,7 @@ class ExperienceBuilder:
             lengths=torch.tensor(lengths, dtype=torch.int64),
             parts=torch.tensor(parts, dtype=torch.float64),
             part_weights=column(list(self._labels.values())),
+            judged=column([math.nan if value is None else value for value in verdicts]) if self._judges else None,
             greedy_rewards=column(baselines) if baselines else None,
         )
 

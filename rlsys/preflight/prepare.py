@@ -21,7 +21,7 @@ from rlsys.models.resolve import ModelFacts, model_facts, resolve_model
 from rlsys.preflight.adapters import check_quantized_model
 from rlsys.preflight.checks import check_config, check_lengths
 from rlsys.preflight.prepared import EvalSet, Prepared, run_tokenizer
-from rlsys.preflight.rewards import check_rewards
+from rlsys.preflight.rewards import accuracy_note, check_rewards
 from rlsys.preflight.saving import check_saving
 from rlsys.preflight.stops import stop_tokens
 from rlsys.rewards.entry import absolute as absolute_reward
@@ -73,6 +73,9 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
     # Held-out rows may have other columns than the training rows, and the rewards read those too.
     for eval_set, loaded in zip(eval_sets, held_out, strict=True):
         check_rewards(config.rewards, eval_set.prompts, loaded.source.name)
+    note = accuracy_note(config)
+    if eval_sets and (config.eval.every or not training):
+        logger.info("%s", note)
     every = train_prompts + [prompt for eval_set in eval_sets for prompt in eval_set.prompts]
     longest_prompt = max((len(prompt.token_ids) for prompt in every), default=0)
     stops = stop_tokens(

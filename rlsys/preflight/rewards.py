@@ -12,6 +12,7 @@ from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 from rlsys.registry import free_parameters, option_names
 from rlsys.rewards.entry import RESERVED, deadline_of, function_options, is_class, longest_s
+from rlsys.rewards.judges import judges_of
 from rlsys.types import Prompt
 
 # Arguments that every reward function may ask for besides the columns of the data set: TRL's, and `deadline_s`.
@@ -37,6 +38,17 @@ def check_reward_list(config: Config, *, training: bool) -> None:
             )
         if training:
             _check_deadline(config, spec)
+
+
+def accuracy_note(config: Config) -> str:
+    """Return what decides accuracy, for the log. Raise ConfigError when `eval.accuracy_from` names no reward."""
+    judges, bar = judges_of(config), config.eval.correct_at
+    if judges:
+        return f"accuracy is judged by {' and '.join(judges)}, from {bar:g} on (eval.accuracy_from, eval.correct_at)"
+    return (
+        f"no reward says that it judges answers, so accuracy counts total rewards of at least {bar:g} "
+        "(eval.correct_at); name the reward that does with eval.accuracy_from"
+    )
 
 
 def check_rewards(specs: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt], data: str) -> None:
@@ -114,6 +126,6 @@ def _check_deadline(config: Config, spec: Mapping[str, Any]) -> None:
     short = [f"{role}.deadline_s={seconds:g}" for role, seconds in waits.items() if seconds <= needed]
     if short:
         raise ConfigError(
-            f"rewards: '{spec['name']}' may take {call:g} s per call and {needed - call:g} s for its retries and restarts, but "
-            f"{' and '.join(short)}: set {'them' if len(short) > 1 else 'it'} to more than {needed:g}"
+            f"rewards: '{spec['name']}' may take {call:g} s per call and {needed - call:g} s for its retries and "
+            f"restarts, but {' and '.join(short)}: set {'them' if len(short) > 1 else 'it'} to more than {needed:g}"
         )

@@ -20,6 +20,8 @@ A reward may register with facts:
                             `deadline_s` gets the number of seconds until its process is killed
     rests_at=0.0            the score of a response that there is nothing to say about, as of a penalty; that all
                             responses get it is no cause for a warning
+    judges_answers=True     the reward decides whether an answer is correct (at `eval.correct_at`), so it alone counts
+                            for accuracy; also a function of the options. Outside code sets an attribute of that name
 
 How functions are called, in processes and with deadlines, belongs to `scoring`.
 """

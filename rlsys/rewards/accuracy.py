@@ -8,7 +8,7 @@ from rlsys.rewards import Scores, register
 from rlsys.rewards._math_verify import verdicts
 
 
-@register("accuracy", imports=("math_verify",))
+@register("accuracy", imports=("math_verify",), judges_answers=True)
 def accuracy(completions: list[Any], solution: list[Any], **_: Any) -> Scores:
     r"""Score 1 if the response's answer equals the column `solution`, 0 if it differs or there is no answer.
 

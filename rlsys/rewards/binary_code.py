@@ -10,7 +10,7 @@ from rlsys.rewards.code import Code, check_code
 THRESHOLD = 0.99  # all cases passed: the fraction is a floating-point number
 
 
-@register("binary_code", check=check_code, deadline_s=300.0)
+@register("binary_code", check=check_code, deadline_s=300.0, judges_answers=True)
 class BinaryCode(Code):
     """A score of 1 for a response to which `code` gives more than 0.99, else 0; the same options and columns."""
 

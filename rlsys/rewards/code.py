@@ -22,7 +22,7 @@ def check_code(*, language: str, **_: Any) -> None:
     check_language(language)
 
 
-@register("code", check=check_code, deadline_s=300.0)
+@register("code", check=check_code, deadline_s=300.0, judges_answers=True)
 class Code:
     """The fraction of test cases that the last fenced code block of a response passes; 0 without a block.
 

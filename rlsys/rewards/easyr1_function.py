@@ -15,7 +15,7 @@ def _loaded(*, function: str, **_: Any) -> Any:
     return load_external(function, "reward")
 
 
-@register("easyr1_function", check=_loaded, paths=("function",))
+@register("easyr1_function", check=_loaded, paths=("function",), judges_answers=True)
 class EasyR1Function:
     """An EasyR1 function `f(reward_inputs: list[dict]) -> list[dict]`, or `f(dict) -> dict` if it is sequential.
 

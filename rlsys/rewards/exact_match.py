@@ -7,7 +7,7 @@ from typing import Any
 from rlsys.rewards import Scores, content, register
 
 
-@register("exact_match")
+@register("exact_match", judges_answers=True)
 def exact_match(completions: list[Any], answer: list[Any], *, strip: bool = True, **_: Any) -> Scores:
     """Score 1 if the response equals the column `answer`, else 0. Rows without an answer are not applicable.
 

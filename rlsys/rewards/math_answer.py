@@ -8,7 +8,7 @@ from rlsys.rewards import Scores, content, register
 from rlsys.rewards._math_verify import equal, parse
 
 
-@register("math_answer", imports=("math_verify",))
+@register("math_answer", imports=("math_verify",), judges_answers=True)
 def math_answer(completions: list[Any], answer: list[Any], *, marker: str = "####", **_: Any) -> Scores:
     """Score 1 if the response's final answer equals the correct one, 0 if it differs or there is none.
 

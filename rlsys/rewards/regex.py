@@ -21,7 +21,11 @@ def _compiled(*, pattern: str, flags: str, **_: Any) -> re.Pattern[str]:
         raise ValueError(f"pattern={pattern!r} is not a regular expression: {error}") from error
 
 
-@register("regex", check=_compiled)
+def _captures_answer(*, pattern: str, **options: Any) -> bool:
+    return "answer" in _compiled(pattern=pattern, flags=str(options.get("flags", ""))).groupindex
+
+
+@register("regex", check=_compiled, judges_answers=_captures_answer)
 def regex(
     completions: list[Any],
     answer: list[Any] | None = None,

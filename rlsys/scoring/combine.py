@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlsys.types import FAILURES, Outcome, Reward, RewardPart
 
+DIGITS = 12  # significant digits of a total, counted from its largest term; a float has almost 16
 NOT_OK = (*FAILURES, "not_finite", "not_applicable")
 
 
@@ -32,8 +34,19 @@ def combine(
     total = None
     if outcome == "ok":
         # Parts that do not apply have no value.
-        total = sum(weights[name] * part.value for name, part in parts.items() if part.value is not None)
+        total = _sum([weights[name] * part.value for name, part in parts.items() if part.value is not None])
     return Reward(total=total, parts=dict(parts), outcome=outcome, extra=dict(extra or {}))
+
+
+def _sum(terms: Sequence[float]) -> float:
+    """Return the sum without the digits that rounding made: 0.6 + 0.3 + 0.1 is 1, and 0.1 + 0.2 equals 0.3.
+
+    Totals are compared: with bars, with 0, and with each other. A single term is what its function returned.
+    """
+    total, largest = sum(terms), max(map(abs, terms))
+    if len(terms) == 1 or largest == 0 or not math.isfinite(total):
+        return total
+    return round(total, DIGITS - math.ceil(math.log10(largest)))
 
 
 def first_failure(rewards: Sequence[Sequence[Reward]], outcomes: Sequence[str] = NOT_OK) -> str:

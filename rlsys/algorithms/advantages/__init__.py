@@ -33,6 +33,7 @@ class AdvantageInputs:
     lengths: torch.Tensor  # [N] int64, response tokens
     parts: torch.Tensor | None = None  # [N, K], values of the K reward functions; NaN where one does not apply
     part_weights: torch.Tensor | None = None  # [K]
+    judged: torch.Tensor | None = None  # [N], value that decides what is correct; NaN where none does; None: `rewards`
     greedy_rewards: torch.Tensor | None = None  # [N], reward of the greedy response to the same prompt
 
 

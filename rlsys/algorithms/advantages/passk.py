@@ -8,6 +8,7 @@ import torch
 
 from rlsys.algorithms.advantages import AdvantageInputs, register
 from rlsys.algorithms.grouped import group_size, group_sum
+from rlsys.types import ROUNDING
 
 
 @register("grpo_passk", min_group_size=2, group_size_option="k", raw_rewards=True)
@@ -21,9 +22,10 @@ def grpo_passk(inputs: AdvantageInputs, *, k: int = 4, correct_at: float = 1.0) 
         inputs: the step's rewards.
         k: responses per draw, fewer than the samples per prompt. A group with no more than k valid rewards has one
             possible draw and gets 0.
-        correct_at: a response is correct when its reward reaches this.
+        correct_at: a response is correct when the reward that judges answers reaches this; the total if there is none.
     """
-    correct = inputs.rewards >= correct_at
+    judged = inputs.rewards if inputs.judged is None else inputs.judged
+    correct = judged >= correct_at - ROUNDING  # a sum of weighted parts may lack its last digit
     sizes = group_size(inputs.rewards, inputs.groups).long().tolist()
     wrong = group_sum((~correct).double(), inputs.groups).long().tolist()
     values = [_analytic(n, m, min(k, n), hit) for n, m, hit in zip(sizes, wrong, correct.tolist(), strict=True)]

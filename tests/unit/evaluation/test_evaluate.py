@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from rlsys.config.schema import Config, EvalConfig
 from rlsys.evaluation.evaluate import Evaluations, eval_metrics, evaluate
 from rlsys.guards.missing_rewards import NoRewardError
 from rlsys.preflight.prepared import EvalSet
-from rlsys.types import Prompt, Sampling, ScoredGroup
+from rlsys.scoring.combine import combine
+from rlsys.types import Prompt, Reward, RewardPart, Sampling, ScoredGroup
 from tests.unit.records import group, reward, scored, summary
 
 
@@ -35,6 +37,19 @@ class Answers:
             for row in chosen
         ]
         return [scored(group(0, [summary(1) for _ in row]), row) for row in rewards]
+
+
+class Rewards:
+    """In the sampler's place: the same reward for every response to a prompt."""
+
+    def __init__(self, rewards: Sequence[Reward]) -> None:
+        self._rewards = rewards
+
+    async def sample_prompts(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, policy_version: int
+    ) -> list[ScoredGroup]:
+        count = sampling.samples_per_prompt
+        return [scored(group(0, [summary(1)] * count), [self._rewards[prompt.index]] * count) for prompt in prompts]
 
 
 def evaluated(answers: Any, *arguments: Any) -> Evaluations:
@@ -111,6 +126,32 @@ def test_prompts_that_are_all_wrong_leave_pass_at_k_an_interval() -> None:
 def test_a_bar_below_one() -> None:
     (found,) = evaluated(Answers([[-4.0], [-6.0]]), sets(2), config(correct_at=-5.0), 0).all()  # type: ignore[arg-type]
     assert found.accuracy.value == 0.5
+
+
+def test_accuracy_is_that_of_the_reward_that_judges_answers() -> None:
+    """Of three answers in the right format one is right: the format must not lift the wrong ones over the bar."""
+    rewards = [
+        combine(
+            {"accuracy": RewardPart(right, "ok"), "format": RewardPart(1.0, "ok")}, {"accuracy": 0.5, "format": 1.0}
+        )
+        for right in (1.0, 0.0, 0.0)
+    ]
+    rewards.append(
+        combine({"accuracy": RewardPart(None, "not_applicable"), "format": RewardPart(1.0, "ok")}, {"format": 1.0})
+    )
+    made = replace(config(num_samples=2), rewards=[{"name": "accuracy", "weight": 0.5}, {"name": "format"}])
+    (found,) = evaluated(Rewards(rewards), sets(4), made, 0).all()
+    assert (found.accuracy.value, found.num_failed) == (pytest.approx(1 / 3), 1)
+    assert found.reward_mean == pytest.approx((1.5 + 3 * 1.0) / 4)
+    assert found.pass_at[1].value == pytest.approx(1 / 3)
+    made.eval.accuracy_from = "format"
+    (found,) = evaluated(Rewards(rewards), sets(4), made, 0).all()
+    assert (found.accuracy.value, found.num_failed) == (1.0, 0)
+
+
+def test_a_value_that_lacks_only_rounding_is_correct() -> None:
+    (found,) = evaluated(Answers([[0.6 + 0.3 + 0.1]]), sets(1), config(), 0).all()  # type: ignore[arg-type]
+    assert found.accuracy.value == 1.0
 
 
 def test_a_data_set_without_a_valid_reward_is_named() -> None:

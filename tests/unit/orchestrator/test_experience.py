@@ -10,7 +10,8 @@ from rlsys.config.compose import load_config
 from rlsys.metrics.step import StageClock
 from rlsys.orchestrator.batch import StepBatch
 from rlsys.orchestrator.experience import ExperienceBuilder
-from rlsys.types import Coefficients, Experience, ReferenceScores, Reward, ScoredGroup
+from rlsys.scoring.combine import combine
+from rlsys.types import Coefficients, Experience, ReferenceScores, Reward, RewardPart, ScoredGroup
 from tests.unit.records import group, reward, scored, summary
 
 GROUPS = [group(0, [summary(4), summary(6)]), group(1, [summary(2), summary(8, finish="length"), summary(5)])]
@@ -72,6 +73,24 @@ def test_rows_by_hand() -> None:
     assert experience.ref_logprobs == ("ref 0", "ref 1")
     assert experience.policy_version == 7
     assert experience.coefficients.kl == 0.5
+
+
+def test_pass_at_k_counts_the_reward_that_judges_answers() -> None:
+    """The two answers in the right format are wrong, though their totals are the highest."""
+    parts = [(1.0, 0.0), (0.0, 1.0), (0.0, 1.0)]
+    weights = {"exact_match": 1.0, "format": 2.0}
+    rewards = [
+        combine({"exact_match": RewardPart(right, "ok"), "format": RewardPart(form, "ok")}, weights)
+        for right, form in parts
+    ]
+    made = make(
+        [rewards],
+        "algorithm.advantage={name: grpo_passk, k: 2}",
+        "rewards=[{name: exact_match}, {name: format, weight: 2}]",
+        groups=[GROUPS[1]],
+    )
+    first, *others = [row.advantage for row in made.rows]
+    assert first > 0 > others[0] == others[1]
 
 
 def test_minibatches_keep_groups_whole_and_have_denominators_of_their_own() -> None:

@@ -19,6 +19,16 @@ def test_a_weighted_sum() -> None:
     assert reward.parts == {"a": OK, "b": LENGTH}
 
 
+def test_rounding_makes_no_total_differ() -> None:
+    """As floats 0.6 + 0.3 + 0.1 < 1, 0.1 + 0.2 > 0.3, and 0.1 + 0.2 - 0.3 is not 0."""
+    parts = dict.fromkeys("abc", OK)
+    assert combine(parts, {"a": 0.6, "b": 0.3, "c": 0.1}).total == 1.0
+    assert combine(parts, {"a": 0.1, "b": 0.2, "c": 0.0}).total == 0.3
+    assert combine(parts, {"a": 0.1, "b": 0.2, "c": -0.3}).total == 0.0
+    assert combine(parts, {"a": 1e-30, "b": 2e-30, "c": 0.0}).total == pytest.approx(3e-30, rel=1e-10)
+    assert combine({"a": RewardPart(1 / 3, "ok")}, {"a": 1.0}).total == 1 / 3
+
+
 def test_what_does_not_apply_is_left_out() -> None:
     reward = combine({"a": OK, "c": NOT_APPLICABLE}, WEIGHTS)
     assert (reward.total, reward.outcome) == (2.0, "ok")

@@ -149,6 +149,13 @@ def test_pass_at_1_is_grpo_with_the_biased_deviation() -> None:
     assert found == pytest.approx([0.75 / math.sqrt(3 / 16)] + [-0.25 / math.sqrt(3 / 16)] * 3)
 
 
+def test_passk_counts_what_the_judge_calls_correct() -> None:
+    judge, totals = torch.tensor([1.0, 0.0, 0.6 + 0.3 + 0.1, math.nan]), torch.tensor([1.5, 1.5, 1.0, 1.0])
+    inputs = AdvantageInputs(totals, torch.zeros(4, dtype=torch.int64), torch.ones(4), judged=judge)
+    found = registry.component({"name": "grpo_passk", "k": 2})(inputs).tolist()
+    assert found == pytest.approx(advantages("grpo_passk", [1, 0, 1, 0], [0] * 4, k=2))
+
+
 def test_passk_is_the_average_over_all_draws() -> None:
     """Against the definition: every subset of k, scored by its best, normalised over all subsets, given to members."""
     import itertools
