@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -15,8 +16,12 @@ from rlsys.rewards.entry import RESERVED, deadline_of, function_options, is_clas
 from rlsys.rewards.judges import judges_of
 from rlsys.types import Prompt
 
+# Values of a column that are looked at, evenly spread: parsing an answer takes about a millisecond.
+MAX_VALUES = 5000
 # Arguments that every reward function may ask for besides the columns of the data set: TRL's, and `deadline_s`.
 PROVIDED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "deadline_s")
+
+logger = logging.getLogger(__name__)
 
 
 def check_reward_list(config: Config, *, training: bool) -> None:
@@ -57,8 +62,29 @@ def check_rewards(specs: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt],
     for spec in specs:
         try:
             check_reward(spec, columns)
+            _check_values(spec, prompts, data)
         except ConfigError as error:
             raise ConfigError(f"{data}: {error}") from error
+
+
+def _check_values(spec: Mapping[str, Any], prompts: Sequence[Prompt], data: str) -> None:
+    """Log how many rows of the data set a reward cannot work with. Raise ConfigError if it can work with none."""
+    column, usable = rewards.registry.fact(str(spec["name"]), "usable", (None, None))
+    if column is None:
+        return
+    options = function_options(spec)
+    given = [prompt for prompt in prompts if prompt.columns.get(column) is not None]
+    looked_at = given[:: math.ceil(len(given) / MAX_VALUES) or 1]
+    bad = [prompt for prompt in looked_at if not usable(prompt.columns[column], **options)]
+    if not bad:
+        return
+    found = (
+        f"reward '{spec['name']}' cannot work with {len(bad)} of {len(looked_at)} values of the column '{column}', the "
+        f"first in row {bad[0].index}: {str(bad[0].columns[column])[:100]!r}"
+    )
+    if len(bad) == len(looked_at):
+        raise ConfigError(f"{found}. Rename the column that it should read with data.columns={{{column}: ...}}")
+    logger.warning("%s: %s. It does not apply to these rows", data, found)
 
 
 def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:

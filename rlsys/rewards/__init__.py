@@ -22,6 +22,8 @@ A reward may register with facts:
                             responses get it is no cause for a warning
     judges_answers=True     the reward decides whether an answer is correct (at `eval.correct_at`), so it alone counts
                             for accuracy; also a function of the options. Outside code sets an attribute of that name
+    usable=("column", f)    `f(value, **options)` returns whether the reward can work with a row's value of that column;
+                            rows with other values are counted and shown before Ray starts
 
 How functions are called, in processes and with deadlines, belongs to `scoring`.
 """

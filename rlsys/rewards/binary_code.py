@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from rlsys.rewards import Failed, Scores, register
-from rlsys.rewards.code import Code, check_code
+from rlsys.rewards.code import USABLE, Code, check_code
 
 THRESHOLD = 0.99  # all cases passed: the fraction is a floating-point number
 
 
-@register("binary_code", check=check_code, deadline_s=300.0, judges_answers=True)
+@register("binary_code", check=check_code, deadline_s=300.0, judges_answers=True, usable=USABLE)
 class BinaryCode(Code):
     """A score of 1 for a response to which `code` gives more than 0.99, else 0; the same options and columns."""
 

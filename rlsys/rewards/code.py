@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,12 +23,49 @@ def check_code(*, language: str, **_: Any) -> None:
     check_language(language)
 
 
-@register("code", check=check_code, deadline_s=300.0, judges_answers=True)
+def verification(info: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
+    """Return `verification_info` as a mapping, with its test cases as a list; empty without one.
+
+    Raises:
+        ValueError: it is, or its test cases are, something else, or text that is not JSON.
+    """
+    found = _from_json(info) or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"verification_info is {str(info)[:100]!r}; it must be a mapping with 'test_cases'")
+    cases = _from_json(found.get("test_cases")) or []
+    if isinstance(cases, Mapping):  # as `datasets` stores a list of mappings in some versions: a mapping of lists
+        cases = [dict(zip(cases, values, strict=True)) for values in zip(*cases.values(), strict=True)]
+    if not isinstance(cases, Sequence) or not all(isinstance(case, Mapping) for case in cases):
+        raise ValueError(f"test_cases are {str(cases)[:100]!r}; they must be a list of mappings")
+    return {**found, "test_cases": cases}
+
+
+def _from_json(value: Any) -> Any:
+    if not isinstance(value, str) or not value.strip():
+        return value if not isinstance(value, str) else None
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"verification_info is text that is not JSON ({error}): {value[:100]!r}") from error
+
+
+def _can_verify(info: Any, **_: Any) -> bool:
+    try:
+        return bool(verification(info)["test_cases"])
+    except (ValueError, KeyError):
+        return False
+
+
+USABLE = ("verification_info", _can_verify)
+
+
+@register("code", check=check_code, deadline_s=300.0, judges_answers=True, usable=USABLE)
 class Code:
     """The fraction of test cases that the last fenced code block of a response passes; 0 without a block.
 
-    The column `verification_info` holds `language` and `test_cases`, each with `input` and `output`. Rows without it
-    are not applicable. A row whose cases cannot be run is an error, because that is not the response's fault.
+    The column `verification_info` holds `language` and `test_cases`, each with `input` and `output`, as a mapping or as
+    its JSON text. Rows without it are not applicable. A row whose cases cannot be run is an error, because that is not
+    the response's fault.
 
     Args:
         language: language of rows that do not name one.
@@ -49,7 +87,7 @@ class Code:
     def __call__(
         self,
         completions: list[Any],
-        verification_info: list[Mapping[str, Any] | None],
+        verification_info: list[Mapping[str, Any] | str | None],
         deadline_s: float,
         log_metric: Any,
         **_: Any,
@@ -67,8 +105,12 @@ class Code:
                 log_metric(f"code/{outcome}", sum(result.outcome == outcome for result in results) / len(results))
         return [verdict.passed_fraction if isinstance(verdict, Verdict) else verdict for verdict in found]
 
-    def _judged(self, text: str, info: Mapping[str, Any] | None, end: float) -> float | Verdict | Failed | None:
-        if not info or not info.get("test_cases"):
+    def _judged(self, text: str, given: Mapping[str, Any] | str | None, end: float) -> float | Verdict | Failed | None:
+        try:
+            info = verification(given)
+        except ValueError as error:
+            return Failed(str(error))
+        if not info.get("test_cases"):
             return None
         language = str(info.get("language") or self._language)
         code = fenced(text, language)

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from rlsys.rewards import Scores, content, register
-from rlsys.rewards._math_verify import verdicts
+from rlsys.rewards._math_verify import is_solution, verdicts
 
 
 def _check(*, max_len: int, **_: Any) -> None:
@@ -15,7 +15,7 @@ def _check(*, max_len: int, **_: Any) -> None:
         raise ValueError(f"max_len={max_len} must be positive")
 
 
-@register("cosine", imports=("math_verify",), check=_check)
+@register("cosine", imports=("math_verify",), check=_check, usable=("solution", is_solution))
 def cosine(
     completions: list[Any],
     solution: list[Any],

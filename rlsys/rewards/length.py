@@ -6,10 +6,10 @@ import itertools
 from typing import Any
 
 from rlsys.rewards import Scores, content, register
-from rlsys.rewards._math_verify import verdicts
+from rlsys.rewards._math_verify import is_solution, verdicts
 
 
-@register("length", imports=("math_verify",), whole_groups=True)
+@register("length", imports=("math_verify",), whole_groups=True, usable=("solution", is_solution))
 def length(prompts: list[Any], completions: list[Any], solution: list[Any], **_: Any) -> Scores:
     """Score from 0.5 for the shortest of a prompt's responses to -0.5 for the longest, linear in characters.
 

@@ -5,32 +5,49 @@ from __future__ import annotations
 from typing import Any
 
 from rlsys.rewards import Scores, content, register
-from rlsys.rewards._math_verify import equal, parse
+from rlsys.rewards._answers import as_words, final_text, gold_answers, same_words
+from rlsys.rewards._math_verify import equal, expressions, formula_of, parse
 
 
-@register("math_answer", imports=("math_verify",), judges_answers=True)
+def _is_gold(expected: Any, *, marker: str = "####", **_: Any) -> bool:
+    return bool(_formulas(expected, marker) or _words(expected, marker))
+
+
+@register("math_answer", imports=("math_verify",), judges_answers=True, usable=("answer", _is_gold))
 def math_answer(completions: list[Any], answer: list[Any], *, marker: str = "####", **_: Any) -> Scores:
-    """Score 1 if the response's final answer equals the correct one, 0 if it differs or there is none.
+    r"""Score 1 if the response's final answer equals the correct one, 0 if it differs or there is none.
 
-    Rows whose correct answer cannot be parsed are not applicable.
+    Any of a list of correct answers counts. An answer in words, or the letter of a choice, is compared as text: `B`
+    with what follows the marker, is in `\boxed{...}`, or follows words such as `The answer is`. Rows whose correct
+    answer cannot be parsed are not applicable.
 
     Args:
         completions: the responses.
-        answer: texts with the correct answer after `marker` (GSM8K's `#### 18`), or as a whole if they lack it.
+        answer: texts with the correct answer after `marker` (GSM8K's `#### 18`), or as a whole if they lack it; or
+            lists of such texts.
         marker: the text before the final answer, in `answer` and in responses.
     """
     scores: Scores = []
     for completion, expected in zip(completions, answer, strict=True):
-        correct = "" if expected is None else str(expected).rpartition(marker)[2].strip()
-        gold = _expressions(parse(f"${correct}$"))  # as a formula: bare LaTeX would not be found
-        if not gold:
+        formulas, words = _formulas(expected, marker), _words(expected, marker)
+        if not formulas and not words:
             scores.append(None)
             continue
-        guess = parse(content(completion).rpartition(marker)[2])
-        scores.append(float(equal(gold, guess)))
+        text = content(completion)
+        final = final_text(text, marker)
+        guess = formula_of(final) or parse(text.rpartition(marker)[2])
+        scores.append(float(equal(formulas, guess) or any(same_words(final, word) for word in words)))
     return scores
 
 
-def _expressions(parsed: list[Any]) -> list[Any]:
-    """Return what the library could parse: it adds the raw text to it, and returns only that if it parsed nothing."""
-    return parsed if any(not isinstance(part, str) for part in parsed) else []
+def _formulas(expected: Any, marker: str) -> list[Any]:
+    # As formulas: bare LaTeX would not be found.
+    return [one for gold in _golds(expected, marker) for one in expressions(parse(f"${gold}$"))]
+
+
+def _words(expected: Any, marker: str) -> list[str]:
+    return [words for gold in _golds(expected, marker) if (words := as_words(gold))]
+
+
+def _golds(expected: Any, marker: str) -> list[str]:
+    return [gold.rpartition(marker)[2].strip() for gold in gold_answers(expected)]

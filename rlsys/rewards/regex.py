@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from rlsys.rewards import Scores, content, register
+from rlsys.rewards._answers import texts_of
 
 FLAGS = {"a": re.ASCII, "i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL, "x": re.VERBOSE}
 
@@ -38,7 +39,8 @@ def regex(
     r"""Score 1 if the response matches `pattern`, else 0.
 
     If the pattern has a group named `answer` and the data has a column `answer`, the group's text in the last match
-    must also equal the row's answer, ignoring white space at both ends. Rows without an answer are then not applicable.
+    must also equal the row's answer, or one of a list, ignoring white space at both ends. Rows without an answer are
+    then not applicable.
 
     Args:
         completions: the responses.
@@ -53,7 +55,7 @@ def regex(
     wanted = answer if answer is not None and compares else [None] * len(completions)
     scores: Scores = []
     for completion, expected in zip(completions, wanted, strict=True):
-        if compares and expected is None:
+        if compares and not texts_of(expected):
             scores.append(None)
             continue
         text = content(completion)
@@ -70,4 +72,4 @@ def _last(expression: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def _same(found: str | None, expected: Any) -> bool:
-    return found is not None and found.strip() == str(expected).strip()
+    return found is not None and found.strip() in map(str.strip, texts_of(expected))

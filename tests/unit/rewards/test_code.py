@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -19,10 +20,13 @@ from rlsys.scoring.call import RewardLog, RewardRequest, call_reward
 
 pytestmark = pytest.mark.skipif(find_obstacle() is not None, reason=f"no sandbox on this machine: {find_obstacle()}")
 
-DOUBLE = {"language": "python", "test_cases": [{"input": f"{n}\n", "output": f"{2 * n}\n"} for n in (1, 2, 3, 4)]}
+DOUBLE: dict[str, Any] = {
+    "language": "python",
+    "test_cases": [{"input": f"{n}\n", "output": f"{2 * n}\n"} for n in (1, 2, 3, 4)],
+}
 
 
-def score(name: str, *rows: tuple[str, Mapping[str, Any] | None], **options: Any) -> list[Any]:
+def score(name: str, *rows: tuple[str, Mapping[str, Any] | str | None], **options: Any) -> list[Any]:
     function = bind_reward({"name": name, **options})
     texts, infos = [text for text, _ in rows], [info for _, info in rows]
     count = len(rows)
@@ -32,6 +36,19 @@ def score(name: str, *rows: tuple[str, Mapping[str, Any] | None], **options: Any
 
 def block(code: str, language: str = "python") -> str:
     return f"First I think.\n```{language}\n{code}\n```\nThat is it."
+
+
+def test_verification_info_as_json_text() -> None:
+    as_text = {**DOUBLE, "test_cases": json.dumps(DOUBLE["test_cases"])}
+    in_columns = {"test_cases": {key: [case[key] for case in DOUBLE["test_cases"]] for key in ("input", "output")}}
+    for info in (json.dumps(DOUBLE), as_text, json.dumps(as_text), in_columns):
+        assert score("code", (RIGHT, info), (HALF, info)) == [1.0, 0.5]
+    assert score("code", (RIGHT, "")) == [None]
+    (failed,) = score("code", (RIGHT, "{not json"))
+    assert isinstance(failed, Failed)
+    assert "verification_info is text that is not JSON" in failed.detail
+    (failed,) = score("code", (RIGHT, "[1]"))
+    assert "it must be a mapping with 'test_cases'" in failed.detail
 
 
 RIGHT = block("print(int(input()) * 2)")

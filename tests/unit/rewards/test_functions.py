@@ -10,6 +10,7 @@ import pytest
 from rlsys.errors import ConfigError
 from rlsys.preflight.rewards import check_reward
 from rlsys.rewards.entry import absolute, bind_reward
+from rlsys.rewards.exact_match import exact_match
 from rlsys.scoring.call import RewardLog, RewardRequest, call_reward
 from rlsys.types import Messages
 
@@ -113,3 +114,9 @@ def test_the_file_does_not_depend_on_the_working_directory(file: str, monkeypatc
     spec = {"name": "openrlhf_function", "function": "theirs.py:bare"}
     assert absolute(spec) == {**spec, "function": f"{file}:bare"}
     assert absolute({"name": "openrlhf_function", "function": "package.module:f"})["function"] == "package.module:f"
+
+
+def test_exact_match_accepts_any_of_a_list() -> None:
+    golds = [["2", "two"], '["2", "two"]', "[2]", [], None, 2]
+    assert exact_match(["two"] * 2 + ["[2]"] + ["2"] * 3, golds) == [1.0, 1.0, 1.0, None, None, 1.0]
+    assert exact_match([" 2", '["2", "3"]', "4"], [["2"], '["2", "3"]', '["2", "3"]'], strip=False) == [0.0, 1.0, 0.0]

@@ -57,6 +57,7 @@ def test_regex_compares_the_group_named_answer() -> None:
     assert regex(texts, pattern=NUMBERED) == [1.0, 1.0, 1.0, 0.0, 1.0]  # no column to compare with
     assert regex(texts, ["8"] * 5, pattern=r"Answer: (\d+)") == [1.0, 1.0, 1.0, 0.0, 1.0]  # no group of that name
     assert regex(["Answer: 7"] * 2, ["7", "8"], pattern=NUMBERED, full_match=True) == [1.0, 0.0]
+    assert regex(["Answer: 7"] * 3, [["8", "7"], '["8", "7"]', ["8"]], pattern=NUMBERED) == [1.0, 1.0, 0.0]
     assert regex(["none", "1"], ["", "1"], pattern=r"none|(?P<answer>\d)") == [0.0, 1.0]  # matched, the group did not
 
 
