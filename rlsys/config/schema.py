@@ -133,6 +133,9 @@ class ScoringConfig:
     )
     max_unscored_steps: int = option(3, ge=1, help="end the run after so many steps in a row without a valid reward")
     whole_groups: bool = option(False, help="score a prompt's responses together, not each as soon as it is finished")
+    skip_special_tokens: bool | None = option(
+        None, help="leave special tokens out of what rewards see; null: all but the tags that the rewards look for"
+    )
     num_cpus: float = option(1.0, ge=0, help=NUM_CPUS_HELP)
     num_gpus: float = option(0.0, ge=0, help="GPUs per worker, or a share of one: for reward models")
     deadline_s: float = option(900.0, gt=0, help="deadline for one call of a worker, retries included")

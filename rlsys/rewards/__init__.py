@@ -22,6 +22,8 @@ A reward may register with facts:
                             responses get it is no cause for a warning
     judges_answers=True     the reward decides whether an answer is correct (at `eval.correct_at`), so it alone counts
                             for accuracy; also a function of the options. Outside code sets an attribute of that name
+    tags="<think>"          a text with the tags that the reward looks for, or a function of the options that returns
+                            one: those that are special tokens stay in the responses (`tags.py`)
     usable=("column", f)    `f(value, **options)` returns whether the reward can work with a row's value of that column;
                             rows with other values are counted and shown before Ray starts
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rlsys.rewards import Scores, content
 
+TAGS = "<think> </think> <answer> </answer>"
 ANYTHING = ".*?"
 
 

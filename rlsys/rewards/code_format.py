@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 from rlsys.rewards import Scores, register
-from rlsys.rewards._think_answer import ANYTHING, format_scores
+from rlsys.rewards._think_answer import ANYTHING, TAGS, format_scores
 
 
-@register("code_format")
+@register("code_format", tags=TAGS)
 def code_format(completions: list[Any], *, language: str = "python", **_: Any) -> Scores:
     """Score 1 if the response has the format of `format` and its answer a fenced block of `language`, else 0.
 

@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 from rlsys.registry import load_external
 from rlsys.rewards import content, register
+from rlsys.rewards.tags import source_of
 
 
 def _loaded(*, function: str, **_: Any) -> Any:
     return load_external(function, "reward")
 
 
-@register("easyr1_function", check=_loaded, paths=("function",), judges_answers=True)
+@register("easyr1_function", check=_loaded, paths=("function",), judges_answers=True, tags=source_of)
 class EasyR1Function:
     """An EasyR1 function `f(reward_inputs: list[dict]) -> list[dict]`, or `f(dict) -> dict` if it is sequential.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rlsys.rewards import Scores, register
-from rlsys.rewards._think_answer import format_scores
+from rlsys.rewards._think_answer import TAGS, format_scores
 
 
-@register("format")
+@register("format", tags=TAGS)
 def format_(completions: list[Any], **_: Any) -> Scores:
     """Score 1 if the response is `<think>`, reasoning, `</think>`, `<answer>`, answer, `</answer>`, else 0.
 

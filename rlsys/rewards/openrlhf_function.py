@@ -9,13 +9,14 @@ import numpy as np
 
 from rlsys.registry import load_external
 from rlsys.rewards import openrlhf_labels, plain, register
+from rlsys.rewards.tags import source_of
 
 
 def _loaded(*, function: str) -> Any:
     return load_external(function, "reward")
 
 
-@register("openrlhf_function", check=_loaded, paths=("function",))
+@register("openrlhf_function", check=_loaded, paths=("function",), tags=source_of)
 class OpenRLHFFunction:
     """An OpenRLHF function `f(queries, prompts, labels)` that returns rewards or `{rewards, scores, extra_logs}`.
 

@@ -26,7 +26,11 @@ def _captures_answer(*, pattern: str, **options: Any) -> bool:
     return "answer" in _compiled(pattern=pattern, flags=str(options.get("flags", ""))).groupindex
 
 
-@register("regex", check=_compiled, judges_answers=_captures_answer)
+def _literals(*, pattern: str, **_: Any) -> str:
+    return str(pattern).replace("\\", "")  # `\<tool\>` looks for `<tool>`
+
+
+@register("regex", check=_compiled, judges_answers=_captures_answer, tags=_literals)
 def regex(
     completions: list[Any],
     answer: list[Any] | None = None,

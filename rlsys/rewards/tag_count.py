@@ -9,7 +9,7 @@ from rlsys.rewards import Scores, content, register
 TAGS = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")
 
 
-@register("tag_count")
+@register("tag_count", tags="".join(TAGS))
 def tag_count(completions: list[Any], **_: Any) -> Scores:
     """Score a quarter for each of the four tags that occurs exactly once, with the line breaks that belong to it."""
     return [sum(content(completion).count(tag) == 1 for tag in TAGS) / len(TAGS) for completion in completions]

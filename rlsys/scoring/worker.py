@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from rlsys.config.schema import ScoringConfig
 from rlsys.models.resolve import load_tokenizer
 from rlsys.rewards import content
 from rlsys.rewards.entry import deadline_of, label_rewards
+from rlsys.rewards.tags import tags_of
 from rlsys.runtime.chunks import ChunkIndex, pick
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
@@ -23,6 +25,8 @@ from rlsys.types import Prompt, Reward, Trajectory
 if TYPE_CHECKING:
     from rlsys.preflight.prepared import Prepared
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ScoringSetup:
@@ -32,6 +36,7 @@ class ScoringSetup:
     rewards: Sequence[dict[str, Any]]  # entries `{name, weight, ...options}`
     model_path: str  # where the tokenizer is
     trust_remote_code: bool = False
+    tags: str = ""  # a text that contains the tags that the rewards look for
     num_steps: int = 0  # steps of the whole run, for functions that follow a schedule
     steps_per_epoch: float = 1.0
 
@@ -44,6 +49,7 @@ class ScoringSetup:
             rewards=config.rewards,
             model_path=prepared.model_path,
             trust_remote_code=config.model.trust_remote_code,
+            tags=tags_of(config.rewards),
             num_steps=config.train.num_steps,
             # An evaluation has no training prompts.
             steps_per_epoch=len(prepared.train_prompts) / config.train.prompts_per_step or 1.0,
@@ -58,6 +64,7 @@ class ScoringWorker:
         self._setup = setup
         log_worker()
         self._tokenizer = load_tokenizer(setup.model_path, trust_remote_code=setup.trust_remote_code)
+        self._dropped = unseen_tokens(self._tokenizer, setup.scoring.skip_special_tokens, setup.tags)
         rewards = label_rewards(setup.rewards)
         self._weights = {label: float(spec.get("weight", 1.0)) for label, spec in rewards}
         self._processes = {
@@ -123,7 +130,8 @@ class ScoringWorker:
 
     def _request(self, prompts: Sequence[Prompt], step: int, trajectories: Sequence[Trajectory]) -> RewardRequest:
         ids = [trajectory.response_ids.tolist() for trajectory in trajectories]
-        responses = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        seen = [[token for token in response if token not in self._dropped] for response in ids]
+        responses = self._tokenizer.batch_decode(seen, skip_special_tokens=False)
         # Data sets may have different columns; a row without a column has None there.
         names = sorted({name for prompt in prompts for name in prompt.columns})
         return RewardRequest(
@@ -138,3 +146,24 @@ class ScoringWorker:
             num_steps=self._setup.num_steps,
             epoch=step / self._setup.steps_per_epoch,
         )
+
+
+def unseen_tokens(tokenizer: Any, skip: bool | None, tags: str) -> set[int]:
+    """Return the ids of the special tokens that rewards do not see.
+
+    Args:
+        tokenizer: the policy's tokenizer.
+        skip: `scoring.skip_special_tokens`.
+        tags: a text that contains the tags that the rewards look for.
+    """
+    if skip is False:
+        return set()
+    special = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    # The tokens that begin, end and pad a text are no tags, even where a reward's file mentions them.
+    structural = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
+    kept = {number for number, token in special.items() if token in tags and token not in structural}
+    if skip is None and kept:
+        names = ", ".join(sorted(special[number] for number in kept))
+        logger.info("rewards see these special tokens, for which they look: %s (scoring.skip_special_tokens)", names)
+    return set(special) - (set() if skip else kept)

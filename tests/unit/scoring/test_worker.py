@@ -12,8 +12,10 @@ import pytest
 
 from rlsys.config.schema import ScoringConfig
 from rlsys.errors import ConfigError
+from rlsys.models.resolve import load_tokenizer
 from rlsys.preflight.rewards import check_reward
 from rlsys.rewards.entry import label_rewards
+from rlsys.rewards.tags import tags_of
 from rlsys.scoring.worker import ScoringSetup, ScoringWorker
 from rlsys.types import Messages, Prompt, Trajectory
 
@@ -74,6 +76,58 @@ def test_a_call_of_two_groups(tmp_path: Path, tokenizer: Any, model_folder: Path
     assert scored[2].parts["seen"].outcome == "not_applicable"
     assert [reward.extra for reward in scored] == [{"doubled": 2 * len(each.response_ids)} for each in three]
     assert logged == {"rows": 1.5}  # (3 + 0) / 2
+
+
+TAGGED = """
+def tagged(completions, **_):
+    return [float(completion == "<think>4</think>2") for completion in completions]
+"""
+
+
+@pytest.fixture(scope="module")
+def tagged_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A tokenizer with special tokens that are tags, and one that no reward looks for."""
+    folder = tmp_path_factory.mktemp("tagged")
+    tokenizer.save_pretrained(folder)
+    made = load_tokenizer(str(folder))
+    made.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<tool>"]})
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("skip", "text"),
+    [(None, "<think>4</think>2"), (True, "42"), (False, "<think>4</think><tool>2<end>")],
+)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "format"},
+        {"name": "tag_count"},
+        {"name": "regex", "pattern": r"^\<think>.*</think>"},
+        {"name": "tagged.py:tagged"},
+        {"name": "easyr1_function", "function": "tagged.py:tagged"},
+    ],
+    ids=str,
+)
+def test_special_tokens_that_are_tags(
+    tmp_path: Path, tagged_folder: Path, spec: dict[str, Any], skip: bool | None, text: str
+) -> None:
+    (tmp_path / "tagged.py").write_text(TAGGED + "\nEND = '<end>'\n")
+    spec = {key: value.replace("tagged.py", f"{tmp_path}/tagged.py") for key, value in spec.items()}
+    scoring = ScoringConfig(skip_special_tokens=skip)
+    worker = ScoringWorker(ScoringSetup(scoring, [spec], str(tagged_folder), tags=tags_of([spec])))
+    made = trajectory(load_tokenizer(str(tagged_folder)), "<think>4</think><tool>2<end>")
+    request = worker._request([prompt("1+1=")], 1, [made])
+    assert request.completions == [text]
+    assert request.completion_ids == [made.response_ids.tolist()]
+
+
+def test_rewards_that_look_for_no_tags_see_no_special_tokens(tagged_folder: Path) -> None:
+    spec = {"name": "exact_match"}
+    worker = ScoringWorker(ScoringSetup(ScoringConfig(), [spec], str(tagged_folder), tags=tags_of([spec])))
+    made = trajectory(load_tokenizer(str(tagged_folder)), "<think>4</think>2<end>")
+    assert worker._request([prompt("1+1=")], 1, [made]).completions == ["42"]
 
 
 SLOW = """

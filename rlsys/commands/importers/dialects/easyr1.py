@@ -246,7 +246,7 @@ REWARD = {
     "score_function": by_rule("rewards", default=None),  # its name until 2025-05
     "reward_function_name": by_rule("rewards", default=None),  # now behind the path
     "reward_type": by_rule("rewards", default="batch"),
-    "skip_special_tokens": ignored("rewards always get text without special tokens"),
+    "skip_special_tokens": same("scoring.skip_special_tokens", True),
     "num_cpus": same("scoring.num_cpus", 1),
 }
 TRAINER = {

@@ -50,6 +50,7 @@ def test_the_example_of_easyr1() -> None:
             {"name": "math_answer", "weight": 0.9},
             {"name": "regex", "weight": 0.1, "pattern": pattern},
         ],
+        "scoring": {"skip_special_tokens": True},
         "eval": {"every": 5, "num_samples": 1, "temperature": 0.6},
         "checkpoint": {"every": 5, "keep": 3},
         "logging": {"trackers": [{"name": "wandb", "project": "easy_r1"}]},
