@@ -90,7 +90,7 @@ IMPORTED: list[tuple[str, str, RunSize, set[str]]] = [
         "easyr1_math",
         "easyr1_config.yaml",
         RunSize(num_rows=12000),
-        {"data.prompt_template", "seed", "logging"},
+        {"data.prompt_template", "seed", "logging", "scoring"},  # tags that are special tokens stay in sight
     ),
     (
         "openrlhf_math",
