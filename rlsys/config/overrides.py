@@ -6,6 +6,7 @@ experiment gets the nearest match. What passes is rewritten where Hydra's rules 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import shlex
@@ -42,6 +43,8 @@ EXPECTED = {
     "dict[str, str]": "a mapping, such as {a: b}",
     "tuple[float, float]": "a list of two numbers",
 }
+# A path that begins with `~/` where a value begins, up to the end of the value.
+HOME_PATH = re.compile(r"""(?<=[=,\[:\s])~/[^,\]}"']*(?=[,\]}]|$)""")
 # Overrides that say what to train, or on what: `rlsys train` starts nothing unless one of them is given.
 NAMES_A_RUN = re.compile(r"(experiment|model|model\.path|model\.adapter|model\.build(\..+)?|data|data\.train)")
 
@@ -132,7 +135,7 @@ def _searchpath(override: Override) -> list[str]:
 def parse(text: str, *, sweeps: bool = False) -> Override:
     """Read one override with Hydra's grammar. Raise ConfigError saying where it fails and how to quote it."""
     try:
-        override = OverridesParser.create().parse_override(text)
+        override = _read(text)
     except HydraException as error:
         raise ConfigError(_rejection(text, error)) from error
     if not override.key_or_group:
@@ -144,6 +147,17 @@ def parse(text: str, *, sweeps: bool = False) -> Override:
             f"{_quoted(key, value)}, and a list is written {key}=[{value}]"
         )
     return override
+
+
+def _read(text: str) -> Override:
+    """Read one override with Hydra's grammar, in which a path with `~/` must be quoted, as it is here."""
+    parser = OverridesParser.create()
+    try:
+        return parser.parse_override(text)
+    except HydraException:
+        with contextlib.suppress(HydraException):  # the message is about the text as it was given
+            return parser.parse_override(HOME_PATH.sub(r'"\g<0>"', text))
+        raise
 
 
 def _normalised(override: Override, folders: Sequence[str], files: dict[str, Path]) -> list[str]:

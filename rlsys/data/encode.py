@@ -12,7 +12,7 @@ from rlsys.config.schema import DataConfig
 from rlsys.config.templates import check_uses, text_or_file
 from rlsys.data import Row
 from rlsys.data.chat import ChatTemplate
-from rlsys.data.sources import LoadedRows
+from rlsys.data.loading import LoadedRows
 from rlsys.errors import ConfigError, DataError, RlsysError, nearest
 from rlsys.types import Messages, Prompt
 

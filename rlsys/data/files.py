@@ -2,34 +2,88 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import csv
 import dataclasses
+import glob
+import gzip
+import io
 import json
+import lzma
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from rlsys.config.paths import expand
+from rlsys.config.paths import expand, is_file
 from rlsys.errors import ConfigError, DataError
 
 # The reader of `datasets` for each suffix.
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+# Compressed files have one of these suffixes behind their own.
+OPENERS: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def reader_of(name: str) -> str | None:
+    """Return the reader of a file by its suffix, compressed or not; None for a name that is no file of rows."""
+    return READERS.get(Path(_uncompressed(name)).suffix.lower())
+
+
+def title_of(name: str) -> str:
+    """Return the last part of a name, without the suffixes of a file of rows: `a/b-1.5.jsonl.gz` is `b-1.5`."""
+    return Path(_uncompressed(name)).stem if reader_of(name) else Path(name).name
+
+
+def files_of(name: str) -> list[str]:
+    """Return the files that a pattern such as `train-*.parquet` matches, sorted; any other name alone.
+
+    Raises ConfigError for a pattern without a match.
+    """
+    if not is_pattern(name):
+        return [name]
+    found = sorted(glob.glob(str(expand(name)), recursive=True))
+    if not found:
+        raise ConfigError(f"data: no file matches {expand(name).absolute()}")
+    return found
+
+
+def is_pattern(name: str) -> bool:
+    """Return whether a name stands for several files of rows."""
+    return glob.has_magic(name) and reader_of(name) is not None and not is_file(name)
 
 
 def json_rows(name: str) -> list[dict[str, Any]]:
-    """Return the rows of a jsonl file, or of a json file with a list of rows, with the values as they are written.
+    """Return the rows of a file with a JSON object per line, or with a list of rows, with the values as written.
 
     Raises DataError, which names the line, for a file that is not of this format.
     """
     check_file(name)
     path = expand(name)
-    if path.suffix.lower() == ".jsonl":
+    if _has_lines(path):
         return [json.loads(text) for _, text in _lines(path)]
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    with _open_text(path) as file:
+        rows = json.load(file)
     if not isinstance(rows, list):
-        raise DataError(f"{name}: a json file must hold a list of rows, this is {_kind(rows)}")
+        raise DataError(f"{name}: a json file must hold a list of rows, or one row per line; this is {_kind(rows)}")
     return rows
+
+
+@contextlib.contextmanager
+def uncompressed(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield a file without compression, a temporary copy where it has one, and options for its reader in `datasets`."""
+    path = expand(name)
+    if path.suffix.lower() not in OPENERS:
+        yield path, {}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / _uncompressed(path.name)
+        with _open(path) as packed, copy.open("wb") as file:
+            shutil.copyfileobj(packed, file)
+        # The copy has another name each time, so the cache of `datasets` would never be used again.
+        yield copy, {"cache_dir": folder}
 
 
 def csv_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,9 +114,9 @@ def csv_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def place_in_file(name: str, number: int) -> str:
-    """Return the place of row `number` (from 0) for messages: in a jsonl file its line, blank lines included."""
+    """Return the place of row `number` (from 0) for messages: its line if each has one, blank lines included."""
     path = expand(name)
-    if path.suffix.lower() == ".jsonl" and path.is_file():
+    if reader_of(name) == "json" and path.is_file() and _has_lines(path):
         for row, (line, _) in enumerate(_lines(path)):
             if row == number:
                 return f"{name}, line {line}"
@@ -82,19 +136,19 @@ def describe_fault(name: str, options: Mapping[str, Any]) -> str | None:
     The readers themselves name a whole block of the file only. `options` are the reader's.
     """
     path = expand(name)
-    kind = READERS.get(path.suffix.lower())
+    kind = reader_of(name)
     found = None if kind == "parquet" or "encoding" in options else _not_utf8(path, kind)
     if found is None and kind == "csv":
         found = _wrong_csv(path, options)
     elif found is None and kind == "json":
-        found = _wrong_jsonl(path) if path.suffix.lower() == ".jsonl" else _wrong_json(path)
+        found = _wrong_jsonl(path) if _has_lines(path) else _wrong_json(path)
     return None if found is None else f"{name}, {found}"
 
 
 def _not_utf8(path: Path, kind: str | None) -> str | None:
     """Return the first line that is not UTF-8, or None."""
     advice = "save the file as UTF-8" + (", or name its encoding in options.encoding" if kind == "csv" else "")
-    with path.open("rb") as file:
+    with _open(path) as file:
         for line, data in enumerate(file, start=1):
             try:
                 data.decode("utf-8")
@@ -116,7 +170,8 @@ def _wrong_jsonl(path: Path) -> str | None:
 
 def _wrong_json(path: Path) -> str | None:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        with _open_text(path) as file:
+            rows = json.load(file)
     except json.JSONDecodeError as error:
         return f"line {error.lineno}: not JSON: {error.msg} at character {error.colno}"
     for number, row in enumerate(rows if isinstance(rows, list) else []):
@@ -131,8 +186,7 @@ def _wrong_csv(path: Path, options: Mapping[str, Any]) -> str | None:
     if len(delimiter) != 1 or (_reader_options() & options.keys()) - {"delimiter", "sep"}:
         return None  # with other options the reader alone knows what a line must hold
     csv.field_size_limit(sys.maxsize)  # a long document is a field too
-    # utf-8-sig: a byte order mark, as spreadsheets write it, is no part of the first column's name.
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _open_text(path, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter)
         header = next(filter(None, reader), [])
         for row in reader:
@@ -153,9 +207,33 @@ def _kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
+def _has_lines(path: Path) -> bool:
+    """Return whether a JSON file has one value per line: by its suffix, or by its first line."""
+    if Path(_uncompressed(path.name)).suffix.lower() == ".jsonl":
+        return True
+    _, first = next(_lines(path), (0, ""))
+    try:
+        return isinstance(json.loads(first), dict)
+    except json.JSONDecodeError:  # a list or an object over several lines
+        return False
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines that are not blank, numbered from 1."""
-    with path.open(encoding="utf-8") as file:
+    with _open_text(path) as file:
         for number, text in enumerate(file, start=1):
             if text.strip():
                 yield number, text
+
+
+def _open_text(path: Path, newline: str | None = None) -> IO[str]:
+    """Open a file of text. A byte order mark, as spreadsheets and Windows write it, is no part of the text."""
+    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline=newline)
+
+
+def _open(path: Path) -> IO[bytes]:
+    return OPENERS.get(path.suffix.lower(), open)(path, "rb")
+
+
+def _uncompressed(name: str) -> str:
+    return name.removesuffix(suffix) if (suffix := Path(name).suffix).lower() in OPENERS else name

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from rlsys.config.paths import absolute, absolute_function, absolute_if_there, expand
+from rlsys.config.paths import absolute, absolute_function, expand
 from rlsys.config.schema import DataConfig
-from rlsys.data import Row, registry
-from rlsys.data.files import READERS, check_file, csv_options, describe_fault, json_rows, place_in_file
-from rlsys.errors import ConfigError, DataError, RlsysError, nearest
+from rlsys.data import registry
+from rlsys.data.files import is_pattern, reader_of, title_of
+from rlsys.errors import ConfigError, nearest
 
-# Options of `datasets.load_dataset` that may name local files.
+# Options of `datasets.load_dataset` that name files: local ones for its readers of files, such as `json`.
 FILES = ("data_files", "data_dir")
+# The keys of a source that hold a text or a mapping.
+TYPES: dict[str, tuple[type, str]] = {
+    "split": (str, "text"),
+    "subset": (str, "text"),
+    "prompt_column": (str, "text"),
+    "label": (str, "text"),
+    "columns": (Mapping, "a mapping, such as {answer: gold}"),
+    "options": (Mapping, "a mapping, such as {option: value}"),
+}
 
 
 @dataclass(frozen=True)
@@ -39,21 +45,8 @@ class Source:
 
     @property
     def title(self) -> str:
-        """The label, or the last part of the name without its suffix."""
-        return self.label or Path(self.name.rpartition(":")[2] or self.name).stem
-
-
-@dataclass(frozen=True)
-class LoadedRows:
-    """The rows of one source, with their columns under the names that the run uses."""
-
-    source: Source
-    rows: list[Row]
-    numbers: Sequence[int]  # number of each row in its source, from 0
-
-    def where(self, index: int) -> str:
-        """Return the place of a row for messages: file and line, or the row's number."""
-        return place_in_file(self.source.name, self.numbers[index])
+        """The label, or the last part of the name without a file's suffix."""
+        return self.label or title_of(self.name.rpartition(":")[2] or self.name)
 
 
 def sources_of(value: Any, key: str, config: DataConfig) -> list[Source]:
@@ -81,81 +74,45 @@ def absolute_sources(value: Any) -> Any:
         return [absolute_sources(entry) for entry in value]
     if isinstance(value, Mapping) and isinstance(value.get("name"), str):
         made = {**value, "name": _absolute(value["name"])}
-        options = value.get("options")
-        if isinstance(options, Mapping):
-            made["options"] = {key: absolute_if_there(one) if key in FILES else one for key, one in options.items()}
+        if isinstance(value.get("options"), Mapping):
+            made["options"] = absolute_options([value["name"]], value["options"])
         return made
     return _absolute(value) if isinstance(value, str) else value
+
+
+def absolute_options(names: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of sources; where a name is a reader of `datasets`, such as `json`, their files get absolute.
+
+    The files of any other data set lie in its repository or folder, so they stay.
+    """
+    from datasets import packaged_modules
+
+    readers = packaged_modules._PACKAGED_DATASETS_MODULES
+    if not any(isinstance(name, str) and name in readers for name in names):
+        return dict(options)
+    return {key: _absolute_files(value) if key in FILES else value for key, value in options.items()}
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether a folder was written by `save_to_disk` of a `datasets` data set without splits."""
+    return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
 
 
 def _absolute(name: str) -> str:
     path = expand(name)
     # A name with a known suffix is a file; any other may be the folder of a data set. As in `read`, a registered source
     # comes before a folder of the same name.
-    is_there = path.is_file() if path.suffix.lower() in READERS else bool(name) and path.is_dir()
+    is_there = path.is_file() or is_pattern(name) if reader_of(name) else bool(name) and path.is_dir()
     return absolute(path) if is_there and name not in registry.names() else absolute_function(name)
 
 
-def load(source: Source, config: DataConfig, *, seed: int) -> LoadedRows:
-    """Return the rows of a source that are used, renamed.
-
-    Raises ConfigError when there is no such source, and DataError for one that cannot be used.
-    """
-    every = read(source)
-    numbers = list(range(len(every)))
-    # Drawn by the seed and put back into the file's order: `limit` then takes the first of these rows.
-    if source.share < 1:
-        order = np.random.default_rng([seed, len(every)]).permutation(len(every))
-        numbers = sorted(int(number) for number in order[: math.floor(len(every) * source.share)])
-    numbers = numbers[: source.limit]
-    loaded = LoadedRows(source, [every[number] for number in numbers], numbers)
-    if not loaded.rows:
-        raise DataError(f"data '{source.name}' has no rows (split={source.split}, share={source.share:g})")
-    return _renamed(loaded, config)
-
-
-def read(source: Source) -> list[Row]:
-    """Return all rows of a source as they are."""
-    if source.name in registry.names() or ":" in source.name:
-        return registry.bind(source.name, dict(source.options))(source.split)
-    import datasets
-
-    path = expand(source.name)
-    kind = READERS.get(path.suffix.lower())
-    if kind is not None and not path.is_file():
-        raise ConfigError(f"data: no such file: {path.resolve()}")
-    if kind == "json":
-        if source.options:
-            raise ConfigError(f"data '{source.name}': a json file has no options, remove {', '.join(source.options)}")
-        return json_rows(source.name)
-    if kind == "csv":
-        check_file(source.name, source.options)
-    try:
-        if kind is None:
-            return list(datasets.load_dataset(source.name, source.subset, split=source.split, **source.options))
-        options = csv_options(source.name, source.options) if kind == "csv" else source.options
-        with warnings.catch_warnings():
-            # pandas warns with this text where it drops the surplus fields of a row.
-            warnings.filterwarnings("error", message="Length of header or names does not match")
-            return list(datasets.load_dataset(kind, data_files=str(path), split="train", **options))
-    except RlsysError:
-        raise
-    except Exception as error:
-        raise DataError(_unreadable(source, kind, error)) from error
-
-
-def _unreadable(source: Source, kind: str | None, error: Exception) -> str:
-    """Return why a source cannot be read: the wrong line of a file, else what `datasets` reports."""
-    name = source.name
-    found = describe_fault(name, source.options) if kind is not None else None
-    if found is not None:
-        return found
-    known = registry.names()
-    cause = error.__cause__ or error  # the error that datasets wraps around it has no information
-    return (
-        f"data '{name}' cannot be read as a registered source ({nearest(name, known)}), a "
-        f"{'/'.join(sorted(READERS))} file or a datasets name: {type(cause).__name__}: {cause}"
-    )
+def _absolute_files(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _absolute_files(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_absolute_files(one) for one in value]
+    is_local = isinstance(value, str) and value and "://" not in value
+    return absolute(value) if is_local else value
 
 
 def _source(entry: Any, key: str, split: str, config: DataConfig, *, alone: bool) -> Source:
@@ -175,22 +132,29 @@ def _source(entry: Any, key: str, split: str, config: DataConfig, *, alone: bool
     for option in entry:
         if option not in known:
             raise ConfigError(f"{key}: '{entry['name']}' has no key '{option}': {nearest(str(option), known)}")
+    for option, (kind, wanted) in TYPES.items():
+        if entry.get(option) is not None and not isinstance(entry[option], kind):
+            raise ConfigError(f"{key}: '{entry['name']}' has {option}={entry[option]!r}: it must be {wanted}")
     made = Source(**{"split": split, **{option: value for option, value in entry.items() if value is not None}})
     # Only data sets of the hub have splits and configurations by name; registered functions take a split.
-    is_file = Path(made.name).suffix.lower() in READERS
+    is_file = reader_of(made.name) is not None or is_saved(expand(made.name))
     for option in ("split", "subset"):
         if entry.get(option) is not None and (is_file or (option == "subset" and ":" in made.name)):
             raise ConfigError(f"{key}: '{made.name}' has no {option}: that is for `datasets` names")
+    _check_numbers(made, key)
+    return made
+
+
+def _check_numbers(source: Source, key: str) -> None:
     for option in ("weight", "share", "limit"):
-        value = getattr(made, option)
+        value = getattr(source, option)
         kind, wanted = (int, "a whole number") if option == "limit" else (int | float, "a number")
         if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-            raise ConfigError(f"{key}: '{made.name}' has {option}={value!r}: it must be {wanted}")
+            raise ConfigError(f"{key}: '{source.name}' has {option}={value!r}: it must be {wanted}")
         if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ConfigError(f"{key}: '{made.name}' has {option}={value}: it must be positive")
-    if made.share > 1:
-        raise ConfigError(f"{key}: '{made.name}' has share={made.share}: it is a part of the rows, at most 1")
-    return made
+            raise ConfigError(f"{key}: '{source.name}' has {option}={value}: it must be positive")
+    if source.share > 1:
+        raise ConfigError(f"{key}: '{source.name}' has share={source.share}: it is a part of the rows, at most 1")
 
 
 def _labelled(sources: Sequence[Source]) -> list[Source]:
@@ -205,27 +169,3 @@ def _labelled(sources: Sequence[Source]) -> list[Source]:
         taken.add(label)
         labelled.append(dataclasses.replace(source, label=label))
     return labelled
-
-
-def _renamed(loaded: LoadedRows, config: DataConfig) -> LoadedRows:
-    """Return the rows with the prompt in `data.prompt_column`, and with the renames of `columns` applied."""
-    source, ours = loaded.source, config.prompt_column
-    theirs = source.prompt_column or ours
-    renames = dict(config.columns if source.columns is None else source.columns)
-    if theirs != ours:
-        renames[ours] = theirs
-    if not renames:
-        return loaded
-    for index, row in enumerate(loaded.rows):
-        for new, old in renames.items():
-            if old not in row and new != ours:
-                raise DataError(
-                    f"{loaded.where(index)}: no column '{old}' to rename to '{new}'; the row has: "
-                    f"{', '.join(row)} ({nearest(old, row)})"
-                )
-    return dataclasses.replace(loaded, rows=[_renamed_row(row, renames) for row in loaded.rows])
-
-
-def _renamed_row(row: Row, renames: Mapping[str, str]) -> Row:
-    kept = {key: value for key, value in row.items() if key not in renames.values()}
-    return kept | {new: row.get(old) for new, old in renames.items()}

@@ -26,6 +26,8 @@ def check_config(config: Config, *, training: bool = True) -> None:
     if training:
         advantages.registry.component(config.algorithm.advantage)  # decides whether there is a critic
     check_values(config, absent=_absent_roles(config, training=training))
+    if config.data.train is None and (training or config.model.path is None):
+        raise ConfigError("data.train is null: name a source of training prompts, as data.train=rows.jsonl")
     if training:
         _check_data(config)
         _check_engines(config)

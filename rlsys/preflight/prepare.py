@@ -8,13 +8,14 @@ from dataclasses import replace
 
 from rlsys.algorithms.requirements import corrections_of
 from rlsys.config.algorithm_schema import AlgorithmConfig
-from rlsys.config.paths import absolute, absolute_function, absolute_node
+from rlsys.config.paths import absolute, absolute_function, absolute_if_there, absolute_node
 from rlsys.config.schema import Config
 from rlsys.config.templates import absolute_template, text_or_file
 from rlsys.data import Row
 from rlsys.data.encode import PromptEncoder, check_rows
+from rlsys.data.loading import LoadedRows, load, read
 from rlsys.data.order import EpochOrder, MixtureOrder, Order
-from rlsys.data.sources import LoadedRows, absolute_sources, load, read, sources_of
+from rlsys.data.sources import absolute_options, absolute_sources, sources_of
 from rlsys.errors import ConfigError, RlsysError
 from rlsys.models.lora import check_adapters
 from rlsys.models.resolve import ModelFacts, model_facts, resolve_model
@@ -90,11 +91,8 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
 
 
 def _self_contained(config: Config) -> Config:
-    """Return the configuration with absolute file names, templates read, and automatic corrections written out.
-
-    The model's folder, its cache and a tokenizer's corpus keep their names.
-    """
-    model, data = config.model, config.data
+    """Return the configuration with absolute file names, templates read, and automatic corrections written out."""
+    model, data, tokenizer = config.model, config.data, config.model.build.tokenizer
     template, around = model.chat_template, data.prompt_template
     if template is not None:
         template = text_or_file(template, "model.chat_template", variable="messages")
@@ -102,6 +100,9 @@ def _self_contained(config: Config) -> Config:
         config,
         model=replace(
             model,
+            path=absolute_if_there(model.path),
+            build=replace(model.build, tokenizer=replace(tokenizer, corpus=absolute_sources(tokenizer.corpus))),
+            cache_dir=absolute(model.cache_dir),
             chat_template=template,
             adapter=None if model.adapter is None else absolute(model.adapter),
         ),
@@ -109,6 +110,7 @@ def _self_contained(config: Config) -> Config:
             data,
             train=absolute_sources(data.train),
             eval=absolute_sources(data.eval),
+            options=absolute_options([data.train, data.eval], data.options),
             prompt_template=None if around is None else absolute_template(around),
         ),
         rewards=[absolute_reward(spec) for spec in config.rewards],

@@ -248,6 +248,8 @@ def test_the_folder_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert folder_of(Job(Config(), name="dapo", started="20260102")) == tmp_path / "runs" / "dapo" / "20260102"
     monkeypatch.setenv("RLSYS_RUNS", "/data/runs")
     assert folder_of(Job(Config(), started="20260102")) == Path("/data/runs/run/20260102")
+    monkeypatch.setenv("RLSYS_RUNS", "~/runs")
+    assert folder_of(Job(Config(), started="20260102")) == tmp_path / "home" / "runs" / "run" / "20260102"
 
 
 @pytest.mark.parametrize(

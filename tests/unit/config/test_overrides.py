@@ -47,7 +47,7 @@ def test_what_is_unknown_is_refused_with_the_nearest_match(override: str, said: 
         ("model.path=models/tiny(copy)", "(copy)"),
         ("data.train=rows (copy).jsonl", ".jsonl"),
         ("data.train=données.jsonl", "é"),
-        ("run_dir=~/runs/mine", "~"),
+        ("run_dir=~runs/mine", "~"),
         ("data.prompt_template={{ content }} = ?", "{"),
         ('data.system_prompt=say "x\\"', '"'),
         ("data.system_prompt=a # b", "#"),
@@ -63,6 +63,23 @@ def test_what_hydra_cannot_read_is_shown_with_its_place_and_quoted(override: str
     assert shown[caret.index("^") :].startswith(at)
     (quoted,) = shlex.split(remedy)  # as a shell reads it
     assert (parse(quoted).key_or_group, parse(quoted).value()) == (key, value)
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("run_dir=~/runs/mine", "~/runs/mine"),
+        ("model.path=~/models/tiny(copy)", "~/models/tiny(copy)"),
+        (
+            "data.train=[~/a.jsonl,{name: ~/b-*.jsonl, weight: 2}]",
+            ["~/a.jsonl", {"name": "~/b-*.jsonl", "weight": 2}],
+        ),
+        ('data.system_prompt="see [~/a]"', "see [~/a]"),
+    ],
+)
+def test_a_path_in_the_home_folder_needs_no_quotes(override: str, value: object) -> None:
+    assert parse(override).value() == value
+    assert parse(normalise([override])[-1].lstrip("+")).value() == value
 
 
 @pytest.mark.parametrize("override", ["train.num_steps=[1", "rewards=[{name: regex, pattern: a{1}}]", "data.train={a"])

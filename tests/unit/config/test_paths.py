@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlsys.config.paths import absolute, absolute_function, absolute_if_there, absolute_node, expand
+from rlsys.errors import ConfigError
 
 
 @pytest.fixture
@@ -26,6 +27,9 @@ def test_the_home_folder(home: Path) -> None:
     assert expand("a/~b") == Path("a/~b")
     assert absolute("~/runs/../x") == str(home / "x")
     assert absolute("runs") == str(home.parent / "here" / "runs")
+    with pytest.raises(ConfigError, match=r"the path '~nobody-here/x' begins with ~, but .*: write the whole path"):
+        expand("~nobody-here/x")
+    assert absolute_if_there("~nobody-here/x") == "~nobody-here/x"
 
 
 @pytest.mark.parametrize(

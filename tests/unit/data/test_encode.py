@@ -11,7 +11,8 @@ from tokenizers.processors import TemplateProcessing
 from rlsys.config.build_schema import TokenizerBuild
 from rlsys.config.schema import DataConfig
 from rlsys.data.encode import PromptEncoder, check_rows
-from rlsys.data.sources import LoadedRows, Source
+from rlsys.data.loading import LoadedRows
+from rlsys.data.sources import Source
 from rlsys.errors import ConfigError, DataError
 from rlsys.models.resolve import load_tokenizer
 from rlsys.models.tiny import build_tokenizer

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import json
+import lzma
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,9 @@ import pytest
 
 from rlsys.config.schema import DataConfig
 from rlsys.data.addition import addition
-from rlsys.data.sources import load, sources_of
+from rlsys.data.encode import check_rows
+from rlsys.data.loading import load
+from rlsys.data.sources import Source, sources_of
 from rlsys.errors import ConfigError, DataError
 
 Rows = list[dict[str, Any]]
@@ -47,14 +52,67 @@ def write_parquet(path: Path, rows: Sequence[dict[str, str]]) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "write"),
-    [("jsonl", write_jsonl), ("json", write_json), ("csv", write_csv), ("parquet", write_parquet)],
-)
+FORMATS = [("jsonl", write_jsonl), ("json", write_json), ("csv", write_csv), ("parquet", write_parquet)]
+
+
+@pytest.mark.parametrize(("suffix", "write"), [*FORMATS, ("json", write_jsonl)])
 def test_a_file_gives_its_rows_in_order(tmp_path: Path, suffix: str, write: Callable[[Path, Any], None]) -> None:
     path = tmp_path / f"rows.{suffix}"
     write(path, ROWS)
     assert load_rows(str(path), "train", DataConfig()) == ROWS
+
+
+@pytest.mark.parametrize(("suffix", "write"), FORMATS)
+@pytest.mark.parametrize("packed", ["gz", "bz2", "xz"])
+def test_a_compressed_file_gives_the_same_rows(
+    tmp_path: Path, suffix: str, write: Callable[[Path, Any], None], packed: str
+) -> None:
+    write(tmp_path / f"rows.{suffix}", ROWS)
+    packing = {"gz": gzip, "bz2": bz2, "xz": lzma}[packed]
+    path = tmp_path / f"rows.{suffix}.{packed}"
+    path.write_bytes(packing.compress((tmp_path / f"rows.{suffix}").read_bytes()))
+    assert load_rows(str(path), "train", DataConfig()) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        ("jsonl", '{"text": "a"}\n'),
+        ("json", '{"text": "a"}'),
+        ("json", '[{"text": "a"}]'),
+        ("csv", "text\na\n"),
+        ("txt", "a\n"),
+    ],
+)
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path, suffix: str, text: str, packed: str) -> None:
+    data = text.encode("utf-8-sig")
+    path = tmp_path / f"rows.{suffix}{packed}"
+    path.write_bytes(gzip.compress(data) if packed else data)
+    assert load_rows(str(path), "train", DataConfig(prompt_column="text")) == [{"text": "a"}]
+
+
+@pytest.mark.parametrize("text", ['{"rows": []}', '{\n"prompt": "a"\n}', "7", '"a"'])
+def test_a_json_file_without_rows_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "rows.json").write_text(text)
+    prompts = DataConfig()
+    with pytest.raises(DataError, match=r"must hold a list of rows, or one row per line|no prompt column"):
+        check_rows(load(Source(str(tmp_path / "rows.json")), prompts, seed=0), "prompt")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("rows.jsonl.gz", b"no gzip", "rows.jsonl.gz' cannot be read: BadGzipFile"),
+        ("rows.csv.gz", gzip.compress(b"prompt\na\n")[:-9], "rows.csv.gz' cannot be read: EOFError"),
+        ("rows.tsv", b"prompt\na\n", "rows.tsv': a file of rows ends in .jsonl, .json, .parquet, .csv, .txt"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        load_rows(str(tmp_path / name), "train", DataConfig())
+    assert said in str(caught.value)
 
 
 def test_options_go_to_the_reader_or_are_refused(tmp_path: Path) -> None:
@@ -164,6 +222,26 @@ def test_a_source_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "source.py").write_text("def rows(split, *, n=1):\n    return [{'prompt': split}] * n\n")
     config = DataConfig(options={"n": 2})
     assert load_rows(f"{tmp_path}/source.py:rows", "train", config) == [{"prompt": "train"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return 1 / 0", r"source\.py:rows' failed: ZeroDivisionError: division by zero \(.*source\.py, line 2\)"),
+        ("return [{'prompt': 'a'}, 'b']", r"source\.py:rows': row 2 is str, not a dict"),
+        ("return None", r"source\.py:rows' failed: TypeError"),
+    ],
+)
+def test_a_source_of_ones_own_that_fails_is_named(tmp_path: Path, body: str, said: str) -> None:
+    (tmp_path / "source.py").write_text(f"def rows(split):\n    {body}\n")
+    with pytest.raises(DataError, match=said):
+        load_rows(f"{tmp_path}/source.py:rows", "train", DataConfig())
+
+
+@pytest.mark.parametrize("options", [{"held_out": -1}, {"max_operand": 2.5}, {"seed": -3}])
+def test_addition_takes_whole_numbers_only(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"data source 'addition': option '.*' is .*, it must be a whole number"):
+        load_rows("addition", "test", DataConfig(options=options))
 
 
 def test_what_cannot_be_read_is_named_with_the_nearest_source(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rlsys.config.schema import DataConfig
-from rlsys.data.sources import Source, absolute_sources, load, sources_of
+from rlsys.data.loading import load
+from rlsys.data.sources import Source, absolute_options, absolute_sources, sources_of
 from rlsys.errors import ConfigError, DataError
 
 
@@ -31,6 +32,7 @@ def test_a_name_is_one_source_and_a_list_several() -> None:
     assert titles("addition") == ["addition"]
     assert titles(["some/where/train.jsonl", {"name": "org/maths"}, "my.data:rows"]) == ["train", "maths", "rows"]
     assert titles(["a/test.jsonl", "b/test.jsonl", {"name": "c", "label": "mine"}]) == ["test", "test_2", "mine"]
+    assert titles(["org/Qwen2.5-maths", "a/v1.5.jsonl.gz", "b-1.5.PARQUET"]) == ["Qwen2.5-maths", "v1.5", "b-1.5"]
     assert titles(None, "data.eval") == []
 
 
@@ -67,6 +69,11 @@ def test_options_of_one_among_several_are_its_own(value: Any) -> None:
         ([{"name": "x", "limit": 2.5}], "data.train: 'x' has limit=2.5: it must be a whole number"),
         ([{"name": "x.jsonl", "split": "train[:9]"}], "'x.jsonl' has no split: that is for `datasets` names"),
         ([{"name": "my.data:rows", "subset": "a"}], "'my.data:rows' has no subset"),
+        ([{"name": "x", "split": 5}], "data.train: 'x' has split=5: it must be text"),
+        ([{"name": "x", "prompt_column": ["a"]}], "'x' has prompt_column=['a']: it must be text"),
+        ([{"name": "x", "label": {}}], "'x' has label={}: it must be text"),
+        ([{"name": "x", "columns": "gold"}], "'x' has columns='gold': it must be a mapping"),
+        ([{"name": "x", "options": [1]}], "'x' has options=[1]: it must be a mapping"),
     ],
 )
 def test_what_is_no_source_is_refused(value: Any, said: str) -> None:
@@ -86,8 +93,15 @@ def test_files_are_made_absolute_and_other_names_stay(tmp_path: Path, monkeypatc
     assert absolute_sources("rows.jsonl") == str(tmp_path / "rows.jsonl")
     options = {"data_files": {"train": ["rows.jsonl", "hub.json"]}, "data_dir": "", "revision": "rows.jsonl"}
     (made,) = absolute_sources([{"name": "json", "options": options}])
-    files = {"train": [str(tmp_path / "rows.jsonl"), "hub.json"]}
+    files = {"train": [str(tmp_path / "rows.jsonl"), str(tmp_path / "hub.json")]}
     assert made["options"] == {"data_files": files, "data_dir": "", "revision": "rows.jsonl"}
+    (hub,) = absolute_sources([{"name": "org/maths", "options": options}])
+    assert hub["options"] == options  # the repository's own files
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert absolute_options(["json", None], {"data_files": ["~/rows.jsonl", "https://a/b.json"]}) == {
+        "data_files": [str(tmp_path / "rows.jsonl"), "https://a/b.json"]
+    }
+    assert absolute_sources("~/part-*.jsonl.gz") == str(tmp_path / "part-*.jsonl.gz")
     assert absolute_sources([{"name": "./local", "limit": 3}, "own.py:rows"]) == [
         {"name": str(tmp_path / "local"), "limit": 3},
         f"{tmp_path}/own.py:rows",
@@ -111,6 +125,64 @@ def test_columns_are_renamed(tmp_path: Path, config: DataConfig) -> None:
     config.columns = {"answer": "golt"}
     with pytest.raises(DataError, match=r"rows.jsonl, line 1: no column 'golt'.*did you mean 'gold'\?"):
         load(Source(name, options=config.options), config, seed=0)
+
+
+def test_a_name_with_dots_is_a_key_inside_of_a_column(tmp_path: Path) -> None:
+    """A file as verl's preprocessing writes it."""
+    import datasets
+
+    row = {
+        "data_source": "openai/gsm8k",
+        "prompt": [{"content": "1+1", "role": "user"}],
+        "reward_model": {"ground_truth": "2", "style": "rule"},
+        "extra_info": {"index": 0, "split": "train"},
+    }
+    datasets.Dataset.from_list([row]).to_parquet(str(tmp_path / "train.parquet"))
+    source = Source(str(tmp_path / "train.parquet"))
+    columns = {"answer": "reward_model.ground_truth", "number": "extra_info.index"}
+    assert load(source, DataConfig(columns=columns), seed=0).rows == [row | {"answer": "2", "number": 0}]
+    asked = load(source, DataConfig(prompt_column="reward_model.style"), seed=0)
+    assert asked.rows[0]["reward_model.style"] == "rule"
+    with pytest.raises(DataError, match=r"no column 'reward_model\.truth'.*did you mean 'reward_model\.ground_truth'"):
+        load(source, DataConfig(columns={"answer": "reward_model.truth"}), seed=0)
+
+
+def test_a_column_whose_own_name_has_dots(tmp_path: Path) -> None:
+    name = jsonl(tmp_path / "rows.jsonl", {"prompt": "1+1", "a.b": "2", "a": {"b": 3}})
+    assert load(Source(name), DataConfig(columns={"answer": "a.b"}), seed=0).rows[0]["answer"] == "2"
+
+
+def test_a_pattern_names_files_in_order_and_each_row_s_file(tmp_path: Path) -> None:
+    for number in (1, 0):
+        jsonl(tmp_path / f"train-{number}.jsonl", {"prompt": f"{number}a"}, "", {"prompt": f"{number}b"})
+    loaded = load(Source(f"{tmp_path}/train-*.jsonl"), DataConfig(), seed=0)
+    assert [row["prompt"] for row in loaded.rows] == ["0a", "0b", "1a", "1b"]
+    assert [loaded.where(index) for index in (1, 2, 3)] == [
+        f"{tmp_path}/train-0.jsonl, line 3",
+        f"{tmp_path}/train-1.jsonl, line 1",
+        f"{tmp_path}/train-1.jsonl, line 3",
+    ]
+    with pytest.raises(ConfigError, match=r"data: no file matches .*/test-\*\.jsonl"):
+        load(Source(f"{tmp_path}/test-*.jsonl"), DataConfig(), seed=0)
+    jsonl(tmp_path / "train-[0].jsonl", {"prompt": "a file's own name"})
+    assert len(load(Source(f"{tmp_path}/train-[0].jsonl"), DataConfig(), seed=0).rows) == 1
+
+
+def test_folders_of_save_to_disk(tmp_path: Path) -> None:
+    import datasets
+
+    train, test = (datasets.Dataset.from_list([{"prompt": name}]) for name in ("a", "b"))
+    train.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": train, "test": test}).save_to_disk(tmp_path / "two")
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    assert load(Source(one, split="train"), DataConfig(), seed=0).rows == [{"prompt": "a"}]
+    assert load(Source(two, split="test"), DataConfig(), seed=0).rows == [{"prompt": "b"}]
+    with pytest.raises(ConfigError, match="has no split 'tset': did you mean 'test'"):
+        load(Source(two, split="tset"), DataConfig(), seed=0)
+    with pytest.raises(ConfigError, match="it has no subset and no options"):
+        load(Source(two, split="test", subset="main"), DataConfig(), seed=0)
+    with pytest.raises(ConfigError, match="one' has no split"):
+        sources_of({"name": one, "split": "test"}, "data.eval", DataConfig())
 
 
 @pytest.mark.parametrize(

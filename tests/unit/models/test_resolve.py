@@ -11,7 +11,8 @@ import pytest
 
 from rlsys.config.build_schema import ModelBuild, TokenizerBuild, Warmup
 from rlsys.config.schema import ModelConfig
-from rlsys.data.sources import LoadedRows, Source
+from rlsys.data.loading import LoadedRows
+from rlsys.data.sources import Source
 from rlsys.errors import ConfigError, DataError
 from rlsys.models import resolve as resolve_module
 from rlsys.models.resolve import load_tokenizer, model_facts, resolve_model

@@ -49,16 +49,60 @@ def test_a_good_run(config: Config, model_folder: Path) -> None:
 
 
 def test_the_run_s_files_do_not_depend_on_the_folder_it_was_started_in(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(config, [GOOD])
     (tmp_path / "around.jinja").write_text("{{ content }}")
     config.data.train, config.data.eval = "rows.jsonl", [{"name": "rows.jsonl", "limit": 1}]
     config.data.prompt_template = "around.jinja"
     monkeypatch.chdir(tmp_path)
-    data = prepare(config).config.data
+    shutil.copytree(model_folder, tmp_path / "model")
+    config.model.path, config.model.cache_dir = "model", "models"
+    config.model.build.tokenizer.corpus = "rows.jsonl"
+    prepared = prepare(config).config
+    data, model = prepared.data, prepared.model
+    assert (model.path, model.cache_dir) == (f"{tmp_path}/model", f"{tmp_path}/models")
+    assert model.build.tokenizer.corpus == f"{tmp_path}/rows.jsonl"
     assert (data.train, data.eval) == (f"{tmp_path}/rows.jsonl", [{"name": f"{tmp_path}/rows.jsonl", "limit": 1}])
     assert data.prompt_template == f"{tmp_path}/around.jinja"
+
+
+def test_files_in_the_home_folder_and_in_options(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(config, [GOOD])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config.data.train = "~/*.jsonl"
+    assert prepare(config).config.data.train == f"{tmp_path}/*.jsonl"
+    config.data.train, config.data.options = "json", {"data_files": "~/rows.jsonl"}
+    prepared = prepare(config)
+    assert prepared.config.data.options == {"data_files": f"{tmp_path}/rows.jsonl"}
+    assert [prompt.text for prompt in prepared.train_prompts] == ["1+1="]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_training_without_data_is_refused(config: Config, training: bool) -> None:
+    config.data.train = None
+    if not training:
+        config.model.path = None  # it is built from the training rows
+    with pytest.raises(ConfigError, match=r"data\.train is null: name a source"):
+        prepare(config, training=training)
+
+
+def test_where_the_corpus_lies_names_no_other_model(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(config, [GOOD])
+    config.model.path, config.model.cache_dir = None, str(tmp_path / "models")
+    build = config.model.build
+    build.hidden_size, build.num_layers, build.num_heads, build.num_kv_heads, build.intermediate_size = 32, 1, 1, 1, 32
+    build.tokenizer.kind, build.tokenizer.vocab_size = "bpe", 300
+    (tmp_path / "corpus.txt").write_text("1+1=2\n")
+    build.tokenizer.corpus = str(tmp_path / "corpus.txt")
+    before = prepare(config).model_path
+    (tmp_path / "corpus.txt").rename(tmp_path / "moved.txt")
+    build.tokenizer.corpus = str(tmp_path / "moved.txt")
+    assert prepare(config).model_path == before
 
 
 def test_the_held_out_prompts_are_limited(config: Config) -> None:
