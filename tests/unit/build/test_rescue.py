@@ -66,7 +66,7 @@ class Scene:
             ),
             "guards": self.guards,
             "checkpoints": Checkpoints(
-                self.config, run_dir, prompts, orchestrator, self.learners, reference, self.guards
+                self.config, run_dir, prompts, orchestrator, self.learners, reference, self.guards, {}
             ),
         }
         self.run = Run(**parts)
