@@ -10,7 +10,7 @@ import sys
 from rich.console import Console
 
 from rlsys.commands.importers.choose import DIALECTS, choose, options_of
-from rlsys.commands.importers.experiment_file import check_written, experiment
+from rlsys.commands.importers.experiment_file import check_written, experiment, missing_trackers
 from rlsys.commands.importers.recipe import RunSize
 from rlsys.commands.importers.recipe_file import read
 from rlsys.commands.importers.summary import show
@@ -53,12 +53,15 @@ def run(options: argparse.Namespace) -> None:
     choice = choose(source, options.dialect, options.version)
     size = RunSize(num_processes=options.num_processes, num_rows=options.num_rows)
     result = translate(options_of(source, choice.dialect), choice.dialect, choice.version, size)
+    result.remarks[:0] = source.remarks
+    missing = missing_trackers(result.written.get("logging.trackers", ()))
+    result.remarks += missing.values()
     text = experiment(result, options.file.name)
     # Into a file or a pipe rich would write 80 columns, too few for a table of options.
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
     console.print(f"{', '.join(map(str, source.files))}: {choice.dialect.name} ({choice.because})", highlight=False)
     show(result, console)
-    check_written(text)
+    check_written(text, without_trackers=bool(missing))
     output.write_text(text, encoding="utf-8")
     console.print(f"wrote {output}; run it with", highlight=False)
     console.print(f"  rlsys train {shlex.quote(f'experiment={output}')}", highlight=False, soft_wrap=True)

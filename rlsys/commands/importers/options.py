@@ -75,6 +75,7 @@ class TableRow:
     note: str = ""  # what remains different where the row has an effect
     notes: Mapping[Any, str] = field(default_factory=dict)  # what remains different for these values
     reads_none: bool = False  # `writes` also convert the value None
+    words: tuple[str, ...] = ()  # words that a switch takes beside true and false
     uses_newest: bool = False  # where the version lacks the option, the default with which it came counts
 
     @property
@@ -181,6 +182,9 @@ class Dialect:
     unique_rewards: frozenset[str] = frozenset()  # names of rewards that only this project has
     prepare: tuple[Rule, ...] = ()  # applied before the table: they settle values
     always: Mapping[str, Any] = field(default_factory=dict)  # keys written for every recipe, which rows may replace
+    requires: Mapping[str, str] = field(default_factory=dict)  # options without which it is another training: which
+    null_is_value: bool = False  # null in a file replaces a default; elsewhere the default holds then
+    interpolates: bool = False  # `${...}` in a value refers to another one, as OmegaConf has it
 
 
 def version_key(version: str) -> tuple[int, ...]:

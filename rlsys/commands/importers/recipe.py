@@ -38,6 +38,7 @@ class Recipe:
     given: Mapping[str, Any]  # by the names of the table
     defaults: Mapping[str, Any]  # in the recipe's version; a NoDefault where there is none
     size: RunSize
+    nulls: frozenset[str] = frozenset()  # options that the file sets to null in place of another default
     settled: dict[str, Any] = field(default_factory=dict)  # values that replace the file's; the report shows the file's
     written: dict[str, Any] = field(default_factory=dict)  # keys of rlsys, dotted
     unsupported: dict[str, str] = field(default_factory=dict)  # reasons by option, as are the next two
@@ -53,8 +54,8 @@ class Recipe:
         return None if isinstance(found, NoDefault) else found
 
     def is_given(self, name: str) -> bool:
-        """Return whether the file sets the option to a value."""
-        return self.given.get(name) is not None
+        """Return whether the file sets the option to a value, or to a null that is one."""
+        return self.given.get(name) is not None or name in self.nulls
 
     def mark_unsupported(self, name: str, reason: str) -> None:
         """Report that rlsys cannot do what the option asks for."""

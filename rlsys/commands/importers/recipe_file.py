@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
+from rlsys.commands.importers.programs import described, training_call
+from rlsys.commands.importers.recipe_yaml import load_yaml
 from rlsys.commands.importers.shell_script import Call, calls
 from rlsys.config.dotted import put
 from rlsys.errors import ConfigError
 
 # The argument that names a YAML file beneath the others: `--config FILE` of TRL and open-r1, `config=FILE` of EasyR1.
 BASE_KEY = "config"
+# Processes that a launcher starts: of accelerate, of torchrun (times its nodes), of DeepSpeed.
+PROCESSES = ("num_processes", "nproc_per_node", "num_gpus")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class RecipeFile:
     tree: dict[str, Any]  # nested as in the file; later arguments replace earlier values
     files: list[Path] = field(default_factory=list)  # all that were read
     program: str = ""  # what a script starts, such as `verl.trainer.main`
+    remarks: list[str] = field(default_factory=list)  # what else the file holds and was not read
 
 
 def read(path: Path) -> RecipeFile:
@@ -38,40 +40,74 @@ def read(path: Path) -> RecipeFile:
             f"{path} is a Python script, which is not run to be read: write the arguments of its config (such as "
             "GRPOConfig) into a YAML file, one `name: value` per line, and import that"
         )
-    text = path.read_text(encoding="utf-8")
+    text = _text(path)
     if path.suffix in (".yaml", ".yml", ".json") or text.lstrip().startswith("{"):
-        return RecipeFile(_mapping(path), [path])
+        return RecipeFile(_mapping(path, text), [path])
     found = calls(text, str(path))
-    if not found:
+    if not any(call.arguments for call in found):
         raise ConfigError(
             f"{path}: no flags (--name value) and no overrides (name=value) in it; a recipe is a YAML or JSON file, or "
             "a shell script or list of flags"
         )
-    return _from_call(max(found, key=lambda call: len(call.arguments)), path)
+    programs = [call for call in found if call.program] or found
+    chosen = training_call(programs, path)
+    others = [described(call) for call in programs if call is not chosen]
+    remarks = [f"read from {described(chosen)}; not read: {', '.join(others)}"] if others else []
+    return _from_call(chosen, path, remarks)
 
 
-def _mapping(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8")
-    is_json = path.suffix == ".json" or text.lstrip().startswith("{")
+def _text(path: Path) -> str:
     try:
-        tree = json.loads(text) if is_json else OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (JSONDecodeError, YAMLError, OmegaConfBaseException, OSError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    if not text.strip() or "\0" in text:
+        raise ConfigError(f"{path} is {'empty' if not text.strip() else 'no text file: it holds a zero byte'}")
+    return text
+
+
+def _mapping(path: Path, text: str) -> dict[str, Any]:
+    is_json = path.suffix == ".json" or (path.suffix not in (".yaml", ".yml") and text.lstrip().startswith("{"))
+    try:
+        tree = json.loads(text, object_pairs_hook=partial(_once, path)) if is_json else load_yaml(text, path)
+    except (JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is neither YAML nor JSON that can be read: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds {type(tree).__name__}, not a mapping from options to values")
     return {str(key): value for key, value in tree.items()}
 
 
-def _from_call(call: Call, path: Path) -> RecipeFile:
-    arguments = dict(call.arguments)
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ConfigError(f"{path} sets {', '.join(sorted(twice))} more than once: keep one of them")
+    return dict(pairs)
+
+
+def _from_call(call: Call, path: Path, remarks: list[str]) -> RecipeFile:
+    arguments = _processes(call.launcher) | call.arguments
     base = _beside(str(arguments.pop(BASE_KEY)), path) if BASE_KEY in arguments else None
-    tree = _mapping(base) if base else {}
+    tree = _mapping(base, _text(base)) if base else {}
     try:
         for name, value in arguments.items():
             put(tree, name, value)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return RecipeFile(tree, [path, base] if base else [path], call.program)
+    return RecipeFile(tree, [path, base] if base else [path], call.program, remarks)
+
+
+def _processes(launcher: dict[str, Any]) -> dict[str, Any]:
+    """Return the number of processes that a launcher is asked for, as accelerate's option."""
+    given = {name.replace("-", "_"): value for name, value in launcher.items()}
+    name = next((name for name in PROCESSES if name in given), None)
+    if name is None:
+        return {}
+    nodes = given.get("nnodes", 1) if name == "nproc_per_node" else 1
+    is_known = isinstance(given[name], int) and isinstance(nodes, int)
+    return {"num_processes": given[name] * nodes if is_known else given[name]}
 
 
 def _beside(name: str, script: Path) -> Path:

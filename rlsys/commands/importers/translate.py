@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlsys.commands.importers import our_defaults
+from rlsys.commands.importers.option_values import typed_value
 from rlsys.commands.importers.options import (
     Compute,
     Dialect,
@@ -21,7 +22,13 @@ from rlsys.commands.importers.recipe import ABSENT, NoDefault, Recipe, RunSize
 from rlsys.config.dotted import nested
 from rlsys.errors import ConfigError, nearest
 
-WRONG_KIND = (TypeError, ValueError, AttributeError, KeyError)  # what converting a value of another type raises
+WRONG_KIND = (
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+)  # what converting a value of another type raises
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Translation:
     """A translated recipe. Every option given is in one of `translated`, `unsupported`, `ignored` and `unknown`."""
 
     dialect: str
-    version: str
+    version: str  # whose defaults unset options have, such as `trl 1.16`
     written: dict[str, Any] = field(default_factory=dict)  # by dotted key; also what rlsys does by default
     translated: list[TranslatedOption] = field(default_factory=list)
     defaults: list[ChangedDefault] = field(default_factory=list)
@@ -78,8 +85,11 @@ class Translation:
 def translate(given: Mapping[str, Any], dialect: Dialect, version: str, size: RunSize) -> Translation:
     """Translate options, given by dotted name. Raises ConfigError for a recipe that cannot work."""
     names, spelling = spellings(dialect), _spelling(given, dialect)
-    options = {name: given[shown] for name, shown in spelling.items()}
-    recipe = Recipe(options, {name: default_at(row, version) for name, row in dialect.options.items()}, size)
+    options = {name: typed_value(shown, given[shown], dialect.options[name]) for name, shown in spelling.items()}
+    defaults = {name: default_at(row, version) for name, row in dialect.options.items()}
+    changed = (name for name, value in options.items() if value is None and defaults[name] is not None)
+    nulls = {name for name in changed if dialect.null_is_value and not isinstance(defaults[name], NoDefault)}
+    recipe = Recipe(options, defaults, size, frozenset(nulls))
     _apply_dialect(recipe, dialect)
     foreign = [spelling[name] for name in options if recipe.is_given(name) and recipe.defaults[name] is ABSENT]
     if foreign:
@@ -87,7 +97,7 @@ def translate(given: Mapping[str, Any], dialect: Dialect, version: str, size: Ru
             f"{dialect.versions_of} {version} does not have {', '.join(foreign)}: say with --version for which version "
             "the recipe was written"
         )
-    result = Translation(dialect.name, version, recipe.written, remarks=recipe.remarks)
+    result = Translation(dialect.name, f"{dialect.versions_of} {version}", recipe.written, remarks=recipe.remarks)
     shown = {known: name for name, known in reversed(list(dialect.aliases.items()))} if dialect.renames else {}
     report = _Report(result, recipe, nested(recipe.written))
     for name, row in dialect.options.items():
@@ -161,6 +171,8 @@ def _apply_row(recipe: Recipe, name: str, row: TableRow) -> None:
                 recipe.written[key] = found
             elif name in recipe.unsupported:
                 return
+    elif row.writes and name in recipe.nulls:
+        recipe.mark_unsupported(name, f"null is not read here, so the default {recipe.defaults[name]!r} is not either")
     for note in [row.note if value is not None else "", *(text for asked, text in row.notes.items() if asked == value)]:
         if note:
             recipe.note(name, note)
@@ -197,8 +209,9 @@ class _Report:
         elif name in self.recipe.ignored:
             self.result.ignored.append(UntranslatedOption(shown, value, self.recipe.ignored[name]))
         else:
-            written = {} if value is None else self._written((*row.keys, *row.also))
-            note = "null: the default applies" if value is None else self.recipe.notes.get(name, "")
+            is_default = value is None and name not in self.recipe.nulls
+            written = {} if is_default else self._written((*row.keys, *row.also))
+            note = "null: the default applies" if is_default else self.recipe.notes.get(name, "")
             self.result.translated.append(TranslatedOption(shown, value, written, note))
 
     def add_default(self, name: str, shown: str, row: TableRow) -> None:

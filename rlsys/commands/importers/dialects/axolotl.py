@@ -1,7 +1,7 @@
 """axolotl's `rl: grpo`: TRL's options under `trl:`, under names of its own beside it (axolotl/utils/schemas/).
 
 Its trainer is TRL's, so options and rules are TRL's too; what axolotl sets by itself replaces TRL's defaults. Release
-0.18 of axolotl is built on TRL 1.8.
+0.19 of axolotl is built on TRL 1.9.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rlsys.commands.importers.options import (
     UnsupportedError,
     by_rule,
     computed,
+    converted,
     ignored,
     needs,
     only_if,
@@ -159,7 +160,6 @@ DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1.0,
     "learning_rate": NONE_STATED,
     "warmup_ratio": 0.03,
-    "gradient_checkpointing": False,
     "vllm_gpu_memory_utilization": 0.9,
     "ref_model_mixup_alpha": 0.9,
     "ref_model_sync_steps": 64,
@@ -196,9 +196,13 @@ OWN: dict[str, TableRow] = {
     "bf16": replace(
         trl.OPTIONS["bf16"],
         default="auto",
+        words=("auto", "full"),
         notes={name: f"'{name}' is read as bfloat16" for name in ("auto", "full")},
     ),
     "save_strategy": replace(trl.OPTIONS["save_strategy"], default="epoch"),
+    "gradient_checkpointing": converted(
+        "learner.gradient_checkpointing", False, bool, words=("unsloth", "offload", "offload_disk")
+    ),
     "saves_per_epoch": computed("checkpoint.every", None, per_epoch),
     "evals_per_epoch": computed(
         "eval.every", None, per_epoch, when=(needs("test_datasets", "no held-out data is named"),)
@@ -278,10 +282,11 @@ DIALECT = Dialect(
     prepare=(settle,),
     rules=(shared.fit_microbatch, rewards),
     versions=trl.VERSIONS,
-    default_version="1.8",
+    default_version="1.9",
     versions_of="trl",
     unique_options=("base_model", "rl", "trl", "micro_batch_size", "sequence_len", "num_epochs", "val_set_size"),
     aliases=ALIASES | SPELT_AGAIN,
     renames=True,
     always=trl.ALWAYS | {"data.chat_template": True},
+    requires={"rl": "axolotl does supervised fine-tuning; only recipes of training by rewards are read (`rl: grpo`)"},
 )

@@ -292,5 +292,6 @@ DIALECT = Dialect(
     versions_of="EasyR1",
     unique_options=tuple(OPTIONS),
     aliases=ALIASES,
+    interpolates=True,
     always={"data.chat_template": True, "data.eval": None, "learner.warmup_steps": 0},
 )

@@ -137,4 +137,5 @@ DIALECT = Dialect(
     aliases=trl.ALIASES | {"dataset_configs": "dataset_config"},
     unique_rewards=frozenset((*PLAIN, *MISSING, *PER_REWARD)),
     always=trl.ALWAYS | {"data.chat_template": True},  # plain prompts become chat messages
+    null_is_value=True,
 )

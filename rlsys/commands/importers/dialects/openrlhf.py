@@ -1,14 +1,16 @@
-"""OpenRLHF's `train_ppo_ray` flags: dotted as since 0.10 (read at 0.11.2), flat as before (read at 0.9.10)."""
+"""OpenRLHF's `train_ppo_ray` flags, as in every release from 0.9.0 to 0.11.2: dotted since 0.10.4, flat before."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from rlsys.commands.importers.dialects import openrlhf_rules as rules
 from rlsys.commands.importers.dialects import shared
 from rlsys.commands.importers.dialects.openrlhf_flags import FLAT
 from rlsys.commands.importers.dialects.trl import SAMPLING
 from rlsys.commands.importers.options import (
+    ByVersion,
     Condition,
     Dialect,
     Noted,
@@ -43,7 +45,14 @@ TEXT_ONLY = "rlsys trains text models only"
 
 ESTIMATOR, LOSS, FILTERING = "algo.advantage.estimator", "actor.policy_loss_type", "algo.dynamic_filtering_enable"
 CLIP_LOW, CLIP_HIGH = "algorithm.policy_loss.clip_low", "algorithm.policy_loss.clip_high"
-FILTERED = unless(ESTIMATOR, "gae", "reinforce")  # these learn from equal rewards too
+
+
+def until_0_11_2(version: str, value: Any) -> ByVersion:
+    """Return the default of an option that came with `version` and went with 0.11.2."""
+    return ByVersion({version: value, "0.11.2": ABSENT})
+
+
+FILTERED = unless(ESTIMATOR, "gae", "reinforce", "flash_reinforce")  # these learn from equal rewards too
 CORRECTED = (
     unless(f"{rules.IS}level", "off", reason="no correction is asked for"),
     unless(
@@ -96,8 +105,11 @@ BATCH: dict[str, TableRow] = {
 GENERATION = {
     "rollout.temperature": same("rollout.temperature", 1.0),
     "rollout.top_p": unsupported(SAMPLING, 1.0, (None, 1, 1.0)),
-    "rollout.max_new_tokens": by_rule("rollout.max_response_tokens", default=None),
-    "data.max_len": by_rule("data.max_prompt_tokens", "rollout.max_response_tokens", default=2048),
+    "rollout.max_new_tokens": by_rule("rollout.max_response_tokens", default=ByVersion({"0.9.0": 1024, "0.9.8": None})),
+    "data.max_len": by_rule(
+        "data.max_prompt_tokens", "rollout.max_response_tokens", default=ByVersion({"0.9.0": None, "0.9.8": 2048})
+    ),
+    "prompt_max_len": by_rule("data.max_prompt_tokens", default=ByVersion({"0.9.0": 1024, "0.9.8": ABSENT})),
     "vllm.num_engines": ignored(DEVICES),
     "vllm.tensor_parallel_size": same("rollout.tensor_parallel_size", 1),
     "vllm.gpu_memory_utilization": same("rollout.gpu_memory_utilization", 0.95),
@@ -136,18 +148,27 @@ ALGORITHM = {
             reason="the estimator '{0}' does not normalise over the batch",
         ),
     ),
-    "algo.advantage.is_correction_enable": by_rule("algorithm.corrections", default=False),  # 0.10
-    "algo.advantage.is_correction_type": by_rule("algorithm.corrections", default=NONE_STATED, when=CORRECTED),  # 0.10
+    "algo.advantage.is_correction_enable": by_rule("algorithm.corrections", default=until_0_11_2("0.9.0", False)),
+    "algo.advantage.is_correction_type": by_rule(
+        "algorithm.corrections", default=until_0_11_2("0.9.3", "tis"), when=CORRECTED
+    ),
+    "use_icepop": by_rule(
+        "algorithm.corrections", default=ByVersion({"0.9.1": False, "0.9.3": ABSENT}), when=CORRECTED
+    ),
     "algo.advantage.is_correction_level": several(
-        "off",
+        ByVersion({"0.11.2": "off"}),
         {"train.old_logprobs": rules.old_logprobs, "algorithm.corrections": rules.corrections},
         keys=(),
         also=("algorithm.corrections",),
+        uses_newest=True,
     ),
-    "algo.advantage.is_correction_mode": by_rule("algorithm.corrections", default="mask", when=CORRECTED),
+    "algo.advantage.is_correction_mode": by_rule(
+        "algorithm.corrections", default=ByVersion({"0.11.2": "mask"}), when=CORRECTED, uses_newest=True
+    ),
     "algo.advantage.is_correction_gating": by_rule(
         "algorithm.corrections",
-        default="ratio",
+        default=ByVersion({"0.11.2": "ratio"}),
+        uses_newest=True,
         when=(
             *CORRECTED,
             only_if(
@@ -158,13 +179,15 @@ ALGORITHM = {
             ),
         ),
     ),
-    "algo.advantage.is_correction_threshold": by_rule("algorithm.corrections", default=[0.5, 5.0], when=CORRECTED),
+    "algo.advantage.is_correction_threshold": by_rule(
+        "algorithm.corrections", default=ByVersion({"0.9.0": 2, "0.9.1": [0.5, 5.0]}), when=CORRECTED
+    ),
     "algo.kl.init_coef": computed("algorithm.kl.coef", 0.01, shared.zero_unless(HAS_GRADIENT)),
     "algo.kl.estimator": same("algorithm.kl.name", "k1", when=(HAS_GRADIENT, HAS_KL)),
     "algo.kl.use_loss": computed("algorithm.kl.apply_to", False, rules.kl_place, when=HAS_KL),
     "algo.kl.unbiased_gradient": converted(
         "algorithm.kl.unbiased",
-        False,
+        ByVersion({"0.11.1": False}),
         bool,
         when=(HAS_KL, needs("algo.kl.use_loss", "the KL penalty is in the reward")),
     ),
@@ -200,10 +223,11 @@ ALGORITHM = {
     ),
     "actor.loss_agg_mode": mapped(
         "algorithm.aggregation",
-        "token-mean",
+        ByVersion({"0.11.2": "token-mean"}),
         rules.AGGREGATIONS,
         UnsupportedError("rlsys has no aggregation '{value}', so token_mean was written", {"name": "token_mean"}),
         when=unless(LOSS, "gspo", reason="gspo is always a mean over responses"),
+        uses_newest=True,
     ),
     "actor.eps_clip": several(
         0.2,
@@ -258,7 +282,8 @@ ACTOR = {
     "actor.max_norm": same("learner.max_grad_norm", 1.0),
     "ds.zero_stage": same("learner.zero_stage", 2),
     "ds.adam_offload": same("learner.offload_optimizer", False),
-    "ds.param_dtype": mapped("learner.dtype", "bf16", {"bf16": "bfloat16"}, shared.OTHER_DTYPE),
+    "ds.param_dtype": mapped("learner.dtype", ByVersion({"0.9.2": "bf16"}), {"bf16": "bfloat16"}, shared.OTHER_DTYPE),
+    "bf16": switched("learner.dtype", ByVersion({"0.9.0": False, "0.9.2": ABSENT}), "bfloat16", "float32"),
     "ds.lora.rank": same("learner.lora.rank", 0),
     "ds.lora.alpha": converted("learner.lora.alpha", 16, float, when=HAS_LORA),
     "ds.lora.dropout": converted("learner.lora.dropout", 0, float, when=HAS_LORA),
@@ -380,8 +405,8 @@ DIALECT = Dialect(
     options=OPTIONS,
     prepare=(rules.settle,),
     rules=(rules.lengths, rules.rewards, rules.critic),
-    versions=("0.9", "0.10", "0.11"),
-    default_version="0.11",
+    versions=("0.9.0", "0.9.1", "0.9.2", "0.9.3", "0.9.8", "0.10", "0.11.1", "0.11.2"),
+    default_version="0.11.2",
     versions_of="OpenRLHF",
     unique_options=(*OPTIONS, "pretrain", "prompt_data", "rollout_batch_size", "n_samples_per_prompt", "init_kl_coef"),
     aliases=FLAT,

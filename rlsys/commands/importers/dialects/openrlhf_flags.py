@@ -8,6 +8,8 @@ FLAT = {
     "eval_temperature": "eval.temperature", "eval_n_samples_per_prompt": "eval.n_samples_per_prompt",
     "input_key": "data.input_key", "label_key": "data.label_key", "input_template": "data.input_template",
     "apply_chat_template": "data.apply_chat_template", "max_samples": "data.max_samples", "max_len": "data.max_len",
+    "image_key": "data.image_key", "max_images_per_prompt": "data.max_images_per_prompt",
+    "freeze_visual_encoder": "actor.freeze_visual_encoder",
     "disable_fast_tokenizer": "data.disable_fast_tokenizer", "dataloader_num_workers": "data.dataloader_num_workers",
     "rollout_batch_size": "rollout.batch_size", "micro_rollout_batch_size": "rollout.micro_batch_size",
     "vllm_generate_batch_size": "rollout.vllm_generate_batch_size", "temperature": "rollout.temperature",

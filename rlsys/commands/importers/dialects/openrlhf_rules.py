@@ -13,16 +13,21 @@ from rlsys.commands.importers.options import Noted, UnsupportedError
 from rlsys.commands.importers.recipe import ABSENT, Recipe
 from rlsys.errors import ConfigError
 
-ESTIMATORS: dict[str, dict[str, Any]] = {
+ESTIMATORS: dict[str, Any] = {
     "gae": {"name": "gae"},
     "reinforce": {"name": "reinforce_pp"},
     "reinforce_baseline": {"name": "reinforce_pp_baseline"},
     "rloo": {"name": "rloo"},
     "group_norm": {"name": "grpo", "eps": 1e-9},  # what OpenRLHF adds to the deviation
     "dr_grpo": {"name": "dr_grpo"},
+    "flash_reinforce": UnsupportedError(
+        "rlsys has no estimator that subtracts the mean of the whole batch and divides by nothing, so reinforce_pp was "
+        "written, which divides by the standard deviation",
+        {"name": "reinforce_pp"},
+    ),
 }
 AGGREGATIONS = {"token-mean": {"name": "token_mean"}, "seq-mean-token-mean": {"name": "sequence_mean"}}
-# The correction's type in 0.10, in the words of 0.11: level and mode.
+# The correction's type before 0.11.2, in the words since: level and mode.
 CORRECTIONS = {"tis": ("token", "clip"), "icepop": ("token", "mask"), "seq-mask-tis": ("seq", "mask")}
 IS = "algo.advantage.is_correction_"
 REMOTE_FUNCTION = (
@@ -70,8 +75,8 @@ def kl_place(recipe: Recipe, in_loss: Any) -> Any:
 
 
 def settle(recipe: Recipe) -> None:
-    """Settle the correction that 0.10 asks for by its type in the words of 0.11: level and mode."""
-    kind = recipe.value(f"{IS}type") or "tis"
+    """Settle the correction that releases before 0.11.2 ask for by its type in the words since: level and mode."""
+    kind = "icepop" if recipe.value("use_icepop") else recipe.value(f"{IS}type") or "tis"
     if recipe.value(f"{IS}enable"):
         if kind not in CORRECTIONS:
             raise ConfigError(f"{IS}type={kind}: OpenRLHF has {', '.join(CORRECTIONS)}")
@@ -97,8 +102,23 @@ def corrections(recipe: Recipe, level: Any) -> Any:
 
 
 def lengths(recipe: Recipe) -> None:
-    """Divide `data.max_len`, which bounds prompt and response together, and fit the microbatch."""
-    whole, response = int(recipe.value("data.max_len")), recipe.value("rollout.max_new_tokens")
+    """Write the bounds of prompt and response, and fit the microbatch."""
+    prompt, whole = recipe.value("prompt_max_len"), recipe.value("data.max_len")
+    if prompt is None:
+        _divide(recipe, int(2048 if whole is None else whole))
+    else:  # before 0.9.8 either has a bound of its own
+        recipe.written["data.max_prompt_tokens"] = int(prompt)
+        recipe.written["rollout.max_response_tokens"] = int(recipe.value("rollout.max_new_tokens") or 1024)
+        recipe.note("prompt_max_len", "OpenRLHF cuts longer prompts, rlsys leaves them out (data.overlong)")
+    shared.fit_microbatch(recipe)
+    if recipe.value("train.dynamic_batch_enable") and recipe.is_given("train.max_tokens_per_gpu"):
+        longest = recipe.written["data.max_prompt_tokens"] + recipe.written["rollout.max_response_tokens"]
+        recipe.written["learner.microbatch_tokens"] = max(int(recipe.value("train.max_tokens_per_gpu")), longest)
+
+
+def _divide(recipe: Recipe, whole: int) -> None:
+    """Divide `data.max_len`, which bounds prompt and response together."""
+    response = recipe.value("rollout.max_new_tokens")
     if response is None:
         response = whole // 2
         recipe.note("data.max_len", "in OpenRLHF a response may fill what its prompt leaves; in rlsys either gets half")
@@ -107,9 +127,6 @@ def lengths(recipe: Recipe) -> None:
     recipe.written["data.max_prompt_tokens"] = max(whole - int(response), 1)
     recipe.note("data.max_len", "OpenRLHF cuts longer prompts, rlsys leaves them out (data.overlong)")
     recipe.written["rollout.max_response_tokens"] = int(response)
-    shared.fit_microbatch(recipe)
-    if recipe.value("train.dynamic_batch_enable") and recipe.is_given("train.max_tokens_per_gpu"):
-        recipe.written["learner.microbatch_tokens"] = max(int(recipe.value("train.max_tokens_per_gpu")), whole)
 
 
 def rewards(recipe: Recipe) -> None:

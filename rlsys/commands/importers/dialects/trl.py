@@ -1,7 +1,7 @@
 """TRL's GRPO: `GRPOConfig`, `ModelConfig`, `ScriptArguments` and the script's own options.
 
-Names and defaults as in TRL 0.18.0, 0.19.0, 1.0.0, 1.3.0, 1.8.0, 1.10.0 and 1.16.0 (trl/trainer/grpo_config.py,
-trl/trainer/model_config.py, trl/scripts/), the inherited ones as in transformers' TrainingArguments.
+Names and defaults as in every release from 0.18.0 to 1.16.0 (trl/trainer/grpo_config.py, trl/trainer/model_config.py,
+trl/scripts/), the inherited ones as in transformers' TrainingArguments.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from rlsys.commands.importers.dialects.trl_training import (
     LOSS,
     NO_FLOAT16,
     OPTIMIZATION,
-    SINCE_1_0,
     absent_before,
 )
 from rlsys.commands.importers.options import (
@@ -39,7 +38,7 @@ from rlsys.commands.importers.options import (
 )
 from rlsys.commands.importers.recipe import ABSENT, NONE_STATED, Recipe
 
-VERSIONS = ("0.18", "0.19", "1.0", "1.3", "1.8", "1.10", "1.16")
+VERSIONS = (*(f"0.{minor}" for minor in range(18, 30)), *(f"1.{minor}" for minor in range(17)))
 SAMPLING = "it changes the sampled distribution, which the learner could then no longer check (docs/limits.md)"
 HUB = "rlsys uploads nothing; checkpoints/step-N/policy is a Hugging Face folder that you can upload"
 OWN_ENGINES = "rlsys starts its own engines"
@@ -50,7 +49,7 @@ LOCAL = "Ray starts the processes"
 
 GENERATION = {
     "max_prompt_length": several(
-        ByVersion({"0.18": 512, SINCE_1_0: ABSENT}),
+        ByVersion({"0.18": 512, "0.26": None, "0.28": ABSENT}),
         {"data.max_prompt_tokens": plain(int), "data.overlong": plain(lambda _: "filter")},
         keys=("data.max_prompt_tokens",),
         note="TRL cuts longer prompts from the left, rlsys leaves them out (data.overlong)",
@@ -58,22 +57,22 @@ GENERATION = {
     "max_completion_length": same("rollout.max_response_tokens", ByVersion({"0.18": 256, "1.10": 512})),
     "temperature": converted("rollout.temperature", 1.0, shared.temperature),
     "top_p": unsupported(SAMPLING, 1.0, (None, 1, 1.0)),
-    "top_k": unsupported(SAMPLING, ByVersion({"0.18": None, SINCE_1_0: 0}), (None, 0, -1)),
+    "top_k": unsupported(SAMPLING, ByVersion({"0.18": None, "0.27": 0}), (None, 0, -1)),
     "min_p": unsupported(SAMPLING, None, (None, 0, 0.0)),
     "repetition_penalty": unsupported(SAMPLING, 1.0, (None, 1, 1.0)),
     "generation_kwargs": unsupported(SAMPLING, None, (None, {})),
-    "chat_template_kwargs": converted("data.chat_template_options", absent_before(SINCE_1_0, None), dict),
+    "chat_template_kwargs": converted("data.chat_template_options", absent_before("0.25", None), dict),
     "use_vllm": by_rule(default=False, also=("algorithm.corrections",)),
-    "vllm_mode": ignored(OWN_ENGINES, ByVersion({"0.18": "server", SINCE_1_0: "colocate"})),
+    "vllm_mode": ignored(OWN_ENGINES, ByVersion({"0.18": "server", "1.0": "colocate"})),
     "vllm_gpu_memory_utilization": computed("rollout.gpu_memory_utilization", 0.3, rules.memory_share),
     "vllm_tensor_parallel_size": converted("rollout.tensor_parallel_size", 1, int),
     "vllm_structured_outputs_regex": unsupported(
         "rlsys does not guide decoding; the reward `regex` can ask for a format"
     ),
     "vllm_model_impl": unsupported(
-        "engines run vLLM's own model implementations", absent_before(SINCE_1_0, "vllm"), ("vllm", "auto")
+        "engines run vLLM's own model implementations", absent_before("0.21", "vllm"), ("vllm", "auto")
     ),
-    "max_tool_calling_iterations": unsupported("rlsys calls no tools in training", absent_before(SINCE_1_0, None)),
+    "max_tool_calling_iterations": unsupported("rlsys calls no tools in training", absent_before("0.27", None)),
     "pad_to_multiple_of": ignored("rlsys packs sequences without padding"),
     "cache_implementation": ignored(ENGINE_ALONE),
     "use_transformers_continuous_batching": ignored(ENGINE_ALONE),
@@ -106,7 +105,7 @@ MODEL = {
     "trust_remote_code": same("model.trust_remote_code", False),
     "dtype": mapped(
         "learner.dtype",
-        ByVersion({"0.18": None, SINCE_1_0: "float32"}),
+        ByVersion({"0.18": None, "0.27": "float32"}),
         {"float16": NO_FLOAT16, "fp16": NO_FLOAT16},
         keys=(),
         also=("learner.dtype",),
@@ -131,7 +130,7 @@ MODEL = {
     ),
     "lora_target_parameters": unsupported(
         "rlsys adapts whole modules: learner.lora.target_modules",
-        absent_before(SINCE_1_0, None),
+        absent_before("0.21", None),
         (None, []),
         when=HAS_LORA,
     ),
@@ -201,7 +200,7 @@ RUN = {
         reads_none=True,
     ),
     "eval_on_start": ignored("a run that evaluates also evaluates before training"),
-    "num_generations_eval": converted("eval.num_samples", absent_before(SINCE_1_0, None), int, when=EVALUATED),
+    "num_generations_eval": converted("eval.num_samples", absent_before("0.26", None), int, when=EVALUATED),
     "save_strategy": computed("checkpoint.every", "steps", rules.save_strategy),
     "save_steps": computed(
         "checkpoint.every",
@@ -212,7 +211,7 @@ RUN = {
     "save_total_limit": converted("checkpoint.keep", None, shared.kept_checkpoints, reads_none=True),
     "save_only_model": unsupported("a checkpoint always holds everything that a run needs to continue", False),
     "load_best_model_at_end": unsupported("rlsys keeps the last checkpoints; choose one by metrics.jsonl", False),
-    "report_to": computed("logging.trackers", ByVersion({"0.18": "all", SINCE_1_0: "none"}), rules.trackers),
+    "report_to": computed("logging.trackers", ByVersion({"0.18": "all", "1.0": "none"}), rules.trackers),
     "push_to_hub": unsupported(HUB, False),
     "resume_from_checkpoint": ignored("resume=auto with run_dir=... continues a run"),
     "output_dir": ignored("a run goes to runs/NAME/TIME; run_dir=... chooses a folder"),
@@ -348,6 +347,12 @@ def rewards(recipe: Recipe) -> None:
     rules.rewards(recipe, REWARDS)
 
 
+# What TRL's trainers on given answers do not have.
+BY_REWARDS = (
+    *("num_generations", "use_vllm", "max_completion_length", "num_iterations", "reward_funcs", "reward_weights"),
+    *("scale_rewards", "epsilon", "epsilon_high", "steps_per_generation", "generation_batch_size", "temperature"),
+    *("importance_sampling_level", "mask_truncated_completions"),
+)
 ALWAYS: dict[str, Any] = {
     "algorithm.advantage.name": "grpo",
     "algorithm.corrections": None,  # TRL corrects only where vLLM samples
@@ -362,7 +367,8 @@ DIALECT = Dialect(
     versions=VERSIONS,
     default_version="1.16",
     versions_of="trl",
-    unique_options=("per_device_train_batch_size", "num_generations", "use_vllm", "max_completion_length"),
+    unique_options=BY_REWARDS,
     aliases=ALIASES,
     always=ALWAYS,
+    null_is_value=True,
 )

@@ -209,6 +209,8 @@ def held_out_data(recipe: Recipe, name: Any) -> Any:
 
 def eval_strategy(recipe: Recipe, strategy: Any) -> Any:
     """Return the steps between two evaluations where the strategy alone decides them."""
+    if strategy not in ("no", "steps", "epoch"):
+        raise ConfigError(f"eval_strategy={strategy!r}: TRL has no, steps and epoch")
     if strategy == "no":
         return 0
     # TRL's evaluation samples, that of rlsys is greedy, and samples beside that when asked to.
@@ -220,9 +222,11 @@ def eval_strategy(recipe: Recipe, strategy: Any) -> Any:
 
 def save_strategy(recipe: Recipe, strategy: Any) -> Any:
     """Return the steps between two checkpoints where the strategy alone decides them."""
+    if strategy not in ("no", "steps", "epoch", "best"):
+        raise ConfigError(f"save_strategy={strategy!r}: TRL has no, steps, epoch and best")
     if strategy in ("no", "steps"):
         return 0 if strategy == "no" else ABSENT
-    if strategy != "epoch":
+    if strategy == "best":
         raise UnsupportedError("rlsys does not choose checkpoints by a metric ('{value}')")
     return shared.steps_per_epoch(recipe)
 

@@ -29,7 +29,6 @@ from rlsys.commands.importers.options import (
 from rlsys.commands.importers.recipe import NONE_STATED
 
 OPTIMIZER = "rlsys trains with AdamW and float32 state; learner.offload_optimizer=true moves the state to the CPU"
-SINCE_1_0 = "1.0"
 
 
 def absent_before(version: str, value: Any) -> ByVersion:
@@ -87,7 +86,7 @@ OPTIMIZATION = {
     "max_grad_norm": same("learner.max_grad_norm", 1.0),
     "optim": unsupported(OPTIMIZER, "adamw_torch_fused", ("adamw_torch_fused", "adamw_torch", "adamw_hf", "adamw")),
     "optim_args": unsupported(OPTIMIZER),
-    "gradient_checkpointing": same("learner.gradient_checkpointing", ByVersion({"0.18": False, SINCE_1_0: True})),
+    "gradient_checkpointing": same("learner.gradient_checkpointing", ByVersion({"0.18": False, "0.22": True})),
     "bf16": computed(
         "learner.dtype",
         ByVersion({"0.18": False, "0.19": None}),
@@ -128,7 +127,7 @@ CORRECTED = (
 )
 LOSS = {
     "loss_type": several(
-        ByVersion({"0.18": "bnpo", SINCE_1_0: "dapo"}),
+        ByVersion({"0.18": "bnpo", "0.22": "dapo"}),
         {"algorithm.aggregation": rules.aggregation, "algorithm.policy_loss.name": rules.policy_loss},
         notes={
             "bnpo": "a local batch is per_device_train_batch_size rows in TRL, learner.microbatch_tokens tokens here"
@@ -137,7 +136,7 @@ LOSS = {
     "beta": converted("algorithm.kl.coef", ByVersion({"0.18": 0.04, "0.19": 0.0}), float),
     "use_bias_correction_kl": converted(
         "algorithm.kl.unbiased",
-        ByVersion({SINCE_1_0: False, "1.10": True}),
+        ByVersion({"0.26": False, "1.10": True}),
         bool,
         when=(needs("beta", "beta=0 turns the KL penalty off"),),
     ),
@@ -159,23 +158,24 @@ LOSS = {
     ),
     "delta": converted("algorithm.policy_loss.dual_clip", None, float, when=(NOT_CISPO, NOT_SAPO, CLIPS_BY_TOKEN)),
     "sapo_temperature_pos": converted(
-        "algorithm.policy_loss.temperature_pos", absent_before(SINCE_1_0, 1.0), float, when=SAPO, uses_newest=True
+        "algorithm.policy_loss.temperature_pos", absent_before("0.26", 1.0), float, when=SAPO, uses_newest=True
     ),
     "sapo_temperature_neg": converted(
-        "algorithm.policy_loss.temperature_neg", absent_before(SINCE_1_0, 1.05), float, when=SAPO, uses_newest=True
+        "algorithm.policy_loss.temperature_neg", absent_before("0.26", 1.05), float, when=SAPO, uses_newest=True
     ),
     **{
-        f"vespo_{name}": unsupported("rlsys has no loss vespo", absent_before(SINCE_1_0, value), (value, int(value)))
+        f"vespo_{name}": unsupported("rlsys has no loss vespo", absent_before("1.0", value), (value, int(value)))
         for name, value in {"k_pos": 2.0, "lambda_pos": 3.0, "k_neg": 3.0, "lambda_neg": 2.0}.items()
     },
     "importance_sampling_level": by_rule(
-        default=absent_before(SINCE_1_0, "token"), also=("algorithm.policy_loss.name",), when=BY_SEQUENCE
+        default=absent_before("0.20", "token"), also=("algorithm.policy_loss.name",), when=BY_SEQUENCE
     ),
     "scale_rewards": mapped(
         "algorithm.advantage.scale",
-        ByVersion({"0.18": True, SINCE_1_0: "group"}),
+        ByVersion({"0.18": True, "0.22": "group"}),
         {True: "group", False: "none", "group": "group", "batch": "batch", "none": "none"},
         UnsupportedError("rlsys has no scale '{value}', so {key}={instead} was written", "group"),
+        words=("group", "batch", "none"),
         when=(
             unless(
                 "multi_objective_aggregation",
@@ -186,11 +186,11 @@ LOSS = {
     ),
     "multi_objective_aggregation": mapped(
         "algorithm.advantage.name",
-        absent_before(SINCE_1_0, "sum_then_normalize"),
+        absent_before("0.27", "sum_then_normalize"),
         {"normalize_then_sum": "gdpo"},
     ),
     "mask_truncated_completions": same("algorithm.groups.mask_truncated", False),
-    "top_entropy_quantile": same("algorithm.entropy.top_quantile", absent_before(SINCE_1_0, 1.0)),
+    "top_entropy_quantile": same("algorithm.entropy.top_quantile", absent_before("0.20", 1.0)),
     "entropy_coef": converted("algorithm.entropy.coef", absent_before("1.8", 0.0), float),
     "use_adaptive_entropy": by_rule("algorithm.entropy.target", default=absent_before("1.8", False)),
     "entropy_coef_min": unsupported(
@@ -224,31 +224,30 @@ LOSS = {
         "algorithm.refresh.every", 512, shared.whole_steps, when=(HAS_REFERENCE, needs("sync_ref_model"))
     ),
     "vllm_importance_sampling_correction": by_rule(
-        "algorithm.corrections", default=absent_before(SINCE_1_0, True), when=CORRECTED[:1]
+        "algorithm.corrections", default=absent_before("0.23", True), when=CORRECTED[:1]
     ),
     "vllm_importance_sampling_mode": computed(
         "algorithm.corrections",
-        absent_before(SINCE_1_0, "sequence_mask"),
+        # Without the option 0.23 truncates by token.
+        ByVersion({"0.23": "token_truncate", "0.26": "sequence_mask"}),
         rules.correction,
         when=CORRECTED,
         uses_newest=True,
     ),
     "vllm_importance_sampling_clip_max": by_rule(
         "algorithm.corrections",
-        default=absent_before(SINCE_1_0, 3.0),
+        default=ByVersion({"0.23": 2.0, "0.26": 3.0}),
         when=CORRECTED,
         uses_newest=True,
         notes={None: "TRL sets no upper bound; 1e30 was written"},
     ),
     "vllm_importance_sampling_clip_min": by_rule(
-        "algorithm.corrections", default=absent_before("1.8", None), when=CORRECTED
+        "algorithm.corrections", default=absent_before("1.6", None), when=CORRECTED
     ),
-    "off_policy_mask_threshold": computed(
-        "algorithm.corrections", absent_before(SINCE_1_0, None), rules.off_policy_mask
-    ),
+    "off_policy_mask_threshold": computed("algorithm.corrections", absent_before("0.27", None), rules.off_policy_mask),
     "router_aux_loss_coef": unsupported(
-        "rlsys has no loss that balances experts", ByVersion({"1.8": 0.001, "1.16": None}), (None, 0, 0.0)
+        "rlsys has no loss that balances experts", ByVersion({"1.7": 0.001, "1.14": None}), (None, 0, 0.0)
     ),
-    "cast_lm_head_to_fp32": unsupported("the head has the policy's dtype in rlsys", absent_before(SINCE_1_0, False)),
+    "cast_lm_head_to_fp32": unsupported("the head has the policy's dtype in rlsys", absent_before("0.25", False)),
     "disable_dropout": ignored("rlsys trains without dropout, whatever the model's config.json has"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,10 +48,7 @@ def test_every_list_is_printed(
     recipe = write(tmp_path, TRL + "top_p: 0.9\nlerning_rate: 1\nvllm_server_port: 8000\n")
     execute(["import", str(recipe), "--version", "1.8"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert (
-        "trl (guessed: it sets per_device_train_batch_size, num_generations; defaults of trl 1.8, as asked for)"
-        in printed
-    )
+    assert "trl (guessed: it sets num_generations; defaults of trl 1.8, as asked for)" in printed
     translated, rest = printed.split("Default differs")
     changed, rest = rest.split("Not supported")
     unsupported, rest = rest.split("Ignored")
@@ -77,6 +75,51 @@ def test_a_value_of_the_wrong_kind_is_an_error(tmp_path: Path) -> None:
     recipe = write(tmp_path, TRL + "epsilon: narrow\n")
     with pytest.raises(ConfigError, match="epsilon='narrow': could not convert string to float"):
         execute(["import", str(recipe)])
+
+
+def test_a_tracker_that_is_not_installed_here_is_written_with_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # what makes `import wandb` fail
+    recipe = write(tmp_path, TRL + "report_to: [wandb, tensorboard]\n")
+    execute(["import", str(recipe)])
+    written = (tmp_path / "recipe.rlsys.yaml").read_text()
+    assert OmegaConf.create(written).logging.trackers == ["wandb", "tensorboard"]
+    assert "tracker 'wandb' cannot import wandb" in " ".join(written.replace("#", "").split())
+    assert "tracker 'wandb' cannot import wandb" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_dollar_sign_stays_text(tmp_path: Path) -> None:
+    recipe = write(tmp_path, TRL + 'reward_funcs: ["org/${x}"]\n')
+    execute(["import", str(recipe)])
+    assert load_config([f"experiment={tmp_path / 'recipe.rlsys.yaml'}"]).rewards[0]["model"] == "org/${x}"
+
+
+def test_a_reference_is_resolved_where_the_project_has_them(tmp_path: Path) -> None:
+    text = "data: {max_response_length: 77}\nworker:\n  rollout: {n: 4}\n  actor: {model: {model_path: '${x.y}'}}\n"
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: Interpolation key 'x.y' not found"):
+        execute(["import", str(write(tmp_path, text))])
+    recipe = write(tmp_path, f"{text}x: {{y: org/model}}\n")
+    execute(["import", str(recipe)])
+    assert OmegaConf.load(tmp_path / "recipe.rlsys.yaml").model.path == "org/model"
+
+
+def test_the_version_whose_defaults_were_taken_is_written(tmp_path: Path) -> None:
+    recipe = write(tmp_path, TRL + "max_prompt_length: 64\n")
+    execute(["import", str(recipe)])
+    assert "recipe.yaml, trl (defaults of trl 0.27)" in (tmp_path / "recipe.rlsys.yaml").read_text()
+
+
+def test_a_call_that_was_not_read_is_named_in_the_file(tmp_path: Path) -> None:
+    text = "trl vllm-serve --model org/model &\ntrl grpo --model_name_or_path org/model --num_generations 4\n"
+    execute(["import", str(write(tmp_path, text, "run.sh"))])
+    assert "not read: `trl vllm-serve` in line 1" in (tmp_path / "run.rlsys.yaml").read_text()
+
+
+def test_a_variable_that_a_condition_decides_is_refused_by_line(tmp_path: Path) -> None:
+    text = "if [ $1 = a ]; then\n  B=0.1\nelse\n  B=0.2\nfi\ntrl grpo --model_name_or_path m --beta $B --run_name x$B\n"
+    with pytest.raises(ConfigError, match=r"'beta' is '\$B': line 1 \(`if .*`\) decides \$B"):
+        execute(["import", str(write(tmp_path, text, "run.sh"))])
 
 
 def test_the_recipe_itself_is_never_overwritten(tmp_path: Path) -> None:

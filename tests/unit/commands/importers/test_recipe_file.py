@@ -38,13 +38,30 @@ def test_a_missing_base_file_is_an_error(tmp_path: Path) -> None:
         ("a.json", "{", "is neither YAML nor JSON"),
         ("a.sh", "echo hello\n", "no flags"),
         ("a.py", "args = GRPOConfig(beta=0.1)\n", "is a Python script"),
+        ("a.yaml", "", "is empty"),
+        ("a.json", " \n", "is empty"),
+        ("a.sh", "\n", "is empty"),
+        ("a.yaml", "null\n", "holds NoneType, not a mapping"),
+        ("a.json", "[1]", "holds list, not a mapping"),
+        ("a.json", '{"a": 1, "a": 2}', "sets a more than once"),
+        ("a.json", "[" * 100000, "is neither YAML nor JSON"),
+        ("a.yaml", b"a: caf\xe9\n", "is not UTF-8 text: .* at byte 6"),
+        ("a.sh", "trl grpo --name caf\xe9".encode("utf-16"), "is not UTF-8 text"),
+        ("a.sh", b"\x00\x01", "holds a zero byte"),
     ],
 )
-def test_files_that_cannot_be_read_are_errors(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_files_that_cannot_be_read_are_errors(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
     path = tmp_path / name
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError, match=message):
         read(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_option(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_bytes(b"\xef\xbb\xbfbeta: 0.1\n")
+    assert read(path).tree == {"beta": 0.1}
+    assert read(path.rename(tmp_path / "a.yml")).tree == {"beta": 0.1}
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from rlsys.commands.importers.dialects.openrlhf import DIALECT as OPENRLHF
+from rlsys.commands.importers.recipe import RunSize
+from rlsys.commands.importers.translate import translate
 from rlsys.errors import ConfigError
 from tests.unit.commands.importers.imports import run
 
@@ -148,3 +150,60 @@ def test_a_recipe_without_prompts_keeps_the_rest_of_its_data() -> None:
     assert result.written["data.columns"] == {"label": "answer"}
     assert result.written["data.eval"] == {"name": "org/held-out", "split": "train"}
     assert "data.prompt_dataset" in [row.option for row in result.defaults if not row.is_supported]
+
+
+@pytest.mark.parametrize(
+    ("options", "version", "expected"),
+    [
+        # Each by its own bound, as until 0.9.7.
+        (
+            {},
+            "0.9.0",
+            {"data.max_prompt_tokens": 1024, "rollout.max_response_tokens": 1024, "learner.dtype": "float32"},
+        ),
+        (
+            {"prompt_max_len": 512, "generate_max_len": 2048, "bf16": True},
+            "0.9.1",
+            {"data.max_prompt_tokens": 512, "rollout.max_response_tokens": 2048, "learner.dtype": "bfloat16"},
+        ),
+        # The correction: an upper bound of 2 in 0.9.0, bands since, a type since 0.9.3, levels since 0.11.2.
+        (
+            {"enable_vllm_is_correction": True},
+            "0.9.0",
+            {"algorithm.corrections": [{"name": "truncate", "level": "token", "low": 0.0, "high": 2.0}]},
+        ),
+        (
+            {"enable_vllm_is_correction": True, "use_icepop": True},
+            "0.9.1",
+            {"algorithm.corrections": [{"name": "mask", "level": "token", "low": 0.5, "high": 5.0}]},
+        ),
+        ({}, "0.11.2", {"algorithm.corrections": None, "algorithm.aggregation": {"name": "token_mean"}}),
+        (
+            {"algo.advantage.is_correction_level": "token", "algo.advantage.is_correction_mode": "clip"},
+            "0.11.2",
+            {"algorithm.corrections": [{"name": "truncate", "level": "token", "low": 0.5, "high": 5.0}]},
+        ),
+        (
+            {"actor.loss_agg_mode": "seq-mean-token-mean"},
+            "0.11.2",
+            {"algorithm.aggregation": {"name": "sequence_mean"}},
+        ),
+        (
+            {"algo.kl.use_loss": True, "algo.kl.unbiased_gradient": True},
+            "0.11.2",
+            {"algorithm.kl.unbiased": True, "algorithm.kl.name": "k1", "algorithm.kl.coef": 0.01},
+        ),
+    ],
+)
+def test_defaults_and_names_are_those_of_the_version(
+    options: dict[str, Any], version: str, expected: dict[str, Any]
+) -> None:
+    written = translate(options, OPENRLHF, version, RunSize()).written
+    assert {key: written.get(key) for key in expected} == expected
+
+
+def test_the_estimator_of_flash_reinforce_is_not_carried_over() -> None:
+    result = run(OPENRLHF, {"algo.advantage.estimator": "flash_reinforce", "rollout.n_samples_per_prompt": 1})
+    assert result.written["algorithm.advantage"]["name"] == "reinforce_pp"
+    (left,) = [left for left in result.unsupported if left.option == "algo.advantage.estimator"]
+    assert "subtracts the mean of the whole batch" in left.reason
