@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+# `python -m` puts the working directory before everything that is installed: a `rich.py` there would be run by any
+# command. Code of the user's own is looked up there when it is asked for (`rlsys.registry.load_external`).
+if __name__ == "__main__" and sys.path[0] == os.getcwd():
+    del sys.path[0]
+
 import argparse
 import importlib
-import os
 import signal
-import sys
 from collections.abc import Sequence
 
 from rlsys.errors import RlsysError
@@ -36,7 +42,6 @@ EPILOG = """\
 def main() -> None:
     """Run the console command; print errors meant for people without a traceback."""
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.path.insert(0, os.getcwd())  # finds `my_module:my_reward` beside the user, as `python -m` does
     log_to_terminal(errors=sys.argv[1:2] not in (["train"], ["watch"]))  # of the others stdout is for results
     try:
         execute(sys.argv[1:])

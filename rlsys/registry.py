@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -122,11 +123,14 @@ def free_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter
 
 
 def load_external(name: str, kind: str = "function") -> Callable[..., Any]:
-    """Import `module:function` or `path/to/file.py:function`. Raise ConfigError saying which half is wrong."""
+    """Import `module:function` or `path/to/file.py:function`. Raise ConfigError saying which half is wrong.
+
+    A module is what is installed under this name, else what the working directory holds.
+    """
     module_name, _, attribute = name.rpartition(":")
     is_file = module_name.endswith(".py")
     try:
-        module = _load_file(Path(module_name).expanduser()) if is_file else importlib.import_module(module_name)
+        module = _load_file(Path(module_name).expanduser()) if is_file else _load_module(module_name)
     except Exception as error:  # importing a user's file may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{kind} '{name}': cannot import '{module_name}': {reason}") from error
@@ -168,6 +172,13 @@ def _literal_values(function: Callable[..., Any], option: str) -> tuple[Any, ...
     except (NameError, AttributeError, TypeError):  # no annotations, or names that only a type checker can resolve
         return ()
     return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def _load_module(name: str) -> Any:
+    """Import a module; from here on the working directory is searched too, last: nothing there replaces a library."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return importlib.import_module(name)
 
 
 def _load_file(path: Path) -> Any:

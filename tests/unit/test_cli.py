@@ -53,6 +53,20 @@ def test_cfg_job_prints_the_configuration(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())  # asking leaves nothing behind
 
 
+@pytest.mark.parametrize("start", [["-m", "rlsys.cli"], ["-P", "-c", "from rlsys.cli import main; main()"]])
+def test_a_file_of_the_working_directory_replaces_no_library(tmp_path: Path, start: list[str]) -> None:
+    for name in ("argparse", "rich", "yaml", "hydra", "rlsys"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    if "-m" in start:
+        (tmp_path / "rlsys.py").unlink()  # Python itself takes that for the package
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    result = subprocess.run(
+        [sys.executable, *start, "import", "--help"], cwd=tmp_path, env=environment, capture_output=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--help") == 0
     printed = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,6 +144,17 @@ def test_a_broken_file_is_refused_every_time(tmp_path: Path, source: str) -> Non
     for _ in range(2):  # a half-run module must not be taken for the whole one the second time
         with pytest.raises(ConfigError, match=r"broken\.py"):
             load_external(f"{tmp_path}/broken.py:f")
+
+
+def test_a_module_of_the_working_directory_is_found_and_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "rewards_beside_me.py").write_text("def f():\n    return 'mine'\n")
+    (tmp_path / "colorsys.py").write_text("def rgb_to_hsv():\n    return 'mine'\n")
+    assert load_external("rewards_beside_me:f", "reward")() == "mine"
+    assert load_external("colorsys:rgb_to_hsv", "reward")(0, 0, 0) == (0.0, 0.0, 0)
 
 
 def test_files_of_like_names_are_kept_apart(tmp_path: Path) -> None:
