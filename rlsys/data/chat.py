@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,11 @@ class ChatTemplate:
                 "the prompt is a list of chat messages, but the model's tokenizer has no chat template: set "
                 "model.chat_template"
             )
+        # Arguments of the call are not variables of the template; `tools` and `documents` are both.
+        call = inspect.signature(tokenizer.apply_chat_template).parameters.keys() - {"tools", "documents", "kwargs"}
+        for name in options:
+            if name in {"messages", *call}:
+                raise ConfigError(f"data.chat_template_options: {name} cannot be set: it is no variable of a template")
         check_uses("messages", lambda value: self.prompt(_question(value)), str(tokenizer.chat_template), KEY)
 
     def prompt(self, messages: Messages) -> str:

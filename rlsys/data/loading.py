@@ -32,8 +32,8 @@ from rlsys.data.files import (
 from rlsys.data.sources import Source, is_saved
 from rlsys.errors import ConfigError, DataError, RlsysError, nearest
 
-# What opening a file and reading its bytes may raise.
-UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+# What a file raises that has no line to blame: its bytes cannot be read, or its values are nested without end.
+UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,11 @@ def read(source: Source) -> list[Row]:
 
 def _parts(source: Source) -> list[tuple[str, list[Row]]]:
     """Return the rows of each file of a source; any other source is one part."""
+    if "://" in source.name:
+        raise ConfigError(
+            f"data '{source.name}' is an address: name a reader and give it as its file, as "
+            f"{{name: json, options: {{data_files: '{source.name}'}}}}"
+        )
     if source.name in registry.names() or (":" in source.name and not is_file(source.name)):
         return [(source.name, _from_function(source))]
     return [(name, _from_file(dataclasses.replace(source, name=name))) for name in files_of(source.name)]
@@ -107,10 +112,10 @@ def _from_function(source: Source) -> list[Row]:
 
 def _from_file(source: Source) -> list[Row]:
     """Return the rows of a file, of a folder or of a data set of the hub."""
-    path, kind = expand(source.name), reader_of(source.name)
-    if kind is not None and not path.is_file():
-        raise ConfigError(f"data: no such file: {path.resolve()}")
-    if kind is None and path.is_file():
+    path, kind, is_there = expand(source.name), reader_of(source.name), is_file(source.name)
+    if kind is not None and not is_there:
+        raise ConfigError(f"data: no such file: {path.absolute()}")
+    if kind is None and is_there:
         raise DataError(f"data '{source.name}': a file of rows ends in {', '.join(READERS)}, compressed also in .gz")
     try:
         if kind is None:
@@ -145,7 +150,7 @@ def _from_datasets(source: Source, path: Path) -> list[Row]:
     """Return the rows of a data set: in a folder of `save_to_disk`, in another folder, or on the hub."""
     import datasets
 
-    has_splits = (path / "dataset_dict.json").is_file()
+    has_splits = is_file(str(path / "dataset_dict.json"))
     if not has_splits and not is_saved(path):
         return list(datasets.load_dataset(source.name, source.subset, split=source.split, **source.options))
     if source.options or source.subset:
@@ -159,15 +164,12 @@ def _from_datasets(source: Source, path: Path) -> list[Row]:
 def _unreadable(source: Source, kind: str | None, error: Exception) -> str:
     """Return why a source cannot be read: the wrong line of a file, else what `datasets` reports."""
     name = source.name
-    if kind is not None and isinstance(error, UNREADABLE):
-        return f"data '{name}' cannot be read: {type(error).__name__}: {error}"
-    found = describe_fault(name, source.options) if kind is not None else None
-    if found is not None:
-        return found
-    known = registry.names()
     cause = error.__cause__ or error  # the error that datasets wraps around it has no information
+    if kind is not None:
+        found = None if isinstance(error, UNREADABLE) else describe_fault(name, source.options)
+        return found or f"data '{name}' cannot be read: {type(cause).__name__}: {cause}"
     return (
-        f"data '{name}' cannot be read as a registered source ({nearest(name, known)}), a "
+        f"data '{name}' cannot be read as a registered source ({nearest(name, registry.names())}), a "
         f"{'/'.join(sorted(READERS))} file or a datasets name: {type(cause).__name__}: {cause}"
     )
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlsys.config.paths import absolute, absolute_function, expand
+from rlsys.config.paths import absolute, absolute_function, expand, is_file
 from rlsys.config.schema import DataConfig
 from rlsys.data import registry
 from rlsys.data.files import is_pattern, reader_of, title_of
@@ -23,7 +24,7 @@ TYPES: dict[str, tuple[type, str]] = {
     "subset": (str, "text"),
     "prompt_column": (str, "text"),
     "label": (str, "text"),
-    "columns": (Mapping, "a mapping, such as {answer: gold}"),
+    "columns": (Mapping, "a mapping of texts, such as {answer: gold}"),
     "options": (Mapping, "a mapping, such as {option: value}"),
 }
 
@@ -95,15 +96,14 @@ def absolute_options(names: Sequence[Any], options: Mapping[str, Any]) -> dict[s
 
 def is_saved(folder: Path) -> bool:
     """Return whether a folder was written by `save_to_disk` of a `datasets` data set without splits."""
-    return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    return is_file(str(folder / "state.json")) and is_file(str(folder / "dataset_info.json"))
 
 
 def _absolute(name: str) -> str:
-    path = expand(name)
     # A name with a known suffix is a file; any other may be the folder of a data set. As in `read`, a registered source
     # comes before a folder of the same name.
-    is_there = path.is_file() or is_pattern(name) if reader_of(name) else bool(name) and path.is_dir()
-    return absolute(path) if is_there and name not in registry.names() else absolute_function(name)
+    is_there = is_file(name) or is_pattern(name) if reader_of(name) else os.path.isdir(os.path.expanduser(name))
+    return absolute(name) if is_there and name not in registry.names() else absolute_function(name)
 
 
 def _absolute_files(value: Any) -> Any:
@@ -117,7 +117,11 @@ def _absolute_files(value: Any) -> Any:
 
 def _source(entry: Any, key: str, split: str, config: DataConfig, *, alone: bool) -> Source:
     """Return the source that one entry describes. Raise ConfigError for unknown keys and impossible values."""
+    name = entry.get("name") if isinstance(entry, Mapping) else entry
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"{key}: {entry!r} is neither a source's name nor a mapping with a `name`: {{name: ...}}")
     if isinstance(entry, str) and alone:
+        _check_types({"name": name, "options": config.options}, "data.options")
         return Source(name=entry, split=split, options=config.options)
     if config.options:
         raise ConfigError(
@@ -126,15 +130,11 @@ def _source(entry: Any, key: str, split: str, config: DataConfig, *, alone: bool
         )
     if isinstance(entry, str):
         return Source(name=entry, split=split)
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
-        raise ConfigError(f"{key}: {entry!r} is neither a source's name nor a mapping with a `name`: {{name: ...}}")
     known = [option.name for option in dataclasses.fields(Source)]
     for option in entry:
         if option not in known:
             raise ConfigError(f"{key}: '{entry['name']}' has no key '{option}': {nearest(str(option), known)}")
-    for option, (kind, wanted) in TYPES.items():
-        if entry.get(option) is not None and not isinstance(entry[option], kind):
-            raise ConfigError(f"{key}: '{entry['name']}' has {option}={entry[option]!r}: it must be {wanted}")
+    _check_types(entry, key)
     made = Source(**{"split": split, **{option: value for option, value in entry.items() if value is not None}})
     # Only data sets of the hub have splits and configurations by name; registered functions take a split.
     is_file = reader_of(made.name) is not None or is_saved(expand(made.name))
@@ -143,6 +143,15 @@ def _source(entry: Any, key: str, split: str, config: DataConfig, *, alone: bool
             raise ConfigError(f"{key}: '{made.name}' has no {option}: that is for `datasets` names")
     _check_numbers(made, key)
     return made
+
+
+def _check_types(entry: Mapping[str, Any], key: str) -> None:
+    for option, (kind, wanted) in TYPES.items():
+        value = entry.get(option)
+        # Values of options are the reader's; columns have names on both sides.
+        names = [*value, *(value.values() if option == "columns" else ())] if isinstance(value, Mapping) else []
+        if value is not None and not (isinstance(value, kind) and all(isinstance(name, str) for name in names)):
+            raise ConfigError(f"{key}: '{entry['name']}' has {option}={value!r}: it must be {wanted}")
 
 
 def _check_numbers(source: Source, key: str) -> None:

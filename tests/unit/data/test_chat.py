@@ -42,6 +42,12 @@ def test_a_template_that_does_not_use_the_messages_is_refused(template: str) -> 
         chat(template)
 
 
+@pytest.mark.parametrize("name", ["messages", "tokenize", "add_generation_prompt", "continue_final_message", "padding"])
+def test_options_that_are_no_variables_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.chat_template_options: {name} cannot be set"):
+        chat(TRIMS, **{name: True})
+
+
 def test_no_template() -> None:
     with pytest.raises(ConfigError, match=r"no chat template: set model\.chat_template"):
         chat(None)

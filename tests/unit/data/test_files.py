@@ -17,7 +17,7 @@ from rlsys.config.schema import DataConfig
 from rlsys.data.addition import addition
 from rlsys.data.encode import check_rows
 from rlsys.data.loading import load
-from rlsys.data.sources import Source, sources_of
+from rlsys.data.sources import Source, absolute_sources, sources_of
 from rlsys.errors import ConfigError, DataError
 
 Rows = list[dict[str, Any]]
@@ -105,6 +105,12 @@ def test_a_json_file_without_rows_is_refused(tmp_path: Path, text: str) -> None:
     [
         ("rows.jsonl.gz", b"no gzip", "rows.jsonl.gz' cannot be read: BadGzipFile"),
         ("rows.csv.gz", gzip.compress(b"prompt\na\n")[:-9], "rows.csv.gz' cannot be read: EOFError"),
+        (
+            "rows.jsonl",
+            b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+            "rows.jsonl' cannot be read: RecursionE",
+        ),
+        ("empty.csv", b"", "empty.csv' cannot be read: EmptyDataError"),
         ("rows.tsv", b"prompt\na\n", "rows.tsv': a file of rows ends in .jsonl, .json, .parquet, .csv, .txt"),
     ],
 )
@@ -236,6 +242,15 @@ def test_a_source_of_ones_own_that_fails_is_named(tmp_path: Path, body: str, sai
     (tmp_path / "source.py").write_text(f"def rows(split):\n    {body}\n")
     with pytest.raises(DataError, match=said):
         load_rows(f"{tmp_path}/source.py:rows", "train", DataConfig())
+
+
+@pytest.mark.parametrize("name", ["a\0b.jsonl", "x" * 5000 + ".jsonl", "x" * 5000, "https://a/b.jsonl"])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    assert absolute_sources(name) == name
+    with pytest.raises(
+        (ConfigError, DataError), match=r"no such file|cannot be read as|data_files: 'https://a/b\.jsonl'"
+    ):
+        load_rows(name, "train", DataConfig())
 
 
 @pytest.mark.parametrize("options", [{"held_out": -1}, {"max_operand": 2.5}, {"seed": -3}])

@@ -73,6 +73,10 @@ def test_options_of_one_among_several_are_its_own(value: Any) -> None:
         ([{"name": "x", "prompt_column": ["a"]}], "'x' has prompt_column=['a']: it must be text"),
         ([{"name": "x", "label": {}}], "'x' has label={}: it must be text"),
         ([{"name": "x", "columns": "gold"}], "'x' has columns='gold': it must be a mapping"),
+        ([{"name": "x", "columns": {"answer": 5}}], "'x' has columns={'answer': 5}: it must be a mapping of texts"),
+        ([{"name": "x", "options": {5: 1}}], "'x' has options={5: 1}: it must be a mapping"),
+        ("", "data.train: '' is neither a source's name"),
+        ([{"name": " "}], "is neither a source's name"),
         ([{"name": "x", "options": [1]}], "'x' has options=[1]: it must be a mapping"),
     ],
 )
