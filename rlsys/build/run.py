@@ -57,6 +57,8 @@ from rlsys.weights.policy_broadcast import PolicyBroadcast
 logger = logging.getLogger(__name__)
 # Seconds that engines and learner get to stop by themselves before they are killed.
 STOP_S = 30.0
+# Seconds for an answer that workers have ready.
+PLACEMENT_S = 60.0
 
 
 class Role(SpanSource, Protocol):
@@ -143,6 +145,7 @@ async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Async
         cluster = stack.enter_context(connect(config, wanted, run_dir / LOGS))
         roles = start_roles(cluster, prepared, wanted)
         await _wait_for_start(cluster, config, *roles.all)
+        await log_placement(cluster, roles.policy, roles.critic, roles.reference)
         broadcaster = broadcaster_of(config, roles.policy, roles.rollout, cluster.calls)
         await broadcaster.open()
         state, folder = find_start(config, run_dir)
@@ -217,6 +220,16 @@ async def _wait_for_start(cluster: Cluster, config: Config, *roles: Role) -> Non
     await cluster.room.wait(deadline_s)
     for role in roles:
         await role.start(deadline_s)
+
+
+async def log_placement(cluster: Cluster, *roles: PolicyGroup | CriticGroup | ReferencePool | None) -> None:
+    """Log what only workers know: the layout that fits their model, and their device."""
+    calls = {name: call for role in roles if role is not None for name, call in role.begin_placement().items()}
+    found = await cluster.calls.gather(calls, what="asking for layouts and devices", deadline_s=PLACEMENT_S)
+    alike: dict[str, list[str]] = {}
+    for name, text in found.items():
+        alike.setdefault(text, []).append(name)
+    logger.info("ready: %s", "; ".join(f"{', '.join(names)}: {text}" for text, names in alike.items()))
 
 
 async def _stop(*roles: RolloutPool | PolicyGroup | CriticGroup) -> None:

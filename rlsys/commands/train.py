@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ Train a policy. Every option is set as key=value, in Hydra's grammar:
   rlsys train experiment=my.yaml run_dir=runs/mine resume=auto checkpoint.every=20
 
 experiment=NAME chooses a whole run from configs/experiment/, experiment=path/to/file.yaml one of your own.
+--dry-run checks everything, shows what the run would use, and stops before Ray starts.
 docs/configuration.md lists every option, with its default and its bounds.
 """
 
@@ -50,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the overrides and Hydra's own flags."""
     parser.description = DESCRIPTION
     add_overrides(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, prepare model and data, show what the run uses, and stop before Ray starts",
+    )
     hydra = parser.add_argument_group("flags of Hydra")
     one_of = hydra.add_mutually_exclusive_group()
     one_of.add_argument(
@@ -104,27 +110,30 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError("--shell-completion is Hydra's and does not know rlsys: `rlsys --help` has the line for ours")
     folders = [folder for folder in (options.config_dir, options.config_path) if folder is not None]
     only_prints = (options.cfg, options.info, options.hydra_help, options.version)
+    if options.dry_run and any(only_prints):
+        raise ConfigError("--dry-run and a flag that only prints, such as --cfg, are both given: keep one of them")
     another_top = (options.config_name, options.config_path, options.experimental_rerun)
     if not any((*only_prints, *another_top)) and not names_a_run(options.overrides):
         normalise(options.overrides, sweeps=options.multirun, folders=folders)  # a wrong key is the better answer
         print(NOTHING_NAMED, file=sys.stderr)
         sys.exit(2)
     found = compose_jobs(options.overrides, flags=_flags(options), sweeps=options.multirun, folders=folders)
+    train = dry_run if options.dry_run else train_job
     if len(found) == 1:
-        train_job(found[0])
+        train(found[0])
         return
     for job in found:
         check_config(job.config)  # no job of a sweep starts before all are checked
-    _train_all(found)
+    _train_all(found, train)
 
 
-def _train_all(jobs: Sequence[Job]) -> None:
+def _train_all(jobs: Sequence[Job], train: Callable[[Job], object]) -> None:
     """Train the runs of a sweep one after the other; raise RlsysError at the end, naming those that failed."""
     common = set(jobs[0].overrides).intersection(*(job.overrides for job in jobs)) if jobs else set()
     failed = []
     for job in jobs:
         try:
-            train_job(job)
+            train(job)
         except Exception as error:  # whatever it is, it is this run's: the others are trained all the same
             own = " ".join(text for text in job.overrides if text not in common)
             text = str(error) if isinstance(error, RlsysError) else f"{type(error).__name__}: {error}"
@@ -157,13 +166,36 @@ def _file(text: str) -> str:
     return absolute(text)
 
 
+def dry_run(job: Job) -> None:
+    """Check and prepare one run and show what it would use; raise RlsysError for what `train_job` would refuse."""
+    _prepared(job)
+    logger.info("dry run: everything that can be checked before Ray starts is in order")
+
+
 def train_job(job: Job) -> Path:
     """Check, prepare and train one run; return its folder. Raise RlsysError, before Ray starts where possible."""
+    from rlsys.run_folder.folder import check_run_dir
+    from rlsys.run_folder.lock import locked, new_folder
+
+    prepared, table = _prepared(job)
+    # Nothing is written before everything has been checked.
+    run_dir = folder_of(job)
+    run_dir = run_dir if job.config.run_dir is not None else new_folder(run_dir)
+    with locked(run_dir):
+        check_run_dir(run_dir, job.config.resume)  # again: another run may have come and gone meanwhile
+        _train(replace(prepared, config=replace(prepared.config, run_dir=str(run_dir))), run_dir, table)
+    return run_dir
+
+
+def _prepared(job: Job) -> tuple[Prepared, str]:
+    """Check and prepare a run; show the table of what it uses, and return it as text too."""
+    from rlsys.build.start_table import start_table
+    from rlsys.metrics.display import show_table, table_text
     from rlsys.preflight.checks import check_resume
     from rlsys.preflight.prepare import prepare
     from rlsys.preflight.saving import check_room
     from rlsys.run_folder.folder import check_run_dir
-    from rlsys.run_folder.lock import check_free, locked, new_folder
+    from rlsys.run_folder.lock import check_free
     from rlsys.run_folder.resume import check_fixed_options
 
     quiet_libraries()
@@ -176,15 +208,12 @@ def train_job(job: Job) -> Path:
     prepared = prepare(job.config)
     check_fixed_options(prepared, run_dir)
     check_room(prepared, run_dir)
-    # Nothing is written before everything has been checked.
-    run_dir = run_dir if is_named else new_folder(run_dir)
-    with locked(run_dir):
-        check_run_dir(run_dir, job.config.resume)  # again: another run may have come and gone meanwhile
-        _train(replace(prepared, config=replace(prepared.config, run_dir=str(run_dir))), run_dir)
-    return run_dir
+    rows = start_table(prepared)
+    show_table("what this run uses" if job.number is None else f"what run {job.number} uses", rows)
+    return prepared, table_text(rows)
 
 
-def _train(prepared: Prepared, run_dir: Path) -> None:
+def _train(prepared: Prepared, run_dir: Path, table: str) -> None:
     """Train a prepared run in a folder that nobody else writes."""
     from rlsys.build.run import open_run
     from rlsys.metrics.display import Display
@@ -194,7 +223,7 @@ def _train(prepared: Prepared, run_dir: Path) -> None:
     from rlsys.runtime.logs import log_to_file
     from rlsys.train import train
 
-    RunFolder.create(run_dir, prepared.config, prepared.tokenizer())
+    RunFolder.create(run_dir, prepared.config, prepared.tokenizer(), start=table)
     log_to_file(run_dir / LOGS, "driver")
     logger.info("run %s: starting Ray, engines and learner (about half a minute)", run_dir)
     display = Display(prepared.config.train.num_steps)

@@ -17,6 +17,7 @@ from rlsys.config.learner_schema import LearnerConfig
 from rlsys.errors import RlsysError
 from rlsys.learner.engine import build_engine, forget_gradients, keep_options
 from rlsys.learner.rank_batch import EMPTY_ITEM, TrainItem
+from rlsys.models.device import device_name
 from rlsys.models.packing import TokenBatch, microbatches, token_batch
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
@@ -114,6 +115,11 @@ class Rank:
             self._config.dtype,
         )
         return result
+
+    def placement(self) -> str:
+        """Return the layout that the trial allowed, the dtype and the device, for the message after the start."""
+        layout, device = self._engine.module.layout, torch.device(self._engine.device)
+        return f"{layout} in {self._config.dtype} on {device_name(device)}"
 
     def save(self, folder: str) -> None:
         """Write this rank's DeepSpeed state into a checkpoint's folder."""

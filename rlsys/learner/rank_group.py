@@ -97,6 +97,10 @@ class RankGroup:
         """Fetch what each rank did since the last call."""
         return self._begin("take_spans")
 
+    def begin_placement(self) -> dict[str, Any]:
+        """Ask each rank how its model lies, and where."""
+        return self._begin("placement")
+
     def _on_started(self, info: Any) -> None:
         """Take what rank 0 returned from its start."""
 

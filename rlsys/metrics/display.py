@@ -85,6 +85,27 @@ class Display:
         return Group(numbers, times, *(Text(f"warning: {text}", style="yellow") for text in self._warnings))
 
 
+def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Show labels and texts in two columns: as a table on a terminal, elsewhere as lines of one message."""
+    console = terminal()
+    if not console.is_terminal:
+        logger.info("%s\n%s", title, table_text(rows))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    for label, text in rows:
+        table.add_row(label, Text(text))  # as it is: what stands in brackets is no markup
+    console.print(table)
+
+
+def table_text(rows: Sequence[tuple[str, str]]) -> str:
+    """Return labels and texts as lines, in two columns."""
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+
+
 def plain_line(metrics: Metrics, num_steps: int, eta_s: float | None) -> str:
     """Return one step's main metrics as one line of text."""
     parts = [f"step {int(metrics['step'] or 0)}/{num_steps}"]

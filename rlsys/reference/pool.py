@@ -106,6 +106,10 @@ class ReferencePool:
         await self._calls.gather(calls, what=f"loading the reference of {folder}", deadline_s=self._config.deadline_s)
         self._is_initial = False
 
+    def begin_placement(self) -> dict[str, Any]:
+        """Ask each worker how its model lies, and where."""
+        return {name: worker.placement.remote() for name, worker in self._workers.items()}
+
     def begin_take_spans(self) -> dict[str, Any]:
         """Fetch what each worker did since the last call."""
         return {name: worker.take_spans.remote() for name, worker in self._workers.items()}

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from rlsys.algorithms import kl
 from rlsys.config.learner_schema import ReferenceConfig
 from rlsys.config.schema import Config
+from rlsys.models.device import device_name
 from rlsys.models.divergence import kl_sums
 from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, load_policy
@@ -59,6 +60,7 @@ class ReferenceWorker:
     def __init__(self, setup: ReferenceSetup) -> None:
         log_worker()
         self._config = setup.reference
+        self._dtype = setup.dtype
         self._temperature = setup.temperature
         self._divergence = kl.registry.get(setup.divergence) if setup.divergence is not None else None
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -77,6 +79,10 @@ class ReferenceWorker:
 
     def ping(self) -> None:
         """Return once the worker is ready."""
+
+    def placement(self) -> str:
+        """Return the layout that the trial allowed, the dtype and the device, for the message after the start."""
+        return f"{self._policy.layout} in {self._dtype} on {device_name(self._device)}"
 
     def logprobs(self, chunk_indices: Sequence[Sequence[ChunkIndex]], *chunks: Sequence[Trajectory]) -> list[Any]:
         """Compute the log-probabilities of whole groups.

@@ -53,10 +53,18 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def create(cls, path: Path, config: Config, tokenizer: Any) -> RunFolder:
-        """Make the folder and write the configuration and the tokenizer, which readers need besides metrics."""
+    def create(cls, path: Path, config: Config, tokenizer: Any, *, start: str = "") -> RunFolder:
+        """Make the folder and write what readers need besides metrics.
+
+        Args:
+            path: the folder.
+            config: the run's configuration.
+            tokenizer: the policy's.
+            start: the table of what the run uses, as text.
+        """
         path.mkdir(parents=True, exist_ok=True)
         write_whole(path / layout.CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(as_written(config)))))
+        write_whole(path / layout.START, start)
         tokenizer.save_pretrained(path / layout.TOKENIZER)
         return cls(path)
 

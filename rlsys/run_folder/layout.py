@@ -4,6 +4,7 @@ from __future__ import annotations
 
 CONFIG = "config.yaml"
 LOCK = "lock"  # held by the process that writes the folder
+START = "start.txt"
 METRICS = "metrics.jsonl"
 WARNINGS = "warnings.jsonl"
 ROLLOUTS = "rollouts"

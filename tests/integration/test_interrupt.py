@@ -82,6 +82,8 @@ def test_nothing_is_left_running(tmp_path: Path, text: str, delay_s: float, how:
         assert not left, f"alive {DEADLINE_S:g} s after {how.name}: {left}"
         if how is signal.SIGINT and text.startswith("step"):
             assert checkpoints(tmp_path / "run"), "the steps that were done are lost"
+            started = (tmp_path / "run" / "logs" / "driver.log").read_text()
+            assert "ready: learner/0, reference/0: shared_prompt in float32 on CPU" in started
     finally:
         process.kill()
         process.wait()

@@ -353,3 +353,46 @@ def test_make_model_refuses_a_shape_that_no_engine_runs(
     assert run(monkeypatch, "make-model", str(tmp_path / "model"), "--hidden-size", "64") == 1
     assert "hidden_size / num_heads is 16" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
+
+
+@pytest.fixture
+def small(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Overrides of a run that could start, but must not."""
+
+    def start(*_: Any, **__: Any) -> None:
+        raise AssertionError("a dry run starts nothing")
+
+    monkeypatch.setattr("rlsys.build.run.open_run", start)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    data = [f"data.train={tmp_path}/rows.jsonl", "data.eval=null"]
+    return [f"model.path={model_folder}", *data, "rollout.max_response_tokens=8", f"run_dir={tmp_path}/run"]
+
+
+def test_a_dry_run_shows_what_would_be_used_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small: list[str], tmp_path: Path
+) -> None:
+    assert run(monkeypatch, "train", "--dry-run", *small) == 0
+    printed = capsys.readouterr().out
+    assert "what this run uses\nmodel " in printed
+    assert "\nfirst prompt  '1+1='\n" in printed
+    assert "dry run: everything that can be checked before Ray starts is in order" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_of_a_sweep_shows_every_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small: list[str], tmp_path: Path
+) -> None:
+    assert run(monkeypatch, "train", "--multirun", *small, "rollout.temperature=0.5,0.9", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert [f"what run {number} uses" in printed for number in (0, 1)] == [True, True]
+    assert [f"temperature {value}, all tokens" in printed for value in (0.5, 0.9)] == [True, True]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_what_the_run_would(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small: list[str], tmp_path: Path
+) -> None:
+    assert run(monkeypatch, "train", "--dry-run", *small, "train.samples_per_prompt=1") == 1
+    assert "needs at least 2" in capsys.readouterr().err
+    assert run(monkeypatch, "train", "--dry-run", "--cfg", "job", *small) == 1
+    assert "keep one of them" in capsys.readouterr().err

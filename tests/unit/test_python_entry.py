@@ -80,6 +80,7 @@ def test_train_checks_prepares_and_returns_the_run_s_folder(
     assert events == [(str(run_dir), True), Opened, "closed"]
     assert OmegaConf.load(run_dir / "config.yaml").data.train == f"{tmp_path}/rows.jsonl"
     assert (run_dir / "tokenizer" / "tokenizer_config.json").is_file()
+    assert "first prompt  '1+1='\n" in (run_dir / "start.txt").read_text()
     assert [f"run {run_dir}: starting Ray" in caplog.text, f"checkpoints in {run_dir}" in caplog.text] == [True, True]
 
 
@@ -88,7 +89,7 @@ def test_a_run_holds_its_folder_and_unnamed_ones_of_one_second_get_two(
 ) -> None:
     folders: list[Path] = []
 
-    def train(prepared: Any, run_dir: Path) -> None:
+    def train(prepared: Any, run_dir: Path, *_: Any) -> None:
         with pytest.raises(ConfigError, match=f"{run_dir} is in use by another run"):
             rlsys.train_policy(replace(config, run_dir=str(run_dir), resume="auto"))
         assert prepared.config.run_dir == str(run_dir)

@@ -8,7 +8,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from rlsys.metrics.display import Display, plain_line
+from rlsys.metrics.display import Display, plain_line, show_table
 
 
 def test_a_whole_line() -> None:
@@ -62,6 +62,21 @@ def test_warnings_that_hold_stand_below_the_live_table(monkeypatch: pytest.Monke
                 console.print(display._live.renderable)
             shown.append("warning: reward 'format' is 0" in capture.get())
     assert shown == [True, False]
+
+
+ROWS = (("stop tokens", "'<end>' 1 [config.json]"), ("dtype", "float32"))
+
+
+def test_a_table_of_labels_and_texts(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    console = Console(file=io.StringIO(), force_terminal=False)
+    monkeypatch.setattr("rlsys.metrics.display.terminal", lambda: console)
+    show_table("what is used", ROWS)
+    assert caplog.messages == ["what is used\nstop tokens  '<end>' 1 [config.json]\ndtype        float32"]
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with console.capture() as capture:
+        show_table("what is used", ROWS)
+    assert "'<end>' 1 [config.json]" in capture.get()  # brackets are no markup
+    assert len(caplog.messages) == 1
 
 
 def test_the_rest_is_estimated_from_when_steps_ended(caplog: pytest.LogCaptureFixture) -> None:

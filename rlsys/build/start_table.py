@@ -1,0 +1,138 @@
+"""The table of what a run uses, as far as it is known before Ray starts. It is shown once: a wrong default is seen."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from rlsys.algorithms.requirements import learner_is_reference, needs_critic, reference_workers
+from rlsys.config.schema import Config
+from rlsys.models.folder import base_dtype
+from rlsys.models.resolve import model_facts
+from rlsys.preflight.prepared import Prepared
+from rlsys.weights.backend import weight_backend
+
+Rows = list[tuple[str, str]]
+# Beginnings of entries in generation_config.json that do not change what is sampled; end tokens have their own row.
+NO_SETTING = (
+    "_",
+    "bos_token_id",
+    "cache_",
+    "eos_token_id",
+    "output_",
+    "pad_token_id",
+    "return_",
+    "transformers_",
+    "use_cache",
+)
+MAX_CHARACTERS, MAX_IDS = 600, 48  # of a prompt; longer ones lose their middle
+
+
+def start_table(prepared: Prepared) -> Rows:
+    """Return labels and texts of what the run uses, resolved as far as it can be before workers exist."""
+    config, tokenizer = prepared.config, prepared.tokenizer()
+    facts = model_facts(prepared.model_path, trust_remote_code=config.model.trust_remote_code)
+    longest = max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0)
+    return [
+        ("model", prepared.model_path),
+        ("stop tokens", _stops(prepared)),
+        *_prompt(prepared, tokenizer),
+        (
+            "context",
+            f"at most {prepared.max_tokens} tokens: prompt {prepared.max_tokens - longest}, response {longest}; the "
+            f"model takes {facts.max_context}",
+        ),
+        ("sampling", f"temperature {config.rollout.temperature:g}, all tokens; evaluation: {_evaluation(config)}"),
+        ("accuracy", _accuracy(config)),
+        ("ignored", _ignored(prepared)),
+        ("dtype", f"learner {config.learner.dtype}, engines {config.engine_dtype}, optimizer float32"),
+        ("attention", _layouts(config)),
+        ("workers", _workers(config)),
+        ("devices", _devices(config)),
+    ]
+
+
+def _stops(prepared: Prepared) -> str:
+    if prepared.config.rollout.ignore_eos:
+        return "none: rollout.ignore_eos=true, every response has rollout.max_response_tokens tokens"
+    return ", ".join(f"{stop.text!r} {stop.id} ({', '.join(stop.sources)})" for stop in prepared.stop_tokens)
+
+
+def _prompt(prepared: Prepared, tokenizer: Any) -> Rows:
+    """Return how prompts are made, and the first one: its text as the model sees it, and its ids."""
+    data, model = prepared.config.data, prepared.config.model
+    first = prepared.train_prompts[prepared.train_order.at(0)]
+    chat = "model.chat_template" if model.chat_template is not None else "the tokenizer's chat template"
+    parts = ["data.prompt_template"] if data.prompt_template is not None else []
+    parts += [chat] if first.is_conversation else []
+    ids = [int(number) for number in first.token_ids]
+    shown = ids if len(ids) <= MAX_IDS else [*ids[: MAX_IDS // 2], "...", *ids[-MAX_IDS // 2 :]]
+    return [
+        ("template", ", then ".join(parts) or "none: the text of the row as it is"),
+        ("first prompt", _shortened(repr(tokenizer.decode(ids)))),
+        ("its ids", f"{' '.join(map(str, shown))} ({len(ids)} tokens)"),
+    ]
+
+
+def _shortened(text: str) -> str:
+    half = MAX_CHARACTERS // 2
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
+
+
+def _evaluation(config: Config) -> str:
+    if not config.eval.every:
+        return "none"
+    drawn = f", and {config.eval.num_samples} at {config.eval.temperature:g}" if config.eval.num_samples else ""
+    return f"greedy{drawn}, every {config.eval.every} steps"
+
+
+def _accuracy(config: Config) -> str:
+    return f"a response is correct whose total reward is at least eval.correct_at={config.eval.correct_at:g}"
+
+
+def _ignored(prepared: Prepared) -> str:
+    """Return the settings in the model's own files that this run does not follow."""
+    from transformers import GenerationConfig
+
+    found = []
+    with contextlib.suppress(OSError):  # a model without that file
+        sampling = GenerationConfig.from_pretrained(prepared.model_path).to_diff_dict()
+        names = [f"{name} {value}" for name, value in sorted(sampling.items()) if not name.startswith(NO_SETTING)]
+        found += [f"generation_config.json: {', '.join(names)} (rollout.* decides)"] if names else []
+    trusts = prepared.config.model.trust_remote_code
+    dtype = str(base_dtype(prepared.model_path, trust_remote_code=trusts)).removeprefix("torch.")
+    if dtype != prepared.config.learner.dtype:
+        found.append(f"config.json: dtype {dtype} (learner.dtype decides)")
+    return "; ".join(found) or "nothing in the model's own files"
+
+
+def _layouts(config: Config) -> str:
+    roles = {"learner": config.learner.packing}
+    roles |= {"critic": config.critic.packing} if needs_critic(config) else {}
+    roles |= {"reference": config.reference.packing} if reference_workers(config) else {}
+    text = ", ".join(f"{role} {packing}" for role, packing in roles.items())
+    is_open = "auto" in roles.values()
+    return f"{text} (auto: a trial on the workers decides; a line after their start names it)" if is_open else text
+
+
+def _workers(config: Config) -> str:
+    rollout, learner = config.rollout, config.learner
+    parts = [
+        f"rollout {rollout.num_workers} (tensor parallel {rollout.tensor_parallel_size})",
+        f"learner {learner.num_workers} (ZeRO {learner.zero_stage})",
+    ]
+    if needs_critic(config):
+        parts.append(f"critic {config.critic.num_workers} (ZeRO {config.critic.zero_stage})")
+    if learner_is_reference(config):
+        parts.append("reference: the learner without its adapter")
+    else:
+        parts.append(f"reference {reference_workers(config) or 'none'}")
+    return ", ".join([*parts, f"scoring {config.scoring.num_workers}"])
+
+
+def _devices(config: Config) -> str:
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    where = "a local Ray" if address is None else f"the Ray cluster {address}"
+    kind = f"{config.cluster.num_gpus} GPUs" if config.cluster.num_gpus else "CPUs only"
+    return f"{kind}, on {where}; new weights travel by {weight_backend(config)}"
