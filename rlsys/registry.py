@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -9,13 +10,16 @@ import importlib.util
 import inspect
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from rlsys.errors import ConfigError, closest, nearest
 
+FILE_MODULE = "rlsys_external_"  # how names of modules begin that were imported from a file
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -183,20 +187,42 @@ def _load_module(name: str) -> Any:
 
 def _load_file(path: Path) -> Any:
     """Import a file once per process, under a name made from its path."""
+    path = path.resolve()
     if not path.is_file():
-        raise ImportError(f"no such file: {path.resolve()}")
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
-    module_name = f"rlsys_external_{path.stem}_{digest}"
-    if module_name in sys.modules:
-        return sys.modules[module_name]
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
+        raise ImportError(f"no such file: {path}")
+    name, folder = _module_name(path), str(path.parent)
+    if name in sys.modules:
+        return sys.modules[name]
+    # While the file is imported its neighbours come first, as if it were run. Later they come last: a neighbour called
+    # `types.py` must not be what a library means.
+    sys.path.insert(0, folder)
     try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[module_name]  # the next import must not get a module that failed halfway
-        raise
-    return module
+        return importlib.import_module(name)
+    finally:
+        with contextlib.suppress(ValueError):  # the file may have changed the path itself
+            sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
+def _module_name(path: Path) -> str:
+    stem = re.sub(r"\W", "_", path.stem)  # a dot would name a package
+    return f"{FILE_MODULE}{stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+
+
+class _FileFinder(MetaPathFinder):
+    """Finder of the modules that `_load_file` names: also in processes that a function starts by `spawn`.
+
+    Those get `sys.path` from their parent, and the name of a module in what they unpickle.
+    """
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        """Return the spec of a file in a folder of `sys.path`; None for the names of other modules."""
+        if not fullname.startswith(FILE_MODULE):
+            return None
+        files = (file for folder in sys.path for file in Path(folder).resolve().glob("*.py"))
+        found = next((file for file in files if _module_name(file) == fullname), None)
+        return found and importlib.util.spec_from_file_location(fullname, found)
+
+
+sys.meta_path.append(_FileFinder())

@@ -106,6 +106,12 @@ def check_reward(spec: Mapping[str, Any], columns: Iterable[str]) -> None:
             f"reward '{spec['name']}' has an option '{name}', and the data set has a column of that name: set the "
             "option in `rewards`, or rename the column with data.columns"
         )
+    names = rewards.registry.fact(str(spec["name"]), "one_of", ())
+    if names and not columns.intersection(names):
+        raise ConfigError(
+            f"reward '{spec['name']}' needs one of the columns {', '.join(names)}, of which the data set has none; its "
+            f"columns: {', '.join(sorted(columns)) or 'none'}. Rename one with data.columns={{{names[0]}: ...}}"
+        )
     for name, parameter in parameters.items():
         if name != "self" and parameter.default is inspect.Parameter.empty and name not in {*PROVIDED, *columns}:
             raise ConfigError(

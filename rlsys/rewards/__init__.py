@@ -24,6 +24,7 @@ A reward may register with facts:
                             for accuracy; also a function of the options. Outside code sets an attribute of that name
     tags="<think>"          a text with the tags that the reward looks for, or a function of the options that returns
                             one: those that are special tokens stay in the responses (`tags.py`)
+    one_of=("a", "b")       columns of which the data must have one
     usable=("column", f)    `f(value, **options)` returns whether the reward can work with a row's value of that column;
                             rows with other values are counted and shown before Ray starts
 

@@ -26,6 +26,7 @@ class ScoringPool:
         self._calls = cluster.calls
         self._texts: OrderedDict[Any, Sequence[str]] = OrderedDict()
         self._deadline_s = setup.scoring.deadline_s
+        self._whole_groups = setup.whole_groups
         self.names = [demand.name for demand in demands]
         self._workers = [cluster.start(ScoringWorker, demand, setup) for demand in demands]
         self.queue: BatchingQueue[ScoringUnit, UnitScores] = BatchingQueue(
@@ -52,7 +53,11 @@ class ScoringPool:
         return self._texts[ref.chunk][ref.index]
 
     async def _score(self, worker: int, units: list[ScoringUnit]) -> list[UnitScores]:
-        """Score units on one worker, in one call."""
+        """Score units on one worker, in one call unless equal prompts must be kept apart."""
+        parts = calls_apart(units) if self._whole_groups else [units]
+        return [scores for part in parts for scores in await self._call(worker, part)]
+
+    async def _call(self, worker: int, units: list[ScoringUnit]) -> list[UnitScores]:
         samples = [(unit.prompt, sample) for unit in units for sample in unit.samples]
         chunks, indices = chunks_of([[sample.trajectory for _, sample in samples]])
         score = self._workers[worker].score.options(num_returns=2)
@@ -70,3 +75,21 @@ class ScoringPool:
             results.append((rewards[start : start + len(unit)], logged))
             start += len(unit)
         return results
+
+
+def calls_apart(units: Sequence[ScoringUnit]) -> list[list[ScoringUnit]]:
+    """Divide units, in order, into calls in which no prompt occurs twice.
+
+    Functions that compare a prompt's responses recognise them by the prompt. The groups of a data set of one row would
+    be one group to them.
+    """
+    calls: list[list[ScoringUnit]] = []
+    seen: set[str] = set()
+    for unit in units:
+        text = str(unit.prompt.text)
+        if not calls or text in seen:
+            calls.append([])
+            seen = set()
+        calls[-1].append(unit)
+        seen.add(text)
+    return calls

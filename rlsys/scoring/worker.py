@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rlsys.config.schema import ScoringConfig
 from rlsys.models.resolve import load_tokenizer
 from rlsys.rewards import content
-from rlsys.rewards.entry import deadline_of, label_rewards
+from rlsys.rewards.entry import deadline_of, label_rewards, wants_whole_groups
 from rlsys.rewards.tags import tags_of
 from rlsys.runtime.chunks import ChunkIndex, pick
 from rlsys.runtime.garbage import freeze_started
@@ -36,6 +36,7 @@ class ScoringSetup:
     rewards: Sequence[dict[str, Any]]  # entries `{name, weight, ...options}`
     model_path: str  # where the tokenizer is
     trust_remote_code: bool = False
+    whole_groups: bool = False  # whether a function compares a prompt's responses
     tags: str = ""  # a text that contains the tags that the rewards look for
     num_steps: int = 0  # steps of the whole run, for functions that follow a schedule
     steps_per_epoch: float = 1.0
@@ -49,6 +50,7 @@ class ScoringSetup:
             rewards=config.rewards,
             model_path=prepared.model_path,
             trust_remote_code=config.model.trust_remote_code,
+            whole_groups=wants_whole_groups(config),
             tags=tags_of(config.rewards),
             num_steps=config.train.num_steps,
             # An evaluation has no training prompts.

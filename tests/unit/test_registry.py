@@ -163,6 +163,8 @@ def test_files_of_like_names_are_kept_apart(tmp_path: Path) -> None:
     (tmp_path / "a_b.py").write_text("def f():\n    return 'a_b'\n")
     assert load_external(f"{tmp_path}/a/b.py:f")() == "a/b"
     assert load_external(f"{tmp_path}/a_b.py:f")() == "a_b"
+    (tmp_path / "a.b-c.py").write_text("def f():\n    return 'a.b-c'\n")
+    assert load_external(f"{tmp_path}/a.b-c.py:f")() == "a.b-c"
 
 
 def test_an_option_with_named_values_takes_only_those(shapes: Registry[Any]) -> None:

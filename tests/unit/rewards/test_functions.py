@@ -96,11 +96,52 @@ def test_openrlhf_s_tensor_and_which_column_is_the_label(file: str) -> None:
     assert called(spec, "label", answer=["x", "x"])[0] == [1.0, 0.0]
 
 
+VERL = """
+def compute_score(data_source, solution_str, ground_truth, extra_info=None, *, bonus=0.0):
+    extra_info["seen"] = True  # as some do
+    right = solution_str == ground_truth
+    return {"score": right + bonus + extra_info.get("index", 0), "acc": right, "source": data_source}
+
+async def waits(data_source, solution_str, ground_truth, extra_info):
+    return float(solution_str == ground_truth)
+
+def batch(data_sources, solution_strs, ground_truths, extra_infos):
+    return [float(a == b) + len(c) for a, b, c in zip(solution_strs, ground_truths, extra_infos, strict=True)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("columns", "extra"),
+    [
+        ({"reward_model": [{"style": "rule", "ground_truth": "2"}, {"ground_truth": "5"}]}, [{"index": 3}, None]),
+        ({"ground_truth": ["2", "5"], "answer": ["x", "x"]}, None),
+        ({"answer": ["2", "5"]}, None),
+    ],
+)
+def test_verl_s_data_and_functions(tmp_path: Path, columns: dict[str, Any], extra: list[Any] | None) -> None:
+    (tmp_path / "theirs.py").write_text(VERL)
+    columns = {**columns, "data_source": ["gsm8k"] * 2, **({} if extra is None else {"extra_info": extra})}
+    request = RewardRequest(["1+1=", "2+2="], ["2", "4"], [[1], [1]], columns, step=1)
+    spec: dict[str, Any] = {"name": "verl_function", "function": f"{tmp_path}/theirs.py:compute_score"}
+    check_reward(spec, columns)
+    log = RewardLog()
+    found = call_reward(bind_reward({**spec, "options": {"bonus": 0.5}}), request, log)
+    assert found == [1.5 + (3 if extra else 0), 0.5]
+    assert log.metrics == {"acc": [1.0, 0.0]}
+    assert extra is None or extra[0] == {"index": 3}
+    spec["function"] = f"{tmp_path}/theirs.py:waits"
+    assert call_reward(bind_reward(spec), request, log) == [1.0, 0.0]
+    spec = {**spec, "function": f"{tmp_path}/theirs.py:batch", "reward_type": "batch"}
+    assert call_reward(bind_reward(spec), request, log) == [1.0 + bool(extra), 0.0]
+    with pytest.raises(ConfigError, match="needs one of the columns ground_truth, reward_model, answer"):
+        check_reward(spec, ["data_source"])
+
+
 def test_what_is_wrong_is_said_before_ray_starts(file: str) -> None:
     check_reward({"name": "easyr1_function", "function": f"{file}:compute_score"}, ["answer"])
     with pytest.raises(ConfigError, match="needs the column 'answer'"):
         check_reward({"name": "easyr1_function", "function": f"{file}:compute_score"}, ["label"])
-    for name in ("easyr1_function", "openrlhf_function"):
+    for name in ("easyr1_function", "openrlhf_function", "verl_function"):
         with pytest.raises(ConfigError, match="needs the option 'function'"):
             check_reward({"name": name}, ["answer"])
         with pytest.raises(ConfigError, match="compute_scor"):

@@ -37,6 +37,7 @@ def test_the_built_in_rewards() -> None:
         "soft_overlong_punishment",
         "tag_count",
         "target_length",
+        "verl_function",
     ]
 
 

@@ -285,6 +285,44 @@ def test_restarts_take_none_of_the_retries_time(start: Start, monkeypatch: pytes
     assert "earlier rows killed the process too often" in parts[3].detail
 
 
+NEIGHBOUR = """
+WORTH = 2.5
+
+def worth(completion):
+    return WORTH * len(completion)
+"""
+POOLED = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from helpers_of_rewards import worth
+
+def one(completion):
+    return worth(completion)
+
+def pooled(completions, **_):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.map(one, completions)
+
+def lazily(completions, **_):
+    import more_helpers
+    return [more_helpers.VALUE for _ in completions]
+"""
+
+
+def test_a_file_s_neighbours_and_the_processes_that_it_spawns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "helpers_of_rewards.py").write_text(NEIGHBOUR)
+    (tmp_path / "more_helpers.py").write_text("VALUE = 4.0")
+    (tmp_path / "theirs.py").write_text(POOLED)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    for name, wanted in (("pooled", [2.5, 5.0]), ("lazily", [4.0, 4.0])):
+        process = RewardProcess({"name": f"{tmp_path}/theirs.py:{name}"}, call_deadline_s=120.0, row_deadline_s=1.0)
+        try:
+            assert [part.value for part in process.score(request("a", "bb"))[0]] == wanted
+        finally:
+            process.close()
+
+
 PARENT = """
 import sys
 from rlsys.scoring.call import RewardRequest
