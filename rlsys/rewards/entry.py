@@ -10,6 +10,7 @@ from typing import Any
 from rlsys.config.paths import absolute_function, absolute_if_there
 from rlsys.config.schema import Config
 from rlsys.rewards import registry
+from rlsys.runtime.proxies import exempt_loopback
 
 # Keys of an entry that are not options of its function.
 RESERVED = ("name", "weight", "deadline_s")
@@ -38,6 +39,7 @@ def bind_reward(spec: Mapping[str, Any]) -> Callable[..., Any]:
         ConfigError: the name or an option is unknown.
         Exception: whatever the class raises when an object is made.
     """
+    exempt_loopback()  # before it makes a client, which reads the environment
     bound = registry.bind(str(spec["name"]), function_options(spec))
     made: Callable[..., Any] = bound() if is_class(spec) else bound
     return made

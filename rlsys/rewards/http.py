@@ -29,6 +29,17 @@ class UnavailableError(Exception):
     """The service did not reply, or with an error that may be temporary."""
 
 
+class OutOfTimeError(Exception):
+    """The deadline of the call came before the service had `timeout_s` to reply."""
+
+
+class _Breaker(CircuitBreaker):
+    """A circuit breaker to which a try that ran out of time is neither a failure nor a sign of life."""
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        return False if kind is OutOfTimeError else bool(super().__exit__(kind, error, trace))
+
+
 @register("http", imports=("httpx", "tenacity"), deadline_s=60.0)
 class Http:
     """Scores from a service: `rlsys serve-reward`, or one for OpenRLHF's `remote_rm_url`.
@@ -81,7 +92,7 @@ class Http:
         self._executor = ThreadPoolExecutor(num_parallel)
         # Around each single try: the retries of all threads share the count of failures. A refusal (RefusedError) shows
         # that the service is there, so it resets the count.
-        breaker = CircuitBreaker(breaker_failures, breaker_s, UnavailableError, name=f"reward service {url}")
+        breaker = _Breaker(breaker_failures, breaker_s, UnavailableError, name=f"reward service {url}")
         self._post_once = breaker.decorate(self._post)
 
     def __call__(
@@ -167,6 +178,8 @@ class Http:
             reply: dict[str, Any] = retrying(self._post_once, body, end)
         except CircuitBreakerError:
             return Failed(f"{self._url} failed too often: nothing is sent to it for a while (circuit breaker open)")
+        except OutOfTimeError:
+            return Failed(f"{self._url}: no reply before the deadline of the call", "timeout")
         except UnavailableError as error:
             return Failed(f"{self._url}: {error}, in {retrying.statistics['attempt_number']} tries")
         except RefusedError as error:
@@ -179,10 +192,12 @@ class Http:
 
         left = end - time.monotonic()
         if left <= 0:
-            raise UnavailableError("no time was left to send it")
+            raise OutOfTimeError
         try:
             response = self._client.post(self._url, json=body, timeout=min(self._timeout_s, left))
         except httpx.TransportError as error:
+            if isinstance(error, httpx.TimeoutException) and left < self._timeout_s:
+                raise OutOfTimeError from error
             raise UnavailableError(f"no reply ({type(error).__name__}: {error})") from error
         if response.status_code in RETRIED:
             raise UnavailableError(f"status {response.status_code}")

@@ -21,6 +21,7 @@ from rlsys.runtime.background import cancel
 from rlsys.runtime.calls import Calls
 from rlsys.runtime.logs import LOG_DIR, WORKER
 from rlsys.runtime.processes import Guardian
+from rlsys.runtime.proxies import exempt_loopback
 from rlsys.runtime.room import Demand, Room
 
 WAIT_ON_S = 1.0  # between two messages to the guardian, well below its grace
@@ -48,6 +49,7 @@ class Cluster:
         """
         # Workers without GPUs keep the CUDA_VISIBLE_DEVICES of their `Demand.env`; with 1 Ray would empty it.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        exempt_loopback()  # before Ray, whose processes inherit it; trackers may be services of this machine too
         with _signal_handler_kept(signal.SIGTERM):
             if self.address is None:
                 self._start_local(demands)

@@ -236,6 +236,36 @@ def test_after_several_failures_nothing_is_sent_for_a_while(service: Any) -> Non
     assert score(function, "ab") == [2.0]
 
 
+def test_running_out_of_time_says_nothing_about_the_service(service: Any) -> None:
+    """Six batches that wait for one another meet the call's deadline; the next call is sent as if nothing was."""
+    slow = True
+
+    def answer(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        if slow:
+            time.sleep(1.5)
+        return good(number, body)
+
+    server = service(answer)
+    function = client(server.url, batch_size=1, num_parallel=1, breaker_failures=2, breaker_s=600.0)
+    scores = call_reward(function, replace(request(*"abcdef"), deadline_s=2.5), RewardLog())
+    assert [score.outcome for score in scores if isinstance(score, Failed)] == ["timeout"] * 6
+    assert isinstance(scores[0], Failed)
+    assert "no reply before the deadline of the call" in scores[0].detail
+    slow = False
+    assert score(function, "abc") == [3.0]
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_a_proxy_is_not_asked_for_services_on_this_machine(
+    service: Any, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("NO_PROXY", "elsewhere.example")
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody listens there
+    server = service(good)
+    assert score(client(server.url, max_tries=1), "abc") == [3.0]
+
+
 def test_openrlhf_s_protocol(service: Any) -> None:
     server = service(lambda _, body: (200, {"rewards": [float(len(query)) for query in body["query"]]}))
     assert score(client(server.url, protocol="openrlhf"), "abc") == [5.0]
