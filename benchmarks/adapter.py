@@ -51,7 +51,7 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
         setup = EngineSetup(config.rollout, str(folder), MAX_TOKENS, "gloo", seed=0, stop_token_ids=(), slots=slots)
         worker = cluster.start(RolloutWorker, wanted[0], 0, setup, max_concurrency=8)
         wait(fetch(worker.start.remote(), who="rollout/0", what="starting"))
-        policy = load_policy(str(folder), torch.bfloat16, packing="padded", lora=lora)
+        policy = load_policy(str(folder), torch.bfloat16, max_tokens=512, packing="padded", lora=lora)
         state = {name: torch.randn_like(p) for name, p in adapter_parameters(policy.hf).items()}
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
         versions = iter(range(10**6))

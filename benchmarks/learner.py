@@ -80,7 +80,7 @@ def _timed(call: Any) -> float:
 def _worker(workload: Workload, dtype: str) -> PolicyRank:
     config = rlsys_config(workload, LONGEST)
     config.learner.dtype = dtype
-    worker = PolicyRank(0, PolicySetup.from_config(config, str(workload.model)))
+    worker = PolicyRank(0, PolicySetup.from_config(config, str(workload.model), LONGEST))
     worker.start("127.0.0.1", 29531)
     return worker
 

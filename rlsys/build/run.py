@@ -195,7 +195,7 @@ def connect(config: Config, wanted: Mapping[str, list[Demand]], log_dir: Path | 
 
 def start_roles(cluster: Cluster, prepared: Prepared, wanted: Mapping[str, list[Demand]]) -> Roles:
     """Start a process for every worker; models are loaded when `start` is called."""
-    config, source = prepared.config, (prepared.config, prepared.model_path)
+    config, source = prepared.config, (prepared.config, prepared.model_path, prepared.max_tokens)
     policy = PolicyGroup(cluster, PolicySetup.from_config(*source), wanted["learner"])
     return Roles(
         cluster=cluster,

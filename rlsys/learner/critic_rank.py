@@ -93,6 +93,7 @@ class CriticRank(Rank):
         return load_critic(
             setup.model_path,
             DTYPES[setup.critic.dtype],
+            max_tokens=setup.max_tokens,
             packing=setup.critic.packing,
             trust_remote_code=setup.trust_remote_code,
         )

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from rlsys.config.learner_schema import LearnerConfig
-from rlsys.models.lora import set_dropout
+from rlsys.errors import ConfigError
+from rlsys.models.checkpointing import checkpoint_activations
 
 NO_CLIPPING = 1e30  # a norm that no gradient reaches
 
@@ -58,7 +59,7 @@ def _offload(config: LearnerConfig) -> dict[str, Any]:
     return {"offload_optimizer": pinned} if config.offload_optimizer else {}
 
 
-def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_updates: int) -> Any:
+def build_engine(config: LearnerConfig, module: Any, world_size: int, num_updates: int) -> Any:
     """Wrap `module` in a DeepSpeed engine.
 
     torch's AdamW is used in place of DeepSpeed's own optimizers, which need a compiler and compute the same.
@@ -73,11 +74,11 @@ def build_engine(config: LearnerConfig, module: nn.Module, world_size: int, num_
     from transformers import get_scheduler
 
     if config.gradient_checkpointing:
-        model: Any = next(child for child in module.children() if hasattr(child, "gradient_checkpointing_enable"))
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        module.train()  # transformers checkpoints only in train mode; other dropout than adapters' is refused below
-        set_dropout(module, is_active=False)
-        _refuse_dropout(module)
+        if module.traits.checkpointing is not None:
+            raise ConfigError(
+                f"gradient_checkpointing=true is not possible with this model: {module.traits.checkpointing}"
+            )
+        checkpoint_activations(next(c for c in module.children() if hasattr(c, "gradient_checkpointing_enable")))
     optimizer = torch.optim.AdamW(
         parameter_groups(module, config),
         lr=config.lr,
@@ -169,14 +170,3 @@ def _record_norm(engine: Any, max_norm: float) -> None:
                 parameter.grad = None
 
     engine.clip_fp32_gradients = clip
-
-
-def _refuse_dropout(model: nn.Module) -> None:
-    """Raise ValueError when the model itself (not its adapters) has dropout, which train mode would switch on."""
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Dropout) and module.p > 0 and ".lora_dropout." not in name:
-            raise ValueError(
-                "gradient_checkpointing=true (of learner or critic) runs the model in train mode, but its layer "
-                f"'{name}' has dropout {module.p}, which would make the ratio of two forwards noise: set the dropout "
-                "to 0 in the model's config.json, or set gradient_checkpointing=false"
-            )

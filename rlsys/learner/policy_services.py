@@ -177,6 +177,7 @@ class PolicyServices(Rank):
         policy = load_policy(
             setup.model_path,
             DTYPES[setup.learner.dtype],
+            max_tokens=setup.max_tokens,
             packing=setup.learner.packing,
             lora=setup.learner.lora,
             trust_remote_code=setup.trust_remote_code,

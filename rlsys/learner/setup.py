@@ -18,6 +18,7 @@ class PolicySetup:
     algorithm: AlgorithmConfig
     weights: WeightsConfig
     model_path: str
+    max_tokens: int  # length of the longest trajectory, the engines' context
     trust_remote_code: bool
     chat_template: str | None
     adapter: str | None  # folder of an adapter to start from
@@ -31,8 +32,8 @@ class PolicySetup:
     seed: int
 
     @classmethod
-    def from_config(cls, config: Config, model_path: str) -> PolicySetup:
-        """Build it from the run's configuration and the resolved model folder or hub id."""
+    def from_config(cls, config: Config, model_path: str, max_tokens: int) -> PolicySetup:
+        """Build it from the run's configuration, the resolved model folder or hub id, and the longest trajectory."""
         # While the critic warms up alone the policy makes no updates, so its schedule is shorter.
         critic_alone = config.train.critic_warmup_steps if needs_critic(config) else 0
         return cls(
@@ -40,6 +41,7 @@ class PolicySetup:
             algorithm=config.algorithm,
             weights=config.weights,
             model_path=model_path,
+            max_tokens=max_tokens,
             trust_remote_code=config.model.trust_remote_code,
             chat_template=config.model.chat_template,
             adapter=config.model.adapter,
@@ -61,18 +63,20 @@ class CriticSetup:
     critic: CriticConfig
     algorithm: AlgorithmConfig
     model_path: str
+    max_tokens: int  # length of the longest trajectory, the engines' context
     trust_remote_code: bool
     num_updates: int  # in the whole run: the length of the learning rate's schedule
     passes: int  # passes over a step's minibatches
     seed: int
 
     @classmethod
-    def from_config(cls, config: Config, model_path: str) -> CriticSetup:
-        """Build it from the run's configuration and the resolved model folder or hub id."""
+    def from_config(cls, config: Config, model_path: str, max_tokens: int) -> CriticSetup:
+        """Build it from the run's configuration, the resolved model folder or hub id, and the longest trajectory."""
         return cls(
             critic=config.critic,
             algorithm=config.algorithm,
             model_path=model_path,
+            max_tokens=max_tokens,
             trust_remote_code=config.model.trust_remote_code,
             num_updates=num_updates(config, config.train.num_steps),
             passes=config.train.updates_per_step,

@@ -1,4 +1,4 @@
-"""The layout that a model can be trained in, and the states that it computes for a batch in that layout.
+"""The layout that a model is computed in: its attention switched, and the states of a batch in that layout.
 
 Packed layouts need attention that follows the segments in every layer, and no other layer that looks at neighbours.
 """
@@ -7,77 +7,52 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
-
 from rlsys.errors import ConfigError
 from rlsys.models.kernels import attention
-from rlsys.models.packing import LAYOUTS, TokenBatch, TokenRow, token_batch
+from rlsys.models.packing import LAYOUTS
+from rlsys.models.traits import Traits
 
 
-def use_layout(hf: Any, wanted: str) -> str:
-    """Prepare a transformers causal model for the layout `wanted` in place; return the layout to use.
+def choose_layout(wanted: str, traits: Traits, *, key: str = "packing") -> str:
+    """Return the layout to use; `auto` is shared_prompt where the model allows it, otherwise padded.
 
-    `auto` is shared_prompt where the model allows it, otherwise padded.
+    Args:
+        wanted: auto or a layout.
+        traits: the model's.
+        key: the option's name, for messages.
 
     Raises:
         ConfigError: a packed layout is asked for by name and the model cannot be computed in it.
     """
-    if wanted == "padded":
-        return wanted
-    before = hf.config._attn_implementation  # restored when the trial fails
-    attention.register()
-    obstacle = _obstacle(hf)
-    if obstacle is None:
+    if wanted == "padded" or traits.packing is None:
         return LAYOUTS[0] if wanted == "auto" else wanted
-    hf.set_attn_implementation(before)
     if wanted == "auto":
         return "padded"
-    raise ConfigError(f"packing={wanted} is not possible with {type(hf).__name__}: {obstacle}; use auto or padded")
+    raise ConfigError(f"{key}={wanted} is not possible with this model: {traits.packing}; use auto or padded")
 
 
-def _obstacle(hf: Any) -> str | None:
-    """Switch the attention and return why packed rows would be computed wrongly, or None when they are right.
+def use_layout(hf: Any, wanted: str, traits: Traits) -> str:
+    """Switch the attention of a transformers causal model for the layout `wanted`; return the layout to use."""
+    layout = choose_layout(wanted, traits)
+    obstacle = switch_attention(hf, traits.attention if layout == "padded" else attention.NAME)
+    if obstacle is not None:
+        raise ConfigError(f"{type(hf).__name__} cannot be computed in the layout {layout}: {obstacle}; use padded")
+    return layout
 
-    A trial is more reliable than a list of architectures: two rows that differ in their first segment only must give
-    exactly the same states in the second.
-    """
+
+def attention_of(hf: Any) -> str:
+    """Return the name of the attention that the language model of `hf` uses."""
+    return str(hf.config.get_text_config()._attn_implementation)
+
+
+def switch_attention(hf: Any, name: str) -> str | None:
+    """Switch the attention; return why that is not possible, or None when it is done."""
+    if attention_of(hf) == name:
+        return None
+    attention.register()
     try:
-        hf.set_attn_implementation(attention.NAME)
-        # Token ids up to 3, which every vocabulary has.
-        states = [_states(hf, first) for first in ([1, 2, 3], [3, 1, 1])]
-    except Exception as error:  # a model of any origin may fail in any way; the failure itself is the obstacle
+        hf.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
         return f"{type(error).__name__}: {error}"
-    if not torch.equal(states[0][3:], states[1][3:]):
-        return "a layer other than attention carries state from one trajectory into the next"
-    return None
-
-
-@torch.no_grad()
-def _states(hf: Any, first: list[int]) -> torch.Tensor:
-    """Return the states [T, H] of two segments: the tokens `first`, then always the same three tokens."""
-    rows = [
-        TokenRow(np.array(ids), np.array([False, True, True]), group) for group, ids in enumerate([first, [1, 3, 2]])
-    ]
-    return decoder_states(hf.get_decoder(), token_batch(rows, "packed").to(hf.device))
-
-
-def decoder_states(decoder: Any, batch: TokenBatch) -> torch.Tensor:
-    """Return the decoder's states at every position of the input, flattened over rows: [positions, H]."""
-    extra = {} if batch.segments is None else {"segments": batch.segments}
-    hidden = decoder(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        **extra,
-    )[0]
-    return hidden.flatten(0, 1)
-
-
-def prefix_states(decoder: Any, batch: TokenBatch) -> torch.Tensor:
-    """Return the decoder's state before each target token, [n, H].
-
-    This is the only place that shifts by one: every other array is aligned to the token that it describes.
-    """
-    return decoder_states(decoder, batch)[batch.prefixes]
+    # transformers only warns where a model's file computes attention by itself.
+    return None if attention_of(hf) == name else f"it computes attention itself, and cannot be switched to '{name}'"

@@ -10,9 +10,13 @@ from torch import nn
 from rlsys.config.learner_schema import LoraConfig
 from rlsys.models.kernels.head import use_token_head
 from rlsys.models.kernels.linear import use_onednn
-from rlsys.models.layout import prefix_states, use_layout
+from rlsys.models.layout import use_layout
 from rlsys.models.lora import add_adapters
 from rlsys.models.packing import TokenBatch
+from rlsys.models.rope import pin_rope
+from rlsys.models.states import decoder_of, prefix_states
+from rlsys.models.traits import Traits
+from rlsys.models.trial import folder_traits, traits_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -24,12 +28,15 @@ class PolicyModel(nn.Module):
     that saves most of the work and of the memory.
     """
 
-    def __init__(self, hf: Any, packing: str = "auto", lora: LoraConfig | None = None) -> None:
+    def __init__(
+        self, hf: Any, packing: str = "auto", lora: LoraConfig | None = None, traits: Traits | None = None
+    ) -> None:
         super().__init__()
-        self.layout = use_layout(hf, packing)
+        self.traits = traits_of(hf.eval()) if traits is None else traits
+        self.layout = use_layout(hf, packing, self.traits)
         # The output layer is switched while it is a plain linear layer: `modules_to_save` wraps a copy of it, class
         # included.
-        use_token_head(hf)
+        use_token_head(hf, self.traits.logits)
         if lora is not None and lora.rank > 0:
             add_adapters(hf, lora)
         use_onednn(hf)  # after the adapters, so that their linear layers are switched too
@@ -54,7 +61,7 @@ class PolicyModel(nn.Module):
         Returns: log-probabilities [B, T] float32 (with gradient) and entropies [B, T] float32; 0 outside the batch's
         loss mask.
         """
-        states = prefix_states(self.hf.get_decoder(), batch)  # [n, H]
+        states = prefix_states(decoder_of(self.hf), batch)  # [n, H]
         logprobs, entropy = self.hf.get_output_embeddings()(states, batch.targets, temperature, entropy_gradient)
         return batch.spread(logprobs), batch.spread(entropy)
 
@@ -63,6 +70,7 @@ def load_policy(
     path: str,
     dtype: torch.dtype,
     *,
+    max_tokens: int,
     packing: str = "auto",
     lora: LoraConfig | None = None,
     trust_remote_code: bool = False,
@@ -70,12 +78,25 @@ def load_policy(
     """Load a causal model from a folder or hub id in `dtype`.
 
     It is in eval mode: with dropout the ratio of two forwards would be noise.
+
+    Args:
+        path: folder or hub id.
+        dtype: of the weights.
+        max_tokens: length of the longest trajectory, the engines' context.
+        packing: the layout, or auto.
+        lora: adapters to add.
+        trust_remote_code: whether code of the folder may run.
+
+    Raises:
+        ConfigError: the model cannot be trained as it is asked for.
     """
     from transformers import AutoModelForCausalLM
 
+    traits = folder_traits(path, trust_remote_code=trust_remote_code)
     extra = {} if lora is None or lora.quantize_base is None else {"quantization_config": _quantization(lora, dtype)}
     hf = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, **extra)
-    return PolicyModel(hf, packing, lora).eval()
+    pin_rope(hf, max_tokens)
+    return PolicyModel(hf, packing, lora, traits).eval()
 
 
 def _quantization(lora: LoraConfig, dtype: torch.dtype) -> Any:

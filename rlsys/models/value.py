@@ -8,17 +8,22 @@ import torch
 from torch import nn
 
 from rlsys.models.kernels.linear import use_onednn
-from rlsys.models.layout import prefix_states, use_layout
+from rlsys.models.layout import use_layout
 from rlsys.models.packing import TokenBatch
+from rlsys.models.rope import pin_rope
+from rlsys.models.states import decoder_of, prefix_states
+from rlsys.models.traits import Traits
+from rlsys.models.trial import folder_traits, traits_of
 
 
 class ValueModel(nn.Module):
     """A decoder and one linear layer whose `forward` returns the value of the state before each target token."""
 
-    def __init__(self, hf: Any, packing: str = "auto") -> None:
+    def __init__(self, hf: Any, packing: str = "auto", traits: Traits | None = None) -> None:
         super().__init__()
-        self.layout = use_layout(hf, packing)
-        self.decoder = hf.get_decoder()  # without the vocabulary projection, which a critic does not need
+        self.traits = traits_of(hf.eval()) if traits is None else traits
+        self.layout = use_layout(hf, packing, self.traits)
+        self.decoder = decoder_of(hf)  # without the vocabulary projection, which a critic does not need
         use_onednn(self.decoder)
         hidden_size = hf.config.get_text_config().hidden_size
         self.head = nn.Linear(hidden_size, 1)
@@ -31,11 +36,18 @@ class ValueModel(nn.Module):
         return batch.spread(self.head(states.to(self.head.weight.dtype)).squeeze(-1).float())
 
 
-def load_critic(path: str, dtype: torch.dtype, *, packing: str = "auto", trust_remote_code: bool = False) -> ValueModel:
-    """Load the decoder of a causal model from a folder or hub id in `dtype`, in eval mode, with a fresh value head."""
+def load_critic(
+    path: str, dtype: torch.dtype, *, max_tokens: int, packing: str = "auto", trust_remote_code: bool = False
+) -> ValueModel:
+    """Load the decoder of a causal model in `dtype`, in eval mode, with a fresh value head.
+
+    The arguments are those of `load_policy`.
+    """
     from transformers import AutoModelForCausalLM
 
+    traits = folder_traits(path, trust_remote_code=trust_remote_code)
     hf = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
-    model = ValueModel(hf, packing)
+    pin_rope(hf, max_tokens)
+    model = ValueModel(hf, packing, traits)
     model.head.to(dtype)  # the head alone: rotary embeddings must keep their frequencies in float32
     return model.eval()

@@ -21,6 +21,7 @@ from rlsys.models.lora import check_adapters
 from rlsys.models.resolve import ModelFacts, model_facts, resolve_model
 from rlsys.preflight.adapters import check_quantized_model
 from rlsys.preflight.checks import check_config, check_lengths
+from rlsys.preflight.model import check_model
 from rlsys.preflight.prepared import EvalSet, Prepared, run_tokenizer
 from rlsys.preflight.rewards import accuracy_note, check_rewards
 from rlsys.preflight.saving import check_saving
@@ -86,8 +87,11 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
         chosen=config.rollout.stop,
         needs_one=not config.rollout.ignore_eos,
     )
+    max_tokens = longest_prompt + longest_response
+    if training:
+        check_model(config, model_path, max_tokens)
     order = _order(config, train, [len(part) for part in encoded])
-    return Prepared(config, model_path, longest_prompt + longest_response, train_prompts, order, eval_sets, stops)
+    return Prepared(config, model_path, max_tokens, train_prompts, order, eval_sets, stops)
 
 
 def _self_contained(config: Config) -> Config:

@@ -35,18 +35,20 @@ class ReferenceSetup:
 
     reference: ReferenceConfig
     model_path: str
+    max_tokens: int  # length of the longest trajectory, the engines' context
     dtype: str
     temperature: float
     divergence: str | None  # the KL estimator when the KL belongs in the reward; only then are its sums needed
     trust_remote_code: bool
 
     @classmethod
-    def from_config(cls, config: Config, model_path: str) -> ReferenceSetup:
-        """Build it from the run's configuration and the resolved model folder or hub id."""
+    def from_config(cls, config: Config, model_path: str, max_tokens: int) -> ReferenceSetup:
+        """Build it from the run's configuration, the resolved model folder or hub id, and the longest trajectory."""
         penalty = config.algorithm.kl
         return cls(
             reference=config.reference,
             model_path=model_path,
+            max_tokens=max_tokens,
             dtype=config.learner.dtype,
             temperature=config.rollout.temperature,
             divergence=penalty.name if penalty.apply_to == "reward" else None,
@@ -67,6 +69,7 @@ class ReferenceWorker:
         policy = load_policy(
             setup.model_path,
             DTYPES[setup.dtype],
+            max_tokens=setup.max_tokens,
             packing=setup.reference.packing,
             trust_remote_code=setup.trust_remote_code,
         )

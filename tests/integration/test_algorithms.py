@@ -80,7 +80,9 @@ def switched(shared: OpenRun, folder: Path, overrides: Sequence[str]) -> OpenRun
     check_config(config)
     config.rewards = run.prepared.config.rewards
     prepared = replace(run.prepared, config=config)
-    setup = replace(PolicySetup.from_config(config, prepared.model_path), learner=run.prepared.config.learner)
+    setup = replace(
+        PolicySetup.from_config(config, prepared.model_path, prepared.max_tokens), learner=run.prepared.config.learner
+    )
     roles = run.roles
     for worker in roles.policy._workers.values():
         call_worker(worker, lambda learner: learner._configure(setup))

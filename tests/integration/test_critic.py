@@ -84,7 +84,7 @@ def run(cluster: Cluster, model: str, *overrides: str) -> tuple[list[Any], list[
         "algorithm.kl.coef=0.5",
     ]
     config = load_config(["experiment=quickstart", "algorithm=ppo", *common, *overrides])
-    critic = CriticGroup(cluster, CriticSetup.from_config(config, model), worker_demands(config)["critic"])
+    critic = CriticGroup(cluster, CriticSetup.from_config(config, model, 64), worker_demands(config)["critic"])
     wait(critic.start(deadline_s=200))
     try:
         made = groups()

@@ -116,7 +116,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     with connect(prepared.config, {"rollout": wanted}) as cluster:
         pool = start_rollout(cluster, prepared, wanted)
         wait(pool.start(300.0))
-        policy = load_policy(str(prepared.model_path), torch.float32, trust_remote_code=False)
+        policy = load_policy(str(prepared.model_path), torch.float32, max_tokens=prepared.max_tokens)
         sender = WeightSender(policy.hf, torch.float32, rank=0, bucket_bytes=BUCKET_BYTES)
         made = Engine(pool._workers[0], sender, policy)
         made.join(LATE_S)

@@ -66,7 +66,7 @@ def trajectories() -> list[Trajectory]:
 def start_learner(cluster: Cluster, model: str, overrides: list[str]) -> tuple[PolicyGroup, Config]:
     common = ["experiment=quickstart", "weights.verify=false", "algorithm.kl.coef=0.1", "rollout.temperature=0.7"]
     config = load_config([*common, *LINEAR, *overrides])
-    group = PolicyGroup(cluster, PolicySetup.from_config(config, model), worker_demands(config)["learner"])
+    group = PolicyGroup(cluster, PolicySetup.from_config(config, model, 64), worker_demands(config)["learner"])
     wait(group.start(deadline_s=200))
     return group, config
 

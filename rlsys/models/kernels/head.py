@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlsys.errors import RlsysError
+from rlsys.errors import ConfigError
 from rlsys.models.kernels.linear import OneDnnLinear, multiply
+from rlsys.models.kernels.logits import LogitTransform
 
 # Up to this many logits (64 MiB) are kept for the backward: computing them again would cost more than it saves.
 DENSE_ELEMENTS = 2**24
 CHUNK_ELEMENTS = 2**24  # logits of one chunk
-# What some models (Gemma 2, Granite, Cohere) do to logits after the output layer, with the value that does nothing.
-AFTER_HEAD: dict[str, float | None] = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
 MIN_CHUNK = 256  # vocabulary entries per chunk: with fewer a matrix product is all overhead
 
 
@@ -28,6 +27,8 @@ class TokenHead(OneDnnLinear):
     It is a module, not a function on the weights, because ZeRO-3 gathers parameters in hooks around a module's forward.
     """
 
+    transform = LogitTransform()  # what the model does to the logits of this layer
+
     def forward(
         self,
         states: torch.Tensor,
@@ -35,11 +36,11 @@ class TokenHead(OneDnnLinear):
         temperature: float = 1.0,
         entropy_gradient: bool = False,
     ) -> Any:
-        """Compute the targets' log-probability and the entropy under `softmax(logits / temperature)`.
+        """Compute the targets' log-probability and the entropy under `softmax(transform(logits) / temperature)`.
 
         Args:
             states: [n, H].
-            targets: [n] int64; without them the logits [n, V] are returned, as by any linear layer.
+            targets: [n] int64; without them the layer's logits [n, V] are returned, as by any linear layer.
             temperature: positive.
             entropy_gradient: whether the entropy carries a gradient too.
 
@@ -48,30 +49,30 @@ class TokenHead(OneDnnLinear):
         if targets is None:
             return super().forward(states)
         if states.shape[0] * self.weight.shape[0] <= DENSE_ELEMENTS:
-            logits = super().forward(states).float() / temperature
+            logits = self.transform(super().forward(states).float()) / temperature
             return dense_logprobs(logits, targets, entropy_gradient)
-        logprobs, entropy = _Chunked.apply(states, self.weight, self.bias, targets, temperature)
+        logprobs, entropy = _Chunked.apply(states, self.weight, self.bias, targets, temperature, self.transform)
         return logprobs, entropy if entropy_gradient else entropy.detach()
 
 
-def use_token_head(hf: Any) -> TokenHead:
+def use_token_head(hf: Any, transform: LogitTransform) -> TokenHead:
     """Switch the model's linear output layer to a TokenHead in place; its name and parameters stay.
 
+    Args:
+        hf: a causal model.
+        transform: what the model does to the output layer's logits.
+
     Raises:
-        RlsysError: the output layer is not linear, or the model changes its logits afterwards.
+        ConfigError: the output layer is not linear.
     """
     head = hf.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        raise RlsysError(f"the model's output layer is a {type(head).__name__}; only a linear one can be trained")
-    config = hf.config.get_text_config()
-    for name, plain in AFTER_HEAD.items():
-        if getattr(config, name, plain) not in (plain, None):
-            raise RlsysError(
-                f"the model changes its logits after the output layer ({name}={getattr(config, name)}), which rlsys "
-                "does not support: it would train a different distribution from the one that the engine samples from"
-            )
+        raise ConfigError(
+            f"{type(hf).__name__} cannot be trained: its output layer is a {type(head).__name__}, not a linear one"
+        )
     head.__class__ = TokenHead
     assert isinstance(head, TokenHead)
+    head.transform = transform
     return head
 
 
@@ -98,13 +99,14 @@ class _Chunked(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         temperature: float,
+        transform: LogitTransform,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # Running sums over chunks, as in an online softmax: `total` is sum_j exp(l_j - largest) and `moment` is
         # sum_j l_j exp(l_j - largest). When a chunk raises the maximum, both shrink by exp(before - largest).
         size, dtype = len(targets), torch.float32
         largest = torch.full((size,), -torch.inf, dtype=dtype, device=states.device)
         total, moment, picked = (torch.zeros_like(largest) for _ in range(3))
-        for start, logits in _chunks(states, weight, bias, temperature):
+        for start, logits in _chunks(states, weight, bias, temperature, transform):
             before, largest = largest, torch.maximum(largest, logits.amax(dim=1))
             picked += _at(logits, targets - start)
             shrink = torch.exp(before - largest)
@@ -114,7 +116,7 @@ class _Chunked(torch.autograd.Function):
         log_z = largest + total.log()
         entropy = log_z - moment / total  # -sum_j p_j (l_j - log Z)
         ctx.save_for_backward(states, weight, bias, targets, log_z, entropy)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.transform = temperature, transform
         ctx.set_materialize_grads(False)  # the gradient of an unused output is None, and its work is skipped
         return picked - log_z, entropy
 
@@ -127,7 +129,9 @@ class _Chunked(torch.autograd.Function):
         grad_states = torch.zeros_like(states, dtype=torch.float32)
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None  # frozen under adapters
         grad_bias = None if bias is None else torch.empty_like(bias)
-        for start, logits in _chunks(states, weight, bias, ctx.temperature):
+        for start, logits in _chunks(states, weight, bias, ctx.temperature, ctx.transform):
+            # Before `sub_` overwrites the logits.
+            slope = None if ctx.transform.is_identity else ctx.transform.slope(logits * ctx.temperature)
             logs = logits.sub_(log_z[:, None])  # ln p_j, in place of the chunk's logits
             grad = torch.zeros_like(logs)
             if by_logprob is not None:
@@ -135,23 +139,26 @@ class _Chunked(torch.autograd.Function):
                 _add_at(grad, targets - start, by_logprob)
             if by_entropy is not None:
                 grad -= by_entropy[:, None] * logs.exp() * (logs + entropy[:, None])
-            grad = grad.div_(ctx.temperature).to(weight.dtype)
+            grad = grad.div_(ctx.temperature) if slope is None else grad.mul_(slope).div_(ctx.temperature)
+            grad = grad.to(weight.dtype)
             part = weight[start : start + grad.shape[1]]
             grad_states += multiply(grad, part.t())  # grad @ part, because `multiply` transposes its second argument
             if grad_weight is not None:
                 grad_weight[start : start + grad.shape[1]] = multiply(grad.t(), states.t())
             if grad_bias is not None:
                 grad_bias[start : start + grad.shape[1]] = grad.sum(0)
-        return grad_states.to(states.dtype), grad_weight, grad_bias, None, None
+        return grad_states.to(states.dtype), grad_weight, grad_bias, None, None, None
 
 
-def _chunks(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float) -> Any:
+def _chunks(
+    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float, transform: LogitTransform
+) -> Any:
     """Yield the first vocabulary entry and the logits [n, chunk] float32 of each chunk."""
     width = max(MIN_CHUNK, CHUNK_ELEMENTS // max(len(states), 1))
     for start in range(0, len(weight), width):
         part = slice(start, start + width)
         logits = multiply(states, weight[part], None if bias is None else bias[part]).float()
-        yield start, logits.div_(temperature)
+        yield start, transform(logits).div_(temperature)
 
 
 def _at(logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

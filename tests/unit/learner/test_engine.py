@@ -23,7 +23,7 @@ def names(model: Any, group: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize("load", [load_policy, load_critic])
 def test_norms_and_biases_do_not_decay_unless_asked(model_folder: Path, load: Any) -> None:
-    model = load(str(model_folder), torch.float32)
+    model = load(str(model_folder), torch.float32, max_tokens=64)
     matrices, others = parameter_groups(model, LearnerConfig(weight_decay=0.1))
     assert all("norm" not in name and "bias" not in name for name in names(model, matrices))
     assert all("norm" in name or "bias" in name for name in names(model, others))
@@ -40,7 +40,7 @@ def test_the_biases_of_experts_are_no_matrices() -> None:
 
 
 def test_adapters_are_matrices_alone(model_folder: Path) -> None:
-    policy = load_policy(str(model_folder), torch.float32, lora=LoraConfig(rank=2))
+    policy = load_policy(str(model_folder), torch.float32, max_tokens=64, lora=LoraConfig(rank=2))
     (group,) = parameter_groups(policy, LearnerConfig(weight_decay=0.1))
     assert all(".lora_" in name for name in names(policy, group))
 

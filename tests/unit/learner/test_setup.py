@@ -14,16 +14,16 @@ UPDATES = ["train.num_steps=10", "train.updates_per_step=3", "train.minibatches_
 def test_the_schedule_counts_every_optimizer_update(algorithm: str, policy_updates: int) -> None:
     """With a critic, the policy makes no updates in the steps that train the critic alone."""
     config = load_config([f"algorithm={algorithm}", "train.critic_warmup_steps=4", *UPDATES])
-    assert PolicySetup.from_config(config, "model").num_updates == policy_updates
-    assert CriticSetup.from_config(config, "model").num_updates == 60
+    assert PolicySetup.from_config(config, "model", 64).num_updates == policy_updates
+    assert CriticSetup.from_config(config, "model", 64).num_updates == 60
 
 
 def test_engines_have_the_learner_s_dtype_unless_they_have_their_own() -> None:
     dtypes = [[], ["learner.dtype=bfloat16"], ["learner.dtype=bfloat16", "rollout.dtype=float32"]]
-    found = [PolicySetup.from_config(load_config(overrides), "model").engine_dtype for overrides in dtypes]
+    found = [PolicySetup.from_config(load_config(overrides), "model", 64).engine_dtype for overrides in dtypes]
     assert found == ["float32", "bfloat16", "float32"]
 
 
 def test_whether_engines_keep_their_cache_across_an_update() -> None:
-    kept = [PolicySetup.from_config(load_config([f"rollout.inflight_kv={v}"]), "m") for v in ("keep", "recompute")]
+    kept = [PolicySetup.from_config(load_config([f"rollout.inflight_kv={v}"]), "m", 64) for v in ("keep", "recompute")]
     assert [setup.kv_is_kept for setup in kept] == [True, False]

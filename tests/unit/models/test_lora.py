@@ -48,7 +48,7 @@ def untied(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
 
 def changed(path: str, lora: LoraConfig) -> PolicyModel:
     """Load a policy with an adapter that changes its outputs."""
-    policy = load_policy(path, torch.float32, lora=lora)
+    policy = load_policy(path, torch.float32, max_tokens=64, lora=lora)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapter_parameters(policy.hf).values():
@@ -83,15 +83,15 @@ def test_what_is_written_is_what_peft_reads(untied: str, tmp_path: Path, case: s
     merged = loaded.merge_and_unload().state_dict()
     for exported in exported_parameters(policy.hf):
         torch.testing.assert_close(exported.read(), merged[exported.name], rtol=0, atol=1e-6)
-    again = load_policy(untied, torch.float32, lora=CASES[case])
+    again = load_policy(untied, torch.float32, max_tokens=64, lora=CASES[case])
     load_adapter(again.hf, str(tmp_path))
     assert torch.equal(logprobs(again), logprobs(policy))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_exported_are_the_parameters_of_the_model_without_adapters(untied: str, case: str) -> None:
-    plain = load_policy(untied, torch.float32).hf
-    policy = load_policy(untied, torch.float32, lora=CASES[case])
+    plain = load_policy(untied, torch.float32, max_tokens=64).hf
+    policy = load_policy(untied, torch.float32, max_tokens=64, lora=CASES[case])
     expected = [(name, tuple(parameter.shape)) for name, parameter in plain.named_parameters()]
     found = [(exported.name, exported.shape) for exported in exported_parameters(policy.hf)]
     assert sorted(found) == sorted(expected)
@@ -104,8 +104,8 @@ def test_off_is_the_model_as_it_was_and_on_again_it_trains(untied: str, case: st
     policy = changed(untied, CASES[case])
     before, trained = logprobs(policy), [name for name, p in policy.named_parameters() if p.requires_grad]
     with without_adapters(policy):
-        assert torch.equal(logprobs(policy), logprobs(load_policy(untied, torch.float32)))
-    assert not torch.allclose(before, logprobs(load_policy(untied, torch.float32)), atol=1e-3)
+        assert torch.equal(logprobs(policy), logprobs(load_policy(untied, torch.float32, max_tokens=64)))
+    assert not torch.allclose(before, logprobs(load_policy(untied, torch.float32, max_tokens=64)), atol=1e-3)
     assert torch.equal(logprobs(policy), before)
     assert [name for name, p in policy.named_parameters() if p.requires_grad] == trained
     assert all(".lora_" in name or ".modules_to_save." in name for name in trained)
@@ -170,9 +170,9 @@ def test_an_adapter_of_another_shape_is_refused(untied: str, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"holds no adapter_model.safetensors"):
         load_adapter(policy.hf, str(tmp_path))
     write_adapter(tmp_path, dict(adapter_parameters(policy.hf)), peft_config(CASES["plain"], untied))
-    other = load_policy(untied, torch.float32, lora=LoraConfig(rank=2, alpha=8.0))
+    other = load_policy(untied, torch.float32, max_tokens=64, lora=LoraConfig(rank=2, alpha=8.0))
     with pytest.raises(ConfigError, match=r"does not fit learner\.lora"):
         load_adapter(other.hf, str(tmp_path))
-    some = load_policy(untied, torch.float32, lora=CASES["some"])
+    some = load_policy(untied, torch.float32, max_tokens=64, lora=CASES["some"])
     with pytest.raises(ConfigError, match=r"does not fit learner\.lora"):
         load_adapter(some.hf, str(tmp_path))

@@ -22,7 +22,7 @@ def batch(ids: list[np.ndarray], layout: str) -> TokenBatch:
 
 
 def test_a_fresh_critic_values_everything_at_zero(model_folder: Path) -> None:
-    critic = load_critic(str(model_folder), torch.float32)
+    critic = load_critic(str(model_folder), torch.float32, max_tokens=64)
     values = critic(batch(IDS, critic.layout))
     assert values.shape == (2, 5)
     assert not values.any()
@@ -32,7 +32,7 @@ def test_a_fresh_critic_values_everything_at_zero(model_folder: Path) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_value_is_of_the_state_before_its_token(model_folder: Path, layout: str) -> None:
     """Changing token t changes the values after t, not its own: it must not see what it is a baseline for."""
-    critic = load_critic(str(model_folder), torch.float32, packing=layout)
+    critic = load_critic(str(model_folder), torch.float32, max_tokens=64, packing=layout)
     torch.nn.init.normal_(critic.head.weight)
     other = [np.array([5, 6, 7, 33, 9]), IDS[1]]
     (first, second) = (batch(ids, layout) for ids in (IDS, other))

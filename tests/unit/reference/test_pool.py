@@ -28,7 +28,7 @@ def pool_of(tmp_path: Path, calls: list[Any], num_parts: int = 1) -> ReferencePo
 
     worker = SimpleNamespace(stage=Remote("stage"), blend=Remote("blend"))
     cluster: Any = SimpleNamespace(calls=SimpleNamespace(gather=gather, background=None), start=lambda *_: worker)
-    setup = ReferenceSetup.from_config(load_config(["experiment=quickstart"]), str(tmp_path))
+    setup = ReferenceSetup.from_config(load_config(["experiment=quickstart"]), str(tmp_path), 64)
 
     def read(number: int) -> tuple[dict[str, Any], Any]:
         return {"learner/0": number + 1 == num_parts, "learner/1": None}, f"part {number}"

@@ -15,7 +15,7 @@ from rlsys.types import Trajectory
 
 def make_worker(model_folder: Path, *overrides: str) -> ReferenceWorker:
     config = load_config(["algorithm.kl.name=k1", *overrides])
-    return ReferenceWorker(ReferenceSetup.from_config(config, str(model_folder)))
+    return ReferenceWorker(ReferenceSetup.from_config(config, str(model_folder), 64))
 
 
 @pytest.fixture

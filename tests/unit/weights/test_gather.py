@@ -83,7 +83,7 @@ def test_whole_modules_beside_an_adapter_are_saved_under_their_plain_names(token
     build = ModelBuild(**TINY, tie_word_embeddings=False)
     save_model(build_model(build, tokenizer, seed=0), tokenizer, tmp_path)
     lora = LoraConfig(rank=2, modules_to_save=["lm_head"])
-    policy = load_policy(str(tmp_path), torch.float32, lora=lora)
+    policy = load_policy(str(tmp_path), torch.float32, max_tokens=64, lora=lora)
     state = full_state(policy.hf, 0, torch.float32)
     assert state.keys() == load_file(tmp_path / "model.safetensors").keys()
     assert full_state(policy.hf, 1, torch.float32) == {}

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from rlsys.config.build_schema import ModelBuild
-from rlsys.errors import RlsysError
+from rlsys.errors import ConfigError
 from rlsys.models.kernels import head as head_module
 from rlsys.models.kernels.head import TokenHead, dense_logprobs, use_token_head
+from rlsys.models.kernels.logits import LogitTransform
 from rlsys.models.tiny import build_model
 from tests.unit.conftest import TINY
 
@@ -100,12 +101,35 @@ def test_no_tokens_have_a_gradient_of_zero(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(gradient, torch.zeros_like(layer.weight))
 
 
-def test_a_model_that_changes_its_logits_afterwards_is_refused(tokenizer: Any) -> None:
+@pytest.mark.parametrize("transform", [LogitTransform(0.25), LogitTransform(1.0, 3.0), LogitTransform(0.5, 3.0)])
+@pytest.mark.parametrize("by_entropy", [0.0, 0.5])
+def test_what_a_model_does_to_its_logits(
+    monkeypatch: pytest.MonkeyPatch, transform: LogitTransform, by_entropy: float
+) -> None:
+    """The dense path and chunks, against the formula and torch's own gradients."""
+    layer, states, targets = make(bias=True)
+    layer.transform = transform
+    logits = nn.functional.linear(states, layer.weight, layer.bias) * transform.scale
+    if transform.softcap is not None:
+        logits = 3.0 * torch.tanh(logits / 3.0)
+    full = torch.log_softmax(logits / 0.7, dim=-1)
+    logprobs, entropy = full.gather(1, targets[:, None])[:, 0], -(full.exp() * full).sum(1)
+    weights = torch.linspace(-1, 2, TOKENS)
+    loss = (weights * logprobs).sum() + by_entropy * (weights.flip(0) * entropy).sum()
+    expected = [logprobs, entropy, *torch.autograd.grad(loss, [states, *layer.parameters()])]
+    dense = answers(layer, states, targets, by_entropy)
+    monkeypatch.setattr(head_module, "DENSE_ELEMENTS", 0)
+    monkeypatch.setattr(head_module, "CHUNK_ELEMENTS", 1)
+    for found in (dense, answers(layer, states, targets, by_entropy)):
+        for one, other in zip(expected, found, strict=True):
+            assert torch.allclose(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_an_output_layer_that_is_not_linear_is_refused(tokenizer: Any) -> None:
     hf = build_model(ModelBuild(**TINY), tokenizer, seed=0)
-    use_token_head(hf)
-    hf.config.final_logit_softcapping = 30.0
-    with pytest.raises(RlsysError, match=r"final_logit_softcapping=30.0"):
-        use_token_head(hf)
+    hf.lm_head = nn.Identity()
+    with pytest.raises(ConfigError, match="its output layer is a Identity"):
+        use_token_head(hf, LogitTransform())
 
 
 def test_without_targets_it_is_a_linear_layer() -> None:

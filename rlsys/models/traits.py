@@ -1,0 +1,24 @@
+"""What has to be known about a model to compute its log-probabilities as the model itself does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlsys.models.kernels.logits import LogitTransform
+
+
+@dataclass(frozen=True)
+class Traits:
+    """How a model has to be computed.
+
+    Attributes:
+        attention: the attention of padded batches, by transformers' name.
+        logits: what the model does to the output layer's logits.
+        packing: why packed rows would be computed wrongly; None when they are right.
+        checkpointing: why activations cannot be checkpointed; None when they can.
+    """
+
+    attention: str
+    logits: LogitTransform
+    packing: str | None
+    checkpointing: str | None
