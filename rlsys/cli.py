@@ -27,7 +27,7 @@ COMMANDS = {
     "export": ("rlsys.commands.export.command", "write a checkpoint as a Hugging Face folder with a model card"),
     "import": (
         "rlsys.commands.importers.import_command",
-        "turn a recipe of TRL, open-r1, axolotl, EasyR1 or OpenRLHF into an experiment",
+        "turn a recipe of TRL, open-r1, axolotl, EasyR1, verl or OpenRLHF into an experiment",
     ),
     "serve-reward": ("rlsys.commands.serve.command", "serve a reward function over HTTP"),
     "simulate": ("rlsys.commands.simulate.command", "predict a run's step time with other numbers of workers"),

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlsys.commands.importers.dialects import axolotl, easyr1, open_r1, openrlhf, trl
+from rlsys.commands.importers.dialects import axolotl, easyr1, open_r1, openrlhf, trl, verl
 from rlsys.commands.importers.dialects.shared import listed
 from rlsys.commands.importers.options import Dialect, default_at, version_key
 from rlsys.commands.importers.other_recipes import other_training
@@ -20,9 +20,18 @@ from rlsys.config.dotted import flatten
 from rlsys.errors import ConfigError, nearest
 
 DIALECTS: dict[str, Dialect] = {
-    module.DIALECT.name: module.DIALECT for module in (trl, open_r1, axolotl, easyr1, openrlhf)
+    module.DIALECT.name: module.DIALECT for module in (trl, open_r1, axolotl, easyr1, verl, openrlhf)
 }
-BY_REWARDS = (*trl.BY_REWARDS, "trl", "rl", "advantage_estimator", "prompt_data", "remote_rm_url")
+BY_REWARDS = (
+    *trl.BY_REWARDS,
+    "trl",
+    "rl",
+    "worker",
+    "actor_rollout_ref",
+    "advantage_estimator",
+    "prompt_data",
+    "remote_rm_url",
+)
 
 
 @dataclass(frozen=True)

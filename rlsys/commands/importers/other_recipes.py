@@ -38,4 +38,8 @@ def other_training(options: Mapping[str, Any], by_rewards: Iterable[str]) -> tup
         return None
     if options.get("loss_type") in LOSSES_OF_PREFERENCES:
         return "loss_type", PREFERENCES
-    return next(((name, what) for name, what in ONLY_OTHERS.items() if options.get(name)), None)
+    return next(((name, what) for name, what in ONLY_OTHERS.items() if _is_on(options.get(name))), None)
+
+
+def _is_on(value: Any) -> bool:
+    return bool(value) and not isinstance(value, Mapping)  # a section of that name is another thing

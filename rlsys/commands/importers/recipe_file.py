@@ -89,7 +89,8 @@ def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _from_call(call: Call, path: Path, remarks: list[str]) -> RecipeFile:
     arguments = _processes(call.launcher) | call.arguments
-    base = _beside(str(arguments.pop(BASE_KEY)), path) if BASE_KEY in arguments else None
+    name = _base_name(arguments)
+    base = _beside(name, path) if name else None
     tree = _mapping(base, _text(base)) if base else {}
     try:
         for name, value in arguments.items():
@@ -97,6 +98,16 @@ def _from_call(call: Call, path: Path, remarks: list[str]) -> RecipeFile:
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     return RecipeFile(tree, [path, base] if base else [path], call.program, remarks)
+
+
+def _base_name(arguments: dict[str, Any]) -> str | None:
+    """Take the name of the file beneath the arguments out of them: `--config FILE`, or what Hydra's flags name."""
+    folder, name = arguments.pop("config-path", None), arguments.pop("config-name", None)
+    if BASE_KEY in arguments:
+        return str(arguments.pop(BASE_KEY))
+    if name is None or (folder in (None, "config") and str(name).startswith("ppo_")):  # verl's own, of its defaults
+        return None
+    return f"{folder or '.'}/{name}" + ("" if str(name).endswith((".yaml", ".yml")) else ".yaml")
 
 
 def _processes(launcher: dict[str, Any]) -> dict[str, Any]:

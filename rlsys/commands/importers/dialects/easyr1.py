@@ -180,7 +180,7 @@ ACTOR = {
     "model.lora.exclude_modules": ignored(f"{TEXT_ONLY}; the option leaves out the vision tower"),
     "optim.lr": same("learner.lr", 1e-6),
     "optim.betas": converted("learner.betas", [0.9, 0.999], lambda value: [float(beta) for beta in value]),
-    "optim.weight_decay": same("learner.weight_decay", 1e-2),
+    "optim.weight_decay": several(1e-2, shared.decayed("learner")),
     "optim.strategy": unsupported("the optimizer state is always float32", "adamw", ("adamw",)),
     "optim.lr_warmup_ratio": computed(
         "learner.warmup_steps", 0.0, rules.warmup_share,
@@ -213,7 +213,7 @@ CRITIC = {
     ),
     "optim.lr": same("critic.lr", 1e-6, when=HAS_CRITIC),
     "model.enable_gradient_checkpointing": same("critic.gradient_checkpointing", True, when=HAS_CRITIC),
-    "optim.weight_decay": same("critic.weight_decay", 1e-2, when=HAS_CRITIC),
+    "optim.weight_decay": several(1e-2, shared.decayed("critic"), when=HAS_CRITIC),
     "max_grad_norm": same("critic.max_grad_norm", 1.0, when=HAS_CRITIC),
     "offload.offload_optimizer": same("critic.offload_optimizer", False, when=HAS_CRITIC),
 }
@@ -290,7 +290,11 @@ DIALECT = Dialect(
     versions=("2026.07",),
     default_version="2026.07",
     versions_of="EasyR1",
-    unique_options=tuple(OPTIONS),
+    unique_options=(
+        *(name for name in OPTIONS if name.startswith("worker.")),
+        *("data.rollout_batch_size", "data.mini_rollout_batch_size", "data.format_prompt", "trainer.val_freq"),
+        *("algorithm.disable_kl", "algorithm.online_filtering", "trainer.save_limit"),
+    ),
     aliases=ALIASES,
     interpolates=True,
     always={"data.chat_template": True, "data.eval": None, "learner.warmup_steps": 0},

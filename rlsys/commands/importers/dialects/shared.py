@@ -138,6 +138,17 @@ def only_or_all(sources: list[Any]) -> Any:
     return sources if len(sources) > 1 else sources[0] if sources else ABSENT
 
 
+def decayed(role: str) -> dict[str, Compute]:
+    """Return the writes of a weight decay on all parameters, as PyTorch's AdamW has it: norms and biases too.
+
+    The Trainer of Hugging Face and OpenRLHF leave these out, as rlsys does by default.
+    """
+    return {
+        f"{role}.weight_decay": lambda _, value: float(value),
+        f"{role}.decay_norms_and_biases": lambda _, value: bool(float(value)) or ABSENT,
+    }
+
+
 def trackers(recipe: Recipe, option: str, names: list[str], **wandb: Any) -> list[Any]:
     """Return trackers by name, W&B with those of its options that are set."""
     unknown = [name for name in names if name not in TRACKERS]

@@ -37,6 +37,7 @@ def test_the_example_of_easyr1() -> None:
         "learner": {
             "dtype": "bfloat16",
             "weight_decay": 0.01,
+            "decay_norms_and_biases": True,
             "offload_optimizer": True,
             "gradient_checkpointing": True,
         },
