@@ -19,6 +19,7 @@ from rlsys.rollout.worker import RolloutWorker
 from rlsys.runtime.calls import fetch
 from rlsys.types import GroupRequest, Sampling
 from rlsys.weights.manifest import buckets, from_update_info, total_bytes, views
+from rlsys.weights.receipt import Received
 from rlsys.weights.sender import WeightSender
 
 # The shape of Qwen2.5-0.5B.
@@ -96,8 +97,9 @@ class _Engine:
         self._version = 0
         self._group = 0
         port = free_port()
-        info = {"master_address": "127.0.0.1", "master_port": port, "rank_offset": 1, "world_size": 2}
-        joining = worker.join_weights.remote({**info, "bucket_bytes": bucket_bytes, "deadline_s": DEADLINE_S})
+        info: dict[str, Any] = {"master_address": "127.0.0.1", "master_port": port, "rank_offset": 1, "world_size": 2}
+        info |= {"bucket_bytes": bucket_bytes, "deadline_s": DEADLINE_S, "is_checked": True}
+        joining = worker.join_weights.remote(info)
         sender.open("gloo", "127.0.0.1", port, 2, DEADLINE_S)
         self._get(joining)
 
@@ -111,8 +113,8 @@ class _Engine:
         started = time.perf_counter()
         receiving = self._worker.receive_weights.remote(self._sender.update_info(), self._version)
         self._sender.send()
-        times: dict[str, float] = self._get(receiving)
-        return {**times, "seconds": time.perf_counter() - started}
+        received: Received = self._get(receiving)
+        return {**received.times, "seconds": time.perf_counter() - started}
 
     def _inflight(self) -> dict[str, float]:
         """Measure one broadcast while requests are running, and cancel the requests afterwards."""

@@ -26,19 +26,21 @@ class PolicyGroup(RankGroup):
         super().__init__(cluster, PolicyRank, setup.learner, setup, demands)
         self._update_info: Mapping[str, Any] = {}
 
-    async def weight_update_info(self, backend: str) -> Mapping[str, Any]:
-        """Return what the next broadcast carries; with ipc, the handles themselves."""
+    async def weight_update_info(self, backend: str) -> tuple[Mapping[str, Any], Sequence[int]]:
+        """Return what the next broadcast carries; with ipc, the handles themselves and the buckets' checksums."""
         if backend == "ipc":
-            exported: Mapping[str, Any] = await self._each("export_weights", what="exporting weights")
+            exported: tuple[Mapping[str, Any], Sequence[int]] = await self._each(
+                "export_weights", what="exporting weights"
+            )
             return exported
-        return self._update_info
+        return self._update_info, ()
 
     def begin_open_weights(self, backend: str, host: str, port: int, world_size: int) -> dict[str, Any]:
         """Open the weight channel on every rank."""
         return self._begin("open_weights", backend, host, port, world_size)
 
     def begin_send_weights(self) -> dict[str, Any]:
-        """Broadcast the policy; every rank takes part in gathering it."""
+        """Broadcast the policy; every rank takes part in gathering it, and rank 0 gives the buckets' checksums."""
         return self._begin("send_weights")
 
     def begin_read_weights(self, number: int) -> tuple[dict[str, Any], Any]:

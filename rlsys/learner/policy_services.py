@@ -46,13 +46,13 @@ class PolicyServices(Rank):
         weights = self._setup.weights
         self._sender.open(backend, host, port, world_size, weights.deadline_s, weights.share_memory)
 
-    def send_weights(self) -> None:
-        """Gather and broadcast the policy."""
+    def send_weights(self) -> list[int]:
+        """Gather and broadcast the policy; returns the buckets' checksums from rank 0."""
         with self._spans.span("broadcast"):
-            self._sender.send()
+            return self._sender.send()
 
-    def export_weights(self) -> dict[str, Any]:
-        """Return CUDA IPC handles of the policy, for engines on the same GPU."""
+    def export_weights(self) -> tuple[dict[str, Any], list[int]]:
+        """Return CUDA IPC handles of the policy, for engines on the same GPU, and the buckets' checksums."""
         with self._spans.span("broadcast"):
             return self._sender.export_ipc()
 
@@ -197,5 +197,7 @@ class PolicyServices(Rank):
             else DTYPES[setup.saved_dtype]
         )
         dtype, bucket_bytes = DTYPES[setup.engine_dtype], setup.weights.bucket_mib * 2**20
-        self._sender = WeightSender(self._engine.module.hf, dtype, self._rank, bucket_bytes)
+        self._sender = WeightSender(
+            self._engine.module.hf, dtype, self._rank, bucket_bytes, is_checked=setup.weights.verify
+        )
         return self._sender.update_info()

@@ -21,7 +21,9 @@ from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import FailureLog, log_worker
 from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
+from rlsys.weights.backend import engine_backend
 from rlsys.weights.packed_adapter import PackedAdapter
+from rlsys.weights.receipt import Receipt, Received
 
 # Attempts to probe under one set of weights; an update that arrives in between spoils an attempt.
 PROBE_TRIES = 3
@@ -82,7 +84,7 @@ class RolloutWorker:
             enable_chunked_prefill=False if on_cpu and config.seeded else None,
             # Raw log-probabilities would ignore the sampling temperature.
             logprobs_mode="processed_logprobs",
-            weight_transfer_config=WeightTransferConfig(backend=self._setup.backend),
+            weight_transfer_config=WeightTransferConfig(backend=engine_backend(self._setup.backend)),
             # In a placement group vLLM would start its ranks through Ray, which the CPU backend does not support. The
             # group has no room for them either: they are this worker's own processes.
             distributed_executor_backend="mp" if self._config.tensor_parallel_size > 1 else None,
@@ -113,7 +115,7 @@ class RolloutWorker:
 
         await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
-    async def receive_weights(self, update_info: dict[str, Any], policy_version: int) -> dict[str, float]:
+    async def receive_weights(self, update_info: dict[str, Any], policy_version: int) -> Received:
         """Receive one weight broadcast; running requests continue under the new weights.
 
         With gloo the bytes arrive while the engine generates, and it pauses only to load them. An idle engine pauses at
@@ -121,6 +123,7 @@ class RolloutWorker:
 
         Returns: `stalled_s`, seconds without generation; `transfer_s`, seconds of the transfer; `reload_s`, seconds of
             loading without waiting for the transfer. With nccl and ipc the two are one, and both contain the other.
+            And a receipt of each of the engine's processes.
 
         Raises:
             WorkerError: The engine could not load the weights. It stays paused, because its layers may now be a mix of
@@ -137,6 +140,7 @@ class RolloutWorker:
         try:
             with self._spans.span("reload"):
                 times = await self._load(update_info)
+                receipts = [Receipt(**each) for each in await self._engine.collective_rpc("arrival")]
         except Exception as error:
             self._failed_update = f"{type(error).__name__}: {error}"
             logger.exception("policy version %d could not be loaded", policy_version)
@@ -147,7 +151,7 @@ class RolloutWorker:
         await engine.resume_generation()
         stalled_s = time.perf_counter() - paused
         logger.info("serves policy version %d; generation stood still for %.2f s", policy_version, stalled_s)
-        return {"stalled_s": stalled_s, **times}
+        return Received({"stalled_s": stalled_s, **times}, receipts)
 
     async def receive_adapter(self, adapter: PackedAdapter, policy_version: int) -> dict[str, float]:
         """Serve new requests with the policy of an adapter; running requests keep theirs.

@@ -10,3 +10,8 @@ def weight_backend(config: Config) -> str:
     if config.weights.backend != "auto":
         return config.weights.backend
     return "nccl" if config.cluster.num_gpus > 0 else "gloo"
+
+
+def engine_backend(backend: str) -> str:
+    """Return the name under which vLLM knows rlsys's engine for a backend; it has engines of its own for some."""
+    return f"rlsys-{backend}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rlsys.config.schema import WeightsConfig
+from rlsys.weights.manifest import buckets, from_update_info
+from rlsys.weights.receipt import Received, check_receipts
 
 OpenCalls = dict[str, Any]  # unfinished Ray calls by worker name
 Gather = Callable[..., Awaitable[dict[str, Any]]]
@@ -22,7 +24,11 @@ class Broadcaster(Protocol):
 
         Returns:
             `weights/stalled_s`, `weights/transfer_s` and `weights/reload_s`: seconds without generation, of the
-            transfer and of loading, each the largest over the engines.
+            transfer and of loading, each the largest over the engines. For whole weights that are checked also
+            `weights/compared_fraction`: the share of the bytes that were found again in the engines' parameters.
+
+        Raises:
+            WeightMismatchError: an engine does not hold what was sent.
         """
 
 
@@ -32,14 +38,17 @@ class WeightSide(Protocol):
     async def address(self) -> tuple[str, int]:
         """Return the host and a free port where the weight group meets."""
 
-    async def weight_update_info(self, backend: str) -> Mapping[str, Any]:
-        """Return what engines need to know before a transfer: names, dtypes and shapes, or IPC handles."""
+    async def weight_update_info(self, backend: str) -> tuple[Mapping[str, Any], Sequence[int]]:
+        """Return what engines need to know before a transfer: the manifest, and with ipc the handles.
+
+        The second value is what `begin_send_weights` gives from rank 0 with other backends: the buckets' checksums.
+        """
 
     def begin_open_weights(self, backend: str, host: str, port: int, world_size: int) -> OpenCalls:
         """Start joining the weight group as its sender."""
 
     def begin_send_weights(self) -> OpenCalls:
-        """Start sending the current weights."""
+        """Start sending the current weights; rank 0, which is the first, gives the buckets' checksums."""
 
 
 class EngineSide(Protocol):
@@ -52,7 +61,7 @@ class EngineSide(Protocol):
         """Start joining the weight group, each engine with its own entry of `init_infos`."""
 
     def begin_receive_weights(self, update_info: Mapping[str, Any], policy_version: int) -> OpenCalls:
-        """Start receiving `policy_version` on every engine."""
+        """Start receiving `policy_version` on every engine; each gives a `Received`."""
 
 
 class WeightBroadcaster:
@@ -80,30 +89,41 @@ class WeightBroadcaster:
 
     async def broadcast(self, policy_version: int) -> dict[str, float]:
         """See `Broadcaster.broadcast`."""
-        update_info = await self._sender.weight_update_info(self._backend)
+        update_info, sent = await self._sender.weight_update_info(self._backend)
         # Both sides are started before either is awaited: they meet in a collective.
         receiving = self._receiver.begin_receive_weights(update_info, policy_version)
         # With ipc the handles in update_info are the transfer.
         sending = {} if self._backend == "ipc" else self._sender.begin_send_weights()
         what = f"broadcast of policy version {policy_version}"
         results = await self._gather({**receiving, **sending}, what=what, deadline_s=self._config.deadline_s)
-        return _slowest([results[engine] for engine in receiving])
+        received: dict[str, Received] = {engine: results[engine] for engine in receiving}
+        metrics = _slowest([each.times for each in received.values()])
+        if not self._config.verify:
+            return metrics
+        sent = results[next(iter(sending))] if sending else sent
+        cut = buckets(from_update_info(update_info), self._bucket_bytes)
+        for engine, each in received.items():
+            check_receipts(engine, each.receipts, sent, cut, policy_version)
+        fractions = [receipt.compared_fraction for each in received.values() for receipt in each.receipts]
+        return metrics | {"weights/compared_fraction": min(fractions)}
 
     def _init_info(self, host: str, port: int, engine: int, world_size: int) -> dict[str, Any]:
+        info = {"bucket_bytes": self._bucket_bytes, "is_checked": self._config.verify}
         if self._backend == "ipc":
-            return {"packed": False}  # one handle per parameter, as `WeightSender.export_ipc` makes them
-        info: dict[str, Any] = {
+            return info
+        return {
+            **info,
             "master_address": host,
             "master_port": port,
             # Rank 0 is the sender. Each of the engine's workers adds its own rank to the offset.
             "rank_offset": 1 + engine * self._receiver.workers_per_engine,
             "world_size": world_size,
+            "deadline_s": self._config.deadline_s,
         }
-        bucket_bytes = self._config.bucket_mib * 2**20
-        if self._backend == "gloo":
-            return {**info, "bucket_bytes": bucket_bytes, "deadline_s": self._config.deadline_s}
-        # vLLM's producer and consumer need the same sizes and number of buffers: keep them equal to `NcclChannel`'s.
-        return {**info, "packed": True, "packed_buffer_size_bytes": bucket_bytes, "packed_num_buffers": 2}
+
+    @property
+    def _bucket_bytes(self) -> int:
+        return self._config.bucket_mib * 2**20
 
 
 class AdapterSide(Protocol):
@@ -142,5 +162,5 @@ class AdapterBroadcaster:
         return _slowest([results[engine] for engine in receiving])
 
 
-def _slowest(times: list[dict[str, float]]) -> dict[str, float]:
+def _slowest(times: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {f"weights/{name}": max(each[name] for each in times) for name in times[0]}

@@ -20,6 +20,8 @@ import torch.distributed as dist
 
 from rlsys.weights.shared_memory import SharedMemory
 
+ALIGNMENT = 8
+
 
 class GlooChannel:
     """One rank's end of a broadcast group: rank 0 sends, the others receive.
@@ -42,8 +44,8 @@ class GlooChannel:
             rank: rank of this process; 0 is the sender.
             world_size: number of ranks.
             deadline_s: seconds for joining, and for each later operation.
-            shared_bytes: bytes of a whole broadcast to put into shared memory; given by the sender alone. 0 sends
-                everything through gloo.
+            shared_bytes: `shared_size` of a broadcast's buckets, to put them into shared memory; given by the sender
+                alone. 0 sends everything through gloo.
 
         Raises:
             RuntimeError: a peer has not joined by the deadline.
@@ -72,7 +74,7 @@ class GlooChannel:
         buffer, which gloo has sent before the next bucket is packed, while a receiver has one per bucket.
         """
         if self._memory is not None:  # sender and attached receivers compute the same places from the same sizes
-            starts = accumulate(sizes[:-1], initial=0)
+            starts = accumulate(map(_aligned, sizes[:-1]), initial=0)
             return [self._memory.tensor[start : start + size] for start, size in zip(starts, sizes, strict=True)]
         # Kept from one broadcast to the next: mapping a whole model's memory again costs as much as filling it.
         wanted = [max(sizes)] if self._is_sender else list(sizes)
@@ -113,6 +115,16 @@ class GlooChannel:
         memory = SharedMemory.attach(address) if address else None
         self._store.set(f"attached/{rank}", "no" if memory is None else "yes")
         return memory, json.loads(self._store.get("remote"))
+
+
+def shared_size(sizes: Sequence[int]) -> int:
+    """Return the bytes of shared memory that buckets of these sizes take."""
+    return sum(map(_aligned, sizes))
+
+
+def _aligned(num_bytes: int) -> int:
+    """Round up, so that every bucket begins where words of `ALIGNMENT` bytes may begin."""
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
 
 
 def _broadcast(group: Any, tensor: torch.Tensor) -> None:

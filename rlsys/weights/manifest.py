@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -15,15 +16,19 @@ import torch
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter, under its Hugging Face name and with its whole shape."""
+    """One tensor, under the name that checkpoints have for it and with its whole shape.
+
+    Neighbours with the same `unit` are parts of one parameter and travel in one bucket, so that it is gathered once.
+    """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    unit: int = -1
 
     @property
     def num_bytes(self) -> int:
-        """Size of the parameter."""
+        """Size of the tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -36,20 +41,26 @@ def total_bytes(entries: Sequence[Entry]) -> int:
 
 
 def buckets(manifest: Manifest, max_bytes: int) -> list[list[Entry]]:
-    """Divide consecutive entries into buckets of at most `max_bytes`; a larger entry gets a bucket of its own.
+    """Divide consecutive entries into buckets of at most `max_bytes`; a larger unit gets a bucket of its own.
 
     The order is kept (layer by layer), and both sides compute the same division from the same manifest.
     """
     packed: list[list[Entry]] = []
     size = 0
-    for entry in manifest:
-        if packed and size + entry.num_bytes <= max_bytes:
-            packed[-1].append(entry)
-            size += entry.num_bytes
+    for unit in _units(manifest):
+        if packed and size + total_bytes(unit) <= max_bytes:
+            packed[-1] += unit
+            size += total_bytes(unit)
         else:
-            packed.append([entry])
-            size = entry.num_bytes
+            packed.append(unit)
+            size = total_bytes(unit)
     return packed
+
+
+def _units(manifest: Manifest) -> list[list[Entry]]:
+    # An entry outside of any unit (-1) is one by itself: its position tells it from its neighbours.
+    keyed = groupby(enumerate(manifest), key=lambda item: item[1].unit if item[1].unit >= 0 else ~item[0])
+    return [[entry for _, entry in members] for _, members in keyed]
 
 
 def pack_bucket(tensors: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
@@ -57,11 +68,6 @@ def pack_bucket(tensors: Sequence[torch.Tensor], out: torch.Tensor | None = None
     # Viewed as bytes, tensors of different dtypes fit into one buffer.
     parts = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
     return torch.cat(parts, out=None if out is None else out[: sum(part.numel() for part in parts)])
-
-
-def unpack_bucket(buffer: torch.Tensor, bucket: Sequence[Entry]) -> list[tuple[str, torch.Tensor]]:
-    """Return a bucket's named tensors as copies, so that the buffer may be reused."""
-    return [(name, tensor.clone()) for name, tensor in views(buffer, bucket)]
 
 
 def views(buffer: torch.Tensor, bucket: Sequence[Entry]) -> list[tuple[str, torch.Tensor]]:
@@ -79,15 +85,17 @@ def _typed(part: torch.Tensor, entry: Entry) -> torch.Tensor:
 
 
 def to_update_info(manifest: Manifest) -> dict[str, Any]:
-    """Return the manifest in the form of vLLM's weight-transfer protocol."""
+    """Return the manifest as columns of plain values, the form in which vLLM passes it to its worker processes."""
     return {
         "names": [entry.name for entry in manifest],
         "dtype_names": [str(entry.dtype).removeprefix("torch.") for entry in manifest],
         "shapes": [list(entry.shape) for entry in manifest],
+        "units": [entry.unit for entry in manifest],
     }
 
 
 def from_update_info(update_info: Mapping[str, Any]) -> Manifest:
     """Return the manifest that `to_update_info` was given."""
-    columns = (update_info[key] for key in ("names", "dtype_names", "shapes"))
-    return [Entry(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in zip(*columns, strict=True)]
+    columns = (update_info[key] for key in ("names", "dtype_names", "shapes", "units"))
+    rows = zip(*columns, strict=True)
+    return [Entry(name, getattr(torch, dtype), tuple(shape), unit) for name, dtype, shape, unit in rows]

@@ -1,51 +1,157 @@
-"""The engines' side of a broadcast: rlsys's gloo backend for vLLM's weight-transfer protocol.
+"""The engines' side of a broadcast: rlsys's backends for vLLM's weight-transfer protocol.
 
-vLLM imports this module in each of its worker processes (`worker_extension_cls`), which registers the backend there.
+vLLM imports this module in each of its worker processes (`worker_extension_cls`), which registers the backends there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from vllm.distributed.weight_transfer.base import WeightTransferInitInfo
+from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from rlsys.runtime.processes import exit_with_parent
+from rlsys.weights.arrival import Arrivals
+from rlsys.weights.backend import engine_backend
 from rlsys.weights.bucket_receiver import BucketReceiver
+from rlsys.weights.checksum import checksum
+from rlsys.weights.direct_loads import DirectLoads
 from rlsys.weights.gloo import GlooChannel
-from rlsys.weights.manifest import buckets, from_update_info, total_bytes, views
+from rlsys.weights.manifest import Entry, buckets, from_update_info, total_bytes, views
+from rlsys.weights.nccl import NcclChannel
 from rlsys.weights.packed_adapter import Sums, sums
+
+# A bucket's parameters, its bytes, and their checksum where it is known already.
+Bucket = tuple[Sequence[Entry], torch.Tensor, torch.Tensor | None]
 
 
 @dataclass(kw_only=True)
-class GlooInitInfo(WeightTransferInitInfo):
-    """Address of the group, and this engine's ranks in it."""
+class JoinInfo(WeightTransferInitInfo):
+    """How a broadcast is divided; for channels with a group also its address and this engine's ranks in it."""
 
-    master_address: str
-    master_port: int
-    rank_offset: int
-    world_size: int
     bucket_bytes: int
-    deadline_s: float
+    is_checked: bool
+    master_address: str = ""
+    master_port: int = 0
+    rank_offset: int = 0
+    world_size: int = 0
+    deadline_s: float = 0.0
 
 
-class GlooWeightTransferEngine(NCCLWeightTransferEngine):
-    """vLLM's layerwise reload, fed by packed gloo broadcasts, with the CPU backend's tied output layer repaired.
+@dataclass(kw_only=True)
+class UpdateInfo(WeightTransferUpdateInfo):
+    """What a broadcast carries (`manifest.to_update_info`); with ipc also a handle for each bucket."""
 
-    Inherited are the layerwise reload (start and end of an update) and the format of update_info; nothing uses NCCL.
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+    units: list[int]
+    handles: list[dict[str, tuple[Any, ...]]] = field(default_factory=list)
+
+
+class BucketEngine(NCCLWeightTransferEngine):
+    """vLLM's layerwise reload, fed with buckets, with its faults repaired.
+
+    Inherited is the layerwise reload (start and end of an update); how buckets arrive is the subclasses'.
     """
 
-    init_info_cls = GlooInitInfo
+    init_info_cls = JoinInfo
+    update_info_cls = UpdateInfo
+
+    def init_transfer_engine(self, init_info: Any) -> None:
+        """Join the broadcast group; block until the learner and every other engine have joined."""
+        self._join = init_info
+        self.arrivals = Arrivals()
+
+    def start_weight_update(self) -> None:
+        """Begin the layerwise reload."""
+        pack_experts_again(self.model)
+        names = {name for name, _ in self.model.named_parameters()}  # tied ones once, which a reload separates
+        super().start_weight_update()
+        # Without what the engine has computed from the parameters of checkpoints, as MLA's W_UK.
+        self.arrivals.begin(name for name, _ in self.model.named_parameters() if name in names)
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        """Load the parameters of the broadcast, layer by layer as they arrive."""
+        with disable_mtp_completeness_check(), DirectLoads(self.model):
+            for bucket, buffer, found in self._received(update_info):
+                # Views, not copies: the buffers stay valid until all layers are loaded.
+                named = views(buffer, bucket)
+                loaded = self.model.load_weights(named)
+                if self._join.is_checked:
+                    self.arrivals.add(named, loaded, checksum(buffer) if found is None else found)
+
+    def finish_weight_update(self) -> None:
+        """End the layerwise reload and repair the tied output layer."""
+        self.arrivals.lose(unloaded_parameters(self.model))
+        super().finish_weight_update()
+        share_tied_head(self.model)
+        if self._join.is_checked:
+            self.arrivals.finish(dict(self.model.named_parameters()))
+
+    def _received(self, update_info: UpdateInfo) -> Iterator[Bucket]:
+        """Yield every bucket in the order of the manifest."""
+        raise NotImplementedError
+
+    def _cut(self, update_info: UpdateInfo) -> list[list[Entry]]:
+        # The sender's size: both sides must divide the manifest alike.
+        return buckets(from_update_info(asdict(update_info)), self._join.bucket_bytes)
+
+
+class NcclEngine(BucketEngine):
+    """Buckets by NCCL."""
+
+    _channel: NcclChannel | None = None
+
+    def init_transfer_engine(self, init_info: Any) -> None:
+        """See `BucketEngine.init_transfer_engine`."""
+        super().init_transfer_engine(init_info)
+        rank = init_info.rank_offset + self.parallel_config.rank
+        self._channel = NcclChannel(
+            init_info.master_address, init_info.master_port, rank, init_info.world_size, self.device
+        )
+
+    def _received(self, update_info: UpdateInfo) -> Iterator[Bucket]:
+        assert self._channel is not None
+        yield from ((bucket, buffer, None) for bucket, buffer in self._channel.received(self._cut(update_info)))
+
+    def shutdown(self) -> None:
+        """Leave the broadcast group."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+
+class IpcEngine(BucketEngine):
+    """Buckets in memory of the learner on the same GPU, which this process maps."""
+
+    def _received(self, update_info: UpdateInfo) -> Iterator[Bucket]:
+        from torch.multiprocessing.reductions import rebuild_cuda_tensor
+
+        device = torch.cuda.get_device_properties(self.device.index)
+        for bucket, handle in zip(self._cut(update_info), update_info.handles, strict=True):
+            if str(device.uuid) not in handle:
+                raise RuntimeError(f"the learner's memory is on GPU {', '.join(handle)}, the engine on {device.uuid}")
+            arguments = list(handle[str(device.uuid)])
+            arguments[6] = self.device.index  # the learner's number of the device is not this process's
+            yield bucket, rebuild_cuda_tensor(*arguments), None
+
+
+class GlooEngine(BucketEngine):
+    """Buckets by gloo, received while the engine still generates."""
+
     _channel: GlooChannel | None = None
     _buckets: BucketReceiver | None = None
 
     def init_transfer_engine(self, init_info: Any) -> None:
-        """Join the broadcast group; block until the learner and every other engine have joined."""
-        self._bucket_bytes = init_info.bucket_bytes  # the sender's: both sides must divide the manifest alike
+        """See `BucketEngine.init_transfer_engine`."""
+        super().init_transfer_engine(init_info)
         self._channel = GlooChannel(
             init_info.master_address,
             init_info.master_port,
@@ -58,9 +164,11 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
         """Start to receive one broadcast; the engine continues to generate meanwhile."""
         if self._channel is None:
             raise RuntimeError("the weight channel is not open: init_transfer_engine must be called first")
-        cut = buckets(from_update_info(update_info), self._bucket_bytes)
+        cut = self._cut(UpdateInfo(**update_info))
         buffers = self._channel.buffers([total_bytes(bucket) for bucket in cut])
-        self._buckets = BucketReceiver(self._channel, list(zip(cut, buffers, strict=True)))
+        self._buckets = BucketReceiver(
+            self._channel, list(zip(cut, buffers, strict=True)), checksum if self._join.is_checked else None
+        )
 
     @property
     def buckets(self) -> BucketReceiver:
@@ -69,20 +177,37 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
             raise RuntimeError("no transfer was begun: begin must be called first")
         return self._buckets
 
-    def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
-        """Load the parameters of the broadcast that was begun, layer by layer as they arrive."""
-        # Views, not copies: the buffers stay valid until the sender's next broadcast.
-        for bucket, buffer in self.buckets:
-            self.model.load_weights(views(buffer, bucket))
-
-    def finish_weight_update(self) -> None:
-        """End the layerwise reload and repair the tied output layer."""
-        super().finish_weight_update()
-        share_tied_head(self.model)
+    def _received(self, update_info: UpdateInfo) -> Iterator[Bucket]:
+        yield from self.buckets
 
     def shutdown(self) -> None:
         """Leave the broadcast group."""
         self._channel = None
+
+
+def pack_experts_again(model: torch.nn.Module) -> None:
+    """Let the CPU backend's mixtures of experts begin a reload as they began the first load.
+
+    That backend packs experts' weights once, with the kernel it makes at the first load. A reload would put weights as
+    they come where the kernel expects packed ones. Without a kernel it makes a new one and packs them.
+    """
+    for module in model.modules():
+        method: Any = getattr(module, "quant_method", None)
+        if getattr(getattr(method, "unquantized_backend", None), "name", None) == "CPU":
+            method.moe_kernel = None
+
+
+def unloaded_parameters(model: torch.nn.Module) -> set[str]:
+    """Return the parameters of layers that a reload gave nothing to, whatever the model's loader says.
+
+    vLLM keeps the old weights of such layers and only logs it.
+    """
+    lost = set()
+    for prefix, module in model.named_modules():
+        info = get_layerwise_info(module)
+        if info.can_load() and info.load_numel == 0:
+            lost |= {f"{prefix}.{name}" for name, _ in module.named_parameters(recurse=False)}
+    return lost
 
 
 def share_tied_head(model: torch.nn.Module) -> None:
@@ -106,7 +231,7 @@ class WeightReceiver:
     vLLM mixes this class into its worker class; importing its module registers the gloo backend.
     """
 
-    weight_transfer_engine: GlooWeightTransferEngine
+    weight_transfer_engine: Any  # a BucketEngine; a GlooEngine for what begins with a transfer
     model_runner: Any
 
     def begin_transfer(self, update_info: dict[str, Any]) -> None:
@@ -133,6 +258,11 @@ class WeightReceiver:
             "B": sums(_present(layer.lora_b for layer in layers)),
         }
 
+    def arrival(self) -> dict[str, Any]:
+        """Return what the last broadcast brought (`Arrivals.report`)."""
+        report: dict[str, Any] = self.weight_transfer_engine.arrivals.report()
+        return report
+
     def transfer_times(self) -> tuple[float, float]:
         """Return the seconds that the last transfer took, and those that loading waited for it."""
         received = self.weight_transfer_engine.buckets
@@ -150,6 +280,8 @@ def _present(matrices: Iterable[Any]) -> Iterator[torch.Tensor]:
 # vLLM imports this module in every process that holds the model, and nothing else imports it. Such a process must not
 # outlive the one that started it, which cannot stop it once it is killed. Guarded, because registering a name twice is
 # an error.
-if "gloo" not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine("gloo", GlooWeightTransferEngine)
+ENGINES: dict[str, type[BucketEngine]] = {"gloo": GlooEngine, "nccl": NcclEngine, "ipc": IpcEngine}
+if engine_backend("gloo") not in WeightTransferEngineFactory._registry:
+    for backend, engine in ENGINES.items():
+        WeightTransferEngineFactory.register_engine(engine_backend(backend), engine)
     exit_with_parent()

@@ -21,6 +21,7 @@ from rlsys.models.policy import load_policy
 from rlsys.preflight.prepare import prepare
 from rlsys.runtime.calls import fetch
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
+from rlsys.weights.receipt import Received
 from rlsys.weights.sender import WeightSender
 from tests.integration.runs import SMALL, call_worker, wait
 
@@ -49,17 +50,19 @@ class Engine:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        info = {"master_address": "127.0.0.1", "master_port": port, "rank_offset": 1, "world_size": 2}
-        joining = self.worker.join_weights.remote({**info, "bucket_bytes": BUCKET_BYTES, "deadline_s": deadline_s})
+        info: dict[str, Any] = {"master_address": "127.0.0.1", "master_port": port, "rank_offset": 1, "world_size": 2}
+        info |= {"bucket_bytes": BUCKET_BYTES, "deadline_s": deadline_s, "is_checked": True}
+        joining = self.worker.join_weights.remote(info)
         self.sender.open("gloo", "127.0.0.1", port, 2, deadline_s)
         self.get(joining)
 
     def update(self, version: int) -> dict[str, float]:
         use(self.policy, version)
         receiving = self.worker.receive_weights.remote(self.sender.update_info(), version)
-        self.sender.send()
-        times: dict[str, float] = self.get(receiving)
-        return times
+        sent = self.sender.send()
+        received: Received = self.get(receiving)
+        assert [receipt.checksums for receipt in received.receipts] == [sent]
+        return dict(received.times)
 
     def submit(self, group: int, prompt: np.ndarray, length: int, samples: int = 1, version: int = 0) -> None:
         sampling = Sampling(1.0, length, samples, ignore_eos=True)

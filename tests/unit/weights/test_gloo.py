@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from rlsys.weights.checksum import checksum
 from rlsys.weights.gloo import GlooChannel
-from rlsys.weights.manifest import buckets, total_bytes, unpack_bucket
+from rlsys.weights.manifest import buckets, total_bytes, views
 from rlsys.weights.sender import WeightSender
 from rlsys.weights.shared_memory import SharedMemory
 
@@ -45,12 +46,13 @@ def receive(port: int, rank: int, world_size: int, is_remote: bool, pipe: Connec
     manifest = WeightSender(make_module(), torch.bfloat16, rank=rank, bucket_bytes=BUCKET_BYTES).manifest()
     cut = buckets(manifest, BUCKET_BYTES)
     for _ in range(2):
-        received = {}
+        received, sums = {}, []
         buffers = channel.buffers([total_bytes(bucket) for bucket in cut])
         for bucket, buffer in zip(cut, buffers, strict=True):
             channel.broadcast(buffer)
-            received |= {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in unpack_bucket(buffer, bucket)}
-        pipe.send(received)
+            received |= {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in views(buffer, bucket)}
+            sums.append(int(checksum(buffer)))
+        pipe.send((received, sums))
 
 
 @pytest.mark.parametrize("are_remote", [[False], [True], [False, True], [True, False, True]])
@@ -74,14 +76,14 @@ def test_a_module_is_sent_bucket_by_bucket(are_remote: list[bool]) -> None:
         for scale in (1.0, 2.0):
             with torch.no_grad():
                 module.weight.mul_(scale)
-            sender.send()
+            sums = sender.send()
             expected = {
                 name: ("torch.bfloat16", parameter.detach().to(torch.bfloat16).tolist())
                 for name, parameter in module.named_parameters()
             }
             for pipe in pipes:
                 assert pipe.poll(60.0)
-                assert pipe.recv() == expected
+                assert pipe.recv() == (expected, sums)
         for child in children:
             child.join(timeout=30.0)
             assert child.exitcode == 0
@@ -101,5 +103,5 @@ def test_a_peer_that_never_joins_is_an_error_at_the_deadline(rank: int) -> None:
 def test_a_rank_that_does_not_send_gathers_and_sends_nothing() -> None:
     sender = WeightSender(make_module(), torch.float32, rank=1, bucket_bytes=BUCKET_BYTES)
     sender.open("gloo", "127.0.0.1", port=1, world_size=2, deadline_s=0.1)  # joins nothing: the group is rank 0's
-    sender.send()
+    assert sender.send() == []
     assert [entry.name for entry in sender.manifest()] == ["weight", "bias"]
