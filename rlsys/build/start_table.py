@@ -11,6 +11,7 @@ from rlsys.config.schema import Config
 from rlsys.models.folder import base_dtype
 from rlsys.models.resolve import model_facts
 from rlsys.preflight.prepared import Prepared
+from rlsys.preflight.rewards import accuracy_note
 from rlsys.weights.backend import weight_backend
 
 Rows = list[tuple[str, str]]
@@ -43,8 +44,9 @@ def start_table(prepared: Prepared) -> Rows:
             f"at most {prepared.max_tokens} tokens: prompt {prepared.max_tokens - longest}, response {longest}; the "
             f"model takes {facts.max_context}",
         ),
-        ("sampling", f"temperature {config.rollout.temperature:g}, all tokens; evaluation: {_evaluation(config)}"),
-        ("accuracy", _accuracy(config)),
+        ("sampling", f"temperature {config.rollout.temperature:g}, from all tokens"),
+        ("evaluation", _evaluation(prepared)),
+        ("accuracy", accuracy_note(config)),
         ("ignored", _ignored(prepared)),
         ("dtype", f"learner {config.learner.dtype}, engines {config.engine_dtype}, optimizer float32"),
         ("attention", _layouts(config)),
@@ -80,15 +82,13 @@ def _shortened(text: str) -> str:
     return text if len(text) <= MAX_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
 
 
-def _evaluation(config: Config) -> str:
-    if not config.eval.every:
-        return "none"
-    drawn = f", and {config.eval.num_samples} at {config.eval.temperature:g}" if config.eval.num_samples else ""
+def _evaluation(prepared: Prepared) -> str:
+    config = prepared.config
+    if not config.eval.every or not prepared.eval_sets:
+        return "none, for eval.every=0" if prepared.eval_sets else "none, for data.eval=null"
+    count, temperature = config.eval.num_samples, config.eval.temperature
+    drawn = f", and {count} at temperature {temperature:g}" if count else ""
     return f"greedy{drawn}, every {config.eval.every} steps"
-
-
-def _accuracy(config: Config) -> str:
-    return f"a response is correct whose total reward is at least eval.correct_at={config.eval.correct_at:g}"
 
 
 def _ignored(prepared: Prepared) -> str:

@@ -122,7 +122,8 @@ class SignalWatch:
         if value == 0:
             return (
                 "no response has what it looks for: the prompts do not ask for it, the answers in the data have "
-                "another form, or it looks for tags that are special tokens and are removed from the text before"
+                "another form, or it looks for tags that are special tokens, which are removed from the text before "
+                "(scoring.skip_special_tokens=false keeps them)"
             )
         return (
             "it does not depend on the response (of a chat message, len(completion) counts messages and is always 1), "

@@ -58,6 +58,11 @@ def _check_estimator(config: Config) -> None:
 def _check_critic(config: Config) -> None:
     # The policy waits while the critic warms up, so at least one step must be left for it.
     warmup, steps = config.train.critic_warmup_steps, config.train.num_steps
+    if warmup > 0 and not needs_critic(config):
+        raise ConfigError(
+            f"train.critic_warmup_steps={warmup} trains a critic, and the advantage estimator "
+            f"'{config.algorithm.advantage['name']}' has none: set it to 0, or use algorithm=ppo"
+        )
     if needs_critic(config) and warmup >= steps:
         raise ConfigError(
             f"train.critic_warmup_steps={warmup} is not less than train.num_steps={steps}, so the policy would never "
@@ -164,6 +169,11 @@ def _check_groups(config: Config) -> None:
             "too: set algorithm.groups.zero_variance=keep"
         )
     groups = config.algorithm.groups
+    if rule != "resample" and groups.oversample != 1:
+        raise ConfigError(
+            f"algorithm.groups.oversample={groups.oversample:g} replaces rejected groups, and with "
+            f"algorithm.groups.zero_variance={rule} none is replaced: set oversample=1, or zero_variance=resample"
+        )
     if rule == "resample" and groups.oversample > groups.max_tries:
         raise ConfigError(
             f"algorithm.groups.oversample={groups.oversample:g} draws more prompts at once than "

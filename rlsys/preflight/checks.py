@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 
 from rlsys.algorithms import advantages
-from rlsys.algorithms.requirements import needs_critic, needs_reference_workers, reference_workers
+from rlsys.algorithms.requirements import needs_critic, needs_greedy, needs_reference_workers, reference_workers
 from rlsys.config.bounds import check_values
 from rlsys.config.schema import Config, DataConfig
 from rlsys.errors import ConfigError
@@ -103,6 +103,16 @@ def _check_engines(config: Config) -> None:
         raise ConfigError(
             f"rollout.num_workers={engines} is more than train.prompts_per_step={prompts}, so some engines would never "
             "get a prompt: lower the former or raise the latter"
+        )
+    sizes = {"train.samples_per_prompt": config.train.samples_per_prompt + needs_greedy(config)}
+    if config.eval.every:
+        sizes["eval.num_samples"] = config.eval.num_samples
+    key, size = max(sizes.items(), key=lambda item: item[1])
+    limit = config.rollout.max_in_flight
+    if limit is not None and size > limit:
+        raise ConfigError(
+            f"rollout.max_in_flight={limit} is less than the {size} responses of one prompt ({key}, and the greedy one "
+            "where the estimator asks for it), which one engine samples together: raise the former, or lower the latter"
         )
 
 

@@ -76,7 +76,7 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
     for eval_set, loaded in zip(eval_sets, held_out, strict=True):
         check_rewards(config.rewards, eval_set.prompts, loaded.source.name)
     note = accuracy_note(config)
-    if eval_sets and (config.eval.every or not training):
+    if eval_sets and not training:  # the table at a run's start has it
         logger.info("%s", note)
     every = train_prompts + [prompt for eval_set in eval_sets for prompt in eval_set.prompts]
     longest_prompt = max((len(prompt.token_ids) for prompt in every), default=0)

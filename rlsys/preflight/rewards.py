@@ -46,7 +46,7 @@ def check_reward_list(config: Config, *, training: bool) -> None:
 
 
 def accuracy_note(config: Config) -> str:
-    """Return what decides accuracy, for the log. Raise ConfigError when `eval.accuracy_from` names no reward."""
+    """Return what decides accuracy, for a person. Raise ConfigError when `eval.accuracy_from` names no reward."""
     judges, bar = judges_of(config), config.eval.correct_at
     if judges:
         return f"accuracy is judged by {' and '.join(judges)}, from {bar:g} on (eval.accuracy_from, eval.correct_at)"

@@ -41,8 +41,8 @@ def test_every_row_is_there_and_says_what_is_used(model: Path, monkeypatch: pyte
     made = prepared(model)
     table, ids = dict(start_table(made)), made.train_prompts[0].token_ids.tolist()
     assert list(table) == [
-        *("model", "stop tokens", "template", "first prompt", "its ids", "context", "sampling", "accuracy"),
-        *("ignored", "dtype", "attention", "workers", "devices"),
+        *("model", "stop tokens", "template", "first prompt", "its ids", "context", "sampling", "evaluation"),
+        *("accuracy", "ignored", "dtype", "attention", "workers", "devices"),
     ]
     assert all(table.values())
     assert table["model"] == str(model)
@@ -97,8 +97,14 @@ def test_settings_of_the_model_s_own_files_that_are_not_followed_are_named(model
     [
         (["rollout.ignore_eos=true"], "stop tokens", "none: rollout.ignore_eos=true"),
         (["rollout.stop=['=']"], "stop tokens", "(rollout.stop)"),
-        (["eval.every=5", "eval.num_samples=4"], "sampling", "evaluation: greedy, and 4 at 1, every 5 steps"),
-        (["eval.every=0"], "sampling", "evaluation: none"),
+        (["eval.every=5"], "evaluation", "none, for data.eval=null"),
+        (["data.eval={name: addition, limit: 4}", "eval.every=0"], "evaluation", "none, for eval.every=0"),
+        (
+            ["data.eval={name: addition, limit: 4}", "eval.every=5", "eval.num_samples=4"],
+            "evaluation",
+            "greedy, and 4 at temperature 1, every 5 steps",
+        ),
+        (["rewards=[{name: exact_match}]"], "accuracy", "judged by exact_match, from 1 on"),
         (["rollout.temperature=0.7"], "sampling", "temperature 0.7"),
         (["learner.dtype=bfloat16"], "dtype", "learner bfloat16, engines bfloat16"),
         (["learner.packing=padded", "algorithm.kl.coef=0"], "attention", "learner padded"),

@@ -188,6 +188,21 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
             for name in ("remax", "reinforce_pp", "gae")
         ),
         (
+            {"rollout.max_in_flight": 8, "train.samples_per_prompt": 9},
+            ["rollout.max_in_flight=8 is less than the 9 responses", "train.samples_per_prompt"],
+        ),
+        (
+            {
+                "rollout.max_in_flight": 8,
+                "train.samples_per_prompt": 8,
+                "algorithm.advantage": {"name": "remax"},
+            },
+            ["less than the 9 responses", "greedy"],
+        ),
+        ({"rollout.max_in_flight": 8, "eval.every": 5, "eval.num_samples": 16}, ["16 responses", "eval.num_samples"]),
+        ({"train.critic_warmup_steps": 5}, ["critic_warmup_steps=5", "'grpo' has none", "algorithm=ppo"]),
+        ({"algorithm.groups.oversample": 1.5}, ["oversample=1.5", "zero_variance=keep", "zero_variance=resample"]),
+        (
             {
                 "algorithm.groups.zero_variance": "resample",
                 "algorithm.groups.oversample": 2.5,
