@@ -189,7 +189,11 @@ class CheckpointConfig:
 class ClusterConfig:
     """The Ray cluster."""
 
-    address: str | None = option(None, help="null: start a local Ray for this run; auto: the cluster already running")
+    address: str | None = option(
+        None,
+        help="local: a Ray of the run's own; auto: the cluster already running; HOST:PORT: this one; null: what the "
+        "environment variable RAY_ADDRESS says, else local",
+    )
     num_gpus: int = option(0, ge=0, help="GPUs used in all; 0: everything runs on CPUs")
     startup_deadline_s: float = option(600.0, gt=0, help="deadline for the start of every worker")
     log_to_driver: bool = option(False, help="show the workers' output in the terminal")

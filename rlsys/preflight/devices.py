@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlsys.algorithms.requirements import needs_critic, reference_workers
+from rlsys.config.cluster_address import cluster_address
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 
@@ -12,7 +13,8 @@ GPU_SHARE = 0.3
 
 
 def check_devices(config: Config, *, training: bool) -> None:
-    """Raise ConfigError for a channel that the devices rule out, or for more GPUs than `cluster.num_gpus`."""
+    """Raise ConfigError for a channel that the devices rule out, more GPUs than `cluster.num_gpus`, or no cluster."""
+    cluster_address(config.cluster)
     backend, gpus = config.weights.backend, config.cluster.num_gpus
     if backend in ("nccl", "ipc") and gpus == 0:
         raise ConfigError(f"weights.backend={backend} needs GPUs, but cluster.num_gpus=0: use gloo or auto on CPUs")

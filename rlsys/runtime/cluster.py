@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import os
+import secrets
 import shutil
 import signal
 import threading
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._raylet import AuthenticationTokenLoader
 
+from rlsys.config.cluster_address import cluster_address
 from rlsys.config.schema import ClusterConfig
 from rlsys.errors import ConfigError
 from rlsys.runtime.background import cancel
@@ -25,6 +28,10 @@ from rlsys.runtime.proxies import exempt_loopback
 from rlsys.runtime.room import Demand, Room
 
 WAIT_ON_S = 1.0  # between two messages to the guardian, well below its grace
+# The longest name of Ray's folder in bytes: a session's socket adds 64, as in
+# /session_2026-01-02_03-04-05_123456_4194304/sockets/plasma_store, and Linux takes 107.
+MAX_TEMP_DIR = 107 - 64
+AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 class Cluster:
@@ -38,38 +45,45 @@ class Cluster:
         self.calls = Calls()
         self._guardian: Guardian | None = None
         self._session_dir: str | None = None
-        # Inside `ray job submit` the job's own cluster is the one to use.
-        self.address = config.address or os.environ.get("RAY_ADDRESS")
+        self._environment = contextlib.ExitStack()  # what the environment was before a local Ray
 
     def connect(self, demands: list[Demand]) -> None:
         """Start or join Ray, and ask for room for all workers; `room.wait` waits for it.
 
         Raises:
-            ConfigError: no cluster answers at the address.
+            ConfigError: no cluster answers at the address, or no local one can start.
         """
+        joined = cluster_address(self._config)
         # Workers without GPUs keep the CUDA_VISIBLE_DEVICES of their `Demand.env`; with 1 Ray would empty it.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         exempt_loopback()  # before Ray, whose processes inherit it; trackers may be services of this machine too
         with _signal_handler_kept(signal.SIGTERM):
-            if self.address is None:
+            if joined is None:
                 self._start_local(demands)
             else:
-                self._join(self.address)
+                self._join(*joined)
         self.room = Room(demands)
 
-    def _join(self, address: str) -> None:
+    def _join(self, address: str, source: str) -> None:
         try:
             ray.init(address=address, log_to_driver=self._config.log_to_driver, logging_level="error")
+        except ray.exceptions.AuthenticationError as error:
+            raise ConfigError(
+                f"the Ray cluster at '{address}' (from {source}) does not take this process's token: put the token "
+                "that its head was started with into ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH, and set "
+                "RAY_AUTH_MODE=token"
+            ) from error
         except (ConnectionError, ValueError, RuntimeError) as error:
-            source = "cluster.address" if self._config.address else "the environment variable RAY_ADDRESS"
             raise ConfigError(
                 f"no Ray cluster answers at '{address}' (from {source}): {str(error).strip().splitlines()[0]}. Start "
-                "one with 'ray start --head', correct the address, or set cluster.address=null for a local Ray"
+                "one with 'ray start --head', correct the address, or start a local Ray with cluster=local"
             ) from error
 
     def _start_local(self, demands: list[Demand]) -> None:
+        _check_temp_dir()
         # Before Ray, so that Ray's processes inherit the tag by which the guardian finds them.
         self._guardian = Guardian()
+        self._environment.enter_context(_own_token())
         context = ray.init(
             address="local",
             # A local cluster has as many logical CPUs as the roles ask for: roles share the physical ones.
@@ -126,6 +140,7 @@ class Cluster:
         if self._session_dir is not None:
             shutil.rmtree(self._session_dir, ignore_errors=True)
             self._session_dir = None
+        self._environment.close()
 
 
 @contextlib.contextmanager
@@ -138,6 +153,40 @@ def _signal_handler_kept(number: signal.Signals) -> Iterator[None]:
     yield
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(number, handler)
+
+
+def _check_temp_dir() -> None:
+    """Raise ConfigError when Ray could not put its session's files where it will."""
+    source = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "RAY_TMPDIR")
+    folder = Path(os.environ.get(source, "/tmp")) / "ray"
+    remedy = f"set the environment variable {source} to a folder of yours with a short name, as /tmp/me"
+    if len(os.fsencode(folder)) > MAX_TEMP_DIR:
+        raise ConfigError(
+            f"Ray's folder {folder} has a name of more than {MAX_TEMP_DIR} bytes, and the sockets in it could not be "
+            f"opened: {remedy}"
+        )
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise ConfigError(f"Ray cannot write its session's files in {folder} (no permission for {there}): {remedy}")
+
+
+@contextlib.contextmanager
+def _own_token() -> Iterator[None]:
+    """Give a local Ray a token that only its processes know.
+
+    Left alone, Ray would write one to ~/.ray/auth_token, which everyone on the machine could read.
+    """
+    if any(name in os.environ for name in AUTHENTICATION):  # the user's choice
+        yield
+        return
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        yield
+    finally:
+        for name in AUTHENTICATION:
+            os.environ.pop(name, None)
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _object_store_bytes() -> int:

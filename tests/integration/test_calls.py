@@ -18,6 +18,9 @@ from tests.integration.runs import wait
 class Peer:
     """A rank of a group."""
 
+    def variable(self, name: str) -> str | None:
+        return os.environ.get(name)
+
     def answer(self) -> str:
         return "here"
 
@@ -88,4 +91,13 @@ def test_room_that_others_use_is_waited_for_until_the_deadline(cluster: Cluster)
 
 def test_a_cluster_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match=r"no Ray cluster answers at '127.0.0.1:1' \(from cluster.address\)"):
-        Cluster(ClusterConfig(address="127.0.0.1:1"))._join("127.0.0.1:1")
+        Cluster(ClusterConfig(address="127.0.0.1:1")).connect([])
+
+
+def test_a_local_ray_has_a_token_of_its_own(cluster: Cluster) -> None:
+    """Ray's own would lie in the home folder, readable by everyone on the machine."""
+    token = os.environ["RAY_AUTH_TOKEN"]
+    assert (os.environ["RAY_AUTH_MODE"], len(token)) == ("token", 64)
+    peer = cluster.start(Peer, Demand("peer", 0.0))
+    seen = wait(cluster.calls.result(peer.variable.remote("RAY_AUTH_TOKEN"), who="peer", what="asking", deadline_s=60))
+    assert seen == token

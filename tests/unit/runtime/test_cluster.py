@@ -1,0 +1,65 @@
+"""What keeps a local Ray from starting is named before it is started; whom it lets in is nobody else's affair."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rlsys.errors import ConfigError
+from rlsys.runtime.cluster import AUTHENTICATION, MAX_TEMP_DIR, _check_temp_dir, _own_token
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_TMPDIR", "TMPDIR", *AUTHENTICATION):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_folder_too_long_for_sockets(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "/tmp/" + "x" * (MAX_TEMP_DIR - len("/tmp//ray")))
+    _check_temp_dir()
+    monkeypatch.setenv(variable, "/tmp/" + "x" * (MAX_TEMP_DIR - len("/tmp//ray") + 1))
+    with pytest.raises(ConfigError, match=rf"more than {MAX_TEMP_DIR} bytes.*set the environment variable {variable}"):
+        _check_temp_dir()
+
+
+def test_the_bound_is_that_of_ray_s_longest_socket() -> None:
+    from ray._private.utils import validate_socket_filepath
+
+    socket = "/session_2026-01-02_03-04-05_123456_4194304/sockets/plasma_store"
+    validate_socket_filepath("x" * MAX_TEMP_DIR + socket)
+    with pytest.raises(OSError, match="AF_UNIX"):
+        validate_socket_filepath("x" * (MAX_TEMP_DIR + 1) + socket)
+
+
+def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("rlsys.runtime.cluster.MAX_TEMP_DIR", 1000)
+    _check_temp_dir()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests' user may write everywhere
+    with pytest.raises(ConfigError, match=rf"no permission for {tmp_path}.*RAY_TMPDIR to a folder of yours"):
+        _check_temp_dir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="no permission for"):
+        _check_temp_dir()
+
+
+def test_the_token_lives_as_long_as_its_cluster() -> None:
+    tokens = []
+    for _ in range(2):
+        with _own_token():
+            tokens.append(os.environ["RAY_AUTH_TOKEN"])
+            assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert not set(AUTHENTICATION) & set(os.environ)
+    assert len(set(tokens)) == 2
+
+
+def test_a_chosen_way_to_authenticate_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with _own_token():
+        assert "RAY_AUTH_TOKEN" not in os.environ
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
