@@ -179,7 +179,7 @@ def _own_token() -> Iterator[None]:
     if any(name in os.environ for name in AUTHENTICATION):  # the user's choice
         yield
         return
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray finds it and sets RAY_AUTH_MODE itself
     AuthenticationTokenLoader.instance().reset_cache()
     try:
         yield
