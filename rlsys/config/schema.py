@@ -196,7 +196,7 @@ class ClusterConfig:
     )
     num_gpus: int = option(0, ge=0, help="GPUs used in all; 0: everything runs on CPUs")
     startup_deadline_s: float = option(600.0, gt=0, help="deadline for the start of every worker")
-    log_to_driver: bool = option(False, help="show the workers' output in the terminal")
+    log_to_driver: bool = option(False, help="show the workers' output in the terminal instead of their log files")
 
 
 @dataclass

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 
 from rlsys.errors import DeadlineError, RlsysError, WorkerDiedError, WorkerError
 from rlsys.runtime.background import SETTLE_S, Background, cancel, may_be_a_consequence, root_cause
+from rlsys.runtime.logs import end_of_log
 from rlsys.runtime.occupancy import Occupancy
 
 K = TypeVar("K")
@@ -23,7 +25,9 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 class Calls:
     """The driver's open calls: awaits them, and measures how long each worker was busy."""
 
-    def __init__(self) -> None:
+    def __init__(self, log_dir: Path | None = None) -> None:
+        """Wait for calls of workers that log to `log_dir`: the error of one that died shows the end of its log."""
+        self._log_dir = log_dir
         self.occupancy = Occupancy()
         self.background = Background()
 
@@ -44,7 +48,7 @@ class Calls:
         """
         try:
             async with asyncio.timeout(deadline_s):
-                return await (self._work(ref, who, what) if is_work else fetch(ref, who=who, what=what))
+                return await (self._work(ref, who, what) if is_work else self._fetch(ref, who, what))
         except TimeoutError as error:
             raise DeadlineError(f"{what}: no answer within {deadline_s:g} s from {who}") from error
 
@@ -86,7 +90,13 @@ class Calls:
 
     async def _work(self, ref: Any, who: str, what: str) -> Any:
         with self.occupancy.busy(who):
+            return await self._fetch(ref, who, what)
+
+    async def _fetch(self, ref: Any, who: str, what: str) -> Any:
+        try:
             return await fetch(ref, who=who, what=what)
+        except WorkerDiedError as error:
+            raise WorkerDiedError(f"{error}{end_of_log(self._log_dir, who)}") from error
 
 
 async def fetch(ref: Any, *, who: str, what: str) -> Any:

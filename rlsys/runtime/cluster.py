@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import AuthenticationTokenLoader
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from rlsys.config.cluster_address import cluster_address
 from rlsys.config.schema import ClusterConfig
 from rlsys.errors import ConfigError
 from rlsys.runtime.background import cancel
 from rlsys.runtime.calls import Calls
-from rlsys.runtime.logs import LOG_DIR, WORKER
+from rlsys.runtime.logs import LOG_DIR, SHOW_OUTPUT, WORKER
 from rlsys.runtime.processes import Guardian
 from rlsys.runtime.proxies import exempt_loopback
 from rlsys.runtime.room import Demand, Room
@@ -42,7 +42,7 @@ class Cluster:
         self._config = config
         self._log_dir = log_dir
         self.room: Room
-        self.calls = Calls()
+        self.calls = Calls(log_dir)
         self._guardian: Guardian | None = None
         self._session_dir: str | None = None
         self._environment = contextlib.ExitStack()  # what the environment was before a local Ray
@@ -112,8 +112,10 @@ class Cluster:
         )
 
     def _env(self, demand: Demand) -> dict[str, str]:
-        logs = {} if self._log_dir is None else {LOG_DIR: str(self._log_dir), WORKER: demand.name}
-        return {**demand.env, **logs}
+        if self._log_dir is None:
+            return dict(demand.env)
+        shown = {SHOW_OUTPUT: "1"} if self._config.log_to_driver else {}
+        return {**demand.env, LOG_DIR: str(self._log_dir), WORKER: demand.name, **shown}
 
     @contextlib.asynccontextmanager
     async def unhurried(self) -> AsyncIterator[None]:

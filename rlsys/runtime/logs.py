@@ -15,6 +15,9 @@ from rich.logging import RichHandler
 
 LOG_DIR = "RLSYS_LOG_DIR"  # environment of a worker: the folder of its log file
 WORKER = "RLSYS_WORKER"  # environment of a worker: its name, such as `rollout/0`
+SHOW_OUTPUT = "RLSYS_SHOW_OUTPUT"  # environment of a worker: set when Ray shows its output in the driver's terminal
+TAIL_LINES, TAIL_BYTES = 10, 1500  # how much of the end of a log an error shows
+END_OF = "\nThe end of "
 # Failures of one kind that a process logs, and how much of each: metrics and rollouts have them all.
 MAX_FAILURES = 20
 MAX_CHARACTERS = 300
@@ -71,7 +74,7 @@ class FailureLog:
         self._count += 1
         if self._count > MAX_FAILURES:
             return
-        cause = str(error).rstrip().rpartition("\n")[2][:MAX_CHARACTERS]
+        cause = str(error).partition(END_OF)[0].rstrip().rpartition("\n")[2][:MAX_CHARACTERS]
         end = "" if self._count < MAX_FAILURES else "; further failures like this are not logged"
         trace = error if with_traceback and self._count == 1 else None
         self._log.warning("%s: %s: %s%s", what, type(error).__name__, cause, end, exc_info=trace)
@@ -80,17 +83,38 @@ class FailureLog:
 def log_to_file(folder: Path, name: str) -> logging.FileHandler:
     """Write messages of rlsys from INFO on to `folder/name.log` as well; a `/` in the name becomes `-`."""
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / f"{name.replace('/', '-')}.log", encoding="utf-8")
+    handler = logging.FileHandler(_log_file(folder, name), encoding="utf-8")
     handler.setFormatter(logging.Formatter(FILE_FORMAT))
     _add(handler)
     return handler
 
 
-def log_worker() -> None:
-    """Write this worker's messages to its file, which the driver named in the environment.
+def _log_file(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace('/', '-')}.log"
 
-    The file also gets Python's stack when the process dies of a fault such as a segmentation violation. On a node that
-    does not share the driver's folder, messages stay in Ray's own logs.
+
+def end_of_log(folder: Path | None, name: str) -> str:
+    """Return the last lines of a process's log, under its name, to be put at the end of an error; "" if it has none."""
+    file = None if folder is None else _log_file(folder, name)
+    if file is None or not file.is_file():
+        return ""
+    with file.open("rb") as log:
+        log.seek(max(0, file.stat().st_size - TAIL_BYTES))
+        lines = log.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+    return "\n".join([f"{END_OF}{file}:", *(f"  {line}" for line in lines)])
+
+
+def end_of_own_log() -> str:
+    """Return the last lines of this worker's log, as `end_of_log` does."""
+    folder = os.environ.get(LOG_DIR)
+    return end_of_log(Path(folder) if folder else None, os.environ.get(WORKER, ""))
+
+
+def log_worker() -> None:
+    """Write this worker's messages and output to its file, which the driver named in the environment.
+
+    The file gets what the process and its children print, and Python's stack when the process dies of a fault such as a
+    segmentation violation. On a node that does not share the driver's folder, all of it stays in Ray's own logs.
     """
     folder, name = os.environ.get(LOG_DIR), os.environ.get(WORKER)
     if not folder or not name:
@@ -104,6 +128,10 @@ def log_worker() -> None:
     crashes = open(handler.baseFilename, "a", encoding="utf-8")  # noqa: SIM115
     _CRASH_FILES.append(crashes)
     faulthandler.enable(file=crashes)
+    if SHOW_OUTPUT not in os.environ:
+        for output in (sys.stdout, sys.stderr):
+            output.flush()
+            os.dup2(crashes.fileno(), output.fileno())
     logger.info("%s started, process %d", name, os.getpid())
 
 

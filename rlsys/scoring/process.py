@@ -26,7 +26,7 @@ from rlsys.errors import WorkerError
 from rlsys.rewards import Failed, registry
 from rlsys.rewards.entry import RESTARTS_S, bind_reward
 from rlsys.runtime.garbage import freeze_started
-from rlsys.runtime.logs import FailureLog
+from rlsys.runtime.logs import FailureLog, end_of_own_log
 from rlsys.runtime.processes import exit_with_parent, kill_group, start_process
 from rlsys.scoring.call import Reply, RewardLog, RewardRequest, WrongReturnError, call_reward
 from rlsys.types import Outcome, RewardPart
@@ -153,10 +153,10 @@ class RewardProcess:
             reply = _exchange(pipe, replace(request, deadline_s=deadline_s), deadline_s)
         except TimeoutError as error:
             self.close()  # a late reply would be taken for the answer to the next request
-            detail = f"no result within {deadline_s:g} s; its process was killed"
+            detail = f"no result within {deadline_s:g} s; its process was killed{end_of_own_log()}"
             raise self._failed("timeout", detail) from error
         except (EOFError, OSError) as error:
-            detail = f"its process died (exit code {self._exit_code()}): {error!r}"
+            detail = f"its process died (exit code {self._exit_code()}): {error!r}{end_of_own_log()}"
             raise self._failed("error", detail) from error
         if reply.error is not None:
             if reply.has_returned and not self._has_scored_several:
@@ -182,7 +182,8 @@ class RewardProcess:
         if self._pipe is not None:
             return self._pipe
         self._pipe, theirs = Pipe()
-        command = [sys.executable, "-m", "rlsys.scoring.process", str(theirs.fileno())]
+        # Unbuffered: what the function printed last is in the log although its process is killed.
+        command = [sys.executable, "-u", "-m", "rlsys.scoring.process", str(theirs.fileno())]
         self._process = start_process(
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
         )
@@ -193,7 +194,7 @@ class RewardProcess:
         except TimeoutError:
             problem = f"its process did not start within {START_DEADLINE_S:g} s"
         except (EOFError, OSError):
-            problem = f"its process ended while it was imported (exit code {self._exit_code()})"
+            problem = f"its process ended while it was imported (exit code {self._exit_code()}){end_of_own_log()}"
         if problem is not None or self._pipe is None:
             self.close()
             raise WorkerError(f"reward '{self._spec['name']}' cannot be loaded: {problem}")

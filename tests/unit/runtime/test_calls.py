@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from rlsys.errors import DeadlineError, WorkerDiedError, WorkerError
 from rlsys.runtime.calls import Calls
@@ -35,6 +37,27 @@ def test_a_death_explains_a_failure_before_it() -> None:
         calls = {"a": fail(0.1, WorkerError("connection closed")), "b": fail(1.0, WorkerDiedError("b is gone"))}
         with pytest.raises(WorkerDiedError, match="b is gone"):
             await gather(calls)
+
+    run_virtual(main())
+
+
+def test_the_end_of_a_dead_worker_s_log_is_in_its_error(tmp_path: Path) -> None:
+    (tmp_path / "rollout-0.log").write_text("first\nterminate called after throwing std::bad_alloc\n")
+
+    class Gone:
+        def __await__(self) -> Any:
+            raise ray.exceptions.ActorDiedError()
+            yield
+
+    async def main() -> None:
+        calls = Calls(tmp_path)
+        for is_work in (True, False):
+            with pytest.raises(WorkerDiedError) as caught:
+                await calls.result(Gone(), who="rollout/0", what="sampling", deadline_s=10.0, is_work=is_work)
+            assert "sampling: rollout/0 is gone" in str(caught.value)
+            assert str(caught.value).endswith(
+                f"The end of {tmp_path}/rollout-0.log:\n  first\n  terminate called after throwing std::bad_alloc"
+            )
 
     run_virtual(main())
 

@@ -12,7 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.runtime.logs import LOG_DIR, MAX_FAILURES, WORKER, FailureLog, log_to_file, log_to_terminal, log_worker
+from rlsys.runtime.logs import (
+    LOG_DIR,
+    MAX_FAILURES,
+    SHOW_OUTPUT,
+    WORKER,
+    FailureLog,
+    end_of_log,
+    end_of_own_log,
+    log_to_file,
+    log_to_terminal,
+    log_worker,
+)
 
 logger = logging.getLogger("rlsys.somewhere")
 
@@ -59,6 +70,29 @@ def test_a_worker_has_a_file_of_its_own_which_says_where_it_crashed(tmp_path: Pa
     assert "string_at" in log
 
 
+def test_what_a_worker_and_its_children_print_is_kept(tmp_path: Path) -> None:
+    worker = "import os, sys; from rlsys.runtime.logs import end_of_own_log, log_worker; log_worker()\n"
+    worker += "print('from print'); os.system('echo from a child >&2'); print('x' * 9000 + 'the last')\n"
+    worker += "sys.stdout.flush(); os.environ['RLSYS_LOG_DIR'] and open(sys.argv[1], 'w').write(end_of_own_log())"
+    environment = {**os.environ, LOG_DIR: str(tmp_path), WORKER: "scoring/0"}
+    for shown in ({}, {SHOW_OUTPUT: "1"}):
+        command = [sys.executable, "-c", worker, str(tmp_path / "end")]
+        ended = subprocess.run(command, env=environment | shown, capture_output=True, text=True, check=True)
+        log = (tmp_path / "scoring-0.log").read_text()
+        kept, other = (ended.stdout + ended.stderr, log) if shown else (log, ended.stdout + ended.stderr)
+        assert [text for text in ("from print", "from a child", "the last") if text not in kept] == []
+        assert "from print" not in other
+        end = (tmp_path / "end").read_text()
+        assert end.startswith(f"\nThe end of {tmp_path}/scoring-0.log:\n  ")
+        assert len(end) < 2000
+        (tmp_path / "scoring-0.log").unlink()
+
+
+def test_a_process_without_a_log_has_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LOG_DIR, raising=False)
+    assert (end_of_own_log(), end_of_log(tmp_path, "rollout/0"), end_of_log(None, "rollout/0")) == ("", "", "")
+
+
 def test_a_worker_that_cannot_write_its_file_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -81,5 +115,7 @@ def test_of_many_failures_the_first_are_logged_and_the_last_of_these_says_so(cap
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == MAX_FAILURES
     assert lines[0] == "request 0 failed: ValueError: " + "x" * 300
+    FailureLog(logger).add("a call", ValueError("it died\nThe end of scoring-0.log:\n  printed"))
+    assert caplog.records.pop().getMessage() == "a call: ValueError: it died"
     assert lines[-1].endswith("further failures like this are not logged")
     assert [bool(record.exc_info) for record in caplog.records] == [True] + [False] * (MAX_FAILURES - 1)

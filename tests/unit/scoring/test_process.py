@@ -17,6 +17,7 @@ import pytest
 
 from rlsys.errors import WorkerError
 from rlsys.rewards.entry import longest_s
+from rlsys.runtime.logs import LOG_DIR, WORKER
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.process import RewardProcess
 from rlsys.types import RewardPart
@@ -360,7 +361,25 @@ def test_a_death_costs_its_row_and_the_process_is_started_again(start: Start) ->
     parts, _ = process.score(request("one", "bad", "three"))
     assert outcomes(parts) == [(3.0, "ok"), (None, "error"), (5.0, "ok")]
     assert "its process died (exit code 3)" in parts[1].detail
+    assert "The end of" not in parts[1].detail  # outside a run there is no log
     assert outcomes(process.score(request("four"))[0]) == [(4.0, "ok")]
+
+
+def test_what_it_printed_before_it_died_is_in_the_error(tmp_path: Path) -> None:
+    """A worker of a run: the child's output goes to the worker's log, whose end the error shows."""
+    (tmp_path / "mine.py").write_text(
+        "import os\n\ndef score(completions, **_):\n    print('about to die')\n    os._exit(3)\n"
+    )
+    script = "import sys; from rlsys.runtime.logs import log_worker; from rlsys.scoring.process import RewardProcess\n"
+    script += "from rlsys.scoring.call import RewardRequest\nlog_worker()\n"
+    script += "process = RewardProcess({'name': sys.argv[1]}, call_deadline_s=60.0, row_deadline_s=60.0)\n"
+    script += "parts, _ = process.score(RewardRequest(['?'], ['a'], [[1]], {}, step=1))\n"
+    script += "open(sys.argv[2], 'w').write(parts[0].detail); process.close()"
+    command = [sys.executable, "-c", script, f"{tmp_path}/mine.py:score", str(tmp_path / "detail")]
+    subprocess.run(command, env={**os.environ, LOG_DIR: str(tmp_path), WORKER: "scoring/0"}, check=True, timeout=120)
+    said = (tmp_path / "detail").read_text()
+    assert "its process died (exit code 3)" in said
+    assert "about to die" in said.partition(f"The end of {tmp_path}/scoring-0.log:")[2]
 
 
 def test_many_hangs_do_not_hold_up_the_step(start: Start) -> None:
