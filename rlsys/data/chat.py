@@ -44,21 +44,21 @@ class ChatTemplate:
         """Return the text up to the end of the last message, the assistant's, which the response continues.
 
         Raises:
-            ConfigError: as `prompt`, and for a template that changes the message or puts something before it.
+            ConfigError: as `prompt`, and for a template that changes the message.
         """
         opened, prefill = self.prompt(messages[:-1]), messages[-1]["content"]
         rendered = self._render(messages, continue_final_message=True)
         if rendered.endswith(prefill.rstrip()):  # templates that trim their messages take its last line break too
             rendered = rendered.removesuffix(prefill.rstrip()) + prefill
         head = rendered.removesuffix(prefill).rstrip()
-        # What stands before the message must be how the template opens an answer. Templates of thinking models may open
-        # it with less (`<think>` belongs to the message); but they must not add an empty thought, for example.
-        if not rendered.endswith(prefill) or not opened.startswith(head):
-            raise ConfigError(
-                f"{KEY} does not continue the message {prefill[:80]!r}: it ends the prompt with {rendered[-80:]!r}, "
-                f"and opens an answer with {opened[-40:]!r}. Remove this message, or give a template that keeps it"
-            )
-        return rendered
+        if rendered.endswith(prefill) and opened.startswith(head):
+            return rendered  # where the template opens an answer with `<think>`, that belongs to the message
+        if rendered.endswith(prefill) and head.startswith(opened.rstrip()):
+            return opened + prefill  # without what a finished answer begins with, as an empty thought
+        raise ConfigError(
+            f"{KEY} does not continue the message {prefill[:80]!r}: it ends the prompt with {rendered[-80:]!r}, and "
+            f"opens an answer with {opened[-40:]!r}. Remove this message, or give a template that keeps it"
+        )
 
     def end_of_turn(self) -> int | None:
         """Return the special token that the template puts behind an assistant's message, or None when it puts none."""

@@ -66,6 +66,9 @@ def test_a_template_that_fails_is_an_error_for_people(template: str) -> None:
         (TRIMS, "<think>\n", "<user>1+1<end><assistant><think>\n"),
         (TRIMS, "So, ", "<user>1+1<end><assistant>So, "),
         (TRIMS, "", "<user>1+1<end><assistant>"),
+        (QWEN3, "<think>\n", "<user>1+1<end><assistant><think>\n"),  # not behind an empty thought
+        (QWEN3, "<think>a</think>b", "<user>1+1<end><assistant><think>a</think>b"),
+        (QWEN3, "", "<user>1+1<end><assistant>"),
     ],
 )
 def test_a_prefill_is_continued(template: str, prefill: str, prompt: str) -> None:
@@ -75,8 +78,6 @@ def test_a_prefill_is_continued(template: str, prefill: str, prompt: str) -> Non
 @pytest.mark.parametrize(
     ("template", "prefill"),
     [
-        (QWEN3, "<think>\n"),  # it would come behind an empty thought
-        (QWEN3, ""),
         (R1, "<think>a</think>b"),  # the thought would be dropped
         ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "so"),
     ],
