@@ -70,14 +70,17 @@ class RewardModel:
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> Scores:
         """Return one score per completion."""
         texts = [self._text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        # Texts of similar length together: less padding in each batch. They are sorted by characters, whose number is
-        # known before tokenising and nearly proportional to that of tokens.
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index][0]))
         scores: list[Any] = [None] * len(texts)
-        for start in range(0, len(order), self._batch_size):
-            chosen = order[start : start + self._batch_size]
-            for index, value in zip(chosen, self._forward([texts[index] for index in chosen]), strict=True):
-                scores[index] = value
+        for is_plain in (True, False):  # a batch is tokenised in one way
+            # Texts of similar length together: less padding in each batch. They are sorted by characters, whose number
+            # is known before tokenising and nearly proportional to that of tokens.
+            alike = [index for index, text in enumerate(texts) if text[1] is is_plain]
+            alike.sort(key=lambda index: len(texts[index][0]))
+            for start in range(0, len(alike), self._batch_size):
+                chosen = alike[start : start + self._batch_size]
+                values = self._forward([texts[index][0] for index in chosen], add_special_tokens=is_plain)
+                for index, value in zip(chosen, values, strict=True):
+                    scores[index] = value
         return scores
 
     def _text(self, prompt: Any, completion: Any) -> tuple[str, bool]:
@@ -88,12 +91,12 @@ class RewardModel:
             return plain([*prompt, *completion]), True
         return self._tokenizer.apply_chat_template([*prompt, *completion], tokenize=False), False
 
-    def _forward(self, texts: Sequence[tuple[str, bool]]) -> list[float]:
+    def _forward(self, texts: list[str], *, add_special_tokens: bool) -> list[float]:
         import torch
 
         batch = self._tokenizer(
-            [text for text, _ in texts],
-            add_special_tokens=texts[0][1],
+            texts,
+            add_special_tokens=add_special_tokens,
             padding=True,
             truncation=self._max_tokens is not None,
             max_length=self._max_tokens,

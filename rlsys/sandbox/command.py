@@ -22,9 +22,12 @@ SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/alternatives", "/etc/ld.so.cac
 GRACE_S = 1  # seconds that `timeout` waits beyond the watcher's own deadline
 # System calls that fail: those that programs here never need, and those by which programs have broken out of sandboxes.
 FORBIDDEN = (
-    *("memfd_create", "memfd_secret", "shmget", "shmat", "msgget", "semget"),  # memory that no limit counts
+    *("memfd_create", "memfd_secret", "shmget", "shmat", "msgget", "mq_open", "semget"),  # memory that no limit counts
     *("unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "fsopen", "open_tree", "move_mount"),
-    *("ptrace", "process_vm_readv", "process_vm_writev", "kcmp"),
+    *("ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd", "open_by_handle_at"),
+    # Sockets hold memory that no limit counts, and those of virtual machines (AF_VSOCK) know no network namespaces.
+    # What event loops need is `socketpair`.
+    "socket",
     *("bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "keyctl", "add_key", "request_key"),
     *("init_module", "finit_module", "kexec_load", "reboot", "swapon", "swapoff", "acct", "quotactl"),
 )

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 
 import psutil
@@ -156,6 +157,7 @@ def _watched(process: subprocess.Popen[bytes], limits: Limits) -> Result:
     started = time.monotonic()
     streams = _Streams(process, limits.output_kib * 1024)
     reached: ProgramOutcome | None = None
+    usage = _Usage(started)
     next_look = started + WATCH_S
     # Streams may stay open longer than the process: a child of the program may hold them.
     while reached is None and (process.poll() is None or streams.is_open):
@@ -165,7 +167,8 @@ def _watched(process: subprocess.Popen[bytes], limits: Limits) -> Result:
         elif streams.is_full:
             reached = "output"
         elif now >= next_look:  # not at every turn: a look costs more than reading the streams
-            reached, next_look = _over(process.pid, limits), now + WATCH_S
+            usage = _usage(process.pid, now)
+            reached, next_look = _over(usage, limits), now + WATCH_S
         if streams.is_open:
             streams.read(min(WATCH_S, max(0.0, started + limits.wall_s - now)))
         else:
@@ -174,27 +177,46 @@ def _watched(process: subprocess.Popen[bytes], limits: Limits) -> Result:
         _end(process)
     status = process.wait()
     out, err = streams.texts()
-    seconds = time.monotonic() - started
-    # A program of one thread that was killed before this many seconds was not killed at the limit of CPU time.
-    outcome = reached or _outcome(status, err, had_time=seconds < limits.cpu_s)
-    return Result(outcome, None if reached else status, out, err, seconds)
+    ended = time.monotonic()
+    outcome = reached or _outcome(status, err, had_time=usage.most_cpu_s(ended) < limits.cpu_s)
+    return Result(outcome, None if reached else status, out, err, ended - started)
 
 
-def _over(pid: int, limits: Limits) -> ProgramOutcome | None:
-    """Return the limit that all processes of the sandbox exceed together, or None.
+@dataclass(frozen=True)
+class _Usage:
+    """What all processes of a sandbox use together at one moment."""
 
-    Their number is bounded by the kernel already; counting here would be too slow against a program that starts
-    processes without end.
-    """
-    resident, count = 0, 0
+    seen_at: float  # on the clock of `time.monotonic()`
+    resident: int = 0  # bytes
+    num_threads: int = 1
+    cpu_s: float = 0.0  # of the process that used most: the limit is one per process
+
+    def most_cpu_s(self, end: float) -> float:
+        """Return the most CPU time that one process can have used at `end`: every thread may have run since."""
+        return self.cpu_s + (end - self.seen_at) * self.num_threads
+
+
+def _usage(pid: int, now: float) -> _Usage:
+    resident, count, cpu_s = 0, 0, 0.0
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 resident += child.memory_info().rss
                 count += child.num_threads()
-    if count > limits.processes + limits.threads + OWN_PROCESSES:
+                times = child.cpu_times()
+                cpu_s = max(cpu_s, times.user + times.system)
+    return _Usage(now, resident, count, cpu_s)
+
+
+def _over(usage: _Usage, limits: Limits) -> ProgramOutcome | None:
+    """Return the limit that all processes of the sandbox exceed together, or None.
+
+    Their number is bounded by the kernel already; counting here would be too slow against a program that starts
+    processes without end.
+    """
+    if usage.num_threads > limits.processes + limits.threads + OWN_PROCESSES:
         return "processes"
-    return "memory" if resident > limits.memory_mib * 2**20 else None
+    return "memory" if usage.resident > limits.memory_mib * 2**20 else None
 
 
 def _outcome(status: int, stderr: str, *, had_time: bool) -> ProgramOutcome:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hmac
 import queue
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fastapi import Depends, FastAPI, HTTPException
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.security.utils import get_authorization_scheme_param
 from pydantic import BaseModel
 
+from rlsys.errors import WorkerError
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.process import RewardProcess
 from rlsys.types import RewardPart
 
+HEALTH = "/health"
 MAX_ROWS = 10_000
 # How a request's deadline is divided: waiting for a free process, and the call; its retries may take as long again.
 WAIT, CALL = 1 / 4, 3 / 8
@@ -73,19 +76,24 @@ def build_app(processes: Processes, token: str | None, deadline_s: float) -> Fas
     """Return the service: `POST /score`, which requires the bearer token if there is one, and `GET /health`."""
     wait_s = WAIT * deadline_s  # then the client gets 503, and has time to try again
     app = FastAPI(title="rlsys reward service", docs_url=None, redoc_url=None, openapi_url=None)
-    bearer = HTTPBearer(auto_error=False)
 
-    def authorised(credentials: HTTPAuthorizationCredentials | None = Depends(bearer)) -> None:  # noqa: B008
-        given = credentials.credentials if credentials is not None else ""
+    @app.middleware("http")
+    async def authorise(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Ask for the token before the body is read: whoever has none must not fill the memory."""
+        scheme, given = get_authorization_scheme_param(request.headers.get("Authorization"))
         # Compared in constant time: the time must not show how much of a guess is right.
-        if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
-            raise HTTPException(401, "the request has no valid bearer token")
+        is_valid = scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), (token or "").encode())
+        if token is None or is_valid or request.url.path == HEALTH:
+            return await answer(request)
+        # The body is still on its way: the connection is of no more use.
+        headers = {"Connection": "close", "WWW-Authenticate": "Bearer"}
+        return JSONResponse({"detail": "the request has no valid bearer token"}, 401, headers)
 
-    @app.get("/health")
+    @app.get(HEALTH)
     async def health() -> dict[str, str]:  # async: answered even if every thread waits for scores
         return {"status": "ok"}
 
-    @app.post("/score", dependencies=[Depends(authorised)])
+    @app.post("/score")
     def score(request: ScoreRequest) -> dict[str, Any]:
         """Return one entry per completion, and the means of what the function logged."""
         call = _checked(request)
@@ -94,6 +102,8 @@ def build_app(processes: Processes, token: str | None, deadline_s: float) -> Fas
                 parts, log = process.score(call)
         except queue.Empty:
             raise HTTPException(503, f"every process was busy for {wait_s:g} s") from None
+        except WorkerError as error:  # the function is wrong, and would be so again: not a status that is retried
+            raise HTTPException(422, str(error)) from error
         metrics = {name: sum(values) / len(values) for name, values in log.metrics.items()}
         return {"rewards": [_entry(part) for part in parts], "metrics": metrics, "extra": log.extra}
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForSequenceClassification, RobertaConfig
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification, RobertaConfig
 
 from rlsys.config.schema import ScoringConfig
 from rlsys.rewards.entry import bind_reward
@@ -94,6 +95,21 @@ def test_conversations_go_through_the_template(classifier: Path, tokenizer: Any)
     ids = tokenizer("<user>Well?<end><assistant>oh yes<end>", return_tensors="pt")
     with torch.no_grad():
         assert found == pytest.approx(float(model(**ids).logits), abs=1e-5)
+
+
+def test_plain_and_conversational_prompts_in_one_call(classifier: Path, tmp_path: Path) -> None:
+    """Many tokenizers begin every text with a token of their own; a chat template has written it already."""
+    shutil.copytree(classifier, tmp_path / "begins")
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    tokenizer._tokenizer.post_processor = TemplateProcessing("<system> $A", special_tokens=[("<system>", 4)])
+    tokenizer.save_pretrained(tmp_path / "begins")
+    prompts: list[Any] = ["Well? ", [{"role": "user", "content": "Well?"}]] * 2
+    completions: list[Any] = ["oh yes", [{"role": "assistant", "content": "oh yes"}]] * 2
+    alone = [score([text], tmp_path / "begins", prompt)[0] for text, prompt in zip(completions, prompts, strict=True)]
+    function = bind_reward({"name": "reward_model", "model": str(tmp_path / "begins")})
+    request = RewardRequest(prompts, completions, [[1]] * 4, {}, 1)
+    assert call_reward(function, request, RewardLog()) == pytest.approx(alone, abs=1e-5)
+    assert alone[0] != pytest.approx(score(["oh yes"], classifier)[0], abs=1e-5)  # the token does count
 
 
 def test_the_end_of_a_long_text_is_what_is_judged(classifier: Path) -> None:

@@ -33,6 +33,11 @@ def test_a_program_reads_and_writes() -> None:
     assert (result.outcome, result.exit_status, result.stdout, result.stderr) == ("ok", 0, "42\n", "")
 
 
+def test_an_event_loop_works_without_sockets() -> None:
+    result = program("import asyncio\nasync def f(): await asyncio.sleep(0.01); return 3\nprint(asyncio.run(f()))")
+    assert (result.outcome, result.stdout) == ("ok", "3\n")
+
+
 def test_a_failing_program_says_so() -> None:
     result = program("import sys; print('half'); sys.exit('no more')")
     assert (result.outcome, result.exit_status, result.stdout) == ("exit", 1, "half\n")
@@ -50,10 +55,15 @@ ATTEMPTS = {
     "    try: open(p, 'w').write('x'); print('ESCAPED', p)\n    except OSError: pass",
     "system": "import os\nfor c in ('mount -t tmpfs none /usr', 'mount -o remount,rw /', 'mknod x c 1 1'):\n"
     "    if os.system(c + ' 2>/dev/null') == 0: print('ESCAPED', c)",
+    "sockets": "import ctypes, errno, socket\nfor family in (1, 2, 10, 16, 17, 40):  # 40: AF_VSOCK\n"
+    "    try: socket.socket(family, 1); print('ESCAPED', family)\n"
+    "    except OSError as e: print('ESCAPED' if e.errno != errno.EPERM else '')\n"
+    "libc = ctypes.CDLL(None, use_errno=True)\n"
+    "if libc.syscall(438, 0, 0, 0) != -1 or ctypes.get_errno() != errno.EPERM: print('ESCAPED')  # pidfd_getfd",
     "network": "import socket\nfor host in ('127.0.0.1', 'localhost', '::1'):\n"
     "    try: socket.create_connection((host, PORT), 1); print('ESCAPED')\n    except OSError: pass",
-    "abstract socket": "import socket\ns = socket.socket(socket.AF_UNIX)\n"
-    "try: s.connect('\\0' + ABSTRACT); print('ESCAPED')\nexcept OSError: pass",
+    "abstract socket": "import socket\n"
+    "try: socket.socket(socket.AF_UNIX).connect('\\0' + ABSTRACT); print('ESCAPED')\nexcept OSError: pass",
     "signals": "import os\nfor p in range(1, 100000):\n    if p != os.getpid():\n"
     "        try: os.kill(p, 0); print('ESCAPED', p) if p not in (1, 2) else None\n        except OSError: pass",
     "descriptors": "import os\nfor d in range(3, 256):\n"
@@ -110,6 +120,14 @@ GREEDY = [
     ("import time; time.sleep(60)", {"wall_s": 0.5}, {"timeout"}),
     ("while True: pass", {"cpu_s": 1}, {"timeout"}),
     ("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass", {"cpu_s": 1}, {"timeout"}),
+    # Two threads use up the CPU time in half as many seconds; hashing lets both run.
+    (
+        "import hashlib, signal, threading\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\ntext = bytes(2**22)\n"
+        "def work():\n    while True: hashlib.sha256(text)\n"
+        "threading.Thread(target=work).start()\nwork()",
+        {"cpu_s": 2, "wall_s": 30.0},
+        {"timeout"},
+    ),
     ("kept = []\nwhile True: kept.append(bytearray(10**7))", {"memory_mib": 128}, {"memory"}),
     ("import mmap\nkept = []\nwhile True:\n    kept.append(mmap.mmap(-1, 10**7))\n    kept[-1].write(bytes(10**7))",
      {"memory_mib": 128}, {"exit", "memory"}),

@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 
+from rlsys.commands.serve.app import Processes, build_app
 from rlsys.commands.serve.command import check_token, is_loopback
 from rlsys.errors import ConfigError
 from rlsys.rewards import Failed
@@ -94,6 +97,26 @@ def test_a_call_past_its_deadline_is_killed_and_the_service_lives(url: str) -> N
 def test_without_the_token_nothing_is_scored(url: str, headers: dict[str, str]) -> None:
     body = {"prompts": ["p"], "completions": ["a"], "columns": {"answer": ["x"]}}
     assert httpx.post(f"{url}/score", json=body, headers=headers).status_code == 401
+
+
+def test_without_the_token_no_body_is_read(url: str) -> None:
+    """The answer is there though not one byte of the announced body was sent."""
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port or 0), timeout=30) as client:
+        client.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 60000000\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 401 ")
+
+
+def test_a_function_that_is_wrong_is_named_with_a_status_that_is_not_retried(tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text("def one_value(completions): return [1.0]")
+    processes = Processes({"name": f"{tmp_path}/wrong.py:one_value"}, 1, 16.0)
+    try:
+        body = {"prompts": ["p"] * 2, "completions": ["a", "b"]}
+        answer = TestClient(build_app(processes, None, 16.0)).post("/score", json=body)
+    finally:
+        processes.close()
+    assert answer.status_code == 422
+    assert "one_value' returned 1 value for 2 completions" in answer.text
 
 
 @pytest.mark.parametrize(
