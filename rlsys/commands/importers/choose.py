@@ -73,9 +73,20 @@ def options_of(source: RecipeFile, dialect: Dialect) -> dict[str, Any]:
         assert isinstance(resolved, dict)
         tree = {str(key): value for key, value in resolved.items()}
     options = flatten(tree, names)
+    if dialect.by_argparse:
+        options = dict(_as_parsed(name, value, dialect) for name, value in options.items())
     if "num_processes" not in names:  # of a launcher
         options.pop("num_processes", None)
     return options
+
+
+def _as_parsed(name: str, value: Any, dialect: Dialect) -> tuple[str, Any]:
+    """Return a flag as transformers' parser takes it: with hyphens, or as `no_` before a switch that is on."""
+    names, spelt = spellings(dialect), name.replace("-", "_")
+    switch = spelt.removeprefix("no_")
+    if value is True and spelt not in names and switch in names:
+        return switch, False
+    return (spelt if spelt in names else name), value
 
 
 def _newest_up_to(asked: str, dialect: Dialect) -> str:

@@ -184,6 +184,7 @@ class Dialect:
     always: Mapping[str, Any] = field(default_factory=dict)  # keys written for every recipe, which rows may replace
     requires: Mapping[str, str] = field(default_factory=dict)  # options without which it is another training: which
     null_is_value: bool = False  # null in a file replaces a default; elsewhere the default holds then
+    by_argparse: bool = False  # transformers' parser: `--learning-rate` too, and `--no_shuffle` for what is on
     interpolates: bool = False  # `${...}` in a value refers to another one, as OmegaConf has it
 
 

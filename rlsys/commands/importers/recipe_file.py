@@ -88,7 +88,7 @@ def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _from_call(call: Call, path: Path, remarks: list[str]) -> RecipeFile:
-    arguments = _processes(call.launcher) | call.arguments
+    arguments = _processes(call.launcher, path) | call.arguments
     name = _base_name(arguments)
     base = _beside(name, path) if name else None
     tree = _mapping(base, _text(base)) if base else {}
@@ -110,9 +110,11 @@ def _base_name(arguments: dict[str, Any]) -> str | None:
     return f"{folder or '.'}/{name}" + ("" if str(name).endswith((".yaml", ".yml")) else ".yaml")
 
 
-def _processes(launcher: dict[str, Any]) -> dict[str, Any]:
-    """Return the number of processes that a launcher is asked for, as accelerate's option."""
+def _processes(launcher: dict[str, Any], script: Path) -> dict[str, Any]:
+    """Return the number of processes that a launcher is asked for, by a flag or by accelerate's file."""
     given = {name.replace("-", "_"): value for name, value in launcher.items()}
+    if "config_file" in given and (file := _found(str(given["config_file"]), script)):
+        given = _mapping(file, _text(file)) | given
     name = next((name for name in PROCESSES if name in given), None)
     if name is None:
         return {}
@@ -123,10 +125,14 @@ def _processes(launcher: dict[str, Any]) -> dict[str, Any]:
 
 def _beside(name: str, script: Path) -> Path:
     """Find a file that a script names, relative to the current folder or to a folder above the script."""
-    for folder in (Path.cwd(), *script.resolve().parents):
-        if (folder / name).is_file():
-            return folder / name
+    if found := _found(name, script):
+        return found
     raise ConfigError(
         f"{script} builds on '{name}', which is neither under {Path.cwd()} nor beside or above the script: run the "
         "command in the folder where the script is run, or put the file there"
     )
+
+
+def _found(name: str, script: Path) -> Path | None:
+    folders = (Path.cwd(), *script.resolve().parents)
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)

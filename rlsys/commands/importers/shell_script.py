@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import operator
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import tree_sitter_bash
 from tree_sitter import Language, Node, Parser
 
 from rlsys.commands.importers.recipe_yaml import BOOLEANS, override_value
-from rlsys.commands.importers.shell_variables import Unread, Variables
+from rlsys.commands.importers.shell_variables import MARK, Unread, Variables
 from rlsys.errors import ConfigError
 
 BASH = Language(tree_sitter_bash.language())
@@ -30,6 +31,7 @@ SUBCOMMANDS = ("trl", "axolotl", "vllm")  # programs whose first argument says w
 OVERRIDE = re.compile(r"^[+~]*([A-Za-z_][\w./-]*)=(.*)$", re.DOTALL)
 NUMBER = re.compile(r"^-\.?\d")
 EXPANSIONS = ("simple_expansion", "expansion")
+SURE = ("cd ", "mkdir ", "source ", ". ", "set ", "echo ", "pip ", "conda ")  # commands that are meant to succeed
 BRANCHES = ("elif_clause", "else_clause")
 LOOPS = ("for_statement", "c_style_for_statement", "while_statement")
 ARITHMETIC = {
@@ -150,14 +152,14 @@ class _Script:
         self._branch(node, [node.named_children])
 
     def _read_list(self, node: Node) -> None:
-        """Read `a && b` as one after the other, unless the first is a test; the second of `a || b` may not be run."""
+        """Read `cd a && b` as one after the other; after other commands the second may not be run."""
         first, last = node.named_children[0], node.named_children[-1]
         self.read(first)
-        is_test = first.type in ("test_command", "negated_command") or _text(first).startswith("test ")
-        if is_test or node.children[1].type == "||":
-            self._branch(node, [[last]])
-        else:
+        surely = first.type in ("variable_assignment", "declaration_command", "list") or _text(first).startswith(SURE)
+        if surely and node.children[1].type == "&&":
             self.read(last)
+        else:
+            self._branch(node, [[last]])
 
     def _read_subshell(self, node: Node) -> None:
         before = dict(self._variables.values)
@@ -174,7 +176,10 @@ class _Script:
             self._variables.values[name] = [self._variables.unknown(f"${name}", reason)]
             return
         if value is not None and _text(value).strip('"').startswith(("$(", "`")) and not _is_number(value):
-            self._variables.values.pop(name, None)  # a command's output: the environment may know it
+            reason = f"line {_line(node)} sets ${name} to the output of a command, which is not run: set it in the "
+            known = os.environ.get(name)  # what that command would have found, from who knows it
+            unknown = self._variables.unknown(f"${name}", f"{reason}environment of this command")
+            self._variables.values[name] = [unknown if known is None else known]
             return
         words = [""] if value is None else self._words(value)
         if value is not None and value.type != "array":
@@ -252,7 +257,7 @@ class _Script:
             reason = f"line {_line(node)} changes a variable in a way that is not read"
             return [self._variables.unknown(text, reason)]
         is_set = found is not None and (not action.startswith(":") or "".join(found) != "")
-        if action.endswith("+"):
+        if action.endswith("+") and not (found and MARK in "".join(found)):
             return [self._filled(one) for one in names[1:]] if is_set else []
         if is_set and found is not None:
             return found

@@ -138,4 +138,5 @@ DIALECT = Dialect(
     unique_rewards=frozenset((*PLAIN, *MISSING, *PER_REWARD)),
     always=trl.ALWAYS | {"data.chat_template": True},  # plain prompts become chat messages
     null_is_value=True,
+    by_argparse=True,
 )

@@ -371,4 +371,5 @@ DIALECT = Dialect(
     aliases=ALIASES,
     always=ALWAYS,
     null_is_value=True,
+    by_argparse=True,
 )

@@ -44,6 +44,8 @@ def settle(recipe: Recipe) -> None:
 def prompts_per_step(recipe: Recipe, per_device: Any) -> int:
     """Write the batch in prompts. Raises ConfigError where TRL does, and where an update would mix two generations."""
     processes = int(recipe.size.num_processes or recipe.value("num_processes") or 1)
+    if recipe.size.num_processes is None and recipe.value("num_processes") is None:
+        recipe.remarks.append("one process of the trainer is assumed, as the recipe does not say: give --num-processes")
     forward = int(per_device) * processes
     update = forward * int(recipe.value("gradient_accumulation_steps"))
     generation = _generation_batch(recipe, forward)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlsys.commands.importers.choose import choose
+from rlsys.commands.importers.choose import DIALECTS, choose, options_of
 from rlsys.commands.importers.recipe_file import RecipeFile
 from rlsys.errors import ConfigError
 
@@ -30,6 +30,13 @@ def test_the_dialect_is_guessed_from_options_that_only_it_has(tree: dict[str, An
     choice = choose(RecipeFile(tree, [Path("recipe.yaml")]), None, None)
     assert choice.dialect.name == dialect
     assert choice.because.startswith("guessed: it sets ")
+
+
+def test_flags_of_transformers_parser_have_other_spellings() -> None:
+    tree = {"num-generations": 4, "no_shuffle_dataset": True, "no-gradient-checkpointing": True, "no_such": True}
+    options = options_of(RecipeFile(tree), DIALECTS["trl"])
+    expected = {"num_generations": 4, "shuffle_dataset": False, "gradient_checkpointing": False, "no_such": True}
+    assert options == expected
 
 
 def test_an_unclear_recipe_needs_the_dialect() -> None:

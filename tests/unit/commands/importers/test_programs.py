@@ -71,9 +71,13 @@ def test_several_trainings_are_refused_by_line(tmp_path: Path) -> None:
         ("torchrun --nproc_per_node 4 --nnodes=2", 8),
         ("torchrun --nproc-per-node=4", 4),
         ("deepspeed --num_gpus 4", 4),
+        ("accelerate launch --config_file zero3.yaml", 6),
+        ("accelerate launch --config_file zero3.yaml --num_processes 4", 4),
+        ("accelerate launch --config_file elsewhere.yaml", None),
         ("python", None),
     ],
 )
 def test_processes_are_those_of_the_launcher(tmp_path: Path, launcher: str, processes: int | None) -> None:
+    (tmp_path / "zero3.yaml").write_text("num_processes: 6\nnum_machines: 1\n")
     tree = read(script(tmp_path, f"{launcher} train_grpo.py --beta 0.1\n")).tree
     assert tree.get("num_processes") == processes

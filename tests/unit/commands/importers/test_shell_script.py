@@ -108,6 +108,7 @@ def test_a_word_of_which_a_part_is_not_known_says_why(use: str, why: str) -> Non
         ("N=1\nif [ $1 = a ]; then\n  N=2\nfi", 3),
         ('N=1\n[ -n "$X" ] && N=2', 3),
         ("N=1\nfalse || N=2", 3),
+        ("N=1\ngrep -q a b && N=2", 3),
         ("case $1 in\n  a) N=1 ;;\n  *) N=2 ;;\nesac", 2),
         ("N=(1)\nif [ $1 = a ]; then\n  N+=(2)\nfi", 3),
         ("while true; do\n  N=2\ndone", 2),
@@ -154,6 +155,15 @@ def test_expansions_are_read_as_bash_reads_them(
     for name in "ABELMN":
         monkeypatch.delenv(name, raising=False)
     assert only(text) == arguments
+
+
+def test_the_output_of_a_command_is_known_from_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("N", raising=False)
+    text = "N=$(nvidia-smi | wc -l)\npython train.py --n $N --m ${N:-8} --k ${N:+7}"
+    for option in "nmk":
+        assert "line 1 sets $N to the output of a command" in unread(text, option).reason
+    monkeypatch.setenv("N", "4")
+    assert only(text) == {"n": 4, "m": 4, "k": 7}
 
 
 @pytest.mark.parametrize(

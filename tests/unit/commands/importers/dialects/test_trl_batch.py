@@ -185,3 +185,9 @@ def test_an_unknown_schedule_is_replaced_and_reported() -> None:
 def test_checkpoint_intervals_count_updates(options: dict[str, Any], every: int, keep: int) -> None:
     written = run(LARGER | options, RunSize(num_rows=100)).written
     assert (written["checkpoint.every"], written["checkpoint.keep"]) == (every, keep)
+
+
+def test_a_number_of_processes_that_nobody_says_is_said() -> None:
+    assert "one process of the trainer is assumed" in translate({}, DIALECT, "1.16", RunSize()).remarks[0]
+    assert not translate({"num_processes": 2}, DIALECT, "1.16", RunSize()).remarks
+    assert not translate({}, DIALECT, "1.16", RunSize(num_processes=1)).remarks
