@@ -9,7 +9,10 @@ from typing import Any
 from rlsys.algorithms.requirements import learner_is_reference, needs_critic, reference_workers
 from rlsys.config.schema import Config
 from rlsys.models.folder import base_dtype
+from rlsys.models.layout import choose_layout
 from rlsys.models.resolve import model_facts
+from rlsys.models.trial import folder_traits
+from rlsys.preflight.model import layouts, unused_settings
 from rlsys.preflight.prepared import Prepared
 from rlsys.preflight.rewards import accuracy_note
 from rlsys.weights.backend import weight_backend
@@ -48,8 +51,8 @@ def start_table(prepared: Prepared) -> Rows:
         ("evaluation", _evaluation(prepared)),
         ("accuracy", accuracy_note(config)),
         ("ignored", _ignored(prepared)),
-        ("dtype", f"learner {config.learner.dtype}, engines {config.engine_dtype}, optimizer float32"),
-        ("attention", _layouts(config)),
+        ("dtype", _dtype(prepared)),
+        ("attention", _layouts(prepared)),
         ("workers", _workers(config)),
         ("devices", _devices(config)),
     ]
@@ -95,25 +98,35 @@ def _ignored(prepared: Prepared) -> str:
     """Return the settings in the model's own files that this run does not follow."""
     from transformers import GenerationConfig
 
-    found = []
+    path, trusts = prepared.model_path, prepared.config.model.trust_remote_code
+    own = unused_settings(path, trust_remote_code=trusts)
+    dtype = str(base_dtype(path, trust_remote_code=trusts)).removeprefix("torch.")
+    own += [f"dtype {dtype} (learner.dtype decides)"] if dtype != prepared.config.learner.dtype else []
+    found = [f"config.json: {', '.join(own)}"] if own else []
     with contextlib.suppress(OSError):  # a model without that file
-        sampling = GenerationConfig.from_pretrained(prepared.model_path).to_diff_dict()
+        sampling = GenerationConfig.from_pretrained(path).to_diff_dict()
         names = [f"{name} {value}" for name, value in sorted(sampling.items()) if not name.startswith(NO_SETTING)]
         found += [f"generation_config.json: {', '.join(names)} (rollout.* decides)"] if names else []
-    trusts = prepared.config.model.trust_remote_code
-    dtype = str(base_dtype(prepared.model_path, trust_remote_code=trusts)).removeprefix("torch.")
-    if dtype != prepared.config.learner.dtype:
-        found.append(f"config.json: dtype {dtype} (learner.dtype decides)")
     return "; ".join(found) or "nothing in the model's own files"
 
 
-def _layouts(config: Config) -> str:
-    roles = {"learner": config.learner.packing}
-    roles |= {"critic": config.critic.packing} if needs_critic(config) else {}
-    roles |= {"reference": config.reference.packing} if reference_workers(config) else {}
-    text = ", ".join(f"{role} {packing}" for role, packing in roles.items())
-    is_open = "auto" in roles.values()
-    return f"{text} (auto: a trial on the workers decides; a line after their start names it)" if is_open else text
+def _dtype(prepared: Prepared) -> str:
+    config = prepared.config
+    saved = config.checkpoint.dtype or base_dtype(prepared.model_path, trust_remote_code=config.model.trust_remote_code)
+    saved_as = str(saved).removeprefix("torch.")
+    return f"learner {config.learner.dtype}, engines {config.engine_dtype}, optimizer float32, saved {saved_as}"
+
+
+def _layouts(prepared: Prepared) -> str:
+    """Return the layout of each role's batches, found by a trial on a small copy of the model."""
+    config = prepared.config
+    traits = folder_traits(prepared.model_path, trust_remote_code=config.model.trust_remote_code)
+    wanted = layouts(config)
+    if traits is None:
+        text = ", ".join(f"{role} {packing}" for role, packing in wanted.items())
+        return f"{text} (the trial is on the workers, which log the layout when they are ready)"
+    text = ", ".join(f"{role} {choose_layout(packing, traits)}" for role, packing in wanted.items())
+    return f"{text} (not packed: {traits.packing})" if traits.packing is not None else text
 
 
 def _workers(config: Config) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Any
-
 from rlsys.algorithms.requirements import needs_critic, reference_workers
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
@@ -12,8 +9,6 @@ from rlsys.models.layout import choose_layout
 from rlsys.models.rope import depends_on_length, pin_rope
 from rlsys.models.small_copy import small_config
 from rlsys.models.trial import folder_traits
-
-logger = logging.getLogger(__name__)
 
 
 def check_model(config: Config, model_path: str, max_tokens: int) -> None:
@@ -28,10 +23,7 @@ def check_model(config: Config, model_path: str, max_tokens: int) -> None:
     if traits is None:
         return
     trained = {"learner": config.learner} | ({"critic": config.critic} if needs_critic(config) else {})
-    layouts = {role: ranks.packing for role, ranks in trained.items()}
-    if reference_workers(config):
-        layouts["reference"] = config.reference.packing
-    for role, packing in layouts.items():
+    for role, packing in layouts(config).items():
         choose_layout(packing, traits, key=f"{role}.packing")
     for role, ranks in trained.items():
         if ranks.gradient_checkpointing and traits.checkpointing is not None:
@@ -40,17 +32,25 @@ def check_model(config: Config, model_path: str, max_tokens: int) -> None:
                 "it to false"
             )
     described = AutoConfig.from_pretrained(model_path, trust_remote_code=trust)
-    _log_unused(described.get_text_config())
     if depends_on_length(described):
         pin_rope(AutoModelForCausalLM.from_config(small_config(described), trust_remote_code=trust), max_tokens)
 
 
-def _log_unused(text: Any) -> None:
-    """Log what the model's configuration asks of training and rlsys leaves out."""
+def layouts(config: Config) -> dict[str, str]:
+    """Return the option `packing` of every role of the run that computes the model, by role."""
+    trained = {"learner": config.learner} | ({"critic": config.critic} if needs_critic(config) else {})
+    found = {role: ranks.packing for role, ranks in trained.items()}
+    return found | ({"reference": config.reference.packing} if reference_workers(config) else {})
+
+
+def unused_settings(model_path: str, *, trust_remote_code: bool) -> list[str]:
+    """Return what the model's config.json asks of training and rlsys leaves out, each with what holds instead."""
+    from transformers import AutoConfig
+
+    text = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).get_text_config()
     rates = {name: value for name, value in vars(text).items() if "drop" in name and isinstance(value, float) and value}
-    if rates:
-        logger.info("the model is trained without dropout; its config.json has %s", rates)
+    named = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+    found = [f"{named} (trained without dropout)"] if rates else []
     if getattr(text, "output_router_logits", False):
-        logger.warning(
-            "config.json has output_router_logits=true, but rlsys adds no auxiliary loss that balances the experts"
-        )
+        found.append("output_router_logits True (no auxiliary loss balances the experts)")
+    return found

@@ -15,6 +15,8 @@ import pytest
 from rlsys.build.run import log_placement
 from rlsys.build.start_table import MAX_CHARACTERS, start_table
 from rlsys.config.compose import load_config
+from rlsys.models.kernels.logits import LogitTransform
+from rlsys.models.traits import Traits
 from rlsys.preflight.prepare import prepare
 from rlsys.preflight.prepared import Prepared
 
@@ -83,11 +85,12 @@ def test_settings_of_the_model_s_own_files_that_are_not_followed_are_named(model
     sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_length": 2048, "repetition_penalty": 1.1}
     path.write_text(json.dumps({**json.loads(path.read_text()), **sampling, "use_cache": True}))
     config = model / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "bfloat16"}))
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "bfloat16", "attention_dropout": 0.1}))
     ignored = rows(model)["ignored"]
     named = ", ".join(f"{name} {value}" for name, value in sorted(sampling.items()))
-    assert ignored.startswith(f"generation_config.json: {named} (rollout.* decides)")
-    assert "config.json: dtype bfloat16" in ignored
+    assert f"generation_config.json: {named} (rollout.* decides)" in ignored
+    assert "config.json: attention_dropout 0.1 (trained without dropout), dtype bfloat16 (learner.dtype" in ignored
+    assert rows(model)["dtype"] == "learner float32, engines float32, optimizer float32, saved bfloat16"
     path.unlink()
     assert "generation_config.json" not in rows(model)["ignored"]
 
@@ -108,7 +111,8 @@ def test_settings_of_the_model_s_own_files_that_are_not_followed_are_named(model
         (["rollout.temperature=0.7"], "sampling", "temperature 0.7"),
         (["learner.dtype=bfloat16"], "dtype", "learner bfloat16, engines bfloat16"),
         (["learner.packing=padded", "algorithm.kl.coef=0"], "attention", "learner padded"),
-        (["algorithm=ppo", "critic.packing=packed"], "attention", "critic packed"),
+        (["algorithm=ppo", "critic.packing=packed"], "attention", "learner shared_prompt, critic packed"),
+        (["checkpoint.dtype=bfloat16"], "dtype", "saved bfloat16"),
         (["algorithm=ppo", "algorithm.kl.coef=0"], "workers", "critic 1 (ZeRO 1), reference none"),
         (["learner.lora.rank=4", "algorithm.kl.coef=0.1"], "workers", "reference: the learner without its adapter"),
         (["learner.num_workers=2", "learner.zero_stage=3"], "workers", "learner 2 (ZeRO 3)"),
@@ -121,6 +125,21 @@ def test_what_is_asked_for_is_what_is_shown(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert text in rows(model, *overrides)[label]
+
+
+@pytest.mark.parametrize(
+    ("traits", "text"),
+    [
+        (None, "learner auto, reference auto (the trial is on the workers"),
+        (Traits("sdpa", LogitTransform(), "a layer", None), "learner padded, reference padded (not packed: a layer)"),
+    ],
+)
+def test_a_layout_that_is_not_the_best_one_is_explained(
+    model: Path, monkeypatch: pytest.MonkeyPatch, traits: Traits | None, text: str
+) -> None:
+    made = prepared(model)
+    monkeypatch.setattr("rlsys.build.start_table.folder_traits", lambda *_, **__: traits)
+    assert dict(start_table(made))["attention"].startswith(text)
 
 
 def test_what_only_workers_know_is_one_line_after_their_start(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers import AutoConfig
 
 from rlsys.config.compose import load_config
 from rlsys.errors import ConfigError
-from rlsys.preflight.model import check_model
+from rlsys.preflight.model import check_model, unused_settings
 
 PHIMOE = {
     "rope_type": "longrope",
@@ -60,9 +59,11 @@ def test_accepted(tmp_path: Path, family: str) -> None:
     check_model(load_config(["learner.gradient_checkpointing=true"]), str(tmp_path), 5000)
 
 
-def test_what_training_leaves_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_training_leaves_out_is_named(tmp_path: Path) -> None:
     AutoConfig.for_model("mixtral", attention_dropout=0.1, output_router_logits=True).save_pretrained(tmp_path)
-    with caplog.at_level(logging.INFO):
-        check_model(load_config([]), str(tmp_path), 64)
-    assert "without dropout; its config.json has {'attention_dropout': 0.1}" in caplog.text
-    assert "output_router_logits=true, but rlsys adds no auxiliary loss" in caplog.text
+    assert unused_settings(str(tmp_path), trust_remote_code=False) == [
+        "attention_dropout 0.1 (trained without dropout)",
+        "output_router_logits True (no auxiliary loss balances the experts)",
+    ]
+    AutoConfig.for_model("mixtral").save_pretrained(tmp_path)
+    assert unused_settings(str(tmp_path), trust_remote_code=False) == []
