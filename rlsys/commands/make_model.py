@@ -9,7 +9,7 @@ from rlsys.commands.output import output_folder
 from rlsys.config.bounds import check_values
 from rlsys.config.build_schema import ModelBuild, TokenizerBuild
 from rlsys.config.option import options as declared
-from rlsys.config.paths import expand
+from rlsys.config.paths import expand, read_text
 
 SIZES = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size", "max_context")
 
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
     from rlsys.models.tiny import build_model, build_tokenizer, save_model
 
     tokenizer_config = TokenizerBuild(kind="bpe" if options.corpus else "chars", vocab_size=options.vocab_size)
-    lines = options.corpus.read_text(encoding="utf-8").splitlines() if options.corpus else []
+    lines = read_text(options.corpus, "--corpus").splitlines() if options.corpus else []
     build = ModelBuild(
         architecture=options.architecture,
         tie_word_embeddings=options.tied,

@@ -27,6 +27,16 @@ def is_file(path: str) -> bool:
     return os.path.isfile(os.path.expanduser(path))
 
 
+def read_text(path: str | Path, key: str) -> str:
+    """Return a UTF-8 file's text. Raise ConfigError, which names the option `key`, for one that cannot be read."""
+    try:
+        return expand(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}: {path} is not UTF-8 (byte {error.start + 1}): save the file as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{key}: {path} cannot be read: {error.strerror}") from error
+
+
 def absolute(path: str | Path) -> str:
     """Return a path that does not depend on the working directory."""
     return str(expand(path).resolve())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from rlsys.config.paths import absolute, expand, is_file
+from rlsys.config.paths import absolute, expand, is_file, read_text
 from rlsys.errors import ConfigError
 
 # Two values that a template is tried with: other words, lengths and numbers, so that `content | length` differs too.
@@ -24,7 +24,7 @@ def text_or_file(value: str, key: str, *, variable: str) -> str:
         ConfigError: `value` is neither an existing file nor a template, or the file cannot be read.
     """
     if is_file(value):
-        return _content(value, key)
+        return read_text(value, key)
     if "{" in value or "\n" in value:
         return value
     raise ConfigError(
@@ -59,12 +59,3 @@ def check_uses(variable: str, render: Callable[[str], str], text: str, key: str)
         raise ConfigError(
             f"{key} does not use `{variable}`: its text is the same whatever that is: {first[:80]!r}{hint}"
         )
-
-
-def _content(name: str, key: str) -> str:
-    try:
-        return expand(name).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{key}: {name} is not UTF-8 (byte {error.start + 1}): save the file as UTF-8") from error
-    except OSError as error:
-        raise ConfigError(f"{key}: {name} cannot be read: {error.strerror}") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.config.paths import absolute, absolute_function, absolute_if_there, absolute_node, expand
+from rlsys.config.paths import absolute, absolute_function, absolute_if_there, absolute_node, expand, read_text
 from rlsys.errors import ConfigError
 
 
@@ -30,6 +30,17 @@ def test_the_home_folder(home: Path) -> None:
     with pytest.raises(ConfigError, match=r"the path '~nobody-here/x' begins with ~, but .*: write the whole path"):
         expand("~nobody-here/x")
     assert absolute_if_there("~nobody-here/x") == "~nobody-here/x"
+
+
+def test_a_file_that_cannot_be_read_is_named_with_its_option(home: Path) -> None:
+    (home / "mine.py").write_bytes("\ufeffé".encode())
+    assert read_text("~/mine.py", "--corpus") == "é"
+    (home / "mine.py").write_bytes(b"a\xe9")
+    with pytest.raises(ConfigError, match=r"--corpus: ~/mine\.py is not UTF-8 \(byte 2\)"):
+        read_text("~/mine.py", "--corpus")
+    for missing in ("none.txt", "."):
+        with pytest.raises(ConfigError, match=rf"--corpus: {missing} cannot be read: (No such|Is a)"):
+            read_text(missing, "--corpus")
 
 
 @pytest.mark.parametrize(
