@@ -37,11 +37,10 @@ class Arrivals:
         self._clear(set(names))
 
     def add(
-        self, named: Sequence[tuple[str, torch.Tensor]], loaded: Iterable[str] | None, checksum: torch.Tensor | None
+        self, named: Sequence[tuple[str, torch.Tensor]], loaded: Iterable[str] | None, checksum: torch.Tensor
     ) -> None:
         """Take the tensors of a bucket, the engine's parameters that they went to (None: unknown), and its checksum."""
-        if checksum is not None:
-            self._checksums.append(checksum)
+        self._checksums.append(checksum)
         if loaded is None:
             self._is_known = False
         else:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 
 from rlsys.weights.manifest import Entry
 
-Received = tuple[Sequence[Entry], torch.Tensor, torch.Tensor | None]  # a bucket's parameters, bytes, and checksum
+Received = tuple[Sequence[Entry], torch.Tensor]  # a bucket's parameters, and its bytes
 
 
 class BucketSource(Protocol):
@@ -34,22 +34,15 @@ class BucketReceiver:
         waited_s: seconds that the consumer waited for buckets.
     """
 
-    def __init__(
-        self,
-        source: BucketSource,
-        buckets: Sequence[tuple[Sequence[Entry], torch.Tensor]],
-        checksum: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ) -> None:
+    def __init__(self, source: BucketSource, buckets: Sequence[Received]) -> None:
         """Start to receive.
 
         Args:
             source: the channel.
             buckets: the parameters of each bucket, and the buffer to fill with their bytes.
-            checksum: sums up the bytes of a bucket, beside generation too; None leaves that out.
         """
         self._source = source
         self._buckets = buckets
-        self._checksum = checksum
         # None marks the end.
         self._received: queue.SimpleQueue[Received | None] = queue.SimpleQueue()
         self._error: Exception | None = None
@@ -80,8 +73,7 @@ class BucketReceiver:
         try:
             for bucket, buffer in self._buckets:
                 self._source.broadcast(buffer)
-                found = None if self._checksum is None else self._checksum(buffer)
-                self._received.put((bucket, buffer, found))
+                self._received.put((bucket, buffer))
         except Exception as error:
             self._error = error
         finally:

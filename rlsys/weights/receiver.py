@@ -27,8 +27,7 @@ from rlsys.weights.manifest import Entry, buckets, from_update_info, total_bytes
 from rlsys.weights.nccl import NcclChannel
 from rlsys.weights.packed_adapter import Sums, sums
 
-# A bucket's parameters, its bytes, and their checksum where it is known already.
-Bucket = tuple[Sequence[Entry], torch.Tensor, torch.Tensor | None]
+Bucket = tuple[Sequence[Entry], torch.Tensor]  # its parameters and its bytes
 
 
 @dataclass(kw_only=True)
@@ -80,12 +79,13 @@ class BucketEngine(NCCLWeightTransferEngine):
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Load the parameters of the broadcast, layer by layer as they arrive."""
         with disable_mtp_completeness_check(), DirectLoads(self.model):
-            for bucket, buffer, found in self._received(update_info):
+            for bucket, buffer in self._received(update_info):
                 # Views, not copies: the buffers stay valid until all layers are loaded.
                 named = views(buffer, bucket)
                 loaded = self.model.load_weights(named)
                 if self._join.is_checked:
-                    self.arrivals.add(named, loaded, checksum(buffer) if found is None else found)
+                    # Not in gloo's receiving thread: there a parallel operation of torch hung engines on CPUs.
+                    self.arrivals.add(named, loaded, checksum(buffer))
 
     def finish_weight_update(self) -> None:
         """End the layerwise reload and repair the tied output layer."""
@@ -119,7 +119,7 @@ class NcclEngine(BucketEngine):
 
     def _received(self, update_info: UpdateInfo) -> Iterator[Bucket]:
         assert self._channel is not None
-        yield from ((bucket, buffer, None) for bucket, buffer in self._channel.received(self._cut(update_info)))
+        yield from self._channel.received(self._cut(update_info))
 
     def shutdown(self) -> None:
         """Leave the broadcast group."""
@@ -140,7 +140,7 @@ class IpcEngine(BucketEngine):
                 raise RuntimeError(f"the learner's memory is on GPU {', '.join(handle)}, the engine on {device.uuid}")
             arguments = list(handle[str(device.uuid)])
             arguments[6] = self.device.index  # the learner's number of the device is not this process's
-            yield bucket, rebuild_cuda_tensor(*arguments), None
+            yield bucket, rebuild_cuda_tensor(*arguments)
 
 
 class GlooEngine(BucketEngine):
@@ -166,9 +166,7 @@ class GlooEngine(BucketEngine):
             raise RuntimeError("the weight channel is not open: init_transfer_engine must be called first")
         cut = self._cut(UpdateInfo(**update_info))
         buffers = self._channel.buffers([total_bytes(bucket) for bucket in cut])
-        self._buckets = BucketReceiver(
-            self._channel, list(zip(cut, buffers, strict=True)), checksum if self._join.is_checked else None
-        )
+        self._buckets = BucketReceiver(self._channel, list(zip(cut, buffers, strict=True)))
 
     @property
     def buckets(self) -> BucketReceiver:

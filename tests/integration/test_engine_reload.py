@@ -89,7 +89,7 @@ class Pair:
             """Buckets straight from the sender."""
 
             def _received(self, update_info: Any) -> Any:
-                yield from ((bucket, buffer, None) for bucket, buffer in sender._packed(None, []))
+                yield from sender._packed(None, [])
 
         engine = Direct(self.vllm_config.weight_transfer_config, self.vllm_config, torch.device("cpu"), self.model)
         engine.init_transfer_engine(JoinInfo(bucket_bytes=2**16, is_checked=True))

@@ -92,7 +92,7 @@ def test_layers_that_the_engine_keeps_in_another_form_are_not_compared() -> None
     for step in (0, 1):
         engine.arrivals.begin(engine.held)
         sent = weights(step)
-        engine.arrivals.add(list(sent.items()), engine._stacked(sent), None)
+        engine.arrivals.add(list(sent.items()), engine._stacked(sent), torch.tensor(0))
         plain = {name: held for name, held in (engine.held | sent).items() if ".attn." not in name}
         engine.arrivals.finish(plain)
         report = engine.arrivals.report()
@@ -102,7 +102,7 @@ def test_layers_that_the_engine_keeps_in_another_form_are_not_compared() -> None
 def test_a_loader_that_does_not_say_what_it_loaded_is_not_judged() -> None:
     engine = Engine()
     engine.arrivals.begin(engine.held)
-    engine.arrivals.add(list(weights(0).items()), None, None)
+    engine.arrivals.add(list(weights(0).items()), None, torch.tensor(0))
     engine.arrivals.finish(engine.held)
     report = engine.arrivals.report()
     assert (report["missing"], report["different"], report["compared_fraction"]) == ([], [], 0.0)
