@@ -140,8 +140,8 @@ def call_reward(function: Callable[..., Any], request: RewardRequest, log: Rewar
         raise WrongReturnError(f"returned {_short(result)}; it must return a list with one number per completion")
     scores = [_score(value) for value in result]
     if len(scores) != len(request):
-        values = "1 value" if len(scores) == 1 else f"{len(scores)} values"
-        raise WrongReturnError(f"returned {values} for {len(request)} completions; it must return one for each")
+        found, wanted = _counted(len(scores), "value"), _counted(len(request), "completion")
+        raise WrongReturnError(f"returned {found} for {wanted}; it must return one for each")
     return scores
 
 
@@ -152,6 +152,10 @@ def _score(value: Any) -> float | Failed | None:
         return float(value)
     except (TypeError, ValueError):
         return Failed(f"returned {_short(value)} for this completion; it must be a number or None")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _short(value: Any) -> str:

@@ -130,7 +130,8 @@ class RewardProcess:
                 log.merge(part_log)
             except CallFailedError as error:
                 parts = [error.part] * size
-                given_up = error.part if error.ends_retries else None
+                # Without a process there is nothing to ask; a row with a wrong answer says nothing about the others.
+                given_up = error.part if error.ends_retries and self._pipe is None else None
             # Restarting the process is not the rows' time.
             left -= time.monotonic() - started - (self._restarts_s - restarts_s)
             rows += parts

@@ -79,6 +79,7 @@ class ScoringWorker:
             for label, spec in rewards
         }
         self._threads = ThreadPoolExecutor(len(rewards))  # one per function: a slow one keeps no other waiting
+        self._odd_columns: set[str] = set()  # columns of another length than the call, of which the log has one each
         self._spans = SpanRecorder()
         freeze_started()
 
@@ -113,9 +114,15 @@ class ScoringWorker:
     def _score(self, request: RewardRequest) -> tuple[list[Reward], dict[str, float]]:
         results = list(self._threads.map(lambda process: process.score(request), self._processes.values()))
         # A column that a function logged belongs to rows only if it has an entry for each.
-        extra = {
-            name: column for _, log in results for name, column in log.extra.items() if len(column) == len(request)
-        }
+        columns = [(name, column) for _, log in results for name, column in log.extra.items()]
+        extra = {name: column for name, column in columns if len(column) == len(request)}
+        for name, column in columns:
+            if len(column) != len(request) and name not in self._odd_columns:
+                self._odd_columns.add(name)
+                logger.warning(
+                    "log_extra('%s') got %d values for %d responses; such calls' columns are not written",
+                    *(name, len(column), len(request)),
+                )
         rewards = [
             combine(
                 dict(zip(self._processes, (parts[row] for parts, _ in results), strict=True)),

@@ -117,6 +117,11 @@ def one_value(completions, **_):
 def only_answered(completions, answer, **_):
     return [1.0 for a in answer if a is not None]
 
+def answers_or_raises(completions, **_):
+    if "bad" in completions:
+        raise ValueError("bad")
+    return [1.0 for c in completions if c != "none"]
+
 def no_list(completions, **_):
     return {completion: 1.0 for completion in completions}
 
@@ -233,6 +238,14 @@ def test_after_a_right_call_another_number_of_values_costs_its_rows_without_a_re
     parts, _ = process.score(request("a", "b", "c", answer=["?", None, "?"]))
     assert [part.outcome for part in parts] == ["error"] * 3
     assert "returned 2 values for 3 completions" in parts[0].detail
+
+
+def test_in_a_retry_a_wrong_answer_costs_its_row(start: Start) -> None:
+    process = start("answers_or_raises")
+    assert outcomes(process.score(request("a", "b"))[0]) == [(1.0, "ok")] * 2
+    parts, _ = process.score(request("bad", "none", "c"))
+    assert outcomes(parts) == [(None, "error"), (None, "error"), (1.0, "ok")]
+    assert "returned 0 values for 1 completion;" in parts[1].detail
 
 
 def test_what_is_no_list_is_no_answer(start: Start) -> None:

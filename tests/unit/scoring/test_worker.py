@@ -56,7 +56,9 @@ def test_labels_are_never_alike(rewards: list[str]) -> None:
     assert len(set(names(rewards))) == len(rewards)
 
 
-def test_a_call_of_two_groups(tmp_path: Path, tokenizer: Any, model_folder: Path) -> None:
+def test_a_call_of_two_groups(
+    tmp_path: Path, tokenizer: Any, model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "seen.py").write_text(SEEN)
     rewards = [{"name": f"{tmp_path}/seen.py:seen", "weight": 0.5}, {"name": "exact_match", "weight": 10.0}]
     worker = ScoringWorker(ScoringSetup(ScoringConfig(function_deadline_s=60.0), rewards, str(model_folder)))
@@ -68,7 +70,9 @@ def test_a_call_of_two_groups(tmp_path: Path, tokenizer: Any, model_folder: Path
     three = [trajectory(tokenizer, text) for text in ("2<end>", "33", "4<end>")]
     chunks = [[three[2], three[0]], [three[1]]]  # as they came out of the engines
     owners = [prompts[0], prompts[0], prompts[1]]
-    (scored, logged), texts = worker.score(owners, 5, [(0, 1), (1, 0), (0, 0)], *chunks)
+    with caplog.at_level("WARNING", "rlsys"):
+        (scored, logged), texts = worker.score(owners, 5, [(0, 1), (1, 0), (0, 0)], *chunks)
+    assert "log_extra('too short to belong to rows') got 1 values for 3 responses" in caplog.text
     assert texts == ["2", "33", "4"]
     # `seen` gives the number of response tokens at half weight, exact_match ten times 0 or 1.
     assert [reward.total for reward in scored] == [11.0, 1.0, 10.0]
