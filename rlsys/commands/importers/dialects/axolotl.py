@@ -140,6 +140,13 @@ def per_epoch(recipe: Recipe, times: Any) -> int:
     return max(round(shared.steps_per_epoch(recipe) / float(times)), 1)
 
 
+def warmup(recipe: Recipe, share: Any) -> int:
+    """Return the updates of warm-up: a share rounded down, at most 100 where the recipe gives none, and never 1."""
+    updates = shared.share_of_updates(recipe, share, int)
+    updates = updates if recipe.is_given("warmup_ratio") else min(updates, 100)
+    return 2 if updates == 1 else updates
+
+
 def staleness(recipe: Recipe, is_async: Any) -> Any:
     """Return how old the policy of prefetched rollouts may be."""
     return int(recipe.value("trl.prefetch_depth") or 1) if is_async else ABSENT
@@ -159,7 +166,6 @@ DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 1,
     "num_train_epochs": 1.0,
     "learning_rate": NONE_STATED,
-    "warmup_ratio": 0.03,
     "vllm_gpu_memory_utilization": 0.9,
     "ref_model_mixup_alpha": 0.9,
     "ref_model_sync_steps": 64,
@@ -199,6 +205,7 @@ OWN: dict[str, TableRow] = {
         words=("auto", "full"),
         notes={name: f"'{name}' is read as bfloat16" for name in ("auto", "full")},
     ),
+    "warmup_ratio": replace(trl.OPTIONS["warmup_ratio"], default=0.03, writes={"learner.warmup_steps": warmup}),
     "save_strategy": replace(trl.OPTIONS["save_strategy"], default="epoch"),
     "gradient_checkpointing": converted(
         "learner.gradient_checkpointing", False, bool, words=("unsloth", "offload", "offload_disk")

@@ -183,9 +183,9 @@ ACTOR = {
     "optim.weight_decay": several(1e-2, shared.decayed("learner")),
     "optim.strategy": unsupported("the optimizer state is always float32", "adamw", ("adamw",)),
     "optim.lr_warmup_ratio": computed(
-        "learner.warmup_steps", 0.0, rules.warmup_share,
+        "learner.warmup_steps", 0.0, shared.warmup_share_of_steps,
         when=unless_set(f"{OPTIM}lr_warmup_steps", "lr_warmup_steps replaces it")),
-    "optim.lr_warmup_steps": computed("learner.warmup_steps", None, rules.warmup_steps),
+    "optim.lr_warmup_steps": computed("learner.warmup_steps", None, shared.warmup_of_steps),
     "optim.min_lr_ratio": by_rule("learner.lr_schedule", default=None, neutral=(0, 0.0), when=(
         unless(f"{OPTIM}lr_scheduler_type", "cosine", reason="the cosine schedule of rlsys ends at 0", is_loss=True),
         unless_set(f"{OPTIM}min_lr_ratio", "the schedule does this already"))),

@@ -41,16 +41,6 @@ def minibatches(recipe: Recipe, update: Any) -> int:
     return shared.whole_updates("worker.actor.global_batch_size", update, prompts, counted)
 
 
-def warmup_share(recipe: Recipe, share: Any) -> int:
-    """Return the updates of warm-up, rounded down."""
-    return shared.share_of_updates(recipe, share, int)
-
-
-def warmup_steps(recipe: Recipe, steps: Any) -> int:
-    """Return the updates of warm-up: it counts steps there, each of which moves the learning rate once."""
-    return int(steps) * shared.updates_per_step(recipe)
-
-
 def max_tries(count: Any) -> Any:
     """Return how often prompts are drawn again."""
     return Noted(1000, "EasyR1 sets no bound; 1000 was written") if int(count) < 0 else max(int(count), 1)

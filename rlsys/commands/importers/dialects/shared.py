@@ -61,6 +61,20 @@ def share_of_updates(recipe: Recipe, share: Any, rounded: Callable[[float], int]
     return rounded(float(share) * (int(recipe.written["train.num_steps"]) * updates_per_step(recipe)))
 
 
+def warmup_of_steps(recipe: Recipe, steps: Any) -> int:
+    """Return the updates of a warm-up that is counted in steps, where a step moves the learning rate once."""
+    return int(steps) * updates_per_step(recipe)
+
+
+def warmup_share_of_steps(recipe: Recipe, share: Any) -> int:
+    """Return the updates of a warm-up that is a share of the steps, rounded down."""
+    if not float(share or 0):
+        return 0
+    if "train.num_steps" not in recipe.written:
+        raise UnsupportedError(NEEDS_ROWS)
+    return warmup_of_steps(recipe, int(float(share) * int(recipe.written["train.num_steps"])))
+
+
 def whole_steps(recipe: Recipe, updates: Any) -> Any:
     """Return the steps nearest to that many updates, at least 1; below 1 it is a share of the run's steps."""
     if 0 < float(updates) < 1:

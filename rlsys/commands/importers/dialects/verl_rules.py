@@ -50,15 +50,15 @@ def minibatches(recipe: Recipe, update: Any) -> int:
     return shared.whole_updates("actor_rollout_ref.actor.ppo_mini_batch_size", update, prompts, counted)
 
 
-def warmup_steps(_: Recipe, updates: Any) -> Any:
-    """Return the updates of warm-up; none or less leaves it to the share."""
-    return int(updates) if int(updates) > 0 else ABSENT
+def warmup_steps(recipe: Recipe, steps: Any) -> Any:
+    """Return the updates of warm-up; 0 or less leaves it to the share."""
+    return shared.warmup_of_steps(recipe, steps) if int(steps) > 0 else ABSENT
 
 
 def warmup_share(recipe: Recipe, share: Any) -> Any:
-    """Return the updates of warm-up, rounded down, unless their number is given."""
+    """Return the updates of warm-up, unless the number of its steps is given."""
     has_number = int(recipe.value("actor_rollout_ref.actor.optim.lr_warmup_steps") or 0) > 0
-    return ABSENT if has_number else shared.share_of_updates(recipe, share, int)
+    return ABSENT if has_number else shared.warmup_share_of_steps(recipe, share)
 
 
 def reward_coefficient(recipe: Recipe, in_reward: Any) -> Any:

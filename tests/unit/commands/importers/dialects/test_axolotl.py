@@ -142,3 +142,21 @@ def test_held_out_data_is_evaluated_as_asked(options: dict[str, Any], every: int
     result = run(AXOLOTL, tree | options, rows=800)
     assert result.written["eval.every"] == every
     assert "eval_strategy" not in [row.option for row in result.unsupported]
+
+
+@pytest.mark.parametrize(
+    ("options", "updates"),
+    [
+        ({"max_steps": 1000}, 30),
+        ({"max_steps": 10000}, 100),  # at most, where the recipe says nothing
+        ({"max_steps": 10000, "warmup_ratio": 0.03}, 300),
+        ({"max_steps": 99, "warmup_ratio": 0.1}, 9),
+        ({"max_steps": 99, "warmup_ratio": 0.01}, 0),
+        ({"max_steps": 150, "warmup_ratio": 0.01}, 2),  # axolotl makes 1 update 2
+        ({"max_steps": 1000, "warmup_steps": 7}, 7),
+        ({"max_steps": 1000, "warmup_steps": 0}, 0),
+    ],
+)
+def test_warm_up_is_counted_as_axolotl_counts_it(options: dict[str, Any], updates: int) -> None:
+    result = run(AXOLOTL, {"rl": "grpo", "micro_batch_size": 8} | options)
+    assert result.written["learner.warmup_steps"] == updates

@@ -120,8 +120,8 @@ EASY = {"worker.rollout.n": 4}
             },
         ),
         (
-            {"worker.actor.optim.lr_warmup_ratio": 0.1, "trainer.max_steps": 50},
-            {"learner.warmup_steps": 10, "train.num_steps": 50},  # 50 steps of 2 updates
+            {"worker.actor.optim.lr_warmup_ratio": 0.1, "trainer.max_steps": 55},
+            {"learner.warmup_steps": 10, "train.num_steps": 55},  # 5 steps of 2 updates
         ),
         (
             {"worker.actor.optim.lr_warmup_steps": 10, "worker.actor.ppo_epochs": 3},

@@ -68,7 +68,7 @@ def test_dapo_in_yaml() -> None:
         "train.num_steps": 300,
         "train.prompts_per_step": 512,
         "train.minibatches_per_step": 16,
-        "learner.warmup_steps": 10,
+        "learner.warmup_steps": 160,  # 10 steps of 16 updates: a step moves the learning rate once
         "learner.weight_decay": 0.1,
         "algorithm.kl.coef": 0.0,
         "algorithm.policy_loss": {"name": "ppo_clip", "clip_low": 0.2, "clip_high": 0.28, "dual_clip": 10.0},
@@ -119,8 +119,8 @@ ACTOR = "actor_rollout_ref.actor."
             {"algorithm.corrections": [{"name": "truncate", "level": "token", "high": 2.0}]},
         ),
         (
-            {f"{ACTOR}optim.lr_warmup_steps_ratio": 0.1, "trainer.total_training_steps": 50},
-            {"learner.warmup_steps": 20, "train.num_steps": 50},
+            {f"{ACTOR}optim.lr_warmup_steps_ratio": 0.1, "trainer.total_training_steps": 55},
+            {"learner.warmup_steps": 20, "train.num_steps": 55},  # 5 steps of 4 updates
         ),
         (
             {"reward.custom_reward_function.path": "a.py", "reward.reward_manager.name": "batch",
