@@ -25,8 +25,8 @@ class ValueModel(nn.Module):
         self.layout = use_layout(hf, packing, self.traits)
         self.decoder = decoder_of(hf)  # without the vocabulary projection, which a critic does not need
         use_onednn(self.decoder)
-        hidden_size = hf.config.get_text_config().hidden_size
-        self.head = nn.Linear(hidden_size, 1)
+        # The width of the states that leave the decoder; inside it may be another (OPT-350M).
+        self.head = nn.Linear(hf.get_output_embeddings().in_features, 1)
         nn.init.zeros_(self.head.weight)  # every state has value 0 until something is learned
         nn.init.zeros_(self.head.bias)
 

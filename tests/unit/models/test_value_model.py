@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rlsys.models.packing import LAYOUTS, TokenBatch, TokenRow, token_batch
-from rlsys.models.value import load_critic
+from rlsys.models.value import ValueModel, load_critic
+from tests.unit.models.test_trial import copy_of
 
 IDS = [np.array([5, 6, 7, 8, 9]), np.array([9, 8, 7])]
 MASKS = [np.array([False, False, True, True, True]), np.array([False, True, True])]
@@ -41,3 +42,8 @@ def test_a_value_is_of_the_state_before_its_token(model_folder: Path, layout: st
     assert torch.allclose(one[0, :4], two[0, :4], atol=1e-6)
     assert (one[0, 4] - two[0, 4]).abs() > 1e-4
     assert not one[~first.loss_mask].any()
+
+
+def test_states_may_leave_the_decoder_in_another_width() -> None:
+    critic = ValueModel(copy_of("opt", hidden_size=128, word_embed_proj_dim=64, num_attention_heads=2))
+    assert critic(batch(IDS, critic.layout)).shape == (2, 5)
