@@ -11,6 +11,7 @@ from torch import nn
 
 from rlsys.algorithms import advantages, kl
 from rlsys.algorithms.value_loss import value_loss
+from rlsys.learner.engine import divide_at_once
 from rlsys.learner.rank import Rank, mean_metrics
 from rlsys.learner.rank_batch import RankBatch, TrainItem, items_of
 from rlsys.learner.setup import CriticSetup
@@ -96,6 +97,7 @@ class CriticRank(Rank):
             max_tokens=setup.max_tokens,
             packing=setup.critic.packing,
             trust_remote_code=setup.trust_remote_code,
+            loading=divide_at_once(setup.critic, self._world_size),
         )
 
     def _values(self, batch: TokenBatch) -> torch.Tensor:

@@ -103,6 +103,26 @@ def build_engine(config: LearnerConfig, module: Any, world_size: int, num_update
     return engine
 
 
+@contextlib.contextmanager
+def divide_at_once(config: LearnerConfig, world_size: int) -> Iterator[None]:
+    """With ZeRO-3, divide every model that transformers loads in the context among the ranks while it is loaded.
+
+    Without it each rank would hold the whole model, in its host's memory and on its GPU, until DeepSpeed divides it.
+    """
+    if config.zero_stage < 3:
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    # transformers looks at the object that was made last, and holds a weak reference to it.
+    held = HfDeepSpeedConfig(deepspeed_config(config, world_size))
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del held
+
+
 def parameter_groups(module: nn.Module, config: LearnerConfig) -> list[dict[str, Any]]:
     """Return the optimizer's groups: the trained matrices, then the trained norms and biases; none is empty."""
     matrices: list[nn.Parameter] = []

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rlsys.algorithms import kl
+from rlsys.learner.engine import divide_at_once
 from rlsys.learner.rank import Rank
 from rlsys.learner.rank_batch import EMPTY_ITEM, TrainItem
 from rlsys.learner.setup import PolicySetup
@@ -181,6 +182,7 @@ class PolicyServices(Rank):
             packing=setup.learner.packing,
             lora=setup.learner.lora,
             trust_remote_code=setup.trust_remote_code,
+            loading=divide_at_once(setup.learner, self._world_size),
         )
         if setup.adapter is not None:
             load_adapter(policy.hf, setup.adapter)

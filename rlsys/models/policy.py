@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -74,6 +75,7 @@ def load_policy(
     packing: str = "auto",
     lora: LoraConfig | None = None,
     trust_remote_code: bool = False,
+    loading: AbstractContextManager[None] | None = None,
 ) -> PolicyModel:
     """Load a causal model from a folder or hub id in `dtype`.
 
@@ -86,6 +88,8 @@ def load_policy(
         packing: the layout, or auto.
         lora: adapters to add.
         trust_remote_code: whether code of the folder may run.
+        loading: a context to load the weights in. It is left out for a model whose traits only its weights show: those
+            must be whole.
 
     Raises:
         ConfigError: the model cannot be trained as it is asked for.
@@ -94,9 +98,10 @@ def load_policy(
 
     traits = folder_traits(path, trust_remote_code=trust_remote_code)
     extra = {} if lora is None or lora.quantize_base is None else {"quantization_config": _quantization(lora, dtype)}
-    hf = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, **extra)
-    pin_rope(hf, max_tokens)
-    return PolicyModel(hf, packing, lora, traits).eval()
+    with nullcontext() if loading is None or traits is None else loading:
+        hf = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, **extra)
+        pin_rope(hf, max_tokens)
+        return PolicyModel(hf, packing, lora, traits).eval()
 
 
 def _quantization(lora: LoraConfig, dtype: torch.dtype) -> Any:

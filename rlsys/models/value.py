@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -37,7 +38,13 @@ class ValueModel(nn.Module):
 
 
 def load_critic(
-    path: str, dtype: torch.dtype, *, max_tokens: int, packing: str = "auto", trust_remote_code: bool = False
+    path: str,
+    dtype: torch.dtype,
+    *,
+    max_tokens: int,
+    packing: str = "auto",
+    trust_remote_code: bool = False,
+    loading: AbstractContextManager[None] | None = None,
 ) -> ValueModel:
     """Load the decoder of a causal model in `dtype`, in eval mode, with a fresh value head.
 
@@ -46,8 +53,9 @@ def load_critic(
     from transformers import AutoModelForCausalLM
 
     traits = folder_traits(path, trust_remote_code=trust_remote_code)
-    hf = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
-    pin_rope(hf, max_tokens)
+    with nullcontext() if loading is None or traits is None else loading:
+        hf = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
+        pin_rope(hf, max_tokens)
     model = ValueModel(hf, packing, traits)
     model.head.to(dtype)  # the head alone: rotary embeddings must keep their frequencies in float32
     return model.eval()

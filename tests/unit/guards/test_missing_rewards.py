@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from rlsys.config.compose import load_config
 from rlsys.evaluation import periodic
 from rlsys.evaluation.evaluate import Evaluations
 from rlsys.evaluation.periodic import PeriodicEvaluation
+from rlsys.guards.guards import Guards
 from rlsys.guards.missing_rewards import MissingRewardGuard, NoRewardError
 from rlsys.metrics.step import reward_metrics, rollout_metrics
 from rlsys.orchestrator.batch import StepBatch
+from rlsys.run_folder.checkpoint import RunState
 from tests.unit.records import group, reward, scored, summary
 
 FAILED = reward(None, "timeout", label="math", detail="no answer within 5 s")
@@ -93,3 +96,14 @@ def test_a_step_of_nothing_at_all_has_metrics() -> None:
     """Ahead of training a step can find that all its groups were rejected with the last one's."""
     assert rollout_metrics([], 3) == {"rollout/tokens": 0.0}
     assert reward_metrics([]) == {}
+
+
+def test_both_counts_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+    state = RunState(5, 0, unscored_in_a_row=1, unscored_total=4, eval_unscored_in_a_row=2, eval_unscored_total=3)
+    given: Any = None
+    guards = Guards.from_config(load_config([]), tmp_path, state, given, given)
+    assert guards.rewards.record(6, "down") == {"reward/unscored_steps": 5.0}
+    guards.check()
+    assert guards.eval_rewards.record(6, "down") == {"eval/unscored": 4.0}
+    with pytest.raises(NoRewardError, match="3 times in a row"):
+        guards.check()

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import get_scheduler
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rlsys.config.learner_schema import LearnerConfig, LoraConfig
-from rlsys.learner.engine import NO_CLIPPING, _record_norm, keep_options, parameter_groups
+from rlsys.learner.engine import NO_CLIPPING, _record_norm, divide_at_once, keep_options, parameter_groups
 from rlsys.models.policy import load_policy
 from rlsys.models.value import load_critic
 
@@ -76,6 +77,14 @@ def test_a_checkpoint_brings_moments_and_position_but_not_options() -> None:
     step(after)
     assert after.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4 * 5 / 8)
     assert float(after.optimizer.state[after.module.weight]["step"]) == 5.0
+
+
+@pytest.mark.parametrize(("stage", "divides"), [(1, False), (2, False), (3, True)])
+def test_transformers_divides_what_it_loads_with_zero_3_alone(stage: int, divides: bool) -> None:
+    assert not is_deepspeed_zero3_enabled()
+    with divide_at_once(LearnerConfig(zero_stage=stage), 1):
+        assert is_deepspeed_zero3_enabled() is divides
+    assert not is_deepspeed_zero3_enabled()
 
 
 def test_a_gradient_that_is_not_finite_is_reported_to_deepspeed() -> None:
