@@ -22,6 +22,7 @@ VOCAB_SIZE = 64
 CHUNK = 16  # tokens that a state space layer computes together; it pads rows to whole chunks
 WINDOW = 4  # tokens; shorter than the trial's rows, so that windows and chunks take effect
 SOFTCAP = 1.0  # of attention scores; small, so that it takes effect
+MAX_PARAMETERS = 2**28  # 1 GiB; a copy with more has widths that are not known here
 GAIN = 1.5  # size of a matrix's products, as a multiple of their input's
 
 # What attributes of configurations mean, under the names that architectures have for them.
@@ -45,10 +46,18 @@ def small_copy(config: Any, make: Callable[[Any], Any]) -> Any:
     Args:
         config: the large model's configuration, which stays as it is.
         make: builds a causal model from a configuration.
+
+    Raises:
+        ValueError: the copy would not be small.
     """
+    small = small_config(config)
+    with torch.device("meta"):  # without memory
+        size = sum(parameter.numel() for parameter in make(small).parameters())
+    if size > MAX_PARAMETERS:
+        raise ValueError(f"its small copy would have {size:,} parameters")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        hf = make(small_config(config)).float().eval()
+        hf = make(small).float().eval()
         with torch.no_grad():
             for parameter in hf.parameters():
                 _randomize(parameter)
@@ -109,14 +118,21 @@ def _shrink_widths(text: Any) -> None:
 
 
 def _numbers(config: Any) -> list[tuple[str, Any]]:
-    found = vars(config).items()
-    return [(n, v) for n, v in found if isinstance(v, int | float) and not isinstance(v, bool) and v > 0]
+    return [(name, value) for name, value in vars(config).items() if _is_positive(value)]
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _change(config: Any, names: re.Pattern[str], change: Callable[[Any], Any]) -> None:
-    for name, value in _numbers(config):
-        if names.fullmatch(name):
+    for name, value in list(vars(config).items()):
+        if not names.fullmatch(name):
+            continue
+        if _is_positive(value):
             setattr(config, name, change(value))
+        elif isinstance(value, list) and all(map(_is_positive, value)):  # one for each layer
+            setattr(config, name, [change(one) for one in value])
 
 
 def _randomize(parameter: torch.Tensor) -> None:
