@@ -21,6 +21,7 @@ from rlsys.models.device import device_name
 from rlsys.models.packing import TokenBatch, microbatches, token_batch
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
+from rlsys.runtime.meeting import meeting_store
 from rlsys.runtime.spans import Span, SpanRecorder
 
 logger = logging.getLogger(__name__)
@@ -96,11 +97,22 @@ class Rank:
             MASTER_PORT=str(port),
         )
         import deepspeed
+        from deepspeed.constants import default_pg_timeout
 
         # DeepSpeed would compile a shared-memory collective with g++ at run time; gloo does the same without it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
+        backend = "nccl" if on_gpu else "gloo"
+        store = meeting_store(host, port, self._world_size, is_master=self._rank == 0, timeout=default_pg_timeout)
+        dist.init_process_group(
+            backend,
+            store=store,
+            timeout=default_pg_timeout,
+            rank=self._rank,
+            world_size=self._world_size,
+            device_id=torch.device("cuda", 0) if on_gpu and self._world_size > 1 else None,  # as DeepSpeed would
+        )
+        deepspeed.init_distributed(dist_backend=backend)  # takes the group that is there
         # For a fresh adapter's weights and its dropout. DeepSpeed then sends rank 0's weights to all ranks.
         torch.manual_seed(self._seed)
         self._engine = build_engine(self._config, self._build_model(), self._world_size, self._num_updates)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rlsys.runtime.meeting import meeting_store
 from rlsys.weights.shared_memory import SharedMemory
 
 ALIGNMENT = 8
@@ -52,7 +53,7 @@ class GlooChannel:
         """
         timeout = timedelta(seconds=deadline_s)
         # The store does not wait; `_offered` and `_attached` do, each for the keys that the other side sets.
-        store = dist.TCPStore(host, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
+        store = meeting_store(host, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
         self._store = dist.PrefixStore("rlsys-weights", store)
         self._is_sender = rank == 0
         self._memory: SharedMemory | None
