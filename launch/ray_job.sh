@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # bash launch/ray_job.sh [--address URL] [hydra overrides]: the same run on a Ray cluster, with `ray job submit`.
 #
-# The working directory is shipped (what git ignores is left out), the logs are followed, Ctrl-C stops following.
-# Runs are written on the cluster under RLSYS_RUNS (default ~/rlsys-runs) unless run_dir is given.
+# The folder that it is called in is shipped with rlsys (what git ignores is left out), the logs are followed, Ctrl-C
+# stops following. Runs are written on the cluster under RLSYS_RUNS (default ~/rlsys-runs, of the home there) unless
+# run_dir is given. Secrets are not sent: see docs/cluster.md.
+here="$PWD"
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 ensure_env "${RLSYS_EXTRA:-cpu}"
+case "$here/" in "$ROOT"/*) here="$ROOT" ;; esac
 
 address="${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}"
 if [ "${1:-}" = --address ]; then
@@ -12,24 +15,25 @@ if [ "${1:-}" = --address ]; then
     address="$2"
     shift 2
 fi
+for override in "$@"; do
+    case "$override" in
+        run_dir=/* | run_dir=\~* | run_dir=\$* | run_dir=null) ;;
+        run_dir=*) die "$override would lie in the job's own folder, which Ray removes: give an absolute one of the cluster" ;;
+    esac
+done
 
 # Head, nodes and this client must hold the same token: ~/.ray/auth_token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.
 export RAY_AUTH_MODE=token
-if [ -z "${RAY_AUTH_TOKEN:-}" ]; then
-    "$VENV/bin/ray" get-auth-token --generate >/dev/null || die "no Ray token, and none could be made"
+if [ -z "${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-}" ]; then
+    (umask 077 && "$VENV/bin/ray" get-auth-token --generate >/dev/null) || die "no Ray token, and none could be made"
+    chmod go-rwx "$HOME/.ray/auth_token"  # Ray makes it readable for everyone
 fi
 "$VENV/bin/ray" job list --address "$address" >/dev/null 2>&1 || die "no Ray head that takes this token answers at" \
     "$address. Start one here with: PATH=$VENV/bin:\$PATH RAY_AUTH_MODE=token ray start --head"
 
-environment=$("$VENV/bin/python" - <<'PY'
-import json, os
-wanted = {"RLSYS_RUNS": os.environ.get("RLSYS_RUNS", os.path.expanduser("~/rlsys-runs"))}
-for name in ("RLSYS_DATA", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN"):
-    if os.environ.get(name):
-        wanted[name] = os.path.abspath(os.environ[name]) if name == "RLSYS_DATA" else os.environ[name]
-print(json.dumps({"env_vars": wanted, "working_dir": ".", "excludes": [".git", ".venv", "runs"]}))
-PY
-)
-say "submitting to $address: rlsys train cluster=running $*"
-exec "$VENV/bin/ray" job submit --address "$address" --runtime-env-json "$environment" -- \
+package="$(mktemp -d)"
+trap 'rm -rf "$package"' EXIT
+environment=$("$VENV/bin/python" launch/job_package.py "$here" "$ROOT" "$package/job.zip")
+say "submitting $here to $address: rlsys train cluster=running $*"
+"$VENV/bin/ray" job submit --address "$address" --runtime-env-json "$environment" -- \
     python -m rlsys.cli train cluster=running "$@"
