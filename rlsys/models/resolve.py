@@ -82,6 +82,13 @@ def resolve_model(
     folder = Path(config.cache_dir).expanduser() / f"{config.build.architecture}-{digest}"
     if (folder / "config.json").exists():
         return str(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder.parent).close()
+    except OSError as error:  # before the minutes of building
+        raise ConfigError(
+            f"model.cache_dir={config.cache_dir} cannot be written ({error.strerror}): name another folder"
+        ) from error
     logger.info("building a %s policy on the spot (cached afterwards in %s)", config.build.architecture, folder)
     accuracy = _build(config.build, folder, seed, prompt_column, train, held_out, corpus)
     if accuracy is not None:
@@ -205,13 +212,14 @@ def _build(
         accuracy = warm_up(model, examples[0], examples[1], build.warmup, seed)
     # Written to another name and renamed: a killed build must not leave a folder that looks complete. The other name is
     # in the same folder, because a rename works only within one file system.
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
     save_model(model, tokenizer, partial)
-    if folder.exists():  # another run has built the same model meanwhile
-        shutil.rmtree(partial)
-    else:
+    try:
         partial.rename(folder)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise
+        shutil.rmtree(partial)  # another run has built the same model meanwhile
     return accuracy
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
@@ -117,7 +118,11 @@ class Adapters:
             return
         request = self._requests.pop(policy_version)
         del self._num_running[policy_version]
-        await self._engine.remove_lora(request.lora_int_id)
+        # Shielded: a request that is cancelled here would leave its adapter in the engine, and the files.
+        await asyncio.shield(self._remove(request.lora_int_id, policy_version))
+
+    async def _remove(self, lora_id: int, policy_version: int) -> None:
+        await self._engine.remove_lora(lora_id)
         # Only what `add` wrote: an adapter of the user's (`model.adapter`) was read where it lies, and stays.
         if self._folder is not None:
             shutil.rmtree(self._folder / f"version-{policy_version}", ignore_errors=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+RENEW_S = 0.5  # between two times that a notebook's cell sets its handlers
 
 
 def run_until_interrupted(main: Coroutine[Any, Any, T]) -> T:
@@ -58,7 +59,10 @@ def _run_in_thread(main: Coroutine[Any, Any, T]) -> T:
         done = pool.submit(work)
         loop, task = started.result()
         try:
-            with _signals_cancel(loop, task):
+            with _signals_cancel(loop, task) as renew:
+                # Ray, which the thread starts, replaces SIGTERM's handler in C, and only this thread can put it back.
+                while not wait([done], timeout=RENEW_S).done:
+                    renew()
                 return done.result()
         except KeyboardInterrupt:
             if not done.done():  # it came before the handlers were there, or is the second one
@@ -67,8 +71,11 @@ def _run_in_thread(main: Coroutine[Any, Any, T]) -> T:
 
 
 @contextmanager
-def _signals_cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> Iterator[None]:
-    """Let the first signal cancel the task; what the block raises because of it becomes a KeyboardInterrupt."""
+def _signals_cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> Iterator[Callable[[], None]]:
+    """Let the first signal cancel the task; what the block raises because of it becomes a KeyboardInterrupt.
+
+    The block gets a function that sets the handlers again.
+    """
     received: list[int] = []
 
     def interrupt(number: int, _: object) -> None:
@@ -83,8 +90,13 @@ def _signals_cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) ->
     # A signal that is ignored (a job in a shell's background ignores SIGINT) stays ignored.
     handled = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, interrupt) for number in handled if is_main_thread}
+
+    def renew() -> None:
+        for number in before:
+            signal.signal(number, interrupt)
+
     try:
-        yield
+        yield renew
     except asyncio.CancelledError:
         if received:
             raise KeyboardInterrupt from None

@@ -29,6 +29,7 @@ from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import FailureLog, end_of_own_log
 from rlsys.runtime.processes import exit_with_parent, kill_group, start_process
 from rlsys.scoring.call import Reply, RewardLog, RewardRequest, WrongReturnError, call_reward
+from rlsys.scoring.caller import FOLDER
 from rlsys.types import Outcome, RewardPart
 
 START_DEADLINE_S = 300.0
@@ -276,4 +277,5 @@ def _raised() -> Reply:
 
 if __name__ == "__main__":
     exit_with_parent()
+    sys.path += [os.environ[FOLDER]] if FOLDER in os.environ else []
     serve(Connection(int(sys.argv[1])))

@@ -18,6 +18,7 @@ from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
 from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.scoring.call import RewardRequest
+from rlsys.scoring.caller import Caller
 from rlsys.scoring.combine import combine
 from rlsys.scoring.process import RewardProcess
 from rlsys.types import Prompt, Reward, Trajectory
@@ -40,6 +41,7 @@ class ScoringSetup:
     tags: str = ""  # a text that contains the tags that the rewards look for
     num_steps: int = 0  # steps of the whole run, for functions that follow a schedule
     steps_per_epoch: float = 1.0
+    caller: Caller | None = None  # None: as this process is
 
     @classmethod
     def from_prepared(cls, prepared: Prepared) -> ScoringSetup:
@@ -55,6 +57,7 @@ class ScoringSetup:
             num_steps=config.train.num_steps,
             # An evaluation has no training prompts.
             steps_per_epoch=len(prepared.train_prompts) / config.train.prompts_per_step or 1.0,
+            caller=Caller.here(),
         )
 
 
@@ -65,6 +68,8 @@ class ScoringWorker:
         """Load the tokenizer; the functions' processes are started by `start`."""
         self._setup = setup
         log_worker()
+        if setup.caller is not None:
+            setup.caller.apply()
         self._tokenizer = load_tokenizer(setup.model_path, trust_remote_code=setup.trust_remote_code)
         self._dropped = unseen_tokens(self._tokenizer, setup.scoring.skip_special_tokens, setup.tags)
         rewards = label_rewards(setup.rewards)

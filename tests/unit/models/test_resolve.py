@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,28 @@ def test_built_once_then_taken_from_the_cache(tmp_path: Path, caplog: pytest.Log
     assert str(first) in caplog.messages[0]
     assert model_facts(str(first)).max_context == TINY["max_context"]
     assert [path.name for path in tmp_path.iterdir()] == [first.name]  # nothing half-written stays behind
+
+
+def test_two_runs_that_build_the_same_model_take_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, others = resolve_module.save_model, tmp_path / "others"
+    theirs = resolve(built(others))
+
+    def save_late(*arguments: Any) -> None:
+        save(*arguments)
+        shutil.copytree(theirs, tmp_path / theirs.name)  # the other run is done first
+
+    monkeypatch.setattr(resolve_module, "save_model", save_late)
+    assert resolve(built(tmp_path)) == tmp_path / theirs.name
+    assert {path.name for path in tmp_path.iterdir()} == {"others", theirs.name}
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_the_building(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"model\.cache_dir=.*file/cache cannot be written \(Not a directory\)"):
+        resolve(built(tmp_path / "file" / "cache"))
+    assert caplog.messages == []
 
 
 def test_every_option_and_every_row_names_another_model(tmp_path: Path) -> None:

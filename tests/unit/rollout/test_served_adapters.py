@@ -39,6 +39,7 @@ class Engine:
         self.loaded[request.lora_int_id] = load_file(Path(request.lora_path) / "adapter_model.safetensors")
 
     async def remove_lora(self, adapter_id: int) -> None:
+        await self.loading.wait()
         del self.loaded[adapter_id]
 
     async def collective_rpc(self, method: str, args: tuple[int]) -> list[Any]:
@@ -62,6 +63,25 @@ def adapters(engine: Engine) -> Iterator[Adapters]:
 def files(adapters: Adapters) -> list[str]:
     assert adapters._folder is not None
     return sorted(folder.name for folder in adapters._folder.iterdir())
+
+
+def test_a_cancelled_request_leaves_neither_adapter_nor_files(engine: Engine, adapters: Adapters) -> None:
+    async def scenario() -> None:
+        await adapters.add(packed(1.0), 0)
+        version, _ = adapters.begin()
+        await adapters.add(packed(2.0), 1)
+        engine.loading.clear()
+        ending = asyncio.create_task(adapters.end(version))
+        await asyncio.sleep(0)
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
+        engine.loading.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert files(adapters) == ["version-1"]
+        assert list(engine.loaded) == [2]
+
+    asyncio.run(scenario())
 
 
 def test_a_version_stays_until_its_last_request_has_ended(engine: Engine, adapters: Adapters) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -65,3 +67,28 @@ def test_a_signal_lets_the_run_end_in_order(number: signal.Signals, in_loop: boo
         asyncio.run(cell())
     else:
         check()
+
+
+NOTEBOOK = """
+import asyncio, ctypes, os, signal
+from rlsys.runtime.interrupt import RENEW_S, run_until_interrupted
+
+async def main():
+    ctypes.CDLL(None).signal(signal.SIGTERM, 0)  # in C and in another thread, as Ray does: the process would die
+    await asyncio.sleep(3 * RENEW_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(60)
+
+async def cell():
+    try:
+        run_until_interrupted(main())
+    except KeyboardInterrupt:
+        print("in order")
+
+asyncio.run(cell())
+"""
+
+
+def test_a_handler_that_a_library_replaced_in_c_is_set_again() -> None:
+    ended = subprocess.run([sys.executable, "-c", NOTEBOOK], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "in order\n"), ended.stderr
