@@ -60,14 +60,21 @@ def _run_in_thread(main: Coroutine[Any, Any, T]) -> T:
         loop, task = started.result()
         try:
             with _signals_cancel(loop, task) as renew:
-                # Ray, which the thread starts, replaces SIGTERM's handler in C, and only this thread can put it back.
-                while not wait([done], timeout=RENEW_S).done:
-                    renew()
-                return done.result()
+                return _result_of(done, renew)
         except KeyboardInterrupt:
             if not done.done():  # it came before the handlers were there, or is the second one
                 loop.call_soon_threadsafe(task.cancel)
             raise
+
+
+def _result_of(done: Future[T], renew: Callable[[], None]) -> T:
+    """Wait for a thread's result, and set the handlers of signals again and again.
+
+    Ray, which that thread starts, replaces the one of SIGTERM in C, and only the main thread can put it back.
+    """
+    while not wait([done], timeout=RENEW_S).done:
+        renew()
+    return done.result()
 
 
 @contextmanager
