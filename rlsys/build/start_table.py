@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import Any
 
 from rlsys.algorithms.requirements import learner_is_reference, needs_critic, reference_workers
+from rlsys.config.cluster_address import cluster_address
 from rlsys.config.schema import Config
 from rlsys.models.folder import base_dtype
 from rlsys.models.layout import choose_layout
@@ -145,7 +145,7 @@ def _workers(config: Config) -> str:
 
 
 def _devices(config: Config) -> str:
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    where = "a local Ray" if address is None else f"the Ray cluster {address}"
+    joined = cluster_address(config.cluster)
+    where = "a local Ray" if joined is None else f"the Ray cluster {joined[0]} ({joined[1]})"
     kind = f"{config.cluster.num_gpus} GPUs" if config.cluster.num_gpus else "CPUs only"
     return f"{kind}, on {where}; new weights travel by {weight_backend(config)}"

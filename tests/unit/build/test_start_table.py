@@ -117,7 +117,7 @@ def test_settings_of_the_model_s_own_files_that_are_not_followed_are_named(model
         (["learner.lora.rank=4", "algorithm.kl.coef=0.1"], "workers", "reference: the learner without its adapter"),
         (["learner.num_workers=2", "learner.zero_stage=3"], "workers", "learner 2 (ZeRO 3)"),
         (["cluster.num_gpus=3"], "devices", "3 GPUs, on a local Ray; new weights travel by nccl"),
-        (["cluster.address=auto"], "devices", "the Ray cluster auto"),
+        (["cluster.address=auto"], "devices", "the Ray cluster auto (cluster.address)"),
     ],
 )
 def test_what_is_asked_for_is_what_is_shown(
