@@ -167,8 +167,10 @@ class GroupSampler:
                 )
                 if not done:
                     raise DeadlineError(self.timeout_message("evaluation", self._deadline_s))
-                for task in done:
-                    task.result()
+                # Of all of them, not only of the first: what nobody asks for is printed when the loop ends.
+                failures = [error for task in done if (error := task.exception()) is not None]
+                if failures:
+                    raise failures[0]
             return [task.result() for task in tasks]
         finally:
             await cancel(pending)  # they use the engines on their way out, so these must still be there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from rlsys.data.order import EpochOrder
 from rlsys.data.stream import PromptStream
-from rlsys.errors import DeadlineError, SampleError, WorkerDiedError
+from rlsys.errors import DeadlineError, SampleError, WorkerDiedError, WorkerError
 from rlsys.orchestrator.admission import Admission
 from rlsys.orchestrator.orchestrator import GroupRule, Orchestrator
 from rlsys.orchestrator.router import Router
@@ -163,3 +164,26 @@ def test_an_evaluation_that_is_late_leaves_nothing_running_on_the_engines() -> N
         assert engine.num_left == 3
 
     run_virtual(main())
+
+
+def test_an_evaluation_whose_groups_fail_together_says_so_once() -> None:
+    """One call scores the responses of several prompts: its failure is each one's, and nobody is left unasked."""
+
+    async def attempt(group: int, number: int) -> None:
+        await asyncio.sleep(1.0)
+
+    async def fails(_: int, units: Sequence[ScoringUnit]) -> list[UnitScores]:
+        raise WorkerError("returned 1 value for 3 completions")
+
+    unasked: list[Any] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unasked.append(context))
+        background = Background()
+        _, sampler = built(background, Engine(attempt), score=fails)
+        with pytest.raises(WorkerError, match="returned 1 value"):
+            await background.supervise(sampler.sample_prompts(PROMPTS[:3], PLAN[0], policy_version=0))
+        gc.collect()  # tasks complain when they are collected
+
+    run_virtual(main())
+    assert unasked == []
