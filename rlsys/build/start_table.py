@@ -7,6 +7,7 @@ from typing import Any
 
 from rlsys.algorithms.requirements import learner_is_reference, needs_critic, reference_workers
 from rlsys.config.cluster_address import cluster_address
+from rlsys.config.effects import without_effect
 from rlsys.config.schema import Config
 from rlsys.models.folder import base_dtype
 from rlsys.models.layout import choose_layout
@@ -51,6 +52,7 @@ def start_table(prepared: Prepared) -> Rows:
         ("evaluation", _evaluation(prepared)),
         ("accuracy", accuracy_note(config)),
         ("ignored", _ignored(prepared)),
+        ("no effect", _no_effect(config)),
         ("dtype", _dtype(prepared)),
         ("attention", _layouts(prepared)),
         ("workers", _workers(config)),
@@ -108,6 +110,16 @@ def _ignored(prepared: Prepared) -> str:
         names = [f"{name} {value}" for name, value in sorted(sampling.items()) if not name.startswith(NO_SETTING)]
         found += [f"generation_config.json: {', '.join(names)} (rollout.* decides)"] if names else []
     return "; ".join(found) or "nothing in the model's own files"
+
+
+def _no_effect(config: Config) -> str:
+    """Return the options that were set in vain, together with those that lack the same."""
+    keys: dict[str, list[str]] = {}
+    for key, missing in without_effect(config).items():
+        keys.setdefault(missing, []).append(key)
+    return (
+        "; ".join(f"{', '.join(each)} (without {missing})" for missing, each in keys.items()) or "no option that is set"
+    )
 
 
 def _dtype(prepared: Prepared) -> str:

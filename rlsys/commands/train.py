@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from rlsys.commands.libraries import quiet_libraries
 from rlsys.commands.overrides import add_overrides
 from rlsys.config.compose import Job, compose_jobs
-from rlsys.config.overrides import names_a_run, normalise
+from rlsys.config.effects import without_effect
+from rlsys.config.overrides import keys_set, names_a_run, normalise
 from rlsys.config.paths import absolute, expand
 from rlsys.errors import ConfigError, RlsysError
 
@@ -210,6 +211,9 @@ def _prepared(job: Job) -> tuple[Prepared, str]:
     check_room(prepared, run_dir)
     rows = start_table(prepared)
     show_table("what this run uses" if job.number is None else f"what run {job.number} uses", rows)
+    for key, missing in without_effect(job.config).items():
+        if key in keys_set(job.overrides):
+            logger.warning("%s is set on the command line and has no effect without %s", key, missing)
     return prepared, table_text(rows)
 
 

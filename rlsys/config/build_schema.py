@@ -12,9 +12,13 @@ class TokenizerBuild:
     """Tokenizer of a policy built on the spot."""
 
     kind: str = option("chars", choices=("chars", "bpe"), help="one token per character, or BPE trained on `corpus`")
-    alphabet: str = option("", help="chars: the known characters (ASCII); empty: printable ASCII and newline")
-    vocab_size: int = option(1024, ge=1, help="bpe: number of tokens")
-    corpus: str | None = option(None, help="bpe: a source of text, as in `data.train`; null: the training rows")
+    alphabet: str = option(
+        "", help="chars: the known characters (ASCII); empty: printable ASCII and newline", needs="kind = chars"
+    )
+    vocab_size: int = option(1024, ge=1, help="bpe: number of tokens", needs="kind = bpe")
+    corpus: str | None = option(
+        None, help="bpe: a source of text, as in `data.train`; null: the training rows", needs="kind = bpe"
+    )
 
 
 @dataclass
@@ -22,11 +26,15 @@ class Warmup:
     """Supervised steps for a policy built on the spot, so that reinforcement learning has something to start from."""
 
     max_steps: int = option(0, ge=0, help="most supervised steps; 0: none")
-    target_accuracy: float = option(1.0, gt=0, le=1, help="stop when this share of held-out answers is greedily exact")
-    batch_size: int = option(128, ge=1, help="rows per supervised step")
-    lr: float = option(1e-3, gt=0, help="learning rate of the supervised steps")
-    check_every: int = option(10, ge=1, help="supervised steps between measurements of the accuracy")
-    answer_column: str = option("answer", help="column with the answer to learn")
+    target_accuracy: float = option(
+        1.0, gt=0, le=1, help="stop when this share of held-out answers is greedily exact", needs="max_steps > 0"
+    )
+    batch_size: int = option(128, ge=1, help="rows per supervised step", needs="max_steps > 0")
+    lr: float = option(1e-3, gt=0, help="learning rate of the supervised steps", needs="max_steps > 0")
+    check_every: int = option(
+        10, ge=1, help="supervised steps between measurements of the accuracy", needs="max_steps > 0"
+    )
+    answer_column: str = option("answer", help="column with the answer to learn", needs="max_steps > 0")
 
 
 @dataclass

@@ -22,14 +22,21 @@ class LoraConfig:
     """Low-rank adapters (arXiv:2106.09685), by peft: with a rank above 0 nothing else is trained."""
 
     rank: int = option(0, ge=0, help="rank of the adapters; 0: no adapters, every parameter is trained")
-    alpha: float = option(32.0, ge=1, help="scale of the adapters, divided by the rank")
-    dropout: float = option(0.0, ge=0, lt=1, help="share of an adapter's input that is dropped in training")
-    target_modules: Any = option("all-linear", help="all-linear, a list of names, or a regular expression for names")
-    modules_to_save: list[str] = option([], help="modules that are trained whole, without an adapter")
-    use_rslora: bool = option(False, help="scale by alpha / sqrt(rank), arXiv:2312.03732")
-    use_dora: bool = option(False, help="train magnitude and direction apart, arXiv:2402.09353")
+    alpha: float = option(32.0, ge=1, help="scale of the adapters, divided by the rank", needs="rank > 0")
+    dropout: float = option(
+        0.0, ge=0, lt=1, help="share of an adapter's input that is dropped in training", needs="rank > 0"
+    )
+    target_modules: Any = option(
+        "all-linear", help="all-linear, a list of names, or a regular expression for names", needs="rank > 0"
+    )
+    modules_to_save: list[str] = option([], help="modules that are trained whole, without an adapter", needs="rank > 0")
+    use_rslora: bool = option(False, help="scale by alpha / sqrt(rank), arXiv:2312.03732", needs="rank > 0")
+    use_dora: bool = option(False, help="train magnitude and direction apart, arXiv:2402.09353", needs="rank > 0")
     quantize_base: str | None = option(
-        None, choices=("nf4",), help="hold the frozen weights in 4 bits, by bitsandbytes on GPUs (QLoRA)"
+        None,
+        choices=("nf4",),
+        help="hold the frozen weights in 4 bits, by bitsandbytes on GPUs (QLoRA)",
+        needs="rank > 0",
     )
 
     @property
@@ -52,7 +59,9 @@ class LearnerConfig:
     )
     warmup_steps: int = option(0, ge=0, help="optimizer updates over which the learning rate rises from 0")
     weight_decay: float = option(0.0, ge=0, help="weight decay of AdamW")
-    decay_norms_and_biases: bool = option(False, help="decay norms and biases too, not only matrices")
+    decay_norms_and_biases: bool = option(
+        False, help="decay norms and biases too, not only matrices", needs="weight_decay > 0"
+    )
     betas: tuple[float, float] = option((0.9, 0.999), ge=0, lt=1, help="betas of AdamW")
     eps: float = option(1e-8, gt=0, help="epsilon of AdamW")
     max_grad_norm: float = option(1.0, ge=0, help="clip the gradient's norm to this; 0: no clipping")

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from rlsys.errors import closest
 
 # Each bound of a `Rule`: how it compares, its words in messages and its sign in tables.
@@ -24,6 +26,8 @@ BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str, str]] = {
     "le": (operator.le, "at most", "<="),
     "lt": (operator.lt, "below", "<"),
 }
+# Comparisons in the condition of a `Need`.
+SIGNS: dict[str, Callable[[Any, Any], bool]] = {"=": operator.eq, "!=": operator.ne, ">": operator.gt}
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,44 @@ class Rule:
         return None
 
 
-def option(default: Any, **rule: Any) -> Any:
-    """Declare a dataclass field with its default and its `Rule` (`help`, `ge`, `gt`, `le`, `lt`, `choices`)."""
-    metadata = {"rule": Rule(**rule)}
+@dataclass(frozen=True)
+class Need:
+    """A condition on another option, without which an option has no effect: `learner.lora.rank > 0`."""
+
+    key: str  # dotted
+    sign: str  # one of `SIGNS`
+    value: Any
+
+    def holds(self, config: Any) -> bool:
+        """Return whether the condition holds in a whole configuration."""
+        found = config
+        for name in self.key.split("."):
+            found = found[name] if isinstance(found, dict) else getattr(found, name)
+        return SIGNS[self.sign](found, self.value)
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.sign} {'null' if self.value is None else str(self.value).lower()}"
+
+
+def needs_of(declared: Any, prefix: str) -> tuple[Need, ...]:
+    """Return the conditions in a dataclass field's metadata: `option` puts them there, and `field` for a section.
+
+    `prefix` begins the keys of the field's neighbours, as `learner.lora.`.
+    """
+    found = []
+    for text in filter(None, declared.metadata.get("needs", "").split(" and ")):
+        key, sign, value = text.split(" ")
+        found.append(Need(key if "." in key else prefix + key, sign, yaml.safe_load(value)))
+    return tuple(found)
+
+
+def option(default: Any, *, needs: str = "", **rule: Any) -> Any:
+    """Declare a dataclass field with its default and its `Rule` (`help`, `ge`, `gt`, `le`, `lt`, `choices`).
+
+    `needs` is the condition without which the option has no effect, as `rank > 0`, or several joined by ` and `. A key
+    without a dot is a neighbour in the same section.
+    """
+    metadata = {"rule": Rule(**rule), "needs": needs}
     if isinstance(default, list | dict):  # each instance gets its own
         return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -76,6 +115,7 @@ class Option:
     type: str  # as written in the dataclass
     value: Any
     rule: Rule
+    needs: tuple[Need, ...] = ()  # its own, and those of the sections around it
 
     @property
     def is_open(self) -> bool:
@@ -83,11 +123,14 @@ class Option:
         return self.type.startswith("dict[")
 
 
-def options(config: Any, prefix: str = "") -> Iterator[Option]:
-    """Yield every option of a dataclass instance, in the order of declaration."""
+def options(config: Any, prefix: str = "", around: tuple[Need, ...] = ()) -> Iterator[Option]:
+    """Yield every option of a dataclass instance, in the order of declaration.
+
+    `prefix` and `around` are those of the section: the beginning of its keys, and what all of its options need.
+    """
     for one in dataclasses.fields(config):
-        value = getattr(config, one.name)
+        value, needs = getattr(config, one.name), (*around, *needs_of(one, prefix))
         if dataclasses.is_dataclass(value):
-            yield from options(value, f"{prefix}{one.name}.")
+            yield from options(value, f"{prefix}{one.name}.", needs)
         else:
-            yield Option(f"{prefix}{one.name}", str(one.type), value, one.metadata["rule"])
+            yield Option(f"{prefix}{one.name}", str(one.type), value, one.metadata["rule"], needs)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlsys.config.option import BOUNDS, Option, options
+from rlsys.config.option import BOUNDS, Need, Option, needs_of, options
 from rlsys.config.overrides import config_dir, groups, presets
 from rlsys.config.schema import Config
 
@@ -40,6 +40,9 @@ rlsys train experiment=quickstart train.num_steps=50 algorithm=dapo 'rewards=[{n
 - `~data` takes an experiment's choice of a preset away again.
 - `null` is no value; an option takes it where its type says so. Numbers must be finite. The bounds of `critic` and
   `reference` are checked only when the run starts these roles.
+- An option or a section that *needs* something has no effect without it. The table at a run's start lists the options
+  that were set in vain, and a warning names those that were set on the command line. (`rlsys eval` evaluates whatever
+  `eval.every` is.)
 - Files may be named with `~`, and become absolute before the run starts.
 """
 
@@ -47,11 +50,12 @@ rlsys train experiment=quickstart train.num_steps=50 algorithm=dapo 'rewards=[{n
 def reference() -> str:
     """Return the reference as Markdown: every option by section, then every preset with what it sets."""
     parts = [HEAD, "## Options\n"]
-    for prefix, section in _sections(Config()):
+    for prefix, section, needs in _sections(Config()):
         own = [option for option in options(section, prefix) if option.key.count(".") == prefix.count(".")]
         if own:
             parts.append(f"### {prefix.rstrip('.') or 'top level'}\n")
             parts.append(f"{inspect.getdoc(type(section))}\n")
+            parts += [f"Needs {_needed(needs)}.\n"] if needs else []
             parts.append(_table(own))
     parts.append("## Presets\n")
     parts.append("`GROUP=NAME` chooses one. Only `algorithm` has a default: `grpo`.\n")
@@ -66,21 +70,28 @@ def reference() -> str:
     return "\n".join(parts)
 
 
-def _sections(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every section of a dataclass instance with the prefix of its keys, the outer ones first."""
-    yield prefix, config
+def _sections(
+    config: Any, prefix: str = "", needs: tuple[Need, ...] = ()
+) -> Iterator[tuple[str, Any, tuple[Need, ...]]]:
+    """Yield every section of a dataclass instance with its keys' prefix and what it needs, the outer ones first."""
+    yield prefix, config, needs
     for one in dataclasses.fields(config):
         value = getattr(config, one.name)
         if dataclasses.is_dataclass(value):
-            yield from _sections(value, f"{prefix}{one.name}.")
+            yield from _sections(value, f"{prefix}{one.name}.", (*needs, *needs_of(one, prefix)))
 
 
 def _table(rows: list[Option]) -> str:
     lines = ["| option | type | default | values | meaning |", "|---|---|---|---|---|"]
     for option in rows:
-        cells = (f"`{option.key}`", f"`{option.type}`", f"`{_plain(option.value)}`", _values(option), option.rule.help)
+        meaning = option.rule.help + (f" (needs {_needed(option.needs)})" if option.needs else "")
+        cells = (f"`{option.key}`", f"`{option.type}`", f"`{_plain(option.value)}`", _values(option), meaning)
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _needed(needs: Sequence[Need]) -> str:
+    return " and ".join(f"`{need}`" for need in needs)
 
 
 def _values(option: Option) -> str:

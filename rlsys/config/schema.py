@@ -28,7 +28,7 @@ class ModelConfig:
     """The policy to train or evaluate."""
 
     path: str | None = option(None, help="a folder or hub id; null: build the tiny model that `model.build` describes")
-    build: ModelBuild = field(default_factory=ModelBuild)
+    build: ModelBuild = field(default_factory=ModelBuild, metadata={"needs": "path = null"})
     cache_dir: str = option("~/.cache/rlsys/models", help="folder for models built on the spot")
     trust_remote_code: bool = option(False, help="run Python code that the model's repository brings")
     chat_template: str | None = option(None, help="a jinja file, or a template, that replaces the tokenizer's own")
@@ -47,8 +47,8 @@ class DataConfig:
     train: Any = option("addition", help="a source, or a list of them, to train on")
     eval: Any = option("addition", help="a source, or a list of them, with held-out rows; null: no evaluation")
     train_split: str = option("train", help="split of training sources that name none")
-    eval_split: str = option("test", help="split of evaluation sources that name none")
-    eval_limit: int | None = option(200, ge=1, help="held-out prompts used per source; null: all")
+    eval_split: str = option("test", help="split of evaluation sources that name none", needs="eval != null")
+    eval_limit: int | None = option(200, ge=1, help="held-out prompts used per source; null: all", needs="eval != null")
     prompt_column: str = option("prompt", help="column with the prompt: text, or chat messages")
     columns: dict[str, str] = option({}, help="renames columns, as {answer: gold}: rewards read `gold` as `answer`")
     prompt_template: str | None = option(None, help="a jinja file, or a template, around a plain prompt, its `content`")
@@ -95,7 +95,9 @@ class RolloutConfig:
     max_response_tokens: int = option(64, ge=1, help="longest response in tokens")
     ignore_eos: bool = option(False, help="always sample `max_response_tokens` tokens")
     stop: list[Any] = option(
-        [], help="tokens that end a response, besides the model's own: each its text, as '<|im_end|>', or its id"
+        [],
+        help="tokens that end a response, besides the model's own: each its text, as '<|im_end|>', or its id",
+        needs="ignore_eos = false",
     )
     seeded: bool = option(
         False, help="one random stream per response, so that synchronous runs repeat; a little slower"
@@ -105,12 +107,20 @@ class RolloutConfig:
     )
     dtype: str | None = option(None, choices=DTYPES, help="number format of the engines; null: as learner.dtype")
     max_num_seqs: int = option(256, ge=1, help="sequences that an engine decodes at the same time")
-    kv_cache_gib: float = option(1.0, gt=0, help="CPU: size of an engine's cache of keys and values in GiB")
-    gpu_memory_utilization: float = option(0.85, gt=0, le=1, help="GPU: share of the memory that an engine takes")
+    kv_cache_gib: float = option(
+        1.0, gt=0, help="CPU: size of an engine's cache of keys and values in GiB", needs="cluster.num_gpus = 0"
+    )
+    gpu_memory_utilization: float = option(
+        0.85, gt=0, le=1, help="GPU: share of the memory that an engine takes", needs="cluster.num_gpus > 0"
+    )
     enforce_eager: bool = option(True, help="run without CUDA graphs and compilation")
     num_cpus: float = option(1.0, ge=0, help=NUM_CPUS_HELP)
     num_threads: int | None = option(None, ge=1, help=NUM_THREADS_HELP)
-    preload: bool = option(True, help="CPU: start engines with Intel's OpenMP and tcmalloc where they are installed")
+    preload: bool = option(
+        True,
+        help="CPU: start engines with Intel's OpenMP and tcmalloc where they are installed",
+        needs="cluster.num_gpus = 0",
+    )
     max_in_flight: int | None = option(None, ge=1, help="most trajectories in one engine; null: twice `max_num_seqs`")
     linger_s: float = option(0.2, ge=0, help="seconds that an engine gathers finished responses before it returns them")
     deadline_s: float = option(900.0, gt=0, help="deadline for the groups of one step, sampled and scored")
@@ -150,10 +160,14 @@ class WeightsConfig:
     )
     verify: bool = option(True, help="stop the run when engines and learner disagree on the trained tokens")
     max_logprob_diff: float | None = option(
-        None, gt=0, help="largest accepted difference; null: 1e-3 in float32, else 1.0"
+        None, gt=0, help="largest accepted difference; null: 1e-3 in float32, else 1.0", needs="verify = true"
     )
     bucket_mib: int = option(256, ge=1, help="size of the buckets that parameters are packed into, in MiB")
-    share_memory: bool = option(True, help="gloo: engines on the learner's machine read the packed buckets in memory")
+    share_memory: bool = option(
+        True,
+        help="gloo: engines on the learner's machine read the packed buckets in memory",
+        needs="cluster.num_gpus = 0",
+    )
     deadline_s: float = option(120.0, gt=0, help="deadline for one broadcast")
 
 
@@ -166,9 +180,13 @@ class EvalConfig:
         None, help="label of the reward that decides what is correct; null: those that judge answers, else the total"
     )
     correct_at: float = option(1.0, any_number=True, help="value of that reward from which on a response is correct")
-    num_samples: int = option(0, ge=0, help="responses drawn per prompt besides the greedy one, for mean@k and pass@k")
-    temperature: float = option(1.0, gt=0, help="sampling temperature of the drawn responses")
-    confidence: float = option(0.95, gt=0, le=0.9999, help="confidence of the intervals")
+    num_samples: int = option(
+        0, ge=0, help="responses drawn per prompt besides the greedy one, for mean@k and pass@k", needs="every > 0"
+    )
+    temperature: float = option(
+        1.0, gt=0, help="sampling temperature of the drawn responses", needs="every > 0 and num_samples > 0"
+    )
+    confidence: float = option(0.95, gt=0, le=0.9999, help="confidence of the intervals", needs="every > 0")
     max_response_tokens: int | None = option(None, ge=1, help="longest response; null: as rollout.max_response_tokens")
 
 
@@ -207,7 +225,12 @@ class LoggingConfig:
         ["tensorboard"], help="tensorboard, wandb, mlflow, trackio, jsonl; each a name or {name: ..., option: value}"
     )
     rollouts_every: int = option(1, ge=0, help="steps between files under rollouts/; 0: none")
-    token_groups: int = option(8, ge=0, help="groups per such file that are written with tokens and log-probabilities")
+    token_groups: int = option(
+        8,
+        ge=0,
+        help="groups per such file that are written with tokens and log-probabilities",
+        needs="rollouts_every > 0",
+    )
     timeline: bool = option(False, help="write timeline.json, which shows in Perfetto what each worker did when")
 
 
@@ -223,8 +246,10 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig, metadata={"needs": "algorithm.advantage.name = gae"})
+    reference: ReferenceConfig = field(
+        default_factory=ReferenceConfig, metadata={"needs": "algorithm.kl.coef > 0 and learner.lora.rank = 0"}
+    )
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     rewards: list[dict[str, Any]] = option(

@@ -385,7 +385,7 @@ def test_a_dry_run_of_a_sweep_shows_every_run(
     assert run(monkeypatch, "train", "--multirun", *small, "rollout.temperature=0.5,0.9", "--dry-run") == 0
     printed = capsys.readouterr().out
     assert [f"what run {number} uses" in printed for number in (0, 1)] == [True, True]
-    assert [f"temperature {value}, all tokens" in printed for value in (0.5, 0.9)] == [True, True]
+    assert [f"temperature {value}, from all tokens" in printed for value in (0.5, 0.9)] == [True, True]
     assert not (tmp_path / "run").exists()
 
 
@@ -396,3 +396,16 @@ def test_a_dry_run_refuses_what_the_run_would(
     assert "needs at least 2" in capsys.readouterr().err
     assert run(monkeypatch, "train", "--dry-run", "--cfg", "job", *small) == 1
     assert "keep one of them" in capsys.readouterr().err
+
+
+def test_an_option_given_in_vain_is_a_warning_and_one_of_an_experiment_only_a_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text("# @package _global_\nlearner: {lora: {dropout: 0.1}}\n")
+    given = [*small, f"experiment={tmp_path}/mine.yaml", "learner.lora.alpha=8", "eval.temperature=0.5"]
+    assert run(monkeypatch, "train", "--dry-run", *given) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no effect learner.lora.alpha, learner.lora.dropout (without learner.lora.rank > 0); eval.temp" in printed
+    assert "learner.lora.alpha is set on the command line and has no effect without learner.lora.rank > 0" in printed
+    assert "eval.temperature is set on the command line and has no effect without eval.every > 0" in printed
+    assert printed.count("is set on the command line") == 2

@@ -44,7 +44,7 @@ def test_every_row_is_there_and_says_what_is_used(model: Path, monkeypatch: pyte
     table, ids = dict(start_table(made)), made.train_prompts[0].token_ids.tolist()
     assert list(table) == [
         *("model", "stop tokens", "template", "first prompt", "its ids", "context", "sampling", "evaluation"),
-        *("accuracy", "ignored", "dtype", "attention", "workers", "devices"),
+        *("accuracy", "ignored", "no effect", "dtype", "attention", "workers", "devices"),
     ]
     assert all(table.values())
     assert table["model"] == str(model)
@@ -56,6 +56,7 @@ def test_every_row_is_there_and_says_what_is_used(model: Path, monkeypatch: pyte
     assert table["its ids"] == f"{' '.join(map(str, ids))} (4 tokens)"
     assert table["context"].startswith("at most 12 tokens: prompt 4, response 8; the model takes ")
     assert table["ignored"] == "nothing in the model's own files"
+    assert table["no effect"] == "no option that is set"
     assert table["workers"] == "rollout 1 (tensor parallel 1), learner 1 (ZeRO 1), reference 1, scoring 1"
     assert table["devices"] == "CPUs only, on a local Ray; new weights travel by gloo"
 
@@ -116,6 +117,17 @@ def test_settings_of_the_model_s_own_files_that_are_not_followed_are_named(model
         (["algorithm=ppo", "algorithm.kl.coef=0"], "workers", "critic 1 (ZeRO 1), reference none"),
         (["learner.lora.rank=4", "algorithm.kl.coef=0.1"], "workers", "reference: the learner without its adapter"),
         (["learner.num_workers=2", "learner.zero_stage=3"], "workers", "learner 2 (ZeRO 3)"),
+        (
+            [
+                "learner.lora.alpha=8",
+                "learner.lora.use_dora=true",
+                "logging.rollouts_every=0",
+                "logging.token_groups=2",
+            ],
+            "no effect",
+            "learner.lora.alpha, learner.lora.use_dora (without learner.lora.rank > 0); logging.token_groups (without "
+            "logging.rollouts_every > 0)",
+        ),
         (["cluster.num_gpus=3"], "devices", "3 GPUs, on a local Ray; new weights travel by nccl"),
         (["cluster.address=auto"], "devices", "the Ray cluster auto (cluster.address)"),
     ],

@@ -27,3 +27,5 @@ def test_every_option_and_every_preset_is_in_it_once() -> None:
             assert sum(line.startswith(f"**{group}={name}**") for line in lines) == 1
     assert "| `eval.confidence` | `float` | `0.95` | > 0, <= 0.9999 |" in reference()
     assert "| `scoring.on_error` | `str` | `mask` | `mask`, `drop_group`, `raise` |" in reference()
+    assert "divided by the rank (needs `learner.lora.rank > 0`) |" in reference()
+    assert "\nNeeds `algorithm.kl.coef > 0` and `learner.lora.rank = 0`.\n" in reference()
