@@ -285,6 +285,34 @@ def test_a_refused_step_does_not_advance_the_schedule(cluster: Cluster, model: s
     assert rates == pytest.approx([1e6, 0.75e6, 0.75e6])
 
 
+def test_no_rank_ever_holds_the_whole_model_with_zero_3(cluster: Cluster, model: str) -> None:
+    import ray
+
+    group, _ = start_learner(cluster, model, ["learner.num_workers=2", "learner.zero_stage=3"])
+    try:
+        # Both at once: loading is a collective.
+        held = ray.get([worker.__ray_call__.remote(held_after_loading) for worker in group._workers.values()])
+    finally:
+        kill(group)
+    size = sum(tensor.numel() for tensor in _initial(model).values())
+    for whole, own in (counts for of_rank in held for counts in of_rank):
+        assert whole == 0
+        assert size / 2 <= own < 0.6 * size  # rounded up parameter by parameter
+
+
+def held_after_loading(rank: Any) -> list[tuple[int, int]]:
+    """Load policy and critic again; return how many elements this rank has whole, and how many in its parts."""
+    from rlsys.learner.engine import divide_at_once
+    from rlsys.models.value import load_critic
+
+    loading = divide_at_once(rank._setup.learner, 2)
+    critic = load_critic(rank._setup.model_path, torch.float32, max_tokens=64, loading=loading).decoder
+    return [
+        (sum(p.numel() for p in model.parameters()), sum(p.ds_tensor.numel() for p in model.parameters()))
+        for model in (rank._build_model(), critic)
+    ]
+
+
 def formula(hf: Any, rows: Iterable[int], old: Callable[[int, torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """Compute the loss in a dozen lines: full logits, clipped surrogate + 0.1 * k3, mean over these rows' tokens.
 
