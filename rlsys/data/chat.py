@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from rlsys.types import Messages
 KEY = "the chat template (model.chat_template, else the tokenizer's own)"
 # A message that no template contains, to find the place of a content in a rendered conversation.
 MARK = "rlsys7content"
+TAG = re.compile(r"<[^<>]*>")
+OPENING = re.compile(r"(\s*<[^<>]*>)*\s*$")  # the tags at the end of a prompt, such as `<think>\n`
 
 
 class ChatTemplate:
@@ -50,8 +53,13 @@ class ChatTemplate:
         rendered = self._render(messages, continue_final_message=True)
         if rendered.endswith(prefill.rstrip()):  # templates that trim their messages take its last line break too
             rendered = rendered.removesuffix(prefill.rstrip()) + prefill
+        asked = OPENING.sub("", opened)
+        opening, first = opened.removeprefix(asked), TAG.match(prefill)
+        if first and first[0] in opening:  # the message opens the thought itself, and once is enough
+            opened = asked + opening.partition(first[0])[0]
         head = rendered.removesuffix(prefill).rstrip()
-        if rendered.endswith(prefill) and opened.startswith(head):
+        # Not without the question, which a template that shows the last message alone would lose.
+        if rendered.endswith(prefill) and opened.startswith(head) and head.startswith(asked):
             return rendered  # where the template opens an answer with `<think>`, that belongs to the message
         if rendered.endswith(prefill) and head.startswith(opened.rstrip()):
             return opened + prefill  # without what a finished answer begins with, as an empty thought

@@ -19,6 +19,8 @@ QWEN3 = START + (
     "{{ parts[0].removeprefix('<think>') if parts[1:] else '' }}</think>{{ parts[-1] }}{% else %}{{ m.content }}"
     "{% endif %}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+QWEN35 = QWEN3.replace("<assistant>{% endif %}", "<assistant><think>\n{% endif %}")  # opens the thought as well
+NO_THOUGHT = QWEN3.replace("<assistant>{% endif %}", "<assistant><think>\n\n</think>\n\n{% endif %}")
 R1 = START + (
     "{{ m.content.split('</think>')[-1] }}<end>{% endfor %}"
     "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
@@ -69,6 +71,14 @@ def test_a_template_that_fails_is_an_error_for_people(template: str) -> None:
         (QWEN3, "<think>\n", "<user>1+1<end><assistant><think>\n"),  # not behind an empty thought
         (QWEN3, "<think>a</think>b", "<user>1+1<end><assistant><think>a</think>b"),
         (QWEN3, "", "<user>1+1<end><assistant>"),
+        (QWEN35, "<think>\n", "<user>1+1<end><assistant><think>\n"),  # once, not twice
+        (QWEN35, "So, ", "<user>1+1<end><assistant><think>\nSo, "),
+        (NO_THOUGHT, "<think>\n", "<user>1+1<end><assistant><think>\n"),
+        (
+            "Q: {{ messages[0].content }} A:{% if messages[1:] %} {{ messages[1].content }}{% endif %}",
+            "So",
+            "Q: 1+1 A: So",
+        ),
     ],
 )
 def test_a_prefill_is_continued(template: str, prefill: str, prompt: str) -> None:
@@ -80,6 +90,7 @@ def test_a_prefill_is_continued(template: str, prefill: str, prompt: str) -> Non
     [
         (R1, "<think>a</think>b"),  # the thought would be dropped
         ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "so"),
+        ("User: {{ messages[-1].content }} Assistant:", "so"),  # the question would be lost
     ],
 )
 def test_a_template_that_changes_a_prefill_is_refused(template: str, prefill: str) -> None:
