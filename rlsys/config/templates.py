@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rlsys.config.paths import absolute, expand, is_file, read_text
 from rlsys.errors import ConfigError
 
-# Two values that a template is tried with: other words, lengths and numbers, so that `content | length` differs too.
-TRIALS = ("1", "twenty-three 23")
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 
 def text_or_file(value: str, key: str, *, variable: str) -> str:
@@ -38,24 +39,34 @@ def absolute_template(value: str) -> str:
     return absolute(value) if is_file(value) else value
 
 
-def check_uses(variable: str, render: Callable[[str], str], text: str, key: str) -> None:
-    """Raise ConfigError unless the output of a template depends on a variable.
+def jinja_template(text: str, key: str, *, variable: str) -> Template:
+    """Return the template that a text holds; a variable that it lacks when it is filled in is an error.
 
     Args:
-        variable: its name.
-        render: fills a value of it into the template. What it raises for the trial's values proves nothing, so that is
-            left to the first real value, whose row can be named.
-        text: the template, for the message.
+        text: jinja.
         key: the option that holds it, for messages.
+        variable: the variable that the template must use, if only in a condition.
+
+    Raises:
+        ConfigError: the text is not jinja, or does not use the variable.
     """
+    from jinja2 import Environment, StrictUndefined, TemplateSyntaxError, meta
+
+    environment = Environment(undefined=StrictUndefined)
     try:
-        first, second = (render(value) for value in TRIALS)
-    except Exception:  # templates run code: they may raise anything
-        return
-    if first == second:
-        hint = ""
-        if re.search(rf"(?<!{{){{\s*({variable})?\s*}}(?!}})", text):
-            hint = f". In jinja a variable stands in two braces: write {{{{ {variable} }}}}"
-        raise ConfigError(
-            f"{key} does not use `{variable}`: its text is the same whatever that is: {first[:80]!r}{hint}"
-        )
+        template, used = environment.from_string(text), meta.find_undeclared_variables(environment.parse(text))
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"{key}, line {error.lineno}: not a jinja template: {error.message}") from error
+    if variable not in used:
+        raise unused(variable, text, key, used=sorted(used))
+    return template
+
+
+def unused(variable: str, text: str, key: str, *, used: Sequence[str] = ()) -> ConfigError:
+    """Return the error for a template whose output does not depend on its variable, but on others, if `used`."""
+    hint = f"; it uses {', '.join(used)}" if used else ""
+    if re.search(rf"(?<!{{){{\s*({variable})?\s*}}(?!}})", text):
+        hint = f". In jinja a variable stands in two braces: write {{{{ {variable} }}}}"
+    return ConfigError(
+        f"{key} does not use `{variable}`, so its text is the same whatever that is: {text[:80]!r}{hint}"
+    )

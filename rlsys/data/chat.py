@@ -7,13 +7,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rlsys.config.templates import check_uses
+from rlsys.config.templates import unused
 from rlsys.errors import ConfigError
 from rlsys.types import Messages
 
 KEY = "the chat template (model.chat_template, else the tokenizer's own)"
 # A message that no template contains, to find the place of a content in a rendered conversation.
 MARK = "rlsys7content"
+# Two questions that a template is tried with: other words, lengths and numbers.
+TRIALS = ("1", "twenty-three 23")
 TAG = re.compile(r"<[^<>]*>")
 OPENING = re.compile(r"(\s*<[^<>]*>)*\s*$")  # the tags at the end of a prompt, such as `<think>\n`
 
@@ -37,7 +39,7 @@ class ChatTemplate:
         for name in options:
             if name in {"messages", *call}:
                 raise ConfigError(f"data.chat_template_options: {name} cannot be set: it is no variable of a template")
-        check_uses("messages", lambda value: self.prompt(_question(value)), str(tokenizer.chat_template), KEY)
+        self._check_uses_messages()
 
     def prompt(self, messages: Messages) -> str:
         """Return the text that asks for the assistant's next message. Raise ConfigError when it takes no such roles."""
@@ -76,6 +78,14 @@ class ChatTemplate:
             return None
         ids = self._tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"] if found else []
         return int(ids[0]) if ids and ids[0] in _special_ids(self._tokenizer) else None
+
+    def _check_uses_messages(self) -> None:
+        try:
+            texts = {self.prompt(_question(value)) for value in TRIALS}
+        except ConfigError:  # that proves nothing: left to the first real prompt, whose row can be named
+            return
+        if len(texts) == 1:
+            raise unused("messages", str(self._tokenizer.chat_template), KEY)
 
     def _render(self, messages: Messages, **how: bool) -> str:
         try:

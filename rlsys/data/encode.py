@@ -6,15 +6,17 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined, Template, TemplateSyntaxError
+from jinja2 import Template
 
 from rlsys.config.schema import DataConfig
-from rlsys.config.templates import check_uses, text_or_file
+from rlsys.config.templates import jinja_template, text_or_file
 from rlsys.data import Row
 from rlsys.data.chat import ChatTemplate
 from rlsys.data.loading import LoadedRows
 from rlsys.errors import ConfigError, DataError, RlsysError, nearest
 from rlsys.types import Messages, Prompt
+
+AROUND = "data.prompt_template"
 
 
 def check_rows(loaded: LoadedRows, prompt_column: str) -> None:
@@ -45,7 +47,7 @@ class PromptEncoder:
         self._config = config
         self._max_prompt_tokens = max_prompt_tokens
         self._vocab_rows = vocab_rows
-        self._around = None if config.prompt_template is None else _template(config.prompt_template)
+        self._around = None if config.prompt_template is None else _around(config.prompt_template)
 
     def encode(self, loaded: LoadedRows, first_index: int = 0) -> tuple[list[Prompt], int]:
         """Return the prompts, numbered from `first_index`, and the number of rows that were left out as too long.
@@ -161,29 +163,19 @@ class PromptEncoder:
         )
 
 
+def _around(option: str) -> Template:
+    """Return the template that `data.prompt_template` holds, or that the file of its name holds."""
+    return jinja_template(text_or_file(option, AROUND, variable="content"), AROUND, variable="content")
+
+
 def _put_around(template: Template, value: str) -> str:
     try:
         return template.render(content=value)
     except Exception as error:  # a template runs code: it may raise anything
         raise ConfigError(
-            f"data.prompt_template cannot be filled in: {type(error).__name__}: {error}; its only variable is "
+            f"{AROUND} cannot be filled in: {type(error).__name__}: {error}; its only variable is "
             "`content`, the row's prompt"
         ) from error
-
-
-def _template(option: str) -> Template:
-    """Return the template that `data.prompt_template` holds, or that the file of its name holds."""
-    key = "data.prompt_template"
-    text = text_or_file(option, key, variable="content")
-    try:
-        template = Environment(undefined=StrictUndefined).from_string(text)
-    except TemplateSyntaxError as error:
-        raise ConfigError(
-            f"data.prompt_template, line {error.lineno}: not a jinja template: {error.message}; its only variable is "
-            "`content`, the row's prompt"
-        ) from error
-    check_uses("content", lambda value: template.render(content=value), text, key)
-    return template
 
 
 def _is_message(value: Any) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlsys.config.secrets import secret
-from rlsys.config.templates import check_uses, text_or_file
+from rlsys.config.templates import jinja_template, text_or_file
 from rlsys.rewards import Failed, Scores, content, plain, register
 
 INSTRUCTION = """Grade an answer from 0 (useless) to {{ max_score }} (perfect).
@@ -28,16 +28,12 @@ KEY = "reward 'llm_judge', instruction"
 MARGIN_S = 2.0  # how long before the process is killed waiting for grades ends
 
 
-def _check(instruction: str, **_: Any) -> None:
-    """Raise ConfigError for an instruction that cannot be read, or that does not show the judge what to grade."""
-    from jinja2 import Environment
-
-    text = text_or_file(instruction, KEY, variable="completion")
-    # Columns are not known here, so this environment lets them be missing.
-    check_uses("completion", lambda value: Environment().from_string(text).render(completion=value), text, KEY)
+def _template(*, instruction: str, **_: Any) -> Any:
+    """Return the instruction as a template. Raise ConfigError for one that does not show the judge what to grade."""
+    return jinja_template(text_or_file(instruction, KEY, variable="completion"), KEY, variable="completion")
 
 
-@register("llm_judge", imports=("openai", "jinja2"), paths=("instruction",), deadline_s=120.0, check=_check)
+@register("llm_judge", imports=("openai", "jinja2"), paths=("instruction",), deadline_s=120.0, check=_template)
 class LlmJudge:
     """The judge's grade divided by the highest grade, in [0, 1]. A reply without a grade is an error, not 0.
 
@@ -71,12 +67,8 @@ class LlmJudge:
         max_tries: int = 3,
         num_parallel: int = 16,
     ) -> None:
-        from jinja2 import Environment, StrictUndefined
-
         # A variable that the data lack is an error: the judge must not grade a text with a gap.
-        self._template = Environment(undefined=StrictUndefined).from_string(
-            text_or_file(instruction, KEY, variable="completion")
-        )
+        self._template = _template(instruction=instruction)
         self._url = url
         self._key = secret(api_key_env, "reward 'llm_judge': api_key_env") or "none"  # the client insists on one
         self._request: dict[str, Any] = {"model": model, "temperature": temperature, "max_tokens": max_tokens}

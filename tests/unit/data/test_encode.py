@@ -121,17 +121,17 @@ def test_a_template_around_a_plain_prompt(tokenizer: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("around", "said"),
     [
+        ("Solve {{ contents }}.", r"data\.prompt_template does not use `content`.*; it uses contents"),
         (
-            "Solve {{ contents }}.",
-            r"rows, row 1: data\.prompt_template cannot be filled in: UndefinedError: 'contents' is undefined",
+            "{% if system %}{% endif %}{{ content }}",
+            r"rows, row 1: data\.prompt_template cannot be filled in: UndefinedError: 'system' is undefined.*`content`",
         ),
-        ("{% if system %}{% endif %}", r"rows, row 1: data\.prompt_template .*'system' is undefined"),
         ("Solve\n{{ content", r"data\.prompt_template, line 2: not a jinja template: unexpected end of template"),
         ("{{ content | trimm }}", r"data\.prompt_template, line 1: .*'trimm'"),
     ],
 )
 def test_a_template_that_asks_for_what_there_is_not(tokenizer: Any, around: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{said}.*`content`"):
+    with pytest.raises(ConfigError, match=said):
         encode(tokenizer, "1+1", prompt_template=around)
 
 
@@ -188,7 +188,13 @@ def test_a_template_that_gives_every_prompt_the_same_text_is_refused(tokenizer: 
 
 
 @pytest.mark.parametrize(
-    "around", ["{{ content | length }}", "{{ content | int + 1 }}", "{{ content.split('+')[1] }}!"]
+    "around",
+    [
+        "{{ content | length }}",
+        "{{ content | int + 1 }}",
+        "{{ content.split('+')[1] }}!",
+        "{% if 'Question:' in content %}{{ content.partition('Question:')[2] }}{% else %}1{% endif %}",
+    ],
 )
 def test_a_template_that_uses_a_part_of_the_content_is_taken(tokenizer: Any, around: str) -> None:
     assert encode(tokenizer, "1+1", prompt_template=around).text in ("3", "1", "1!")

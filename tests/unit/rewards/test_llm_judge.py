@@ -20,6 +20,8 @@ def check(instruction: str) -> None:
         ("Grade {completion} please.", "does not use `completion`"),
         ("Grade\nthis.", "does not use `completion`"),
         ("Grade this.", "no such file"),
+        ("{{ completion }", "line 1: not a jinja template"),
+        ("{{ completion | summary }}", "line 1: not a jinja template: No filter named 'summary'"),
     ],
 )
 def test_an_instruction_that_does_not_show_the_completion_is_refused(instruction: str, said: str) -> None:
@@ -31,3 +33,5 @@ def test_an_instruction_with_columns_or_in_a_file_is_taken(tmp_path: Path) -> No
     (tmp_path / "judge.prompt").write_text("{{ prompt }} {{ completion }}")
     check("{{ question }} {{ completion }} {{ answer.text }}")
     check(str(tmp_path / "judge.prompt"))
+    check("Grade {{ completion.split('</think>')[1] }}")
+    check("Grade {% if '####' in completion %}{{ completion.partition('####')[2] }}{% else %}nothing{% endif %}")
