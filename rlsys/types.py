@@ -18,7 +18,7 @@ FAILURES = ("error", "timeout")
 # Values may lack this much to reach a bar: as floats, 0.6 + 0.3 + 0.1 is less than 1.
 ROUNDING = 1e-9
 FinishReason = Literal["stop", "length"]
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)

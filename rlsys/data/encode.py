@@ -117,12 +117,14 @@ class PromptEncoder:
                 return value
             messages = [{"role": "user", "content": value}]
         elif isinstance(value, list) and value and all(_is_message(message) for message in value):
-            # Other keys go: `datasets` fills the keys of one row into all others, with None.
-            messages = [{"role": message["role"], "content": message["content"]} for message in value]
+            # `datasets` fills the keys of one row, such as `tool_calls`, into all others, with None.
+            messages = [{key: one for key, one in message.items() if one is not None} for message in value]
         else:
+            wrong = next((one for one in value if not _is_message(one)), value) if isinstance(value, list) else value
             raise DataError(
                 f"column '{config.prompt_column}' is neither a string nor a list of messages "
-                f"{{role: ..., content: ...}}: it is {type(value).__name__}"
+                f"{{role: ..., content: ...}} whose content is text: it is, or holds, {type(wrong).__name__} "
+                f"{str(wrong)[:100]}"
             )
         # A system message in the data wins over the option.
         if config.system_prompt is not None and messages[0]["role"] != "system":

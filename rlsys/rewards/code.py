@@ -33,7 +33,8 @@ def verification(info: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise ValueError(f"verification_info is {str(info)[:100]!r}; it must be a mapping with 'test_cases'")
     cases = _from_json(found.get("test_cases")) or []
-    if isinstance(cases, Mapping):  # as `datasets` stores a list of mappings in some versions: a mapping of lists
+    if isinstance(cases, Mapping) and all(isinstance(values, list) for values in cases.values()):
+        # As `datasets` stores a list of mappings in some versions: a mapping of lists.
         cases = [dict(zip(cases, values, strict=True)) for values in zip(*cases.values(), strict=True)]
     if not isinstance(cases, Sequence) or not all(isinstance(case, Mapping) for case in cases):
         raise ValueError(f"test_cases are {str(cases)[:100]!r}; they must be a list of mappings")

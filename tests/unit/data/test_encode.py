@@ -51,10 +51,25 @@ def test_with_the_template_a_plain_prompt_is_a_user_message(tokenizer: Any) -> N
 
 
 def test_messages_always_use_the_template(tokenizer: Any) -> None:
-    messages = [{"role": "user", "content": "1+1", "name": None}]  # other keys, as datasets adds them, are dropped
+    messages = [{"role": "user", "content": "1+1", "name": None}]  # keys without a value, as datasets adds them, go
     prompt = encode(tokenizer, messages)
     assert prompt.text == QUESTION
     assert tokenizer.decode(prompt.token_ids) == "<user>1+1<end><assistant>"
+
+
+def test_what_else_a_message_holds_reaches_the_template() -> None:
+    calling = build_tokenizer(TokenizerBuild())
+    calling.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}!{{ c.name }}{% endfor %}{% endfor %}"
+    )
+    messages = [
+        *QUESTION,
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "add"}]},
+        {"role": "tool", "content": "2"},
+    ]
+    prompt = encode(calling, messages)
+    assert prompt.text == messages
+    assert calling.decode(prompt.token_ids) == "1+1!add2"
 
 
 def test_a_beginning_that_the_template_holds_is_not_added_again() -> None:
@@ -94,7 +109,9 @@ def test_a_tokenizer_without_a_template(tokenizer: Any) -> None:
         encode(bare, QUESTION)
 
 
-@pytest.mark.parametrize("value", [7, ["1+1"], {"role": "user"}, [{"role": "user"}], []])
+@pytest.mark.parametrize(
+    "value", [7, ["1+1"], {"role": "user"}, [{"role": "user"}], [], [*QUESTION, {"role": "assistant", "content": None}]]
+)
 @pytest.mark.parametrize("system_prompt", [None, "Add."])
 def test_what_is_neither_text_nor_messages_names_the_row(tokenizer: Any, value: Any, system_prompt: str | None) -> None:
     with pytest.raises(DataError, match=r"rows, row 1: column 'prompt' is neither a string nor a list"):

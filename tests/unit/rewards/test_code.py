@@ -12,7 +12,7 @@ import pytest
 
 from rlsys.errors import ConfigError
 from rlsys.preflight.rewards import check_reward
-from rlsys.rewards import Failed
+from rlsys.rewards import Failed, registry
 from rlsys.rewards.entry import bind_reward
 from rlsys.sandbox.cases import fenced
 from rlsys.sandbox.run import find_obstacle
@@ -49,6 +49,18 @@ def test_verification_info_as_json_text() -> None:
     assert "verification_info is text that is not JSON" in failed.detail
     (failed,) = score("code", (RIGHT, "[1]"))
     assert "it must be a mapping with 'test_cases'" in failed.detail
+
+
+@pytest.mark.parametrize(
+    "cases", [{"input": None}, {"input": "12", "output": "24"}, {"input": ["1"], "output": None}, 7]
+)
+def test_cases_that_are_no_list_are_an_error_of_the_row_and_are_counted_before_the_run(cases: Any) -> None:
+    (failed,) = score("code", (RIGHT, {"test_cases": cases}))
+    assert isinstance(failed, Failed)
+    assert "they must be a list of mappings" in failed.detail
+    column, is_usable = registry.fact("code", "usable", None)
+    assert column == "verification_info"
+    assert not is_usable({"test_cases": cases})
 
 
 RIGHT = block("print(int(input()) * 2)")
