@@ -62,13 +62,16 @@ def check_rewards(specs: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt],
     for spec in specs:
         try:
             check_reward(spec, columns)
-            _check_values(spec, prompts, data)
+            _check_values(spec, prompts, data, is_alone=len(specs) == 1)
         except ConfigError as error:
             raise ConfigError(f"{data}: {error}") from error
 
 
-def _check_values(spec: Mapping[str, Any], prompts: Sequence[Prompt], data: str) -> None:
-    """Log how many rows of the data set a reward cannot work with. Raise ConfigError if it can work with none."""
+def _check_values(spec: Mapping[str, Any], prompts: Sequence[Prompt], data: str, *, is_alone: bool) -> None:
+    """Log how many rows of the data set a reward cannot work with. Raise ConfigError if it can work with none.
+
+    Unless it has nothing to work with and other rewards do: rows of another task have an empty answer.
+    """
     column, usable = rewards.registry.fact(str(spec["name"]), "usable", (None, None))
     if column is None:
         return
@@ -82,7 +85,7 @@ def _check_values(spec: Mapping[str, Any], prompts: Sequence[Prompt], data: str)
         f"reward '{spec['name']}' cannot work with {len(bad)} of {len(looked_at)} values of the column '{column}', the "
         f"first in row {bad[0].index}: {str(bad[0].columns[column])[:100]!r}"
     )
-    if len(bad) == len(looked_at):
+    if len(bad) == len(looked_at) and (is_alone or any(prompt.columns[column] for prompt in bad)):
         raise ConfigError(f"{found}. Rename the column that it should read with data.columns={{{column}: ...}}")
     logger.warning("%s: %s. It does not apply to these rows", data, found)
 

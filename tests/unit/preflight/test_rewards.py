@@ -42,3 +42,13 @@ def test_gold_answers_that_cannot_be_parsed_are_counted_and_the_first_is_shown(
 def test_a_column_without_one_usable_value_is_refused(name: str, columns: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=rf"rows.jsonl: reward '{name}' cannot work with 2 of 2 values"):
         check_rewards([{"name": name}], prompts(**columns), "rows.jsonl")
+
+
+@pytest.mark.parametrize("name", ["math_answer", "code"])
+def test_rows_of_another_task_may_have_empty_values(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    rows = prompts(answer=["", ""], verification_info=["", {}])
+    with caplog.at_level(logging.WARNING, "rlsys"):
+        check_rewards([{"name": name}, {"name": "target_length"}], rows, "other.jsonl")
+    assert f"other.jsonl: reward '{name}' cannot work with 2 of 2 values" in caplog.text
+    with pytest.raises(ConfigError, match="cannot work with 2 of 2 values"):
+        check_rewards([{"name": name}], rows, "other.jsonl")
