@@ -79,12 +79,12 @@ class Checkpoints:
 
     async def _rescue(self) -> None:
         if self._learners.is_updating:
-            logger.warning("the run ends early, after the updates of this step (another Ctrl-C ends it at once)")
+            logger.warning("the run ends early, after the updates of this step (a Ctrl-C from now on ends it at once)")
         is_whole, step = await self._learners.settle(), self._learners.step
         if not (is_whole and self._reference.is_whole(step)):
             logger.warning("no checkpoint of the end: step %d was cut off while it changed the models", step + 1)
         elif step > self._saved:
-            logger.warning("the run ends early: saving step %d first (another Ctrl-C skips this)", step)
+            logger.warning("the run ends early: saving step %d first (a Ctrl-C from now on skips this)", step)
             # One that has failed already fails again here: ranks that wait for each other cannot begin another.
             folder = await (self._writing or self._save(step))
             logger.warning("saved %s: the same command with run_dir=%s resume=auto continues", folder, self._run_dir)

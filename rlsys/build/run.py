@@ -57,8 +57,6 @@ from rlsys.weights.policy_broadcast import PolicyBroadcast
 logger = logging.getLogger(__name__)
 # Seconds that engines and learner get to stop by themselves before they are killed.
 STOP_S = 30.0
-# Seconds for an answer that workers have ready.
-PLACEMENT_S = 60.0
 
 
 class Role(SpanSource, Protocol):
@@ -113,7 +111,9 @@ class Run:
         """
         try:
             await self.roles.cluster.calls.background.supervise(training)
-        except (Exception, asyncio.CancelledError):
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, Exception):  # now: saving may take minutes, and Ctrl-C meanwhile replaces the error
+                logger.error("the run failed: %s: %s", type(error).__name__, str(error).partition("\n")[0])
             async with self.roles.cluster.unhurried():
                 await self.checkpoints.rescue()
             raise
@@ -145,7 +145,7 @@ async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Async
         cluster = stack.enter_context(connect(config, wanted, run_dir / LOGS))
         roles = start_roles(cluster, prepared, wanted)
         await _wait_for_start(cluster, config, *roles.all)
-        await log_placement(cluster, roles.policy, roles.critic, roles.reference)
+        await log_placement(cluster, config, roles.policy, roles.critic, roles.reference)
         broadcaster = broadcaster_of(config, roles.policy, roles.rollout, cluster.calls)
         await broadcaster.open()
         state, folder = find_start(config, run_dir)
@@ -222,10 +222,13 @@ async def _wait_for_start(cluster: Cluster, config: Config, *roles: Role) -> Non
         await role.start(deadline_s)
 
 
-async def log_placement(cluster: Cluster, *roles: PolicyGroup | CriticGroup | ReferencePool | None) -> None:
+async def log_placement(
+    cluster: Cluster, config: Config, *roles: PolicyGroup | CriticGroup | ReferencePool | None
+) -> None:
     """Log what only workers know: the layout that fits their model, and their device."""
+    deadline_s = config.cluster.startup_deadline_s
     calls = {name: call for role in roles if role is not None for name, call in role.begin_placement().items()}
-    found = await cluster.calls.gather(calls, what="asking for layouts and devices", deadline_s=PLACEMENT_S)
+    found = await cluster.calls.gather(calls, what="asking for layouts and devices", deadline_s=deadline_s)
     alike: dict[str, list[str]] = {}
     for name, text in found.items():
         alike.setdefault(text, []).append(name)

@@ -250,6 +250,17 @@ def test_a_checkpoint_that_fails_does_not_hide_why_the_run_ended(
     assert names in caplog.text
 
 
+def test_why_the_run_ends_is_said_before_the_checkpoint_that_may_take_minutes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also to who then interrupts the saving."""
+    scene = Scene(tmp_path).at("record", 3, fails(WorkerDiedError("rollout/0 is gone\nthe end of its log")))
+    with caplog.at_level(logging.WARNING, "rlsys"), pytest.raises(asyncio.CancelledError):
+        scene.play(interrupt_at=during(3, "record") + 1.0)
+    assert caplog.messages[0] == "the run failed: WorkerDiedError: rollout/0 is gone"
+    assert scene.saved == []
+
+
 @pytest.mark.parametrize("guard", ["rewards", "eval_rewards"])
 @pytest.mark.parametrize("every", [0, 3])
 def test_a_guard_that_ends_the_run_leaves_the_step_s_checkpoint(tmp_path: Path, guard: str, every: int) -> None:

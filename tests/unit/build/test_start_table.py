@@ -155,13 +155,15 @@ def test_a_layout_that_is_not_the_best_one_is_explained(
 
 
 def test_what_only_workers_know_is_one_line_after_their_start(caplog: pytest.LogCaptureFixture) -> None:
-    async def gather(calls: Any, **_: Any) -> Any:
+    async def gather(calls: Any, *, deadline_s: float, **_: Any) -> Any:
+        assert deadline_s == config.cluster.startup_deadline_s
         return calls
 
     def role(**answers: str) -> Any:
         return SimpleNamespace(begin_placement=lambda: {f"learner/{rank[1:]}": text for rank, text in answers.items()})
 
+    config = load_config([])
     cluster: Any = SimpleNamespace(calls=SimpleNamespace(gather=gather))
     with caplog.at_level(logging.INFO, "rlsys"):
-        asyncio.run(log_placement(cluster, role(_0="padded", _1="padded"), None, role(_2="shared_prompt")))
+        asyncio.run(log_placement(cluster, config, role(_0="padded", _1="padded"), None, role(_2="shared_prompt")))
     assert caplog.messages == ["ready: learner/0, learner/1: padded; learner/2: shared_prompt"]
