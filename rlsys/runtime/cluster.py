@@ -135,14 +135,14 @@ class Cluster:
     def close(self) -> None:
         """Leave Ray; a local one is stopped with every process it started, and its session files removed."""
         # Ray first, so that it can stop in order. The guardian ends what is left, and then nobody uses the files.
-        ray.shutdown()
-        if self._guardian is not None:
-            self._guardian.close()
-            self._guardian = None
-        if self._session_dir is not None:
-            shutil.rmtree(self._session_dir, ignore_errors=True)
-            self._session_dir = None
-        self._environment.close()
+        with self._environment:
+            ray.shutdown()
+            if self._guardian is not None:
+                self._guardian.close()
+                self._guardian = None
+            if self._session_dir is not None:
+                shutil.rmtree(self._session_dir, ignore_errors=True)
+                self._session_dir = None
 
 
 @contextlib.contextmanager
@@ -152,9 +152,11 @@ def _signal_handler_kept(number: signal.Signals) -> Iterator[None]:
     `ray.init` replaces the handler of SIGTERM, in Python and in C++, by one that ends the process at once.
     """
     handler = signal.getsignal(number)
-    yield
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(number, handler)
 
 
 def _check_temp_dir() -> None:

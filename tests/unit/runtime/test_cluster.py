@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from rlsys.config.schema import ClusterConfig
 from rlsys.errors import ConfigError
-from rlsys.runtime.cluster import AUTHENTICATION, MAX_TEMP_DIR, _check_temp_dir, _own_token
+from rlsys.runtime.cluster import (
+    AUTHENTICATION,
+    MAX_TEMP_DIR,
+    Cluster,
+    _check_temp_dir,
+    _own_token,
+    _signal_handler_kept,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +72,28 @@ def test_a_chosen_way_to_authenticate_stays(monkeypatch: pytest.MonkeyPatch) -> 
     with _own_token():
         assert "RAY_AUTH_TOKEN" not in os.environ
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
+
+
+def test_the_environment_is_as_before_whatever_fails_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("Ray hangs")
+
+    cluster = Cluster(ClusterConfig())
+    cluster._environment.enter_context(_own_token())
+    monkeypatch.setattr("rlsys.runtime.cluster.ray.shutdown", fail)
+    with pytest.raises(RuntimeError, match="Ray hangs"):
+        cluster.close()
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_a_ray_that_does_not_start_leaves_no_handler() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def start() -> None:
+        with _signal_handler_kept(signal.SIGTERM):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        start()
+    assert signal.getsignal(signal.SIGTERM) is before
