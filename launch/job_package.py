@@ -29,7 +29,8 @@ LEFT_OUT = ("runs", "outputs", "node_modules", "__pycache__")
 def main(folder: Path, root: Path, target: Path) -> None:
     """Write the package and print the runtime environment; exit with a message when that cannot work."""
     files = package_files(folder, root)
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as package:
+    # Not strict: files from a container image or a store may be dated 1970, which a zip cannot hold.
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as package:
         for name, file in files.items():
             package.write(file, name)
     check_size(target.stat().st_size, files)
@@ -46,13 +47,13 @@ def main(folder: Path, root: Path, target: Path) -> None:
 def package_files(folder: Path, root: Path) -> dict[str, Path]:
     """Return the files to ship by their names in the package: those of the folder, and rlsys with its presets."""
     files = {str(file.relative_to(folder)): file for file in files_of(folder)}
-    if folder != root:
-        taken = [name for name in ("rlsys", "configs") if (folder / name).exists()]
-        if taken:
-            sys.exit(f"rlsys: {folder} has {' and '.join(taken)}, names that rlsys's own folders have in the package")
-        for part in ("rlsys", "configs"):
-            files |= {str(file.relative_to(root)): file for file in files_of(root / part)}
-    return files
+    if folder == root:
+        return files
+    if (folder / "rlsys").exists():
+        sys.exit(f"rlsys: {folder} has a file or folder 'rlsys', the name that rlsys itself has in the package")
+    files |= {str(file.relative_to(root)): file for file in files_of(root / "rlsys")}
+    # Inside the package, as when it is installed: the folder may have `configs` of its own.
+    return files | {f"rlsys/{file.relative_to(root)}": file for file in files_of(root / "configs")}
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -50,10 +50,10 @@ NAMES_A_RUN = re.compile(r"(experiment|model|model\.path|model\.adapter|model\.b
 
 
 def config_dir() -> Path:
-    """Return the folder of presets: beside the package in a source tree, inside it when installed."""
+    """Return the folder of presets: inside the package when installed, beside it in a source tree."""
     package = Path(__file__).resolve().parents[1]
-    source = package.parent / "configs"
-    return source if source.is_dir() else package / "configs"
+    installed = package / "configs"  # first: what else is called `configs` beside an installed package is another's
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 @cache

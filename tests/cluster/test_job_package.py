@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -47,7 +49,7 @@ def test_the_caller_s_folder_travels_with_rlsys(
     package.main(folder, ROOT, tmp_path / "job.zip")
     printed = capsys.readouterr()
     names = set(zipfile.ZipFile(tmp_path / "job.zip").namelist())
-    assert {"rewards.py", "data/rows.jsonl", "rlsys/cli.py", "configs/config.yaml"} <= names
+    assert {"rewards.py", "data/rows.jsonl", "rlsys/cli.py", "rlsys/configs/config.yaml"} <= names
     assert [name for name in names if name.startswith((".", "runs", "env", "tests"))] == []
     sent = json.loads(printed.out)
     assert sent["working_dir"] == str(tmp_path / "job.zip")
@@ -62,11 +64,35 @@ def test_what_git_ignores_stays(package: ModuleType, folder: Path) -> None:
     assert {file.name for file in package.files_of(folder)} == {".gitignore", "rewards.py", "x"}
 
 
-def test_names_that_rlsys_has_too_are_refused(package: ModuleType, folder: Path) -> None:
-    (folder / "configs").mkdir()
-    with pytest.raises(SystemExit, match="has configs, names that rlsys's own folders have"):
+def test_a_folder_of_rlsys_s_name_is_refused(package: ModuleType, folder: Path) -> None:
+    (folder / "rlsys").mkdir()
+    with pytest.raises(SystemExit, match="has a file or folder 'rlsys'"):
         package.package_files(folder, ROOT)
-    assert "rlsys/cli.py" in package.package_files(ROOT, ROOT)  # in the repository they are rlsys's own
+    assert "rlsys/cli.py" in package.package_files(ROOT, ROOT)  # in the repository it is rlsys's own
+
+
+def test_configs_of_the_folder_travel_beside_rlsys_s_own(package: ModuleType, folder: Path, tmp_path: Path) -> None:
+    """What arrives takes its presets from the package."""
+    (folder / "configs").mkdir()
+    (folder / "configs" / "mine.yaml").write_text("a: 1")
+    os.utime(folder / "configs" / "mine.yaml", (0, 0))  # a date before the first that a zip can hold
+    package.main(folder, ROOT, tmp_path / "job.zip")
+    zipfile.ZipFile(tmp_path / "job.zip").extractall(tmp_path / "job")
+    assert (tmp_path / "job" / "configs" / "mine.yaml").read_text() == "a: 1"
+    shown = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from rlsys.config.overrides import config_dir, presets; print(config_dir(), presets('data'))",
+        ],
+        cwd=tmp_path / "job",
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert shown.startswith(f"{tmp_path}/job/rlsys/configs ")
+    assert "gsm8k" in shown
 
 
 def test_a_package_above_ray_s_limit_names_its_largest_files(package: ModuleType, tmp_path: Path) -> None:
