@@ -80,8 +80,8 @@ def test_the_sweep_ends_every_tagged_process_even_a_deaf_one(start: Start, tag: 
     willing = [start("sleep", "60", tag=tag) for _ in range(2)]
     deaf = stubborn(start, tag)
     sweep(tag, grace_s=0.2)
-    assert [process.wait(timeout=5) for process in willing] == [-signal.SIGTERM] * 2
-    assert deaf.wait(timeout=5) == -signal.SIGKILL
+    assert [process.wait(timeout=60) for process in willing] == [-signal.SIGTERM] * 2
+    assert deaf.wait(timeout=60) == -signal.SIGKILL
     assert find_tagged(tag) == []  # the shell's own child went too
 
 
@@ -107,7 +107,7 @@ def test_closing_the_guardian_ends_what_was_started_under_it(monkeypatch: pytest
         guardian.wait_on()  # means nothing without a signal
         assert child.poll() is None
         guardian.close()
-        assert child.wait(timeout=5) == -signal.SIGTERM
+        assert child.wait(timeout=60) == -signal.SIGTERM
         assert TAG not in os.environ
     finally:
         child.kill()
@@ -144,8 +144,8 @@ def test_a_signalled_driver_that_does_not_end_is_ended(
     driver, worker = stubborn(start, ""), start("sleep", "60", tag=tag)
     os.write(pipe[1], bytes([signal.SIGTERM]))
     guard(tag, driver.pid, pipe[0])
-    assert driver.wait(timeout=5) == -signal.SIGKILL
-    assert worker.wait(timeout=5) == -signal.SIGTERM
+    assert driver.wait(timeout=60) == -signal.SIGKILL
+    assert worker.wait(timeout=60) == -signal.SIGTERM
 
 
 def test_a_signalled_driver_that_saves_its_work_is_waited_for(monkeypatch: pytest.MonkeyPatch, tag: str) -> None:
@@ -173,7 +173,7 @@ def test_a_driver_that_closes_its_pipe_is_not_touched(start: Start, tag: str, pi
     os.write(pipe[1], bytes([signal.SIGCHLD]))  # a child of the driver ended, nothing more
     os.close(pipe[1])
     guard(tag, driver.pid, pipe[0])
-    assert worker.wait(timeout=5) == -signal.SIGTERM
+    assert worker.wait(timeout=60) == -signal.SIGTERM
     assert driver.poll() is None
 
 
