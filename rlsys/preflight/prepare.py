@@ -77,7 +77,7 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
         check_rewards(config.rewards, eval_set.prompts, loaded.source.name)
     note = accuracy_note(config)
     if eval_sets and not training:  # the table at a run's start has it
-        logger.info("%s", note)
+        logger.info("accuracy: %s", note)
     every = train_prompts + [prompt for eval_set in eval_sets for prompt in eval_set.prompts]
     longest_prompt = max((len(prompt.token_ids) for prompt in every), default=0)
     stops = stop_tokens(

@@ -49,9 +49,9 @@ def accuracy_note(config: Config) -> str:
     """Return what decides accuracy, for a person. Raise ConfigError when `eval.accuracy_from` names no reward."""
     judges, bar = judges_of(config), config.eval.correct_at
     if judges:
-        return f"accuracy is judged by {' and '.join(judges)}, from {bar:g} on (eval.accuracy_from, eval.correct_at)"
+        return f"judged by {' and '.join(judges)}, from {bar:g} on (eval.accuracy_from, eval.correct_at)"
     return (
-        f"no reward says that it judges answers, so accuracy counts total rewards of at least {bar:g} "
+        f"no reward says that it judges answers, so total rewards of at least {bar:g} count "
         "(eval.correct_at); name the reward that does with eval.accuracy_from"
     )
 
