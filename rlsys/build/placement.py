@@ -60,7 +60,7 @@ def keep_freed_memory(glibc: str) -> dict[str, str]:
 def _env(config: Config, threads: int) -> dict[str, str]:
     env = {**QUIET, **keep_freed_memory(platform.libc_ver()[1]), "OMP_NUM_THREADS": str(threads)}
     if config.cluster.num_gpus == 0:
-        return env | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        return env | {"DS_ACCELERATOR": "cpu"}
     return env | {"DS_ACCELERATOR": "cuda"}
 
 

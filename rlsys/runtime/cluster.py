@@ -112,10 +112,12 @@ class Cluster:
         )
 
     def _env(self, demand: Demand) -> dict[str, str]:
+        # Ray leaves the variable alone for a worker without a share of a GPU: it would see those of all others.
+        env = dict(demand.env) if demand.num_gpus else {**demand.env, "CUDA_VISIBLE_DEVICES": ""}
         if self._log_dir is None:
-            return dict(demand.env)
+            return env
         shown = {SHOW_OUTPUT: "1"} if self._config.log_to_driver else {}
-        return {**demand.env, LOG_DIR: str(self._log_dir), WORKER: demand.name, **shown}
+        return {**env, LOG_DIR: str(self._log_dir), WORKER: demand.name, **shown}
 
     @contextlib.asynccontextmanager
     async def unhurried(self) -> AsyncIterator[None]:

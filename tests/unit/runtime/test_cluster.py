@@ -18,6 +18,7 @@ from rlsys.runtime.cluster import (
     _own_token,
     _signal_handler_kept,
 )
+from rlsys.runtime.room import Demand
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +98,12 @@ def test_a_ray_that_does_not_start_leaves_no_handler() -> None:
     with pytest.raises(ConnectionError):
         start()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("share", "hidden"), [(0.0, {"CUDA_VISIBLE_DEVICES": ""}), (0.5, {}), (1.0, {})])
+def test_a_worker_without_a_share_of_a_gpu_sees_none(tmp_path: Path, share: float, hidden: dict[str, str]) -> None:
+    """With a share Ray sets the variable; without one it would leave the caller's, and so all GPUs."""
+    demand = Demand("scoring/0", 1.0, share, {"A": "b"})
+    assert Cluster(ClusterConfig())._env(demand) == {"A": "b", **hidden}
+    logged = Cluster(ClusterConfig(), tmp_path)._env(demand)
+    assert logged.get("CUDA_VISIBLE_DEVICES") == hidden.get("CUDA_VISIBLE_DEVICES")
