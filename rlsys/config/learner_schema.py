@@ -52,7 +52,11 @@ class LearnerConfig:
     num_workers: int = option(1, ge=1, help="number of ranks")
     zero_stage: int = option(1, choices=(0, 1, 2, 3), help="DeepSpeed's ZeRO stage")
     offload_optimizer: bool = option(False, help="keep the optimizer's state and step on the CPU; needs ZeRO 1 to 3")
-    dtype: str = option("float32", choices=DTYPES, help="number format of weights and activations")
+    dtype: str = option(
+        "auto",
+        choices=("auto", *DTYPES),
+        help="number format of weights and activations; auto: bfloat16 with GPUs",
+    )
     lr: float = option(1e-6, ge=0, help="learning rate of AdamW")
     lr_schedule: str = option(
         "constant", choices=LR_SCHEDULES, help="course of the learning rate after `warmup_steps` updates"

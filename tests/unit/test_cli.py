@@ -272,7 +272,7 @@ def test_the_folder_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("rlsys tr", ["train"], ["eval"]),
         ("rlsys train expe", ["experiment="], ["train"]),
         ("rlsys train experiment=qu", ["quickstart"], ["dapo_math"]),
-        ("rlsys train learner.dtype=", ["float32", "bfloat16"], []),
+        ("rlsys train learner.dtype=", ["auto", "float32", "bfloat16"], []),
         ("rlsys train data.shuffle=", ["true", "false"], []),
         ("rlsys train train.num_", ["train.num_steps="], ["train.seed"]),
         ("rlsys train train.num_steps=", ["200"], []),

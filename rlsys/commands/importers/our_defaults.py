@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from rlsys.algorithms import advantages, aggregation, policy_losses
 from rlsys.config import dotted
-from rlsys.config.compose import load_config
+from rlsys.config.compose import compose
 from rlsys.config.option import options
 from rlsys.config.schema import Config
 from rlsys.registry import Registry
@@ -28,7 +28,8 @@ MISSING = object()
 @functools.cache
 def defaults() -> dict[str, Any]:
     """Return the configuration of a run without experiment: the defaults of the schema and of the default groups."""
-    composed = OmegaConf.to_container(OmegaConf.structured(load_config([])))
+    # Not turned into dataclasses: there `auto` has become what it means on this machine.
+    composed = OmegaConf.to_container(compose([]), resolve=True)
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
 

@@ -207,3 +207,17 @@ def test_a_value_of_another_type_is_answered_with_what_the_option_takes(override
 
 def test_every_type_of_option_has_words() -> None:
     assert {option.type.partition(" | ")[0] for option in options(Config())} - {"Any"} == set(EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "learner", "critic"),
+    [
+        ([], "float32", "float32"),
+        (["cluster.num_gpus=2"], "bfloat16", "bfloat16"),
+        (["cluster.num_gpus=2", "learner.dtype=float32"], "float32", "bfloat16"),
+        (["learner.dtype=bfloat16"], "bfloat16", "float32"),
+    ],
+)
+def test_the_dtype_is_the_devices_unless_it_is_asked_for(overrides: list[str], learner: str, critic: str) -> None:
+    config = load_config(overrides)
+    assert (config.learner.dtype, config.critic.dtype, config.engine_dtype) == (learner, critic, learner)

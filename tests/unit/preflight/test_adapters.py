@@ -51,7 +51,7 @@ def test_a_model_stored_quantised_is_refused(
         (["learner.lora.rank=-1"], "learner.lora.rank=-1: must be at least 0"),
         ([LORA, "learner.lora.quantize_base=nf4"], "needs GPUs and bitsandbytes: cluster.num_gpus is 0"),
         ([LORA, "learner.lora.quantize_base=int8"], "learner.lora.quantize_base=int8"),
-        ([LORA, "cluster.num_gpus=4"], "half precision only, and theirs is float32"),
+        ([LORA, "cluster.num_gpus=4", "learner.dtype=float32"], "half precision only, and theirs is float32"),
         (["algorithm=ppo", "critic.lora.rank=8"], "a critic has no adapters"),
         (["scoring.num_gpus=0.5"], "cluster.num_gpus=0"),
         *(
