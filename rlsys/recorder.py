@@ -18,7 +18,7 @@ from rlsys.types import Experience, Update
 
 logger = logging.getLogger(__name__)
 # Keys in the row of every step; null where nothing was measured.
-ALWAYS = ("policy/kl_ref", "sync/logprob_abs_diff/mean", "sync/logprob_abs_diff/max")
+ALWAYS = ("policy/kl_ref", "sync/logprob_abs_diff/mean", "sync/logprob_abs_diff/p999", "sync/k3")
 
 
 class Recorder:

@@ -98,7 +98,7 @@ def metrics(recipe: Recipe, step: int) -> dict[str, Any]:
         "rollout/staleness/mean": 0.8,
         "rollout/staleness/max": 1.0,
         "sync/logprob_abs_diff/mean": 3e-7 * (1 + 4 * abs(wave)),
-        "sync/logprob_abs_diff/max": 4e-5 * (1 + 9 * abs(wave)),
+        "sync/logprob_abs_diff/p999": 4e-5 * (1 + 9 * abs(wave)),
         "correction/ratio/mean": 1.0 + wave / 100,
         "correction/ratio/max": 1.3,
         "throughput/tokens_per_s": 5000 + 800 * wave,

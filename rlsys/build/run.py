@@ -267,7 +267,7 @@ def build_run(
     estimates = partial(calls.read, who="the object store", what="reading value estimates")
     rollouts = RolloutWriter(run_dir, config.logging, roles.scoring.text, roles.rollout.trajectories, estimates)
     recorder = Recorder(clock, orchestrator, guards, log=log, rollouts=rollouts, display=display, timeline=timeline)
-    is_canary_needed = config.train.max_staleness > 0 or config.learner.lora.rank > 0
+    is_canary_needed = config.weights.verify or config.train.max_staleness > 0 or config.learner.lora.rank > 0
     canary = canary_of(prepared, roles.policy, roles.rollout, calls) if is_canary_needed else None
     return Run(
         prepared=prepared,

@@ -91,7 +91,8 @@ class RolloutConfig:
 
     num_workers: int = option(1, ge=1, help="number of engines")
     tensor_parallel_size: int = option(1, ge=1, help="ranks (GPUs, or CPU processes) per engine")
-    temperature: float = option(1.0, gt=0, help="sampling temperature in training; evaluation is greedy by itself")
+    # vLLM samples at 0.01 when asked for less, and the learner would compute probabilities at another temperature.
+    temperature: float = option(1.0, ge=0.01, help="sampling temperature in training; evaluation is greedy by itself")
     max_response_tokens: int = option(64, ge=1, help="longest response in tokens")
     ignore_eos: bool = option(False, help="always sample `max_response_tokens` tokens")
     stop: list[Any] = option(
@@ -158,10 +159,7 @@ class WeightsConfig:
     backend: str = option(
         "auto", choices=("auto", "nccl", "gloo", "ipc"), help="channel; auto: nccl on GPUs, gloo on CPUs"
     )
-    verify: bool = option(True, help="stop the run when engines and learner disagree on the trained tokens")
-    max_logprob_diff: float | None = option(
-        None, gt=0, help="largest accepted difference; null: 1e-3 in float32, else 1.0", needs="verify = true"
-    )
+    verify: bool = option(True, help="stop the run when engines do not have, or do not use, the learner's weights")
     bucket_mib: int = option(256, ge=1, help="size of the buckets that parameters are packed into, in MiB")
     share_memory: bool = option(
         True,
@@ -184,7 +182,7 @@ class EvalConfig:
         0, ge=0, help="responses drawn per prompt besides the greedy one, for mean@k and pass@k", needs="every > 0"
     )
     temperature: float = option(
-        1.0, gt=0, help="sampling temperature of the drawn responses", needs="every > 0 and num_samples > 0"
+        1.0, ge=0.01, help="sampling temperature of the drawn responses", needs="every > 0 and num_samples > 0"
     )
     confidence: float = option(0.95, gt=0, le=0.9999, help="confidence of the intervals", needs="every > 0")
     max_response_tokens: int | None = option(None, ge=1, help="longest response; null: as rollout.max_response_tokens")

@@ -27,7 +27,7 @@ from rlsys.learner.token_records import TokenRecord, records_of, select_tokens
 from rlsys.models.lora import set_dropout
 from rlsys.models.packing import TokenBatch
 from rlsys.types import NonFiniteTrajectory
-from rlsys.weights.verify import LogprobDiff, bound_of, check_logprobs, comparable, diff_of, merge
+from rlsys.weights.verify import Agreement, Differences, comparable, merge
 
 
 @dataclass
@@ -59,6 +59,7 @@ class PolicyRank(PolicyServices):
         """Set everything that depends on the algorithm alone; the model and its engine stay."""
         self._setup = setup
         self._objective = Objective(setup.algorithm)
+        self._agreement = Agreement(setup.learner.dtype, setup.engine_dtype)
         node = setup.algorithm.aggregation
         is_local = aggregation.registry.fact(str(node["name"]), "local", False)
         self._local_weights = aggregation.registry.component(node) if is_local else None
@@ -195,25 +196,21 @@ class PolicyRank(PolicyServices):
     def _verify(self, step: _StepData, minibatches: Sequence[Sequence[TrainItem]]) -> dict[str, float]:
         """Compare engine and learner on the tokens that this policy version sampled, on all ranks together.
 
-        Runs before the first optimizer step. Raises WeightMismatchError when they differ by more than the bound.
+        Runs before the first optimizer step. Raises WeightMismatchError when they differ by more than accepted.
         """
         version = step.batch.policy_version
-        local: dict[int, LogprobDiff] = {}
+        local: dict[int, Differences] = {}
         for item in (item for items in minibatches for item in items):
             trajectory = item.trajectory
             learned = step.old_tokens[item.row.index].logprobs
             same = comparable(trajectory, version, kv_is_kept=self._setup.kv_is_kept)
             same &= np.isfinite(learned)  # NaN in the learner is reported as a step that is not finite, not as this
-            diff = diff_of(trajectory.behavior_logprobs[same], learned[same])
-            local[trajectory.engine] = local.get(trajectory.engine, LogprobDiff()) + diff
+            found = Differences.between(trajectory.behavior_logprobs[same], learned[same])
+            local[trajectory.engine] = local.get(trajectory.engine, Differences()) + found
         per_engine = merge(self._all_gather(local))
-        bound = bound_of(self._setup.weights, self._setup.learner.dtype, self._setup.engine_dtype)
-        if bound is not None:
-            check_logprobs(per_engine, bound=bound, policy_version=version, num_engines=len(per_engine))
-        overall = sum(per_engine.values(), LogprobDiff())
-        if not overall.num_tokens:
-            return {}
-        return {"sync/logprob_abs_diff/mean": overall.mean, "sync/logprob_abs_diff/max": overall.largest}
+        if self._setup.weights.verify:
+            self._agreement.check(per_engine, version)
+        return sum(per_engine.values(), Differences()).metrics()
 
     def _metrics(self, sums: _UpdateSums, result: StepResult, num_tokens: int) -> dict[str, float]:
         """Reduce one update's statistics over all ranks and return its metrics."""

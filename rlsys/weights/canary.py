@@ -1,14 +1,15 @@
 """Comparison of the log-probabilities of one fixed text on engines and learner after every broadcast.
 
 Trained tokens do not always show a broken broadcast. When sampling runs ahead, a step trains tokens of earlier policy
-versions, whose weights the learner no longer has. And an adapter that has not taken effect changes so little at first
-that trained tokens would not show it. The training loop does not wait for the results: they are compared as they
-arrive.
+versions, whose weights the learner no longer has. An adapter that has not taken effect changes so little at first that
+trained tokens would not show it, and so does one step of training. The training loop does not wait for the results:
+they are compared as they arrive.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -17,7 +18,8 @@ import numpy as np
 from rlsys.errors import DeadlineError, WeightMismatchError
 from rlsys.metrics.step import Metrics
 from rlsys.runtime.calls import Calls
-from rlsys.weights.verify import LogprobDiff, check_logprobs, diff_of
+from rlsys.weights.change import EngineChange, Scored
+from rlsys.weights.verify import Differences
 
 # Tokens of the text: enough to show a wrong layer, few enough to cost next to nothing.
 NUM_TOKENS = 64
@@ -41,7 +43,7 @@ class _Version:
     def __init__(self) -> None:
         # [L - 1] float32 under the policy, and without its adapter where it has one.
         self.learned: asyncio.Future[tuple[np.ndarray, np.ndarray | None]] = asyncio.get_running_loop().create_future()
-        self.num_engines = 0  # engines whose result has arrived
+        self.served: dict[int, np.ndarray] = {}  # [L - 1] float32 by engine
 
 
 class WeightCanary:
@@ -54,20 +56,24 @@ class WeightCanary:
         rollout: ProbedSide,
         token_ids: np.ndarray,
         *,
-        bound: float | None,
+        dtype: str | None,
         deadline_s: float,
     ) -> None:
-        """Probe with `token_ids`, [L] int32; `bound` is the largest accepted difference, None for any."""
+        """Probe with `token_ids`, [L] int32; `dtype` is the coarser of both sides', None accepts any difference."""
         self._calls = calls
         self._learner = learner
         self._rollout = rollout
         self._token_ids = token_ids
-        self._bound = bound
         self._deadline_s = deadline_s
         self._versions: dict[int, _Version] = {}
+        self._changes: defaultdict[int, EngineChange] | None = None
+        if dtype is not None:
+            self._changes = defaultdict(lambda: EngineChange(dtype))
         self._open: set[asyncio.Task[None]] = set()
-        self._difference = LogprobDiff()
-        self._effect = LogprobDiff()
+        self._before: np.ndarray | None = None  # the learner's at the version before
+        self._difference = Differences()
+        self._moved = Differences()
+        self._effect = Differences()
 
     def begin(self, policy_version: int) -> None:
         """Probe every rank and engine; they have just got this version.
@@ -79,21 +85,22 @@ class WeightCanary:
         # Every rank is probed: under ZeRO-3 none has the whole policy, so a forward needs them all.
         for rank, (name, call) in enumerate(self._learner.begin_probe(self._token_ids).items()):
             self._start(self._take_learned(name, call, version if rank == 0 else None))
-        for engine, (name, call) in enumerate(self._rollout.begin_probe(self._token_ids).items()):
-            self._start(self._compare_engine(engine, name, call))
+        answers = [
+            self._start(self._take_served(engine, name, call))
+            for engine, (name, call) in enumerate(self._rollout.begin_probe(self._token_ids).items())
+        ]
+        self._start(self._judge(policy_version, version, answers))
 
     def take(self) -> Metrics:
         """Return the differences since the last call; empty when nothing was compared."""
-        difference, self._difference = self._difference, LogprobDiff()
-        effect, self._effect = self._effect, LogprobDiff()
-        metrics: Metrics = {}
-        if difference.num_tokens:
-            metrics |= {
-                "sync/logprob_abs_diff/mean": difference.mean,
-                "sync/logprob_abs_diff/max": difference.largest,
-            }
+        difference, self._difference = self._difference, Differences()
+        moved, self._moved = self._moved, Differences()
+        effect, self._effect = self._effect, Differences()
+        metrics: Metrics = {**difference.metrics()}
+        if moved.num_tokens:
+            metrics["sync/canary_change/mean"] = moved.mean
         if effect.num_tokens:
-            metrics |= {"sync/adapter_effect/mean": effect.mean, "sync/adapter_effect/max": effect.largest}
+            metrics |= {"sync/adapter_effect/mean": effect.mean, "sync/adapter_effect/p999": effect.quantile}
         return metrics
 
     async def finish(self) -> None:
@@ -106,10 +113,11 @@ class WeightCanary:
         if late:
             raise DeadlineError(f"comparing engines and learner: no answer within {self._deadline_s:g} s")
 
-    def _start(self, work: Any) -> None:
-        task = self._calls.background.start(work)
+    def _start(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self._calls.background.start(work)
         self._open.add(task)
         task.add_done_callback(self._open.discard)
+        return task
 
     async def _result(self, name: str, call: Any) -> Any:
         return await self._calls.result(
@@ -122,36 +130,50 @@ class WeightCanary:
         if version is None:
             return
         version.learned.set_result((learned, bare))
+        if self._before is not None:
+            self._moved += Differences.between(self._before, learned)
+        self._before = learned
         if bare is not None:
-            self._effect += diff_of(bare, learned)
+            self._effect += Differences.between(bare, learned)
 
-    async def _compare_engine(self, engine: int, name: str, call: Any) -> None:
+    async def _take_served(self, engine: int, name: str, call: Any) -> None:
         answer = await self._result(name, call)
         if answer is None:  # weights came in between each time it tried
             return
         policy_version, logprobs = answer
         version = self._versions.get(policy_version)
-        if version is None:  # too long ago, or newer than what was begun
-            return
+        if version is not None:  # else too long ago, or newer than what was begun
+            version.served[engine] = logprobs
+
+    async def _judge(self, policy_version: int, version: _Version, answers: Sequence[asyncio.Task[None]]) -> None:
+        """Compare a version once every engine has answered, so that the message can say which of them agree."""
+        await asyncio.wait(answers)
         learned, bare = await version.learned
-        version.num_engines += 1
-        difference = diff_of(logprobs, learned)
-        self._difference += difference
-        if self._bound is None:  # weights.verify=false
-            return
-        if bare is not None:
-            check_effect(engine, diff_of(logprobs, bare), difference)
-        check_logprobs(
-            {engine: difference},
-            bound=self._bound,
-            policy_version=policy_version,
-            num_engines=version.num_engines,
-            tokens="a given text",
-            consequence="Steps since then may have been trained on its samples",
-        )
+        problems: dict[int, str] = {}
+        for engine, served in sorted(version.served.items()):
+            self._difference += Differences.between(served, learned)
+            if self._changes is None:  # weights.verify=false
+                continue
+            if bare is not None:
+                check_effect(engine, Differences.between(served, bare), Differences.between(served, learned))
+            problem = self._changes[engine].judge(Scored(policy_version, learned, served))
+            if problem is not None:
+                problems[engine] = problem
+        if problems:
+            raise WeightMismatchError(_message(problems, len(version.served), policy_version))
 
 
-def check_effect(engine: int, to_bare: LogprobDiff, to_policy: LogprobDiff) -> None:
+def _message(problems: dict[int, str], num_engines: int, policy_version: int) -> str:
+    names = ", ".join(f"rollout/{engine}" for engine in problems)
+    others = "the other engines agree with the learner" if len(problems) < num_engines else "no engine agrees"
+    return (
+        f"{names} and the learner disagree about the log-probabilities of a fixed text at policy version "
+        f"{policy_version} ({others}). Of {names.split(',')[0]}: {next(iter(problems.values()))}. Steps since then may "
+        "have been trained on its samples. weights.verify=false turns the check off"
+    )
+
+
+def check_effect(engine: int, to_bare: Differences, to_policy: Differences) -> None:
     """Raise WeightMismatchError for an engine that is clearly nearer to the model without its adapter.
 
     While an adapter changes less than the two sides round differently, an engine is as near to the one as to the other.

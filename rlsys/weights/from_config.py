@@ -18,7 +18,7 @@ from rlsys.weights.broadcaster import (
     WeightSide,
 )
 from rlsys.weights.canary import ProbedSide, WeightCanary, canary_text
-from rlsys.weights.verify import bound_of
+from rlsys.weights.verify import coarser
 
 
 class PolicySide(WeightSide, AdapterSide, ProbedSide, Protocol):
@@ -44,6 +44,6 @@ def canary_of(prepared: Prepared, policy: PolicySide, rollout: RolloutSide, call
         policy,
         rollout,
         canary_text([prompt.token_ids for prompt in prepared.train_prompts], prepared.max_tokens),
-        bound=bound_of(config.weights, config.learner.dtype, config.engine_dtype),
+        dtype=coarser(config.learner.dtype, config.engine_dtype) if config.weights.verify else None,
         deadline_s=config.rollout.deadline_s,
     )

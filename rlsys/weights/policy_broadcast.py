@@ -8,7 +8,7 @@ from rlsys.weights.canary import WeightCanary
 
 
 class PolicyBroadcast:
-    """The broadcast of each step; where trained tokens cannot show a broken one, a canary is compared after it."""
+    """The broadcast of each step; where it is checked, a canary is compared after it."""
 
     def __init__(self, broadcaster: Broadcaster, canary: WeightCanary | None, clock: StageClock) -> None:
         self._broadcaster = broadcaster

@@ -14,7 +14,7 @@ from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 from rlsys.models.packing import LAYOUTS
 from rlsys.models.tiny import ARCHITECTURES
-from rlsys.weights.verify import DEFAULT_BOUNDS
+from rlsys.weights.verify import FLOORS
 
 OPTIONS = list(options(Config()))
 
@@ -95,5 +95,5 @@ def test_the_bounds_of_a_role_that_is_not_started_are_not_checked() -> None:
 def test_the_choices_are_those_of_the_code_that_implements_them() -> None:
     rules = {option.key: option.rule for option in OPTIONS}
     assert ("auto", *LAYOUTS) == PACKINGS
-    assert tuple(DEFAULT_BOUNDS) == DTYPES
+    assert tuple(FLOORS) == DTYPES
     assert rules["model.build.architecture"].choices == tuple(ARCHITECTURES)

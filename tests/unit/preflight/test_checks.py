@@ -65,8 +65,9 @@ def test_ranks_need_not_divide_the_batch() -> None:
         ("rollout.max_response_tokens", 0, ["at least 1"]),
         ("learner.num_workers", 0, ["at least 1"]),
         ("scoring.num_workers", 0, ["at least 1"]),
-        ("rollout.temperature", 0.0, ["above 0", "evaluation is greedy"]),
-        ("rollout.temperature", -1.0, ["above 0"]),
+        ("rollout.temperature", 0.0, ["at least 0.01", "evaluation is greedy"]),
+        ("rollout.temperature", 0.009, ["at least 0.01"]),  # vLLM would sample at 0.01 without a word
+        ("eval.temperature", 0.009, ["at least 0.01"]),
         ("train.max_staleness", -1, ["at least 0"]),
         ("rollout.max_in_flight", 0, ["at least 1"]),
         ("rollout.linger_s", -0.1, ["at least 0"]),
