@@ -27,7 +27,17 @@ def main() -> None:
     header = report.header("benchmarks.learning")
     shown = report.table(
         f"{options.name}: {' '.join(overrides)}",
-        ["seed", "accuracy first", "last", "reward first", "last", "steps", "s per step", "training s", "max |dlogp|"],
+        [
+            "seed",
+            "accuracy first",
+            "last",
+            "reward first",
+            "last",
+            "steps",
+            "s per step",
+            "training s",
+            "99.9% |dlogp|",
+        ],
     )
     seeds = {}
     for seed in options.seeds:
@@ -64,7 +74,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "reward_last": statistics.mean(rewards[-10:]),
         "step_median_s": statistics.median(row["time/step_s"] for row in steps),
         "training_s": sum(row["time/step_s"] + row.get("time/eval_s", 0.0) for row in steps),
-        "logprob_diff_p999": max(row["sync/logprob_abs_diff/p999"] or 0.0 for row in steps),
+        "logprob_diff_max": max(row["sync/logprob_abs_diff/p999"] or 0.0 for row in steps),
         "curve": curve(rows),
     }
 

@@ -15,6 +15,7 @@ from rlsys.learner.engine import divide_at_once
 from rlsys.learner.rank import Rank
 from rlsys.learner.rank_batch import EMPTY_ITEM, TrainItem
 from rlsys.learner.setup import PolicySetup
+from rlsys.learner.shared_gpu import check_shared_gpu, free_memory
 from rlsys.models.divergence import kl_sums
 from rlsys.models.folder import base_dtype, base_files, write_model
 from rlsys.models.lora import load_adapter, peft_config, without_adapters, write_adapter
@@ -191,6 +192,8 @@ class PolicyServices(Rank):
     def _on_started(self) -> dict[str, Any]:
         """Create the sender; return the manifest of its broadcasts in the engines' form."""
         setup = self._setup
+        if setup.weights.backend == "ipc":
+            check_shared_gpu(setup, self._engine.module, free_memory())
         # Looked up now: a checkpoint after hours must not depend on the hub.
         self._base_files = base_files(setup.model_path) if self._rank == 0 else []
         self._saved_dtype = (
