@@ -9,11 +9,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from rlsys.weights.change import EngineChange, Scored
 
 COMMON: dict[str, Any] = {
     "vocab_size": 128,
@@ -116,6 +119,31 @@ class Pair:
             for parameter in self.hf.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=size)
 
+    def step(self) -> None:
+        """Take a step as Adam's first at a learning rate of 1e-6: every weight moves by that much."""
+        import torch
+
+        self.hf.zero_grad()
+        scores = self.hf(torch.tensor([TOKENS])).logits[0].log_softmax(-1)
+        scores[:-1].gather(1, torch.tensor(TOKENS[1:])[:, None]).mean().backward()
+        with torch.no_grad():
+            for parameter in self.hf.parameters():
+                parameter.add_(parameter.grad.sign(), alpha=1e-6)
+
+    def ignore(self, part: str) -> None:
+        """Let the layers whose name ends with `part` go on multiplying with their old packed copies."""
+        whole = self.engine.finish_weight_update
+
+        def finish() -> None:
+            named = self.model.named_modules()
+            kept = {module: module.cpu_linear for name, module in named if name.endswith(part)}
+            assert kept
+            whole()
+            for module, packed in kept.items():
+                module.cpu_linear = packed
+
+        self.engine.finish_weight_update = finish
+
     def difference(self) -> float:
         """Largest difference of log-probabilities between the model and the engine."""
         return float(np.abs(self.learned() - self.served()).max())
@@ -183,3 +211,25 @@ def test_an_engine_computes_what_it_was_sent(family: str, tmp_path: Path) -> Non
         assert (report["missing"], report["different"]) == ([], [])
         assert 0 < report["compared_fraction"] < 1
         assert len(report["checksums"]) > 1
+
+
+def _faulty(part: str, pair: Pair) -> list[tuple[str | None, dict[str, Any]]]:
+    change, found = EngineChange("float32"), []
+    for version in range(4):
+        if version == 3:
+            pair.ignore(part)
+        report = pair.broadcast()
+        found.append((change.judge(Scored(version, pair.learned(), pair.served())), report))
+        pair.step()
+    return found
+
+
+@pytest.mark.parametrize("part", ["layers.1.mlp.down_proj", "lm_head"])
+def test_an_engine_that_does_not_use_what_it_received_is_caught(part: str, tmp_path: Path) -> None:
+    """The bytes arrive and are loaded, but one layer keeps its old packed copy, which nothing else shows."""
+    found = apart(partial(_faulty, part), "Qwen2", tmp_path)
+    assert [problem for problem, _ in found[:3]] == [None] * 3
+    problem, report = found[3]
+    assert "since version 2 " in str(problem)
+    assert "it does not use all of the weights it received" in str(problem)
+    assert (report["missing"], report["different"]) == ([], [])

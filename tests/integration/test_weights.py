@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,47 +62,6 @@ def test_a_layer_left_out_of_the_broadcast_is_caught(run: OpenRun) -> None:
 def test_an_output_layer_left_out_of_the_broadcast_is_caught(run: OpenRun) -> None:
     tied = run.run.prepared.config.model.build.tie_word_embeddings
     _check_caught(run, "model.embed_tokens" if tied else "lm_head")
-
-
-@pytest.mark.parametrize("part", ["model.layers.1.mlp.down_proj", "lm_head"])
-def test_an_engine_that_does_not_use_what_it_received_is_caught(run: OpenRun, part: str) -> None:
-    """The bytes arrive and are loaded, but one layer goes on multiplying with its old packed copy."""
-    if run.run.roles.rollout.workers_per_engine > 1:
-        pytest.skip("the fault is put into the rollout worker's process, which holds no model here")
-    version = 3000 if part == "lm_head" else 4000
-    run.wait(run.run.weights.broadcast(version))
-    run.wait(run.run.weights.finish())
-    _update(run, version)
-    engine = run.run.roles.rollout._workers[0]
-    call_worker(engine, partial(_keep_packed, part))
-    run.wait(run.run.weights.broadcast(version + 1))
-    with pytest.raises(WeightMismatchError, match="it does not use all of the weights it received") as caught:
-        run.wait(run.run.weights.finish())
-    assert str(caught.value).startswith("rollout/0 and the learner disagree")
-    assert f"policy version {version + 1} " in str(caught.value)
-    others = "the other engines agree" if run.run.roles.rollout.num_workers > 1 else "no engine agrees"
-    assert others in str(caught.value)
-    call_worker(engine, partial(_keep_packed, None))
-    run.wait(run.run.weights.broadcast(version + 2))
-    run.wait(run.run.weights.finish())
-
-
-def _keep_packed(part: str | None, worker: Any) -> None:
-    """In an engine's process: let layers whose name ends with `part` keep their packed copies from now on."""
-    from rlsys.weights.receiver import BucketEngine
-
-    whole = getattr(BucketEngine, "_whole", BucketEngine.finish_weight_update)
-
-    def finish(engine: Any) -> None:
-        named = engine.model.named_modules()
-        kept = {module: module.cpu_linear for name, module in named if part is not None and name.endswith(part)}
-        assert kept or part is None
-        whole(engine)
-        for module, packed in kept.items():
-            module.cpu_linear = packed
-
-    BucketEngine._whole = whole  # type: ignore[attr-defined]
-    BucketEngine.finish_weight_update = finish  # type: ignore[method-assign]
 
 
 def _check_caught(run: OpenRun, skipped: str) -> None:
