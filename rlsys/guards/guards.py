@@ -33,7 +33,7 @@ class Guards:
             MissingRewardGuard(
                 "eval/unscored", limit, in_a_row=state.eval_unscored_in_a_row, total=state.eval_unscored_total
             ),
-            SignalWatch(config),
+            SignalWatch(config, state.reward_best),
         )
 
     def check(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlsys.algorithms import advantages
@@ -32,8 +32,14 @@ class SignalWatch:
     What `STEPS` steps in a row show is reported once, and again only if it went away and came back.
     """
 
-    def __init__(self, config: Config) -> None:
-        """Watch the rewards that count in the total, and the responses."""
+    def __init__(self, config: Config, best: Mapping[str, float] | None = None) -> None:
+        """Watch the rewards that count in the total, and the responses.
+
+        Args:
+            config: the run's configuration.
+            best: `best` at the checkpoint that the run continues from.
+        """
+        self.best = dict(best or {})  # the highest value of each reward that ever varied
         self.active: list[SignalWarning] = []  # those reported that still hold
         labels = label_rewards(config.rewards)
         # A value that a function gives where there is nothing to judge, such as a penalty that nobody deserves.
@@ -42,7 +48,6 @@ class SignalWatch:
         estimator = str(config.algorithm.advantage["name"])
         self._compares_groups = advantages.registry.fact(estimator, "min_group_size", 1) > 1
         self._rollout = config.rollout
-        self._best: dict[str, float] = {}  # the highest value of each reward that ever varied
         self._in_a_row: dict[str, int] = {}
 
     def look(self, step: int, groups: Sequence[ScoredGroup], num_without_spread: int) -> list[SignalWarning]:
@@ -103,11 +108,11 @@ class SignalWatch:
         values = {part.value for part in parts if part.outcome == "ok" and part.value is not None}
         if len(values) != 1 or len(parts) < 2:
             if values:
-                self._best[label] = max(*values, self._best.get(label, max(values)))
+                self.best[label] = max(*values, self.best.get(label, max(values)))
             return "", ""
         (value,) = values
         kind = f"constant/{label}/{value:g}"
-        if value == self._rests[label] or self._best.get(label) == value:  # learned: it varied before
+        if value == self._rests[label] or self.best.get(label) == value:  # learned: it varied before
             return kind, ""
         return kind, (
             f"reward '{label}' is {value:g} for every response, so it teaches nothing. Likely cause: "
@@ -115,7 +120,7 @@ class SignalWatch:
         )
 
     def _why_constant(self, label: str, value: float, *, is_cut: bool) -> str:
-        if label in self._best:
+        if label in self.best:
             return "it varied before, so the policy gives one kind of response now, or a service returns a default"
         if is_cut:
             return "no response ends by itself, so none comes to what the reward looks for"

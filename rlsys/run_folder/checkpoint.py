@@ -32,6 +32,7 @@ class RunState:
     unscored_total: int = 0
     eval_unscored_in_a_row: int = 0
     eval_unscored_total: int = 0
+    reward_best: dict[str, float] = field(default_factory=dict)  # the highest value of each reward that ever varied
     started_coef: dict[str, float] = field(default_factory=dict)  # coefficients of kl and entropy as configured
     written_with: dict[str, Any] = field(default_factory=dict)  # options that decide how the checkpoint's files look
 

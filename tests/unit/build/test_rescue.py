@@ -151,12 +151,14 @@ def test_ctrl_c_keeps_the_step_that_the_models_are_at(
 ) -> None:
     """An update that runs is made to its end, and counts."""
     scene = Scene(tmp_path)
+    scene.guards.signals.best["format"] = 1.0
     with caplog.at_level(logging.WARNING, "rlsys"), pytest.raises(asyncio.CancelledError):
         scene.play(interrupt_at=during(3, stage))
     assert scene.saved == [kept]
     (folder,) = checkpoints(tmp_path)
     assert (folder / "weights").read_text() == str(kept)
-    assert load_state(folder).prompts_pending == [kept]
+    state = load_state(folder)
+    assert (state.prompts_pending, state.reward_best) == ([kept], {"format": 1.0})
     assert f"saved {folder}: the same command with run_dir={tmp_path} resume=auto continues" in caplog.text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,8 @@ def test_a_step_of_nothing_at_all_has_metrics() -> None:
 def test_both_counts_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     state = RunState(5, 0, unscored_in_a_row=1, unscored_total=4, eval_unscored_in_a_row=2, eval_unscored_total=3)
     given: Any = None
-    guards = Guards.from_config(load_config([]), tmp_path, state, given, given)
+    guards = Guards.from_config(load_config([]), tmp_path, replace(state, reward_best={"a": 1.0}), given, given)
+    assert guards.signals.best == {"a": 1.0}
     assert guards.rewards.record(6, "down") == {"reward/unscored_steps": 5.0}
     guards.check()
     assert guards.eval_rewards.record(6, "down") == {"eval/unscored": 4.0}

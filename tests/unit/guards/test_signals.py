@@ -143,6 +143,8 @@ def test_what_was_learned_or_is_a_penalty_that_nobody_deserves_is_none() -> None
     assert kinds(watch, [GOOD, learned, learned, learned]) == [[]] * 4
     assert kinds(watch, [NO_FORMAT] * 3)[-1] == ["constant/format/0"]  # and what was learned can be lost
     assert "it varied before" in watch.active[0].text
+    resumed = SignalWatch(load_config([TWO]), {"accuracy": 1.0, "format": 1.0})
+    assert kinds(resumed, [learned] * 3) == [[]] * 3
     penalty = "soft_overlong_punishment"
     rested = step_of([[{"accuracy": 1.0, penalty: 0.0}, {"accuracy": 0.0, penalty: 0.0}]] * 2), 0
     assert (
