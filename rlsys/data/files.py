@@ -212,10 +212,13 @@ def _has_lines(path: Path) -> bool:
     if Path(_uncompressed(path.name)).suffix.lower() == ".jsonl":
         return True
     _, first = next(_lines(path), (0, ""))
-    try:
-        return isinstance(json.loads(first), dict)
-    except json.JSONDecodeError:  # a list or an object over several lines
+    if not first.lstrip().startswith("{"):  # a list, which may be the whole of a large file: not read for this
         return False
+    try:
+        json.loads(first)
+    except json.JSONDecodeError:  # an object over several lines
+        return False
+    return True
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

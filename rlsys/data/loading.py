@@ -177,7 +177,8 @@ def _unreadable(source: Source, kind: str | None, error: Exception) -> str:
 def _renamed(loaded: LoadedRows, config: DataConfig) -> LoadedRows:
     """Return the rows with the prompt in `data.prompt_column`, and with the renames of `columns` applied.
 
-    A name with dots that is no column is a key inside of one: `reward_model.ground_truth`.
+    A name with dots that is no column is a key inside of one: `reward_model.ground_truth`, which a row whose
+    `reward_model` is null lacks as well.
     """
     source, ours = loaded.source, config.prompt_column
     theirs = source.prompt_column or ours
@@ -204,12 +205,12 @@ def _renamed_row(row: Row, renames: Mapping[str, str]) -> Row:
 
 def _has(row: Mapping[str, Any], name: str) -> bool:
     first, dot, rest = name.partition(".")
-    inner = row.get(first)
-    return name in row or (bool(dot) and isinstance(inner, Mapping) and _has(inner, rest))
+    if name in row or not dot or first not in row:
+        return name in row
+    return row[first] is None or (isinstance(row[first], Mapping) and _has(row[first], rest))
 
 
 def _value(row: Mapping[str, Any], name: str) -> Any:
-    if name in row or not _has(row, name):
-        return row.get(name)
     first, _, rest = name.partition(".")
-    return _value(row[first], rest)
+    inside = name not in row and isinstance(row.get(first), Mapping)
+    return _value(row[first], rest) if inside else row.get(name)

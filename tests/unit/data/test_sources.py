@@ -151,6 +151,16 @@ def test_a_name_with_dots_is_a_key_inside_of_a_column(tmp_path: Path) -> None:
         load(source, DataConfig(columns={"answer": "reward_model.truth"}), seed=0)
 
 
+def test_a_key_inside_of_null_is_null(tmp_path: Path) -> None:
+    rows = [{"prompt": "1+1", "a": {"b": {"c": "2"}}}, {"prompt": "?", "a": None}, {"prompt": "?", "a": {"b": None}}]
+    loaded = load(Source(jsonl(tmp_path / "rows.jsonl", *rows)), DataConfig(columns={"answer": "a.b.c"}), seed=0)
+    assert [row["answer"] for row in loaded.rows] == ["2", None, None]
+    name = jsonl(tmp_path / "none.jsonl", {"prompt": "?", "a": 7}, {"prompt": "?"})
+    for wrong in ("a.b", "b.c"):
+        with pytest.raises(DataError, match=rf"none.jsonl, line 1: no column '{wrong}'"):
+            load(Source(name), DataConfig(columns={"answer": wrong}), seed=0)
+
+
 def test_a_column_whose_own_name_has_dots(tmp_path: Path) -> None:
     name = jsonl(tmp_path / "rows.jsonl", {"prompt": "1+1", "a.b": "2", "a": {"b": 3}})
     assert load(Source(name), DataConfig(columns={"answer": "a.b"}), seed=0).rows[0]["answer"] == "2"

@@ -267,7 +267,7 @@ def test_what_is_logged_oddly_costs_no_score(start: Start) -> None:
 
 
 def test_a_stopped_process_meets_the_deadline_though_it_reads_nothing(start: Start) -> None:
-    process = start("identity", call_s=1.0, row_s=1.0)
+    process = start("identity", call_s=1.0)
     pid = process.score(request("a"))[0][0].value
     assert pid is not None
     os.kill(int(pid), signal.SIGSTOP)
