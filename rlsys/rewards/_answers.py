@@ -9,6 +9,7 @@ from typing import Any
 
 # What announces a final answer, up to the end of its line; and what may stand around an answer that is text.
 ANNOUNCED = re.compile(r"\banswer(?:[ \t]+is\b:?|[ \t]*:)[ \t*]*(\S.*)$", re.IGNORECASE | re.MULTILINE)
+TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
 STYLED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 AROUND = " \t\n$()[]{}*_`'\":.,;!"
@@ -44,19 +45,24 @@ def as_words(answer: str) -> str:
     return "" if not re.search(r"[^\W\d_]", text) or re.search(r"[\d\\=+*/^<>]", text) else " ".join(text.split())
 
 
-def final_text(response: str, marker: str = "") -> str:
-    """Return the final answer of a response as it is written.
-
-    It is what follows the last `marker`, is in the last box, or follows words such as `the answer is`, in this order;
-    else the whole response.
-    """
+def answer_part(response: str, marker: str = "") -> str:
+    """Return what follows the last `marker`, else what stands between the last `<answer>` tags, else the response."""
     if marker and marker in response:
-        return response.rpartition(marker)[2].strip()
+        return response.rpartition(marker)[2]
+    return str((TAGGED.findall(response) or [response])[-1])
+
+
+def final_text(part: str) -> str:
+    """Return the final answer as it is written: in the last box, else after words such as `the answer is`, else all.
+
+    Args:
+        part: what `answer_part` returns.
+    """
     for expression in (BOXED, ANNOUNCED):
-        found = expression.findall(response)
+        found = expression.findall(part)
         if found:
             return str(found[-1]).strip()
-    return response.strip()
+    return part.strip()
 
 
 def same_words(guess: str, gold: str) -> bool:

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from rlsys.rewards import content
-from rlsys.rewards._answers import as_words, final_text, gold_answers, same_words
+from rlsys.rewards._answers import answer_part, as_words, final_text, gold_answers, same_words
 
 # It warns at the first call that its timeout is off, which is meant.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -70,7 +70,7 @@ def verdicts(completions: list[Any], solution: list[Any]) -> list[bool | None]:
             continue
         text = content(completion)
         guess = parse(text, extraction_mode="first_match", extraction_config=[answers])
-        final = final_text(text)
+        final = final_text(answer_part(text))
         found.append(equal(formulas, guess) or any(same_words(final, letter) for letter in letters))
     return found
 

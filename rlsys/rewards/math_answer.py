@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlsys.rewards import Scores, content, register
-from rlsys.rewards._answers import as_words, final_text, gold_answers, same_words
+from rlsys.rewards._answers import answer_part, as_words, final_text, gold_answers, same_words
 from rlsys.rewards._math_verify import equal, expressions, formula_of, parse
 
 
@@ -17,8 +17,9 @@ def _is_gold(expected: Any, *, marker: str = "####", **_: Any) -> bool:
 def math_answer(completions: list[Any], answer: list[Any], *, marker: str = "####", **_: Any) -> Scores:
     r"""Score 1 if the response's final answer equals the correct one, 0 if it differs or there is none.
 
+    It is looked for after the marker, else between the last `<answer>` tags, else in the whole response.
     Any of a list of correct answers counts. An answer in words, or the letter of a choice, is compared as text: `B`
-    with what follows the marker, is in `\boxed{...}`, or follows words such as `The answer is`. Rows whose correct
+    with what is there in `\boxed{...}`, follows words such as `The answer is`, or is all there is. Rows whose correct
     answer cannot be parsed are not applicable.
 
     Args:
@@ -33,9 +34,9 @@ def math_answer(completions: list[Any], answer: list[Any], *, marker: str = "###
         if not formulas and not words:
             scores.append(None)
             continue
-        text = content(completion)
-        final = final_text(text, marker)
-        guess = formula_of(final) or parse(text.rpartition(marker)[2])
+        part = answer_part(content(completion), marker)
+        final = final_text(part)
+        guess = formula_of(final) or parse(part)
         scores.append(float(equal(formulas, guess) or any(same_words(final, word) for word in words)))
     return scores
 

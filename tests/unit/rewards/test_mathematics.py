@@ -51,6 +51,7 @@ def padded(answer: str, characters: int) -> str:
         ("\\boxed{2}", '["3", "2"]', 1.0),
         ("\\boxed{4}", ["3", "2"], 0.0),
         ("The answer is (B).", "B", 1.0),
+        ("<think>\nNot A.\n</think>\n<answer>\nB\n</answer>", "B", 1.0),
         ("\\boxed{C}", "B", 0.0),
         ("\\boxed{72}", None, None),
         ("\\boxed{72}", "", None),
