@@ -13,6 +13,7 @@ from rlsys.commands.importers.options import (
     needs,
     same,
     unsupported,
+    without,
 )
 from rlsys.commands.importers.recipe import ABSENT
 
@@ -34,7 +35,10 @@ DATA = {
     "data.input_key": same("data.prompt_column", "input"),
     "data.label_key": converted("data.columns", None, lambda key: ABSENT if key == "label" else {"label": str(key)}),
     "data.input_template": converted(
-        "data.prompt_template", None, lambda template: str(template).replace("{}", "{{ content }}")
+        "data.prompt_template",
+        None,
+        lambda template: str(template).replace("{}", "{{ content }}"),
+        when=without("data.apply_chat_template", "data.apply_chat_template takes its place"),
     ),
     "data.apply_chat_template": same("data.chat_template", False),
     "eval.dataset": computed("data.eval", None, rules.held_out_data),

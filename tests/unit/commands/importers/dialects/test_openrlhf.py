@@ -136,6 +136,12 @@ def test_options(options: dict[str, Any], expected: dict[str, Any]) -> None:
     assert {key: written[key] for key in expected} == expected
 
 
+def test_a_chat_template_takes_the_place_of_text_around_prompts() -> None:
+    result = run(OPENRLHF, OPEN | {"data.input_template": "Q: {}", "data.apply_chat_template": True})
+    assert result.written["data.chat_template"] is True
+    assert "data.prompt_template" not in result.written
+
+
 def test_the_batch_must_consist_of_whole_updates() -> None:
     with pytest.raises(ConfigError, match="does not divide the 8192 samples"):
         run(OPENRLHF, OPEN | {"train.batch_size": 1000})
