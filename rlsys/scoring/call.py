@@ -135,8 +135,9 @@ def call_reward(function: Callable[..., Any], request: RewardRequest, log: Rewar
     result = function(**_accepted(function, arguments))
     if inspect.isawaitable(result):
         result = _awaited(result)
-    # The keys of a mapping, or the letters of a text, would be counted as scores.
-    if isinstance(result, str | bytes | Mapping | Set) or not isinstance(result, Iterable):
+    # The keys of a mapping, or the letters of a text, would be counted as scores. An array of no dimension is a number.
+    is_number = not isinstance(result, Iterable) or getattr(result, "ndim", 1) == 0
+    if isinstance(result, str | bytes | Mapping | Set) or is_number:
         raise WrongReturnError(f"returned {_short(result)}; it must return a list with one number per completion")
     scores = [_score(value) for value in result]
     if len(scores) != len(request):

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from rlsys.errors import ConfigError
 from rlsys.preflight.rewards import check_reward
@@ -105,6 +107,8 @@ def test_what_trainer_state_lacks_is_named() -> None:
         ([1.0], "returned 1 value for 2 completions"),
         ([1.0, 1.0, 1.0], "returned 3 values for 2 completions"),
         (1.0, "returned float '1.0'; it must return a list"),
+        (np.array(1.0), "returned ndarray '1.0'; it must return a list"),
+        (torch.tensor(1.0), "returned Tensor"),
         (None, "returned NoneType 'None'"),
         ("10", "returned str '10'"),
         ({"a": 1.0, "b": 2.0}, "returned dict"),
