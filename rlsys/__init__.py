@@ -13,12 +13,20 @@ Importing rlsys loads none of its libraries; each of these functions loads what 
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rlsys.config.schema import Config
     from rlsys.evaluation.evaluate import Evaluation
+
+# In a worker this variable (`rlsys.runtime.cluster.CODE_FOLDERS`) names the driver's folders, with modules of the
+# user's own. Ray has put them before the libraries, and a `rich.py` there would be run in every worker. They come last,
+# as in the driver; here, because importing rlsys is the first thing that a worker does.
+for _folder in filter(None, os.environ.get("RLSYS_CODE_FOLDERS", "").split(os.pathsep)):
+    sys.path[:] = [*(path for path in sys.path if path != _folder), _folder]
 
 __version__ = "0.1.0"
 __all__ = ["evaluate_policy", "load_config", "train_policy"]

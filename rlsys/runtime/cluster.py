@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ WAIT_ON_S = 1.0  # between two messages to the guardian, well below its grace
 # The longest name of Ray's folder in bytes: a session's socket adds 64, as in
 # /session_2026-01-02_03-04-05_123456_4194304/sockets/plasma_store, and Linux takes 107.
 MAX_TEMP_DIR = 107 - 64
+# Environment of a worker: the driver's folders, whose modules come after the libraries (`rlsys/__init__.py`).
+CODE_FOLDERS = "RLSYS_CODE_FOLDERS"
 AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -112,8 +115,9 @@ class Cluster:
         )
 
     def _env(self, demand: Demand) -> dict[str, str]:
+        env = {**demand.env, CODE_FOLDERS: os.pathsep.join(_code_folders())}
         # Ray leaves the variable alone for a worker without a share of a GPU: it would see those of all others.
-        env = dict(demand.env) if demand.num_gpus else {**demand.env, "CUDA_VISIBLE_DEVICES": ""}
+        env |= {} if demand.num_gpus else {"CUDA_VISIBLE_DEVICES": ""}
         if self._log_dir is None:
             return env
         shown = {SHOW_OUTPUT: "1"} if self._config.log_to_driver else {}
@@ -159,6 +163,19 @@ def _signal_handler_kept(number: signal.Signals) -> Iterator[None]:
     finally:
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(number, handler)
+
+
+def _code_folders() -> list[str]:
+    """Return the folders that `ray.init` puts first in every worker's `sys.path`: the script's, and this directory.
+
+    What PYTHONPATH names stays where it is.
+    """
+    found = [os.path.abspath(os.curdir)]
+    if hasattr(sys.modules["__main__"], "__file__"):  # no notebook
+        script = os.path.dirname(os.path.realpath(sys.argv[0]))
+        found += [script] if script in sys.path else []
+    chosen = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return [folder for folder in found if folder not in chosen]
 
 
 def _check_temp_dir() -> None:

@@ -136,7 +136,7 @@ class Guardian:
         # In a session of its own, so that Ctrl-C in the terminal does not reach it; untagged, so that it does not sweep
         # itself.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rlsys.runtime.processes", self.tag, str(os.getpid())],
+            [sys.executable, "-P", "-m", "rlsys.runtime.processes", self.tag, str(os.getpid())],
             stdin=read_end,
             start_new_session=True,
             env=environment,

@@ -22,24 +22,21 @@ MACHINE = (
     "SLURM_",
     "SSH_",
 )
-FOLDER = "RLSYS_CALLER_FOLDER"  # environment of a reward's process: a folder whose modules it finds, after all others
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The driver's working directory and environment. They travel as an argument: Ray shows a worker's variables."""
+    """The driver's environment. It travels as an argument: Ray shows a worker's variables."""
 
-    folder: str
     environment: Mapping[str, str] = field(repr=False)
 
     @classmethod
     def here(cls) -> Caller:
         """Return this process's."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith((*MACHINE, "RLSYS_RUN_TAG"))}
-        return cls(os.getcwd(), kept)
+        return cls(kept)
 
     def apply(self) -> None:
-        """Give this process, and what it starts, the variables that it lacks, and name the folder."""
+        """Give this process, and what it starts, the variables that it lacks."""
         for name, value in self.environment.items():
             os.environ.setdefault(name, value)
-        os.environ[FOLDER] = self.folder

@@ -29,7 +29,6 @@ from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import FailureLog, end_of_own_log
 from rlsys.runtime.processes import exit_with_parent, kill_group, start_process
 from rlsys.scoring.call import Reply, RewardLog, RewardRequest, WrongReturnError, call_reward
-from rlsys.scoring.caller import FOLDER
 from rlsys.types import Outcome, RewardPart
 
 START_DEADLINE_S = 300.0
@@ -185,7 +184,8 @@ class RewardProcess:
             return self._pipe
         self._pipe, theirs = Pipe()
         # Unbuffered: what the function printed last is in the log although its process is killed.
-        command = [sys.executable, "-u", "-m", "rlsys.scoring.process", str(theirs.fileno())]
+        # -P: not the working directory's modules before the libraries.
+        command = [sys.executable, "-u", "-P", "-m", "rlsys.scoring.process", str(theirs.fileno())]
         self._process = start_process(
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
         )
@@ -277,5 +277,4 @@ def _raised() -> Reply:
 
 if __name__ == "__main__":
     exit_with_parent()
-    sys.path += [os.environ[FOLDER]] if FOLDER in os.environ else []
     serve(Connection(int(sys.argv[1])))

@@ -12,9 +12,11 @@ from rlsys.config.schema import ClusterConfig
 from rlsys.errors import ConfigError
 from rlsys.runtime.cluster import (
     AUTHENTICATION,
+    CODE_FOLDERS,
     MAX_TEMP_DIR,
     Cluster,
     _check_temp_dir,
+    _code_folders,
     _own_token,
     _signal_handler_kept,
 )
@@ -104,6 +106,22 @@ def test_a_ray_that_does_not_start_leaves_no_handler() -> None:
 def test_a_worker_without_a_share_of_a_gpu_sees_none(tmp_path: Path, share: float, hidden: dict[str, str]) -> None:
     """With a share Ray sets the variable; without one it would leave the caller's, and so all GPUs."""
     demand = Demand("scoring/0", 1.0, share, {"A": "b"})
-    assert Cluster(ClusterConfig())._env(demand) == {"A": "b", **hidden}
+    assert Cluster(ClusterConfig())._env(demand) == {"A": "b", CODE_FOLDERS: os.pathsep.join(_code_folders()), **hidden}
     logged = Cluster(ClusterConfig(), tmp_path)._env(demand)
     assert logged.get("CUDA_VISIBLE_DEVICES") == hidden.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_the_folders_that_ray_puts_first_but_not_those_that_the_user_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here, script = tmp_path / "here", tmp_path / "script"
+    for folder in (here, script):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("sys.argv", [str(script / "run.py")])
+    monkeypatch.setenv("PYTHONPATH", "")
+    assert _code_folders() == [str(here)]  # as `python -m` does it
+    monkeypatch.syspath_prepend(script)
+    assert _code_folders() == [str(here), str(script)]
+    monkeypatch.setenv("PYTHONPATH", f"/other:{here}")
+    assert _code_folders() == [str(script)]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rlsys.runtime.cluster import CODE_FOLDERS
 from rlsys.scoring.call import RewardRequest
-from rlsys.scoring.caller import FOLDER, Caller
+from rlsys.scoring.caller import Caller
 from rlsys.scoring.process import RewardProcess
 
 
@@ -19,7 +20,8 @@ def test_modules_and_variables_of_the_caller(tmp_path: Path, monkeypatch: pytest
     (mine / "my_rewards.py").write_text(
         "import os\ndef score(completions, **_):\n    return [float(os.environ['MY_KEY'])] * len(completions)\n"
     )
-    (mine / "json.py").write_text("raise ImportError('the library comes first')\n")
+    for folder in (mine, elsewhere):
+        (folder / "json.py").write_text("raise ImportError('the library comes first')\n")
     with monkeypatch.context() as there:
         there.chdir(mine)
         there.setenv("MY_KEY", "3")
@@ -30,7 +32,7 @@ def test_modules_and_variables_of_the_caller(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("HOME", "/home/of/this/node")
     with monkeypatch.context() as here:
-        here.setenv(FOLDER, "")
+        here.setenv(CODE_FOLDERS, str(mine))  # `Cluster` sets it in every worker
         here.setenv("MY_KEY", "")
         here.delenv("MY_KEY")
         caller.apply()
