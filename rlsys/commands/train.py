@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         RlsysError: a run failed; of a sweep, after the others have been trained.
     """
-    from rlsys.preflight.checks import check_config
+    from rlsys.preflight.checks import check_config, check_machine
 
     if options.shell_completion:
         raise ConfigError("--shell-completion is Hydra's and does not know rlsys: `rlsys --help` has the line for ours")
@@ -125,6 +125,7 @@ def run(options: argparse.Namespace) -> None:
         return
     for job in found:
         check_config(job.config)  # no job of a sweep starts before all are checked
+        check_machine(job.config)
     _train_all(found, train)
 
 

@@ -64,7 +64,9 @@ def check_quantized_model(config: Config, model_path: str) -> None:
             "cannot be trained: give the model it was made from, with learner.lora.quantize_base=nf4 if it must be "
             "small"
         )
-    _check_quantized(config, f"model.path '{model_path}' (4-bit weights)")
+    what = f"model.path '{model_path}' (4-bit weights)"
+    _check_quantizers(config, what)
+    _check_quantized(config, what)
 
 
 def check_adapter(config: Config, *, training: bool) -> None:
@@ -85,11 +87,21 @@ def check_adapter(config: Config, *, training: bool) -> None:
         )
 
 
-def _check_quantized(config: Config, what: str) -> None:
+def check_quantizers(config: Config) -> None:
+    """Raise ConfigError when `learner.lora.quantize_base` lacks its GPUs or libraries."""
+    lora = config.learner.lora
+    if lora.rank > 0 and lora.quantize_base is not None:
+        _check_quantizers(config, f"learner.lora.quantize_base={lora.quantize_base}")
+
+
+def _check_quantizers(config: Config, what: str) -> None:
     missing = [name.replace("_", "-") for name in QUANTIZERS if find_spec(name) is None]
     if config.cluster.num_gpus == 0 or missing:
         why = "cluster.num_gpus is 0" if config.cluster.num_gpus == 0 else f"pip install {' '.join(missing)}"
         raise ConfigError(f"{what} needs GPUs and bitsandbytes: {why}")
+
+
+def _check_quantized(config: Config, what: str) -> None:
     if config.learner.zero_stage == 3 or not config.learner.lora.syncs_adapter_only:
         # Quantised weights can neither be divided among ranks nor merged with an adapter.
         raise ConfigError(

@@ -11,7 +11,7 @@ from rlsys.config.bounds import check_values
 from rlsys.config.schema import Config, DataConfig
 from rlsys.errors import ConfigError
 from rlsys.metrics.trackers.choice import choose_trackers
-from rlsys.preflight.adapters import check_adapter, check_lora
+from rlsys.preflight.adapters import check_adapter, check_lora, check_quantizers
 from rlsys.preflight.algorithm import check_algorithm
 from rlsys.preflight.devices import check_devices
 from rlsys.preflight.rewards import check_reward_list
@@ -38,7 +38,13 @@ def check_config(config: Config, *, training: bool = True) -> None:
     check_adapter(config, training=training)
     check_devices(config, training=training)
     check_reward_list(config, training=training)
+
+
+def check_machine(config: Config, *, training: bool = True) -> None:
+    """Raise ConfigError when this machine lacks what the run needs. `rlsys import` writes runs for other machines."""
     check_extras(_installed())
+    if training:
+        check_quantizers(config)
 
 
 def check_extras(installed: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ from rlsys.errors import ConfigError, RlsysError
 from rlsys.models.lora import check_adapters
 from rlsys.models.resolve import ModelFacts, model_facts, resolve_model
 from rlsys.preflight.adapters import check_quantized_model
-from rlsys.preflight.checks import check_config, check_lengths
+from rlsys.preflight.checks import check_config, check_lengths, check_machine
 from rlsys.preflight.model import check_model
 from rlsys.preflight.prepared import EvalSet, Prepared, run_tokenizer
 from rlsys.preflight.rewards import accuracy_note, check_rewards
@@ -38,6 +38,7 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
     `training=False` is for `rlsys eval`, which needs no learner.
     """
     check_config(config, training=training)
+    check_machine(config, training=training)
     # From here on files of data, rewards, templates, adapter and algorithm do not depend on the working directory.
     config = _self_contained(config)
     # A model built on the spot learns its tokenizer and its first steps from the training rows.
@@ -53,10 +54,7 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
         corpus=_corpus(config, [row for loaded in train for row in loaded.rows]),
     )
     if training:
-        check_quantized_model(config, model_path)
-        check_saving(config, model_path)
-    if training and config.learner.lora.rank > 0:
-        check_adapters(model_path, config.learner.lora, trust_remote_code=config.model.trust_remote_code)
+        _check_trained_model(config, model_path)
     # Prompts must leave room for the longest response, of training or evaluation.
     longest_response = max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0)
     facts = model_facts(model_path, trust_remote_code=config.model.trust_remote_code)
@@ -92,6 +90,14 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
         check_model(config, model_path, max_tokens)
     order = _order(config, train, [len(part) for part in encoded])
     return Prepared(config, model_path, max_tokens, train_prompts, order, eval_sets, stops)
+
+
+def _check_trained_model(config: Config, model_path: str) -> None:
+    """Raise ConfigError for a model that cannot be trained, or saved, as the options ask for."""
+    check_quantized_model(config, model_path)
+    check_saving(config, model_path)
+    if config.learner.lora.rank > 0:
+        check_adapters(model_path, config.learner.lora, trust_remote_code=config.model.trust_remote_code)
 
 
 def _self_contained(config: Config) -> Config:

@@ -13,6 +13,7 @@ from rlsys.config.compose import load_config
 from rlsys.config.overrides import config_dir, normalise
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
+from rlsys.preflight.prepare import prepare
 from tests.unit.commands.importers.imports import RECIPES
 
 
@@ -87,6 +88,20 @@ def test_a_tracker_that_is_not_installed_here_is_written_with_a_note(
     assert OmegaConf.create(written).logging.trackers == ["wandb", "tensorboard"]
     assert "tracker 'wandb' cannot import wandb" in " ".join(written.replace("#", "").split())
     assert "tracker 'wandb' cannot import wandb" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_only_this_machine_lacks_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlsys.preflight.checks._installed", dict)  # as without vLLM
+    recipe = write(tmp_path, TRL + "use_peft: true\nload_in_4bit: true\nbf16: true\n")
+    execute(["import", str(recipe)])
+    written = tmp_path / "recipe.rlsys.yaml"
+    assert OmegaConf.create(written.read_text()).learner.lora.quantize_base == "nf4"
+    config = load_config([f"experiment={written}"])
+    with pytest.raises(ConfigError, match="vLLM is not installed"):
+        prepare(config)
+    monkeypatch.setattr("rlsys.preflight.checks._installed", lambda: {"vllm": "0"})
+    with pytest.raises(ConfigError, match=r"quantize_base=nf4 needs GPUs and bitsandbytes: cluster\.num_gpus is 0"):
+        prepare(config)
 
 
 def test_a_dollar_sign_stays_text(tmp_path: Path) -> None:
