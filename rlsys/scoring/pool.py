@@ -53,18 +53,17 @@ class ScoringPool:
         return self._texts[ref.chunk][ref.index]
 
     async def _score(self, worker: int, units: list[ScoringUnit]) -> list[UnitScores]:
-        """Score units on one worker, in one call unless equal prompts must be kept apart."""
-        parts = calls_apart(units) if self._whole_groups else [units]
-        return [scores for part in parts for scores in await self._call(worker, part)]
+        """Score units on one worker, in one call unless some must be kept apart."""
+        scored: dict[int, UnitScores] = {}
+        for part in calls_apart(units, whole_groups=self._whole_groups):
+            scored |= zip(part, await self._call(worker, [units[index] for index in part]), strict=True)
+        return [scored[index] for index in range(len(units))]
 
     async def _call(self, worker: int, units: list[ScoringUnit]) -> list[UnitScores]:
         samples = [(unit.prompt, sample) for unit in units for sample in unit.samples]
         chunks, indices = chunks_of([[sample.trajectory for _, sample in samples]])
         score = self._workers[worker].score.options(num_returns=2)
-        # A call has one step: where units of several steps share it, functions see the latest.
-        scored, texts = score.remote(
-            [prompt for prompt, _ in samples], max(unit.step for unit in units), indices[0], *chunks
-        )
+        scored, texts = score.remote([prompt for prompt, _ in samples], units[0].step, indices[0], *chunks)
         rewards, logged = await self._calls.result(
             scored, who=self.names[worker], what="scoring", deadline_s=self._deadline_s
         )
@@ -77,19 +76,19 @@ class ScoringPool:
         return results
 
 
-def calls_apart(units: Sequence[ScoringUnit]) -> list[list[ScoringUnit]]:
-    """Divide units, in order, into calls in which no prompt occurs twice.
+def calls_apart(units: Sequence[ScoringUnit], *, whole_groups: bool) -> list[list[int]]:
+    """Divide units into calls, given by the units' indices: each has one step, which functions see.
 
-    Functions that compare a prompt's responses recognise them by the prompt. The groups of a data set of one row would
-    be one group to them.
+    With `whole_groups` no prompt occurs twice in a call. Functions that compare a prompt's responses recognise them by
+    the prompt; the groups of a data set of one row would be one group to them.
     """
-    calls: list[list[ScoringUnit]] = []
-    seen: set[str] = set()
-    for unit in units:
-        text = str(unit.prompt.text)
-        if not calls or text in seen:
+    calls: list[list[int]] = []
+    seen: set[str] = set()  # prompts of the last call
+    for index in sorted(range(len(units)), key=lambda index: units[index].step):
+        step, text = units[index].step, str(units[index].prompt.text)
+        if not calls or units[calls[-1][0]].step != step or (whole_groups and text in seen):
             calls.append([])
             seen = set()
-        calls[-1].append(unit)
+        calls[-1].append(index)
         seen.add(text)
     return calls
