@@ -73,13 +73,11 @@ class MixtureOrder:
 def quotas(weights: Sequence[float], total: int) -> list[int]:
     """Return whole numbers in proportion to `weights` that add up to `total` (method of the largest remainders).
 
-    A part that would get none gets 1, taken from the largest.
+    Each is at least 1 if no weight is below its share of `total`, as `sources_of` sees to.
     """
     exact = np.asarray(weights, dtype=np.float64) / float(np.sum(weights)) * total
     counts = np.floor(exact).astype(int)
     # The largest fractional parts are rounded up until the total is reached.
     for index in np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]:
         counts[index] += 1
-    for index in np.flatnonzero(counts == 0):
-        counts[index], counts[np.argmax(counts)] = 1, counts.max() - 1
     return [int(count) for count in counts]

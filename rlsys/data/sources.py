@@ -14,6 +14,7 @@ from rlsys.config.paths import absolute, absolute_function, expand, is_file
 from rlsys.config.schema import DataConfig
 from rlsys.data import registry
 from rlsys.data.files import is_pattern, reader_of, title_of
+from rlsys.data.order import BLOCK
 from rlsys.errors import ConfigError, nearest
 
 # Options of `datasets.load_dataset` that name files: local ones for its readers of files, such as `json`.
@@ -66,7 +67,21 @@ def sources_of(value: Any, key: str, config: DataConfig) -> list[Source]:
     # Weights are relative to each other: a source without one has no place among them.
     if weighted and len(weighted) < len(found):
         raise ConfigError(f"{key}: {', '.join(weighted)} has a weight and others have none: give all of them one")
+    if key == "data.train":
+        _check_weights(found)
     return _labelled(found)
+
+
+def _check_weights(found: Sequence[Source]) -> None:
+    """Raise ConfigError for a weight too small for a single prompt in each `BLOCK` of a mixture."""
+    total = sum(source.weight or 0.0 for source in found)
+    for source in found:
+        if source.weight is not None and source.weight * BLOCK < total * (1 - 1e-9):
+            raise ConfigError(
+                f"data.train: '{source.title}' has weight={source.weight:g}, less than one in {BLOCK} of all weights, "
+                f"and a mixture is exact over {BLOCK} prompts: give it at least "
+                f"{(total - source.weight) / (BLOCK - 1):.6g}, or leave it out"
+            )
 
 
 def absolute_sources(value: Any) -> Any:

@@ -59,6 +59,11 @@ def test_options_of_one_among_several_are_its_own(value: Any) -> None:
         (7, "neither a source's name"),
         ([{"name": "x", "wieght": 2}], "'x' has no key 'wieght': did you mean 'weight'?"),
         ([{"name": "x", "weight": 2}, {"name": "y"}], "x has a weight and others have none"),
+        (
+            [{"name": "x", "weight": 1e-9}, {"name": "y", "weight": 1}],
+            "'x' has weight=1e-09, less than one in 1000 of all weights, and a mixture is exact over 1000 prompts: "
+            "give it at least 0.001001, or",
+        ),
         ([{"name": "x", "weight": 0}], "weight=0: it must be positive"),
         ([{"name": "x", "share": 1.5}], "share=1.5"),
         ([{"name": "x", "weight": "2"}], "data.train: 'x' has weight='2': it must be a number"),
