@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from rlsys.orchestrator.batch import StepBatch
 from rlsys.rewards.entry import label_rewards
 from rlsys.rewards.judges import judged, judges_of
 from rlsys.types import Coefficients, Experience, ExperienceRow, Reward, RolloutGroup, ScoredGroup
+
+logger = logging.getLogger(__name__)
 
 
 class Critic(Protocol):
@@ -44,6 +47,7 @@ class ExperienceBuilder:
         self._kl_in_reward = algorithm.kl.coef > 0 and algorithm.kl.apply_to == "reward"
         self._mask_truncated = algorithm.groups.mask_truncated
         self._num_minibatches = config.train.minibatches_per_step
+        self._has_warned = False
 
     async def build(self, batch: StepBatch) -> Experience:
         """Return the step's experience; it is empty when nothing of the batch may be trained.
@@ -65,9 +69,12 @@ class ExperienceBuilder:
             values = [0.0] * len(valid)
             if estimates is None and valid:
                 values = self._advantage(self._inputs(groups, valid, coefficients)).tolist()
+            minibatches = self._minibatches([group.rollout for group in groups], valid, values)
+            metrics["groups/empty_minibatches"] = float(self._num_minibatches - len(minibatches))
+            self._warn_of_empty(batch.policy_version + 1, len(minibatches))
             references = [group.reference.logprobs for group in groups if group.reference is not None]
             return Experience(
-                minibatches=self._minibatches([group.rollout for group in groups], valid, values),
+                minibatches=minibatches,
                 trajectories=tuple(group.rollout.trajectories for group in groups),
                 ref_logprobs=tuple(references) if references else None,
                 estimates=estimates,
@@ -107,7 +114,10 @@ class ExperienceBuilder:
     def _minibatches(
         self, groups: Sequence[RolloutGroup], valid: Sequence[tuple[int, int]], values: Sequence[float]
     ) -> tuple[tuple[ExperienceRow, ...], ...]:
-        """Divide whole groups, in order, into parts of nearly equal number; each part has its own loss weights."""
+        """Divide whole groups, in order, into parts of nearly equal number; each part has its own loss weights.
+
+        With fewer groups than parts, or none of whose tokens are trained, some parts are left out.
+        """
         present = sorted({g for g, _ in valid})
         part_of = {g: position * self._num_minibatches // len(present) for position, g in enumerate(present)}
         minibatches = []
@@ -127,6 +137,19 @@ class ExperienceBuilder:
             if rows:
                 minibatches.append(rows)
         return tuple(minibatches)
+
+    def _warn_of_empty(self, step: int, num_minibatches: int) -> None:
+        """Log the first step that makes some of its updates and not all; the metric has every one."""
+        if self._has_warned or not 0 < num_minibatches < self._num_minibatches:
+            return
+        self._has_warned = True
+        logger.warning(
+            "step %d has %d minibatches, not train.minibatches_per_step=%d, because its responses to train are of too "
+            "few prompts: it makes fewer updates (groups/empty_minibatches counts such minibatches in every step)",
+            step,
+            num_minibatches,
+            self._num_minibatches,
+        )
 
     def _num_trained_tokens(self, group: RolloutGroup, sample: int) -> int:
         """Return a trajectory's number of trained tokens: none for a truncated one where those are masked."""

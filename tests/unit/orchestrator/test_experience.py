@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from rlsys.config.compose import load_config
 from rlsys.metrics.step import StageClock
 from rlsys.orchestrator.batch import StepBatch
@@ -104,6 +106,21 @@ def test_every_aggregation_takes_fewer_groups_than_minibatches() -> None:
     for name in ("token_mean", "sequence_mean", "prompt_mean"):
         made = make(REWARDS, "train.minibatches_per_step=5", f"algorithm.aggregation={{name: {name}}}")
         assert [len(rows) for rows in made.minibatches] == [2, 3]
+        assert made.metrics["groups/empty_minibatches"] == 3
+
+
+def test_updates_that_are_not_made_are_counted_and_the_first_time_logged(caplog: pytest.LogCaptureFixture) -> None:
+    assert make(REWARDS, "train.minibatches_per_step=2").metrics["groups/empty_minibatches"] == 0
+    assert make([[reward(None, "error")] * n for n in (2, 3)]).metrics["groups/empty_minibatches"] == 1
+    assert caplog.messages == []
+    config = load_config(["train.minibatches_per_step=3", "algorithm.kl.coef=0"])
+    builder = ExperienceBuilder(config, StageClock(), lambda: COEFFICIENTS, None)
+    groups = tuple(scored(rollout, of_group) for rollout, of_group in zip(GROUPS, REWARDS, strict=True))
+    for _ in range(2):
+        made = asyncio.run(builder.build(StepBatch(7, groups, (0, 1))))
+        assert (len(made.minibatches), made.metrics["groups/empty_minibatches"]) == (2, 1)
+    (message,) = caplog.messages
+    assert message.startswith("step 8 has 2 minibatches, not train.minibatches_per_step=3")
 
 
 def test_more_minibatches_than_groups_with_a_reward_leaves_no_empty_one() -> None:
@@ -152,7 +169,7 @@ def test_with_value_estimates_rows_have_no_advantage_of_their_own() -> None:
     experience = make(REWARDS, "algorithm.advantage={name: gae}", critic=MadeUpCritic())
     assert {row.advantage for row in experience.rows} == {0.0}
     assert experience.estimates == ("e 0", "e 1")
-    assert experience.metrics == {"critic/value/mean": 1.0}
+    assert experience.metrics == {"critic/value/mean": 1.0, "groups/empty_minibatches": 0.0}
 
 
 def test_only_the_groups_to_train_are_in_it() -> None:
