@@ -81,9 +81,12 @@ def _rollout_env(config: Config, engine: int) -> dict[str, str]:
 
 
 def _cores_of(rank: int, threads: int) -> str:
-    """Return the cores of one rank among the ranks of all engines: neighbours, without overlap while cores last."""
+    """Return the cores of one rank among the ranks of all engines: neighbours, without overlap while cores last.
+
+    A rank runs one thread per core, so `check_machine` refuses more threads than cores.
+    """
     cores = sorted(os.sched_getaffinity(0))
-    return ",".join(str(cores[(rank * threads + thread) % len(cores)]) for thread in range(min(threads, len(cores))))
+    return ",".join(str(cores[(rank * threads + thread) % len(cores)]) for thread in range(threads))
 
 
 def worker_demands(config: Config) -> dict[str, list[Demand]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Mapping, Sequence
 
 from rlsys.algorithms import advantages
 from rlsys.algorithms.requirements import needs_critic, needs_greedy, needs_reference_workers, reference_workers
 from rlsys.config.bounds import check_values
-from rlsys.config.schema import Config, DataConfig
+from rlsys.config.schema import Config, DataConfig, RolloutConfig
 from rlsys.errors import ConfigError
 from rlsys.metrics.trackers.choice import choose_trackers
 from rlsys.preflight.adapters import check_adapter, check_lora, check_quantizers
@@ -43,8 +44,19 @@ def check_config(config: Config, *, training: bool = True) -> None:
 def check_machine(config: Config, *, training: bool = True) -> None:
     """Raise ConfigError when this machine lacks what the run needs. `rlsys import` writes runs for other machines."""
     check_extras(_installed())
+    check_threads(config.rollout, len(os.sched_getaffinity(0)), num_gpus=config.cluster.num_gpus)
     if training:
         check_quantizers(config)
+
+
+def check_threads(rollout: RolloutConfig, num_cores: int, *, num_gpus: int) -> None:
+    """Raise ConfigError for more threads per rank than cores, where vLLM binds each thread to a core of its own."""
+    if num_gpus == 0 and rollout.tensor_parallel_size > 1 and (rollout.num_threads or 0) > num_cores:
+        raise ConfigError(
+            f"rollout.num_threads={rollout.num_threads}: the ranks of an engine with rollout.tensor_parallel_size="
+            f"{rollout.tensor_parallel_size} on CPUs run one thread per core, and this machine gives {num_cores}: set "
+            f"rollout.num_threads to at most {num_cores}, or to null"
+        )
 
 
 def check_extras(installed: Mapping[str, str]) -> None:

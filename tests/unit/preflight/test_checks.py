@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from rlsys.algorithms.requirements import corrections_of
-from rlsys.config.schema import Config
+from rlsys.config.schema import Config, RolloutConfig
 from rlsys.errors import ConfigError
-from rlsys.preflight.checks import check_config, check_extras, check_lengths, check_resume
+from rlsys.preflight.checks import check_config, check_extras, check_lengths, check_resume, check_threads
 from rlsys.preflight.rewards import check_rewards
 from rlsys.types import Prompt
 
@@ -303,6 +303,16 @@ def test_values_that_do_not_fit_together(changes: dict[str, Any], said: list[str
 )
 def test_values_that_fit(changes: dict[str, Any]) -> None:
     check_config(changed(changes))
+
+
+def test_bound_threads_are_no_more_than_cores() -> None:
+    bound = RolloutConfig(tensor_parallel_size=2, num_threads=3)
+    with pytest.raises(ConfigError, match=r"rollout\.num_threads=3: .*this machine gives 2: .*at most 2, or to null"):
+        check_threads(bound, 2, num_gpus=0)
+    check_threads(bound, 3, num_gpus=0)
+    check_threads(bound, 2, num_gpus=2)
+    check_threads(RolloutConfig(tensor_parallel_size=1, num_threads=3), 2, num_gpus=0)
+    check_threads(RolloutConfig(tensor_parallel_size=2), 2, num_gpus=0)
 
 
 def test_both_extras_are_one_too_many() -> None:
