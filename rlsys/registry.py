@@ -12,14 +12,29 @@ import os
 import pkgutil
 import re
 import sys
+from collections import abc
 from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from rlsys.errors import ConfigError, closest, nearest
 
 FILE_MODULE = "rlsys_external_"  # how names of modules begin that were imported from a file
+# Types of options that are checked, besides `Literal` and unions, as messages name them.
+WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    NoneType: "null",
+    list: "a list",
+    tuple: "a list",
+    abc.Sequence: "a list",
+    dict: "a mapping",
+    abc.Mapping: "a mapping",
+}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -77,8 +92,8 @@ class Registry(Generic[F]):
         """Return the function called `name` with its keyword-only `options` filled in.
 
         Raises ConfigError for an unknown option, with the accepted ones and the nearest match, and for an option of
-        another type than its default. `other_keys` are keys that stand beside the options in the configuration; they
-        take part in the nearest match, so that `nam` is answered with `name`.
+        another type than its annotation, or its default, says. `other_keys` are keys that stand beside the options in
+        the configuration; they take part in the nearest match, so that `nam` is answered with `name`.
         """
         function = self.get(name)
         accepted = option_names(function)
@@ -148,34 +163,67 @@ def load_external(name: str, kind: str = "function") -> Callable[..., Any]:
 
 
 def _check_type(owner: str, option: str, value: Any, function: Callable[..., Any]) -> None:
-    """Raise ConfigError when the value does not fit the option.
-
-    A `Literal` annotation lists the values. Else the default decides: a number, a truth value or text; a default of any
-    other kind accepts everything.
-    """
-    choices = _literal_values(function, option)
-    if choices and value not in choices:
+    """Raise ConfigError when the value does not fit the option's annotation, or its default where it has none."""
+    hint, default = option_type(owner, option, function), inspect.signature(function).parameters[option].default
+    if fits(value, hint):
+        return
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    if choices:
         listing = ", ".join(map(str, choices))
         raise ConfigError(f"{owner}: option '{option}' is {value!r}, known: {listing}. {nearest(str(value), choices)}")
-    default = inspect.signature(function).parameters[option].default
-    for kind, wanted in ((bool, "true or false"), (int | float, "a number"), (str, "text")):
-        if isinstance(default, kind):  # bool comes first: it is an int too
-            fits = (
-                isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) and value == value
-            )  # no NaN
-            if not fits:
-                raise ConfigError(f"{owner}: option '{option}' is {value!r}, it must be {wanted} (default {default!r})")
-            return
+    usual = "" if default is inspect.Parameter.empty else f" (default {default!r})"
+    raise ConfigError(f"{owner}: option '{option}' is {value!r}, it must be {_words(hint)}{usual}")
 
 
-def _literal_values(function: Callable[..., Any], option: str) -> tuple[Any, ...]:
-    """Return the values of an option's `Literal` annotation, or an empty tuple when it has another one."""
+def option_type(owner: str, option: str, function: Callable[..., Any]) -> Any:
+    """Return the type that an option of a function takes: its annotation, else that of its default, else Any.
+
+    Raises ConfigError for an annotation that only a type checker can resolve: the value could not be checked.
+    """
+    parameter = inspect.signature(function).parameters[option]
+    if parameter.annotation is inspect.Parameter.empty:
+        kinds = {bool: bool, int: float, float: float, str: str}  # 1 as a default says nothing of 1.5
+        return kinds.get(type(parameter.default), Any)
+    target: Any = inspect.unwrap(function)
+    if not inspect.isroutine(target):  # a class, or an object that can be called
+        target = cast(Any, target).__init__ if isinstance(target, type) else type(target).__call__
+    # This option alone: the other parameters may have types that are imported for a type checker.
+    holder = SimpleNamespace(__annotations__={option: parameter.annotation})
     try:
-        target = cast(Any, function).__init__ if isinstance(function, type) else function
-        hint = get_type_hints(target).get(option)
-    except (NameError, AttributeError, TypeError):  # no annotations, or names that only a type checker can resolve
-        return ()
-    return get_args(hint) if get_origin(hint) is Literal else ()
+        return get_type_hints(holder, globalns=getattr(target, "__globals__", {}))[option]
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
+        raise ConfigError(
+            f"{owner}: the annotation of option '{option}', {parameter.annotation!r}, cannot be resolved ({error}), so "
+            "no value can be checked: import its names where the function is defined, or leave it out"
+        ) from error
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Return whether a value from a configuration is of a type; of types outside `WORDS` every value is."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin in (Union, UnionType):
+        return any(fits(value, part) for part in args)
+    if (origin or hint) in (list, tuple, abc.Sequence):
+        parts = {part for part in args if part is not Ellipsis}
+        is_list = isinstance(value, list | tuple)
+        return is_list and (len(parts) != 1 or all(fits(item, part) for item in value for part in parts))
+    if (origin or hint) in (dict, abc.Mapping):
+        return isinstance(value, abc.Mapping)
+    if hint in (int, float):  # True is an int to Python, and NaN no value of anything
+        number = int if hint is int else int | float
+        return isinstance(value, number) and not isinstance(value, bool) and value == value
+    return isinstance(value, hint) if hint in (bool, str, NoneType) else True
+
+
+def _words(hint: Any) -> str:
+    """Return a type as messages name it."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(_words, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    return WORDS.get(get_origin(hint) or hint, str(hint))
 
 
 def _load_module(name: str) -> Any:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import pytest
 
-from rlsys.algorithms import advantages, aggregation, kl, policy_losses
+from rlsys import data, rewards
+from rlsys.algorithms import advantages, aggregation, corrections, kl, policy_losses
 from rlsys.errors import ConfigError
-from rlsys.registry import Registry, load_external
+from rlsys.metrics import trackers
+from rlsys.registry import WORDS, Registry, fits, load_external, option_names, option_type
+
+if TYPE_CHECKING:
+    from decimal import Decimal as Unknown
 
 PACKAGE = "from rlsys.registry import Registry\nregistry = Registry('shape', __name__)\nregister = registry.register\n"
 SQUARE = """
@@ -193,3 +200,80 @@ def test_a_component_needs_the_options_without_a_default(shapes: Registry[Any]) 
     shapes.register("needy")(needy)
     with pytest.raises(ConfigError, match=r"shape 'needy' needs the option 'size'"):
         shapes.component({"name": "needy"})
+
+
+REGISTRIES = [m.registry for m in (advantages, aggregation, corrections, kl, policy_losses, rewards, data, trackers)]
+# Options whose values their functions check themselves, because they may be of any kind.
+ANY_KIND = {("json_schema", "schema")}
+
+
+def is_checked(hint: Any) -> bool:
+    """Return whether `fits` refuses some values of a type."""
+    if get_origin(hint) in (Union, UnionType):
+        return all(map(is_checked, get_args(hint)))
+    return get_origin(hint) is Literal or (get_origin(hint) or hint) in WORDS
+
+
+@pytest.mark.parametrize(
+    ("registry", "name"),
+    [(registry, name) for registry in REGISTRIES for name in registry.names()],
+    ids=lambda each: each if isinstance(each, str) else each.kind,
+)
+def test_every_option_of_ours_is_of_a_type_that_is_checked_and_so_is_its_default(
+    registry: Registry[Any], name: str
+) -> None:
+    function = registry.get(name)
+    unchecked = set()
+    for option in option_names(function):
+        hint = option_type(name, option, function)
+        if not is_checked(hint):
+            unchecked.add((name, option))
+        default = inspect.signature(function).parameters[option].default
+        assert default is inspect.Parameter.empty or fits(default, hint), (option, default, hint)
+    assert unchecked == {pair for pair in ANY_KIND if pair[0] == name}
+
+
+@pytest.mark.parametrize(
+    ("hint", "good", "bad"),
+    [
+        (bool, [True], [1, "true", None]),
+        (int, [3, -1], [2.5, True, "3", None, float("nan")]),
+        (float, [3, 2.5], [float("nan"), "3", False, None]),
+        (str, ["", "x"], [1, None, ["x"]]),
+        (float | None, [None, 0.5, 1], ["0.5", True]),
+        (Literal["a", "b"] | None, ["a", None], ["c", 1]),
+        (list[int], [[], [1, 2], (3,)], [[1, "2"], "12", 1, None]),
+        (list[str] | str, ["x", ["x"]], [[1], 1]),
+        (tuple[float, ...], [(1, 2.5), [0.5]], [["x"], 0.5]),
+        (dict[str, Any], [{}, {"a": 1}], [[], "a"]),
+        (Any, [1, "x", None], []),
+    ],
+)
+def test_the_values_of_a_type(hint: Any, good: list[Any], bad: list[Any]) -> None:
+    assert [value for value in good if not fits(value, hint)] == []
+    assert [value for value in bad if fits(value, hint)] == []
+
+
+def test_an_option_without_a_default_of_its_kind_is_checked_by_its_annotation(shapes: Registry[Any]) -> None:
+    def cut(x: Unknown, *, at: float | None = None, times: int, names: list[str] | None = None) -> None: ...
+
+    shapes.register("cut")(cut)
+    bind = shapes.bind
+    bind("cut", {"at": 1, "times": 2, "names": ["a"]})  # the type of `x` matters to nobody
+    with pytest.raises(ConfigError, match=r"shape 'cut': option 'at' is 'x', it must be a number or null \("):
+        bind("cut", {"at": "x"})
+    with pytest.raises(ConfigError, match=r"option 'times' is 2\.5, it must be a whole number$"):
+        bind("cut", {"times": 2.5})
+    with pytest.raises(ConfigError, match=r"option 'names' is \[1\], it must be a list or null"):
+        bind("cut", {"names": [1]})
+
+
+def test_an_annotation_that_cannot_be_resolved_is_refused_by_name(shapes: Registry[Any]) -> None:
+    def drawn(*, line: Unknown | None = None) -> None: ...
+
+    shapes.register("drawn")(drawn)
+    shapes.bind("drawn", {})
+    with pytest.raises(
+        ConfigError, match=r"shape 'drawn': the annotation of option 'line', 'Unknown | None', cannot be"
+    ):
+        shapes.bind("drawn", {"line": 1})

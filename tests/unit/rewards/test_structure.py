@@ -77,7 +77,7 @@ def called(function: Any, completions: list[str], columns: dict[str, list[Any]])
     [
         ({}, "reward 'regex' needs the option 'pattern'"),
         ({"pattern": "(a"}, "is not a regular expression: missing \\)"),
-        ({"pattern": 42}, "pattern=42 is not a regular expression"),
+        ({"pattern": 42}, "option 'pattern' is 42, it must be text"),
         ({"pattern": "a", "flags": "iq"}, "'q' is unknown; use the letters a, i, m, s, x"),
         ({"pattern": "a", "full_match": "yes"}, "it must be true or false"),
         ({"patern": "a"}, "did you mean 'pattern'"),
