@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,8 +113,7 @@ def fit_engine(sampled: Sequence[SampledResponse], max_num_seqs: int) -> EngineC
         spent = np.concatenate([seconds @ (1.0 / (1.0 + ratio * running)) for seconds, running, _, _ in engines])
         tokens = np.concatenate([part for _, _, part, _ in engines])
         starts = np.concatenate([part for _, _, _, part in engines])
-        found, *_ = np.linalg.lstsq(np.stack([tokens, starts], axis=1), spent, rcond=None)
-        iteration, request = (max(float(value), 0.0) for value in found)
+        iteration, request = nonnegative([tokens, starts], spent)
         error = float((((tokens * iteration + starts * request) - spent) ** 2).sum() / max((spent**2).sum(), 1e-12))
         costs = EngineCosts(iteration, iteration * float(ratio), request)
         if iteration > 0 and (best is None or error < best[0]):
@@ -165,11 +165,29 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     # Steps of nearly equal size, or of noise, cannot separate a constant part from one per token.
     spread = xs.std() / max(xs.mean(), 1e-12)
-    slope = float(((xs - xs.mean()) * (ys - ys.mean())).sum() / max(((xs - xs.mean()) ** 2).sum(), 1e-12))
-    intercept = float(ys.mean() - slope * xs.mean())
-    if spread < 0.02 or slope < 0 or intercept < 0:
+    if spread < 0.02:
         return 0.0, float(ys.mean() / max(xs.mean(), 1e-12))
+    intercept, slope = nonnegative([np.ones_like(xs), xs], ys)
     return intercept, slope
+
+
+def nonnegative(columns: Sequence[np.ndarray], y: np.ndarray) -> list[float]:
+    """Return one coefficient per column [N], none negative, with the least squared distance of their sum from y [N].
+
+    Costs cannot be negative; setting those of an unconstrained fit to 0 would leave the others wrong. The best fit with
+    some columns left out is the constrained one, and there are few columns.
+    """
+    best, least = [0.0] * len(columns), float((y**2).sum())
+    for used in map(np.array, itertools.product([False, True], repeat=len(columns))):
+        if not used.any():
+            continue
+        matrix = np.stack(columns, axis=1)[:, used]
+        found = np.zeros(len(columns))
+        found[used] = np.linalg.lstsq(matrix, y, rcond=None)[0]
+        distance = float(((matrix @ found[used] - y) ** 2).sum())
+        if (found >= 0).all() and distance < least:
+            best, least = [float(value) for value in found], distance
+    return best
 
 
 def _value(row: Metrics, key: str) -> float:

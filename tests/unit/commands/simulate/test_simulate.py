@@ -9,7 +9,7 @@ import pytest
 
 from rlsys.cli import execute
 from rlsys.commands.simulate.command import shape_of
-from rlsys.commands.simulate.costs import Costs, EngineCosts, SampledResponse, fit_engine, read_costs
+from rlsys.commands.simulate.costs import Costs, EngineCosts, SampledResponse, fit_engine, nonnegative, read_costs
 from rlsys.commands.simulate.engine import SimulatedEngine
 from rlsys.commands.simulate.run import Shape, Simulation
 from rlsys.config.compose import load_config
@@ -132,3 +132,17 @@ def test_a_run_that_cannot_be_simulated(tmp_path: Path) -> None:
     (run / "config.yaml").write_text("leaner: {lr: 1}\n")
     with pytest.raises(ConfigError, match=r"config\.yaml was not written by this version of rlsys"):
         execute(["simulate", str(run)])
+
+
+@pytest.mark.parametrize(
+    ("y", "costs"),
+    [
+        ([3.0, 5.0, 7.0], [1.0, 2.0]),  # 1 + 2 x
+        ([0.0, 2.0, 4.0], [0.0, 16 / 14]),  # -2 + 2 x: sum(x y) / sum(x^2), not the 2 of the line
+        ([5.0, 4.0, 3.0], [4.0, 0.0]),  # 6 - x: the mean
+        ([-1.0, -2.0, -3.0], [0.0, 0.0]),
+    ],
+)
+def test_costs_are_the_best_that_are_not_negative(y: list[float], costs: list[float]) -> None:
+    # x is 1, 2, 3
+    assert nonnegative([np.ones(3), np.array([1.0, 2.0, 3.0])], np.array(y)) == pytest.approx(costs)
