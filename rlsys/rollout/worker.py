@@ -88,7 +88,7 @@ class RolloutWorker:
             # In a placement group vLLM would start its ranks through Ray, which the CPU backend does not support. The
             # group has no room for them either: they are this worker's own processes.
             distributed_executor_backend="mp" if self._config.tensor_parallel_size > 1 else None,
-            worker_extension_cls="rlsys.weights.receiver.WeightReceiver",
+            worker_extension_cls="rlsys.rollout.engine_process.EngineProcess",
             # Not the model's generation_config.json: its top_p or penalties would change the sampling distribution. Its
             # end tokens still count: vLLM adds them, as `rlsys.preflight.stops` does.
             generation_config="vllm",

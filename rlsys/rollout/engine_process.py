@@ -1,0 +1,40 @@
+"""vLLM's worker processes: what rlsys adds to them, and a repair of the CPU backend.
+
+vLLM imports this module in each process that holds a model (`worker_extension_cls`), before it builds the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+
+from rlsys.weights.receiver import WeightReceiver
+
+
+class EngineProcess(WeightReceiver):
+    """The methods that vLLM's worker class gets from rlsys."""
+
+
+def repair_rotary_embedding() -> None:
+    """Let CPU engines rotate queries and keys that come head by head with PyTorch's operations.
+
+    The CPU kernel takes the step from one head to the next for the step from one token to the next: of [T, heads, size]
+    it rotates the wrong numbers. Multi-head latent attention (DeepSeek V2, V3) calls it like that. Others pass
+    [T, heads * size], and keep the kernel.
+    """
+    kernel = RotaryEmbedding.forward_cpu
+
+    def forward_cpu(
+        self: Any, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if query.dim() == 3:
+            rotated: tuple[torch.Tensor, torch.Tensor | None] = self.forward_native(positions, query, key)
+            return rotated
+        return kernel(self, positions, query, key)
+
+    RotaryEmbedding.forward_cpu = forward_cpu
+
+
+repair_rotary_embedding()

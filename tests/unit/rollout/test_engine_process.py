@@ -1,0 +1,37 @@
+"""The repairs of vLLM's worker processes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+
+import rlsys.rollout.engine_process  # noqa: F401 - repairs the class
+
+HEADS, SIZE = 2, 64
+
+
+@pytest.mark.parametrize("is_flat", [True, False], ids=["[T, heads * size]", "[T, heads, size]"])
+def test_cpu_engines_rotate_each_token_by_its_position(is_flat: bool) -> None:
+    with set_current_vllm_config(VllmConfig()):
+        rotary = RotaryEmbedding(SIZE, SIZE, 16, 10000.0, is_neox_style=False, dtype=torch.float32)
+    whole = torch.randn(5, HEADS, 32 + SIZE)
+    query = whole[..., 32:]  # as MLA passes it: the rotated part of each head, between others
+    key = torch.randn(5, 512 + SIZE)[:, 512:].unsqueeze(1)
+    if is_flat:
+        query, key = query.reshape(5, -1), key.reshape(5, -1)
+    positions = torch.tensor([0, 1, 2, 3, 9])
+    expected = [_rotated(tensor.reshape(5, -1, SIZE), positions) for tensor in (query, key)]
+    found = rotary.forward_cpu(positions, query.clone() if is_flat else query, key.clone() if is_flat else key)
+    for ours, right in zip(found, expected, strict=True):
+        assert ours is not None
+        torch.testing.assert_close(ours.reshape(5, -1, SIZE), right)
+
+
+def _rotated(vectors: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Rotate neighbouring pairs of [T, heads, size] by position * 10000^(-2i / size) (arXiv:2104.09864)."""
+    angles = positions[:, None].double() * 10000.0 ** (-torch.arange(0, SIZE, 2).double() / SIZE)
+    pairs = torch.view_as_complex(vectors.double().unflatten(-1, (-1, 2)).contiguous())
+    turned = pairs * torch.polar(torch.ones_like(angles), angles)[:, None]
+    return torch.view_as_real(turned).flatten(-2).float()
