@@ -16,9 +16,9 @@ from rlsys.weights.verify import ABSOLUTE
 # Accepted gaps between the two changes, in multiples of the sides' distance at the first version, and as a share of the
 # learner's change.
 NOISE = 8.0
-SHARE = {"float32": 0.02, "bfloat16": 0.1}
+SHARE = {"float32": 0.005, "bfloat16": 0.1}
 # Smallest distance that two sides are taken to have: so much of the log-probabilities' size.
-ROUNDING = {"float32": 2**-22, "bfloat16": 2**-8}
+ROUNDING = {"float32": 2**-23, "bfloat16": 2**-8}
 # An engine whose change is below this share of the learner's has not changed.
 UNCHANGED = 0.1
 
