@@ -55,10 +55,10 @@ def to_config(config: DictConfig) -> Config:
     """Turn a composed configuration into dataclasses, which remember what came from the environment."""
     with _as_config_errors():
         unresolved = OmegaConf.to_container(config, resolve=False)
-        return _with_dtypes(cast(Config, remember_environment(OmegaConf.to_object(config), unresolved)))
+        return resolve_dtypes(cast(Config, remember_environment(OmegaConf.to_object(config), unresolved)))
 
 
-def _with_dtypes(config: Config) -> Config:
+def resolve_dtypes(config: Config) -> Config:
     """Replace the dtype `auto` by what it means on the run's devices: everything after this reads a number format."""
     for ranks in (config.learner, config.critic):
         if ranks.dtype == "auto":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from rlsys.config.compose import resolve_dtypes
 from rlsys.config.option import options
 from rlsys.config.schema import Config
 
@@ -9,7 +12,8 @@ from rlsys.config.schema import Config
 def without_effect(config: Config) -> dict[str, str]:
     """Return the keys that differ from their defaults in vain, each with the condition it needs that does not hold."""
     found = {}
-    for option, default in zip(options(config), options(Config()), strict=True):
+    defaults = resolve_dtypes(replace(Config(), cluster=config.cluster))
+    for option, default in zip(options(config), options(defaults), strict=True):
         missing = next((need for need in option.needs if not need.holds(config)), None)
         # A composed configuration has lists where the schema has tuples.
         value, usual = (tuple(v) if isinstance(v, list) else v for v in (option.value, default.value))

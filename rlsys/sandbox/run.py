@@ -167,7 +167,7 @@ def _watched(process: subprocess.Popen[bytes], limits: Limits) -> Result:
         elif streams.is_full:
             reached = "output"
         elif now >= next_look:  # not at every turn: a look costs more than reading the streams
-            usage = _usage(process.pid, now)
+            usage = _usage(process.pid, now) or usage
             reached, next_look = _over(usage, limits), now + WATCH_S
         if streams.is_open:
             streams.read(min(WATCH_S, max(0.0, started + limits.wall_s - now)))
@@ -196,7 +196,8 @@ class _Usage:
         return self.cpu_s + (end - self.seen_at) * self.num_threads
 
 
-def _usage(pid: int, now: float) -> _Usage:
+def _usage(pid: int, now: float) -> _Usage | None:
+    """Look at the sandbox's processes; None once they have ended, which says nothing of what they have used."""
     resident, count, cpu_s = 0, 0, 0.0
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(pid).children(recursive=True):
@@ -205,7 +206,7 @@ def _usage(pid: int, now: float) -> _Usage:
                 count += child.num_threads()
                 times = child.cpu_times()
                 cpu_s = max(cpu_s, times.user + times.system)
-    return _Usage(now, resident, count, cpu_s)
+    return _Usage(now, resident, count, cpu_s) if count else None
 
 
 def _over(usage: _Usage, limits: Limits) -> ProgramOutcome | None:
