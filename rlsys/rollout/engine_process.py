@@ -1,4 +1,4 @@
-"""vLLM's worker processes: what rlsys adds to them, and a repair of the CPU backend.
+"""vLLM's worker processes: what rlsys adds to them, and repairs of the CPU backend.
 
 vLLM imports this module in each process that holds a model (`worker_extension_cls`), before it builds the model.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
 from rlsys.weights.receiver import WeightReceiver
@@ -37,4 +38,24 @@ def repair_rotary_embedding() -> None:
     RotaryEmbedding.forward_cpu = forward_cpu
 
 
+def leave_output_layer_alone() -> None:
+    """Let CPU engines add nothing to logits for adapters that do not change the output layer.
+
+    vLLM computes the product of zeros, by an index for each sampled token. The log-probabilities of a prompt have other
+    rows: beside running requests that ends the engine.
+    """
+    whole = PunicaWrapperCPU.add_lora_logits
+
+    def add_lora_logits(
+        self: Any, y: torch.Tensor, x: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, *args: Any, **rest: Any
+    ) -> torch.Tensor | None:
+        if lora_a.any():
+            changed: torch.Tensor | None = whole(self, y, x, lora_a, lora_b, *args, **rest)
+            return changed
+        return None
+
+    PunicaWrapperCPU.add_lora_logits = add_lora_logits
+
+
 repair_rotary_embedding()
+leave_output_layer_alone()

@@ -23,9 +23,8 @@ from rlsys.errors import ConfigError
 from rlsys.preflight.prepare import prepare
 from rlsys.run_folder.layout import ADAPTER, POLICY
 from rlsys.types import Trajectory
-from tests.families.conftest import PAGE
 from tests.families.families import BOUND, FAMILIES, VARIANTS, WAYS, build
-from tests.families.table import Outcome, Table, embeddings
+from tests.families.table import Outcome, Table
 from tests.integration.runs import SMALL, OpenRun, call_worker, read_metrics, sampled, small_run
 
 
@@ -34,11 +33,6 @@ from tests.integration.runs import SMALL, OpenRun, call_worker, read_metrics, sa
 @pytest.mark.parametrize(("name", "is_tied"), VARIANTS, ids=[f"{n}-{'tied' if t else 'untied'}" for n, t in VARIANTS])
 def test_a_family(name: str, is_tied: bool, way: str, tmp_path: Path, table: Table) -> None:
     table.add(name, is_tied, way, _outcome(name, is_tied, WAYS[way], tmp_path))
-
-
-def test_the_page_has_a_row_per_family() -> None:
-    rows = [line.split(" | ")[:2] for line in PAGE.read_text().splitlines() if line.startswith("| ")][1:]
-    assert rows == [[f"| {name}", embeddings(is_tied)] for name, is_tied in VARIANTS]
 
 
 def _outcome(name: str, is_tied: bool, overrides: Sequence[str], folder: Path) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
 import rlsys.rollout.engine_process  # noqa: F401 - repairs the class
@@ -27,6 +28,25 @@ def test_cpu_engines_rotate_each_token_by_its_position(is_flat: bool) -> None:
     for ours, right in zip(found, expected, strict=True):
         assert ours is not None
         torch.testing.assert_close(ours.reshape(5, -1, SIZE), right)
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0], ids=["of inner layers", "of the output layer"])
+def test_prompts_beside_running_requests_get_the_logits_of_their_adapter(size: float) -> None:
+    wrapper = PunicaWrapperCPU(64, 8, "cpu")
+    wrapper._sampler_indices[:2] = 0  # two requests sample a token in this step, with the first adapter
+    wrapper.indices_len = [2, 2, 2, 2]
+    logits = torch.randn(5, 16)
+    lora_a, lora_b = torch.randn(1, 1, 4, 8) * size, torch.randn(1, 1, 16, 4)
+    before, states = logits.clone(), torch.randn(5, 8)
+    if size:  # rlsys refuses such adapters; an engine must not leave them out
+        with pytest.raises(RuntimeError):
+            wrapper.add_lora_logits(logits, states, lora_a, lora_b, 1.0)
+        logits, states = before[:2].clone(), states[:2]
+        expected = before[:2] + states @ lora_a[0, 0].T @ lora_b[0, 0].T
+    else:
+        expected = before
+    wrapper.add_lora_logits(logits, states, lora_a, lora_b, 1.0)
+    torch.testing.assert_close(logits, expected)
 
 
 def _rotated(vectors: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
