@@ -220,7 +220,8 @@ def share_tied_head(model: torch.nn.Module) -> None:
         embedding = getattr(getattr(module, "model", None), "embed_tokens", None)
         if head is None or embedding is None or getattr(head, "weight", None) is not embedding.weight:
             continue
-        head.cpu_linear = embedding.cpu_linear  # the closure that multiplies with the packed copy
+        if hasattr(embedding, "cpu_linear"):  # on CPUs only: the closure that multiplies with the packed copy
+            head.cpu_linear = embedding.cpu_linear
 
 
 class WeightReceiver:

@@ -26,6 +26,8 @@ FLOORS = {"float32": 1e-4, "bfloat16": 1e-2}
 # A mean counts as above its bound when it is so by this many of its standard errors: with few tokens a single one that
 # is far off says nothing.
 STANDARD_ERRORS = 3.0
+# With fewer tokens nothing is judged but that they are numbers: a few of them do not even tell their own scatter.
+MIN_TOKENS = 100
 QUANTILE = 0.999
 MAX_LOG_RATIO = 5.0  # log-ratios are clipped for k3, which a single token would make infinite otherwise
 # Edges of the counts that quantiles are read from, in nats: 16 per decade, so that a quantile is exact to 8%.
@@ -119,7 +121,7 @@ class Differences:
 
     def exceeds(self, bound: Bound) -> bool:
         """Return whether the differences are surely larger than `bound`, or no numbers."""
-        if self.num_nonfinite or not self.num_tokens:
+        if self.num_nonfinite or self.num_tokens < MIN_TOKENS:
             return self.num_nonfinite > 0
         count = self.num_tokens
         return self.absolute.least(count) > bound.mean or self.divergence.least(count) > bound.k3
@@ -160,7 +162,7 @@ class Agreement:
         if wrong:
             self._refuse(per_engine, wrong, policy_version)
         overall = sum(per_engine.values(), Differences())
-        if self._first is None and overall.num_tokens:
+        if self._first is None and overall.num_tokens >= MIN_TOKENS:
             self._first = replace(overall)
 
     def _refuse(self, per_engine: Mapping[int, Differences], wrong: set[int], policy_version: int) -> None:

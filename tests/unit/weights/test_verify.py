@@ -180,3 +180,17 @@ def test_what_can_be_compared(versions: list[tuple[int, int, int]], kept: bool, 
         engine=0,
     )
     assert comparable(trajectory, 3, kv_is_kept=kept).nonzero()[0].tolist() == expected
+
+
+def test_a_few_tokens_are_no_measure() -> None:
+    """Such as the tails of responses that ran across a broadcast: in bfloat16 one token may be 0.2 nats off."""
+    agreement = Agreement("bfloat16")
+    few = Differences.between(np.zeros(3), np.full(3, 0.2))
+    agreement.check({0: few}, 1)
+    many = Differences.between(np.zeros(10_000), np.full(10_000, 0.01))
+    agreement.check({0: many}, 2)
+    agreement.check({0: few}, 3)
+    with pytest.raises(WeightMismatchError):
+        agreement.check({0: Differences.between(np.zeros(10_000), np.full(10_000, 0.2))}, 4)
+    with pytest.raises(WeightMismatchError, match="not finite"):
+        agreement.check({0: Differences.between(np.zeros(3), np.full(3, np.nan))}, 5)
