@@ -157,7 +157,8 @@ def test_repetition_penalty_against_counting(words: list[str], n: int, penalty: 
     ],
 )
 def test_a_penalty_that_would_not_penalise_is_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=f"reward 'repetition_penalty': {said}"):
+    (name,) = options
+    with pytest.raises(ConfigError, match=f"reward 'repetition_penalty': .*{name}"):
         check_reward({"name": "repetition_penalty", **options}, ["answer"])
     with pytest.raises(ValueError, match=said):
         repetition_penalty(["a"], **options)
