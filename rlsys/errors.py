@@ -39,7 +39,11 @@ class ScheduleError(RlsysError):
 
 
 class WeightMismatchError(RlsysError):
-    """A disagreement: engines and learner give the same tokens different log-probabilities."""
+    """A disagreement: an engine does not hold the learner's weights, or computes other log-probabilities with them."""
+
+
+class SuspectPolicyError(WeightMismatchError):
+    """A disagreement that was found late: steps may have been trained on samples of other weights meanwhile."""
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

@@ -17,7 +17,7 @@ from rlsys.build.placement import worker_demands
 from rlsys.config.schema import Config
 from rlsys.config.written import as_written
 from rlsys.data.stream import PromptStream
-from rlsys.errors import DeadlineError, WorkerError
+from rlsys.errors import DeadlineError, SuspectPolicyError, WorkerError
 from rlsys.evaluation.periodic import PeriodicEvaluation
 from rlsys.guards.guards import Guards
 from rlsys.learner.critic_group import CriticGroup
@@ -107,15 +107,16 @@ class Run:
     async def supervise(self, training: Coroutine[Any, Any, None]) -> None:
         """Run the loop beside the groups in flight; raises the failure of either that explains the others.
 
-        A run that ends early, by a failure or a first Ctrl-C, leaves a checkpoint.
+        A run that ends early, by a failure or a first Ctrl-C, leaves a checkpoint, unless its policy is suspect.
         """
         try:
             await self.roles.cluster.calls.background.supervise(training)
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, Exception):  # now: saving may take minutes, and Ctrl-C meanwhile replaces the error
                 logger.error("the run failed: %s: %s", type(error).__name__, str(error).partition("\n")[0])
-            async with self.roles.cluster.unhurried():
-                await self.checkpoints.rescue()
+            if not isinstance(error, SuspectPolicyError):  # a checkpoint would take the place of a sound one
+                async with self.roles.cluster.unhurried():
+                    await self.checkpoints.rescue()
             raise
 
     async def start(self) -> None:

@@ -9,13 +9,14 @@ they are compared as they arrive.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from rlsys.errors import DeadlineError, WeightMismatchError
+from rlsys.errors import DeadlineError, SuspectPolicyError
 from rlsys.metrics.step import Metrics
 from rlsys.runtime.calls import Calls
 from rlsys.weights.change import EngineChange, Scored
@@ -28,6 +29,10 @@ NUM_TOKENS = 64
 NEARER = 0.5
 # Versions behind the newest that a result may still be about; an engine that was busy answers late.
 OLDEST = 2
+# Versions in a row without an answer of any engine before that is a warning.
+MISSED = 3
+
+logger = logging.getLogger(__name__)
 
 
 class ProbedSide(Protocol):
@@ -74,11 +79,13 @@ class WeightCanary:
         self._difference = Differences()
         self._moved = Differences()
         self._effect = Differences()
+        self._missed = 0  # versions without an answer of any engine, since the last `take`
+        self._missed_in_a_row = 0
 
     def begin(self, policy_version: int) -> None:
         """Probe every rank and engine; they have just got this version.
 
-        A wrong result ends the run with a WeightMismatchError, from the background.
+        A wrong result ends the run with a SuspectPolicyError, from the background.
         """
         self._versions = {v: known for v, known in self._versions.items() if 0 <= policy_version - v <= OLDEST}
         version = self._versions[policy_version] = _Version()
@@ -97,6 +104,8 @@ class WeightCanary:
         moved, self._moved = self._moved, Differences()
         effect, self._effect = self._effect, Differences()
         metrics: Metrics = {**difference.metrics()}
+        if self._missed:
+            metrics["sync/canary_missed"], self._missed = self._missed, 0
         if moved.num_tokens:
             metrics["sync/canary_change/mean"] = moved.mean
         if effect.num_tokens:
@@ -149,18 +158,30 @@ class WeightCanary:
         """Compare a version once every engine has answered, so that the message can say which of them agree."""
         await asyncio.wait(answers)
         learned, bare = await version.learned
+        self._count(policy_version, is_missed=not version.served)
         problems: dict[int, str] = {}
         for engine, served in sorted(version.served.items()):
             self._difference += Differences.between(served, learned)
             if self._changes is None:  # weights.verify=false
                 continue
-            if bare is not None:
-                check_effect(engine, Differences.between(served, bare), Differences.between(served, learned))
             problem = self._changes[engine].judge(Scored(policy_version, learned, served))
+            if bare is not None:
+                to_bare, to_policy = Differences.between(served, bare), Differences.between(served, learned)
+                problem = missing_effect(to_bare, to_policy) or problem
             if problem is not None:
                 problems[engine] = problem
         if problems:
-            raise WeightMismatchError(_message(problems, len(version.served), policy_version))
+            raise SuspectPolicyError(_message(problems, len(version.served), policy_version))
+
+    def _count(self, policy_version: int, *, is_missed: bool) -> None:
+        self._missed += is_missed
+        self._missed_in_a_row = self._missed_in_a_row + 1 if is_missed else 0
+        if self._missed_in_a_row == MISSED:
+            logger.warning(
+                "no engine had the time to compute the fixed text under the policy versions up to %d, so nothing shows "
+                "whether the engines use the weights they received: they are too busy (rollout.max_in_flight)",
+                policy_version,
+            )
 
 
 def _message(problems: dict[int, str], num_engines: int, policy_version: int) -> str:
@@ -173,16 +194,17 @@ def _message(problems: dict[int, str], num_engines: int, policy_version: int) ->
     )
 
 
-def check_effect(engine: int, to_bare: Differences, to_policy: Differences) -> None:
-    """Raise WeightMismatchError for an engine that is clearly nearer to the model without its adapter.
+def missing_effect(to_bare: Differences, to_policy: Differences) -> str | None:
+    """Return what is wrong with an engine that is clearly nearer to the model without its adapter, or None.
 
     While an adapter changes less than the two sides round differently, an engine is as near to the one as to the other.
     """
-    if to_bare.mean < NEARER * to_policy.mean:
-        raise WeightMismatchError(
-            f"the adapter has not taken effect: rollout/{engine} gives a fixed text log-probabilities that are "
-            f"{to_bare.mean:.3g} from those of the model without it and {to_policy.mean:.3g} from the policy's"
-        )
+    if to_bare.mean >= NEARER * to_policy.mean:
+        return None
+    return (
+        f"the adapter has not taken effect: its log-probabilities are {to_bare.mean:.3g} from those of the model "
+        f"without it and {to_policy.mean:.3g} from the policy's"
+    )
 
 
 def canary_text(prompts: Sequence[np.ndarray], max_tokens: int) -> np.ndarray:

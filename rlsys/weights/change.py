@@ -17,8 +17,10 @@ from rlsys.weights.verify import ABSOLUTE
 # learner's change.
 NOISE = 8.0
 SHARE = {"float32": 0.005, "bfloat16": 0.1}
-# Smallest distance that two sides are taken to have: so much of the log-probabilities' size.
+# Smallest distance that two sides are taken to have: so much of the log-probabilities' size, and at least so many nats,
+# since the logits of a text that the policy knows by heart are rounded like any others.
 ROUNDING = {"float32": 2**-23, "bfloat16": 2**-8}
+LEAST = {"float32": 5e-7, "bfloat16": 1e-2}
 # An engine whose change is below this share of the learner's has not changed.
 UNCHANGED = 0.1
 
@@ -67,7 +69,7 @@ class EngineChange:
             return None
         return (
             f"it is {_size(found.gap):.2e} from the learner's (median; accepted: {ABSOLUTE[self._dtype]:g}) before "
-            "this run has trained anything: engine and learner compute different models"
+            "anything was trained since the run began or was resumed: engine and learner compute different models"
         )
 
     def _compare(self, before: Scored, found: Scored) -> str | None:
@@ -75,7 +77,7 @@ class EngineChange:
             return "a log-probability is not finite: weights or logits hold NaN or inf"
         moved, changed = found.learned - before.learned, found.served - before.served
         assert self._first is not None
-        noise = max(_size(self._first.gap), ROUNDING[self._dtype] * _size(found.learned))
+        noise = max(_size(self._first.gap), ROUNDING[self._dtype] * _size(found.learned), LEAST[self._dtype])
         accepted = NOISE * noise + SHARE[self._dtype] * _size(moved)
         gap = _size(changed - moved)
         if gap <= accepted:

@@ -174,7 +174,7 @@ class Agreement:
         source = (
             "accepted from any two implementations of one model"
             if self._first is None
-            else f"{FACTOR:g} times the mean and {FACTOR**2:g} times the k3 of this run's first step, plus "
+            else f"{FACTOR:g} times the mean and {FACTOR**2:g} times the k3 of the first step compared, plus "
             f"{FLOORS[self._dtype]:g}"
         )
         raise WeightMismatchError(
@@ -192,8 +192,8 @@ class Agreement:
             return f"{names} does not compute with the weights it was sent; the other engines agree with the learner"
         if self._first is None:
             return (
-                "this run has trained nothing yet, so engine and learner compute different models: check model.path, "
-                "rollout.dtype and learner.dtype, and the engine's implementation of the model"
+                "nothing was trained since the run began or was resumed, so engine and learner compute different "
+                "models: check model.path, rollout.dtype, learner.dtype and the engine's implementation of the model"
             )
         return (
             "engines compute with other weights than they were sent, or the two sides' rounding has grown apart: then "

@@ -71,7 +71,7 @@ def test_an_engine_serves_each_version_and_reports_it_when_it_does_not(run: Open
 
     worker = run.run.roles.rollout._workers[0]
     call_worker(worker, _ignore_adapters)
-    with pytest.raises(WeightMismatchError, match="the adapter has not taken effect: rollout/0"):
+    with pytest.raises(WeightMismatchError, match=r"rollout/0 and the learner .*: the adapter has not taken effect"):
         probed(run, 2)
     call_worker(worker, _heed_adapters)
     call_worker(worker, _lose_a_matrix)

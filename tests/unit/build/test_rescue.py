@@ -16,7 +16,7 @@ import pytest
 from rlsys.build.checkpoints import Checkpoints
 from rlsys.build.run import Run
 from rlsys.config.compose import load_config
-from rlsys.errors import RlsysError, WeightMismatchError, WorkerDiedError
+from rlsys.errors import RlsysError, SuspectPolicyError, WeightMismatchError, WorkerDiedError
 from rlsys.guards.guards import Guards
 from rlsys.guards.missing_rewards import NoRewardError
 from rlsys.learner.learners import Learners
@@ -196,6 +196,13 @@ def test_models_in_the_middle_of_an_update_are_not_saved(tmp_path: Path, caplog:
 def test_ranks_that_refused_to_begin_the_update_are_whole(tmp_path: Path) -> None:
     scene = Scene(tmp_path).at("update", 3, fails(WeightMismatchError("they disagree")))
     with pytest.raises(WeightMismatchError):
+        scene.play()
+    assert scene.saved == [2]
+
+
+def test_a_policy_that_may_have_been_trained_on_samples_of_other_weights_is_not_saved(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, "checkpoint.every=2").at("record", 3, fails(SuspectPolicyError("a stale engine")))
+    with pytest.raises(SuspectPolicyError):
         scene.play()
     assert scene.saved == [2]
 

@@ -132,6 +132,24 @@ def test_without_a_bound_differences_are_measured_all_the_same() -> None:
     run(scenario, dtype=None)  # weights.verify=false
 
 
+def test_versions_that_no_engine_had_time_for_are_counted_and_reported(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(bench: Bench) -> None:
+        for version in range(3):
+            bench.canary.begin(version)
+            await bench.answer(
+                (("learner/0", version), learner_gives(-2.0)),
+                (("learner/1", version), learner_gives(-2.0)),
+                (("rollout/0", version), None),
+                (("rollout/1", version), None),
+            )
+        assert bench.canary.take()["sync/canary_missed"] == 3
+        assert bench.canary.take() == {}
+
+    run(scenario)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no engine had the time to compute the fixed text under the policy versions up to 2" in caplog.text
+
+
 def test_a_result_counts_for_the_version_that_it_is_about() -> None:
     """An engine that was busy answers under the next weights, or not at all."""
 
@@ -172,7 +190,7 @@ def test_an_engine_without_the_adapter_is_found_however_little_it_changes() -> N
         await bench.answer((("rollout/1", 0), (4, engine_gives(-2.0 + 1e-5))))
         await asyncio.sleep(60)
 
-    with pytest.raises(WeightMismatchError, match="the adapter has not taken effect: rollout/1"):
+    with pytest.raises(WeightMismatchError, match=r"rollout/1 and the learner .*: the adapter has not taken effect"):
         run(scenario)
 
 

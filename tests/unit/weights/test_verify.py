@@ -87,7 +87,7 @@ def test_the_message_has_the_numbers_and_the_way_out() -> None:
         "rollout/0: mean 5.00e-01",
         "rollout/1: mean 0.00e+00, 99.9% below 0.00e+00, k3 0.00e+00",
         "bounds are mean 2.00e-04",
-        "10 times the mean and 100 times the k3 of this run's first step, plus 0.0001",
+        "10 times the mean and 100 times the k3 of the first step compared, plus 0.0001",
         "The update was not applied",
         "weights.verify=false",
     ):
