@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from rlsys.config.paths import expand
+from rlsys.config.paths import expand, nearest_existing
 
 
 def output_file(text: str) -> Path:
@@ -22,7 +22,7 @@ def output_file(text: str) -> Path:
 def output_folder(text: str) -> Path:
     """Return the path of a folder to write, which need not exist. Raise argparse's error when it could not be made."""
     path = expand(text)
-    there = next(folder for folder in (path, *path.resolve().parents) if folder.exists())
+    there = nearest_existing(path)
     if not there.is_dir():
         raise argparse.ArgumentTypeError(f"{there} is a file: name a folder")
     return _writable(path, there)

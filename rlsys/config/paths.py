@@ -22,6 +22,11 @@ def expand(path: str | Path) -> Path:
         raise ConfigError(f"the path '{path}' begins with ~, but {str(error).lower()}: write the whole path") from error
 
 
+def nearest_existing(path: Path) -> Path:
+    """Return the path itself where something is there, else the nearest folder above that exists."""
+    return next(one for one in (path, *path.resolve().parents) if one.exists())
+
+
 def is_file(path: str) -> bool:
     """Return whether a text is the name of an existing file; a long text, or one with a zero byte, is none."""
     return os.path.isfile(os.path.expanduser(path))

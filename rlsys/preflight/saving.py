@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rlsys.config.paths import nearest_existing
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 from rlsys.models.folder import base_dtype, base_files, empty_model, write_description
@@ -42,8 +43,7 @@ def check_room(prepared: Prepared, run_dir: Path) -> None:
     due = math.ceil(config.train.num_steps / options.every) if options.every else int(options.last)
     # The newest is written before the oldest is removed. Those of an earlier start have their room already.
     number = min(options.keep + 1, due) - len(list((run_dir / "checkpoints").glob("step-*")))
-    disk = next(path for path in (run_dir, *run_dir.resolve().parents) if path.is_dir())
-    free = shutil.disk_usage(disk).free
+    free = shutil.disk_usage(nearest_existing(run_dir)).free
     if number > 0 and number * size > free:
         raise ConfigError(
             f"run_dir {run_dir}: {free / 1e9:.1f} GB are free, but {number} checkpoints of {size / 1e9:.1f} GB or more "

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlsys.config.paths import nearest_existing
 from rlsys.errors import ConfigError
 from rlsys.run_folder.layout import LOCK
 
@@ -65,7 +66,7 @@ def check_free(run_dir: Path) -> None:
         if (run_dir / LOCK).exists():
             with (run_dir / LOCK).open("a+", encoding="utf-8") as file:
                 _take(file.fileno(), run_dir)
-        there = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
+        there = nearest_existing(run_dir)
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file")
         if not os.access(there, os.W_OK | os.X_OK):

@@ -19,6 +19,7 @@ import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from rlsys.config.cluster_address import cluster_address
+from rlsys.config.paths import nearest_existing
 from rlsys.config.schema import ClusterConfig
 from rlsys.errors import ConfigError
 from rlsys.runtime.background import cancel
@@ -188,7 +189,7 @@ def _check_temp_dir() -> None:
             f"Ray's folder {folder} has a name of more than {MAX_TEMP_DIR} bytes, and the sockets in it could not be "
             f"opened: {remedy}"
         )
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    there = nearest_existing(folder)
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         raise ConfigError(f"Ray cannot write its session's files in {folder} (no permission for {there}): {remedy}")
 

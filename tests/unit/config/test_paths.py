@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.config.paths import absolute, absolute_function, absolute_if_there, absolute_node, expand, read_text
+from rlsys.config.paths import (
+    absolute,
+    absolute_function,
+    absolute_if_there,
+    absolute_node,
+    expand,
+    nearest_existing,
+    read_text,
+)
 from rlsys.errors import ConfigError
 
 
@@ -30,6 +38,14 @@ def test_the_home_folder(home: Path) -> None:
     with pytest.raises(ConfigError, match=r"the path '~nobody-here/x' begins with ~, but .*: write the whole path"):
         expand("~nobody-here/x")
     assert absolute_if_there("~nobody-here/x") == "~nobody-here/x"
+
+
+def test_what_exists_of_a_path(home: Path) -> None:
+    assert nearest_existing(home / "mine.py") == home / "mine.py"
+    assert nearest_existing(home / "mine.py" / "x") == home / "mine.py"
+    assert nearest_existing(Path("new/run")) == home.parent / "here"
+    (home / "link").symlink_to(home.parent / "elsewhere")
+    assert nearest_existing(home / "link") == home.parent  # where the link's folder would be made
 
 
 def test_a_file_that_cannot_be_read_is_named_with_its_option(home: Path) -> None:
