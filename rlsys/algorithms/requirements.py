@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from rlsys.algorithms import advantages
+from rlsys.config.learner_schema import LearnerConfig
 from rlsys.config.schema import Config
 
 
 def needs_critic(config: Config) -> bool:
     """Return whether the advantage estimator uses a critic's values."""
     return bool(advantages.registry.fact(str(config.algorithm.advantage["name"]), "critic", False))
+
+
+def trained_roles(config: Config) -> dict[str, LearnerConfig]:
+    """Return the options of the roles that are trained, by role: the learner, and the critic if the run has one."""
+    return {"learner": config.learner} | ({"critic": config.critic} if needs_critic(config) else {})
 
 
 def needs_greedy(config: Config) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlsys.algorithms.requirements import needs_critic, reference_workers
+from rlsys.algorithms.requirements import reference_workers, trained_roles
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 from rlsys.models.layout import choose_layout
@@ -22,10 +22,9 @@ def check_model(config: Config, model_path: str, max_tokens: int) -> None:
     traits = folder_traits(model_path, trust_remote_code=trust)
     if traits is None:
         return
-    trained = {"learner": config.learner} | ({"critic": config.critic} if needs_critic(config) else {})
     for role, packing in layouts(config).items():
         choose_layout(packing, traits, key=f"{role}.packing")
-    for role, ranks in trained.items():
+    for role, ranks in trained_roles(config).items():
         if ranks.gradient_checkpointing and traits.checkpointing is not None:
             raise ConfigError(
                 f"{role}.gradient_checkpointing=true is not possible with this model: {traits.checkpointing}; set "
@@ -38,8 +37,7 @@ def check_model(config: Config, model_path: str, max_tokens: int) -> None:
 
 def layouts(config: Config) -> dict[str, str]:
     """Return the option `packing` of every role of the run that computes the model, by role."""
-    trained = {"learner": config.learner} | ({"critic": config.critic} if needs_critic(config) else {})
-    found = {role: ranks.packing for role, ranks in trained.items()}
+    found = {role: ranks.packing for role, ranks in trained_roles(config).items()}
     return found | ({"reference": config.reference.packing} if reference_workers(config) else {})
 
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlsys.algorithms.requirements import needs_critic
+from rlsys.algorithms.requirements import trained_roles
 from rlsys.errors import ConfigError
 from rlsys.preflight.prepared import Prepared
 from rlsys.run_folder.checkpoint import checkpoints, load_state
@@ -24,8 +24,7 @@ def fixed_options(prepared: Prepared) -> dict[str, Any]:
     # A model that is built on the spot has a name made of everything that shapes it; its cache may move.
     path = prepared.model_path if config.model.path is not None else Path(prepared.model_path).name
     fixed: dict[str, Any] = {"model.path": path, "model.adapter": config.model.adapter}
-    roles = {"learner": config.learner} | ({"critic": config.critic} if needs_critic(config) else {})
-    for role, options in roles.items():
+    for role, options in trained_roles(config).items():
         fixed |= {f"{role}.{name}": getattr(options, name) for name in OF_RANKS}
     lora = config.learner.lora
     if lora.rank > 0:
