@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rlsys.algorithms.coefficients import initial_coefficients
 from rlsys.config.schema import Config
@@ -20,6 +18,7 @@ from rlsys.reference.policy import Reference
 from rlsys.run_folder import checkpoint
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.metrics import set_aside
+from rlsys.run_folder.resume import fixed_options
 from rlsys.types import Coefficients
 
 logger = logging.getLogger(__name__)
@@ -30,30 +29,23 @@ class Checkpoints:
 
     def __init__(
         self,
-        config: Config,
+        prepared: Prepared,
         run_dir: Path,
         prompts: PromptStream,
         orchestrator: Orchestrator,
         learners: Learners,
         reference: Reference,
         guards: Guards,
-        fixed: Mapping[str, Any],
-        saved: int = 0,
     ) -> None:
-        """Save what the other arguments hold.
-
-        `fixed` are the options that the checkpoints are written with, `saved` is the step of the checkpoint that the
-        run continues from.
-        """
-        self._config = config
+        self._config = prepared.config
         self._run_dir = run_dir
         self._prompts = prompts
         self._orchestrator = orchestrator
         self._learners = learners
         self._reference = reference
         self._guards = guards
-        self._fixed = dict(fixed)
-        self._saved = saved
+        self._fixed = fixed_options(prepared)
+        self._saved = learners.step  # the step of the newest checkpoint, or 0
         self._writing: asyncio.Task[Path] | None = None
 
     async def save(self, step: int) -> None:

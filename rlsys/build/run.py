@@ -40,7 +40,6 @@ from rlsys.rollout.setup import EngineSetup
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.layout import LOGS
 from rlsys.run_folder.metrics import MetricsWriter
-from rlsys.run_folder.resume import fixed_options
 from rlsys.run_folder.rollouts import RolloutWriter
 from rlsys.run_folder.timeline import TimelineWriter, timeline_path
 from rlsys.runtime.background import Background
@@ -285,9 +284,7 @@ def build_run(
         evaluation=PeriodicEvaluation(config, prepared.eval_sets, sampler, guards.eval_rewards),
         recorder=recorder,
         guards=guards,
-        checkpoints=Checkpoints(
-            config, run_dir, prompts, orchestrator, learners, reference, guards, fixed_options(prepared), state.step
-        ),
+        checkpoints=Checkpoints(prepared, run_dir, prompts, orchestrator, learners, reference, guards),
     )
 
 

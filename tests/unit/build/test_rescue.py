@@ -49,9 +49,10 @@ class Scene:
         reference = SimpleNamespace(
             refresh=self._stage("refresh"), save=self._nothing, is_whole=lambda step: self.refreshed
         )
+        prepared: Any = SimpleNamespace(config=self.config, model_path="model")
         parts: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Run))
         parts |= {
-            "prepared": SimpleNamespace(config=self.config),
+            "prepared": prepared,
             "roles": SimpleNamespace(cluster=SimpleNamespace(calls=SimpleNamespace(), unhurried=self._unhurried)),
             "state": state,
             "clock": StageClock(),
@@ -65,9 +66,7 @@ class Scene:
                 record=self._stage("record"), record_start=lambda _: None, finish=self._nothing
             ),
             "guards": self.guards,
-            "checkpoints": Checkpoints(
-                self.config, run_dir, prompts, orchestrator, self.learners, reference, self.guards, {}
-            ),
+            "checkpoints": Checkpoints(prepared, run_dir, prompts, orchestrator, self.learners, reference, self.guards),
         }
         self.run = Run(**parts)
 
