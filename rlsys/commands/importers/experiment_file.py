@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from rlsys.commands.importers.translate import Translation
 from rlsys.config.compose import load_config
+from rlsys.config.written import as_written
 from rlsys.errors import ConfigError
 from rlsys.metrics.trackers.choice import choose_trackers
 from rlsys.preflight.checks import check_config
@@ -25,16 +26,7 @@ def experiment(result: Translation, origin: str) -> str:
     ]
     for line in [*open_points(result), *result.remarks]:
         head += [f"# {part}" for part in textwrap.wrap(line, 116, subsequent_indent="  " if line[0] == "-" else "")]
-    return "\n".join([*head, OmegaConf.to_yaml(OmegaConf.create(_escaped(result.config))).rstrip(), ""])
-
-
-def _escaped(value: Any) -> Any:
-    """Return the same configuration with every `${` as text, which it would otherwise not be in an experiment."""
-    if isinstance(value, Mapping):
-        return {key: _escaped(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_escaped(part) for part in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
+    return "\n".join([*head, OmegaConf.to_yaml(OmegaConf.create(as_written(result.config))).rstrip(), ""])
 
 
 def open_points(result: Translation) -> list[str]:

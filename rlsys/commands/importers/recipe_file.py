@@ -13,6 +13,7 @@ from rlsys.commands.importers.programs import described, training_call
 from rlsys.commands.importers.recipe_yaml import load_yaml
 from rlsys.commands.importers.shell_script import Call, calls
 from rlsys.config.dotted import put
+from rlsys.config.paths import read_text
 from rlsys.errors import ConfigError
 
 # The argument that names a YAML file beneath the others: `--config FILE` of TRL and open-r1, `config=FILE` of EasyR1.
@@ -57,12 +58,7 @@ def read(path: Path) -> RecipeFile:
 
 
 def _text(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    text = read_text(path, "recipe")
     if not text.strip() or "\0" in text:
         raise ConfigError(f"{path} is {'empty' if not text.strip() else 'no text file: it holds a zero byte'}")
     return text

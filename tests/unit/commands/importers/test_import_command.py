@@ -104,10 +104,11 @@ def test_what_only_this_machine_lacks_does_not_matter(tmp_path: Path, monkeypatc
         prepare(config)
 
 
-def test_a_dollar_sign_stays_text(tmp_path: Path) -> None:
-    recipe = write(tmp_path, TRL + 'reward_funcs: ["org/${x}"]\n')
+@pytest.mark.parametrize("name", ["org/${x}", r"org/a\${x}"])
+def test_a_dollar_sign_stays_text(tmp_path: Path, name: str) -> None:
+    recipe = write(tmp_path, TRL + f"reward_funcs: ['{name}']\n")
     execute(["import", str(recipe)])
-    assert load_config([f"experiment={tmp_path / 'recipe.rlsys.yaml'}"]).rewards[0]["model"] == "org/${x}"
+    assert load_config([f"experiment={tmp_path / 'recipe.rlsys.yaml'}"]).rewards[0]["model"] == name
 
 
 def test_a_reference_is_resolved_where_the_project_has_them(tmp_path: Path) -> None:

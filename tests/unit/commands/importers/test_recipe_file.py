@@ -45,8 +45,8 @@ def test_a_missing_base_file_is_an_error(tmp_path: Path) -> None:
         ("a.json", "[1]", "holds list, not a mapping"),
         ("a.json", '{"a": 1, "a": 2}', "sets a more than once"),
         ("a.json", "[" * 100000, "is neither YAML nor JSON"),
-        ("a.yaml", b"a: caf\xe9\n", "is not UTF-8 text: .* at byte 6"),
-        ("a.sh", "trl grpo --name caf\xe9".encode("utf-16"), "is not UTF-8 text"),
+        ("a.yaml", b"a: caf\xe9\n", r"recipe: .*a\.yaml is not UTF-8 \(byte 7\)"),
+        ("a.sh", "trl grpo --name caf\xe9".encode("utf-16"), r"recipe: .*a\.sh is not UTF-8 \(byte 1\)"),
         ("a.sh", b"\x00\x01", "holds a zero byte"),
     ],
 )
