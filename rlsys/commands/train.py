@@ -212,8 +212,9 @@ def _prepared(job: Job) -> tuple[Prepared, str]:
     check_room(prepared, run_dir)
     rows = start_table(prepared)
     show_table("what this run uses" if job.number is None else f"what run {job.number} uses", rows)
+    given = keys_set(job.overrides)
     for key, missing in without_effect(job.config).items():
-        if key in keys_set(job.overrides):
+        if key in given:
             logger.warning("%s is set on the command line and has no effect without %s", key, missing)
     return prepared, table_text(rows)
 
