@@ -12,6 +12,7 @@ from typing import Any
 
 from rlsys.commands.importers.dialects import shared, trl
 from rlsys.commands.importers.dialects import trl_rules as rules
+from rlsys.commands.importers.dialects.reasons import KERNELS
 from rlsys.commands.importers.dialects.trl_training import LOSS
 from rlsys.commands.importers.options import (
     Condition,
@@ -33,7 +34,6 @@ from rlsys.data.files import READERS
 from rlsys.errors import ConfigError
 
 PREPARED = "rlsys reads and tokenises the data at the start of the run"
-KERNELS = "the learner chooses its kernels itself (learner.packing)"
 SUPERVISED = "the option is for supervised training"
 
 ALIASES = {

@@ -11,7 +11,15 @@ from dataclasses import replace
 
 from rlsys.commands.importers.dialects import easyr1_rules as rules
 from rlsys.commands.importers.dialects import shared
-from rlsys.commands.importers.dialects.trl import SAMPLING
+from rlsys.commands.importers.dialects.reasons import (
+    DEVICES,
+    FOLDERS,
+    MEMORY,
+    OWN_DISPLAY,
+    SAMPLING,
+    SHARDING,
+    TEXT_ONLY,
+)
 from rlsys.commands.importers.options import (
     Condition,
     Dialect,
@@ -35,13 +43,6 @@ from rlsys.commands.importers.options import (
     without,
 )
 from rlsys.commands.importers.recipe import ABSENT, NONE_STATED
-
-TEXT_ONLY = "rlsys trains text models only"
-DEVICES = "set the devices where you start the run: cluster.num_gpus, learner.num_workers, rollout.num_workers"
-MEMORY = "learner.microbatch_tokens bounds how much is computed at once"
-SHARDING = "DeepSpeed shards the learner: learner.zero_stage"
-FOLDERS = "a run and its checkpoints go to runs/NAME/TIME; run_dir=... chooses a folder, resume=auto continues a run"
-ALWAYS = "rlsys always writes metrics.jsonl and shows its display"
 
 ESTIMATOR, LOSS, OPTIM = "algorithm.adv_estimator", "worker.actor.loss_type", "worker.actor.optim."
 UNREAD = "loss_type={0} does not use it"
@@ -238,7 +239,7 @@ ROLLOUT = {
     "val_override_config": computed(
         "eval.num_samples", NONE_STATED, rules.evaluation, keys=("eval.num_samples", "eval.temperature")
     ),
-    **dict.fromkeys(("disable_log_stats", "disable_tqdm"), ignored(ALWAYS)),
+    **dict.fromkeys(("disable_log_stats", "disable_tqdm"), ignored(OWN_DISPLAY)),
 }
 REWARD = {
     "reward_function": by_rule("rewards", default=None),

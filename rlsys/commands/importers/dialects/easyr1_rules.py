@@ -1,4 +1,4 @@
-"""Rules that EasyR1's table cannot express: value maps, batches, data, rewards, trackers."""
+"""Rules that EasyR1's table cannot express: value maps, batches, data, rewards, trackers. verl shares some of them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def evaluation(recipe: Recipe, override: Any) -> Any:
 
 def trackers(recipe: Recipe, asked: Any) -> list[Any]:
     """Return the trackers; the console and the file are always there."""
-    names = [name for name in shared.listed(asked) if name not in ("console", "file")]
+    names = [str(name) for name in shared.listed(asked) if name not in ("console", "file")]
     if "wandb" not in names:
         recipe.mark_ignored("trainer.project_name", "only the tracker wandb uses it")
     return shared.trackers(recipe, "trainer.logger", names, project=str(recipe.value("trainer.project_name")))

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlsys.commands.importers.dialects import shared, trl
 from rlsys.commands.importers.dialects import trl_rules as rules
+from rlsys.commands.importers.dialects.reasons import OWN_LOG
 from rlsys.commands.importers.options import (
     Condition,
     Dialect,
@@ -117,7 +118,7 @@ OPTIONS: dict[str, TableRow] = {
     "wandb_entity": by_rule(default=None, also=("logging.trackers",)),
     "wandb_project": by_rule(default=None, also=("logging.trackers",)),
     "wandb_run_group": unsupported("rlsys does not group runs"),
-    "num_completions_to_print": ignored(trl.OWN_LOG),
+    "num_completions_to_print": ignored(OWN_LOG),
     "benchmarks": unsupported(EVALUATED_AFTER, None, (None, [])),
     "callbacks": unsupported(
         "rlsys has a training loop of its own, which calls no callbacks of the Trainer", None, (None, [])

@@ -8,8 +8,8 @@ from typing import Any
 from rlsys.commands.importers.dialects import openrlhf_rules as rules
 from rlsys.commands.importers.dialects import shared
 from rlsys.commands.importers.dialects.openrlhf_flags import FLAT
-from rlsys.commands.importers.dialects.openrlhf_run import DATA, DEVICES, KERNELS, OWN_STATE, RUN, TEXT_ONLY, UNUSED
-from rlsys.commands.importers.dialects.trl import SAMPLING
+from rlsys.commands.importers.dialects.openrlhf_run import DATA, OWN_STATE, RUN, UNUSED
+from rlsys.commands.importers.dialects.reasons import DEVICES, KERNELS, MEMORY, SAMPLING, TEXT_ONLY
 from rlsys.commands.importers.options import (
     ByVersion,
     Condition,
@@ -36,7 +36,6 @@ from rlsys.commands.importers.options import (
 )
 from rlsys.commands.importers.recipe import ABSENT, NONE_STATED
 
-MEMORY = "learner.microbatch_tokens bounds how much is computed at once"
 OWN_WAY = "weights.backend chooses how weights travel; engines continue their requests while new weights arrive"
 
 ESTIMATOR, LOSS, FILTERING = "algo.advantage.estimator", "actor.policy_loss_type", "algo.dynamic_filtering_enable"

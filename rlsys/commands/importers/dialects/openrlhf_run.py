@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlsys.commands.importers.dialects import openrlhf_rules as rules
 from rlsys.commands.importers.dialects import shared
+from rlsys.commands.importers.dialects.reasons import DEVICES, FOLDERS, KERNELS, OWN_LOG, TEXT_ONLY
 from rlsys.commands.importers.options import (
     Condition,
     by_rule,
@@ -17,11 +18,7 @@ from rlsys.commands.importers.options import (
 )
 from rlsys.commands.importers.recipe import ABSENT
 
-DEVICES = "set the devices where you start the run: cluster.num_gpus, learner.num_workers, rollout.num_workers"
-FOLDERS = "a run and its checkpoints go to runs/NAME/TIME; run_dir=... chooses a folder, resume=auto continues a run"
 OWN_STATE = "checkpoints/step-N always holds DeepSpeed's state and the policy as a Hugging Face folder"
-KERNELS = "the learner chooses its kernels itself (learner.packing)"
-TEXT_ONLY = "rlsys trains text models only"
 HAS_WANDB = needs("logger.wandb.key", "logger.wandb.key is not set")
 EVALUATED = Condition(
     ("eval.dataset", "eval.steps"),
@@ -75,7 +72,7 @@ RUN = {
         reads_none=True,
         notes={None: "unset: nothing is written for TensorBoard"},
     ),
-    "logger.logging_steps": ignored("rlsys writes every step to metrics.jsonl"),
+    "logger.logging_steps": ignored(OWN_LOG),
 }
 UNUSED = {
     DEVICES: (

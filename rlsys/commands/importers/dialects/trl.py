@@ -10,6 +10,7 @@ from typing import Any
 
 from rlsys.commands.importers.dialects import shared
 from rlsys.commands.importers.dialects import trl_rules as rules
+from rlsys.commands.importers.dialects.reasons import OWN_LOG, SAMPLING, TEXT_ONLY
 from rlsys.commands.importers.dialects.trl_training import (
     BATCH,
     LOSS,
@@ -39,10 +40,8 @@ from rlsys.commands.importers.options import (
 from rlsys.commands.importers.recipe import ABSENT, NONE_STATED, Recipe
 
 VERSIONS = (*(f"0.{minor}" for minor in range(18, 30)), *(f"1.{minor}" for minor in range(17)))
-SAMPLING = "it changes the sampled distribution, which the learner could then no longer check (docs/limits.md)"
 HUB = "rlsys uploads nothing; checkpoints/step-N/policy is a Hugging Face folder that you can upload"
 OWN_ENGINES = "rlsys starts its own engines"
-OWN_LOG = "rlsys writes every step to metrics.jsonl"
 ENGINE_ALONE = "rlsys always generates with vLLM"
 LOCAL = "Ray starts the processes"
 
@@ -230,7 +229,7 @@ RUN = {
     "log_completions": ignored("rollouts/step-N.jsonl holds every completion"),
     "num_completions_to_print": ignored("rollouts/step-N.jsonl holds every completion"),
     "log_unique_prompts": ignored("rollouts/step-N.jsonl holds every completion"),
-    "log_multimodal": ignored("rlsys trains text models only"),
+    "log_multimodal": ignored(TEXT_ONLY),
     "log_completions_hub_repo": unsupported(HUB),
 }
 UNUSED: dict[str, tuple[str, ...]] = {

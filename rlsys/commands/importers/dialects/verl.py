@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rlsys.commands.importers.dialects import shared
+from rlsys.commands.importers.dialects import easyr1_rules, shared
 from rlsys.commands.importers.dialects import verl_rules as rules
-from rlsys.commands.importers.dialects.easyr1 import (
-    ALWAYS,
+from rlsys.commands.importers.dialects.easyr1 import ESTIMATOR, FILTERED, HAS_CRITIC
+from rlsys.commands.importers.dialects.easyr1 import OPTIONS as EASYR1
+from rlsys.commands.importers.dialects.reasons import (
     DEVICES,
     FOLDERS,
+    KERNELS,
     MEMORY,
+    OWN_DISPLAY,
+    SAMPLING,
     SHARDING,
     TEXT_ONLY,
 )
-from rlsys.commands.importers.dialects.easyr1 import OPTIONS as EASYR1
-from rlsys.commands.importers.dialects.trl import SAMPLING
 from rlsys.commands.importers.options import (
     Condition,
     Dialect,
@@ -37,25 +39,21 @@ from rlsys.commands.importers.options import (
     same,
     several,
     switched,
-    unless,
     unless_set,
     unsupported,
 )
 from rlsys.commands.importers.recipe import NONE_STATED
 
 ROLE = "actor_rollout_ref."
-ESTIMATOR, LOSS = "algorithm.adv_estimator", f"{ROLE}actor.policy_loss.loss_mode"
+LOSS = f"{ROLE}actor.policy_loss.loss_mode"
 IN_LOSS, IN_REWARD = f"{ROLE}actor.use_kl_loss", "algorithm.use_kl_in_reward"
 FILTER, LORA = "algorithm.filter_groups.enable", f"{ROLE}model.lora_rank"
-KERNELS = "the learner chooses its kernels itself (learner.packing)"
-HAS_CRITIC = only_if(ESTIMATOR, "gae", reason="only gae has a critic")
 HAS_LORA = needs(LORA, "lora_rank is 0")
 KL_IN_LOSS, KL_IN_REWARD = needs(IN_LOSS, "use_kl_loss is false"), needs(IN_REWARD, "use_kl_in_reward is false")
 ONE_KL = Condition(
     (IN_LOSS,), lambda in_loss: not in_loss, "rlsys applies one KL penalty; that of the loss was written", is_loss=True
 )
 ADAPTS = (KL_IN_REWARD, only_if("algorithm.kl_ctrl.type", "adaptive", reason="kl_ctrl.type is not adaptive"))
-FILTERED = unless(ESTIMATOR, "gae", "remax", "reinforce_plus_plus")  # these learn from equal rewards too
 CLIPS = only_if(LOSS, "vanilla", "gspo", "clip_cov", reason="loss_mode={0} does not use it")
 CORRECTED = needs("algorithm.rollout_correction.rollout_is", "rollout_is is not set")
 DATA: dict[str, TableRow] = {
@@ -151,7 +149,7 @@ ACTOR = {
         shared.OTHER_SCHEDULE),  # its name before
     "optim.min_lr_ratio": unsupported("schedules of rlsys end at 0", 0.0, (None, 0, 0.0)),
     "fsdp_config.optimizer_offload": same("learner.offload_optimizer", False),
-    "fsdp_config.dtype": mapped("learner.dtype", "bfloat16", rules.DTYPES, shared.OTHER_DTYPE),
+    "fsdp_config.dtype": mapped("learner.dtype", "bfloat16", easyr1_rules.DTYPES, shared.OTHER_DTYPE),
     "fsdp_config.model_dtype": ignored("with learner.dtype=bfloat16 the master weights are float32"),
     **{f"fsdp_config.{name}": ignored(SHARDING) for name in (
         "param_offload", "fsdp_size", "reshard_after_forward", "forward_prefetch", "offload_policy")},
@@ -242,7 +240,7 @@ TRAINER = {
     "total_epochs": computed("train.num_steps", 30, shared.epochs, when=unless_set("trainer.total_training_steps")),
     "total_training_steps": converted("train.num_steps", None, int),
     "project_name": by_rule(default="verl_examples", also=("logging.trackers",)),
-    "logger": computed("logging.trackers", ["console", "wandb"], rules.trackers),
+    "logger": computed("logging.trackers", ["console", "wandb"], easyr1_rules.trackers),
     "test_freq": converted("eval.every", -1, shared.at_least_0),
     "save_freq": converted("checkpoint.every", -1, shared.at_least_0),
     "max_actor_ckpt_to_keep": converted("checkpoint.keep", None, shared.kept_checkpoints, reads_none=True),
@@ -252,7 +250,7 @@ TRAINER = {
     **{name: ignored(DEVICES) for name in ("nnodes", "n_gpus_per_node", "device", "balance_batch")},
     **{name: ignored(FOLDERS) for name in ("default_local_dir", "default_hdfs_dir", "resume_mode", "resume_from_path",
         "experiment_name", "max_critic_ckpt_to_keep", "del_local_ckpt_after_load")},
-    **{name: ignored(ALWAYS) for name in ("log_val_generations", "rollout_data_dir", "validation_data_dir")},
+    **{name: ignored(OWN_DISPLAY) for name in ("log_val_generations", "rollout_data_dir", "validation_data_dir")},
 }  # fmt: skip
 SECTIONS = {
     "data.": DATA, "algorithm.": ALGORITHM, f"{ROLE}actor.": ACTOR, f"{ROLE}model.": MODEL, f"{ROLE}rollout.": ROLLOUT,

@@ -1,16 +1,14 @@
-"""Rules that verl's table cannot express: value maps, batches, data, rewards, trackers."""
+"""Rules that verl's table cannot express: value maps, batches, data, rewards."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from rlsys.commands.importers.dialects import shared
-from rlsys.commands.importers.dialects.easyr1_rules import DTYPES
 from rlsys.commands.importers.dialects.easyr1_rules import KL as EASYR1_KL
 from rlsys.commands.importers.options import Noted, UnsupportedError
 from rlsys.commands.importers.recipe import ABSENT, Recipe
 
-__all__ = ["DTYPES"]
 EPS = 1e-6  # what verl adds to a group's standard deviation
 ESTIMATORS: dict[str, Any] = {
     "gae": {"name": "gae"},
@@ -93,14 +91,6 @@ def max_tries(count: Any) -> Any:
 def evaluation_samples(recipe: Recipe, count: Any) -> int:
     """Return the drawn samples per held-out prompt, beside the greedy one: none where verl draws none."""
     return int(count) if recipe.value("actor_rollout_ref.rollout.val_kwargs.do_sample") else 0
-
-
-def trackers(recipe: Recipe, asked: Any) -> list[Any]:
-    """Return the trackers; the console and the file are always there."""
-    names = [str(name) for name in shared.listed(asked) if name not in ("console", "file")]
-    if "wandb" not in names:
-        recipe.mark_ignored("trainer.project_name", "only the tracker wandb uses it")
-    return shared.trackers(recipe, "trainer.logger", names, project=str(recipe.value("trainer.project_name")))
 
 
 def rewards(recipe: Recipe) -> None:
