@@ -58,16 +58,19 @@ def is_pattern(name: str) -> bool:
 def json_rows(name: str) -> list[dict[str, Any]]:
     """Return the rows of a file with a JSON object per line, or with a list of rows, with the values as written.
 
-    Raises DataError, which names the line, for a file that is not of this format.
+    Raises ValueError for text that is not UTF-8 or JSON, whose line `describe_fault` finds, and DataError for rows that
+    are no objects.
     """
-    check_file(name)
     path = expand(name)
     if _has_lines(path):
-        return [json.loads(text) for _, text in _lines(path)]
-    with _open_text(path) as file:
-        rows = json.load(file)
-    if not isinstance(rows, list):
-        raise DataError(f"{name}: a json file must hold a list of rows, or one row per line; this is {_kind(rows)}")
+        rows = [json.loads(text) for _, text in _lines(path)]
+    else:
+        with _open_text(path) as file:
+            rows = json.load(file)
+        if not isinstance(rows, list):
+            raise DataError(f"{name}: a json file must hold a list of rows, or one row per line; this is {_kind(rows)}")
+    if not all(isinstance(row, dict) for row in rows):
+        check_file(name)  # names the first one
     return rows
 
 
