@@ -77,7 +77,7 @@ class ChatTemplate:
         except ConfigError:  # a template for single questions: it has no end of an answer
             return None
         ids = self._tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"] if found else []
-        return int(ids[0]) if ids and ids[0] in _special_ids(self._tokenizer) else None
+        return int(ids[0]) if ids and ids[0] in special_tokens(self._tokenizer) else None
 
     def _check_uses_messages(self) -> None:
         try:
@@ -101,6 +101,7 @@ def _question(content: str) -> Messages:
     return [{"role": "user", "content": content}]
 
 
-def _special_ids(tokenizer: Any) -> set[int]:
-    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | set(tokenizer.all_special_ids)
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Return the text of every special token, by its id."""
+    added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlsys.config.schema import ScoringConfig
+from rlsys.data.chat import special_tokens
 from rlsys.models.resolve import load_tokenizer
 from rlsys.rewards import content
 from rlsys.rewards.entry import deadline_of, label_rewards, wants_whole_groups
@@ -172,8 +173,7 @@ def unseen_tokens(tokenizer: Any, skip: bool | None, tags: str) -> set[int]:
     """
     if skip is False:
         return set()
-    special = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    special = special_tokens(tokenizer)
     # The tokens that begin, end and pad a text are no tags, even where a reward's file mentions them.
     structural = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
     kept = {number for number, token in special.items() if token in tags and token not in structural}
