@@ -15,7 +15,7 @@ def addition(split: str, *, max_operand: int = 99, held_out: int = 200, seed: in
     The splits are disjoint for the same `max_operand`, `held_out` and `seed`.
     """
     for option, value in {"max_operand": max_operand, "held_out": held_out, "seed": seed}.items():
-        if not isinstance(value, int) or value < 0:
+        if value < 0:
             raise ConfigError(f"data source 'addition': option '{option}' is {value!r}, it must be a whole number >= 0")
     if split not in ("train", "test"):
         raise ConfigError(f"data source 'addition' has no split '{split}': it has train and test")

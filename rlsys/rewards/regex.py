@@ -18,16 +18,16 @@ def _compiled(*, pattern: str, flags: str, **_: Any) -> re.Pattern[str]:
         raise ValueError(f"flags={flags!r}: '{unknown[0]}' is unknown; use the letters {', '.join(FLAGS)}")
     try:
         return re.compile(pattern, sum(FLAGS[letter] for letter in set(flags)))
-    except (re.error, TypeError) as error:  # YAML may make a number of the pattern
+    except re.error as error:
         raise ValueError(f"pattern={pattern!r} is not a regular expression: {error}") from error
 
 
-def _captures_answer(*, pattern: str, **options: Any) -> bool:
-    return "answer" in _compiled(pattern=pattern, flags=str(options.get("flags", ""))).groupindex
+def _captures_answer(*, pattern: str, flags: str = "", **_: Any) -> bool:
+    return "answer" in _compiled(pattern=pattern, flags=flags).groupindex
 
 
 def _literals(*, pattern: str, **_: Any) -> str:
-    return str(pattern).replace("\\", "")  # `\<tool\>` looks for `<tool>`
+    return pattern.replace("\\", "")  # `\<tool\>` looks for `<tool>`
 
 
 @register("regex", check=_compiled, judges_answers=_captures_answer, tags=_literals)
