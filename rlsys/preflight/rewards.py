@@ -11,7 +11,7 @@ from typing import Any
 from rlsys import rewards
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
-from rlsys.registry import free_parameters, option_names
+from rlsys.registry import fits, free_parameters, option_names
 from rlsys.rewards.entry import RESERVED, deadline_of, function_options, is_class, longest_s
 from rlsys.rewards.judges import judges_of
 from rlsys.types import Prompt
@@ -34,10 +34,10 @@ def check_reward_list(config: Config, *, training: bool) -> None:
                 f"rewards: the entry {dict(spec)} has no name; known names: {', '.join(rewards.registry.names())}"
             )
         weight = spec.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        if not fits(weight, float) or not math.isfinite(weight):
             raise ConfigError(f"rewards: the weight of '{spec['name']}' is {weight!r}: it must be a finite number")
         deadline = spec.get("deadline_s", 1.0)
-        if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0:
+        if not fits(deadline, float) or deadline <= 0:
             raise ConfigError(
                 f"rewards: the deadline_s of '{spec['name']}' is {deadline!r}: it must be a number of seconds above 0"
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlsys.errors import ConfigError
 from rlsys.models.resolve import ModelFacts
+from rlsys.registry import fits
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def _chosen(entry: Any, tokenizer: Any, vocab_rows: int) -> int:
                 "not look for a text across tokens. Name one token, by its text or its id"
             )
         (entry,) = ids
-    if isinstance(entry, bool) or not isinstance(entry, int):
+    if not fits(entry, int):
         raise ConfigError(f"{where} is neither a token's text nor its id")
     if not 0 <= entry < vocab_rows:
         raise ConfigError(f"{where}: the model has no token {entry}; its ids are 0 to {vocab_rows - 1}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlsys.config.secrets import secret
 from rlsys.config.templates import jinja_template, text_or_file
+from rlsys.registry import fits
 from rlsys.rewards import Failed, Scores, content, plain, register
 
 INSTRUCTION = """Grade an answer from 0 (useless) to {{ max_score }} (perfect).
@@ -128,7 +129,7 @@ class LlmJudge:
             score = json.loads(reply[start : end + 1])["score"]
         except (ValueError, KeyError, TypeError):
             return Failed(f"no grade in the judge's reply: {reply[:200]!r}")
-        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= self._max_score:
+        if not fits(score, float) or not 0 <= score <= self._max_score:
             return Failed(f"the judge's grade is {score!r}; it must be a number from 0 to {self._max_score}")
         return float(score) / self._max_score
 
