@@ -37,7 +37,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlsys.registry import Registry
+from rlsys.registry import Registry, load_external
 from rlsys.types import Outcome
 
 
@@ -62,6 +62,11 @@ def openrlhf_labels(columns: Mapping[str, Sequence[Any]], count: int) -> list[An
     """Return OpenRLHF's labels, one per row; None for each row if there is no such column."""
     column = next((columns[name] for name in OPENRLHF_LABELS if name in columns), [None] * count)
     return list(column)
+
+
+def outside(*, function: str, **_: Any) -> Any:
+    """Return the outside function that a reward's option `function` names; a `check` that there is one."""
+    return load_external(function, "reward")
 
 
 def content(completion: str | list[dict[str, str]]) -> str:

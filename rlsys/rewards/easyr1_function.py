@@ -7,16 +7,11 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rlsys.registry import load_external
-from rlsys.rewards import content, register
+from rlsys.rewards import content, outside, register
 from rlsys.rewards.tags import source_of
 
 
-def _loaded(*, function: str, **_: Any) -> Any:
-    return load_external(function, "reward")
-
-
-@register("easyr1_function", check=_loaded, paths=("function",), judges_answers=True, tags=source_of)
+@register("easyr1_function", check=outside, paths=("function",), judges_answers=True, tags=source_of)
 class EasyR1Function:
     """An EasyR1 function `f(reward_inputs: list[dict]) -> list[dict]`, or `f(dict) -> dict` if it is sequential.
 
@@ -37,7 +32,7 @@ class EasyR1Function:
         reward_type: Literal["batch", "sequential"] = "batch",
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        found = _loaded(function=function)
+        found = outside(function=function)
         self._function = functools.partial(found, **(options or {}))
         self._takes_two = _num_required(found, options or {}) == 2
         self._in_batches = reward_type == "batch"

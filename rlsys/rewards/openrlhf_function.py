@@ -7,16 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.registry import load_external
-from rlsys.rewards import openrlhf_labels, plain, register
+from rlsys.rewards import openrlhf_labels, outside, plain, register
 from rlsys.rewards.tags import source_of
 
 
-def _loaded(*, function: str) -> Any:
-    return load_external(function, "reward")
-
-
-@register("openrlhf_function", check=_loaded, paths=("function",), tags=source_of)
+@register("openrlhf_function", check=outside, paths=("function",), tags=source_of)
 class OpenRLHFFunction:
     """An OpenRLHF function `f(queries, prompts, labels)` that returns rewards or `{rewards, scores, extra_logs}`.
 
@@ -30,7 +25,7 @@ class OpenRLHFFunction:
     """
 
     def __init__(self, *, function: str) -> None:
-        self._function = _loaded(function=function)
+        self._function = outside(function=function)
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], log_metric: Any, **columns: Sequence[Any]

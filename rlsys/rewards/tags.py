@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlsys.registry import load_external
-from rlsys.rewards import registry
+from rlsys.rewards import outside, registry
 from rlsys.rewards.entry import function_options
 
 
@@ -23,7 +22,7 @@ def tags_of(specs: Sequence[Mapping[str, Any]]) -> str:
 
 def source_of(*, function: str, **_: Any) -> str:
     """Return the file of an outside function as text: the tags of a reward that calls it."""
-    return _source(load_external(function, "reward"))
+    return _source(outside(function=function))
 
 
 def _text(spec: Mapping[str, Any]) -> str:

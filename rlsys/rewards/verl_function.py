@@ -8,18 +8,13 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rlsys.registry import load_external
-from rlsys.rewards import content, register
+from rlsys.rewards import content, outside, register
 from rlsys.rewards.tags import source_of
-
-
-def _loaded(*, function: str, **_: Any) -> Any:
-    return load_external(function, "reward")
 
 
 @register(
     "verl_function",
-    check=_loaded,
+    check=outside,
     paths=("function",),
     judges_answers=True,
     tags=source_of,
@@ -46,7 +41,7 @@ class VerlFunction:
         reward_type: Literal["sequential", "batch"] = "sequential",
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self._function = functools.partial(_loaded(function=function), **(options or {}))
+        self._function = functools.partial(outside(function=function), **(options or {}))
         self._in_batches = reward_type == "batch"
 
     async def __call__(
