@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +35,13 @@ def score(name: str, *rows: tuple[str, Mapping[str, Any] | str | None], **option
     count = len(rows)
     request = RewardRequest(["p"] * count, texts, [[1]] * count, {"verification_info": infos}, 1)
     return call_reward(function, request, RewardLog())
+
+
+def limited_by_cpu(**options: Any) -> Any:
+    """A `code` whose programs meet a limit of 1 s of CPU time: on a busy machine those that end are not cut off."""
+    function = bind_reward({"name": "code", "wall_s": 60.0, **options})
+    function._limits = replace(function._limits, cpu_s=1)  # type: ignore[attr-defined]
+    return function
 
 
 def block(code: str, language: str = "python") -> str:
@@ -115,28 +125,30 @@ def test_javascript() -> None:
 
 
 def test_after_a_case_that_never_ends_the_others_are_not_run() -> None:
-    started = time.monotonic()
     cases = {"test_cases": [{"input": str(n), "output": str(n)} for n in range(20)]}
-    assert score("code", (block("n = int(input())\nwhile n: pass\nprint(n)"), cases), wall_s=0.5) == [0.05]
-    assert time.monotonic() - started < 9  # the 19 others would take 9.5 s
+    text, log = block("n = int(input())\nwhile n: pass\nprint(n)"), RewardLog()
+    request = RewardRequest(["p"], [text], [[1]], {"verification_info": [cases]}, 1, deadline_s=300.0)
+    assert call_reward(limited_by_cpu(), request, log) == [0.05]
+    assert log.metrics["code/timeout"] == [0.5]  # of two runs; all twenty would be 0.95
 
 
-def test_without_time_a_row_is_a_timeout_and_the_others_have_their_scores() -> None:
-    function = bind_reward({"name": "code", "wall_s": 1.0, "num_parallel": 1})
+def test_without_time_a_row_is_a_timeout_and_the_others_have_their_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = itertools.count(time.monotonic(), 600.0)  # each row takes ten minutes: the third begins too late
+    monkeypatch.setattr("rlsys.sandbox.cases.time", SimpleNamespace(monotonic=lambda: next(looks)))
     forever = {"test_cases": [{"input": "", "output": ""}]}
     texts = [block("print()"), *[block("while True: pass")] * 6]
-    request = RewardRequest(["p"] * 7, texts, [[1]] * 7, {"verification_info": [forever] * 7}, 1, deadline_s=9.0)
-    scores = call_reward(function, request, RewardLog())
-    assert scores[:2] == [1.0, 0.0]
-    assert scores[-1] == Failed("no time was left to run all of its test cases", "timeout")
+    request = RewardRequest(["p"] * 7, texts, [[1]] * 7, {"verification_info": [forever] * 7}, 1, deadline_s=1000.0)
+    scores = call_reward(limited_by_cpu(num_parallel=1), request, RewardLog())
+    late = Failed("no time was left to run all of its test cases", "timeout")
+    assert scores == [1.0, 0.0, *[late] * 5]
 
 
 def test_a_program_that_takes_too_much_fails_its_case_and_is_counted() -> None:
-    function = bind_reward({"name": "code", "wall_s": 0.5, "memory_mib": 128})
+    function = limited_by_cpu(memory_mib=128)
     info = {"test_cases": [{"input": "", "output": "done"}]}
     texts = [block("while True: pass"), block("x = bytearray(10**9)"), block("print('done')")]
     log = RewardLog()
-    request = RewardRequest(["p"] * 3, texts, [[1]] * 3, {"verification_info": [info] * 3}, 1)
+    request = RewardRequest(["p"] * 3, texts, [[1]] * 3, {"verification_info": [info] * 3}, 1, deadline_s=300.0)
     assert call_reward(function, request, log) == [0.0, 0.0, 1.0]
     assert log.metrics["code/timeout"] == [pytest.approx(1 / 3)]
     assert log.metrics["code/memory"] == [pytest.approx(1 / 3)]

@@ -88,8 +88,10 @@ def test_answers(process: RewardProcess, completion: str, answer: object, value:
 
 
 def test_a_runaway_expression_costs_its_row_and_a_marker_of_ones_own(tmp_path: Path) -> None:
-    # The library is imported when the file is, which is not the function's time.
-    (tmp_path / "scored.py").write_text("import math_verify\nfrom rlsys.rewards.math_answer import math_answer\n")
+    # The library is imported and at work before the first call: that is not the function's time.
+    (tmp_path / "scored.py").write_text(
+        "from rlsys.rewards.math_answer import math_answer\n\nmath_answer(['The answer is 1.'], ['1'])\n"
+    )
     spec = {"name": f"{tmp_path}/scored.py:math_answer", "marker": "RESULT:"}
     short = RewardProcess(spec, call_deadline_s=2.0, row_deadline_s=1.0)
     try:

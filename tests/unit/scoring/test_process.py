@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -42,6 +43,8 @@ def picky(completions, log_metric, **_):
     return [float(len(c)) for c in completions]
 
 def hangs(completions, **_):
+    if "bad" in completions:
+        open(__file__ + ".hangs", "w").close()
     while "bad" in completions:
         time.sleep(0.05)
     return [float(len(c)) for c in completions]
@@ -360,12 +363,23 @@ def test_a_function_that_holds_the_interpreter_ends_with_its_worker(start: Start
     child.wait(timeout=30.0)
 
 
-def test_a_hang_costs_its_row(start: Start) -> None:
-    # The call's time passes, then row by row: the first is scored, the second hangs for its own second.
-    process = start("hangs", call_s=3.0, row_s=1.0)
+def test_a_hang_costs_its_row(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The call's time passes, then row by row: the first is scored, the second hangs for its own time.
+    class Timer(threading.Timer):
+        """A deadline that comes as soon as the function hangs: no row that does not hang is ever late."""
+
+        def run(self) -> None:
+            while not self.finished.wait(0.01):
+                if (note := tmp_path / "functions.py.hangs").exists():
+                    note.unlink()
+                    self.function()
+                    return
+
+    monkeypatch.setattr("rlsys.scoring.process.threading.Timer", Timer)
+    process = start("hangs", call_s=600.0, row_s=300.0)
     parts, _ = process.score(request("one", "bad", "three"))
     assert outcomes(parts) == [(3.0, "ok"), (None, "timeout"), (5.0, "ok")]
-    assert "no result within 1 s" in parts[1].detail
+    assert "no result within 300 s" in parts[1].detail
     assert outcomes(process.score(request("four"))[0]) == [(4.0, "ok")]
 
 
