@@ -44,8 +44,10 @@ class PolicyServices(Rank):
         self._setup = setup
 
     def open_weights(self, backend: str, host: str, port: int, world_size: int) -> None:
-        """Join the weight group; rank 0 is its sender."""
+        """Join the weight group, once every worker has started; rank 0 is its sender."""
         weights = self._setup.weights
+        if backend == "ipc":
+            check_shared_gpu(self._setup, self._engine.module, free_memory())
         self._sender.open(backend, host, port, world_size, weights.deadline_s, weights.share_memory)
 
     def send_weights(self) -> list[int]:
@@ -192,8 +194,6 @@ class PolicyServices(Rank):
     def _on_started(self) -> dict[str, Any]:
         """Create the sender; return the manifest of its broadcasts in the engines' form."""
         setup = self._setup
-        if setup.weights.backend == "ipc":
-            check_shared_gpu(setup, self._engine.module, free_memory())
         # Looked up now: a checkpoint after hours must not depend on the hub.
         self._base_files = base_files(setup.model_path) if self._rank == 0 else []
         self._saved_dtype = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlsys.algorithms.requirements import needs_critic, reference_workers
+from rlsys.algorithms.requirements import needs_critic
 from rlsys.config.algorithm_schema import AlgorithmConfig
 from rlsys.config.learner_schema import CriticConfig, LearnerConfig
 from rlsys.config.schema import Config, WeightsConfig
@@ -30,7 +30,6 @@ class PolicySetup:
     old_logprobs: str
     kv_is_kept: bool  # whether responses that run across a weight update keep their KV cache
     seed: int
-    num_references: int  # reference workers, which share a GPU with this rank when engines do
 
     @classmethod
     def from_config(cls, config: Config, model_path: str, max_tokens: int) -> PolicySetup:
@@ -54,7 +53,6 @@ class PolicySetup:
             old_logprobs=config.train.old_logprobs,
             kv_is_kept=config.rollout.inflight_kv == "keep",
             seed=config.seed,
-            num_references=reference_workers(config),
         )
 
 

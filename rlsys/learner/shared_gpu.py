@@ -17,22 +17,23 @@ GRADIENT_BYTES = 4
 def check_shared_gpu(setup: PolicySetup, module: nn.Module, free_bytes: int) -> None:
     """Raise ConfigError when what training will still allocate does not fit beside the engine.
 
-    The engine has its memory by now, and so have the learner's weights and their float32 copy. Missing are what the
-    first step makes, the copy of the weights that the engine reads, and the reference; activations come on top.
+    To be called once every worker has started: engine, reference, and the learner's weights with their float32 copy
+    have their memory by then. Missing are what the first step makes and the copy of the weights that the engine reads;
+    activations come on top.
 
     Args:
         setup: the rank's part of the configuration.
         module: the policy.
         free_bytes: what is free on the GPU.
     """
-    learner, dtype = setup.learner, DTYPES[setup.learner.dtype]
-    total = sum(parameter.numel() for parameter in module.parameters())
-    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    learner = setup.learner
+    # Under ZeRO-3 a parameter's own size is that of what is gathered; DeepSpeed keeps the real one.
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in module.parameters()]
+    total, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
     needed = {
         "gradients": trained * GRADIENT_BYTES,
         "optimizer": 0 if learner.offload_optimizer else trained * MOMENTS_BYTES,
         "copy for the engine": 0 if learner.lora.syncs_adapter_only else total * DTYPES[setup.engine_dtype].itemsize,
-        "reference": setup.num_references * total * dtype.itemsize,
     }
     if sum(needed.values()) > free_bytes:
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in needed.items() if size)
