@@ -48,7 +48,8 @@ class Arrivals:
         for name, tensor in named:
             group = group_of(name)
             self._num_bytes[group] += tensor.nbytes
-            self._dtypes[group] = tensor.dtype
+            self._dtypes[group].add(tensor.dtype)
+            self._sizes[group] += tensor.numel()
             if self._comparable is None or group in self._comparable:
                 self._received[group].append(word_sum(tensor))
 
@@ -59,10 +60,15 @@ class Arrivals:
     def finish(self, parameters: Mapping[str, torch.Tensor]) -> None:
         """Compare what was received with the engine's parameters, by name, as they are after loading."""
         held: dict[str, list[torch.Tensor]] = defaultdict(list)
+        sizes: dict[str, int] = defaultdict(int)
         for name, parameter in parameters.items():
-            if name in self._loaded and group_of(name) in self._received:
-                held[group_of(name)].append(word_sum(parameter.to(self._dtypes[group_of(name)])))
-        equal = {group for group, sums in self._received.items() if _total(sums) == _total(held[group])}
+            group = group_of(name)
+            if name in self._loaded and group in self._received:
+                held[group].append(word_sum(self._as_sent(parameter, group)))
+                sizes[group] += parameter.numel()
+        # An engine may pad what it holds, with whatever is in that memory after a reload.
+        whole = {group: sums for group, sums in self._received.items() if sizes[group] == self._sizes[group]}
+        equal = {group for group, sums in whole.items() if _total(sums) == _total(held[group])}
         if self._comparable is None:
             self._comparable = equal
         else:
@@ -92,13 +98,19 @@ class Arrivals:
         expected = (self._known or set()) | {name for name in self._names if _layer_of(name) in layers}
         return sorted(name for name in expected - self._loaded if not name.endswith(NEVER_LOADED))
 
+    def _as_sent(self, parameter: torch.Tensor, group: str) -> torch.Tensor:
+        """Return a parameter in the dtype that the learner sends its group in; some groups have two (see `Entry`)."""
+        dtypes = self._dtypes[group]
+        return parameter if parameter.dtype in dtypes else parameter.to(min(dtypes, key=lambda dtype: dtype.itemsize))
+
     def _clear(self, names: set[str]) -> None:
         self._names = names
         self._loaded: set[str] = set()
         self._is_known = True
         self._checksums: list[torch.Tensor] = []
         self._num_bytes: dict[str, int] = defaultdict(int)
-        self._dtypes: dict[str, torch.dtype] = {}
+        self._dtypes: dict[str, set[torch.dtype]] = defaultdict(set)
+        self._sizes: dict[str, int] = defaultdict(int)  # in numbers
         self._received: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._different = []
         self._equal = set()

@@ -106,3 +106,29 @@ def test_a_loader_that_does_not_say_what_it_loaded_is_not_judged() -> None:
     engine.arrivals.finish(engine.held)
     report = engine.arrivals.report()
     assert (report["missing"], report["different"], report["compared_fraction"]) == ([], [], 0.0)
+
+
+def test_a_layer_that_the_engine_pads_is_not_compared() -> None:
+    """After a reload the padding is whatever was in that memory."""
+    engine = Engine()
+    for step in (0, 1):
+        engine.arrivals.begin(engine.held)
+        sent = weights(step)
+        loaded = engine._stacked(sent)
+        engine.arrivals.add(list(sent.items()), loaded, torch.tensor(0))
+        padding = torch.full((2, 6), float(step))  # zeros after the first load
+        loaded["model.layers.0.attn.qk.weight"] = torch.cat([loaded["model.layers.0.attn.qk.weight"], padding])
+        engine.arrivals.finish(engine.held | loaded)
+        report = engine.arrivals.report()
+        assert (report["missing"], report["different"], report["compared_fraction"]) == ([], [], 0.6)
+
+
+def test_a_layer_with_two_dtypes_is_compared() -> None:
+    """A router is kept in float32 beside experts in bfloat16."""
+    engine = Engine()
+    for step, unloaded in ((0, "nothing"), (1, "nothing"), (2, "model.layers.1.gate")):
+        sent = {name: tensor.to(torch.bfloat16) for name, tensor in weights(step).items()}
+        sent["model.layers.1.gate.weight"] = weights(step)["model.embed.weight"]
+        report = engine.receive(sent, unloaded=unloaded)
+        assert report["different"] == ([] if unloaded == "nothing" else ["layer 1"])
+        assert report["compared_fraction"] == (1.0 if unloaded == "nothing" else pytest.approx(3 / 7))
