@@ -46,8 +46,9 @@ def base_dtype(path: str, *, trust_remote_code: bool = False) -> torch.dtype:
 
 
 def saved_dtype(hf: Any, name: str, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that a parameter is saved in: `dtype`, but float32 where the architecture insists on it."""
-    return torch.float32 if any(re.search(part, name) for part in hf._keep_in_fp32_modules_strict or ()) else dtype
+    """Return a parameter's dtype outside of the learner: `dtype`, but float32 where the architecture insists on it."""
+    kept = getattr(hf, "_keep_in_fp32_modules_strict", None) or ()
+    return torch.float32 if any(re.search(part, name) for part in kept) else dtype
 
 
 def write_model(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rlsys.models.checkpoint_names import CheckpointParameter, checkpoint_parameters
+from rlsys.models.folder import saved_dtype
 from rlsys.weights.checksum import checksum
 from rlsys.weights.gather import gather_parameters
 from rlsys.weights.gloo import GlooChannel, shared_size
@@ -32,7 +33,7 @@ class Channel(Protocol):
 
 
 class WeightSender:
-    """The sender of a module's parameters: in order, cast to the engines' dtype, with adapters merged in."""
+    """The sender of a module's parameters: in order, in the dtypes that engines hold them in, with adapters merged in."""
 
     def __init__(
         self, module: nn.Module, dtype: torch.dtype, rank: int, bucket_bytes: int, *, is_checked: bool = True
@@ -41,7 +42,7 @@ class WeightSender:
 
         Args:
             module: the Hugging Face model inside the learner's engine.
-            dtype: number format of the engines' weights.
+            dtype: the engines' dtype; parameters that the architecture keeps in float32 are sent in that.
             rank: this learner rank. Only rank 0 sends, but all ranks gather, since ZeRO-3 keeps a shard on each.
             bucket_bytes: size of one packed transfer.
             is_checked: whether to sum up the bytes that are sent.
@@ -61,7 +62,7 @@ class WeightSender:
     def manifest(self) -> Manifest:
         """Return an entry for every tensor that is sent."""
         return [
-            Entry(name, self._dtype, shape, unit)
+            Entry(name, saved_dtype(self._module, name, self._dtype), shape, unit)
             for unit, parameter in enumerate(self._parameters)
             for name, shape in parameter.shapes.items()
         ]
@@ -143,4 +144,4 @@ class WeightSender:
         self, units: Sequence[CheckpointParameter], bucket: Sequence[Entry], device: torch.device | None
     ) -> list[torch.Tensor]:
         values = {name: tensor for unit in units for name, tensor in unit.read().items()}
-        return [values[entry.name].to(device, self._dtype) for entry in bucket]
+        return [values[entry.name].to(device, entry.dtype) for entry in bucket]
