@@ -198,7 +198,11 @@ class CheckpointConfig:
     rescue_s: float = option(
         300.0, ge=0, help="most seconds that a run which fails or is interrupted takes for a last checkpoint; 0: none"
     )
-    dtype: str | None = option(None, choices=DTYPES, help="number format of saved weights; null: the base model's own")
+    dtype: str | None = option(
+        None,
+        choices=DTYPES,
+        help="number format of saved weights; null: the base model's own, an adapter's the learner's",
+    )
 
 
 @dataclass

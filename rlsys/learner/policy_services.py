@@ -160,7 +160,9 @@ class PolicyServices(Rank):
         super().save(folder)
         hf, setup = self._engine.module.hf, self._setup
         if setup.learner.lora.rank > 0:
-            adapter = adapter_state(hf, self._rank, self._saved_dtype)
+            # In its own dtype unless one is asked for: the base's would round what a small learning rate has changed.
+            wanted = None if setup.saved_dtype is None else DTYPES[setup.saved_dtype]
+            adapter = adapter_state(hf, self._rank, wanted)
             if self._rank == 0:
                 write_adapter(Path(folder) / ADAPTER, adapter, peft_config(setup.learner.lora, setup.model_path))
                 self._save_tokenizer(Path(folder) / ADAPTER)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,12 @@ def adapter_after(
 
 @pytest.fixture(scope="module")
 def one_rank(cluster: Cluster, model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    return adapter_after(cluster, model, [], tmp_path_factory.mktemp("one"))
+    """One rank's adapter; that the base's files name bfloat16 does not round an adapter in float32."""
+    folder = tmp_path_factory.mktemp("one")
+    shutil.copytree(model, folder / "base")
+    config = json.loads((folder / "base" / "config.json").read_text())
+    (folder / "base" / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    return adapter_after(cluster, str(folder / "base"), [], folder)
 
 
 @pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.long) for stage in (0, 1, 2)), 3])
