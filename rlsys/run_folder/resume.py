@@ -15,7 +15,8 @@ from rlsys.preflight.prepared import Prepared
 from rlsys.run_folder.checkpoint import checkpoints, load_state
 
 OF_RANKS = ("num_workers", "zero_stage", "dtype")
-OF_ADAPTERS = ("rank", "target_modules", "modules_to_save", "use_dora")
+# An adapter's scale and the rounding of its base are no files, but with others its numbers mean another policy.
+OF_ADAPTERS = ("rank", "target_modules", "modules_to_save", "use_dora", "alpha", "use_rslora", "quantize_base")
 
 
 def fixed_options(prepared: Prepared) -> dict[str, Any]:

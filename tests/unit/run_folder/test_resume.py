@@ -46,6 +46,8 @@ def written(run_dir: Path, of: Prepared) -> None:
         ([PPO], [], "critic.num_workers=1 (now none)"),
         ([], [LORA[0]], "learner.lora.rank=none (now 4)"),
         ([*LORA], [LORA[0]], "learner.lora.target_modules=['q_proj'] (now all-linear)"),
+        ([*LORA], [*LORA, "learner.lora.alpha=64"], "learner.lora.alpha=32.0 (now 64.0)"),
+        ([*LORA, "learner.lora.use_rslora=true"], [*LORA], "learner.lora.use_rslora=True (now False)"),
         ([*LORA, "model.adapter=/a"], [*LORA, "model.adapter=/b"], "model.adapter=/a (now /b)"),
         ([], ["model.path=/models/other"], "model.path=/models/mine (now /models/other)"),
     ],
