@@ -33,7 +33,7 @@ class Channel(Protocol):
 
 
 class WeightSender:
-    """The sender of a module's parameters: in order, in the dtypes that engines hold them in, with adapters merged in."""
+    """The sender of a module's parameters, with adapters merged in: in order, in the dtypes that engines hold."""
 
     def __init__(
         self, module: nn.Module, dtype: torch.dtype, rank: int, bucket_bytes: int, *, is_checked: bool = True
