@@ -31,7 +31,7 @@ def test_what_training_still_needs_is_compared_with_what_is_free(overrides: list
     module = nn.Linear(8192, 8192, bias=False, device="meta")
     needed = MIB_PER_BYTE * 2**20 * bytes_per_number
     if config.learner.zero_stage == 3:  # DeepSpeed leaves an empty parameter that knows its real size
-        module.weight.ds_numel = module.weight.numel()  # type: ignore[assignment]
+        module.weight.ds_numel = module.weight.numel()  # type: ignore[attr-defined]
         module.weight.data = torch.empty(0, device="meta")
     check_shared_gpu(setup, module, needed)
     words = rf"GiB are free, but training needs {needed / GIB:.1f} GiB .*gpu_memory_utilization"
