@@ -179,8 +179,9 @@ class PolicyRank(PolicyServices):
         num_tokens = step.batch.num_tokens[number]
         result = self._objective(inputs, weights.to(self._engine.device), step.batch.coefficients, num_tokens)
         rows_are_finite = finite_rows(inputs)
-        is_finite = all(rows_are_finite) and bool(torch.isfinite(result.loss.detach()))
-        self._backward(result.loss, is_finite=is_finite)
+        loss = result.loss + self._balance_loss(items, num_tokens, sums)
+        is_finite = all(rows_are_finite) and bool(torch.isfinite(loss.detach()))
+        self._backward(loss, is_finite=is_finite)
         if not is_finite:
             what = "log-probability or advantage" if not all(rows_are_finite) else "loss"
             # A loss that overflows from finite inputs is the whole microbatch's.
@@ -192,6 +193,15 @@ class PolicyRank(PolicyServices):
             sums.sums[name] += float(value)
         for name, value in result.largest.items():
             sums.largest[name] = max(sums.largest[name], float(value))
+
+    def _balance_loss(self, items: Sequence[TrainItem], num_tokens: int, sums: _UpdateSums) -> torch.Tensor | float:
+        """Return this microbatch's part of the loss that balances experts; it is averaged over trained tokens."""
+        loss: torch.Tensor | None = self._engine.module.balance_loss
+        if loss is None:
+            return 0.0
+        part = loss * (sum(item.row.num_response_tokens for item in items) / max(num_tokens, 1))
+        sums.sums["balance"] += float(part)
+        return part
 
     def _verify(self, step: _StepData, minibatches: Sequence[Sequence[TrainItem]]) -> dict[str, float]:
         """Compare engine and learner on the tokens that this policy version sampled, on all ranks together.
@@ -227,6 +237,8 @@ class PolicyRank(PolicyServices):
         }
         if "kl" in total:
             metrics["policy/kl_ref"] = total["kl"] / tokens
+        if "balance" in total:
+            metrics["policy/balance_loss"] = total["balance"]
         if "weight" in total:
             # Never 0: when every weight is 0, the fraction below is 0 instead of 0 / 0.
             squares = max(tokens * total["weight_squares"], 1e-30)

@@ -15,7 +15,7 @@ from rlsys.models.layout import use_layout
 from rlsys.models.lora import add_adapters
 from rlsys.models.packing import TokenBatch
 from rlsys.models.rope import pin_rope
-from rlsys.models.states import decoder_of, prefix_states
+from rlsys.models.states import decoder_of, decoder_output, states_before_targets
 from rlsys.models.traits import Traits
 from rlsys.models.trial import folder_traits, traits_of
 
@@ -42,6 +42,7 @@ class PolicyModel(nn.Module):
             add_adapters(hf, lora)
         use_onednn(hf)  # after the adapters, so that their linear layers are switched too
         self.hf = hf
+        self.balance_loss: torch.Tensor | None = None  # of the last forward, where the model asks for one
         # What `forward` does not reach, such as a vision tower, has no gradient: it needs no optimizer state, and
         # weight decay must not change it.
         reached = {id(p) for module in (hf.get_decoder(), hf.get_output_embeddings()) for p in module.parameters()}
@@ -62,7 +63,10 @@ class PolicyModel(nn.Module):
         Returns: log-probabilities [B, T] float32 (with gradient) and entropies [B, T] float32; 0 outside the batch's
         loss mask.
         """
-        states = prefix_states(decoder_of(self.hf), batch)  # [n, H]
+        balance = self.traits.balance if torch.is_grad_enabled() else None
+        output = decoder_output(decoder_of(self.hf), batch, **({"output_router_logits": True} if balance else {}))
+        self.balance_loss = balance.loss(output.router_logits, batch.attention_mask) if balance else None
+        states = states_before_targets(output, batch)  # [n, H]
         logprobs, entropy = self.hf.get_output_embeddings()(states, batch.targets, temperature, entropy_gradient)
         return batch.spread(logprobs), batch.spread(entropy)
 

@@ -18,22 +18,28 @@ def decoder_of(hf: Any) -> Any:
     return decoder.model if decoder.get_decoder() is decoder else decoder_of(decoder)
 
 
-def decoder_states(decoder: Any, batch: TokenBatch) -> torch.Tensor:
-    """Return the decoder's states at every position of the input, flattened over rows: [positions, H]."""
+def decoder_output(decoder: Any, batch: TokenBatch, **options: Any) -> Any:
+    """Return the decoder's output for a batch; its first part are the states at every position, [B, T, H]."""
     extra = {} if batch.segments is None else {"segments": batch.segments}
-    hidden = decoder(
+    return decoder(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
         use_cache=False,
         **extra,
-    )[0]
-    return hidden.flatten(0, 1)
+        **options,
+    )
 
 
-def prefix_states(decoder: Any, batch: TokenBatch) -> torch.Tensor:
-    """Return the decoder's state before each target token, [n, H].
+def states_before_targets(output: Any, batch: TokenBatch) -> torch.Tensor:
+    """Return a decoder's states before each target token, [n, H].
 
     This is the only place that shifts by one: every other array is aligned to the token that it describes.
     """
-    return decoder_states(decoder, batch)[batch.prefixes]
+    states: torch.Tensor = output[0].flatten(0, 1)[batch.prefixes]
+    return states
+
+
+def prefix_states(decoder: Any, batch: TokenBatch) -> torch.Tensor:
+    """Compute the decoder's states before each target token, [n, H]."""
+    return states_before_targets(decoder_output(decoder, batch), batch)

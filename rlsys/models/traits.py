@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlsys.models.balance import Balance
 from rlsys.models.kernels.logits import LogitTransform
 
 
@@ -16,9 +17,11 @@ class Traits:
         logits: what the model does to the output layer's logits.
         packing: why packed rows would be computed wrongly; None when they are right.
         checkpointing: why activations cannot be checkpointed; None when they can.
+        balance: the auxiliary loss that config.json asks for; None where it asks for none.
     """
 
     attention: str
     logits: LogitTransform
     packing: str | None
     checkpointing: str | None
+    balance: Balance | None = None

@@ -2,7 +2,8 @@
 
 The yardstick is the model's own forward over one row at a time, with the attention of its own file (`eager`). Every
 other way to the same numbers is compared with it: the output layer on the decoder's states, padded batches, packed rows
-with prompts of their own and with a shared one, and the mode in which activations are checkpointed.
+with prompts of their own and with a shared one, the mode in which activations are checkpointed, and the auxiliary loss
+of a mixture of experts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from rlsys.errors import ConfigError
+from rlsys.models.balance import Balance, balance_of
 from rlsys.models.checkpointing import checkpoint_activations
 from rlsys.models.kernels import attention
 from rlsys.models.kernels.logits import LogitTransform, candidate_transforms
@@ -138,8 +140,9 @@ def try_model(hf: Any) -> Traits:
         switch_attention(hf, default)
     trial = _Trial.of(hf)
     padded = _padded_attention(trial, [default, attention_of(hf)])
+    balance = _balance(trial)
     checkpointing = _checkpointing(trial)
-    return Traits(padded, trial.transform, _packing(trial), checkpointing)
+    return Traits(padded, trial.transform, _packing(trial), checkpointing, balance)
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,28 @@ def _checkpointing(trial: _Trial) -> str | None:
         f"its layers compute something else in train mode, such as dropout (logits differ by {difference:.1e} of the "
         "largest); set rates of dropout in config.json to 0"
     )
+
+
+def _balance(trial: _Trial) -> Balance | None:
+    """Return the auxiliary loss that the model computes by itself, or None when it computes none."""
+    hf = trial.hf
+    asked = balance_of(hf.config.get_text_config())
+    if asked is None:
+        return None
+    batch = token_batch(trial.rows, "padded").to(hf.device)
+    ids, mask = batch.input_ids, batch.attention_mask
+    output = hf(input_ids=ids, attention_mask=mask, use_cache=False, output_router_logits=True)
+    own = getattr(output, "aux_loss", None)
+    if own is None:
+        return None
+    difference = _difference(asked.loss(output.router_logits, mask), asked.coef * own)
+    if not difference < TOLERANCE:
+        raise ConfigError(
+            f"{type(hf).__name__} cannot be trained with the auxiliary loss that its config.json asks for: the model "
+            f"computes another one than arXiv:2101.03961 (they differ by {difference:.1e}); set output_router_logits "
+            "to false in config.json to train without it"
+        )
+    return asked
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -48,7 +48,4 @@ def unused_settings(model_path: str, *, trust_remote_code: bool) -> list[str]:
     text = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).get_text_config()
     rates = {name: value for name, value in vars(text).items() if "drop" in name and isinstance(value, float) and value}
     named = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
-    found = [f"{named} (trained without dropout)"] if rates else []
-    if getattr(text, "output_router_logits", False):
-        found.append("output_router_logits True (no auxiliary loss balances the experts)")
-    return found
+    return [f"{named} (trained without dropout)"] if rates else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,10 @@ from rlsys.config.compose import load_config
 from rlsys.config.schema import Config
 from rlsys.learner.policy_group import PolicyGroup
 from rlsys.learner.setup import PolicySetup
+from rlsys.models.padding import pad
 from rlsys.runtime.cluster import Cluster
 from rlsys.types import Coefficients, Experience, ExperienceRow, Trajectory, TrajectoryRef, VersionSpan
+from tests.families.families import FAMILIES, build
 from tests.integration.runs import call_worker, kill, wait
 
 LENGTHS = [5, 9, 14, 7, 11, 6, 16, 8]  # of eight responses to a prompt of four tokens
@@ -442,3 +445,25 @@ def test_bfloat16_warmup_schedule_checkpointing_and_two_updates(
     assert all(np.isfinite(m["policy/grad_norm"]) and m["policy/entropy"] > 0 for m in metrics)
     # In the second update of a step the policy has moved away from the one that sampled.
     assert any(m["policy/clip_fraction"] > 0 for m in metrics)
+
+
+def test_the_auxiliary_loss_of_a_mixture_of_experts_is_added(cluster: Cluster, tmp_path: Path) -> None:
+    """The optimizer is linear, so the loss adds its own gradient to the update, as transformers computes it."""
+    from transformers import AutoModelForCausalLM
+
+    model = build(FAMILIES["Qwen3-MoE"], tmp_path / "model", is_tied=False)
+    options = ["learner.num_workers=1", "learner.packing=padded"]
+    plain = updated_weights(cluster, str(model), options, tmp_path / "plain")
+    config = json.loads((model / "config.json").read_text())
+    asked = {**config, "output_router_logits": True, "router_aux_loss_coef": 0.5}
+    (model / "config.json").write_text(json.dumps(asked))
+    balanced = updated_weights(cluster, str(model), options, tmp_path / "balanced")
+    hf = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    ids = pad([t.token_ids for t in trajectories()], torch.int64)
+    mask = pad([np.ones(t.num_tokens) for t in trajectories()], torch.int64)
+    (0.5 * hf(ids, attention_mask=mask, use_cache=False).aux_loss).backward()
+    for layer, block in enumerate(hf.model.layers):
+        name = f"model.layers.{layer}.mlp.gate.weight"
+        gradient = block.mlp.gate.weight.grad
+        assert gradient.abs().max() > 1e-3
+        torch.testing.assert_close(plain[name] - balanced[name], gradient, rtol=1e-3, atol=1e-5)

@@ -60,10 +60,9 @@ def test_accepted(tmp_path: Path, family: str) -> None:
 
 
 def test_what_training_leaves_out_is_named(tmp_path: Path) -> None:
-    AutoConfig.for_model("mixtral", attention_dropout=0.1, output_router_logits=True).save_pretrained(tmp_path)
+    AutoConfig.for_model("mixtral", attention_dropout=0.1).save_pretrained(tmp_path)
     assert unused_settings(str(tmp_path), trust_remote_code=False) == [
         "attention_dropout 0.1 (trained without dropout)",
-        "output_router_logits True (no auxiliary loss balances the experts)",
     ]
     AutoConfig.for_model("mixtral").save_pretrained(tmp_path)
     assert unused_settings(str(tmp_path), trust_remote_code=False) == []

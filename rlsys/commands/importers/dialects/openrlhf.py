@@ -9,7 +9,7 @@ from rlsys.commands.importers.dialects import openrlhf_rules as rules
 from rlsys.commands.importers.dialects import shared
 from rlsys.commands.importers.dialects.openrlhf_flags import FLAT
 from rlsys.commands.importers.dialects.openrlhf_run import DATA, OWN_STATE, RUN, UNUSED
-from rlsys.commands.importers.dialects.reasons import DEVICES, KERNELS, MEMORY, SAMPLING, TEXT_ONLY
+from rlsys.commands.importers.dialects.reasons import BALANCE, DEVICES, KERNELS, MEMORY, SAMPLING, TEXT_ONLY
 from rlsys.commands.importers.options import (
     ByVersion,
     Condition,
@@ -233,7 +233,7 @@ ALGORITHM = {
         when=unless(LOSS, "gspo", reason="gspo has no second bound in rlsys", is_loss=True),
     ),
     "actor.entropy_coef": converted("algorithm.entropy.coef", None, float),
-    "actor.aux_loss_coef": unsupported("rlsys has no loss that balances experts", 0, (None, 0, 0.0)),
+    "actor.aux_loss_coef": unsupported(BALANCE, 0, (None, 0, 0.0)),
     "ptx_coef": ignored("rlsys trains on no pre-training data beside the prompts"),
 }
 REWARD = {

@@ -8,6 +8,7 @@ DEVICES = "set the devices where you start the run: cluster.num_gpus, learner.nu
 MEMORY = "learner.microbatch_tokens bounds how much is computed at once"
 SHARDING = "DeepSpeed shards the learner: learner.zero_stage"
 KERNELS = "the learner chooses its kernels itself (learner.packing)"
+BALANCE = "rlsys reads it from the model's config.json: output_router_logits and router_aux_loss_coef"
 FOLDERS = "a run and its checkpoints go to runs/NAME/TIME; run_dir=... chooses a folder, resume=auto continues a run"
 OWN_LOG = "rlsys writes every step to metrics.jsonl"
 OWN_DISPLAY = "rlsys always writes metrics.jsonl and shows its display"

@@ -7,6 +7,7 @@ from typing import Any
 
 from rlsys.commands.importers.dialects import shared
 from rlsys.commands.importers.dialects import trl_rules as rules
+from rlsys.commands.importers.dialects.reasons import BALANCE
 from rlsys.commands.importers.options import (
     ByVersion,
     Condition,
@@ -245,9 +246,7 @@ LOSS = {
         "algorithm.corrections", default=absent_before("1.6", None), when=CORRECTED
     ),
     "off_policy_mask_threshold": computed("algorithm.corrections", absent_before("0.27", None), rules.off_policy_mask),
-    "router_aux_loss_coef": unsupported(
-        "rlsys has no loss that balances experts", ByVersion({"1.7": 0.001, "1.14": None}), (None, 0, 0.0)
-    ),
+    "router_aux_loss_coef": unsupported(BALANCE, ByVersion({"1.7": 0.001, "1.14": None}), (None, 0, 0.0)),
     "cast_lm_head_to_fp32": unsupported("the head has the policy's dtype in rlsys", absent_before("0.25", False)),
     "disable_dropout": ignored("rlsys trains without dropout, whatever the model's config.json has"),
 }
