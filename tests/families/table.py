@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 HEAD = """\
 # Model families
 
-Written by the test that fills the table: `RLSYS_WRITE=1 bash launch/test.sh -m long tests/families`. Without
-`RLSYS_WRITE` the test compares its findings with this page.
+Written by the test that fills the table: `RLSYS_WRITE=1 bash launch/test.sh -m long tests/families`, or a part of it
+with `-k`. Without `RLSYS_WRITE` the test compares what it finds with this page.
 
 For each row, and each way of training, the test builds a tiny model of the family, with embeddings tied to the output
 layer or not, and runs two steps on CPUs in float32: real engines sample, the learner updates, the weights are
@@ -18,8 +19,8 @@ merged, and transformers (its own forward, plain attention) and a new vLLM engin
 both give the log-probabilities that the run's engine sampled with, within {bound:g} nats for every token. **Refused**
 means that the run ends before Ray starts, with the reason below the table.
 
-The layout is the one that `learner.packing=auto` finds: `shared_prompt` computes each prompt once per group, `padded`
-computes every response with its prompt ([how the learner packs](architecture.md#how-the-learner-packs)).
+After *right* stands the layout that `learner.packing=auto` finds: `shared_prompt` computes each prompt once per group,
+`padded` computes every response with its prompt ([how the learner packs](architecture.md#how-the-learner-packs)).
 
 """
 
@@ -27,6 +28,9 @@ TAIL = """
 Other families are not refused by name. When a model is loaded, each rank tries it on a few tokens and refuses it if its
 layers or its output would be computed differently from the model's own forward.
 """
+
+NOT_RUN = "not run"
+Case = tuple[str, str, str]  # family, tied or untied, way of training
 
 
 @dataclass(frozen=True)
@@ -40,48 +44,54 @@ class Outcome:
 class Table:
     """Outcomes by family, tied or untied embeddings, and way of training."""
 
-    def __init__(self, variants: Sequence[tuple[str, bool]], ways: Sequence[str]) -> None:
-        self._variants = variants
+    def __init__(self, variants: Sequence[tuple[str, bool]], ways: Sequence[str], page: str = "") -> None:
+        """Begin with the outcomes of a page that was written before."""
+        self._rows = [(family, embeddings(is_tied)) for family, is_tied in variants]
         self._ways = ways
-        self._outcomes: dict[tuple[str, bool, str], Outcome] = {}
+        self._outcomes = {case: outcome for case, outcome in _read(page).items() if case[:2] in self._rows}
 
     def add(self, family: str, is_tied: bool, way: str, outcome: Outcome) -> None:
-        """Add one outcome."""
-        self._outcomes[family, is_tied, way] = outcome
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every case has an outcome."""
-        return len(self._outcomes) == len(self._variants) * len(self._ways)
+        """Add one outcome, in the place of an earlier one."""
+        self._outcomes[family, embeddings(is_tied), way] = outcome
 
     def page(self, bound: float) -> str:
         """Return docs/models.md."""
-        reasons: list[str] = []
-        rows = [self._row(family, is_tied, reasons) for family, is_tied in self._variants]
-        notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
-        lines = [*self.head_rows(), *rows, *([""] if notes else []), *notes]
-        return HEAD.format(bound=bound) + "\n".join(lines) + "\n" + TAIL
-
-    def head_rows(self) -> list[str]:
-        """Return the first two lines of the table."""
-        return [
-            f"| family | embeddings | layout | {' | '.join(self._ways)} |",
-            f"|---|---|---|{'---|' * len(self._ways)}",
+        refused = [outcome.refused for outcome in map(self._outcome, self._cases()) if outcome and outcome.refused]
+        reasons = list(dict.fromkeys(refused))
+        rows = [
+            " | ".join(["", *row, *(_cell(self._outcome((*row, way)), reasons) for way in self._ways), ""]).strip()
+            for row in self._rows
         ]
+        notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
+        head = [f"| family | embeddings | {' | '.join(self._ways)} |", f"|---|---|{'---|' * len(self._ways)}"]
+        return HEAD.format(bound=bound) + "\n".join([*head, *rows, *([""] if notes else []), *notes]) + "\n" + TAIL
 
-    def _row(self, family: str, is_tied: bool, reasons: list[str]) -> str:
-        outcomes = [self._outcomes[family, is_tied, way] for way in self._ways]
-        layouts = sorted({outcome.layout for outcome in outcomes if outcome.layout})
-        cells = [self._cell(outcome, reasons) for outcome in outcomes]
-        return f"| {family} | {embeddings(is_tied)} | {', '.join(layouts) or '-'} | {' | '.join(cells)} |"
+    def _cases(self) -> list[Case]:
+        return [(*row, way) for row in self._rows for way in self._ways]
 
-    @staticmethod
-    def _cell(outcome: Outcome, reasons: list[str]) -> str:
-        if outcome.refused is None:
-            return "right"
-        if outcome.refused not in reasons:
-            reasons.append(outcome.refused)
-        return f"refused ({reasons.index(outcome.refused) + 1})"
+    def _outcome(self, case: Case) -> Outcome | None:
+        return self._outcomes.get(case)
+
+
+def _cell(outcome: Outcome | None, reasons: Sequence[str]) -> str:
+    if outcome is None:
+        return NOT_RUN
+    return f"right, {outcome.layout}" if outcome.refused is None else f"refused ({reasons.index(outcome.refused) + 1})"
+
+
+def _read(page: str) -> dict[Case, Outcome]:
+    """Return the outcomes that a page shows."""
+    reasons = dict(re.findall(r"^(\d+)\. (.*)$", page, re.MULTILINE))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    found = {}
+    for family, tied, *cells in rows[2:]:
+        for way, cell in zip(rows[0][2:], cells, strict=True):
+            kind, _, rest = cell.replace(" (", ", ").rstrip(")").partition(", ")
+            if kind == "right":
+                found[family, tied, way] = Outcome(layout=rest)
+            elif kind == "refused":
+                found[family, tied, way] = Outcome(refused=reasons[rest])
+    return found
 
 
 def embeddings(is_tied: bool) -> str:
