@@ -7,12 +7,14 @@ second token of each on.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 
 def main() -> None:
     """Read the rows, start the engine, write the log-probabilities."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # starting two more processes took as long as all the rest
     from vllm import LLM, SamplingParams
 
     folder, rows_file, output = sys.argv[1:]
