@@ -16,6 +16,7 @@ from rlsys.build.placement import worker_demands
 from rlsys.config.compose import load_config
 from rlsys.config.schema import Config
 from rlsys.learner.policy_group import PolicyGroup
+from rlsys.learner.rank_group import divide
 from rlsys.learner.setup import PolicySetup
 from rlsys.models.padding import pad
 from rlsys.runtime.cluster import Cluster
@@ -447,21 +448,27 @@ def test_bfloat16_warmup_schedule_checkpointing_and_two_updates(
     assert any(m["policy/clip_fraction"] > 0 for m in metrics)
 
 
-def test_the_auxiliary_loss_of_a_mixture_of_experts_is_added(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ranks", "stage"), [pytest.param(1, 1, marks=LONG), (2, 3)])
+def test_the_auxiliary_loss_of_a_mixture_of_experts_is_added(
+    cluster: Cluster, tmp_path: Path, ranks: int, stage: int
+) -> None:
     """The optimizer is linear, so the loss adds its own gradient to the update, as transformers computes it."""
     from transformers import AutoModelForCausalLM
 
     model = build(FAMILIES["Qwen3-MoE"], tmp_path / "model", is_tied=False)
-    options = ["learner.num_workers=1", "learner.packing=padded"]
+    options = [f"learner.num_workers={ranks}", f"learner.zero_stage={stage}", "learner.packing=padded"]
     plain = updated_weights(cluster, str(model), options, tmp_path / "plain")
     config = json.loads((model / "config.json").read_text())
     asked = {**config, "output_router_logits": True, "router_aux_loss_coef": 0.5}
     (model / "config.json").write_text(json.dumps(asked))
     balanced = updated_weights(cluster, str(model), options, tmp_path / "balanced")
     hf = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
-    ids = pad([t.token_ids for t in trajectories()], torch.int64)
-    mask = pad([np.ones(t.num_tokens) for t in trajectories()], torch.int64)
-    (0.5 * hf(ids, attention_mask=mask, use_cache=False).aux_loss).backward()
+    for share in divide(experience().minibatches[0], ranks):  # each microbatch has a loss of its own
+        given = [trajectories()[index] for index in share]
+        ids = pad([t.token_ids for t in given], torch.int64)
+        mask = pad([np.ones(t.num_tokens) for t in given], torch.int64)
+        weight = 0.5 * sum(LENGTHS[index] for index in share) / sum(LENGTHS)
+        (weight * hf(ids, attention_mask=mask, use_cache=False).aux_loss).backward()
     for layer, block in enumerate(hf.model.layers):
         name = f"model.layers.{layer}.mlp.gate.weight"
         gradient = block.mlp.gate.weight.grad
