@@ -35,7 +35,7 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
     from rlsys.build.placement import worker_demands
     from rlsys.build.run import connect
     from rlsys.config.learner_schema import LoraConfig
-    from rlsys.models.lora import peft_config
+    from rlsys.models.lora import layers_of, peft_config
     from rlsys.models.parameters import adapter_parameters
     from rlsys.models.policy import load_policy
     from rlsys.rollout.served_adapters import AdapterSlots
@@ -47,12 +47,12 @@ def engine_side(folder: Path, rank: int) -> Iterator[Callable[[], dict[str, floa
     config, lora = broadcast_config(folder, BUCKET_MIB), LoraConfig(rank=rank)
     wanted = worker_demands(config)["rollout"]
     with connect(config, {"rollout": wanted}) as cluster:
-        slots = AdapterSlots(rank, 1)
+        policy = load_policy(str(folder), torch.bfloat16, max_tokens=512, packing="padded", lora=lora)
+        state = {name: torch.randn_like(p) for name, p in adapter_parameters(policy.hf).items()}
+        slots = AdapterSlots(rank, 1, layers_of(state))
         setup = EngineSetup(config.rollout, str(folder), MAX_TOKENS, "gloo", seed=0, stop_token_ids=(), slots=slots)
         worker = cluster.start(RolloutWorker, wanted[0], 0, setup, max_concurrency=8)
         wait(fetch(worker.start.remote(), who="rollout/0", what="starting"))
-        policy = load_policy(str(folder), torch.bfloat16, max_tokens=512, packing="padded", lora=lora)
-        state = {name: torch.randn_like(p) for name, p in adapter_parameters(policy.hf).items()}
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
         versions = iter(range(10**6))
 

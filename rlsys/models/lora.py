@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,30 @@ def add_adapters(hf: Any, lora: LoraConfig) -> None:
     set_dropout(hf, is_active=False)  # fresh modules are in train mode
 
 
-def check_adapters(model_path: str, lora: LoraConfig, *, trust_remote_code: bool) -> None:
-    """Raise ConfigError where `add_adapters` would, without loading a weight."""
+def adapted_layers(model_path: str, lora: LoraConfig, *, trust_remote_code: bool) -> tuple[str, ...]:
+    """Return the last parts of the names of the layers that get adapters, such as `q_proj`; no weight is loaded.
+
+    Raises:
+        ConfigError: as `add_adapters` does.
+    """
     hf = empty_model(model_path, trust_remote_code=trust_remote_code)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         add_adapters(hf, lora)
+    return layers_of(adapter_parameters(hf))
+
+
+def layers_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the last parts of the names of the layers that an adapter's tensors belong to."""
+    return tuple(sorted({name.split(".lora_")[0].rpartition(".")[2] for name in names if ".lora_" in name}))
+
+
+def layers_in(folder: str) -> tuple[str, ...]:
+    """Return the same for an adapter's folder; ConfigError when it holds no tensors."""
+    from safetensors import safe_open
+
+    with safe_open(_tensors_file(folder), "pt") as file:
+        return layers_of(file.keys())
 
 
 def peft_config(lora: LoraConfig, base: str) -> Any:
@@ -137,10 +155,7 @@ def load_adapter(hf: nn.Module, folder: str) -> None:
     """
     from safetensors.torch import load_file
 
-    path = Path(folder) / FILE
-    if not path.is_file():
-        raise ConfigError(f"model.adapter '{folder}' holds no {FILE}")
-    given, own = load_file(path), adapter_parameters(hf)
+    given, own = load_file(_tensors_file(folder)), adapter_parameters(hf)
     # A tensor that is silently left out would begin as a fresh one.
     different = sorted(set(given) ^ set(own)) or [n for n in own if own[n].shape != given[n].shape]
     if different:
@@ -151,6 +166,13 @@ def load_adapter(hf: nn.Module, folder: str) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(given[name])
+
+
+def _tensors_file(folder: str) -> Path:
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise ConfigError(f"model.adapter '{folder}' holds no {FILE}")
+    return path
 
 
 def _refuse_tied(hf: Any, lora: LoraConfig) -> None:

@@ -17,7 +17,7 @@ from rlsys.data.loading import LoadedRows, load, read
 from rlsys.data.order import EpochOrder, MixtureOrder, Order
 from rlsys.data.sources import absolute_options, absolute_sources, sources_of
 from rlsys.errors import ConfigError, RlsysError
-from rlsys.models.lora import check_adapters
+from rlsys.models.lora import adapted_layers, layers_in
 from rlsys.models.resolve import ModelFacts, model_facts, resolve_model
 from rlsys.preflight.adapters import check_quantized_model
 from rlsys.preflight.checks import check_config, check_lengths, check_machine
@@ -54,7 +54,9 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
         corpus=_corpus(config, [row for loaded in train for row in loaded.rows]),
     )
     if training:
-        _check_trained_model(config, model_path)
+        check_quantized_model(config, model_path)
+        check_saving(config, model_path)
+    layers = _adapted_layers(config, model_path, training=training)
     # Prompts must leave room for the longest response, of training or evaluation.
     longest_response = max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0)
     facts = model_facts(model_path, trust_remote_code=config.model.trust_remote_code)
@@ -89,15 +91,15 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
     if training:
         check_model(config, model_path, max_tokens)
     order = _order(config, train, [len(part) for part in encoded])
-    return Prepared(config, model_path, max_tokens, train_prompts, order, eval_sets, stops)
+    return Prepared(config, model_path, max_tokens, train_prompts, order, eval_sets, stops, layers)
 
 
-def _check_trained_model(config: Config, model_path: str) -> None:
-    """Raise ConfigError for a model that cannot be trained, or saved, as the options ask for."""
-    check_quantized_model(config, model_path)
-    check_saving(config, model_path)
-    if config.learner.lora.rank > 0:
-        check_adapters(model_path, config.learner.lora, trust_remote_code=config.model.trust_remote_code)
+def _adapted_layers(config: Config, model_path: str, *, training: bool) -> tuple[str, ...]:
+    """Return the layers with adapters; ConfigError when the options of `learner.lora` fit none."""
+    lora, given = config.learner.lora, config.model.adapter
+    if given is not None and not training:  # it is served as it is
+        return layers_in(given)
+    return adapted_layers(model_path, lora, trust_remote_code=config.model.trust_remote_code) if lora.rank > 0 else ()
 
 
 def _self_contained(config: Config) -> Config:

@@ -29,6 +29,7 @@ class AdapterSlots:
 
     rank: int
     count: int  # versions that requests may run under at once
+    layers: tuple[str, ...]  # last parts of the names of the layers with adapters
     loaded: str | None = None  # folder of an adapter that belongs to the weights of `model.path`
     quantization: str | None = None  # how the engine holds the base model's weights
 
@@ -43,6 +44,8 @@ class AdapterSlots:
             # room vLLM would drop the oldest and read it from its file again.
             "max_cpu_loras": self.count + 1,
             "max_lora_rank": rank,
+            # Without it vLLM prepares every layer, experts too: its kernels for those do not exist on CPUs.
+            "lora_target_modules": list(self.layers),
         }
         return arguments if self.quantization is None else arguments | {"quantization": self.quantization}
 

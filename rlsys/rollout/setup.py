@@ -38,15 +38,15 @@ class EngineSetup:
             seed=config.seed,
             stop_token_ids=tuple(token.id for token in prepared.stop_tokens),
             trust_remote_code=config.model.trust_remote_code,
-            slots=adapter_slots(config),
+            slots=adapter_slots(config, prepared.adapted_layers),
         )
 
 
-def adapter_slots(config: Config) -> AdapterSlots | None:
-    """Return what engines keep ready for adapters; None where they serve none."""
+def adapter_slots(config: Config, layers: tuple[str, ...]) -> AdapterSlots | None:
+    """Return what engines keep ready for adapters of these layers; None where they serve none."""
     lora = config.learner.lora
     if not lora.syncs_adapter_only:
         return None
     quantization = None if lora.quantize_base is None else "bitsandbytes"
     # One version per step that sampling may run ahead, and the newest.
-    return AdapterSlots(lora.rank, 1 + config.train.max_staleness, config.model.adapter, quantization)
+    return AdapterSlots(lora.rank, 1 + config.train.max_staleness, layers, config.model.adapter, quantization)

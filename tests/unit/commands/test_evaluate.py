@@ -27,7 +27,7 @@ def test_a_model(adapter: Path) -> None:
     assert (config.model.path, config.model.adapter, config.eval.num_samples) == ("org/model", None, 2)
     assert config.rollout.max_response_tokens == 64  # the default's, not the quickstart's
     assert config.rollout.seeded
-    assert adapter_slots(config) is None
+    assert adapter_slots(config, ()) is None
     with pytest.raises(ConfigError, match="--step chooses a checkpoint of a run, and 'org/model' is not"):
         config_of("org/model", [], step=3)
 
@@ -74,14 +74,14 @@ def test_an_adapter_brings_its_base_and_rank(adapter: Path) -> None:
         config_of("the/base", [f"model.adapter={adapter}"]),
     ):
         assert (config.model.path, config.model.adapter, config.learner.lora.rank) == ("the/base", str(adapter), 4)
-        slots = adapter_slots(config)
+        slots = adapter_slots(config, ())
         assert slots is not None
         assert slots.loaded == str(adapter)
 
 
 def test_a_recipe_s_own_adapters_are_not_asked_of_a_model_without() -> None:
     config = config_of("org/model", ["experiment=open_r1_math_lora"])
-    assert adapter_slots(config) is None
+    assert adapter_slots(config, ()) is None
 
 
 def test_a_run_s_checkpoint(tmp_path: Path, adapter: Path) -> None:

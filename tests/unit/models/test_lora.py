@@ -15,8 +15,8 @@ from rlsys.config.build_schema import ModelBuild
 from rlsys.config.learner_schema import LoraConfig
 from rlsys.errors import ConfigError
 from rlsys.models.lora import (
+    adapted_layers,
     add_adapters,
-    check_adapters,
     load_adapter,
     peft_config,
     set_dropout,
@@ -147,7 +147,8 @@ def test_adapters_that_engines_can_serve_alone() -> None:
 
 
 def test_what_cannot_be_adapted_is_refused_before_a_weight_is_read(untied: str, model_folder: Path) -> None:
-    check_adapters(untied, CASES["saved"], trust_remote_code=False)
+    layers = adapted_layers(untied, CASES["saved"], trust_remote_code=False)
+    assert layers == ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
     for lora, message in [
         (
             LoraConfig(rank=2, target_modules=["wq"]),
@@ -160,9 +161,9 @@ def test_what_cannot_be_adapted_is_refused_before_a_weight_is_read(untied: str, 
         ),
     ]:
         with pytest.raises(ConfigError, match=message):
-            check_adapters(untied, lora, trust_remote_code=False)
+            adapted_layers(untied, lora, trust_remote_code=False)
     with pytest.raises(ConfigError, match=r"names '(lm_head|model.embed_tokens)', whose matrix is both"):
-        check_adapters(str(model_folder), CASES["saved"], trust_remote_code=False)
+        adapted_layers(str(model_folder), CASES["saved"], trust_remote_code=False)
 
 
 def test_an_adapter_of_another_shape_is_refused(untied: str, tmp_path: Path) -> None:

@@ -142,7 +142,8 @@ def test_what_does_not_arrive_whole_is_never_served(engine: Engine, adapters: Ad
 
 @pytest.mark.parametrize(("rank", "reserved"), [(1, 1), (2, 8), (8, 8), (9, 16), (200, 256), (512, 512)])
 def test_an_engine_reserves_room_for_the_next_rank_that_it_knows(rank: int, reserved: int) -> None:
-    arguments = AdapterSlots(rank, 3).arguments()
+    arguments = AdapterSlots(rank, 3, ("q_proj",)).arguments()
+    assert arguments["lora_target_modules"] == ["q_proj"]
     assert (arguments["max_lora_rank"], arguments["max_loras"], arguments["max_cpu_loras"]) == (reserved, 3, 4)
 
 
