@@ -34,14 +34,15 @@ def add_adapters(hf: Any, lora: LoraConfig) -> None:
     from peft import inject_adapter_in_model
 
     _refuse_tied(hf, lora)
+    head, modules = hf.get_output_embeddings(), dict(hf.named_modules())
+    names = {name for name, module in modules.items() if isinstance(module, nn.Linear) and module is not head}
+    linear = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
     try:
         inject_adapter_in_model(peft_config(lora, hf.config._name_or_path), hf)
     except ValueError as error:
-        named = hf.named_modules()
-        linear = sorted({name.rpartition(".")[2] for name, module in named if isinstance(module, nn.Linear)})
         raise ConfigError(
             f"learner.lora.target_modules={lora.target_modules} matches no layer of {type(hf).__name__}; its linear "
-            f"layers are: {', '.join(linear)} ({error})"
+            f"layers are: {linear} ({error})"
         ) from error
     # The output layer is called with targets (`kernels.head`), which peft's wrapper would not pass on.
     if hf.get_output_embeddings() in set(adapter_layers(hf)):
@@ -53,7 +54,8 @@ def add_adapters(hf: Any, lora: LoraConfig) -> None:
         if not isinstance(layer.get_base_layer(), nn.Linear):
             kind = type(layer.get_base_layer()).__name__
             raise ConfigError(
-                f"learner.lora.target_modules matches a layer of type {kind}; only linear layers can have adapters"
+                f"learner.lora.target_modules={lora.target_modules} matches a layer of type {kind}; only linear layers "
+                f"can have adapters (for peft, all-linear includes experts): name those you want of {linear}"
             )
     set_dropout(hf, is_active=False)  # fresh modules are in train mode
 

@@ -5,11 +5,14 @@ vLLM imports this module in each process that holds a model (`worker_extension_c
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.model_executor.layers.fused_moe import unquantized_fused_moe_method
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+from vllm.platforms import current_platform
 
 from rlsys.weights.receiver import WeightReceiver
 
@@ -57,5 +60,22 @@ def leave_output_layer_alone() -> None:
     PunicaWrapperCPU.add_lora_logits = add_lora_logits
 
 
+def leave_experts_alone() -> None:
+    """Let CPU engines that serve adapters compute experts as without them: rlsys' adapters leave experts as they are.
+
+    vLLM would take a Triton kernel, which CPUs do not have: the first request ended the engine.
+    """
+    chosen = unquantized_fused_moe_method.select_unquantized_moe_backend
+
+    def select(moe_config: Any) -> Any:
+        plain = copy.copy(moe_config)
+        plain.is_lora_enabled = False
+        return chosen(plain)
+
+    unquantized_fused_moe_method.select_unquantized_moe_backend = select
+
+
 repair_rotary_embedding()
 leave_output_layer_alone()
+if current_platform.is_cpu():
+    leave_experts_alone()

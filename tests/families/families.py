@@ -21,6 +21,7 @@ SHAPE: dict[str, Any] = {
     # Larger than usual: with the default of 0.02 a tiny model's distribution is flat, and wrong layers hardly show.
     "initializer_range": 0.2,
 }
+ATTENTION = "[q_proj,k_proj,v_proj,o_proj]"
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 # Shorter than the test's sequences, so that it matters.
 WINDOW = 16
@@ -33,6 +34,7 @@ class Family:
     prefix: str
     options: dict[str, Any] = field(default_factory=dict)
     tied: tuple[bool, ...] = (True, False)  # what its published models have
+    adapted: str = "all-linear"  # layers with adapters; of a mixture of experts, those of the attention
 
 
 FAMILIES = {
@@ -51,7 +53,7 @@ FAMILIES = {
     ),
     "Qwen2, Qwen2.5": Family("Qwen2"),
     "Qwen3": Family("Qwen3"),
-    "Qwen3-MoE": Family("Qwen3Moe", {**EXPERTS, "norm_topk_prob": True}, tied=(False,)),
+    "Qwen3-MoE": Family("Qwen3Moe", {**EXPERTS, "norm_topk_prob": True}, tied=(False,), adapted=ATTENTION),
     "Mistral": Family("Mistral", tied=(False,)),
     "Mistral, sliding window": Family("Mistral", {"sliding_window": WINDOW}, tied=(False,)),
     "Phi-3": Family("Phi3", tied=(False,)),
@@ -72,6 +74,7 @@ FAMILIES = {
             "layer_types": ["sliding_attention", "full_attention"],
         },
         tied=(False,),
+        adapted=ATTENTION,
     ),
     "Granite": Family(
         "Granite",
@@ -103,6 +106,7 @@ FAMILIES = {
             "num_key_value_heads": 2,
         },
         tied=(False,),
+        adapted="[q_a_proj,q_b_proj,kv_a_proj_with_mqa,o_proj]",
     ),
 }
 

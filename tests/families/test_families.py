@@ -32,13 +32,14 @@ from tests.integration.runs import SMALL, OpenRun, call_worker, read_metrics, sa
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("name", "is_tied"), VARIANTS, ids=[f"{n}-{'tied' if t else 'untied'}" for n, t in VARIANTS])
 def test_a_family(name: str, is_tied: bool, way: str, tmp_path: Path, table: Table) -> None:
-    table.add(name, is_tied, way, _outcome(name, is_tied, WAYS[way], tmp_path))
+    table.add(name, is_tied, way, _outcome(name, is_tied, way, tmp_path))
 
 
-def _outcome(name: str, is_tied: bool, overrides: Sequence[str], folder: Path) -> Outcome:
+def _outcome(name: str, is_tied: bool, way: str, folder: Path) -> Outcome:
     """Train a tiny member of the family and compare; a ConfigError before Ray starts is the reason of a refusal."""
     model = build(FAMILIES[name], folder / "model", is_tied=is_tied)
-    options = [*_options(model, folder), *overrides]
+    adapted = f"learner.lora.target_modules={FAMILIES[name].adapted}"
+    options = [*_options(model, folder), *WAYS[way], *([adapted] if way == "LoRA" else [])]
     try:
         prepare(load_config([*SMALL, *options]))
     except ConfigError as error:
