@@ -21,8 +21,8 @@ means that the run ends before Ray starts, with the reason below the table.
 
 After *right* stands the layout that `learner.packing=auto` finds: `shared_prompt` computes each prompt once per group,
 `padded` computes every response with its prompt ([how the learner packs](architecture.md#how-the-learner-packs)).
-Adapters are on every linear layer, in mixtures of experts on those of the attention: `all-linear` would include experts,
-which cannot have them, and is refused by name.
+Adapters are on every linear layer, in mixtures of experts on those of the attention: `all-linear` would include
+experts, which cannot have them, and is refused by name.
 
 """
 

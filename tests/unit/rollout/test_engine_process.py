@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.model_executor.layers.fused_moe import unquantized_fused_moe_method
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
-import rlsys.rollout.engine_process  # noqa: F401 - repairs the class
+from rlsys.rollout.engine_process import leave_experts_alone
 
 HEADS, SIZE = 2, 64
 
@@ -47,6 +50,15 @@ def test_prompts_beside_running_requests_get_the_logits_of_their_adapter(size: f
         expected = before
     wrapper.add_lora_logits(logits, states, lora_a, lora_b, 1.0)
     torch.testing.assert_close(logits, expected)
+
+
+def test_experts_are_computed_as_without_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/families runs mixtures with adapters through real engines."""
+    given = SimpleNamespace(is_lora_enabled=True)
+    monkeypatch.setattr(unquantized_fused_moe_method, "select_unquantized_moe_backend", lambda config: config)
+    leave_experts_alone()
+    assert not unquantized_fused_moe_method.select_unquantized_moe_backend(given).is_lora_enabled
+    assert given.is_lora_enabled
 
 
 def _rotated(vectors: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
