@@ -21,9 +21,10 @@ class Balance:
     top_k: int
 
     def loss(self, router_logits: Sequence[torch.Tensor], attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Compute `coef * E * sum_e f_e * p_e` over all layers and tokens (arXiv:2101.03961, equations 4 to 6).
+        """Compute `E * sum_e f_e * p_e` over all layers and tokens (arXiv:2101.03961, equations 4 to 6).
 
-        `f_e` is how often a token goes to expert e, `p_e` the router's mean probability of it.
+        `f_e` is how often a token goes to expert e, `p_e` the router's mean probability of it. The coefficient is left
+        to the caller.
 
         Args:
             router_logits: [tokens, E] of every layer with experts.
@@ -38,13 +39,10 @@ class Balance:
         counts = torch.stack([each.bincount(minlength=num_experts) for each in chosen]).sum(0)
         sums = torch.stack([each.sum(0) for each in probabilities]).sum(0)
         num_tokens = sum(len(each) for each in probabilities)
-        return self.coef * num_experts * (counts / num_tokens * sums / num_tokens).sum()
+        return num_experts * (counts / num_tokens * sums / num_tokens).sum()
 
 
 def balance_of(text: object) -> Balance | None:
-    """Return the auxiliary loss that a text configuration of transformers asks for, or None."""
-    if not getattr(text, "output_router_logits", False):
-        return None
-    top_k = getattr(text, "num_experts_per_tok", None)
-    coef = getattr(text, "router_aux_loss_coef", 0.0)
-    return Balance(float(coef), int(top_k)) if top_k and coef else None
+    """Return the auxiliary loss that a text configuration of transformers describes; None where it names no parts."""
+    coef, top_k = (getattr(text, name, None) for name in ("router_aux_loss_coef", "num_experts_per_tok"))
+    return None if coef is None or not top_k else Balance(float(coef), int(top_k))

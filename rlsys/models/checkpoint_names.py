@@ -28,11 +28,13 @@ class CheckpointParameter:
         shapes: the tensors' names and shapes.
         sources: the parameters that their values are computed from. Under ZeRO-3 they must be gathered before `read`.
         read: returns the values by name.
+        member: the parameter's name in the model, where the tensors are made of one alone.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     sources: Sequence[nn.Parameter]
     read: Callable[[], Mapping[str, torch.Tensor]]
+    member: str | None = None
 
 
 def checkpoint_parameters(hf: nn.Module) -> list[CheckpointParameter]:
@@ -66,7 +68,8 @@ def _stored(hf: nn.Module, members: list[ExportedParameter], *, is_renamed: bool
         return _renamed(hf, values) if is_renamed else values
 
     shapes = _stored_shapes(hf, members) if is_renamed else {member.name: member.shape for member in members}
-    return CheckpointParameter(shapes, [source for member in members for source in member.sources], read)
+    sources = [source for member in members for source in member.sources]
+    return CheckpointParameter(shapes, sources, read, members[0].name if len(members) == 1 else None)
 
 
 def _stored_shapes(hf: nn.Module, parameters: Sequence[ExportedParameter]) -> Shapes:

@@ -74,15 +74,24 @@ def adapted_layers(model_path: str, lora: LoraConfig, *, trust_remote_code: bool
 
 
 def layers_of(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the last parts of the names of the layers that an adapter's tensors belong to."""
-    return tuple(sorted({name.split(".lora_")[0].rpartition(".")[2] for name in names if ".lora_" in name}))
+    """Return the last parts of the names of the layers that an adapter's tensors belong to.
+
+    Empty where some belong to experts: engines have these under other names.
+    """
+    layers = {name.split(".lora_")[0] for name in names if ".lora_" in name}
+    if any(".experts." in layer for layer in layers):
+        return ()
+    return tuple(sorted({layer.rpartition(".")[2] for layer in layers}))
 
 
 def layers_in(folder: str) -> tuple[str, ...]:
-    """Return the same for an adapter's folder; ConfigError when it holds no tensors."""
+    """Return the same for an adapter's folder; empty where its tensors are in an older format."""
     from safetensors import safe_open
 
-    with safe_open(_tensors_file(folder), "pt") as file:
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return ()
+    with safe_open(path, "pt") as file:
         return layers_of(file.keys())
 
 
@@ -157,7 +166,10 @@ def load_adapter(hf: nn.Module, folder: str) -> None:
     """
     from safetensors.torch import load_file
 
-    given, own = load_file(_tensors_file(folder)), adapter_parameters(hf)
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise ConfigError(f"model.adapter '{folder}' holds no {FILE}")
+    given, own = load_file(path), adapter_parameters(hf)
     # A tensor that is silently left out would begin as a fresh one.
     different = sorted(set(given) ^ set(own)) or [n for n in own if own[n].shape != given[n].shape]
     if different:
@@ -168,13 +180,6 @@ def load_adapter(hf: nn.Module, folder: str) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(given[name])
-
-
-def _tensors_file(folder: str) -> Path:
-    path = Path(folder) / FILE
-    if not path.is_file():
-        raise ConfigError(f"model.adapter '{folder}' holds no {FILE}")
-    return path
 
 
 def _refuse_tied(hf: Any, lora: LoraConfig) -> None:

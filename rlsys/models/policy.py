@@ -42,7 +42,7 @@ class PolicyModel(nn.Module):
             add_adapters(hf, lora)
         use_onednn(hf)  # after the adapters, so that their linear layers are switched too
         self.hf = hf
-        self.balance_loss: torch.Tensor | None = None  # of the last forward, where the model asks for one
+        self.balance_loss: torch.Tensor | None = None  # of the last forward, times its coefficient
         # What `forward` does not reach, such as a vision tower, has no gradient: it needs no optimizer state, and
         # weight decay must not change it.
         reached = {id(p) for module in (hf.get_decoder(), hf.get_output_embeddings()) for p in module.parameters()}
@@ -64,8 +64,12 @@ class PolicyModel(nn.Module):
         loss mask.
         """
         balance = self.traits.balance if torch.is_grad_enabled() else None
-        output = decoder_output(decoder_of(self.hf), batch, **({"output_router_logits": True} if balance else {}))
-        self.balance_loss = balance.loss(output.router_logits, batch.attention_mask) if balance else None
+        output = decoder_output(
+            decoder_of(self.hf), batch, **({"output_router_logits": True} if balance is not None else {})
+        )
+        self.balance_loss = None
+        if balance is not None:
+            self.balance_loss = balance.coef * balance.loss(output.router_logits, batch.attention_mask)
         states = states_before_targets(output, batch)  # [n, H]
         logprobs, entropy = self.hf.get_output_embeddings()(states, batch.targets, temperature, entropy_gradient)
         return batch.spread(logprobs), batch.spread(entropy)

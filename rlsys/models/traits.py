@@ -17,7 +17,7 @@ class Traits:
         logits: what the model does to the output layer's logits.
         packing: why packed rows would be computed wrongly; None when they are right.
         checkpointing: why activations cannot be checkpointed; None when they can.
-        balance: the auxiliary loss that config.json asks for; None where it asks for none.
+        balance: the auxiliary loss that config.json asks for; None where it asks for none, or transformers has none.
     """
 
     attention: str

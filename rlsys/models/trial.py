@@ -232,25 +232,31 @@ def _checkpointing(trial: _Trial) -> str | None:
 
 
 def _balance(trial: _Trial) -> Balance | None:
-    """Return the auxiliary loss that the model computes by itself, or None when it computes none."""
-    hf = trial.hf
-    asked = balance_of(hf.config.get_text_config())
-    if asked is None:
+    """Return the auxiliary loss that the model adds to its own, or None where it adds none."""
+    hf, text = trial.hf, trial.hf.config.get_text_config()
+    if not getattr(text, "output_router_logits", False):
         return None
     batch = token_batch(trial.rows, "padded").to(hf.device)
     ids, mask = batch.input_ids, batch.attention_mask
-    output = hf(input_ids=ids, attention_mask=mask, use_cache=False, output_router_logits=True)
-    own = getattr(output, "aux_loss", None)
-    if own is None:
-        return None
-    difference = _difference(asked.loss(output.router_logits, mask), asked.coef * own)
+    try:
+        output = hf(input_ids=ids, attention_mask=mask, use_cache=False, output_router_logits=True)
+        own, asked = getattr(output, "aux_loss", None), balance_of(text)
+        if not isinstance(own, torch.Tensor):  # transformers has none for this architecture, or no layer has experts
+            return None
+        difference = float("inf") if asked is None else _difference(asked.loss(output.router_logits, mask), own)
+    except Exception as error:  # as in `_packing`
+        raise ConfigError(_other_balance(hf, f"{type(error).__name__}: {error}")) from error
     if not difference < TOLERANCE:
-        raise ConfigError(
-            f"{type(hf).__name__} cannot be trained with the auxiliary loss that its config.json asks for: the model "
-            f"computes another one than arXiv:2101.03961 (they differ by {difference:.1e}); set output_router_logits "
-            "to false in config.json to train without it"
-        )
+        raise ConfigError(_other_balance(hf, "the model's is another one, or config.json names its parts otherwise"))
     return asked
+
+
+def _other_balance(hf: Any, why: str) -> str:
+    return (
+        f"{type(hf).__name__} cannot be trained with the auxiliary loss that its config.json asks for: rlsys only has "
+        f"that of arXiv:2101.03961, with router_aux_loss_coef and num_experts_per_tok ({why}). Set "
+        "output_router_logits to false in config.json to train without it"
+    )
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -31,7 +31,7 @@ class Prepared:
     train_order: Order
     eval_sets: list[EvalSet]
     stop_tokens: tuple[StopToken, ...]  # end a response, in training and evaluation
-    adapted_layers: tuple[str, ...] = ()  # last parts of the names of the layers with adapters
+    adapted_layers: tuple[str, ...] = ()  # last parts of their names; empty: any
 
     def tokenizer(self) -> Any:
         """Load the policy's tokenizer, with the run's chat template."""

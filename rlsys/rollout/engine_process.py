@@ -61,9 +61,10 @@ def leave_output_layer_alone() -> None:
 
 
 def leave_experts_alone() -> None:
-    """Let CPU engines that serve adapters compute experts as without them: rlsys' adapters leave experts as they are.
+    """Let CPU engines that serve adapters compute experts as without them.
 
-    vLLM would take a Triton kernel, which CPUs do not have: the first request ended the engine.
+    vLLM would take a Triton kernel, which CPUs do not have: the first request ended the engine. An adapter of experts,
+    which rlsys does not train but may be asked to evaluate, is still refused, by vLLM when the engine starts.
     """
     chosen = unquantized_fused_moe_method.select_unquantized_moe_backend
 

@@ -29,7 +29,7 @@ class AdapterSlots:
 
     rank: int
     count: int  # versions that requests may run under at once
-    layers: tuple[str, ...]  # last parts of the names of the layers with adapters
+    layers: tuple[str, ...]  # last parts of the names of the layers with adapters; empty: any
     loaded: str | None = None  # folder of an adapter that belongs to the weights of `model.path`
     quantization: str | None = None  # how the engine holds the base model's weights
 
@@ -37,16 +37,17 @@ class AdapterSlots:
         """Return the engine's options."""
         # Preflight refuses ranks above the largest; any other caller gets vLLM's own error.
         rank = next((rank for rank in RANKS if rank >= self.rank), self.rank)
-        arguments = {
+        arguments: dict[str, Any] = {
             "enable_lora": True,
             "max_loras": self.count,
             # One more than may run at once: a version is loaded before the one that it replaces is removed. Without
             # room vLLM would drop the oldest and read it from its file again.
             "max_cpu_loras": self.count + 1,
             "max_lora_rank": rank,
-            # Without it vLLM prepares every layer, experts too: its kernels for those do not exist on CPUs.
-            "lora_target_modules": list(self.layers),
         }
+        if self.layers:
+            # Without it vLLM prepares every layer, experts too: its kernels for those do not exist on CPUs.
+            arguments["lora_target_modules"] = list(self.layers)
         return arguments if self.quantization is None else arguments | {"quantization": self.quantization}
 
 

@@ -45,7 +45,9 @@ def check_fixed_options(prepared: Prepared, run_dir: Path) -> None:
             f"{folder} was written by an earlier version of rlsys, whose optimizer this version cannot load: choose "
             f"another run_dir; to start from its weights, set model.path={folder}/policy"
         )
-    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    # Earlier versions wrote fewer of an adapter's options down.
+    unwritten = {f"learner.lora.{name}" for name in OF_ADAPTERS if "learner.lora.rank" in then} - set(then)
+    keys = [key for key in {**then, **now} if then.get(key) != now.get(key) and key not in unwritten]
     if keys:
         changes = ", ".join(f"{key}={then.get(key, 'none')} (now {now.get(key, 'none')})" for key in keys)
         raise ConfigError(

@@ -62,7 +62,7 @@ class WeightSender:
     def manifest(self) -> Manifest:
         """Return an entry for every tensor that is sent."""
         return [
-            Entry(name, saved_dtype(self._module, name, self._dtype), shape, unit)
+            Entry(name, saved_dtype(self._module, parameter.member or name, self._dtype), shape, unit)
             for unit, parameter in enumerate(self._parameters)
             for name, shape in parameter.shapes.items()
         ]

@@ -22,7 +22,8 @@ means that the run ends before Ray starts, with the reason below the table.
 After *right* stands the layout that `learner.packing=auto` finds: `shared_prompt` computes each prompt once per group,
 `padded` computes every response with its prompt ([how the learner packs](architecture.md#how-the-learner-packs)).
 Adapters are on every linear layer, in mixtures of experts on those of the attention: `all-linear` would include
-experts, which cannot have them, and is refused by name.
+experts, which cannot have them, and is refused by name. DeepSeek's `kv_b_proj` has none either: engines multiply with
+its weight without calling the layer, and the check after the first update would end the run.
 
 """
 
@@ -55,6 +56,10 @@ class Table:
     def add(self, family: str, is_tied: bool, way: str, outcome: Outcome) -> None:
         """Add one outcome, in the place of an earlier one."""
         self._outcomes[family, embeddings(is_tied), way] = outcome
+
+    def remove(self, family: str, is_tied: bool, way: str) -> None:
+        """Take an earlier outcome away, if there is one."""
+        self._outcomes.pop((family, embeddings(is_tied), way), None)
 
     def page(self, bound: float) -> str:
         """Return docs/models.md."""

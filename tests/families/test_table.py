@@ -21,6 +21,8 @@ def test_a_page_is_read_back_and_completed() -> None:
     again.add("A, B", False, "two", Outcome(layout="shared_prompt"))
     assert "| A, B | untied | not run | right, shared_prompt |" in again.page(1e-3)
     assert "| C | tied | not run | refused (1) |" in again.page(1e-3)
+    again.remove("C", True, "two")
+    assert "| C | tied | not run | not run |" in again.page(1e-3)
     assert "| C | tied |" not in Table(variants[:2], ["one", "two"], page).page(1e-3)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig
 
 from rlsys.errors import ConfigError
+from rlsys.models import trial
 from rlsys.models.balance import Balance, balance_of
 from rlsys.models.checkpointing import checkpoint_activations
 from rlsys.models.packing import TokenRow, token_batch
@@ -25,9 +26,9 @@ def test_by_hand() -> None:
     """Two tokens and two experts: both go to the first one, which has the probabilities 0.8 and 0.6."""
     logits = torch.log(torch.tensor([[0.8, 0.2], [0.6, 0.4], [0.1, 0.9]]))
     padded = torch.tensor([[1, 1, 0]])
-    assert Balance(0.1, 1).loss([logits], padded) == pytest.approx(0.1 * 2 * (1.0 * 0.7 + 0.0 * 0.3))
-    assert Balance(0.1, 1).loss([logits], None) == pytest.approx(0.1 * 2 * (2 / 3 * 0.5 + 1 / 3 * 0.5))
-    assert Balance(0.1, 2).loss([logits, logits], None) == pytest.approx(0.1 * 2)  # all tokens to all experts
+    assert Balance(0.1, 1).loss([logits], padded) == pytest.approx(2 * (1.0 * 0.7 + 0.0 * 0.3))
+    assert Balance(0.1, 1).loss([logits], None) == pytest.approx(2 * (2 / 3 * 0.5 + 1 / 3 * 0.5))
+    assert Balance(0.1, 2).loss([logits, logits], None) == pytest.approx(2)  # all tokens to all experts
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -67,17 +68,37 @@ def test_without_gradient_or_without_being_asked_there_is_none() -> None:
     assert PolicyModel(copy_of("qwen2", output_router_logits=True)).traits.balance is None
 
 
-def test_a_model_with_a_formula_of_its_own_is_refused() -> None:
-    hf = copy_of("mixtral", output_router_logits=True)
+def changed(hf: Any, change: Callable[[Any], None]) -> Any:
+    """Let a model change its output where its auxiliary loss is asked for."""
     forward = hf.forward
 
     def otherwise(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
-        if output.aux_loss is not None:
-            output.aux_loss = output.aux_loss * 1.1
+        if kwargs.get("output_router_logits"):
+            change(output)
         return output
 
     hf.forward = otherwise
-    with pytest.raises(ConfigError, match="the model computes another one than"):
-        try_model(hf)
-    assert balance_of(AutoConfig.for_model("mixtral")) is None
+    return hf
+
+
+def another_loss(output: Any) -> None:
+    output.aux_loss = output.aux_loss * 1.1
+
+
+def a_failure(output: Any) -> None:
+    raise IndexError("no such layer")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [(another_loss, "the model's is another one"), (a_failure, "IndexError: no such layer")]
+)
+def test_what_cannot_be_compared_is_refused_with_its_reason(change: Callable[[Any], None], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"auxiliary loss .*{message}.*output_router_logits to false"):
+        try_model(changed(copy_of("mixtral", output_router_logits=True), change))
+
+
+def test_a_coefficient_under_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "balance_of", lambda text: None)
+    with pytest.raises(ConfigError, match=r"config\.json names its parts otherwise"):
+        try_model(copy_of("mixtral", output_router_logits=True))

@@ -17,6 +17,8 @@ from rlsys.errors import ConfigError
 from rlsys.models.lora import (
     adapted_layers,
     add_adapters,
+    layers_in,
+    layers_of,
     load_adapter,
     peft_config,
     set_dropout,
@@ -164,6 +166,15 @@ def test_what_cannot_be_adapted_is_refused_before_a_weight_is_read(untied: str, 
             adapted_layers(untied, lora, trust_remote_code=False)
     with pytest.raises(ConfigError, match=r"names '(lm_head|model.embed_tokens)', whose matrix is both"):
         adapted_layers(str(model_folder), CASES["saved"], trust_remote_code=False)
+
+
+def test_layers_of_an_adapter_s_folder(untied: str, tmp_path: Path) -> None:
+    assert layers_in(str(tmp_path)) == ()  # an older format: nothing is known
+    policy = changed(untied, CASES["some"])
+    tensors = {name: p.detach() for name, p in adapter_parameters(policy.hf).items()}
+    write_adapter(tmp_path, tensors, peft_config(CASES["some"], untied))
+    assert layers_in(str(tmp_path)) == ("down_proj", "q_proj")
+    assert layers_of([*tensors, "base_model.model.layers.0.mlp.experts.3.up_proj.lora_A.weight"]) == ()
 
 
 def test_an_adapter_of_another_shape_is_refused(untied: str, tmp_path: Path) -> None:

@@ -70,6 +70,15 @@ def test_what_takes_effect_on_a_restored_run_is_not(tmp_path: Path, given: list[
     check_fixed_options(prepared(*given, *changed), tmp_path)
 
 
+def test_an_adapter_s_options_that_were_not_written_down_are_not_compared(tmp_path: Path) -> None:
+    then = prepared(*LORA)
+    fixed = {key: value for key, value in fixed_options(then).items() if key != "learner.lora.alpha"}
+    write_checkpoint(tmp_path, RunState(5, 0, written_with=fixed))
+    check_fixed_options(then, tmp_path)
+    with pytest.raises(ConfigError, match=r"learner\.lora\.rank"):
+        check_fixed_options(prepared(*LORA, "learner.lora.rank=8"), tmp_path)
+
+
 def test_a_model_built_on_the_spot_may_lie_in_another_cache(tmp_path: Path) -> None:
     before = prepared("model.path=null")
     written(tmp_path, replace(before, model_path="/cache/qwen2-123"))
