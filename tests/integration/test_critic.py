@@ -146,6 +146,7 @@ def test_two_ranks_with_zero_3_and_many_microbatches_are_the_same(cluster: Clust
                 assert np.allclose(estimate.advantages, other.advantages, atol=1e-3)
 
 
+@pytest.mark.long
 def test_whitened_advantages_have_no_mean_and_unit_variance_over_valid_tokens(cluster: Cluster, model: str) -> None:
     estimates = run(cluster, model, "critic.num_workers=2")[0]
     valid = [

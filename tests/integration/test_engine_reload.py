@@ -46,7 +46,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Glm4Moe": {**GROUPS, **EXPERTS, "head_dim": 32, "n_shared_experts": 1},
     "GptOss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32, "intermediate_size": 64, **WINDOWS},
 }
-LONG = ("Glm4Moe", "GptOss")
+LONG = ("Glm4Moe", "GptOss", "Mixtral")
 TOKENS = list(range(2, 50))
 PARAMS = [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in FAMILIES]
 

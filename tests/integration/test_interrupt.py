@@ -63,7 +63,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> None:
         pytest.param("starting Ray", 2.0, signal.SIGINT, marks=pytest.mark.long),
         pytest.param("starting Ray", 14.0, signal.SIGINT, marks=pytest.mark.long),
         ("step 2/", 0.1, signal.SIGINT),
-        ("step 2/", 0.1, signal.SIGKILL),
+        pytest.param("step 2/", 0.1, signal.SIGKILL, marks=pytest.mark.long),
     ],
     ids=["while Ray starts", "while workers start", "while training", "killed while training"],
 )

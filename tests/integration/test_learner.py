@@ -134,7 +134,7 @@ def one_rank_one_microbatch(
 @pytest.mark.parametrize(
     ("ranks", "stage", "offload"),
     [
-        (2, 2, False),
+        pytest.param(2, 2, False, marks=LONG),
         (3, 3, False),  # eight trajectories do not divide by three
         *(
             pytest.param(2, *case, marks=LONG)
@@ -417,9 +417,7 @@ def _initial(model: str) -> dict[str, torch.Tensor]:
     return load_file(Path(model) / "model.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("stage", "offload"), [*(pytest.param(s, False, marks=LONG) for s in (1, 2)), (3, False), (2, True)]
-)
+@pytest.mark.parametrize(("stage", "offload"), [*(pytest.param(s, False, marks=LONG) for s in (1, 2, 3)), (2, True)])
 def test_bfloat16_warmup_schedule_checkpointing_and_two_updates(
     cluster: Cluster, model: str, stage: int, offload: bool
 ) -> None:

@@ -132,7 +132,9 @@ def read_adapter(group: PolicyGroup) -> PackedAdapter:
     return found
 
 
-@pytest.mark.parametrize("ranks_and_stage", [(1, 1), (2, 3)], ids=["one rank", "two ranks, ZeRO-3"])
+@pytest.mark.parametrize(
+    "ranks_and_stage", [pytest.param((1, 1), marks=pytest.mark.long), (2, 3)], ids=["one rank", "two ranks, ZeRO-3"]
+)
 def test_the_reference_of_every_trajectory_is_the_base_s(
     cluster: Cluster, model: str, ranks_and_stage: tuple[int, int]
 ) -> None:

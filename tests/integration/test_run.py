@@ -52,6 +52,7 @@ def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return rlsys("train", *SMALL, *caches, *overrides, cwd=tmp_path)
 
 
+@pytest.mark.long
 def test_a_response_ends_at_the_tokens_asked_for(tmp_path: Path) -> None:
     """Every token but `<pad>` ends a response, so a model with random weights gives one character at most."""
     assert rlsys("make-model", "m", cwd=tmp_path).returncode == 0
