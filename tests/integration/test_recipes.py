@@ -52,7 +52,7 @@ RECIPES: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
             "rollout.max_response_tokens=64",
             "rewards=[{name: math_answer, weight: 2.0}, "
             "{name: soft_overlong_punishment, max_response_tokens: 64, buffer_tokens: 32}]",
-            "algorithm.groups.max_tries=2",
+            "algorithm.groups.max_tries=3",
             "eval.num_samples=2",
             ONE_ENGINE,
         ],
