@@ -48,4 +48,8 @@ def unused_settings(model_path: str, *, trust_remote_code: bool) -> list[str]:
     text = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).get_text_config()
     rates = {name: value for name, value in vars(text).items() if "drop" in name and isinstance(value, float) and value}
     named = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
-    return [f"{named} (trained without dropout)"] if rates else []
+    found = [f"{named} (trained without dropout)"] if rates else []
+    traits = folder_traits(model_path, trust_remote_code=trust_remote_code)
+    if getattr(text, "output_router_logits", False) and traits is not None and traits.balance is None:
+        found.append("output_router_logits True (transformers has no auxiliary loss for this architecture)")
+    return found

@@ -46,7 +46,7 @@ class AdapterSlots:
             "max_lora_rank": rank,
         }
         if self.layers:
-            # Without it vLLM prepares every layer, experts too: its kernels for those do not exist on CPUs.
+            # Otherwise vLLM prepares every layer for adapters, experts too, which its CPU kernels refuse.
             arguments["lora_target_modules"] = list(self.layers)
         return arguments if self.quantization is None else arguments | {"quantization": self.quantization}
 

@@ -64,5 +64,9 @@ def test_what_training_leaves_out_is_named(tmp_path: Path) -> None:
     assert unused_settings(str(tmp_path), trust_remote_code=False) == [
         "attention_dropout 0.1 (trained without dropout)",
     ]
-    AutoConfig.for_model("mixtral").save_pretrained(tmp_path)
+    AutoConfig.for_model("qwen2", output_router_logits=True).save_pretrained(tmp_path)
+    assert unused_settings(str(tmp_path), trust_remote_code=False) == [
+        "output_router_logits True (transformers has no auxiliary loss for this architecture)"
+    ]
+    AutoConfig.for_model("mixtral", output_router_logits=True).save_pretrained(tmp_path)  # it is added
     assert unused_settings(str(tmp_path), trust_remote_code=False) == []
