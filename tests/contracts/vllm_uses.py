@@ -1,0 +1,298 @@
+"""Everything of vLLM that rlsys relies on: names, how they are called, what is read, replaced and set.
+
+The one list of it. `test_vllm_uses.py` holds it against our code and against the installed wheel, `test_gpu_wheel.py`
+against the wheel for GPUs. Before a change of vLLM's version, read it; after one, both tests say what is gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Use:
+    """One name of vLLM, and what rlsys does with it.
+
+    Attributes:
+        module: the module that our code imports it from, or that defines it.
+        name: a class, a function, a module or an alias.
+        is_imported: whether our code imports it. Of other classes it only meets objects.
+        calls: how it or its members are called. Positional arguments are the names of vLLM's parameters, in their
+            order; only the names of keyword arguments count. A method that we override is in the list as we call
+            `super()`, or as vLLM calls ours.
+        reads: members that are read or set, also those of enumerations.
+        replaces: members that rlsys puts a function of its own in the place of.
+        values: what an alias of literals must allow.
+    """
+
+    module: str
+    name: str
+    is_imported: bool = True
+    calls: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = ()
+    values: tuple[object, ...] = ()
+
+
+FRONT_END = [
+    Use(
+        "vllm",
+        "AsyncEngineArgs",
+        calls=(
+            "AsyncEngineArgs(model=_, skip_tokenizer_init=_, dtype=_, tensor_parallel_size=_, trust_remote_code=_, "
+            "max_model_len=_, max_num_seqs=_, enforce_eager=_, enable_chunked_prefill=_, logprobs_mode=_, "
+            "weight_transfer_config=_, distributed_executor_backend=_, worker_extension_cls=_, generation_config=_, "
+            "seed=_, disable_log_stats=_, async_scheduling=_, scheduler_cls=_, "
+            # One of the two: the first on GPUs, the second on CPUs.
+            "gpu_memory_utilization=_, kv_cache_memory_bytes=_, "
+            # Only for adapters.
+            "enable_lora=_, max_loras=_, max_cpu_loras=_, max_lora_rank=_, lora_target_modules=_, quantization=_)",
+        ),
+        reads=("model",),
+    ),
+    Use("vllm.config.weight_transfer", "WeightTransferConfig", calls=("WeightTransferConfig(backend=_)",)),
+    Use("vllm.config.model", "LogprobsMode", is_imported=False, values=("processed_logprobs",)),
+    Use("vllm.config.parallel", "DistributedExecutorBackend", is_imported=False, values=("mp",)),
+    Use("vllm.config.lora", "MaxLoRARanks", is_imported=False, values=(1, 8, 16, 32, 64, 128, 256, 320, 512)),
+    Use("vllm.v1.engine", "PauseMode", is_imported=False, values=("keep",)),
+    Use(
+        "vllm.v1.engine.async_llm",
+        "AsyncLLM",
+        calls=(
+            "from_engine_args(engine_args)",
+            "generate(prompt, sampling_params, request_id=_, lora_request=_)",
+            "collective_rpc(method, args=_)",
+            "init_weight_transfer_engine(request)",
+            "start_weight_update()",
+            "update_weights(request)",
+            "finish_weight_update()",
+            "resume_generation()",
+            "add_lora(lora_request)",
+            "remove_lora(lora_id)",
+            "shutdown()",
+        ),
+        reads=("engine_core",),
+    ),
+    Use(
+        "vllm.v1.engine.core_client",
+        "AsyncMPClient",
+        is_imported=False,
+        calls=("pause_scheduler_async(mode=_, clear_cache=_)",),
+    ),
+    Use(
+        "vllm",
+        "SamplingParams",
+        calls=(
+            "SamplingParams(temperature=_, max_tokens=_, seed=_, ignore_eos=_, stop_token_ids=_, logprobs=_, "
+            "prompt_logprobs=_, flat_logprobs=_, detokenize=_, output_kind=_)",
+        ),
+    ),
+    Use("vllm.sampling_params", "RequestOutputKind", reads=("FINAL_ONLY",)),
+    Use("vllm.inputs", "tokens_input", calls=("tokens_input(prompt_token_ids, cache_salt=_)",)),
+    Use(
+        "vllm.distributed.weight_transfer.base",
+        "WeightTransferInitRequest",
+        calls=("WeightTransferInitRequest(init_info=_)",),
+    ),
+    Use(
+        "vllm.distributed.weight_transfer.base",
+        "WeightTransferUpdateRequest",
+        calls=("WeightTransferUpdateRequest(update_info=_)",),
+    ),
+    Use(
+        "vllm.lora.request",
+        "LoRARequest",
+        calls=("LoRARequest(lora_name, lora_int_id, lora_path)",),
+        reads=("lora_int_id",),
+    ),
+    Use(
+        "vllm.outputs",
+        "RequestOutput",
+        is_imported=False,
+        reads=("outputs", "kv_transfer_params", "prompt_logprobs"),
+    ),
+    Use("vllm.outputs", "CompletionOutput", is_imported=False, reads=("token_ids", "finish_reason")),
+    Use("vllm.logprobs", "FlatLogprobs", is_imported=False, reads=("start_indices", "logprobs")),
+]
+
+SCHEDULER = [
+    Use(
+        "vllm.v1.core.sched.scheduler",
+        "Scheduler",
+        calls=(
+            "add_request(request)",
+            "set_pause_state(pause_state)",
+            "update_from_output(scheduler_output, model_runner_output)",
+        ),
+        reads=("requests", "pause_state"),
+    ),
+    # It must inherit what our mixin overrides.
+    Use(
+        "vllm.v1.core.sched.async_scheduler",
+        "AsyncScheduler",
+        calls=(
+            "add_request(request)",
+            "set_pause_state(pause_state)",
+            "update_from_output(scheduler_output, model_runner_output)",
+        ),
+        reads=("requests", "pause_state"),
+    ),
+    Use("vllm.v1.core.sched.interface", "PauseState", reads=("UNPAUSED",)),
+    Use(
+        "vllm.v1.engine",
+        "EngineCoreOutput",
+        reads=("request_id", "new_token_ids", "new_logprobs", "kv_transfer_params", "prefill_stats", "finished"),
+    ),
+    Use("vllm.v1.engine", "EngineCoreOutputs", reads=("outputs", "finished_requests", "scheduler_stats")),
+    Use("vllm.v1.outputs", "LogprobsLists", is_imported=False, reads=("logprobs",)),
+    Use(
+        "vllm.v1.request",
+        "Request",
+        calls=("update_block_hashes()",),
+        reads=("num_computed_tokens", "cache_salt", "block_hashes"),
+    ),
+]
+
+WORKER_PROCESS = [
+    Use(
+        "vllm.v1.worker.gpu_worker",
+        "Worker",
+        is_imported=False,
+        reads=("weight_transfer_engine", "model_runner"),
+    ),
+    # The runner on GPUs ("V2"), and the one without Triton, which CPUs have.
+    Use("vllm.v1.worker.gpu.model_runner", "GPUModelRunner", is_imported=False, reads=("lora_manager",)),
+    Use("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", is_imported=False, reads=("lora_manager",)),
+    Use(
+        "vllm.lora.worker_manager",
+        "LRUCacheWorkerLoRAManager",
+        is_imported=False,
+        reads=("_adapter_manager",),
+    ),
+    Use(
+        "vllm.lora.model_manager",
+        "LRUCacheLoRAModelManager",
+        is_imported=False,
+        calls=("get_adapter(adapter_id)",),
+        reads=("lora_index_to_id",),
+    ),
+    Use("vllm.lora.lora_model", "LoRAModel", is_imported=False, reads=("loras",)),
+    Use("vllm.lora.lora_weights", "LoRALayerWeights", is_imported=False, reads=("lora_a", "lora_b")),
+]
+
+WEIGHTS = [
+    Use("vllm.distributed.weight_transfer.base", "WeightTransferInitInfo"),
+    Use("vllm.distributed.weight_transfer.base", "WeightTransferUpdateInfo"),
+    Use(
+        "vllm.distributed.weight_transfer.factory",
+        "WeightTransferEngineFactory",
+        calls=("register_engine(name, module_path_or_cls)",),
+        reads=("_registry",),
+    ),
+    Use(
+        "vllm.distributed.weight_transfer.nccl_engine",
+        "NCCLWeightTransferEngine",
+        calls=(
+            "init_transfer_engine(init_info)",
+            "start_weight_update()",
+            "receive_weights(update_info)",
+            "finish_weight_update()",
+            "shutdown()",
+        ),
+        reads=("init_info_cls", "update_info_cls", "model", "device", "parallel_config"),
+    ),
+    Use("vllm.config.parallel", "ParallelConfig", is_imported=False, reads=("rank",)),
+    Use(
+        "vllm.distributed.weight_transfer.nccl_common",
+        "stateless_init_process_group",
+        calls=("stateless_init_process_group(master_address, master_port, rank, world_size, device)",),
+    ),
+    Use(
+        "vllm.distributed.device_communicators.pynccl",
+        "PyNcclCommunicator",
+        is_imported=False,
+        calls=("broadcast(tensor, src=_, stream=_)", "destroy()"),
+        reads=("disabled",),
+    ),
+    Use(
+        "vllm.model_executor.model_loader.mtp_validation",
+        "disable_mtp_completeness_check",
+        calls=("disable_mtp_completeness_check()",),
+    ),
+    Use(
+        "vllm.model_executor.model_loader.reload.layerwise",
+        "get_layerwise_info",
+        calls=("get_layerwise_info(layer)",),
+    ),
+    Use(
+        "vllm.model_executor.model_loader.reload",
+        "layerwise",
+        calls=("get_layer_tensors(layer)", "get_layerwise_info(layer)", "_layerwise_process(layer, info)"),
+        replaces=("get_numel_loaded",),
+    ),
+    Use(
+        "vllm.model_executor.model_loader.reload.meta",
+        "materialize_meta_tensor",
+        calls=("materialize_meta_tensor(meta_tensor)",),
+    ),
+    Use(
+        "vllm.model_executor.model_loader.reload.types",
+        "LayerReloadingInfo",
+        is_imported=False,
+        calls=("can_load()",),
+        reads=("restore_device", "load_numel", "load_numel_total"),
+    ),
+]
+
+# Repairs of the CPU backend. GPUs run none of them, but import the modules all the same.
+CPU_REPAIRS = [
+    Use("vllm.platforms", "current_platform", calls=("is_cpu()",)),
+    Use(
+        "vllm.lora.punica_wrapper.punica_cpu",
+        "PunicaWrapperCPU",
+        calls=("add_lora_logits(y, x, lora_a_stacked, lora_b_stacked, scale)",),
+        replaces=("add_lora_logits",),
+    ),
+    Use(
+        "vllm.model_executor.layers.rotary_embedding.base",
+        "RotaryEmbedding",
+        calls=("forward_cpu(positions, query, key)", "forward_native(positions, query, key)"),
+        replaces=("forward_cpu",),
+    ),
+    Use(
+        "vllm.model_executor.layers.fused_moe",
+        "unquantized_fused_moe_method",
+        calls=("select_unquantized_moe_backend(moe_config)",),
+        replaces=("select_unquantized_moe_backend",),
+    ),
+    Use(
+        "vllm.model_executor.layers.fused_moe.config",
+        "FusedMoEConfig",
+        is_imported=False,
+        reads=("is_lora_enabled",),
+    ),
+    Use(
+        "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method",
+        "UnquantizedFusedMoEMethod",
+        is_imported=False,
+        reads=("unquantized_backend", "moe_kernel"),
+    ),
+    Use(
+        "vllm.model_executor.layers.fused_moe.oracle.unquantized",
+        "UnquantizedMoeBackend",
+        is_imported=False,
+        reads=("CPU",),
+    ),
+]
+
+USES = [*FRONT_END, *SCHEDULER, *WORKER_PROCESS, *WEIGHTS, *CPU_REPAIRS]
+
+# Environment variables that rlsys sets, or names in an error (the last).
+ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL",
+    "VLLM_NO_USAGE_STATS",
+    "VLLM_ALLOW_INSECURE_SERIALIZATION",
+    "VLLM_ENABLE_V1_MULTIPROCESSING",
+    "VLLM_CPU_OMP_THREADS_BIND",
+    "VLLM_DISABLE_PYNCCL",
+}
