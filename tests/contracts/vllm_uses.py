@@ -160,7 +160,7 @@ WORKER_PROCESS = [
         is_imported=False,
         reads=("weight_transfer_engine", "model_runner"),
     ),
-    # The runner on GPUs ("V2"), and the one without Triton, which CPUs have.
+    # vLLM has two model runners: on GPUs it takes the first ("V2"), and without Triton, as on our CPUs, the second.
     Use("vllm.v1.worker.gpu.model_runner", "GPUModelRunner", is_imported=False, reads=("lora_manager",)),
     Use("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", is_imported=False, reads=("lora_manager",)),
     Use(
