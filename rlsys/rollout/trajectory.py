@@ -13,7 +13,7 @@ from rlsys.types import Trajectory, TrajectorySummary, VersionSpan
 # Keys in a response's `kv_transfer_params`, the one free-form field that vLLM carries from its scheduler to the front
 # end. vLLM's own use of it, moving caches between engines, is not configured here.
 LOGPROBS = "rlsys_logprobs"  # log-probabilities of the sampled tokens, the bytes of [tokens] float32
-EPOCHS = "rlsys_epochs"  # [[epoch, number of tokens], ...]; see whole_responses.py for what an epoch is
+EPOCHS = "rlsys_epochs"  # [[epoch, number of tokens], ...]; engine/whole_responses.py explains epochs
 
 
 def trajectory_of(prompt_ids: np.ndarray, answer: Any, versions: Sequence[int], engine: int) -> Trajectory:

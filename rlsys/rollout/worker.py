@@ -88,16 +88,17 @@ class RolloutWorker:
             # In a placement group vLLM would start its ranks through Ray, which the CPU backend does not support. The
             # group has no room for them either: they are this worker's own processes.
             distributed_executor_backend="mp" if self._config.tensor_parallel_size > 1 else None,
-            worker_extension_cls="rlsys.rollout.engine_process.EngineProcess",
+            worker_extension_cls="rlsys.rollout.engine.process.EngineProcess",
             # Not the model's generation_config.json: its top_p or penalties would change the sampling distribution. Its
             # end tokens still count: vLLM adds them, as `rlsys.preflight.stops` does.
             generation_config="vllm",
             # With the same seed all engines would draw the same random numbers.
             seed=self._setup.seed + self._index,
-            # With statistics every step would have something to send, and wake the front end; see whole_responses.py.
+            # With statistics every step would have something to send, and wake the front end:
+            # see engine/whole_responses.py.
             disable_log_stats=True,
             async_scheduling=not on_cpu,
-            scheduler_cls=f"rlsys.rollout.whole_responses.WholeResponse{'' if on_cpu else 'Async'}Scheduler",
+            scheduler_cls=f"rlsys.rollout.engine.whole_responses.WholeResponse{'' if on_cpu else 'Async'}Scheduler",
             **memory,
             **(slots.arguments() if slots is not None else {}),
         )

@@ -27,7 +27,7 @@ def main() -> None:
         enforce_eager=True,
         kv_cache_memory_bytes=2**27,
         generation_config="vllm",
-        worker_extension_cls="rlsys.rollout.engine_process.EngineProcess",  # with its repairs
+        worker_extension_cls="rlsys.rollout.engine.process.EngineProcess",  # with its repairs
     )
     params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
     answers = engine.generate([{"prompt_token_ids": row} for row in rows], params, use_tqdm=False)

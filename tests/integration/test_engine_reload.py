@@ -66,7 +66,7 @@ class Pair:
         self.hf = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self._llm = LLM(
             folder,
-            worker_extension_cls="rlsys.rollout.engine_process.EngineProcess",  # with its repairs
+            worker_extension_cls="rlsys.rollout.engine.process.EngineProcess",  # with its repairs
             skip_tokenizer_init=True,
             dtype="float32",
             max_model_len=64,
@@ -82,7 +82,7 @@ class Pair:
     def _bucket_engine(self) -> Any:
         import torch
 
-        from rlsys.weights.receiver import BucketEngine, JoinInfo
+        from rlsys.rollout.engine.receiver import BucketEngine, JoinInfo
         from rlsys.weights.sender import WeightSender
 
         sender = WeightSender(self.hf, torch.float32, 0, 2**16)

@@ -16,12 +16,12 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+from rlsys.rollout.engine.direct_loads import DirectLoads
 from rlsys.runtime.processes import exit_with_parent
 from rlsys.weights.arrival import Arrivals
 from rlsys.weights.backend import engine_backend
 from rlsys.weights.bucket_receiver import BucketReceiver
 from rlsys.weights.checksum import checksum
-from rlsys.weights.direct_loads import DirectLoads
 from rlsys.weights.gloo import GlooChannel
 from rlsys.weights.manifest import Entry, buckets, from_update_info, total_bytes, views
 from rlsys.weights.nccl import NcclChannel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlsys.weights.receiver import share_tied_head
+from rlsys.rollout.engine.receiver import share_tied_head
 
 
 def tied_model() -> torch.nn.Module:

@@ -11,7 +11,7 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.model_executor.layers.fused_moe import unquantized_fused_moe_method
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
-from rlsys.rollout.engine_process import leave_experts_alone
+from rlsys.rollout.engine.process import leave_experts_alone
 
 HEADS, SIZE = 2, 64
 

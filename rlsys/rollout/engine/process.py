@@ -14,7 +14,7 @@ from vllm.model_executor.layers.fused_moe import unquantized_fused_moe_method
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.platforms import current_platform
 
-from rlsys.weights.receiver import WeightReceiver
+from rlsys.rollout.engine.receiver import WeightReceiver
 
 
 class EngineProcess(WeightReceiver):

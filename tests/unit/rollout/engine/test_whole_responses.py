@@ -14,8 +14,8 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import LogprobsLists
 
+from rlsys.rollout.engine.whole_responses import _WholeResponses, join_parts
 from rlsys.rollout.trajectory import EPOCHS, LOGPROBS
-from rlsys.rollout.whole_responses import _WholeResponses, join_parts
 
 
 def part(request: str, tokens: list[int], *, last: bool = False) -> EngineCoreOutput:
