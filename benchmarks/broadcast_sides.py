@@ -146,7 +146,7 @@ class MeasuredWorker(RolloutWorker):
     """The unchanged rollout worker with one more method, which runs a reload inside vLLM's worker."""
 
     async def reload(self, update_info: dict[str, Any]) -> float:
-        seconds: list[float] = await self._engine.collective_rpc(reload_from_memory, args=(update_info,))
+        seconds: list[float] = await self._engine.collective_rpc(reload_from_memory, update_info)
         return seconds[0]
 
 

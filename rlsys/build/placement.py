@@ -69,12 +69,12 @@ def _rollout_env(config: Config, engine: int) -> dict[str, str]:
     threads = threads_per_worker(config, config.rollout.num_workers * tensor_parallel, config.rollout.num_threads)
     env = _env(config, threads)
     if config.cluster.num_gpus > 0:
-        return env | {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if weight_backend(config) == "ipc" else env
+        return env
     # Roles take turns on the same cores: engine threads that spin while they wait would slow the learner down.
     env |= {"OMP_WAIT_POLICY": "PASSIVE"} | (engine_preload() if config.rollout.preload else {})
     if tensor_parallel == 1:
-        # One process per engine: with two, each spins for a second waiting for the other, on the learner's cores.
-        # Without "nobind" every engine would pin its threads to the same cores.
+        # Without the first vLLM would give the model a process of its own on CPUs, to set its OpenMP's environment,
+        # which is set here; without the second every engine would pin its threads to the same cores.
         return env | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     ranks = range(engine * tensor_parallel, (engine + 1) * tensor_parallel)
     return env | {"VLLM_CPU_OMP_THREADS_BIND": "|".join(_cores_of(rank, threads) for rank in ranks)}

@@ -92,7 +92,7 @@ class Adapters:
         request = LoRARequest(f"{self._who}-version-{policy_version}", self._num_added, str(folder))
         await self._engine.add_lora(request)
         if expected is not None:
-            for found in await self._engine.collective_rpc("adapter_sums", args=(request.lora_int_id,)):
+            for found in await self._engine.collective_rpc("adapter_sums", request.lora_int_id):
                 check_sums(expected, found, f"{self._who}, policy version {policy_version}")
         self._requests[policy_version] = request
         before, self.version = self.version, policy_version

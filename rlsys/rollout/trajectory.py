@@ -1,51 +1,57 @@
-"""Conversion of an engine's output to a trajectory and its summary."""
+"""Conversion of an engine's response to a trajectory and its summary."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from rlsys.errors import WorkerError
 from rlsys.types import Trajectory, TrajectorySummary, VersionSpan
 
-# Keys in a response's `kv_transfer_params`, the one free-form field that vLLM carries from its scheduler to the front
-# end. vLLM's own use of it, moving caches between engines, is not configured here.
-LOGPROBS = "rlsys_logprobs"  # log-probabilities of the sampled tokens, the bytes of [tokens] float32
-EPOCHS = "rlsys_epochs"  # [[epoch, number of tokens], ...]; engine/whole_responses.py explains epochs
+
+@dataclass(frozen=True)
+class Response:
+    """What the engine sampled for one request; `engine/whole_responses.py` makes it, and explains epochs."""
+
+    request_id: str
+    token_ids: np.ndarray  # [T] int32
+    logprobs: np.ndarray  # [T] float32, of the sampled tokens
+    epochs: tuple[tuple[int, int], ...]  # (epoch, number of tokens), in the order of tokens
+    finish_reason: str  # "stop" and "length" are whole responses, anything else is not
+    prompt_logprobs: np.ndarray | None = None  # [L_prompt - 1] float32 from the second token on, if asked for
 
 
-def trajectory_of(prompt_ids: np.ndarray, answer: Any, versions: Sequence[int], engine: int) -> Trajectory:
+def trajectory_of(prompt_ids: np.ndarray, response: Response, versions: Sequence[int], engine: int) -> Trajectory:
     """Return prompt and response with everything that the engine knows about their tokens.
 
     Args:
         prompt_ids: [L_prompt] int32.
-        answer: vLLM's final `RequestOutput` of a request for one sample.
+        response: what the engine sampled.
         versions: the policy version of every epoch.
         engine: index of the engine.
 
     Raises:
-        WorkerError: the answer is not whole.
+        WorkerError: the response is not whole.
     """
-    [sample] = answer.outputs
-    if sample.finish_reason not in ("length", "stop"):
-        raise WorkerError(f"the engine ended the request with '{sample.finish_reason}'")
-    response = np.asarray(sample.token_ids, dtype=np.int32)
-    logprobs = np.frombuffer(answer.kv_transfer_params[LOGPROBS], dtype=np.float32)
-    start = len(prompt_ids)
-    spans = _spans(answer.kv_transfer_params[EPOCHS], versions, start)
+    if response.finish_reason not in ("length", "stop"):
+        raise WorkerError(f"the engine ended the request with '{response.finish_reason}'")
+    reason: Literal["length", "stop"] = "length" if response.finish_reason == "length" else "stop"
+    start, num_tokens, num_logprobs = len(prompt_ids), len(response.token_ids), len(response.logprobs)
+    spans = _spans(response.epochs, versions, start)
     num_credited = sum(span.end - span.start for span in spans)
-    if not len(response) == len(logprobs) == num_credited:
+    if not num_tokens == num_logprobs == num_credited:
         raise WorkerError(
-            f"{len(response)} tokens but {len(logprobs)} log-probabilities, and policy versions of {num_credited}"
+            f"{num_tokens} tokens but {num_logprobs} log-probabilities, and policy versions of {num_credited}"
         )
     return Trajectory(
-        token_ids=np.concatenate([prompt_ids, response]),
-        loss_mask=np.arange(start + len(response)) >= start,
-        behavior_logprobs=np.concatenate([np.zeros(start, dtype=np.float32), logprobs]),
+        token_ids=np.concatenate([prompt_ids, response.token_ids]),
+        loss_mask=np.arange(start + num_tokens) >= start,
+        behavior_logprobs=np.concatenate([np.zeros(start, dtype=np.float32), response.logprobs]),
         versions=spans,
-        finish_reason=sample.finish_reason,
+        finish_reason=reason,
         engine=engine,
     )
 
@@ -64,15 +70,9 @@ def summary_of(trajectory: Trajectory, started_s: float, finished_s: float) -> T
     )
 
 
-def _spans(epochs: Sequence[Sequence[int]], versions: Sequence[int], start: int) -> tuple[VersionSpan, ...]:
+def _spans(epochs: Sequence[tuple[int, int]], versions: Sequence[int], start: int) -> tuple[VersionSpan, ...]:
     spans = []
     for epoch, num_tokens in epochs:
         spans.append(VersionSpan(versions[epoch], start, start + num_tokens))
         start += num_tokens
     return tuple(spans)
-
-
-def prompt_logprobs(answer: Any) -> np.ndarray:
-    """Return [L - 1] float32 prompt log-probabilities of a final `RequestOutput`, from the second token on."""
-    flat = answer.prompt_logprobs
-    return np.asarray([flat.logprobs[start] for start in flat.start_indices[1:]], dtype=np.float32)

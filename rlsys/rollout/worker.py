@@ -1,4 +1,4 @@
-"""One rollout worker: a vLLM `AsyncLLM` inside a Ray process."""
+"""One rollout worker: a vLLM engine inside a Ray process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlsys.errors import WorkerError
 from rlsys.rollout.finished_queue import FinishedQueue
 from rlsys.rollout.served_adapters import Adapters
 from rlsys.rollout.setup import LOADED_VERSION, EngineSetup
-from rlsys.rollout.trajectory import prompt_logprobs, summary_of, trajectory_of
+from rlsys.rollout.trajectory import Response, summary_of, trajectory_of
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import FailureLog, log_worker
 from rlsys.runtime.spans import Span, SpanRecorder
@@ -59,16 +59,17 @@ class RolloutWorker:
 
     async def start(self) -> None:
         """Build the engine and return once it can serve requests."""
-        from vllm import AsyncEngineArgs
+        from vllm import EngineArgs
         from vllm.config.weight_transfer import WeightTransferConfig
-        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from rlsys.rollout.engine.core import Engine
 
         config, slots = self._config, self._setup.slots
         on_cpu = self._setup.backend == "gloo"
         memory: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         if on_cpu:
             memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
-        arguments = AsyncEngineArgs(
+        arguments = EngineArgs(
             model=self._setup.model_path,
             # Prompts and responses are token ids; scoring workers decode. Without a tokenizer vLLM does not know the
             # end of a sequence, so `_params` gives every token that ends one.
@@ -85,24 +86,22 @@ class RolloutWorker:
             # Raw log-probabilities would ignore the sampling temperature.
             logprobs_mode="processed_logprobs",
             weight_transfer_config=WeightTransferConfig(backend=engine_backend(self._setup.backend)),
-            # In a placement group vLLM would start its ranks through Ray, which the CPU backend does not support. The
-            # group has no room for them either: they are this worker's own processes.
-            distributed_executor_backend="mp" if self._config.tensor_parallel_size > 1 else None,
+            # One rank computes in this process. Several are processes of this worker: in a placement group vLLM would
+            # start them through Ray, which has no room for them, and which the CPU backend does not support.
+            distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else "uni",
             worker_extension_cls="rlsys.rollout.engine.process.EngineProcess",
             # Not the model's generation_config.json: its top_p or penalties would change the sampling distribution. Its
-            # end tokens still count: vLLM adds them, as `rlsys.preflight.stops` does.
+            # end tokens still count: they are among the setup's.
             generation_config="vllm",
             # With the same seed all engines would draw the same random numbers.
             seed=self._setup.seed + self._index,
-            # With statistics every step would have something to send, and wake the front end:
-            # see engine/whole_responses.py.
-            disable_log_stats=True,
             async_scheduling=not on_cpu,
             scheduler_cls=f"rlsys.rollout.engine.whole_responses.WholeResponse{'' if on_cpu else 'Async'}Scheduler",
             **memory,
             **(slots.arguments() if slots is not None else {}),
         )
-        self._engine = AsyncLLM.from_engine_args(arguments)
+        self._engine = Engine()
+        await self._engine.start(arguments)
         if slots is not None:
             self._adapters = Adapters(self._engine, f"rollout-{self._index}")
             if slots.loaded is not None:
@@ -112,9 +111,7 @@ class RolloutWorker:
 
     async def join_weights(self, init_info: dict[str, Any]) -> None:
         """Open the weight channel and return once the learner has joined too."""
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
-        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+        await self._engine.collective_rpc("init_weight_transfer_engine", init_info=init_info)
 
     async def receive_weights(self, update_info: dict[str, Any], policy_version: int) -> Received:
         """Receive one weight broadcast; running requests continue under the new weights.
@@ -133,10 +130,7 @@ class RolloutWorker:
         engine, keep = self._engine, self._config.inflight_kv == "keep"
         if self._setup.backend == "gloo":
             await self._begin_transfer(update_info)
-        # `mode` is about requests: they stay, and continue afterwards. `clear_cache` is rollout.inflight_kv: it drops
-        # their keys and values, so that they are computed again under the new weights. Not `pause_generation`, which
-        # sleeps for another 20 ms once the engine has paused.
-        await engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=not keep)
+        await engine.pause(clear_cache=not keep)
         paused = time.perf_counter()
         try:
             with self._spans.span("reload"):
@@ -149,7 +143,7 @@ class RolloutWorker:
                 f"rollout/{self._index} could not load policy version {policy_version}: {error}"
             ) from error
         self._versions.append(policy_version)  # before resuming: responses of the new epoch look it up
-        await engine.resume_generation()
+        await engine.resume()
         stalled_s = time.perf_counter() - paused
         logger.info("serves policy version %d; generation stood still for %.2f s", policy_version, stalled_s)
         return Received({"stalled_s": stalled_s, **times}, receipts)
@@ -202,14 +196,15 @@ class RolloutWorker:
         from vllm import SamplingParams
 
         # The temperature is that of the one token that vLLM insists on sampling; prompt log-probabilities have none.
-        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
+        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         for _ in range(PROBE_TRIES):
             epoch = len(self._versions) - 1
-            answer, versions = await self._sampled(token_ids, params, f"{self._index}-probe-{next(self._probes)}")
+            response, versions = await self._sampled(token_ids, params, f"{self._index}-probe-{next(self._probes)}")
+            assert response.prompt_logprobs is not None
             if self._adapters is not None:  # a request keeps one adapter from beginning to end
-                return versions[0], prompt_logprobs(answer)
+                return versions[0], response.prompt_logprobs
             if epoch == len(self._versions) - 1:
-                return self._versions[-1], prompt_logprobs(answer)
+                return self._versions[-1], response.prompt_logprobs
         return None
 
     async def cancel(self, request_ids: Collection[int]) -> None:
@@ -217,7 +212,7 @@ class RolloutWorker:
         self._finished.drop(set(request_ids))
         tasks = [task for request_id in request_ids for task in self._tasks.get(request_id, ())]
         for task in tasks:
-            task.cancel()  # vLLM aborts the request in its engine
+            task.cancel()  # which aborts the request in the engine
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def take_spans(self) -> list[Span]:
@@ -230,14 +225,14 @@ class RolloutWorker:
         """Stop the engine's processes."""
         engine = getattr(self, "_engine", None)  # None when `start` failed before there was one
         if engine is not None:
-            await asyncio.to_thread(engine.shutdown)
+            await engine.stop()
             logger.info("engine stopped")
         if self._adapters is not None:
             self._adapters.close()
 
     async def _begin_transfer(self, update_info: Mapping[str, Any]) -> None:
         """Start receiving and return once all bytes have arrived, or earlier once no request is running."""
-        await self._engine.collective_rpc("begin_transfer", args=(update_info,))
+        await self._engine.collective_rpc("begin_transfer", update_info)
         try:
             while self._finished.num_running and not all(await self._engine.collective_rpc("is_transfer_done")):
                 await asyncio.sleep(TRANSFER_POLL_S)
@@ -247,13 +242,11 @@ class RolloutWorker:
 
     async def _load(self, update_info: Mapping[str, Any]) -> dict[str, float]:
         """Load one update into the paused engine and return its times in seconds."""
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
         started = time.perf_counter()
-        await self._engine.start_weight_update()
-        await self._engine.update_weights(WeightTransferUpdateRequest(update_info=dict(update_info)))
+        await self._engine.collective_rpc("start_weight_update")
+        await self._engine.collective_rpc("update_weights", update_info=dict(update_info))
         received_s = time.perf_counter() - started
-        await self._engine.finish_weight_update()
+        await self._engine.collective_rpc("finish_weight_update")
         loaded_s = time.perf_counter() - started
         if self._setup.backend != "gloo":
             return {"transfer_s": received_s, "reload_s": loaded_s}
@@ -266,45 +259,30 @@ class RolloutWorker:
         key, started = (request.request_id, sample), time.time()
         try:
             name = f"{self._index}-{'-'.join(map(str, key))}"
-            answer, versions = await self._sampled(request.token_ids, params, name)
-            trajectory = trajectory_of(request.token_ids, answer, versions, self._index)
+            response, versions = await self._sampled(request.token_ids, params, name)
+            trajectory = trajectory_of(request.token_ids, response, versions, self._index)
         except Exception as error:  # not CancelledError: nobody waits for the result of a cancelled sample
-            cause = error.__cause__ or error  # vLLM's wrapper has no message of its own
             # An engine that is broken fails every request.
-            self._failures.add(f"request {key} failed", cause, with_traceback=True)
-            self._finished.put(Finished(*key, summary=None, error=f"{type(cause).__name__}: {cause}"), None)
+            self._failures.add(f"request {key} failed", error, with_traceback=True)
+            self._finished.put(Finished(*key, summary=None, error=f"{type(error).__name__}: {error}"), None)
         else:
             self._finished.put(Finished(*key, summary_of(trajectory, started, time.time())), trajectory)
 
-    async def _sampled(self, token_ids: np.ndarray, params: Any, name: str) -> tuple[Any, Sequence[int]]:
-        """Return the engine's final output for a request, and the policy version of every epoch.
+    async def _sampled(self, token_ids: np.ndarray, params: Any, name: str) -> tuple[Response, Sequence[int]]:
+        """Return the engine's response to a request, and the policy version of every epoch.
 
         A request with an adapter keeps one version from beginning to end, so it has one epoch.
         """
         if self._adapters is None:
-            return await self._generated(token_ids, params, name, None), self._versions
+            return await self._engine.generate(name, token_ids.tolist(), params), self._versions
         version, adapter = self._adapters.begin()
         try:
-            return await self._generated(token_ids, params, name, adapter), [version]
+            return await self._engine.generate(name, token_ids.tolist(), params, adapter), [version]
         finally:
             await self._adapters.end(version)
 
-    async def _generated(self, token_ids: np.ndarray, params: Any, name: str, adapter: Any) -> Any:
-        from vllm.inputs import tokens_input
-
-        # The salt separates prefixes cached under other weights. The scheduler sets it again; where this guess is
-        # right, and it mostly is, the prompt's blocks are hashed only once. Adapters' names are hashed anyway.
-        prompt = tokens_input(token_ids.tolist(), cache_salt=str(len(self._versions) - 1 if adapter is None else 0))
-        final = None
-        async for output in self._engine.generate(prompt, params, request_id=name, lora_request=adapter):
-            final = output
-        if final is None:
-            raise WorkerError("the engine gave no output")
-        return final
-
     def _params(self, sampling: Sampling, seed: int | None = None) -> Any:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
             temperature=sampling.temperature,
@@ -313,9 +291,7 @@ class RolloutWorker:
             ignore_eos=sampling.ignore_eos,
             stop_token_ids=None if sampling.ignore_eos else list(self._setup.stop_token_ids),
             logprobs=0,
-            flat_logprobs=True,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
     def _start(self, request: GroupRequest, sample: int, params: Any) -> None:

@@ -47,7 +47,7 @@ def test_the_synchronous_losses_are_those_from_before(tmp_path: Path) -> None:
 
 
 def takes_prompts_in_parts(worker: Any) -> bool:
-    return bool(worker._engine.vllm_config.scheduler_config.enable_chunked_prefill)
+    return bool(worker._engine._core.vllm_config.scheduler_config.enable_chunked_prefill)
 
 
 @pytest.mark.timeout(900)

@@ -196,7 +196,7 @@ def test_cancelled_groups_are_not_reported(engine: Engine) -> None:
     engine.until(11)
     engine.listen(0.5)
     assert not any(group == 10 for group, _ in engine.answers)
-    left = call_worker(engine.worker, lambda worker: worker._engine.output_processor.get_num_unfinished_requests())
+    left = call_worker(engine.worker, lambda worker: worker._engine.num_unfinished)
     assert left == 0
 
 

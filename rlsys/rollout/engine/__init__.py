@@ -1,5 +1,5 @@
-"""What vLLM loads into its own processes: schedulers, the receiving end of a broadcast, repairs.
+"""vLLM: its core on a thread of the rollout worker, and what it loads by name into the processes of its ranks.
 
-vLLM imports these modules by name (`scheduler_cls`, `worker_extension_cls`), and importing them changes vLLM. No other
-code of rlsys imports them.
+Importing these modules loads vLLM, and some change it (`process.py`). Only the rollout worker imports `core.py`; vLLM
+imports the schedulers (`scheduler_cls`) and the receiving end of a broadcast (`worker_extension_cls`).
 """

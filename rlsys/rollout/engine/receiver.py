@@ -5,6 +5,7 @@ vLLM imports this module in each of its worker processes (`worker_extension_cls`
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -276,11 +277,10 @@ def _present(matrices: Iterable[Any]) -> Iterator[torch.Tensor]:
         yield from (matrix for matrix in several if matrix is not None)
 
 
-# vLLM imports this module in every process that holds the model, and nothing else imports it. Such a process must not
-# outlive the one that started it, which cannot stop it once it is killed. Guarded, because registering a name twice is
-# an error.
+# vLLM imports this module in every process that holds the model. Guarded, because registering a name twice is an error.
 ENGINES: dict[str, type[BucketEngine]] = {"gloo": GlooEngine, "nccl": NcclEngine, "ipc": IpcEngine}
 if engine_backend("gloo") not in WeightTransferEngineFactory._registry:
     for backend, engine in ENGINES.items():
         WeightTransferEngineFactory.register_engine(engine_backend(backend), engine)
-    exit_with_parent()
+    if multiprocessing.parent_process() is not None:
+        exit_with_parent()  # a rank of a tensor-parallel engine: a rollout worker that is killed cannot stop it

@@ -1,9 +1,7 @@
-"""Schedulers inside the engine that hand out a response once, when it is finished, with the weights of each token.
+"""Schedulers that hand out a response once, when it is finished, with the weights of each token.
 
-vLLM's own schedulers send every token of every request to the front end as it is sampled. At small models that traffic
-(three arrays per token, packed and unpacked, and a front end that wakes at every step on a core that the model computes
-on) costs a tenth of the rollout, and nobody reads the tokens before the last one is there. Log-probabilities bypass
-vLLM's own field, which the front end would unpack number by number.
+vLLM's own schedulers give every token of every request to the front end as it is sampled. At small models that traffic
+costs a tenth of the rollout, and nobody reads the tokens before the last one is there.
 
 vLLM credits a token to the version that the weights have when it arrives at the front end. With whole responses that
 would be the last version for every token, so the scheduler counts itself. Weights change only while generation is
@@ -25,8 +23,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request
 
-from rlsys.rollout.trajectory import EPOCHS, LOGPROBS
-from rlsys.runtime.processes import exit_with_parent
+from rlsys.rollout.trajectory import Response
 
 Part = tuple[int, EngineCoreOutput]  # the epoch of a step, and what the step gave to a request
 
@@ -45,10 +42,10 @@ class _WholeResponses:
         self._held: dict[str, list[Part]] = {}
         self._epoch = 0
 
-    def add_request(self, request: Request) -> None:
-        """Accept a request. The front end's salt may be out of date by now."""
-        _give_salt(request, self._epoch)
-        super().add_request(request)  # type: ignore[misc]
+    @property
+    def salt(self) -> str:
+        """The salt of requests that are added now."""
+        return str(self._epoch)
 
     def set_pause_state(self, pause_state: PauseState) -> None:
         """Begin the next epoch when generation resumes."""
@@ -57,71 +54,55 @@ class _WholeResponses:
             for request in self.requests.values():
                 # It holds no cache: it still waits, or the pause has preempted it (rollout.inflight_kv=recompute).
                 if request.num_computed_tokens == 0:
-                    _give_salt(request, self._epoch)
+                    _give_salt(request, self.salt)
         super().set_pause_state(pause_state)  # type: ignore[misc]
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, EngineCoreOutputs]:
-        """Return the step's results without unfinished responses, and nothing for clients without results."""
+        """Return the responses that the step has finished, in place of vLLM's parts."""
         by_client: dict[int, EngineCoreOutputs] = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
         for outputs in by_client.values():
-            outputs.outputs = [whole for part in outputs.outputs if (whole := self._hold(part)) is not None]
+            finished: Any = [whole for part in outputs.outputs if (whole := self._hold(part)) is not None]
+            outputs.outputs = finished  # `Engine` reads them; vLLM's front ends, which would not, are not used
         if len(self._held) > len(self.requests):  # aborted requests never finish
             self._held = {name: parts for name, parts in self._held.items() if name in self.requests}
-        return {client: outputs for client, outputs in by_client.items() if _has_content(outputs)}
+        return by_client
 
-    def _hold(self, output: EngineCoreOutput) -> EngineCoreOutput | None:
+    def _hold(self, output: EngineCoreOutput) -> Response | None:
         parts = self._held.setdefault(output.request_id, [])
         parts.append((self._epoch, output))
         return join_parts(self._held.pop(output.request_id)) if output.finished else None
 
 
-class _InCoreProcess(_WholeResponses):
-    """Mixin that also ends vLLM's core process with the rollout worker, which may be killed.
-
-    vLLM builds a scheduler once its ranks have loaded the model. A worker that is killed before that leaves them to the
-    guardian of the run's processes.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        exit_with_parent()
-        super().__init__(*args, **kwargs)
-
-
-class WholeResponseScheduler(_InCoreProcess, Scheduler):
+class WholeResponseScheduler(_WholeResponses, Scheduler):
     """The scheduler for CPUs, where scheduling ahead would only compete with the model for the cores."""
 
 
-class WholeResponseAsyncScheduler(_InCoreProcess, AsyncScheduler):
+class WholeResponseAsyncScheduler(_WholeResponses, AsyncScheduler):
     """The scheduler for GPUs: it schedules the next step while this one runs."""
 
 
-def join_parts(parts: Sequence[Part]) -> EngineCoreOutput:
-    """Return one output with the tokens and log-probabilities of all parts, in order; the rest is the last part's."""
+def join_parts(parts: Sequence[Part]) -> Response:
+    """Return the response that consists of all parts, in order."""
     outputs = [output for _, output in parts]
-    whole = outputs[-1]
     by_epoch = itertools.groupby(parts, key=lambda part: part[0])
-    counts = [[epoch, sum(len(output.new_token_ids) for _, output in same)] for epoch, same in by_epoch]
-    # With `logprobs=0` the sampled token's is the first, and only, one of its row.
+    counts = [(epoch, sum(len(output.new_token_ids) for _, output in same)) for epoch, same in by_epoch]
+    # With `logprobs=0` the sampled token's is the first, and only, one of its row; so is the prompt's token's.
     rows = [output.new_logprobs.logprobs[:, 0] for output in outputs if output.new_logprobs is not None]
-    whole.kv_transfer_params = {
-        **(whole.kv_transfer_params or {}),
+    prompt = [tensors.logprobs[:, 0] for output in outputs if (tensors := output.new_prompt_logprobs_tensors)]
+    return Response(
+        request_id=outputs[-1].request_id,
+        token_ids=np.array([token for output in outputs for token in output.new_token_ids], dtype=np.int32),
+        logprobs=np.concatenate(rows).astype(np.float32) if rows else np.zeros(0, dtype=np.float32),
         # A last part may carry no token, only the finish; then its epoch has no entry.
-        EPOCHS: [pair for pair in counts if pair[1]],
-        LOGPROBS: np.concatenate(rows).astype(np.float32).tobytes() if rows else b"",
-    }
-    whole.new_token_ids = [token for output in outputs for token in output.new_token_ids]
-    whole.new_logprobs = None
-    whole.prefill_stats = outputs[0].prefill_stats  # vLLM attaches them to a request's first output only
-    return whole
+        epochs=tuple(pair for pair in counts if pair[1]),
+        finish_reason=str(outputs[-1].finish_reason),
+        prompt_logprobs=np.concatenate([part.float().numpy() for part in prompt]) if prompt else None,
+    )
 
 
-def _has_content(outputs: EngineCoreOutputs) -> bool:
-    return bool(outputs.outputs or outputs.finished_requests or outputs.scheduler_stats)
-
-
-def _give_salt(request: Request, epoch: int) -> None:
+def _give_salt(request: Request, salt: str) -> None:
     """Set a request's salt. The hashes of its blocks begin with the salt, so they are computed again."""
-    if request.cache_salt != str(epoch):
-        request.cache_salt = str(epoch)
+    if request.cache_salt != salt:
+        request.cache_salt = salt
         request.block_hashes.clear()
         request.update_block_hashes()

@@ -42,9 +42,9 @@ class Engine:
         await self.loading.wait()
         del self.loaded[adapter_id]
 
-    async def collective_rpc(self, method: str, args: tuple[int]) -> list[Any]:
+    async def collective_rpc(self, method: str, adapter_id: int) -> list[Any]:
         assert method == "adapter_sums"
-        return [tensor_sums(self.loaded[args[0]], DESCRIPTION)]
+        return [tensor_sums(self.loaded[adapter_id], DESCRIPTION)]
 
 
 @pytest.fixture

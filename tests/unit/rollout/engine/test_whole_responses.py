@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import LogprobsLists
 
 from rlsys.rollout.engine.whole_responses import _WholeResponses, join_parts
-from rlsys.rollout.trajectory import EPOCHS, LOGPROBS
+from rlsys.rollout.trajectory import Response
 
 
 def part(request: str, tokens: list[int], *, last: bool = False) -> EngineCoreOutput:
@@ -46,9 +45,6 @@ class Steps:
     def __init__(self) -> None:
         self.requests: dict[str, Any] = {"a": Request(), "b": Request()}
 
-    def add_request(self, request: Request) -> None:
-        self.requests[f"added {len(self.requests)}"] = request
-
     def set_pause_state(self, pause_state: PauseState) -> None:
         self.pause_state = pause_state
 
@@ -57,12 +53,11 @@ class Steps:
 
 
 class Whole(_WholeResponses, Steps):
-    def step(self, *parts: EngineCoreOutput) -> list[EngineCoreOutput]:
-        by_client = self.update_from_output(list(parts))
-        assert all(outputs.outputs for outputs in by_client.values())  # a step with nothing to tell wakes nobody
-        return [output for outputs in by_client.values() for output in outputs.outputs]
+    def step(self, *parts: EngineCoreOutput) -> list[Response]:
+        outputs: Any = self.update_from_output(list(parts))[0].outputs
+        return list(outputs)
 
-    def update_weights(self, *in_flight: EngineCoreOutput) -> list[EngineCoreOutput]:
+    def update_weights(self, *in_flight: EngineCoreOutput) -> list[Response]:
         """A pause during which steps that were scheduled ahead still end."""
         self.set_pause_state(PauseState.PAUSED_ALL)
         outputs = self.step(*in_flight)
@@ -70,40 +65,32 @@ class Whole(_WholeResponses, Steps):
         return outputs
 
 
-def epochs(output: EngineCoreOutput) -> Sequence[Sequence[int]]:
-    assert output.kv_transfer_params is not None
-    found: Sequence[Sequence[int]] = output.kv_transfer_params[EPOCHS]
-    return found
-
-
 def test_parts_are_joined_in_order() -> None:
     whole = join_parts([(0, part("a", [5])), (0, part("a", [6, 7])), (2, part("a", [8], last=True))])
-    assert whole.new_token_ids == [5, 6, 7, 8]
-    assert whole.kv_transfer_params is not None
-    logprobs = np.frombuffer(whole.kv_transfer_params[LOGPROBS], dtype=np.float32)
-    assert (logprobs.tolist(), whole.new_logprobs) == ([-5.0, -6.0, -7.0, -8.0], None)
-    assert whole.finish_reason == FinishReason.LENGTH
-    assert epochs(whole) == [[0, 3], [2, 1]]
+    assert whole.token_ids.tolist() == [5, 6, 7, 8]
+    assert whole.logprobs.tolist() == [-5.0, -6.0, -7.0, -8.0]
+    assert whole.finish_reason == "length"
+    assert whole.epochs == ((0, 3), (2, 1))
 
 
 def test_only_finished_responses_go_out() -> None:
     scheduler = Whole()
     assert scheduler.step(part("a", [1]), part("b", [2])) == []
     [finished] = scheduler.step(part("a", [3]), part("b", [4], last=True))
-    assert (finished.request_id, finished.new_token_ids) == ("b", [2, 4])
+    assert (finished.request_id, finished.token_ids.tolist()) == ("b", [2, 4])
     [finished] = scheduler.step(part("a", [5], last=True))
-    assert (finished.request_id, finished.new_token_ids, epochs(finished)) == ("a", [1, 3, 5], [[0, 3]])
+    assert (finished.request_id, finished.token_ids.tolist(), finished.epochs) == ("a", [1, 3, 5], ((0, 3),))
 
 
 def test_tokens_of_steps_in_flight_at_a_pause_belong_to_the_old_weights() -> None:
     scheduler = Whole()
     scheduler.step(part("a", [1]), part("b", [2]))
     [finished] = scheduler.update_weights(part("a", [3]), part("b", [4], last=True))
-    assert epochs(finished) == [[0, 2]]
+    assert finished.epochs == ((0, 2),)
     assert scheduler.update_weights() == []  # nothing was sampled between two updates
     scheduler.step(part("a", [5]))
     [finished] = scheduler.update_weights(part("a", [], last=True))
-    assert epochs(finished) == [[0, 2], [2, 1]]
+    assert finished.epochs == ((0, 2), (2, 1))
 
 
 def test_only_resuming_begins_an_epoch() -> None:
@@ -112,7 +99,7 @@ def test_only_resuming_begins_an_epoch() -> None:
     scheduler.set_pause_state(PauseState.PAUSED_ALL)
     scheduler.set_pause_state(PauseState.PAUSED_NEW)
     [finished] = scheduler.step(part("a", [1], last=True))
-    assert epochs(finished) == [[0, 1]]
+    assert finished.epochs == ((0, 1),)
 
 
 def test_no_prefix_of_older_weights_is_found() -> None:
@@ -120,11 +107,9 @@ def test_no_prefix_of_older_weights_is_found() -> None:
     running, waiting = Request(computed=7), Request()
     scheduler.requests = {"running": running, "waiting": waiting}
     scheduler.update_weights()
-    late = Request("0")  # its salt was given before the update
-    scheduler.add_request(late)  # type: ignore[arg-type]
     assert (running.cache_salt, running.block_hashes) == ("0", ["0-a", "0-b"])  # what it has computed is kept
-    for request in (waiting, late):
-        assert (request.cache_salt, request.block_hashes) == ("1", ["1-a", "1-b"])
+    assert (waiting.cache_salt, waiting.block_hashes) == ("1", ["1-a", "1-b"])
+    assert scheduler.salt == "1"  # of what is added from now on
 
 
 def test_an_aborted_request_is_forgotten() -> None:
