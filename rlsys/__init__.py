@@ -13,6 +13,7 @@ Importing rlsys loads none of its libraries; each of these functions loads what 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 # as in the driver; here, because importing rlsys is the first thing that a worker does.
 for _folder in filter(None, os.environ.get("RLSYS_CODE_FOLDERS", "").split(os.pathsep)):
     sys.path[:] = [*(path for path in sys.path if path != _folder), _folder]
+if "RLSYS_CODE_FOLDERS" in os.environ:  # until the worker has started (`rlsys.runtime.garbage`)
+    gc.disable()
 
 __version__ = "0.1.0"
 __all__ = ["evaluate_policy", "load_config", "train_policy"]

@@ -18,6 +18,7 @@ from rlsys.config.effects import without_effect
 from rlsys.config.overrides import keys_set, names_a_run, normalise
 from rlsys.config.paths import absolute, expand
 from rlsys.errors import ConfigError, RlsysError
+from rlsys.runtime.garbage import collected_later
 
 if TYPE_CHECKING:  # `rlsys train --help` and completion load no torch
     from rlsys.preflight.prepared import Prepared
@@ -105,6 +106,11 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         RlsysError: a run failed; of a sweep, after the others have been trained.
     """
+    with collected_later():
+        _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
     from rlsys.preflight.checks import check_config, check_machine
 
     if options.shell_completion:

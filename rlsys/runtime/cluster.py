@@ -97,6 +97,8 @@ class Cluster:
             log_to_driver=self._config.log_to_driver,
             logging_level="error",
             object_store_memory=_object_store_bytes(),
+            # Every worker of ours has an environment of its own, so none could use a process that Ray starts ahead.
+            _system_config={"prestart_worker_first_driver": False},
         )
         self._session_dir = context.address_info["session_dir"]
 

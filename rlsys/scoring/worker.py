@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlsys.config.schema import ScoringConfig
-from rlsys.data.chat import special_tokens
-from rlsys.models.resolve import load_tokenizer
 from rlsys.rewards import content
 from rlsys.rewards.entry import deadline_of, label_rewards, wants_whole_groups
 from rlsys.rewards.tags import tags_of
@@ -21,6 +19,7 @@ from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.caller import Caller
 from rlsys.scoring.combine import combine
+from rlsys.scoring.decoder import Decoder, decoder_of
 from rlsys.scoring.process import RewardProcess
 from rlsys.types import Prompt, Reward, Trajectory
 
@@ -36,8 +35,7 @@ class ScoringSetup:
 
     scoring: ScoringConfig
     rewards: Sequence[dict[str, Any]]  # entries `{name, weight, ...options}`
-    model_path: str  # where the tokenizer is
-    trust_remote_code: bool = False
+    decoder: Decoder
     whole_groups: bool = False  # whether a function compares a prompt's responses
     tags: str = ""  # a text that contains the tags that the rewards look for
     num_steps: int = 0  # steps of the whole run, for functions that follow a schedule
@@ -51,8 +49,9 @@ class ScoringSetup:
         return cls(
             scoring=config.scoring,
             rewards=config.rewards,
-            model_path=prepared.model_path,
-            trust_remote_code=config.model.trust_remote_code,
+            decoder=decoder_of(
+                prepared.tokenizer(), prepared.model_path, trust_remote_code=config.model.trust_remote_code
+            ),
             whole_groups=wants_whole_groups(config),
             tags=tags_of(config.rewards),
             num_steps=config.train.num_steps,
@@ -63,16 +62,16 @@ class ScoringSetup:
 
 
 class ScoringWorker:
-    """A Ray worker that scores trajectories; it owns the tokenizer and the processes of the reward functions."""
+    """A Ray worker that scores trajectories; it decodes responses, and owns the processes of the reward functions."""
 
     def __init__(self, setup: ScoringSetup) -> None:
-        """Load the tokenizer; the functions' processes are started by `start`."""
+        """Load what decodes responses; the functions' processes are started by `start`."""
         self._setup = setup
         log_worker()
         if setup.caller is not None:
             setup.caller.apply()
-        self._tokenizer = load_tokenizer(setup.model_path, trust_remote_code=setup.trust_remote_code)
-        self._dropped = unseen_tokens(self._tokenizer, setup.scoring.skip_special_tokens, setup.tags)
+        self._decode = setup.decoder.load()
+        self._dropped = unseen_tokens(setup.decoder, setup.scoring.skip_special_tokens, setup.tags)
         rewards = label_rewards(setup.rewards)
         self._weights = {label: float(spec.get("weight", 1.0)) for label, spec in rewards}
         self._processes = {
@@ -146,7 +145,7 @@ class ScoringWorker:
     def _request(self, prompts: Sequence[Prompt], step: int, trajectories: Sequence[Trajectory]) -> RewardRequest:
         ids = [trajectory.response_ids.tolist() for trajectory in trajectories]
         seen = [[token for token in response if token not in self._dropped] for response in ids]
-        responses = self._tokenizer.batch_decode(seen, skip_special_tokens=False)
+        responses = self._decode(seen)
         # Data sets may have different columns; a row without a column has None there.
         names = sorted({name for prompt in prompts for name in prompt.columns})
         return RewardRequest(
@@ -163,20 +162,19 @@ class ScoringWorker:
         )
 
 
-def unseen_tokens(tokenizer: Any, skip: bool | None, tags: str) -> set[int]:
+def unseen_tokens(decoder: Decoder, skip: bool | None, tags: str) -> set[int]:
     """Return the ids of the special tokens that rewards do not see.
 
     Args:
-        tokenizer: the policy's tokenizer.
+        decoder: what is known of the policy's tokenizer.
         skip: `scoring.skip_special_tokens`.
         tags: a text that contains the tags that the rewards look for.
     """
     if skip is False:
         return set()
-    special = special_tokens(tokenizer)
+    special = decoder.special
     # The tokens that begin, end and pad a text are no tags, even where a reward's file mentions them.
-    structural = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
-    kept = {number for number, token in special.items() if token in tags and token not in structural}
+    kept = {number for number, token in special.items() if token in tags and token not in decoder.structural}
     if skip is None and kept:
         names = ", ".join(sorted(special[number] for number in kept))
         logger.info("rewards see these special tokens, for which they look: %s (scoring.skip_special_tokens)", names)

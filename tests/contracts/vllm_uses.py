@@ -37,67 +37,60 @@ class Use:
 FRONT_END = [
     Use(
         "vllm",
-        "AsyncEngineArgs",
+        "EngineArgs",
         calls=(
-            "AsyncEngineArgs(model=_, skip_tokenizer_init=_, dtype=_, tensor_parallel_size=_, trust_remote_code=_, "
+            "EngineArgs(model=_, skip_tokenizer_init=_, dtype=_, tensor_parallel_size=_, trust_remote_code=_, "
             "max_model_len=_, max_num_seqs=_, enforce_eager=_, enable_chunked_prefill=_, logprobs_mode=_, "
             "weight_transfer_config=_, distributed_executor_backend=_, worker_extension_cls=_, generation_config=_, "
-            "seed=_, disable_log_stats=_, async_scheduling=_, scheduler_cls=_, "
+            "seed=_, async_scheduling=_, scheduler_cls=_, "
             # One of the two: the first on GPUs, the second on CPUs.
             "gpu_memory_utilization=_, kv_cache_memory_bytes=_, "
             # Only for adapters.
             "enable_lora=_, max_loras=_, max_cpu_loras=_, max_lora_rank=_, lora_target_modules=_, quantization=_)",
         ),
-        reads=("model",),
+        reads=("model", "create_engine_config"),
     ),
+    Use("vllm.config", "VllmConfig", is_imported=False, reads=("model_config",)),
     Use("vllm.config.weight_transfer", "WeightTransferConfig", calls=("WeightTransferConfig(backend=_)",)),
     Use("vllm.config.model", "LogprobsMode", is_imported=False, values=("processed_logprobs",)),
-    Use("vllm.config.parallel", "DistributedExecutorBackend", is_imported=False, values=("mp",)),
+    Use("vllm.config.parallel", "DistributedExecutorBackend", is_imported=False, values=("mp", "uni")),
     Use("vllm.config.lora", "MaxLoRARanks", is_imported=False, values=(1, 8, 16, 32, 64, 128, 256, 320, 512)),
     Use("vllm.v1.engine", "PauseMode", is_imported=False, values=("keep",)),
+    Use("vllm.v1.executor.abstract", "Executor", calls=("get_class(vllm_config)",)),
     Use(
-        "vllm.v1.engine.async_llm",
-        "AsyncLLM",
+        "vllm.v1.engine.core",
+        "EngineCore",
         calls=(
-            "from_engine_args(engine_args)",
-            "generate(prompt, sampling_params, request_id=_, lora_request=_)",
-            "collective_rpc(method, args=_)",
-            "init_weight_transfer_engine(request)",
-            "start_weight_update()",
-            "update_weights(request)",
-            "finish_weight_update()",
-            "resume_generation()",
+            "EngineCore(vllm_config, executor_class, log_stats=_)",
+            "post_step(model_executed)",
+            "preprocess_add_request(request)",
+            "add_request(request, request_wave)",
+            "abort_requests(request_ids)",
+            "pause_scheduler(mode, clear_cache)",
+            "resume_scheduler()",
+            "collective_rpc(method, timeout, args, kwargs)",
             "add_lora(lora_request)",
             "remove_lora(lora_id)",
             "shutdown()",
         ),
-        reads=("engine_core",),
+        reads=("step_fn", "scheduler", "batch_queue", "vllm_config"),
     ),
     Use(
-        "vllm.v1.engine.core_client",
-        "AsyncMPClient",
-        is_imported=False,
-        calls=("pause_scheduler_async(mode=_, clear_cache=_)",),
+        "vllm.v1.engine",
+        "EngineCoreRequest",
+        calls=(
+            "EngineCoreRequest(request_id=_, prompt_token_ids=_, mm_features=_, sampling_params=_, pooling_params=_, "
+            "arrival_time=_, lora_request=_, cache_salt=_, data_parallel_rank=_)",
+        ),
+        reads=("cache_salt", "request_id"),
     ),
     Use(
         "vllm",
         "SamplingParams",
         calls=(
             "SamplingParams(temperature=_, max_tokens=_, seed=_, ignore_eos=_, stop_token_ids=_, logprobs=_, "
-            "prompt_logprobs=_, flat_logprobs=_, detokenize=_, output_kind=_)",
+            "prompt_logprobs=_, detokenize=_)",
         ),
-    ),
-    Use("vllm.sampling_params", "RequestOutputKind", reads=("FINAL_ONLY",)),
-    Use("vllm.inputs", "tokens_input", calls=("tokens_input(prompt_token_ids, cache_salt=_)",)),
-    Use(
-        "vllm.distributed.weight_transfer.base",
-        "WeightTransferInitRequest",
-        calls=("WeightTransferInitRequest(init_info=_)",),
-    ),
-    Use(
-        "vllm.distributed.weight_transfer.base",
-        "WeightTransferUpdateRequest",
-        calls=("WeightTransferUpdateRequest(update_info=_)",),
     ),
     Use(
         "vllm.lora.request",
@@ -105,14 +98,6 @@ FRONT_END = [
         calls=("LoRARequest(lora_name, lora_int_id, lora_path)",),
         reads=("lora_int_id",),
     ),
-    Use(
-        "vllm.outputs",
-        "RequestOutput",
-        is_imported=False,
-        reads=("outputs", "kv_transfer_params", "prompt_logprobs"),
-    ),
-    Use("vllm.outputs", "CompletionOutput", is_imported=False, reads=("token_ids", "finish_reason")),
-    Use("vllm.logprobs", "FlatLogprobs", is_imported=False, reads=("start_indices", "logprobs")),
 ]
 
 SCHEDULER = [
@@ -120,8 +105,8 @@ SCHEDULER = [
         "vllm.v1.core.sched.scheduler",
         "Scheduler",
         calls=(
-            "add_request(request)",
             "set_pause_state(pause_state)",
+            "has_requests()",
             "update_from_output(scheduler_output, model_runner_output)",
         ),
         reads=("requests", "pause_state"),
@@ -131,20 +116,28 @@ SCHEDULER = [
         "vllm.v1.core.sched.async_scheduler",
         "AsyncScheduler",
         calls=(
-            "add_request(request)",
             "set_pause_state(pause_state)",
+            "has_requests()",
             "update_from_output(scheduler_output, model_runner_output)",
         ),
         reads=("requests", "pause_state"),
     ),
-    Use("vllm.v1.core.sched.interface", "PauseState", reads=("UNPAUSED",)),
+    Use("vllm.v1.core.sched.interface", "PauseState", reads=("UNPAUSED", "PAUSED_ALL")),
     Use(
         "vllm.v1.engine",
         "EngineCoreOutput",
-        reads=("request_id", "new_token_ids", "new_logprobs", "kv_transfer_params", "prefill_stats", "finished"),
+        reads=(
+            "request_id",
+            "new_token_ids",
+            "new_logprobs",
+            "new_prompt_logprobs_tensors",
+            "finish_reason",
+            "finished",
+        ),
     ),
-    Use("vllm.v1.engine", "EngineCoreOutputs", reads=("outputs", "finished_requests", "scheduler_stats")),
+    Use("vllm.v1.engine", "EngineCoreOutputs", reads=("outputs",)),
     Use("vllm.v1.outputs", "LogprobsLists", is_imported=False, reads=("logprobs",)),
+    Use("vllm.v1.outputs", "LogprobsTensors", is_imported=False, reads=("logprobs",)),
     Use(
         "vllm.v1.request",
         "Request",
@@ -291,7 +284,6 @@ USES = [*FRONT_END, *SCHEDULER, *WORKER_PROCESS, *WEIGHTS, *CPU_REPAIRS]
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL",
     "VLLM_NO_USAGE_STATS",
-    "VLLM_ALLOW_INSECURE_SERIALIZATION",
     "VLLM_ENABLE_V1_MULTIPROCESSING",
     "VLLM_CPU_OMP_THREADS_BIND",
     "VLLM_DISABLE_PYNCCL",

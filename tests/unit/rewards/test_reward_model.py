@@ -14,9 +14,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification, RobertaConfig
 
 from rlsys.config.schema import ScoringConfig
+from rlsys.models.resolve import load_tokenizer
 from rlsys.rewards.entry import bind_reward
 from rlsys.rewards.reward_model import longest_text
 from rlsys.scoring.call import RewardLog, RewardRequest, call_reward
+from rlsys.scoring.decoder import decoder_of
 from rlsys.scoring.worker import ScoringSetup, ScoringWorker
 
 GOOD, BAD = ["yes", "oh yes", "yes yes yes", "say yes"], ["no", "oh no", "no no no no", "say nothing"]
@@ -128,7 +130,9 @@ def test_mixed_with_a_function_by_weight(classifier: Path) -> None:
         {"name": "reward_model", "model": str(classifier), "score": "probability", "weight": 2.0},
         {"name": "exact_match", "weight": 0.5},
     ]
-    worker = ScoringWorker(ScoringSetup(ScoringConfig(), specs, str(classifier)))
+    worker = ScoringWorker(
+        ScoringSetup(ScoringConfig(), specs, decoder_of(load_tokenizer(str(classifier)), str(classifier)))
+    )
     worker.start()
     request = RewardRequest(["Well? "] * 2, ["oh yes", "no"], [[1], [1]], {"answer": ["oh yes", "x"]}, 1)
     rewards, _ = worker._score(request)

@@ -15,6 +15,7 @@ from rlsys.models.resolve import load_tokenizer
 from rlsys.preflight.rewards import check_reward
 from rlsys.rewards.entry import label_rewards
 from rlsys.rewards.tags import tags_of
+from rlsys.scoring.decoder import Decoder, decoder_of
 from rlsys.scoring.worker import ScoringSetup, ScoringWorker
 from rlsys.types import Messages, Prompt, Trajectory
 
@@ -41,6 +42,10 @@ def trajectory(tokenizer: Any, response: str) -> Trajectory:
     return Trajectory(ids, np.arange(len(ids)) >= 2, np.zeros(len(ids), dtype=np.float32), (), "stop", engine=0)
 
 
+def decoder(folder: Path) -> Decoder:
+    return decoder_of(load_tokenizer(str(folder)), str(folder))
+
+
 def names(rewards: Sequence[str]) -> list[str]:
     return [label for label, _ in label_rewards([{"name": name} for name in rewards])]
 
@@ -60,7 +65,7 @@ def test_a_call_of_two_groups(
 ) -> None:
     (tmp_path / "seen.py").write_text(SEEN)
     rewards = [{"name": f"{tmp_path}/seen.py:seen", "weight": 0.5}, {"name": "exact_match", "weight": 10.0}]
-    worker = ScoringWorker(ScoringSetup(ScoringConfig(function_deadline_s=60.0), rewards, str(model_folder)))
+    worker = ScoringWorker(ScoringSetup(ScoringConfig(function_deadline_s=60.0), rewards, decoder(model_folder)))
     worker.start()
     prompts = [
         prompt("1+1=", answer="2", level=1),
@@ -119,7 +124,7 @@ def test_special_tokens_that_are_tags(
     (tmp_path / "tagged.py").write_text(TAGGED + "\nEND = '<end>'\n")
     spec = {key: value.replace("tagged.py", f"{tmp_path}/tagged.py") for key, value in spec.items()}
     scoring = ScoringConfig(skip_special_tokens=skip)
-    worker = ScoringWorker(ScoringSetup(scoring, [spec], str(tagged_folder), tags=tags_of([spec])))
+    worker = ScoringWorker(ScoringSetup(scoring, [spec], decoder(tagged_folder), tags=tags_of([spec])))
     made = trajectory(load_tokenizer(str(tagged_folder)), "<think>4</think><tool>2<end>")
     request = worker._request([prompt("1+1=")], 1, [made])
     assert request.completions == [text]
@@ -128,7 +133,7 @@ def test_special_tokens_that_are_tags(
 
 def test_rewards_that_look_for_no_tags_see_no_special_tokens(tagged_folder: Path) -> None:
     spec = {"name": "exact_match"}
-    worker = ScoringWorker(ScoringSetup(ScoringConfig(), [spec], str(tagged_folder), tags=tags_of([spec])))
+    worker = ScoringWorker(ScoringSetup(ScoringConfig(), [spec], decoder(tagged_folder), tags=tags_of([spec])))
     made = trajectory(load_tokenizer(str(tagged_folder)), "<think>4</think>2<end>")
     assert worker._request([prompt("1+1=")], 1, [made]).completions == ["42"]
 
@@ -155,7 +160,7 @@ def test_a_slow_function_keeps_no_other_waiting(tmp_path: Path, tokenizer: Any, 
     (tmp_path / "meeting.py").write_text(MEETING)
     hangs, meets = (f"{tmp_path}/meeting.py:{name}" for name in ("hangs", "meets"))
     specs = [{"name": hangs, "deadline_s": 0.2}, {"name": meets}, {"name": meets}, {"name": meets}]
-    worker = ScoringWorker(ScoringSetup(ScoringConfig(function_deadline_s=60.0), specs, str(model_folder)))
+    worker = ScoringWorker(ScoringSetup(ScoringConfig(function_deadline_s=60.0), specs, decoder(model_folder)))
     worker.start()
     (rewards, _), _ = worker.score([prompt("1+1=")], 1, [(0, 0)], [trajectory(tokenizer, "2")])
     parts = list(rewards[0].parts.values())
@@ -177,7 +182,7 @@ class Longer:
 def test_a_class_is_made_once_with_its_options(tmp_path: Path, tokenizer: Any, model_folder: Path) -> None:
     (tmp_path / "made.py").write_text(MADE)
     spec = {"name": f"{tmp_path}/made.py:Longer", "than": 1}
-    worker = ScoringWorker(ScoringSetup(ScoringConfig(function_deadline_s=60.0), [spec], str(model_folder)))
+    worker = ScoringWorker(ScoringSetup(ScoringConfig(function_deadline_s=60.0), [spec], decoder(model_folder)))
     worker.start()
     owners = [prompt("1+1=", level=1), prompt("1+1=", level=1)]
     (rewards, _), _ = worker.score(owners, 1, [(0, 0), (0, 1)], [trajectory(tokenizer, text) for text in ("2", "22")])
