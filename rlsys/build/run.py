@@ -45,6 +45,7 @@ from rlsys.run_folder.timeline import TimelineWriter, timeline_path
 from rlsys.runtime.background import Background
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.garbage import collect_rarely
+from rlsys.runtime.preimport import Preimport
 from rlsys.runtime.room import Demand
 from rlsys.runtime.timeline_collector import SpanSource, TimelineCollector
 from rlsys.scoring.pool import ScoringPool
@@ -137,12 +138,14 @@ class Run:
 
 
 @contextlib.asynccontextmanager
-async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> AsyncIterator[Run]:
-    """Start Ray and every worker, and stop all of them on exit."""
+async def open_run(
+    prepared: Prepared, run_dir: Path, display: Display, preimport: Preimport | None = None
+) -> AsyncIterator[Run]:
+    """Start Ray and every worker, and stop all of them on exit; `preimport` has imported their libraries."""
     config = prepared.config
     wanted = worker_demands(config)
     with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(connect(config, wanted, run_dir / LOGS))
+        cluster = stack.enter_context(connect(config, wanted, run_dir / LOGS, preimport))
         roles = start_roles(cluster, prepared, wanted)
         await _wait_for_start(cluster, config, *roles.all)
         await log_placement(cluster, config, roles.policy, roles.critic, roles.reference)
@@ -167,14 +170,16 @@ async def open_run(prepared: Prepared, run_dir: Path, display: Display) -> Async
 
 
 @contextlib.asynccontextmanager
-async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSampler, ScoringPool, Background]]:
+async def open_evaluation(
+    prepared: Prepared, preimport: Preimport | None = None
+) -> AsyncIterator[tuple[GroupSampler, ScoringPool, Background]]:
     """Start engines with the weights of `model.path`, and scoring workers: no learner, no reference.
 
     Everything that uses them runs under the background's `supervise`.
     """
     config = prepared.config
     wanted = {role: demand for role, demand in worker_demands(config).items() if role in ("rollout", "scoring")}
-    with connect(config, wanted) as cluster:
+    with connect(config, wanted, preimport=preimport) as cluster:
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
         scoring = start_scoring(cluster, prepared, wanted["scoring"])
         await _wait_for_start(cluster, config, rollout, scoring)
@@ -183,9 +188,14 @@ async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSample
 
 
 @contextlib.contextmanager
-def connect(config: Config, wanted: Mapping[str, list[Demand]], log_dir: Path | None = None) -> Iterator[Cluster]:
+def connect(
+    config: Config,
+    wanted: Mapping[str, list[Demand]],
+    log_dir: Path | None = None,
+    preimport: Preimport | None = None,
+) -> Iterator[Cluster]:
     """Start or join Ray with room for `wanted`; on exit end every worker and leave."""
-    cluster = Cluster(config.cluster, log_dir)
+    cluster = Cluster(config.cluster, log_dir, preimport)
     try:
         cluster.connect([demand for role in wanted.values() for demand in role])
         yield cluster

@@ -22,6 +22,7 @@ from rlsys.runtime.garbage import collected_later
 
 if TYPE_CHECKING:  # `rlsys train --help` and completion load no torch
     from rlsys.preflight.prepared import Prepared
+    from rlsys.runtime.preimport import Preimport
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +112,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from rlsys.preflight.checks import check_config, check_machine
-
     if options.shell_completion:
         raise ConfigError("--shell-completion is Hydra's and does not know rlsys: `rlsys --help` has the line for ours")
     folders = [folder for folder in (options.config_dir, options.config_path) if folder is not None]
@@ -129,6 +128,8 @@ def _run(options: argparse.Namespace) -> None:
     if len(found) == 1:
         train(found[0])
         return
+    from rlsys.preflight.checks import check_config, check_machine
+
     for job in found:
         check_config(job.config)  # no job of a sweep starts before all are checked
         check_machine(job.config)
@@ -182,16 +183,20 @@ def dry_run(job: Job) -> None:
 
 def train_job(job: Job) -> Path:
     """Check, prepare and train one run; return its folder. Raise RlsysError, before Ray starts where possible."""
+    from rlsys.build.environment import worker_imports
     from rlsys.run_folder.folder import check_run_dir
     from rlsys.run_folder.lock import locked, new_folder
+    from rlsys.runtime.preimport import Preimport
 
-    prepared, table = _prepared(job)
-    # Nothing is written before everything has been checked.
-    run_dir = folder_of(job)
-    run_dir = run_dir if job.config.run_dir is not None else new_folder(run_dir)
-    with locked(run_dir):
-        check_run_dir(run_dir, job.config.resume)  # again: another run may have come and gone meanwhile
-        _train(replace(prepared, config=replace(prepared.config, run_dir=str(run_dir))), run_dir, table)
+    with Preimport(worker_imports(job.config)) as preimport:
+        prepared, table = _prepared(job)
+        # Nothing is written before everything has been checked.
+        run_dir = folder_of(job)
+        run_dir = run_dir if job.config.run_dir is not None else new_folder(run_dir)
+        prepared = replace(prepared, config=replace(prepared.config, run_dir=str(run_dir)))
+        with locked(run_dir):
+            check_run_dir(run_dir, job.config.resume)  # again: another run may have come and gone meanwhile
+            _train(prepared, run_dir, table, preimport)
     return run_dir
 
 
@@ -225,7 +230,7 @@ def _prepared(job: Job) -> tuple[Prepared, str]:
     return prepared, table_text(rows)
 
 
-def _train(prepared: Prepared, run_dir: Path, table: str) -> None:
+def _train(prepared: Prepared, run_dir: Path, table: str, preimport: Preimport) -> None:
     """Train a prepared run in a folder that nobody else writes."""
     from rlsys.build.run import open_run
     from rlsys.metrics.display import Display
@@ -241,7 +246,7 @@ def _train(prepared: Prepared, run_dir: Path, table: str) -> None:
     display = Display(prepared.config.train.num_steps)
 
     async def whole() -> None:
-        async with open_run(prepared, run_dir, display) as opened:
+        async with open_run(prepared, run_dir, display, preimport) as opened:
             await opened.supervise(train(opened))
 
     with display:

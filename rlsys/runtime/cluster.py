@@ -25,6 +25,7 @@ from rlsys.errors import ConfigError
 from rlsys.runtime.background import cancel
 from rlsys.runtime.calls import Calls
 from rlsys.runtime.logs import LOG_DIR, SHOW_OUTPUT, WORKER
+from rlsys.runtime.preimport import Preimport
 from rlsys.runtime.processes import Guardian
 from rlsys.runtime.proxies import exempt_loopback
 from rlsys.runtime.room import Demand, Room
@@ -41,9 +42,10 @@ AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 class Cluster:
     """A connection to Ray: a local one of this run's own, or a running cluster."""
 
-    def __init__(self, config: ClusterConfig, log_dir: Path | None = None) -> None:
-        """Prepare for `connect`; workers write their log files to `log_dir`."""
+    def __init__(self, config: ClusterConfig, log_dir: Path | None = None, preimport: Preimport | None = None) -> None:
+        """Prepare for `connect`; workers write their log files to `log_dir`, and a local Ray forks them if it can."""
         self._config = config
+        self._preimport = preimport
         self._log_dir = log_dir
         self.room: Room
         self.calls = Calls(log_dir)
@@ -86,7 +88,7 @@ class Cluster:
     def _start_local(self, demands: list[Demand]) -> None:
         _check_temp_dir()
         # Before Ray, so that Ray's processes inherit the tag by which the guardian finds them.
-        self._guardian = Guardian()
+        self._guardian = Guardian(None if self._preimport is None else self._preimport.tag)
         self._environment.enter_context(_own_token())
         context = ray.init(
             address="local",
@@ -110,12 +112,17 @@ class Cluster:
                 num_cpus=demand.num_cpus,
                 num_gpus=demand.num_gpus,
                 max_restarts=0,
-                runtime_env={"env_vars": self._env(demand)},
+                runtime_env={"env_vars": self._env(demand), **self._fork(demand)},
                 **self.room.options(demand.name),
                 **options,
             )
             .remote(*args)
         )
+
+    def _fork(self, demand: Demand) -> dict[str, str]:
+        if self._preimport is None or self._guardian is None:
+            return {}
+        return self._preimport.options(demand.name.partition("/")[0])
 
     def _env(self, demand: Demand) -> dict[str, str]:
         env = {**demand.env, CODE_FOLDERS: os.pathsep.join(_code_folders())}

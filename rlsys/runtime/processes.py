@@ -129,8 +129,9 @@ class Guardian:
     does this process's death.
     """
 
-    def __init__(self) -> None:
-        self.tag = uuid.uuid4().hex
+    def __init__(self, tag: str | None = None) -> None:
+        """Start the guardian; `tag` is that of processes that were started before it."""
+        self.tag = tag or uuid.uuid4().hex
         read_end, self._write_end = os.pipe()
         environment = {key: value for key, value in os.environ.items() if key != TAG}
         # In a session of its own, so that Ctrl-C in the terminal does not reach it; untagged, so that it does not sweep

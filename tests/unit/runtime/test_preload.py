@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.build import placement
+from rlsys.build import environment
+from rlsys.build.placement import worker_demands
 from rlsys.config.compose import load_config
 from rlsys.runtime.preload import KMP, engine_preload
 
@@ -29,18 +30,18 @@ def test_what_is_installed_is_preloaded(tmp_path: Path, monkeypatch: pytest.Monk
 def test_freed_memory_is_kept_as_far_as_the_library_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Older ones refuse more than 32 MiB, and would keep nothing at all."""
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    assert placement.keep_freed_memory("") == {}
+    assert environment.keep_freed_memory("") == {}
     for version, threshold in {"2.31": 2**25, "2.34": 2**25, "2.35": 2**32, "2.36": 2**32, "3.0": 2**32}.items():
-        tunables = placement.keep_freed_memory(version)["GLIBC_TUNABLES"].split(":")
+        tunables = environment.keep_freed_memory(version)["GLIBC_TUNABLES"].split(":")
         assert f"glibc.malloc.mmap_threshold={threshold}" in tunables
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
-    assert placement.keep_freed_memory("2.36")["GLIBC_TUNABLES"].endswith(":glibc.malloc.check=3")
+    assert environment.keep_freed_memory("2.36")["GLIBC_TUNABLES"].endswith(":glibc.malloc.check=3")
 
 
 def test_only_engines_on_cpus_and_only_when_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "engine_preload", lambda: {"LD_PRELOAD": "x.so"})
-    wanted = placement.worker_demands(load_config([]))
+    monkeypatch.setattr(environment, "engine_preload", lambda: {"LD_PRELOAD": "x.so"})
+    wanted = worker_demands(load_config([]))
     assert wanted["rollout"][0].env["LD_PRELOAD"] == "x.so"
     assert "LD_PRELOAD" not in wanted["learner"][0].env
     for overrides in (["rollout.preload=false"], ["cluster.num_gpus=2"]):
-        assert "LD_PRELOAD" not in placement.worker_demands(load_config(overrides))["rollout"][0].env
+        assert "LD_PRELOAD" not in worker_demands(load_config(overrides))["rollout"][0].env

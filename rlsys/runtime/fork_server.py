@@ -1,0 +1,131 @@
+"""A process that imports libraries once, and forks Ray's workers, which then need not import them.
+
+    python fork_server.py serve SOCKET MODULE,...          the server: imports, then forks a worker for whoever asks
+    python fork_server.py ask SOCKET default_worker.py ... in the interpreter's place in a worker's command: asks
+
+Ray starts a worker as `PY_EXECUTABLE default_worker.py OPTIONS`, with an environment of its own. The asking process
+passes arguments, environment, directory and files on, and the fork goes on as the interpreter would have. This file is
+run as a script and imports nothing of rlsys: a worker imports rlsys once Ray has set its paths.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import socket
+import sys
+from typing import Any
+
+STANDARD = (0, 1, 2)  # stdin, stdout, stderr
+READY = b"."
+LENGTH = 8  # bytes of a request's length
+# Seconds until a worker is started without the server. Ray gives up a worker that has not registered after a minute.
+PATIENCE_S = 20.0
+
+
+def ask(path: str, argv: list[str]) -> None:
+    """Have the server start a worker in this process's place; where it cannot, become that worker."""
+    script = next(place for place, word in enumerate(argv) if not word.startswith("-"))  # after the interpreter's flags
+    request = json.dumps({"argv": argv[script:], "env": dict(os.environ), "folder": os.getcwd()}).encode()
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PATIENCE_S)
+            connection.connect(path)
+            if connection.recv(1) == READY:
+                socket.send_fds(connection, [len(request).to_bytes(LENGTH, "big")], STANDARD)
+                connection.sendall(request)
+                return
+    except OSError:
+        pass  # the server has ended, or is still importing: the worker imports by itself
+    os.execv(sys.executable, [sys.executable, *argv])
+
+
+def serve(path: str, modules: list[str]) -> None:
+    """Import the modules and fork a worker for every request, until the other end of stdin closes."""
+    import gc
+    import importlib
+    import select
+
+    def end(*_: object) -> None:
+        shutil.rmtree(os.path.dirname(path), ignore_errors=True)
+        os._exit(0)  # libraries have nothing to tidy up, and some complain about objects that are left
+
+    signal.signal(signal.SIGTERM, end)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()  # before the imports, so that early workers wait
+        gc.disable()
+        for name in modules:
+            try:
+                importlib.import_module(name)
+            except Exception:
+                break  # a worker will import it again, and its log shows the error
+        gc.freeze()  # a collection in a worker would touch, and so copy, the memory of all that
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
+        driver = sys.stdin.fileno()
+        while driver not in select.select([listener, driver], [], [])[0]:
+            connection, _ = listener.accept()
+            with connection:
+                _answer(connection, listener)
+    end()
+
+
+def _answer(connection: socket.socket, listener: socket.socket) -> None:
+    """Fork one worker. One that does not wait any more gets none."""
+    try:
+        connection.sendall(READY)
+        first, files, _, _ = socket.recv_fds(connection, LENGTH, len(STANDARD))
+        size, received = int.from_bytes(first, "big"), b""
+        while len(received) < size and (part := connection.recv(size - len(received))):
+            received += part
+        request = json.loads(received)
+    except (OSError, ValueError):
+        return
+    # A fork has none of its parent's other threads, and would wait for what they hold.
+    can_fork = len(os.listdir("/proc/self/task")) == 1
+    if os.fork() == 0:
+        listener.close()
+        connection.close()
+        _become_worker(request, files, can_fork)
+    for file in files:
+        os.close(file)
+
+
+def _become_worker(request: dict[str, Any], files: list[int], can_fork: bool) -> None:
+    """Go on as an interpreter that Ray has started, or as a new one; never returns."""
+    for target, file in zip(STANDARD, files, strict=True):
+        os.dup2(file, target)
+        os.close(file)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    if not can_fork:
+        os.execv(sys.executable, [sys.executable, *request["argv"]])
+    sys.argv[:] = request["argv"]
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))
+    _renew()
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.exit()
+
+
+def _renew() -> None:
+    """Renew what every process has of its own, and what was read from the server's environment."""
+    import random
+
+    random.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2], sys.argv[3].split(","))
+    else:
+        ask(sys.argv[2], sys.argv[3:])
