@@ -148,6 +148,8 @@ async def open_run(
         cluster = stack.enter_context(connect(config, wanted, run_dir / LOGS, preimport))
         roles = start_roles(cluster, prepared, wanted)
         await _wait_for_start(cluster, config, *roles.all)
+        if preimport is not None:
+            preimport.close()  # they hold memory; a worker that starts later imports by itself
         await log_placement(cluster, config, roles.policy, roles.critic, roles.reference)
         broadcaster = broadcaster_of(config, roles.policy, roles.rollout, cluster.calls)
         await broadcaster.open()

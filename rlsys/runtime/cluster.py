@@ -24,6 +24,7 @@ from rlsys.config.schema import ClusterConfig
 from rlsys.errors import ConfigError
 from rlsys.runtime.background import cancel
 from rlsys.runtime.calls import Calls
+from rlsys.runtime.lean_ray import only_what_a_run_uses
 from rlsys.runtime.logs import LOG_DIR, SHOW_OUTPUT, WORKER
 from rlsys.runtime.preimport import Preimport
 from rlsys.runtime.processes import Guardian
@@ -90,18 +91,19 @@ class Cluster:
         # Before Ray, so that Ray's processes inherit the tag by which the guardian finds them.
         self._guardian = Guardian(None if self._preimport is None else self._preimport.tag)
         self._environment.enter_context(_own_token())
-        context = ray.init(
-            address="local",
-            # A local cluster has as many logical CPUs as the roles ask for: roles share the physical ones.
-            num_cpus=math.ceil(sum(demand.num_cpus for demand in demands)) + 1,
-            num_gpus=self._config.num_gpus or None,
-            include_dashboard=False,
-            log_to_driver=self._config.log_to_driver,
-            logging_level="error",
-            object_store_memory=_object_store_bytes(),
-            # Every worker of ours has an environment of its own, so none could use a process that Ray starts ahead.
-            _system_config={"prestart_worker_first_driver": False},
-        )
+        with only_what_a_run_uses(with_logs=self._config.log_to_driver):
+            context = ray.init(
+                address="local",
+                # A local cluster has as many logical CPUs as the roles ask for: roles share the physical ones.
+                num_cpus=math.ceil(sum(demand.num_cpus for demand in demands)) + 1,
+                num_gpus=self._config.num_gpus or None,
+                include_dashboard=False,
+                log_to_driver=self._config.log_to_driver,
+                logging_level="error",
+                object_store_memory=_object_store_bytes(),
+                # Every worker of ours has an environment of its own, so none could use a process that Ray starts ahead.
+                _system_config={"prestart_worker_first_driver": False},
+            )
         self._session_dir = context.address_info["session_dir"]
 
     def start(self, worker: type, demand: Demand, *args: Any, **options: Any) -> Any:

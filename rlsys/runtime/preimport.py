@@ -52,6 +52,10 @@ class Preimport:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the servers; workers that were forked stay, and later ones start as Ray starts them."""
         while self._opened:
             pipe, folder = self._opened.pop()
             os.close(pipe)
