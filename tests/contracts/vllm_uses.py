@@ -258,6 +258,7 @@ CPU_REPAIRS = [
         calls=("select_unquantized_moe_backend(moe_config)",),
         replaces=("select_unquantized_moe_backend",),
     ),
+    Use("vllm.v1.sample", "sampler", replaces=("batched_count_greater_than",)),
     Use(
         "vllm.model_executor.layers.fused_moe.config",
         "FusedMoEConfig",

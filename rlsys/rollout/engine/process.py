@@ -13,6 +13,7 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.model_executor.layers.fused_moe import unquantized_fused_moe_method
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.platforms import current_platform
+from vllm.v1.sample import sampler
 
 from rlsys.rollout.engine.receiver import WeightReceiver
 
@@ -76,7 +77,20 @@ def leave_experts_alone() -> None:
     unquantized_fused_moe_method.select_unquantized_moe_backend = select
 
 
+def count_no_ranks() -> None:
+    """Let CPU engines report rank 0 for every token, instead of how many words are likelier; nobody reads it.
+
+    vLLM counts them by a function that PyTorch compiles at the first token: 2 s of every start, 5 s of the first.
+    """
+
+    def no_ranks(logprobs: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(logprobs), dtype=torch.int64)
+
+    sampler.batched_count_greater_than = no_ranks
+
+
 repair_rotary_embedding()
 leave_output_layer_alone()
 if current_platform.is_cpu():
     leave_experts_alone()
+    count_no_ranks()
