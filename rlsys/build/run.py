@@ -44,7 +44,7 @@ from rlsys.run_folder.rollouts import RolloutWriter
 from rlsys.run_folder.timeline import TimelineWriter, timeline_path
 from rlsys.runtime.background import Background
 from rlsys.runtime.cluster import Cluster
-from rlsys.runtime.garbage import collect_rarely
+from rlsys.runtime.garbage import collect_rarely, freeze_imported
 from rlsys.runtime.preimport import Preimport
 from rlsys.runtime.room import Demand
 from rlsys.runtime.timeline_collector import SpanSource, TimelineCollector
@@ -144,6 +144,9 @@ async def open_run(
     """Start Ray and every worker, and stop all of them on exit; `preimport` has imported their libraries."""
     config = prepared.config
     wanted = worker_demands(config)
+    freeze_imported()
+    if preimport is not None:
+        preimport.start_all()
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(connect(config, wanted, run_dir / LOGS, preimport))
         roles = start_roles(cluster, prepared, wanted)

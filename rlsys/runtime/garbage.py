@@ -35,6 +35,11 @@ def collected_later() -> Iterator[None]:
         gc.enable()
 
 
+def freeze_imported() -> None:
+    """Exclude the libraries from garbage collection, without a collection: imports leave next to nothing to collect."""
+    gc.freeze()
+
+
 # Allocations between collections of the youngest objects, and how many of those between collections of older ones.
 RARELY = (50_000, 50, 50)
 

@@ -17,7 +17,6 @@ from typing import Self
 from rlsys.runtime.processes import TAG
 
 SCRIPT = str(Path(__file__).with_name("fork_server.py"))
-MAX_SOCKET = 100  # Linux takes names of 107 bytes
 
 
 @dataclass(frozen=True)
@@ -28,25 +27,30 @@ class Imports:
     env: Mapping[str, str] = field(hash=False)
 
 
+@dataclass(frozen=True)
+class _Server:
+    folder: str
+    pipe: int  # closing it ends the server
+    command: str  # stands for the interpreter in a worker's command
+
+
 class Preimport:
     """One fork server per set of modules; they end with this process. Without any, workers start as Ray starts them."""
 
     def __init__(self, imports: Mapping[str, Imports]) -> None:
-        """Start the servers.
+        """Start as many servers as there are cores beside this process's; `start_all` starts the others.
 
         Args:
-            imports: by role; roles with equal modules share a server.
+            imports: by role, most urgent first; roles with equal modules share a server.
         """
         # Forks show the environment that their server began with, so it must have the tag by which a run's processes
         # are found (`rlsys.runtime.processes`).
         self.tag = uuid.uuid4().hex
-        self._commands: dict[str, str] = {}
-        self._opened: list[tuple[int, str]] = []
-        started: dict[tuple[str, ...], str] = {}
-        for role, wanted in imports.items():
-            if wanted.modules not in started:
-                started[wanted.modules] = self._start(wanted)
-            self._commands[role] = started[wanted.modules]
+        self._imports = imports
+        self._started: dict[tuple[str, ...], _Server] = {}
+        spare = max(1, len(os.sched_getaffinity(0)) - 1)
+        for wanted in list(dict.fromkeys(imports.values()))[:spare]:
+            self._start(wanted)
 
     def __enter__(self) -> Self:
         return self
@@ -54,24 +58,28 @@ class Preimport:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def start_all(self) -> None:
+        """Start the servers that are missing, once this process only waits for others."""
+        for wanted in self._imports.values():
+            self._start(wanted)
+
     def close(self) -> None:
         """End the servers; workers that were forked stay, and later ones start as Ray starts them."""
-        while self._opened:
-            pipe, folder = self._opened.pop()
-            os.close(pipe)
-            shutil.rmtree(folder, ignore_errors=True)
+        for server in self._started.values():
+            os.close(server.pipe)
+            shutil.rmtree(server.folder, ignore_errors=True)
+        self._started, self._imports = {}, {}
 
     def options(self, role: str) -> dict[str, str]:
         """Return the entries of a Ray runtime environment with which a worker of the role is forked."""
-        return {"py_executable": self._commands[role]} if role in self._commands else {}
+        wanted = self._imports.get(role)
+        return {"py_executable": self._started[wanted.modules].command} if wanted is not None else {}
 
-    def _start(self, imports: Imports) -> str:
-        """Start a server; returns what stands for the interpreter in a worker's command."""
+    def _start(self, imports: Imports) -> None:
+        if imports.modules in self._started:
+            return
         folder = tempfile.mkdtemp(prefix="rlsys-fork-")  # only this user may enter it
         path = f"{folder}/socket"
-        if len(os.fsencode(path)) > MAX_SOCKET:
-            os.rmdir(folder)
-            return sys.executable
         end, pipe = os.pipe()
         subprocess.Popen(
             [sys.executable, "-P", SCRIPT, "serve", path, ",".join(imports.modules)],
@@ -82,5 +90,5 @@ class Preimport:
             env={**os.environ, **imports.env, TAG: self.tag, "OPENBLAS_NUM_THREADS": "1"},
         )
         os.close(end)
-        self._opened.append((pipe, folder))
-        return shlex.join([sys.executable, "-S", "-E", SCRIPT, "ask", path])
+        command = shlex.join([sys.executable, "-S", "-E", SCRIPT, "ask", path])
+        self._started[imports.modules] = _Server(folder, pipe, command)
