@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,13 +13,13 @@ from jinja2 import Template
 
 from rlsys.config.schema import DataConfig
 from rlsys.config.templates import jinja_template, text_or_file
-from rlsys.data import Row
 from rlsys.data.chat import ChatTemplate
 from rlsys.data.loading import LoadedRows
 from rlsys.errors import ConfigError, DataError, RlsysError, nearest
 from rlsys.types import Messages, Prompt
 
 AROUND = "data.prompt_template"
+ROWS_AT_ONCE = 1000  # that are tokenised in one call
 
 
 def check_rows(loaded: LoadedRows, prompt_column: str) -> None:
@@ -58,13 +61,19 @@ class PromptEncoder:
             ConfigError: a template does not take a row.
         """
         prompts: list[Prompt] = []
-        for index, row in enumerate(loaded.rows):
-            try:
-                prompt = self._prompt(row, first_index + len(prompts))
-                if self._fits(prompt):
-                    prompts.append(prompt)
-            except RlsysError as error:
-                raise type(error)(f"{loaded.where(index)}: {error}") from error
+        column, numbered = self._config.prompt_column, enumerate(loaded.rows)
+        while part := list(itertools.islice(numbered, ROWS_AT_ONCE)):
+            texts = []
+            for index, row in part:
+                with _located(loaded, index):
+                    texts.append(self._checked(self._text(row[column])))
+            for (index, row), (text, _), ids in zip(part, texts, self._token_ids(texts), strict=True):
+                with _located(loaded, index):
+                    self._check_ids(ids)
+                    columns = {key: value for key, value in row.items() if key != column}
+                    prompt = Prompt(first_index + len(prompts), text, ids, columns)
+                    if self._fits(prompt):
+                        prompts.append(prompt)
         if not prompts:
             raise DataError(
                 f"data '{loaded.source.name}': all prompts are longer than {self._max_prompt_tokens} tokens: raise "
@@ -79,12 +88,6 @@ class PromptEncoder:
     @cached_property
     def _chat(self) -> ChatTemplate:
         return ChatTemplate(self._tokenizer, self._config.chat_template_options)
-
-    def _prompt(self, row: Row, number: int) -> Prompt:
-        column = self._config.prompt_column
-        text = self._text(row[column])
-        columns = {key: value for key, value in row.items() if key != column}
-        return Prompt(number, text, self._token_ids(text), columns)
 
     def _fits(self, prompt: Prompt) -> bool:
         size = len(prompt.token_ids)
@@ -131,10 +134,8 @@ class PromptEncoder:
             messages = [{"role": "system", "content": config.system_prompt}, *messages]
         return messages
 
-    def _token_ids(self, text: str | Messages) -> np.ndarray:
-        """Return [L] int32."""
-        # A chat template holds every special token already: adding them again would double the one that begins a text.
-        is_plain = isinstance(text, str)
+    def _checked(self, text: str | Messages) -> tuple[str | Messages, str]:
+        """Return a prompt and what is tokenised of it."""
         rendered = text if isinstance(text, str) else self._rendered(text)
         try:
             rendered.encode("utf-8")
@@ -143,7 +144,20 @@ class PromptEncoder:
                 f"the prompt holds half a character, {rendered[error.start]!r}, which is no text: of a character's two "
                 "\\u escapes in JSON (an emoji has two) one is missing"
             ) from error
-        ids = np.array(self._tokenizer(rendered, add_special_tokens=is_plain)["input_ids"], dtype=np.int32)
+        return text, rendered
+
+    def _token_ids(self, texts: Sequence[tuple[str | Messages, str]]) -> list[np.ndarray]:
+        """Return the token ids of each text, [L] int32; many at once, which is ten times as fast as one by one."""
+        ids: dict[int, np.ndarray] = {}
+        # A chat template holds every special token already: adding them again would double the one that begins a text.
+        for is_plain in (True, False):
+            places = [place for place, (text, _) in enumerate(texts) if isinstance(text, str) is is_plain]
+            if places:
+                found = self._tokenizer([texts[place][1] for place in places], add_special_tokens=is_plain)["input_ids"]
+                ids |= zip(places, (np.array(row, dtype=np.int32) for row in found), strict=True)
+        return [ids[place] for place in range(len(texts))]
+
+    def _check_ids(self, ids: np.ndarray) -> None:
         unknown = ids[ids >= self._vocab_rows]
         if unknown.size:
             token = self._tokenizer.convert_ids_to_tokens(int(unknown[0]))
@@ -152,7 +166,6 @@ class PromptEncoder:
                 f"{self._vocab_rows} rows. Resize the embedding (model.resize_token_embeddings) and save the model, or "
                 "use the tokenizer that it was trained with"
             )
-        return ids
 
     def _rendered(self, messages: Messages) -> str:
         if messages[-1]["role"] != "assistant":
@@ -163,6 +176,15 @@ class PromptEncoder:
             "the last message of the prompt is the assistant's. If it is the answer, remove it; if the response should "
             "continue it, set data.continue_final_message=true"
         )
+
+
+@contextlib.contextmanager
+def _located(loaded: LoadedRows, index: int) -> Iterator[None]:
+    """Name the row in errors about it."""
+    try:
+        yield
+    except RlsysError as error:
+        raise type(error)(f"{loaded.where(index)}: {error}") from error
 
 
 def _around(option: str) -> Template:

@@ -101,6 +101,8 @@ def absolute_options(names: Sequence[Any], options: Mapping[str, Any]) -> dict[s
 
     The files of any other data set lie in its repository or folder, so they stay.
     """
+    if not any(key in FILES for key in options):
+        return dict(options)
     from datasets import packaged_modules
 
     readers = packaged_modules._PACKAGED_DATASETS_MODULES
