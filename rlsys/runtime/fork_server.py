@@ -1,6 +1,6 @@
 """A process that imports libraries once, and forks Ray's workers, which then need not import them.
 
-    python fork_server.py serve SOCKET MODULE,...          the server: imports, then forks a worker for whoever asks
+    python fork_server.py serve FD MODULE,...              the server: imports, then forks a worker for whoever asks
     python fork_server.py ask SOCKET default_worker.py ... in the interpreter's place in a worker's command: asks
 
 Ray starts a worker as `PY_EXECUTABLE default_worker.py OPTIONS`, with an environment of its own. The asking process
@@ -43,20 +43,23 @@ def ask(path: str, argv: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, *argv])
 
 
-def serve(path: str, modules: list[str]) -> None:
-    """Import the modules and fork a worker for every request, until the other end of stdin closes."""
+def serve(descriptor: int, modules: list[str]) -> None:
+    """Import the modules and fork a worker for every request, until the other end of stdin closes.
+
+    Args:
+        descriptor: a socket that listens already, so that early workers wait for the imports.
+        modules: names of modules.
+    """
     import gc
     import importlib
     import select
 
     def end(*_: object) -> None:
-        shutil.rmtree(os.path.dirname(path), ignore_errors=True)
+        shutil.rmtree(os.path.dirname(listener.getsockname()), ignore_errors=True)
         os._exit(0)  # libraries have nothing to tidy up, and some complain about objects that are left
 
     signal.signal(signal.SIGTERM, end)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen()  # before the imports, so that early workers wait
+    with socket.socket(fileno=descriptor) as listener:
         gc.disable()
         for name in modules:
             try:
@@ -126,6 +129,6 @@ def _renew() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
-        serve(sys.argv[2], sys.argv[3].split(","))
+        serve(int(sys.argv[2]), sys.argv[3].split(","))
     else:
         ask(sys.argv[2], sys.argv[3:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,7 @@ class Preimport:
         # are found (`rlsys.runtime.processes`).
         self.tag = uuid.uuid4().hex
         self._imports = imports
-        self._started: dict[tuple[str, ...], _Server] = {}
+        self._started: dict[tuple[str, ...], _Server | None] = {}
         spare = max(1, len(os.sched_getaffinity(0)) - 1)
         for wanted in list(dict.fromkeys(imports.values()))[:spare]:
             self._start(wanted)
@@ -65,7 +66,7 @@ class Preimport:
 
     def close(self) -> None:
         """End the servers; workers that were forked stay, and later ones start as Ray starts them."""
-        for server in self._started.values():
+        for server in filter(None, self._started.values()):
             os.close(server.pipe)
             shutil.rmtree(server.folder, ignore_errors=True)
         self._started, self._imports = {}, {}
@@ -73,22 +74,32 @@ class Preimport:
     def options(self, role: str) -> dict[str, str]:
         """Return the entries of a Ray runtime environment with which a worker of the role is forked."""
         wanted = self._imports.get(role)
-        return {"py_executable": self._started[wanted.modules].command} if wanted is not None else {}
+        server = self._started[wanted.modules] if wanted is not None else None
+        return {"py_executable": server.command} if server is not None else {}
 
     def _start(self, imports: Imports) -> None:
         if imports.modules in self._started:
             return
         folder = tempfile.mkdtemp(prefix="rlsys-fork-")  # only this user may enter it
         path = f"{folder}/socket"
-        end, pipe = os.pipe()
-        subprocess.Popen(
-            [sys.executable, "-P", SCRIPT, "serve", path, ",".join(imports.modules)],
-            stdin=end,
-            stdout=subprocess.DEVNULL,  # a worker's own imports say the same in its log
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C in the terminal is the driver's
-            env={**os.environ, **imports.env, TAG: self.tag, "OPENBLAS_NUM_THREADS": "1"},
-        )
-        os.close(end)
+        with socket.socket(socket.AF_UNIX) as listener:
+            try:
+                listener.bind(path)
+            except OSError:  # the folder for temporary files has too long a name: workers import by themselves
+                shutil.rmtree(folder)
+                self._started[imports.modules] = None
+                return
+            listener.listen()
+            end, pipe = os.pipe()
+            subprocess.Popen(
+                [sys.executable, "-P", SCRIPT, "serve", str(listener.fileno()), ",".join(imports.modules)],
+                stdin=end,
+                stdout=subprocess.DEVNULL,  # a worker's own imports say the same in its log
+                stderr=subprocess.DEVNULL,
+                pass_fds=(listener.fileno(),),
+                start_new_session=True,  # Ctrl-C in the terminal is the driver's
+                env={**os.environ, **imports.env, TAG: self.tag, "OPENBLAS_NUM_THREADS": "1"},
+            )
+            os.close(end)
         command = shlex.join([sys.executable, "-S", "-E", SCRIPT, "ask", path])
         self._started[imports.modules] = _Server(folder, pipe, command)

@@ -65,7 +65,7 @@ class Engine:
             if hasattr(self, "_core"):
                 self._core.shutdown()
 
-        await self._on_thread(end)
+        await self._on_thread(end, even_failed=True)
 
     async def generate(
         self, name: str, token_ids: Sequence[int], params: SamplingParams, adapter: Any = None
@@ -147,8 +147,9 @@ class Engine:
         if self._failure is not None:
             raise WorkerError(f"the engine has failed: {type(self._failure).__name__}: {self._failure}")
 
-    async def _on_thread(self, work: Callable[[], R]) -> R:
-        self._check()
+    async def _on_thread(self, work: Callable[[], R], *, even_failed: bool = False) -> R:
+        if not even_failed:
+            self._check()
         done: asyncio.Future[R] = self._loop.create_future()
 
         def settle(result: R | None, error: BaseException | None) -> None:
@@ -194,7 +195,7 @@ class Engine:
         except Exception as error:  # whatever it is: vLLM's state is unknown now
             logger.exception("a step of the engine failed")
             self._failure = error
-            self._loop.call_soon_threadsafe(self._fail, list(self._open), error)
+            self._loop.call_soon_threadsafe(self._fail_all, error)
             return
         finished = [response for each in (outputs or {}).values() for response in each.outputs]
         if finished:
@@ -205,11 +206,12 @@ class Engine:
         request.cache_salt = scheduler.salt
         try:
             self._core.add_request(*self._core.preprocess_add_request(request))
-        except Exception as error:
-            self._loop.call_soon_threadsafe(self._fail, [request.request_id], error)
+        except Exception as error:  # of this request alone
+            self._loop.call_soon_threadsafe(self._fail, request.request_id, error)
 
     def _abort(self, name: str) -> None:
-        self._core.abort_requests([name])
+        if self._failure is None:
+            self._core.abort_requests([name])
 
     # Called by the thread, on the event loop again.
 
@@ -219,8 +221,11 @@ class Engine:
             if answer is not None and not answer.done():
                 answer.set_result(response)
 
-    def _fail(self, names: Sequence[str], error: Exception) -> None:
-        for name in names:
-            answer = self._open.get(name)
-            if answer is not None and not answer.done():
-                answer.set_exception(WorkerError(f"the engine failed: {type(error).__name__}: {error}"))
+    def _fail(self, name: str, error: Exception) -> None:
+        answer = self._open.get(name)
+        if answer is not None and not answer.done():
+            answer.set_exception(WorkerError(f"the engine failed: {type(error).__name__}: {error}"))
+
+    def _fail_all(self, error: Exception) -> None:
+        for name in list(self._open):
+            self._fail(name, error)
