@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.table import Table
 from benchmarks.machine import facts
 
 RESULTS = Path(__file__).parent / "results"
+PROCESSOR = "RLSYS_BENCHMARK_PROCESSOR"  # set by `benchmarks.avx2`, which pretends an older one
 
 
 def header(module: str, arguments: list[str] | None = None) -> dict[str, Any]:
@@ -21,6 +23,8 @@ def header(module: str, arguments: list[str] | None = None) -> dict[str, Any]:
     Call it before measuring, while the load average shows only what other processes cause.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    if PROCESSOR in os.environ:
+        module = f"benchmarks.{os.environ[PROCESSOR]} {module.removeprefix('benchmarks.')}"
     return {"command": " ".join(["python", "-m", module, *given]), **facts()}
 
 
@@ -44,8 +48,10 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def write(name: str, content: dict[str, Any]) -> Path:
-    """Write the content to `benchmarks/results/<name>.json` and return the path."""
+    """Write the content to `benchmarks/results/<name>.json`, or `<name>_<processor>.json`, and return the path."""
     RESULTS.mkdir(exist_ok=True)
+    if PROCESSOR in os.environ:
+        name = f"{name}_{os.environ[PROCESSOR]}"
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path

@@ -1,7 +1,9 @@
-"""Float32 linear layers through oneDNN on CPUs.
+"""Float32 linear layers through oneDNN on CPUs with AVX-512.
 
-PyTorch multiplies float32 matrices with MKL, which uses AVX2 kernels on processors that are not Intel's. oneDNN has
-AVX-512 kernels for all of them: on an AMD EPYC about twice the rate, forward and backward, at the same precision.
+PyTorch multiplies float32 matrices with MKL, which uses AVX2 kernels on many processors that are not Intel's. oneDNN
+has AVX-512 kernels for all of them: on an AMD EPYC up to twice the rate, forward and backward, at the same precision.
+Without AVX-512 it is MKL that is faster, by up to a third (benchmarks/results/notes.md), so there layers stay as they
+are.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+IS_FASTER = HAS_ONEDNN and torch.cpu._is_avx512_supported()
 
 
 class OneDnnLinear(nn.Linear):
@@ -30,12 +33,12 @@ def multiply(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None 
 
 
 def _suits_onednn(x: torch.Tensor) -> bool:
-    return HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    return IS_FASTER and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Switch every plain linear layer of `model` in place; names, parameters and results stay the same."""
-    if not HAS_ONEDNN:
+    """Switch every plain linear layer of `model` in place, if it gets faster; names and results stay the same."""
+    if not IS_FASTER:
         return
     for module in model.modules():
         if type(module) is nn.Linear:  # subclasses may compute something else

@@ -6,11 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from rlsys.models.kernels import linear
 from rlsys.models.kernels.linear import OneDnnLinear, use_onednn
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this PyTorch build has no oneDNN: nn.Linear is left alone"
 )
+
+
+@pytest.fixture(autouse=True)
+def _faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use oneDNN whatever this processor has."""
+    monkeypatch.setattr(linear, "IS_FASTER", True)
 
 
 def pair(out_features: int, in_features: int, bias: bool) -> tuple[nn.Linear, nn.Linear]:
@@ -86,3 +93,10 @@ def test_subclasses_are_left_alone() -> None:
     model = nn.Sequential(Special(2, 2))
     use_onednn(model)
     assert type(model[0]) is Special
+
+
+def test_processors_without_avx512_keep_what_is_faster_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "IS_FASTER", False)
+    model = nn.Sequential(nn.Linear(4, 4))
+    use_onednn(model)
+    assert type(model[0]) is nn.Linear
