@@ -242,7 +242,7 @@ def _train(prepared: Prepared, run_dir: Path, table: str, preimport: Preimport) 
 
     RunFolder.create(run_dir, prepared.config, prepared.tokenizer(), start=table)
     log_to_file(run_dir / LOGS, "driver")
-    logger.info("run %s: starting Ray, engines and learner (about half a minute)", run_dir)
+    logger.info("run %s: starting Ray, engines and learner", run_dir)
     display = Display(prepared.config.train.num_steps)
 
     async def whole() -> None:

@@ -122,6 +122,15 @@ SCHEDULER = [
         ),
         reads=("requests", "pause_state"),
     ),
+    Use(
+        "vllm.v1.core.kv_cache_manager",
+        "KVCacheManager",
+        calls=("allocate_slots(request, num_new_tokens, num_lookahead_tokens=_)",),
+        reads=("coordinator", "empty_kv_cache_blocks"),
+        replaces=("allocate_slots",),
+    ),
+    Use("vllm.v1.core.kv_cache_manager", "KVCacheBlocks"),
+    Use("vllm.v1.core.single_type_kv_cache_manager", "FullAttentionManager", reads=("block_size",)),
     Use("vllm.v1.core.sched.interface", "PauseState", reads=("UNPAUSED", "PAUSED_ALL")),
     Use(
         "vllm.v1.engine",

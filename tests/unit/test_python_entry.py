@@ -64,7 +64,7 @@ def test_train_checks_prepares_and_returns_the_run_s_folder(
             await training
 
     @contextlib.asynccontextmanager
-    async def open_run(prepared: Any, run_dir: Path, display: Any) -> AsyncIterator[Opened]:
+    async def open_run(prepared: Any, run_dir: Path, display: Any, preimport: Any) -> AsyncIterator[Opened]:
         events.append((prepared.config.run_dir, (run_dir / "config.yaml").is_file()))
         yield Opened()
         events.append("closed")

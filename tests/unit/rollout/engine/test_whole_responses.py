@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class Steps:
 
     def __init__(self) -> None:
         self.requests: dict[str, Any] = {"a": Request(), "b": Request()}
+        self.kv_cache_manager = SimpleNamespace(coordinator=SimpleNamespace(single_type_managers=()))
 
     def set_pause_state(self, pause_state: PauseState) -> None:
         self.pause_state = pause_state
