@@ -83,7 +83,7 @@ class WeightSender:
             self._channel = GlooChannel(host, port, 0, world_size, deadline_s, shared)
         else:
             device = torch.device("cuda", torch.cuda.current_device())
-            self._channel = NcclChannel(host, port, 0, world_size, device)
+            self._channel = NcclChannel(host, port, 0, world_size, device, deadline_s)
 
     def send(self) -> list[int]:
         """Gather and broadcast bucket by bucket, in the same fixed order on every rank.

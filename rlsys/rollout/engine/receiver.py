@@ -115,7 +115,12 @@ class NcclEngine(BucketEngine):
         super().init_transfer_engine(init_info)
         rank = init_info.rank_offset + self.parallel_config.rank
         self._channel = NcclChannel(
-            init_info.master_address, init_info.master_port, rank, init_info.world_size, self.device
+            init_info.master_address,
+            init_info.master_port,
+            rank,
+            init_info.world_size,
+            self.device,
+            init_info.deadline_s,
         )
 
     def _received(self, update_info: UpdateInfo) -> Iterator[Bucket]:

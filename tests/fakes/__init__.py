@@ -1,0 +1,1 @@
+"""Stand-ins for GPUs: for what a machine without one cannot run for real."""

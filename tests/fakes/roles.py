@@ -1,0 +1,223 @@
+"""A learner and engines for broadcasts between processes: rlsys's and vLLM's own halves around small models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlsys.weights.receipt import Receipt, Received
+from tests.fakes.workers import Worker
+
+# In their order: larger than a bucket; float32 of an odd size, so that what follows it is not aligned; divided under
+# tensor parallelism; larger than a bucket again, so that the last one, without a number, has a bucket of its own.
+SHAPES = {"embed": (20, 8), "layers.0.gate": (3, 5), "layers.0.up": (4, 6), "layers.1.up": (4, 6)}
+SHAPES |= {"layers.1.norm": (3,), "layers.1.down": (4, 4), "head": (20, 8), "tail": (0,)}
+BUCKET_BYTES = 192
+NUM_BUCKETS = 6
+
+
+class Policy(nn.Module):
+    """A model as a learner holds it, in float32."""
+
+    _keep_in_fp32_modules_strict = ("gate",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        for name, shape in SHAPES.items():
+            parent: nn.Module = self
+            for part in name.split("."):
+                if part not in parent._modules:
+                    parent.add_module(part, nn.Module())
+                parent = parent.get_submodule(part)
+            parent.weight = nn.Parameter(torch.rand(shape, generator=generator))
+
+
+class Served(Policy):
+    """A model as an engine's process holds it, in bfloat16 but for the gate, with its share of divided parameters."""
+
+    def __init__(self, rank: int, num_ranks: int) -> None:
+        super().__init__()
+        self.broken: str | None = None
+        for name, module in self.named_modules():
+            if not hasattr(module, "weight"):
+                continue
+            shape = list(module.weight.shape)
+            dtype = torch.float32 if "gate" in name else torch.bfloat16
+            if name.endswith("up"):
+                shape[0] //= num_ranks
+            module.weight = nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
+            if name.endswith("up"):
+                module.weight.weight_loader, module.weight.tp_rank = load_share, rank
+
+    def load_weights(self, weights: Any) -> set[str]:
+        from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+
+        parameters, loaded = dict(self.named_parameters()), set()
+        for name, tensor in weights:
+            if name == self.broken:
+                raise ValueError(f"{name} does not fit")
+            parameter = parameters[name]
+            getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
+            loaded.add(name)
+        return loaded
+
+
+def load_share(parameter: Any, loaded: torch.Tensor) -> None:
+    """Load this rank's rows, as vLLM's parallel layers do."""
+    size = parameter.shape[0]
+    parameter.data.copy_(loaded.narrow(0, parameter.tp_rank * size, size))
+
+
+def build_learner(backend: str, *, is_checked: bool = True) -> Any:
+    """Return rank 0 of a policy without DeepSpeed's engine around the model."""
+    from rlsys.config.compose import load_config
+    from rlsys.learner.policy_services import PolicyServices
+    from rlsys.learner.setup import PolicySetup
+    from rlsys.weights.sender import WeightSender
+
+    config = load_config([f"weights.backend={backend}", "cluster.num_gpus=2", "weights.deadline_s=60"])
+    learner = PolicyServices(0, PolicySetup.from_config(config, "model", 100))
+    module = nn.Module()
+    module.hf = Policy()
+    learner._engine = SimpleNamespace(module=module)
+    learner._sender = WeightSender(module.hf, torch.bfloat16, 0, BUCKET_BYTES, is_checked=is_checked)
+    return learner
+
+
+def build_engine_process(backend: str, rank: int, num_ranks: int, device: int = 0) -> Any:
+    """Return one of an engine's processes: vLLM's worker with rlsys's methods, around a small model."""
+    from vllm.config import VllmConfig
+    from vllm.config.weight_transfer import WeightTransferConfig
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
+    from vllm.v1.worker.gpu_worker import Worker as VllmWorker
+
+    from rlsys.weights.receiver import WeightReceiver
+
+    process: Any = type("Process", (WeightReceiver, VllmWorker), {})
+    process = process.__new__(process)
+    process.vllm_config = VllmConfig(weight_transfer_config=WeightTransferConfig(backend=backend))
+    process.vllm_config.parallel_config.rank = rank
+    process.model_runner = SimpleNamespace(reset_lora_state=lambda: None)
+    process._weight_update_active = process._weight_update_is_draft = False
+    model = Served(rank, num_ranks)
+    record_metadata_for_reloading(model)
+    process.weight_transfer_engine = WeightTransferEngineFactory.create_engine(
+        process.vllm_config.weight_transfer_config, process.vllm_config, torch.device("cpu", device), model
+    )
+    return process
+
+
+class Learner:
+    """The sending side of one rank."""
+
+    def __init__(self, worker: Worker, host: str, port: int) -> None:
+        self.worker = worker
+        self._address = host, port
+
+    async def address(self) -> tuple[str, int]:
+        return self._address
+
+    def begin_open_weights(self, *args: Any) -> dict[str, Any]:
+        return {"learner/0": self.worker.call(open_weights, *args)}
+
+    async def weight_update_info(self, backend: str) -> tuple[Mapping[str, Any], Sequence[int]]:
+        if backend == "ipc":
+            exported: tuple[Mapping[str, Any], Sequence[int]] = await self.worker.call(export_weights)
+            return exported
+        return await self.worker.call(update_info), ()
+
+    def begin_send_weights(self) -> dict[str, Any]:
+        return {"learner/0": self.worker.call(send_weights)}
+
+
+class Engines:
+    """The receiving side: engines of several processes each."""
+
+    def __init__(self, engines: list[list[Worker]]) -> None:
+        self.engines = engines
+        self.num_workers = len(engines)
+        self.workers_per_engine = len(engines[0])
+
+    def begin_join_weights(self, init_infos: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            f"rollout/{number}": _all(engine, join_weights, info)
+            for number, (engine, info) in enumerate(zip(self.engines, init_infos, strict=True))
+        }
+
+    def begin_receive_weights(self, update_info: Mapping[str, Any], policy_version: int) -> dict[str, Any]:
+        return {f"rollout/{n}": _received(engine, update_info) for n, engine in enumerate(self.engines)}
+
+
+async def _received(engine: list[Worker], update_info: Mapping[str, Any]) -> Received:
+    reports = await _all(engine, receive_weights, dict(update_info))
+    return Received({"stalled_s": 0.0}, [Receipt(**report) for report in reports])
+
+
+async def _all(engine: list[Worker], function: Any, *args: Any) -> list[Any]:
+    return await asyncio.gather(*(worker.call(function, *args) for worker in engine))
+
+
+# What runs in the workers: calls name functions, which both sides can import.
+
+
+def open_weights(learner: Any, *args: Any) -> None:
+    learner.open_weights(*args)
+
+
+def update_info(learner: Any) -> dict[str, Any]:
+    info: dict[str, Any] = learner._sender.update_info()
+    return info
+
+
+def send_weights(learner: Any) -> list[int]:
+    sums: list[int] = learner.send_weights()
+    return sums
+
+
+def export_weights(learner: Any) -> Any:
+    return learner.export_weights()
+
+
+def join_weights(process: Any, info: dict[str, Any]) -> None:
+    process.init_weight_transfer_engine(info)
+
+
+def receive_weights(process: Any, info: dict[str, Any]) -> dict[str, Any]:
+    """Receive a broadcast; what it carries comes as vLLM's front end sends it to the engine."""
+    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+    info = MsgpackDecoder().decode(MsgpackEncoder().encode(info))
+    process.start_weight_update()
+    process.update_weights(info)
+    process.finish_weight_update()
+    report: dict[str, Any] = process.arrival()
+    return report
+
+
+def train(learner: Any) -> dict[str, torch.Tensor]:
+    """Change every parameter; return what engines should hold then, whole and in float32."""
+    from tests.fakes.streams import synchronize_all
+
+    hf = learner._engine.module.hf
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter.mul_(-1.5)
+    synchronize_all()
+    rounded = {name: p.detach() if "gate" in name else p.detach().bfloat16() for name, p in hf.named_parameters()}
+    return _plain(rounded)
+
+
+def held(process: Any) -> dict[str, torch.Tensor]:
+    """Return the parameters of an engine's process."""
+    return _plain(dict(process.weight_transfer_engine.model.named_parameters()))
+
+
+def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {name: tensor.float().tolist() for name, tensor in tensors.items()}

@@ -1,0 +1,84 @@
+"""Worker processes with stand-ins for GPUs, and calls to them that end as Ray's calls end."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import ray
+
+START_DEADLINE_S = 120.0
+# vLLM is imported once, in a process that all workers are forked from.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.fakes.workers", "rlsys.weights.receiver", "vllm.v1.worker.gpu_worker"])
+
+
+class Worker:
+    """A process that holds one object; a call runs a function of this object there."""
+
+    def __init__(self, build: Callable[..., Any], *args: Any) -> None:
+        self._pipe, theirs = _context.Pipe()
+        self.process = _context.Process(target=_serve, args=(theirs, build, args), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def wait_started(self) -> None:
+        assert self._pipe.poll(START_DEADLINE_S)
+        status, error = self._pipe.recv()
+        assert status == "done", error
+
+    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run `function(object, *args)` there. Raises RayTaskError for its error, ActorDiedError for its death."""
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[None] = loop.create_future()
+        try:
+            self._pipe.send((function, args))
+            loop.add_reader(self._pipe.fileno(), lambda: answered.done() or answered.set_result(None))
+            await answered
+            status, result = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise ray.exceptions.ActorDiedError from error
+        finally:
+            loop.remove_reader(self._pipe.fileno())
+        if status == "failed":
+            raise ray.exceptions.RayTaskError(function.__name__, *result)
+        return result
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self._pipe.close()
+
+
+def _serve(pipe: Connection, build: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    import torch
+
+    from tests.fakes import nccl, streams
+    from tests.fakes.memory import Memory
+
+    torch.set_num_threads(1)
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # as rlsys.build.placement sets it for ipc
+    memory = Memory()
+    streams.install()
+    nccl.install()
+    torch.multiprocessing.reductions.reduce_tensor = memory.reduce_tensor
+    with streams.Kernels(memory):
+        function, arguments = build, args
+        while True:
+            try:
+                result = function(*arguments)
+                if function is build:
+                    held, result = result, None
+                pipe.send(("done", result))
+            except Exception as error:
+                pipe.send(("failed", (traceback.format_exc(), error)))
+            try:
+                function, arguments = pipe.recv()
+            except EOFError:
+                return
+            arguments = (held, *arguments)
