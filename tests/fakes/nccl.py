@@ -130,6 +130,11 @@ def install() -> None:
         def __init__(self, group: Any, device: Any, library_path: str | None = None) -> None:
             super().__init__(group, torch.device("cpu"), library_path)
 
+        def broadcast(self, tensor: torch.Tensor, src: int, stream: Any = None) -> None:
+            super().broadcast(tensor, src, stream)
+            if tensor.dtype != torch.uint8:  # those are in `Memory`, which the system never takes back
+                (stream or streams.vllm_stream()).add(lambda: tensor is not None)
+
     pynccl.NCCLLibrary = Library
     pynccl.current_stream = streams.vllm_stream
     pynccl.PyNcclCommunicator = CpuCommunicator

@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from rlsys.weights.receipt import Receipt, Received
+from tests.fakes import streams
 from tests.fakes.workers import Worker
 
-# In their order: larger than a bucket; float32 of an odd size, so that what follows it is not aligned; divided under
+# In this order: larger than a bucket; float32 of an odd size, so that what follows it is not aligned; divided under
 # tensor parallelism; larger than a bucket again, so that the last one, without a number, has a bucket of its own.
 SHAPES = {"embed": (20, 8), "layers.0.gate": (3, 5), "layers.0.up": (4, 6), "layers.1.up": (4, 6)}
 SHAPES |= {"layers.1.norm": (3,), "layers.1.down": (4, 4), "head": (20, 8), "tail": (0,)}
 BUCKET_BYTES = 192
-NUM_BUCKETS = 6
+BUCKETS = [320, 162, 32, 320, 0]  # bytes
 
 
 class Policy(nn.Module):
@@ -68,20 +70,20 @@ class Served(Policy):
         return loaded
 
 
-def load_share(parameter: Any, loaded: torch.Tensor) -> None:
-    """Load this rank's rows, as vLLM's parallel layers do."""
-    size = parameter.shape[0]
-    parameter.data.copy_(loaded.narrow(0, parameter.tp_rank * size, size))
+def load_share(param: Any, loaded_weight: torch.Tensor) -> None:
+    """Load this rank's rows, as vLLM's parallel layers do; vLLM's reload knows the first argument by its name."""
+    size = param.shape[0]
+    param.data.copy_(loaded_weight.narrow(0, param.tp_rank * size, size))
 
 
-def build_learner(backend: str, *, is_checked: bool = True) -> Any:
+def build_learner(backend: str, is_checked: bool = True) -> Any:
     """Return rank 0 of a policy without DeepSpeed's engine around the model."""
     from rlsys.config.compose import load_config
     from rlsys.learner.policy_services import PolicyServices
     from rlsys.learner.setup import PolicySetup
     from rlsys.weights.sender import WeightSender
 
-    config = load_config([f"weights.backend={backend}", "cluster.num_gpus=2", "weights.deadline_s=60"])
+    config = load_config([f"weights.backend={backend}", "cluster.num_gpus=2"])
     learner = PolicyServices(0, PolicySetup.from_config(config, "model", 100))
     module = nn.Module()
     module.hf = Policy()
@@ -201,23 +203,29 @@ def receive_weights(process: Any, info: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-def train(learner: Any) -> dict[str, torch.Tensor]:
-    """Change every parameter; return what engines should hold then, whole and in float32."""
-    from tests.fakes.streams import synchronize_all
-
+def train(learner: Any) -> dict[str, Any]:
+    """Change every parameter, in kernels that are still to run; return what engines should hold then."""
     hf = learner._engine.module.hf
+    streams.synchronize_all()
+    with _disable_current_modes(), torch.no_grad():
+        trained = {name: parameter * -1.5 for name, parameter in hf.named_parameters()}
     with torch.no_grad():
         for parameter in hf.parameters():
             parameter.mul_(-1.5)
-    synchronize_all()
-    rounded = {name: p.detach() if "gate" in name else p.detach().bfloat16() for name, p in hf.named_parameters()}
-    return _plain(rounded)
+    return plain({name: value if "gate" in name else value.bfloat16() for name, value in trained.items()})
 
 
-def held(process: Any) -> dict[str, torch.Tensor]:
+def held(process: Any) -> dict[str, Any]:
     """Return the parameters of an engine's process."""
-    return _plain(dict(process.weight_transfer_engine.model.named_parameters()))
+    return plain(dict(process.weight_transfer_engine.model.named_parameters()))
 
 
-def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    return {name: tensor.float().tolist() for name, tensor in tensors.items()}
+def plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    with _disable_current_modes():
+        return {name: tensor.float().tolist() for name, tensor in tensors.items()}
+
+
+def expected_on(rank: int, num_ranks: int, sent: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return one process's share of what was sent."""
+    rows = {name: len(values) // num_ranks for name, values in sent.items() if name.endswith("up.weight")}
+    return {name: v if name not in rows else v[rank * rows[name] :][: rows[name]] for name, v in sent.items()}

@@ -121,8 +121,8 @@ def current_stream(device: Any = None) -> Stream:
 
 
 def set_stream(stream: Stream) -> None:
-    """Replace the thread's current stream."""
-    _thread.current = stream
+    """Replace the thread's current stream, as torch and vLLM both know it."""
+    _thread.current = _thread.of_vllm = stream
 
 
 @contextlib.contextmanager
@@ -137,11 +137,11 @@ def use_stream(stream: Stream) -> Iterator[None]:
 def vllm_stream() -> Stream:
     """Return what vLLM's `current_stream` does: a new stream, which it makes current, in a thread's first call."""
     if not hasattr(_thread, "of_vllm"):
-        _thread.of_vllm = Stream()
-        _thread.of_vllm.wait_stream(current_stream())
-        set_stream(_thread.of_vllm)
-    stream: Stream = _thread.of_vllm
-    return stream
+        stream = Stream()
+        stream.wait_stream(current_stream())
+        set_stream(stream)
+    known: Stream = _thread.of_vllm
+    return known
 
 
 def by_handle(handle: int) -> Stream:
@@ -158,6 +158,7 @@ def synchronize_all(device: Any = None) -> None:
 def install() -> None:
     """Put streams and one device in the place of torch's, in this whole process."""
     gpu: dict[str, Any] = {
+        "is_available": lambda: True,
         "current_stream": current_stream,
         "set_stream": set_stream,
         "stream": use_stream,

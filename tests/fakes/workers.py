@@ -18,36 +18,48 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.fakes.workers", "rlsys.weights.receiver", "vllm.v1.worker.gpu_worker"])
 
 
+failures: list[str] = []
+
+
 class Worker:
     """A process that holds one object; a call runs a function of this object there."""
 
     def __init__(self, build: Callable[..., Any], *args: Any) -> None:
         self._pipe, theirs = _context.Pipe()
+        self._number = 0  # of the last call
         self.process = _context.Process(target=_serve, args=(theirs, build, args), daemon=True)
         self.process.start()
         theirs.close()
 
     def wait_started(self) -> None:
         assert self._pipe.poll(START_DEADLINE_S)
-        status, error = self._pipe.recv()
+        _, status, error = self._pipe.recv()
         assert status == "done", error
 
     async def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run `function(object, *args)` there. Raises RayTaskError for its error, ActorDiedError for its death."""
-        loop = asyncio.get_running_loop()
-        answered: asyncio.Future[None] = loop.create_future()
+        self._number += 1
+        number = self._number
         try:
-            self._pipe.send((function, args))
-            loop.add_reader(self._pipe.fileno(), lambda: answered.done() or answered.set_result(None))
-            await answered
-            status, result = self._pipe.recv()
+            self._pipe.send((number, function, args))
+            answered = -1
+            while answered < number:  # there may be answers that nobody waited for
+                await self._readable()
+                answered, status, result = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise ray.exceptions.ActorDiedError from error
-        finally:
-            loop.remove_reader(self._pipe.fileno())
         if status == "failed":
             raise ray.exceptions.RayTaskError(function.__name__, *result)
         return result
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(self._pipe.fileno(), readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(self._pipe.fileno())
 
     def kill(self) -> None:
         self.process.kill()
@@ -68,17 +80,22 @@ def _serve(pipe: Connection, build: Callable[..., Any], args: tuple[Any, ...]) -
     nccl.install()
     torch.multiprocessing.reductions.reduce_tensor = memory.reduce_tensor
     with streams.Kernels(memory):
-        function, arguments = build, args
+        number, function, arguments, held = 0, build, args, ()
         while True:
             try:
-                result = function(*arguments)
-                if function is build:
-                    held, result = result, None
-                pipe.send(("done", result))
+                result = function(*held, *arguments)
+                if not held:
+                    held, result = (result,), None
+                pipe.send((number, "done", result))
             except Exception as error:
-                pipe.send(("failed", (traceback.format_exc(), error)))
+                failures.append(str(error))
+                pipe.send((number, "failed", (traceback.format_exc(), error)))
             try:
-                function, arguments = pipe.recv()
+                number, function, arguments = pipe.recv()
             except EOFError:
                 return
-            arguments = (held, *arguments)
+
+
+def failed_calls(held: Any) -> list[str]:
+    """Return the errors of this process's calls so far."""
+    return failures
