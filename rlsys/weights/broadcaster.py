@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rlsys.config.schema import WeightsConfig
+from rlsys.errors import WorkerDiedError, WorkerError
 from rlsys.weights.manifest import buckets, from_update_info
 from rlsys.weights.receipt import Received, check_receipts
 
@@ -29,6 +30,7 @@ class Broadcaster(Protocol):
 
         Raises:
             WeightMismatchError: an engine does not hold what was sent.
+            WorkerError: a side failed; its death, if there was one, is raised.
         """
 
 
@@ -95,7 +97,12 @@ class WeightBroadcaster:
         # With ipc the handles in update_info are the transfer.
         sending = {} if self._backend == "ipc" else self._sender.begin_send_weights()
         what = f"broadcast of policy version {policy_version}"
-        results = await self._gather({**receiving, **sending}, what=what, deadline_s=self._config.deadline_s)
+        try:
+            results = await self._gather({**receiving, **sending}, what=what, deadline_s=self._config.deadline_s)
+        except WorkerError:
+            if not sending:  # no call of the learner was open, which would have failed with it
+                await self._check_learner(what)
+            raise
         received: dict[str, Received] = {engine: results[engine] for engine in receiving}
         metrics = _slowest([each.times for each in received.values()])
         if not self._config.verify:
@@ -106,6 +113,13 @@ class WeightBroadcaster:
             check_receipts(engine, each.receipts, sent, cut, policy_version)
         fractions = [receipt.compared_fraction for each in received.values() for receipt in each.receipts]
         return metrics | {"weights/compared_fraction": min(fractions)}
+
+    async def _check_learner(self, what: str) -> None:
+        """Raise WorkerDiedError when the learner is gone: engines that read its memory fail with it."""
+        try:
+            await self._sender.address()
+        except WorkerDiedError as error:
+            raise WorkerDiedError(f"{what}: {error}") from error
 
     def _init_info(self, host: str, port: int, engine: int, world_size: int) -> dict[str, Any]:
         info = {"bucket_bytes": self._bucket_bytes, "is_checked": self._config.verify}

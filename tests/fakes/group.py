@@ -25,23 +25,29 @@ class Broadcaster(WeightBroadcaster):
 class Group:
     """The processes of one test, killed at its end."""
 
-    def __init__(self, backend: str, num_engines: int = 1, num_ranks: int = 1, *, verify: bool = True) -> None:
+    def __init__(
+        self,
+        backend: str,
+        num_engines: int = 1,
+        num_ranks: int = 1,
+        *,
+        verify: bool = True,
+        deadline_s: float = DEADLINE_S,
+    ) -> None:
         self.num_ranks = num_ranks
         self.learner = Worker(roles.build_learner, backend, verify)
         self.engines = [
             [Worker(roles.build_engine_process, f"rlsys-{backend}", rank, num_ranks) for rank in range(num_ranks)]
             for _ in range(num_engines)
         ]
-        self._config = WeightsConfig(deadline_s=DEADLINE_S, verify=verify)
+        self._config = WeightsConfig(deadline_s=deadline_s, verify=verify)
         self._backend = backend
 
     def __enter__(self) -> Self:
         for worker in self.workers:
             worker.wait_started()
-        learner = roles.Learner(self.learner, "127.0.0.1", free_port())
-        self.broadcaster = Broadcaster(
-            learner, roles.Engines(self.engines), Calls().gather, self._config, self._backend
-        )
+        self.sender, receiver = roles.Learner(self.learner, "127.0.0.1", free_port()), roles.Engines(self.engines)
+        self.broadcaster = Broadcaster(self.sender, receiver, Calls().gather, self._config, self._backend)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,8 +69,8 @@ class Group:
         return metrics
 
     def run(self, scenario: Coroutine[Any, Any, None]) -> None:
-        """Run a test's coroutine."""
-        asyncio.run(scenario)
+        """Run a test's coroutine; a hang is an error."""
+        asyncio.run(asyncio.wait_for(scenario, 2 * DEADLINE_S))
 
 
 def free_port() -> int:

@@ -17,6 +17,11 @@ class Memory:
     def __init__(self) -> None:
         self._blocks: list[SharedMemory] = []
 
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks that were ever needed at once, of each size."""
+        return len(self._blocks)
+
     def place(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor of the same shape in this memory; other than bytes stay where they are."""
         if tensor.dtype != torch.uint8 or tensor.dim() != 1 or not len(tensor):
@@ -72,3 +77,6 @@ def _num_users(tensor: torch.Tensor) -> int:
     with torch.utils._python_dispatch._disable_current_modes():
         storage = tensor.untyped_storage()
         return int(torch._C._storage_Use_Count(storage._cdata)) - 1  # without `storage` itself
+
+
+GPU = Memory()  # this process's

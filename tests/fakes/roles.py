@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from rlsys.runtime.calls import Calls
 from rlsys.weights.receipt import Receipt, Received
 from tests.fakes import streams
 from tests.fakes.workers import Worker
@@ -124,6 +125,8 @@ class Learner:
         self._address = host, port
 
     async def address(self) -> tuple[str, int]:
+        call = self.worker.call(is_alive)
+        await Calls().result(call, who="learner/0", what="policy address", deadline_s=60.0)
         return self._address
 
     def begin_open_weights(self, *args: Any) -> dict[str, Any]:
@@ -167,6 +170,10 @@ async def _all(engine: list[Worker], function: Any, *args: Any) -> list[Any]:
 
 
 # What runs in the workers: calls name functions, which both sides can import.
+
+
+def is_alive(held: Any) -> bool:
+    return True
 
 
 def open_weights(learner: Any, *args: Any) -> None:

@@ -70,16 +70,14 @@ class Worker:
 def _serve(pipe: Connection, build: Callable[..., Any], args: tuple[Any, ...]) -> None:
     import torch
 
-    from tests.fakes import nccl, streams
-    from tests.fakes.memory import Memory
+    from tests.fakes import memory, nccl, streams
 
     torch.set_num_threads(1)
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # as rlsys.build.placement sets it for ipc
-    memory = Memory()
     streams.install()
     nccl.install()
-    torch.multiprocessing.reductions.reduce_tensor = memory.reduce_tensor
-    with streams.Kernels(memory):
+    torch.multiprocessing.reductions.reduce_tensor = memory.GPU.reduce_tensor
+    with streams.Kernels():
         number, function, arguments, held = 0, build, args, ()
         while True:
             try:

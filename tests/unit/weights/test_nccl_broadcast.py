@@ -226,9 +226,7 @@ def open_vllm(learner: Any, port: int, packed: bool) -> None:
     for parameter, trained in zip(model.parameters(), learner._engine.module.hf.parameters(), strict=True):
         parameter.copy_(trained.detach())
     streams.synchronize_all()
-    info = NCCLTrainerInitInfo(
-        "127.0.0.1", port, 2, packed=packed, packed_buffer_size_bytes=roles.BUCKET_BYTES, rank=0
-    )
+    info = NCCLTrainerInitInfo("127.0.0.1", port, 2, packed=packed, packed_buffer_size_bytes=roles.BUCKET_BYTES, rank=0)
     learner.trainer = NCCLTrainerWeightTransferEngine.trainer_init(info, client=Client(), source=ModuleSource(model))
 
 
