@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ LEARNERS_DEVICE = 5  # the learner's number of the GPU, which the engine must no
 
 
 class Memory:
-    """Memory for tensors of bytes. Freed blocks are given out again at once and keep what they held."""
+    """Memory for tensors of bytes. Blocks that nobody holds are given out again at once and keep what they held."""
 
     def __init__(self) -> None:
         self._blocks: list[SharedMemory] = []
+        self._places: dict[int, tuple[SharedMemory, torch.UntypedStorage]] = {}  # by address
 
     @property
     def num_blocks(self) -> int:
@@ -32,15 +34,28 @@ class Memory:
         block = SharedMemory.create(len(tensor))
         assert block is not None
         self._blocks.append(block)
+        address = block.tensor.untyped_storage().data_ptr()
+        same_bytes = (ctypes.c_char * len(tensor)).from_address(address)
+        self._places[address] = block, torch.frombuffer(same_bytes, dtype=torch.uint8).untyped_storage()
         return block.tensor.view(-1)
+
+    def unheld(self, tensor: Any) -> Any:
+        """Return a tensor with the same memory that does not hold it: a kernel that is still to run does not."""
+        if not isinstance(tensor, torch.Tensor) or tensor.is_meta:
+            return tensor
+        place = self._places.get(tensor.untyped_storage().data_ptr())
+        if place is None:
+            return tensor
+        with torch.utils._python_dispatch._disable_current_modes():
+            shape = (tensor.storage_offset(), tensor.size(), tensor.stride())
+            return torch.empty(0, dtype=tensor.dtype).set_(place[1], *shape)
 
     def reduce_tensor(self, tensor: torch.Tensor) -> tuple[Any, tuple[Any, ...]]:
         """Return what torch's function of this name returns for CUDA tensors: how another process rebuilds it."""
         from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
-        address = tensor.untyped_storage().data_ptr()
-        found = [block for block in self._blocks if block.tensor.untyped_storage().data_ptr() == address]
-        handle = found[0].address.encode() if found else None  # None: a tensor without bytes has no memory
+        place = self._places.get(tensor.untyped_storage().data_ptr())
+        handle = place[0].address.encode() if place is not None else None  # None: a tensor without bytes has no memory
         sizes = (tensor.size(), tensor.stride(), tensor.storage_offset())
         storage = (LEARNERS_DEVICE, handle, len(tensor), 0)
         counters = (b"counter", 0, b"event", True)

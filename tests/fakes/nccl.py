@@ -40,6 +40,7 @@ class Communicator:
         self._bytes = whole[-CAPACITY:]
         self._rank = rank
         self._number = 0
+        self._last: streams.Event | None = None
         self.is_aborted = False
         if not 0 <= rank < world_size or self._passed[rank]:
             raise RuntimeError(f"NCCL error: rank {rank} of {world_size} is there already")
@@ -47,8 +48,14 @@ class Communicator:
         while not all(self._passed):
             time.sleep(0.0005)
 
-    def broadcast(self, pointer: int, num_bytes: int, root: int) -> Callable[[], bool]:
-        """Return the kernel of the next broadcast."""
+    def broadcast(self, pointer: int, num_bytes: int, root: int, stream: streams.Stream) -> None:
+        """Queue the next broadcast; those of one communicator run one after another, also on several streams."""
+        if self._last is not None:
+            stream.add(self._last.query)
+        stream.add(self._kernel(pointer, num_bytes, root))
+        self._last = stream.record_event()
+
+    def _kernel(self, pointer: int, num_bytes: int, root: int) -> Callable[[], bool]:
         number, self._number = self._number, self._number + 1
         is_begun = is_filled = False
 
@@ -110,13 +117,13 @@ class Library:
         self, sent: Any, received: Any, count: int, dtype: int, op: int, comm: Communicator, stream: Any
     ) -> None:
         # Only vLLM's warm-up, whose numbers nobody reads.
-        streams.by_handle(stream.value).add(comm.broadcast(received.value, 0, 0))
+        comm.broadcast(received.value, 0, 0, streams.by_handle(stream.value))
 
     def ncclBroadcast(  # noqa: N802
         self, sent: Any, received: Any, count: int, dtype: int, root: int, comm: Communicator, stream: Any
     ) -> None:
         num_bytes = count * ITEM_SIZES[dtype]
-        streams.by_handle(stream.value).add(comm.broadcast(received.value or 0, num_bytes, root))
+        comm.broadcast(received.value or 0, num_bytes, root, streams.by_handle(stream.value))
 
     def ncclCommAbort(self, comm: Communicator) -> None:  # noqa: N802
         comm.is_aborted = True

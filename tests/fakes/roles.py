@@ -20,6 +20,7 @@ from tests.fakes.workers import Worker
 # tensor parallelism; larger than a bucket again, so that the last one, without a number, has a bucket of its own.
 SHAPES = {"embed": (20, 8), "layers.0.gate": (3, 5), "layers.0.up": (4, 6), "layers.1.up": (4, 6)}
 SHAPES |= {"layers.1.norm": (3,), "layers.1.down": (4, 4), "head": (20, 8), "tail": (0,)}
+FUSED = {"embed": "fused.first", "head": "fused.last"}
 BUCKET_BYTES = 192
 BUCKETS = [320, 162, 32, 320, 0]  # bytes
 
@@ -33,42 +34,54 @@ class Policy(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         for name, shape in SHAPES.items():
-            parent: nn.Module = self
-            for part in name.split("."):
-                if part not in parent._modules:
-                    parent.add_module(part, nn.Module())
-                parent = parent.get_submodule(part)
-            parent.weight = nn.Parameter(torch.rand(shape, generator=generator))
+            put(self, f"{name}.weight", nn.Parameter(torch.rand(shape, generator=generator)))
 
 
-class Served(Policy):
-    """A model as an engine's process holds it, in bfloat16 but for the gate, with its share of divided parameters."""
+class Served(nn.Module):
+    """A model as an engine's process holds it, in bfloat16 but for the gate, with its share of divided parameters.
+
+    The first parameter and one of the last are one module, as vLLM fuses some: it keeps what has arrived of a module
+    until the rest is there.
+    """
 
     def __init__(self, rank: int, num_ranks: int) -> None:
         super().__init__()
         self.broken: str | None = None
-        for name, module in self.named_modules():
-            if not hasattr(module, "weight"):
-                continue
-            shape = list(module.weight.shape)
-            dtype = torch.float32 if "gate" in name else torch.bfloat16
-            if name.endswith("up"):
-                shape[0] //= num_ranks
-            module.weight = nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
-            if name.endswith("up"):
-                module.weight.weight_loader, module.weight.tp_rank = load_share, rank
+        for name, (rows, *columns) in SHAPES.items():
+            is_divided = name.endswith("up")
+            dtype = torch.float32 if name.endswith("gate") else torch.bfloat16
+            shape = (rows // num_ranks if is_divided else rows, *columns)
+            parameter: Any = nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
+            if is_divided:
+                parameter.weight_loader, parameter.tp_rank = load_share, rank
+            put(self, FUSED.get(name, f"{name}.weight"), parameter)
 
     def load_weights(self, weights: Any) -> set[str]:
         from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
         parameters, loaded = dict(self.named_parameters()), set()
-        for name, tensor in weights:
-            if name == self.broken:
-                raise ValueError(f"{name} does not fit")
-            parameter = parameters[name]
-            getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
+        for sent_name, tensor in weights:
+            if sent_name == self.broken:
+                raise ValueError(f"{sent_name} does not fit")
+            name = FUSED.get(sent_name.removesuffix(".weight"), sent_name)
+            getattr(parameters[name], "weight_loader", default_weight_loader)(parameters[name], tensor)
             loaded.add(name)
         return loaded
+
+    def held(self) -> dict[str, torch.Tensor]:
+        """Return the parameters under the names that they are sent under."""
+        sent_names = {held_name: f"{name}.weight" for name, held_name in FUSED.items()}
+        return {sent_names.get(name, name): parameter for name, parameter in self.named_parameters()}
+
+
+def put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Add a parameter by its dotted name, with the modules on the way to it."""
+    *path, last = name.split(".")
+    for part in path:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module.get_submodule(part)
+    module.register_parameter(last, parameter)
 
 
 def load_share(param: Any, loaded_weight: torch.Tensor) -> None:
@@ -224,7 +237,7 @@ def train(learner: Any) -> dict[str, Any]:
 
 def held(process: Any) -> dict[str, Any]:
     """Return the parameters of an engine's process."""
-    return plain(dict(process.weight_transfer_engine.model.named_parameters()))
+    return plain(process.weight_transfer_engine.model.held())
 
 
 def plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.fakes import memory
 
@@ -91,15 +91,17 @@ class Kernels(TorchDispatchMode):
         aliases = [value.alias_info for value in func._schema.returns if value.alias_info is not None]
         if func.overloadpacket is torch.ops.aten.set_ or any(not alias.is_write for alias in aliases):
             return func(*args, **kwargs)  # a view, which no kernel makes
+        later = tree_map(memory.GPU.unheld, (args, kwargs))
         if aliases:
-            self._queue(lambda: func(*args, **kwargs))
+            self._queue(lambda: func(*later[0], **later[1]))
             return kwargs.get("out", args[0])
         # Run at once for the shape, with whatever the memory holds, and again when the stream gets there.
         results = func(*args, **kwargs)
         if not isinstance(results, torch.Tensor) or results.is_meta:
             return results
         result = memory.GPU.place(results)
-        self._queue(lambda: result.copy_(func(*args, **kwargs)))
+        target = memory.GPU.unheld(result)
+        self._queue(lambda: target.copy_(func(*later[0], **later[1])))
         return result
 
     def _queue(self, kernel: Callable[[], Any]) -> None:
@@ -149,6 +151,13 @@ def synchronize_all(device: Any = None) -> None:
     """Wait for everything that was queued."""
     for stream in list(_by_handle.values()):
         stream.synchronize()
+
+
+def go_on() -> None:
+    """Let all streams but the default one go on: a GPU works while the host does nothing."""
+    for stream in list(_by_handle.values()):
+        if stream is not DEFAULT:
+            stream.query()
 
 
 def install() -> None:

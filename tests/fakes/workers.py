@@ -89,6 +89,8 @@ def _serve(pipe: Connection, build: Callable[..., Any], args: tuple[Any, ...]) -
                 failures.append(str(error))
                 pipe.send((number, "failed", (traceback.format_exc(), error)))
             try:
+                while not pipe.poll(0.001):
+                    streams.go_on()
                 number, function, arguments = pipe.recv()
             except EOFError:
                 return

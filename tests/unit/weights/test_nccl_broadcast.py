@@ -134,7 +134,9 @@ def test_vllm_s_own_halves_agree_over_the_stand_in(packed: bool) -> None:
         port = free_port()
         joining = engine.call(join_vllm, port, packed)
         await asyncio.gather(trainer.call(open_vllm, port, packed), joining)
-        await asyncio.gather(trainer.call(send_vllm), engine.call(receive_vllm))
+        info = {key: value for key, value in (await trainer.call(roles.update_info)).items() if key != "units"}
+        info["dtype_names"] = ["bfloat16"] * len(roles.SHAPES)
+        await asyncio.gather(trainer.call(send_vllm), engine.call(receive_vllm, info))
         assert await engine.call(roles.held) == await trainer.call(sent_by_vllm)
 
     trainer, engine = Worker(roles.build_learner, "nccl"), Worker(roles.build_engine_process, "nccl", 0, 1)
@@ -222,12 +224,10 @@ def open_vllm(learner: Any, port: int, packed: bool) -> None:
     from vllm.distributed.weight_transfer.base import ModuleSource
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
-    model = roles.Served(0, 1)
-    for parameter, trained in zip(model.parameters(), learner._engine.module.hf.parameters(), strict=True):
-        parameter.copy_(trained.detach())
+    source = ModuleSource(learner._engine.module.hf.bfloat16())
     streams.synchronize_all()
     info = NCCLTrainerInitInfo("127.0.0.1", port, 2, packed=packed, packed_buffer_size_bytes=roles.BUCKET_BYTES, rank=0)
-    learner.trainer = NCCLTrainerWeightTransferEngine.trainer_init(info, client=Client(), source=ModuleSource(model))
+    learner.trainer = NCCLTrainerWeightTransferEngine.trainer_init(info, client=Client(), source=source)
 
 
 def join_vllm(process: Any, port: int, packed: bool) -> None:
@@ -243,17 +243,7 @@ def sent_by_vllm(learner: Any) -> dict[str, Any]:
     return roles.plain(dict(learner.trainer.source))
 
 
-def receive_vllm(process: Any) -> None:
-    info = [(p.name, p.dtype, p.shape) for p in _metadata(process)]
-    names, dtypes, shapes = zip(*info, strict=True)
+def receive_vllm(process: Any, info: dict[str, Any]) -> None:
     process.start_weight_update()
-    process.update_weights(
-        {"names": names, "dtype_names": [str(d).removeprefix("torch.") for d in dtypes], "shapes": shapes}
-    )
+    process.update_weights(info)
     process.finish_weight_update()
-
-
-def _metadata(process: Any) -> Any:
-    from vllm.distributed.weight_transfer.base import ModuleSource
-
-    return ModuleSource(process.weight_transfer_engine.model).metadata()
