@@ -23,6 +23,17 @@ SIZES = [3, 5, 2, 7, 4, 4, 1, 9, 3, 3, 6, 2, 5, 5, 8, 1, 2, 4, 3, 6]  # elements
 BUCKET_BYTES = 24
 
 
+class Event:
+    """A CUDA event: whoever asks for it has waited for what the stream was given before it."""
+
+    def __init__(self, stream: Stream, streams: Streams) -> None:
+        self._stream, self._streams, self._clock = stream, streams, streams.clock
+
+    def query(self) -> bool:
+        self._streams.finished[self._stream.name] = self._clock
+        return True
+
+
 class Stream:
     """A CUDA stream that is only a name."""
 
@@ -32,7 +43,10 @@ class Stream:
         self._streams = streams
 
     def synchronize(self) -> None:
-        self._streams.finished[self.name] = self._streams.clock
+        self.record_event().query()
+
+    def record_event(self) -> Event:
+        return Event(self, self._streams)
 
     def wait_stream(self, other: Stream) -> None:
         self._streams.waited[self.name, other.name] = self._streams.clock
@@ -141,7 +155,7 @@ def trained(model: torch.nn.Module) -> None:
 def test_the_sender_reads_nothing_too_early(streams: Streams, communicator: Communicator, dtype: torch.dtype) -> None:
     model = module()
     sender = WeightSender(model, dtype, 0, BUCKET_BYTES)
-    sender.open("nccl", "localhost", 1, 2, 1.0)
+    sender.open("nccl", "localhost", 1, 2, 60.0)
     with streams:
         trained(model)
         sums = sender.send()
@@ -161,7 +175,7 @@ def test_the_sender_reads_nothing_too_early(streams: Streams, communicator: Comm
 
 def test_the_receiver_reads_nothing_too_early(streams: Streams, communicator: Communicator) -> None:
     cut = buckets([Entry(f"l{i}", torch.float32, (size,)) for i, size in enumerate(SIZES)], BUCKET_BYTES)
-    channel = NcclChannel("localhost", 1, 1, 2, torch.device("cpu"))
+    channel = NcclChannel("localhost", 1, 1, 2, torch.device("cpu"), deadline_s=60.0)
     order = []
     with streams:
         for bucket, buffer in channel.received(cut):
