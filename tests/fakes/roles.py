@@ -18,8 +18,16 @@ from tests.fakes.workers import Worker
 
 # In this order: larger than a bucket; float32 of an odd size, so that what follows it is not aligned; divided under
 # tensor parallelism; larger than a bucket again, so that the last one, without a number, has a bucket of its own.
-SHAPES = {"embed": (20, 8), "layers.0.gate": (3, 5), "layers.0.up": (4, 6), "layers.1.up": (4, 6)}
-SHAPES |= {"layers.1.norm": (3,), "layers.1.down": (4, 4), "head": (20, 8), "tail": (0,)}
+SHAPES: dict[str, tuple[int, ...]] = {
+    "embed": (20, 8),
+    "layers.0.gate": (3, 5),
+    "layers.0.up": (4, 6),
+    "layers.1.up": (4, 6),
+    "layers.1.norm": (3,),
+    "layers.1.down": (4, 4),
+    "head": (20, 8),
+    "tail": (0,),
+}
 FUSED = {"embed": "fused.first", "head": "fused.last"}
 BUCKET_BYTES = 192
 BUCKETS = [320, 162, 32, 320, 0]  # bytes

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import pytest
+import ray
 
 from rlsys.errors import WorkerDiedError, WorkerError
 from rlsys.runtime import calls
@@ -33,6 +34,9 @@ def test_every_process_of_every_engine_holds_every_bucket() -> None:
         for worker in group.workers:
             assert await worker.call(noted_sizes) == [0, *roles.BUCKETS, *roles.BUCKETS]
             assert await worker.call(computes_on_the_default_stream)
+        for process in group.workers[1:]:
+            await process.call(leave)
+            assert await process.call(channel_of) is None
 
     with Group("nccl", num_engines=2, num_ranks=2) as group:
         group.run(scenario())
@@ -85,8 +89,8 @@ def test_an_engine_that_cannot_load_is_named_and_nobody_waits_forever(monkeypatc
         for rank in (0, 1):
             await check_gave_up(group.workers[rank], rank)
         # What timed out is not used again: it would silently do nothing.
-        await group.learner.call(send_again)
-        assert "the NCCL communicator is disabled" in (await group.learner.call(failed_calls))[-1]
+        with pytest.raises(ray.exceptions.RayTaskError, match="the NCCL communicator is disabled"):
+            await group.learner.call(roles.send_weights)
 
     with Group("nccl", num_engines=2) as group:
         group.run(scenario())
@@ -98,15 +102,11 @@ async def check_gave_up(worker: Worker, rank: int) -> None:
     assert "another rank has ended, has failed, or does not take part" in errors[-1]
 
 
-@pytest.mark.parametrize("role", ["learner", "engine"])
-def test_a_side_that_never_joins_is_an_error_at_the_deadline(role: str) -> None:
+def test_a_peer_that_never_joins_is_an_error_at_the_deadline() -> None:
     async def scenario() -> None:
-        joining = "learner/0" if role == "learner" else "rollout/0"
-        assert joining
-        worker = group.learner if role == "learner" else group.engines[0][0]
-        function = open_alone if role == "learner" else join_alone
-        error = await worker.call(function, free_port())
-        assert f"waited {SHORT_S:g} s for all 2 ranks to join" in error
+        alone = (group.learner.call(open_alone, free_port()), group.engines[0][0].call(join_alone, free_port()))
+        for error in await asyncio.gather(*alone):
+            assert f"waited {SHORT_S:g} s for all 2 ranks to join" in error
 
     with Group("nccl") as group:
         group.run(scenario())
@@ -156,6 +156,10 @@ def channel_of(held: Any) -> Any:
     return held._sender._channel if hasattr(held, "_sender") else held.weight_transfer_engine._channel
 
 
+def leave(process: Any) -> None:
+    process.shutdown_weight_transfer_engine()
+
+
 def note_sizes(held: Any) -> None:
     nccl.on_broadcast.append(lambda number, num_bytes: sent_sizes.append(num_bytes))
 
@@ -184,15 +188,6 @@ def die_at(held: Any, start: int) -> None:
 
 def break_at(process: Any, name: str) -> None:
     process.weight_transfer_engine.model.broken = name
-
-
-def send_again(learner: Any) -> None:
-    try:
-        learner.send_weights()
-    except RuntimeError as error:
-        from tests.fakes.workers import failures
-
-        failures.append(str(error))
 
 
 def open_alone(learner: Any, port: int) -> str:
