@@ -99,9 +99,9 @@ class NcclChannel:
         return stream.record_event()
 
     def _wait(self, event: Any, number: int) -> None:
-        deadline = time.monotonic() + self._deadline_s
+        started = time.monotonic()
         while not event.query():
-            if time.monotonic() > deadline:
+            if time.monotonic() - started > self._deadline_s:
                 # Else this process could not even free memory, and would have to be killed.
                 self.close()
                 raise RuntimeError(

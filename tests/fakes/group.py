@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, Self
 
 from rlsys.config.schema import WeightsConfig
@@ -13,7 +14,7 @@ from rlsys.weights.broadcaster import WeightBroadcaster
 from tests.fakes import roles
 from tests.fakes.workers import Worker
 
-DEADLINE_S = 60.0  # longer than any test takes where nothing is wrong
+DEADLINE_S = 120.0  # longer than any test takes where nothing is wrong
 
 
 class Broadcaster(WeightBroadcaster):
@@ -25,22 +26,14 @@ class Broadcaster(WeightBroadcaster):
 class Group:
     """The processes of one test, killed at its end."""
 
-    def __init__(
-        self,
-        backend: str,
-        num_engines: int = 1,
-        num_ranks: int = 1,
-        *,
-        verify: bool = True,
-        deadline_s: float = DEADLINE_S,
-    ) -> None:
+    def __init__(self, backend: str, num_engines: int = 1, num_ranks: int = 1, *, verify: bool = True) -> None:
         self.num_ranks = num_ranks
         self.learner = Worker(roles.build_learner, backend, verify)
         self.engines = [
             [Worker(roles.build_engine_process, f"rlsys-{backend}", rank, num_ranks) for rank in range(num_ranks)]
             for _ in range(num_engines)
         ]
-        self._config = WeightsConfig(deadline_s=deadline_s, verify=verify)
+        self._config = WeightsConfig(deadline_s=DEADLINE_S, verify=verify)
         self._backend = backend
 
     def __enter__(self) -> Self:
@@ -67,6 +60,10 @@ class Group:
             for rank, worker in enumerate(engine):
                 assert await worker.call(roles.held) == roles.expected_on(rank, self.num_ranks, sent)
         return metrics
+
+    def set_deadline(self, deadline_s: float) -> None:
+        """Give later broadcasts another deadline on the driver's side."""
+        self.broadcaster._config = replace(self._config, deadline_s=deadline_s)
 
     def run(self, scenario: Coroutine[Any, Any, None]) -> None:
         """Run a test's coroutine; a hang is an error."""

@@ -122,7 +122,7 @@ def build_engine_process(backend: str, rank: int, num_ranks: int, device: int = 
     from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
     from vllm.v1.worker.gpu_worker import Worker as VllmWorker
 
-    from rlsys.weights.receiver import WeightReceiver
+    from rlsys.rollout.engine.receiver import WeightReceiver
 
     process: Any = type("Process", (WeightReceiver, VllmWorker), {})
     process = process.__new__(process)

@@ -12,10 +12,10 @@ from typing import Any
 
 import ray
 
-START_DEADLINE_S = 120.0
+START_DEADLINE_S = 300.0
 # vLLM is imported once, in a process that all workers are forked from.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.fakes.workers", "rlsys.weights.receiver", "vllm.v1.worker.gpu_worker"])
+_context.set_forkserver_preload(["tests.fakes.workers", "rlsys.rollout.engine.receiver", "vllm.v1.worker.gpu_worker"])
 
 
 failures: list[str] = []

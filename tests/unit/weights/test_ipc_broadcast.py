@@ -11,7 +11,7 @@ import pytest
 from rlsys.errors import ConfigError, DeadlineError, WorkerDiedError, WorkerError
 from rlsys.runtime import calls
 from tests.fakes import memory, streams
-from tests.fakes.group import Group
+from tests.fakes.group import DEADLINE_S, Group
 
 
 @pytest.mark.parametrize("verify", [True, False])
@@ -84,13 +84,15 @@ def test_an_engine_that_dies_or_hangs_is_named() -> None:
     async def scenario() -> None:
         await group.broadcaster.open()
         await group.engines[0][0].call(hang)
+        group.set_deadline(0.3)
         with pytest.raises(DeadlineError, match=r"version 1: no answer within 0.3 s from rollout/0"):
             await group.broadcaster.broadcast(1)
+        group.set_deadline(DEADLINE_S)
         group.engines[0][0].kill()
         with pytest.raises(WorkerDiedError, match="broadcast of policy version 2: rollout/0 is gone"):
             await group.broadcaster.broadcast(2)
 
-    with Group("ipc", deadline_s=0.3) as group:
+    with Group("ipc") as group:
         group.run(scenario())
 
 

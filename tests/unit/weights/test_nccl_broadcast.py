@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ def test_a_death_in_the_middle_is_named_and_nobody_waits_forever(died: int, name
         await group.broadcaster.open()
         await group.broadcast(1)
         for worker in group.workers:
-            await worker.call(wait_less_from, FIRST + 1)
+            await worker.call(wait_less_on_signal)
         await group.workers[died].call(die_at, FIRST + 2)
         with pytest.raises(WorkerDiedError, match=f"broadcast of policy version 2: {name} is gone"):
             await group.broadcast(2)
@@ -81,7 +82,7 @@ def test_an_engine_that_cannot_load_is_named_and_nobody_waits_forever(monkeypatc
         await group.broadcaster.open()
         await group.broadcast(1)
         for worker in group.workers:
-            await worker.call(wait_less_from, FIRST + 1)
+            await worker.call(wait_less_on_signal)
         await group.engines[1][0].call(break_at, "layers.0.gate.weight")
         failed = "version 2: rollout/1 failed: ValueError: layers.0.gate.weight does not fit"
         with pytest.raises(WorkerError, match=failed):
@@ -97,6 +98,8 @@ def test_an_engine_that_cannot_load_is_named_and_nobody_waits_forever(monkeypatc
 
 
 async def check_gave_up(worker: Worker, rank: int) -> None:
+    """Let a rank's deadline pass: it must end its call with an error."""
+    os.kill(worker.process.pid, signal.SIGUSR1)
     errors = await worker.call(failed_calls)
     assert f"rank {rank} of the weight group waited {SHORT_S:g} s for bucket" in errors[-1]
     assert "another rank has ended, has failed, or does not take part" in errors[-1]
@@ -172,14 +175,9 @@ def computes_on_the_default_stream(held: Any) -> bool:
     return streams.current_stream() is streams.DEFAULT
 
 
-def wait_less_from(held: Any, start: int) -> None:
-    """Shorten the deadline when a kernel starts: all before it have as long as a slow machine needs."""
-
-    def shorten(number: int, num_bytes: int) -> None:
-        if number == start:
-            channel_of(held)._deadline_s = SHORT_S
-
-    nccl.on_broadcast.append(shorten)
+def wait_less_on_signal(held: Any) -> None:
+    """Shorten the deadline at SIGUSR1: until then every rank has as long as a slow machine needs."""
+    signal.signal(signal.SIGUSR1, lambda *_: setattr(channel_of(held), "_deadline_s", SHORT_S))
 
 
 def die_at(held: Any, start: int) -> None:
