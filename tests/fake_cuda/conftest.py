@@ -1,0 +1,121 @@
+"""The tests of this folder run in one process with an imaginary GPU; here each shows what became of it there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fake_cuda.lines import ROOT
+from tests.fake_cuda.shim import compiler
+
+FOLDER = Path(__file__).parent
+LINES = FOLDER / "test_gpu_lines.py"  # runs in pytest's own process
+ON_GPU = "RLSYS_TEST_FAKE_GPU"
+
+
+class FailedThereError(Exception):
+    """A test failed in the process with the imaginary GPU."""
+
+
+class Case(pytest.Item):
+    """A test of this folder, in pytest's own process: its outcome in the other one."""
+
+    tests: tuple[str, ...] = ()
+
+    def runtest(self) -> None:
+        """Pass, skip or fail as the test did."""
+        outcome, text = run_on_gpu(self.tests)["outcomes"].get(self.nodeid, ("failed", "it was not run there"))
+        if outcome == "skipped":
+            pytest.skip(text)
+        if outcome != "passed":
+            raise FailedThereError(text)
+
+    def repr_failure(self, excinfo: Any, style: Any = None) -> Any:
+        """Return the failure as the other process reported it."""
+        if isinstance(excinfo.value, FailedThereError):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """Return the test's place."""
+        return self.path, None, self.name
+
+
+@pytest.hookimpl(trylast=True)  # after tests were deselected
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put a Case in the place of every test of this folder."""
+    if ON_GPU in os.environ:
+        return
+    places = [number for number, item in enumerate(items) if item.path.parent == FOLDER and item.path != LINES]
+    # All of them where lines are counted; else those that were asked for.
+    all_of_them = any(item.path == LINES for item in items)
+    chosen = () if all_of_them else tuple(items[place].nodeid for place in places)
+    for place in places:
+        case = Case.from_parent(items[place].parent, name=items[place].name)
+        case.tests = chosen
+        items[place] = case
+
+
+@cache
+def run_on_gpu(tests: tuple[str, ...]) -> dict[str, Any]:
+    """Run these tests of this folder, or all, with the imaginary GPU."""
+    if compiler() is None:
+        pytest.skip("no C++ compiler (g++, or CXX) to build the shim")
+    return run_child("--gpu", *(tests or (str(FOLDER.relative_to(ROOT)), f"--ignore={LINES.relative_to(ROOT)}")))
+
+
+@cache
+def run_child(*arguments: str) -> dict[str, Any]:
+    """Run pytest in a process that records what it enters; return outcomes and entered pieces."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "results.json"
+        command = [sys.executable, "-m", "tests.fake_cuda.child", f"--results={results}", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if not results.is_file():
+            raise FailedThereError(f"the process ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-6000:]}")
+        found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture(scope="session")
+def entered() -> set[str]:
+    """The keys of the pieces that tests entered: those of this folder, and unit tests that need no GPU."""
+    from tests.fake_cuda.test_gpu_lines import ORDINARY
+
+    found = [run_on_gpu(()), run_child(*_files(ORDINARY))]
+    return {key for one in found for key in one["entered"]}
+
+
+def _files(patterns: Sequence[str]) -> list[str]:
+    return sorted(str(file.relative_to(ROOT)) for pattern in patterns for file in ROOT.glob(pattern))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny Qwen2: two heads of queries share one of keys and values."""
+    return _saved(tmp_path_factory.mktemp("gqa"))
+
+
+@pytest.fixture(scope="session")
+def tiny_mha(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with as many heads of keys and values as of queries."""
+    return _saved(tmp_path_factory.mktemp("mha"), num_kv_heads=2)
+
+
+def _saved(folder: Path, **options: Any) -> Path:
+    from rlsys.config.build_schema import ModelBuild, TokenizerBuild
+    from rlsys.models.tiny import build_model, build_tokenizer, save_model
+    from tests.unit.conftest import TINY
+
+    tokenizer = build_tokenizer(TokenizerBuild())
+    save_model(build_model(ModelBuild(**{**TINY, **options}), tokenizer, seed=0), tokenizer, folder)
+    return folder
