@@ -1,16 +1,19 @@
 """A machine with one imaginary GPU: tensors on `cuda` have shapes and dtypes and no numbers, all others are real.
 
-What leaves the GPU, as tensors or as Python numbers, is made up: zeros, and True.
+What leaves the GPU, as tensors or as Python numbers, is made up: zeros, True, and False where `any` was asked. So
+numbers are finite, and none is found that is not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
 
 aten = torch.ops.aten
 
@@ -23,6 +26,7 @@ class FakeGpu(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
+        self._any = WeakTensorKeyDictionary()  # results of `any`, which are False
         self.ran: set[Any] = set()  # operations on the GPU
 
     def __enter__(self) -> FakeGpu:
@@ -38,20 +42,23 @@ class FakeGpu(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not any(map(_is_on_gpu, tree_leaves((args, kwargs)))):
+        leaves = tree_leaves((args, kwargs))
+        if not any(map(_is_on_gpu, leaves)):
             return func(*args, **kwargs)
         self.ran.add(func)
-        if func is aten._local_scalar_dense.default:  # `item`, `float`, `bool`: the host waits for a number
-            return _made_up((), args[0].dtype).item()
+        if func in (aten._local_scalar_dense.default, aten.item.default):  # `float`, `bool`: the host waits
+            return args[0] not in self._any and _made_up((), args[0].dtype).item()
         if func is aten.equal.default:
             return True
         is_real = not isinstance(next(iter(args), None), FakeTensor)
         with self._fakes:
             if func is aten.nonzero.default:  # everything is chosen
                 return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
-            if func is aten._to_copy.default and is_real:
-                return _uploaded(args[0], **kwargs)
+            if is_real and getattr(func, "overloadpacket", None) in (aten._to_copy, aten.to):  # `to` in inference mode
+                return _uploaded(args[0], leaves)
             found = func(*args, **kwargs)
+        if getattr(func, "overloadpacket", None) is aten.any:
+            self._any[found] = True
         if func is aten.copy_.default and is_real:  # from the GPU into real memory
             return args[0].copy_(_made_up(args[0].shape, args[0].dtype))
         return tree_map(_arrived, found)
@@ -64,9 +71,10 @@ def _is_on_gpu(value: Any) -> bool:
     return isinstance(value, torch.device) and value.type == "cuda"
 
 
-def _uploaded(real: torch.Tensor, *, dtype: Any = None, device: Any = None, **_: Any) -> torch.Tensor:
+def _uploaded(real: torch.Tensor, options: Sequence[Any]) -> torch.Tensor:
     """Return a real tensor's copy on the GPU, by itself: FakeTensorMode would remember whose copy it is."""
-    return torch.empty_strided(real.shape, real.stride(), dtype=dtype or real.dtype, device=device)
+    dtypes = [option for option in options if isinstance(option, torch.dtype)]
+    return torch.empty_strided(real.shape, real.stride(), dtype=dtypes[0] if dtypes else real.dtype, device="cuda")
 
 
 def _arrived(value: Any) -> Any:

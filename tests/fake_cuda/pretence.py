@@ -25,7 +25,7 @@ PROPERTIES = SimpleNamespace(
 
 
 class Stream:
-    """The one stream of the device, in which nothing runs: whoever waits is through at once."""
+    """The one stream of the device, or a mark in it. Nothing runs there, so whoever waits is through at once."""
 
     cuda_stream = 0
     device = torch.device("cuda", 0)
@@ -33,21 +33,21 @@ class Stream:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def synchronize(self) -> None:
-        """Wait for what was queued."""
+    def synchronize(self, *_: Any) -> None:
+        """Do nothing."""
 
-    def wait_stream(self, _: Any) -> None:
-        """Let this stream wait for another one."""
+    wait = record = record_event = wait_event = wait_stream = synchronize
 
 
 def pretend() -> None:
     """Replace what needs the CUDA build or a driver, in this process and for good."""
     for name, value in VALUES.items():
         setattr(torch.cuda, name, _returns(value))
-    torch.cuda.Stream = Stream
+    torch.cuda.Stream = torch.cuda.Event = Stream
     torch.cuda.stream = lambda _: contextlib.nullcontext()
     torch.cuda.nvtx.range_push = torch.cuda.nvtx.range_pop = lambda *_: 0  # marks for a profiler
     torch.Tensor.pin_memory = lambda tensor, *_: tensor  # the driver locks the memory; its content is the same
+    torch.Tensor.record_stream = lambda *_: None  # keeps memory until another stream is done with it
     # By itself the mode looks whether a GPU is there, and then tries operations on it.
     FakeTensorMode.avoid_device_init = True
     # Python's tracing and the tests' threads end at the device's own thread, which calls into Python too.

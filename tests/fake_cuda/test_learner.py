@@ -1,0 +1,95 @@
+"""Learner and critic ranks on an imaginary GPU: DeepSpeed's engine, a step's updates, and the IPC channel's opening.
+
+There are two ranks, of which the first is here. The group moves no bytes. ZeRO-3 is left out: DeepSpeed keeps a
+parameter's parts in attributes of the parameter, which fakes lose; it runs on CPUs in the integration tests.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from rlsys.config.compose import load_config
+from rlsys.learner.critic_rank import CriticRank
+from rlsys.learner.policy_rank import PolicyRank
+from rlsys.learner.rank import Rank
+from rlsys.learner.rank_batch import RankBatch
+from rlsys.learner.setup import CriticSetup, PolicySetup
+from rlsys.types import Coefficients, ExperienceRow, Trajectory
+from tests.fake_cuda.gpu import FakeGpu
+
+RESPONSES = (4, 6, 5, 2)  # tokens; two trajectories per prompt
+TWO_RANKS = ["cluster.num_gpus=2", "learner.num_workers=2", "critic.num_workers=2", "weights.verify=false"]
+
+
+def trajectory(number: int) -> Trajectory:
+    """A prompt of three tokens, and a response whose tokens got log-probability 0."""
+    ids = np.concatenate([np.full(3, 5 + number // 2), np.arange(10, 10 + RESPONSES[number])]).astype(np.int32)
+    return Trajectory(ids, np.arange(len(ids)) >= 3, np.zeros(len(ids), np.float32), (), "stop", 0)
+
+
+TRAJECTORIES = [trajectory(number) for number in range(len(RESPONSES))]
+
+
+def rank_batch(*, has_estimates: bool = False) -> RankBatch:
+    rows = [
+        ExperienceRow(i, i // 2, i % 2, 0.5, 0.1, t.num_tokens, int(t.loss_mask.sum()))
+        for i, t in enumerate(TRAJECTORIES)
+    ]
+    places = [[(0, 0), (0, 1)], [(0, 2), (0, 3)]]
+    return RankBatch((tuple(rows),), (sum(RESPONSES),), Coefficients(0.0, 0.0), 0, places, False, has_estimates)
+
+
+def start(rank: Rank) -> None:
+    """Start rank 0; the other one comes to the meeting and does nothing more."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    threading.Thread(target=dist.TCPStore, args=("127.0.0.1", port, 2, False), daemon=True).start()
+    rank.start("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["learner.zero_stage=0"],
+        ["learner.zero_stage=0", "learner.dtype=float32"],
+        [],
+        ["learner.dtype=float32"],
+        ["learner.zero_stage=2"],
+        ["learner.offload_optimizer=true", "learner.gradient_checkpointing=true"],
+        ["learner.lora.rank=4", "learner.lora.dropout=0.1"],
+    ],
+    ids=" ".join,
+)
+def test_a_policy_makes_a_step(tiny: Path, overrides: list[str]) -> None:
+    config = load_config([*TWO_RANKS, "algorithm.kl.coef=0", *overrides])
+    with FakeGpu():
+        rank = PolicyRank(0, PolicySetup.from_config(config, str(tiny), 64))
+        start(rank)
+        assert rank.placement() == f"shared_prompt in {config.learner.dtype} on imaginary GPU"
+        metrics, nonfinite = rank.update(rank_batch(), TRAJECTORIES)
+        rank.open_weights("ipc", "", 0, 0)  # has 80 GiB
+        logprobs, _ = rank.probe(TRAJECTORIES[0].token_ids)
+    assert nonfinite == []
+    assert metrics["policy/updates_applied"] == 1.0
+    assert logprobs.shape == (6,)
+    assert {p.device for p in rank._engine.module.parameters()} == {torch.device("cuda", 0)}
+
+
+def test_a_critic_makes_a_step(tiny: Path) -> None:
+    config = load_config([*TWO_RANKS, "algorithm.kl.coef=0", "algorithm.advantage.name=gae"])
+    with FakeGpu():
+        rank = CriticRank(0, CriticSetup.from_config(config, str(tiny), 64))
+        start(rank)
+        rewards = [[1.0, 0.0], [0.5, 0.5]]
+        _, *estimates = rank.estimate(rewards, rank_batch(), TRAJECTORIES)
+        metrics, _ = rank.update(rank_batch(has_estimates=True), TRAJECTORIES, *estimates)
+    assert metrics["critic/not_applied"] == 0.0
+    assert [len(group) for group in estimates] == [2, 2]
