@@ -7,19 +7,20 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fake_cuda.lines import ROOT
+from tests.fake_cuda.child import ON_GPU
+from tests.fake_cuda.lines import ROOT, gpu_pieces
+from tests.fake_cuda.recorder import ENTERED, PIECES, write_pieces
 from tests.fake_cuda.shim import compiler
 
 FOLDER = Path(__file__).parent
 LINES = FOLDER / "test_gpu_lines.py"  # runs in pytest's own process
-ON_GPU = "RLSYS_TEST_FAKE_GPU"
 
 
 class FailedThereError(Exception):
@@ -33,7 +34,8 @@ class Case(pytest.Item):
 
     def runtest(self) -> None:
         """Pass, skip or fail as the test did."""
-        outcome, text = run_on_gpu(self.tests)["outcomes"].get(self.nodeid, ("failed", "it was not run there"))
+        run = run_on_gpu(self.tests)
+        outcome, text = run.outcomes.get(self.nodeid, ("failed", run.output))
         if outcome == "skipped":
             pytest.skip(text)
         if outcome != "passed":
@@ -65,38 +67,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[place] = case
 
 
+@dataclass(frozen=True)
+class Run:
+    """The tests of one process."""
+
+    outcomes: dict[str, tuple[str, str]]  # outcome and explanation, by test
+    entered: set[str]  # keys of pieces
+    output: str
+
+
 @cache
-def run_on_gpu(tests: tuple[str, ...]) -> dict[str, Any]:
+def run_on_gpu(tests: tuple[str, ...]) -> Run:
     """Run these tests of this folder, or all, with the imaginary GPU."""
     if compiler() is None:
         pytest.skip("no C++ compiler (g++, or CXX) to build the shim")
     return run_child("--gpu", *(tests or (str(FOLDER.relative_to(ROOT)), f"--ignore={LINES.relative_to(ROOT)}")))
 
 
-@cache
-def run_child(*arguments: str) -> dict[str, Any]:
-    """Run pytest in a process that records what it enters; return outcomes and entered pieces."""
-    with tempfile.TemporaryDirectory() as folder:
-        results = Path(folder) / "results.json"
-        command = [sys.executable, "-m", "tests.fake_cuda.child", f"--results={results}", *arguments]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def run_child(*arguments: str) -> Run:
+    """Run pytest in a process that records, with those it starts, which pieces are entered."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        results, pieces, entered = (folder / part for part in ("results.json", "pieces.json", "entered.txt"))
+        write_pieces(gpu_pieces(), pieces)
+        entered.touch()
+        path = os.pathsep.join([str(FOLDER / "start"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.fake_cuda.child", str(results), *arguments],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": path, PIECES: str(pieces), ENTERED: str(entered)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        output = f"the process ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
         if not results.is_file():
-            raise FailedThereError(f"the process ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-6000:]}")
-        found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
-    return found
-
-
-@pytest.fixture(scope="session")
-def entered() -> set[str]:
-    """The keys of the pieces that tests entered: those of this folder, and unit tests that need no GPU."""
-    from tests.fake_cuda.test_gpu_lines import ORDINARY
-
-    found = [run_on_gpu(()), run_child(*_files(ORDINARY))]
-    return {key for one in found for key in one["entered"]}
-
-
-def _files(patterns: Sequence[str]) -> list[str]:
-    return sorted(str(file.relative_to(ROOT)) for pattern in patterns for file in ROOT.glob(pattern))
+            raise FailedThereError(output)
+        return Run(json.loads(results.read_text()), set(entered.read_text().splitlines()), output)
 
 
 @pytest.fixture(scope="session")

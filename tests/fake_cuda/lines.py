@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SCOPE = ("models", "learner", "weights", "reference", "scoring", "rewards/reward_model.py")
+SCOPE = ("models", "learner", "weights", "reference", "scoring", "rollout/engine", "rewards/reward_model.py")
 GPU, CPU = {"cuda", "nccl", "ipc"}, {"cpu", "gloo"}
 NAMED = re.compile(r"(?i)cuda|nccl|ipc|(^|_)gpu(_|$)")
 ENDS = (ast.Return, ast.Raise, ast.Continue, ast.Break)
@@ -75,7 +75,7 @@ def _compared(left: ast.expr, op: ast.cmpop, right: ast.expr, value: bool) -> bo
 
 
 @dataclass
-class _Module:
+class Module:
     """One parsed file, with what is known to run on GPUs only."""
 
     file: str
@@ -84,6 +84,12 @@ class _Module:
     references: list[_Reference]
     pieces: list[Piece] = field(default_factory=list)
     definitions: list[Definition] = field(default_factory=list)  # those that only GPUs reach
+
+    @classmethod
+    def parse(cls, file: str, text: str) -> Module:
+        """Parse a file's text."""
+        tree = ast.parse(text)
+        return cls(file, tree, text, list(_references(tree, ())))
 
     def search(self, known: set[str]) -> None:
         """Find the pieces, given the names of the definitions that only GPUs reach."""
@@ -158,12 +164,13 @@ def _own_expressions(statement: ast.stmt) -> Iterator[ast.AST]:
 @cache
 def gpu_pieces() -> Mapping[str, Sequence[Piece]]:
     """Return the pieces of every file in SCOPE that has some, by file."""
-    modules = [_parsed(path) for path in sorted((ROOT / "rlsys").rglob("*.py"))]
+    paths = sorted((ROOT / "rlsys").rglob("*.py"))
+    modules = [Module.parse(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")) for path in paths]
     in_scope = [module for module in modules if module.file.removeprefix("rlsys/").startswith(SCOPE)]
     return search(in_scope, modules)
 
 
-def search(in_scope: Sequence[_Module], modules: Sequence[_Module]) -> dict[str, Sequence[Piece]]:
+def search(in_scope: Sequence[Module], modules: Sequence[Module]) -> dict[str, Sequence[Piece]]:
     """Search some of all modules, until no more definition turns out to be reached from pieces alone."""
     candidates = [found for module in in_scope for found in _candidates(module)]
     known = {found.name for found in candidates if NAMED.search(found.name)}
@@ -198,14 +205,14 @@ class _Reference:
     owners: tuple[str, ...]  # the definitions around it
 
 
-def _candidates(module: _Module) -> Iterator[_Candidate]:
+def _candidates(module: Module) -> Iterator[_Candidate]:
     for parent in ast.walk(module.tree):
         for node in ast.iter_child_nodes(parent):
             if isinstance(node, Definition):
                 yield _Candidate(node.name, module.file, isinstance(parent, ast.ClassDef))
 
 
-def _reached(candidates: Sequence[_Candidate], modules: Sequence[_Module]) -> set[str]:
+def _reached(candidates: Sequence[_Candidate], modules: Sequence[Module]) -> set[str]:
     """Return the names that occur in pieces, and nowhere else but in the definition itself."""
     by_name: dict[str, list[_Candidate]] = {}
     for candidate in candidates:
@@ -232,9 +239,3 @@ def _references(node: ast.AST, owners: tuple[str, ...]) -> Iterator[_Reference]:
             case ast.Name(id=name) | ast.Attribute(attr=name) | ast.Constant(value=str(name)):
                 yield _Reference(name, child, owners)
         yield from _references(child, (*owners, child.name) if isinstance(child, Definition) else owners)
-
-
-def _parsed(path: Path) -> _Module:
-    text = path.read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    return _Module(str(path.relative_to(ROOT)), tree, text, list(_references(tree, ())))

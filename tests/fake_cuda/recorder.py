@@ -1,7 +1,7 @@
-"""A record of the GPU's pieces that a process enters: each reports itself when it is reached.
+"""A record of the GPU's pieces that a run's processes enter: each piece reports itself when it is reached.
 
-The pieces' modules are compiled with a call in front of every piece. A tracing function would not see the threads of
-autograd, and would slow down everything else.
+The pieces' modules are compiled with a call in front of every piece. A tracing function would see neither the threads
+of autograd nor other processes, and would slow down everything else.
 """
 
 from __future__ import annotations
@@ -10,79 +10,86 @@ import ast
 import importlib.abc
 import importlib.machinery
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from tests.fake_cuda.lines import ROOT, Piece, gpu_pieces
-
+PIECES, ENTERED = "RLSYS_TEST_PIECES", "RLSYS_TEST_ENTERED"  # environment: the two files
 REPORT = "__entered__"  # the name of the call in a module
+Keys = Mapping[tuple[Any, ...], str]  # of a file's pieces, by their places
+
+_written: set[str] = set()
 
 
-class Recorder(importlib.abc.MetaPathFinder):
-    """The keys of the pieces that were entered since `start`, which comes before any module of rlsys."""
+def write_pieces(pieces: Mapping[str, Sequence[Any]], file: Path) -> None:
+    """Write what `start` reads: the places and keys of each file's pieces."""
+    plain = {name: [(*place(piece.node), piece.key) for piece in found] for name, found in pieces.items()}
+    file.write_text(json.dumps(plain), encoding="utf-8")
 
-    def __init__(self) -> None:
-        self.entered: set[str] = set()
-        self._pieces = gpu_pieces()
 
-    def start(self) -> None:
-        """Let modules that are imported from now on report."""
-        loaded = [name for name in sys.modules if name.startswith("rlsys.")]
-        assert not loaded, f"imported before the record began: {', '.join(loaded[:3])}"
-        sys.meta_path.insert(0, self)
+def start() -> None:
+    """Let modules that this process imports from now on report."""
+    plain = json.loads(Path(os.environ[PIECES]).read_text(encoding="utf-8"))
+    sys.meta_path.insert(0, _Finder({name: {tuple(row[:-1]): row[-1] for row in rows} for name, rows in plain.items()}))
 
-    def write(self, file: Path) -> None:
-        """Write the keys, sorted."""
-        file.write_text(json.dumps(sorted(self.entered)), encoding="utf-8")
+
+def _enter(key: str) -> None:
+    """Write the key of a piece, once per process; a process may end at any moment."""
+    if key not in _written:
+        _written.add(key)
+        with open(os.environ[ENTERED], "a", encoding="utf-8") as file:
+            file.write(f"{key}\n")
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, keys: Mapping[str, Keys]) -> None:
+        self._keys = keys
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
-        """Return a module's spec with a loader that reports, if it has pieces."""
-        if not name.startswith("rlsys."):
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is None or spec.origin is None:
-            return None
-        pieces = self._pieces.get(str(Path(spec.origin).relative_to(ROOT)))
-        if pieces:
-            spec.loader = _Loader(name, spec.origin, pieces, self.entered)
+        """Return the spec of a module with pieces, with a loader that lets them report."""
+        keys = self._keys.get(f"{name.replace('.', '/')}.py")
+        spec = None if keys is None else importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.origin is not None and keys is not None:
+            spec.loader = _Loader(name, spec.origin, keys)
         return spec
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    def __init__(self, name: str, path: str, pieces: Sequence[Piece], entered: set[str]) -> None:
+    def __init__(self, name: str, path: str, keys: Keys) -> None:
         super().__init__(name, path)
-        self._pieces, self._entered = pieces, entered
+        self._keys = keys
 
     def get_code(self, fullname: str) -> CodeType:
         """Compile the source with its reports; Python's cache of compiled files is left out."""
-        return compile(reporting(Path(self.path).read_text(encoding="utf-8"), self._pieces), self.path, "exec")
+        return compile(reporting(Path(self.path).read_text(encoding="utf-8"), self._keys), self.path, "exec")
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the module, which finds the call among its names."""
-        setattr(module, REPORT, self._entered.add)
+        setattr(module, REPORT, _enter)
         super().exec_module(module)
 
 
-def reporting(text: str, pieces: Sequence[Piece]) -> ast.Module:
+def reporting(text: str, keys: Keys) -> ast.Module:
     """Return a module whose pieces report their keys. Places in the file stay, for tracebacks."""
-    tree = _Reporting({_place(piece.node): piece.key for piece in pieces}).visit(ast.parse(text))
+    tree: ast.Module = _Reporting(keys).visit(ast.parse(text))
     return ast.fix_missing_locations(tree)
 
 
-def _place(node: Any) -> tuple[Any, ...]:
-    return type(node), node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
+def place(node: Any) -> tuple[Any, ...]:
+    """Return what tells a statement or expression from all others of its file."""
+    return type(node).__name__, node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
 
 
 class _Reporting(ast.NodeTransformer):
-    def __init__(self, keys: Mapping[tuple[Any, ...], str]) -> None:
+    def __init__(self, keys: Keys) -> None:
         self._keys = keys
 
     def visit(self, node: ast.AST) -> Any:
         """Put the report in front of a piece."""
-        key = self._keys.get(_place(node)) if isinstance(node, ast.stmt | ast.expr) else None
+        key = self._keys.get(place(node)) if isinstance(node, ast.stmt | ast.expr) else None
         found = self.generic_visit(node)
         if key is None:
             return found
