@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing import reductions
 from torch.nn.attention import flex_attention
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -50,7 +51,7 @@ def pretend() -> None:
     torch.Tensor.record_stream = lambda *_: None  # keeps memory until another stream is done with it
     # By itself the mode looks whether a GPU is there, and then tries operations on it.
     FakeTensorMode.avoid_device_init = True
-    # Python's tracing and the tests' threads end at the device's own thread, which calls into Python too.
+    # A backward on the device's own thread would lose this thread's mode.
     torch.autograd.set_multithreading_enabled(False)
     # A compiler for the GPU would start Triton. Uncompiled, flex attention calls its operator with the same arguments.
     torch.compiler.set_stance("force_eager")
@@ -60,6 +61,8 @@ def pretend() -> None:
     torch.__future__.set_swap_module_params_on_conversion(True)
     torch.utils.swap_tensors = _swap
     dist.init_process_group = _join
+    # The driver's handle of memory for other processes: of memory that is not there.
+    reductions.reduce_tensor = lambda tensor: (None, (tensor.shape, tensor.device.index))
 
 
 def _swap(one: Any, other: Any) -> None:

@@ -83,6 +83,25 @@ def test_a_policy_makes_a_step(tiny: Path, overrides: list[str]) -> None:
     assert {p.device for p in rank._engine.module.parameters()} == {torch.device("cuda", 0)}
 
 
+def test_a_policy_serves_other_roles(tiny: Path) -> None:
+    """Weights as IPC handles and as parts on the CPU; the adapter, and scores without it."""
+    overrides = ["learner.lora.rank=4", "weights.verify=true", "weights.bucket_mib=1"]
+    config = load_config([*TWO_RANKS, "algorithm.kl.coef=0", *overrides])
+    with FakeGpu():
+        rank = PolicyRank(0, PolicySetup.from_config(config, str(tiny), 64))
+        start(rank)
+        info, sums = rank.export_weights()
+        assert [list(handle) for handle in info["handles"]] == [["GPU-imaginary"]] * len(sums)
+        is_last, part = rank.read_weights(0)
+        _, adapter = rank.read_adapter()
+        places = [[(0, 0), (0, 1)], [(0, 2), (0, 3)]]
+        _, _, *scores = rank.reference([0, 1], places, TRAJECTORIES)
+    assert is_last
+    assert {tensor.device.type for tensor in part.values()} == {"cpu"}
+    assert adapter.file.nbytes > 0
+    assert [[len(row) for row in group] for group in scores] == [[7, 9], [8, 5]]
+
+
 def test_a_critic_makes_a_step(tiny: Path) -> None:
     config = load_config([*TWO_RANKS, "algorithm.kl.coef=0", "algorithm.advantage.name=gae"])
     with FakeGpu():

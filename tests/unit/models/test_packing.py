@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlsys.errors import RlsysError
-from rlsys.models.kernels.attention import flex, packed_attention
+from rlsys.models.kernels.attention import packed_attention
 from rlsys.models.kernels.segments import Segment, Segments, segments_of
 from rlsys.models.packing import LAYOUTS, TokenRow, microbatches, token_batch
 
@@ -149,15 +149,6 @@ def test_attention_follows_the_structure(segments: Segments, kv_heads: int, seed
     assert torch.allclose(out, expected, atol=1e-5)
     for one, other in zip(mine, torch.autograd.grad(expected, inputs, grad), strict=True):
         assert torch.allclose(one, other, atol=1e-4)
-
-
-def test_flex_attention_has_the_same_mask() -> None:
-    """The path for GPUs, uncompiled."""
-    members = [Segment(0, 7, None), Segment(7, 12, 0), Segment(12, 13, 0), Segment(13, 20, None)]
-    segments = segments_of(members, 20)
-    inputs = [torch.randn(1, heads, 20, 16, generator=torch.Generator().manual_seed(heads)) for heads in (4, 2, 2)]
-    out, _ = packed_attention(torch.nn.Module(), *inputs, None, segments=segments)  # type: ignore[arg-type]
-    assert torch.allclose(flex(*inputs, segments, 16**-0.5), out, atol=1e-5)
 
 
 @pytest.mark.parametrize("extra", [{"softcap": 30.0}, {"sliding_window": 8}, {"s_aux": 1}, {"dropout": 0.1}])
