@@ -52,8 +52,11 @@ class FakeGpu(TorchDispatchMode):
             return True
         is_real = not isinstance(next(iter(args), None), FakeTensor)
         with self._fakes:
-            if func is aten.nonzero.default:  # everything is chosen
+            # The size of two results depends on numbers: here everything is chosen, and nothing beyond `minlength`.
+            if func is aten.nonzero.default:
                 return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
+            if func is aten.bincount.default:
+                return args[0].new_empty(args[2])
             if is_real and getattr(func, "overloadpacket", None) in (aten._to_copy, aten.to):  # `to` in inference mode
                 return _uploaded(args[0], leaves)
             found = func(*args, **kwargs)

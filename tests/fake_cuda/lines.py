@@ -224,7 +224,9 @@ def _reached(candidates: Sequence[_Candidate], modules: Sequence[Module]) -> set
         on_gpu = {id(part) for node in nodes for part in ast.walk(node)}
         for reference in module.references:
             name, node = reference.name, reference.node
-            if name in reference.owners or not any(each.means(reference, module.file) for each in by_name.get(name, ())):
+            if name in reference.owners or not any(
+                each.means(reference, module.file) for each in by_name.get(name, ())
+            ):
                 continue
             if id(node) in on_gpu:
                 inside.add(name)

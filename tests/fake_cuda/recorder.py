@@ -48,7 +48,9 @@ class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, keys: Mapping[str, Keys]) -> None:
         self._keys = keys
 
-    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Any, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         """Return the spec of a module with pieces, with a loader that lets them report."""
         keys = self._keys.get(f"{name.replace('.', '/')}.py")
         spec = None if keys is None else importlib.machinery.PathFinder.find_spec(name, path, target)
@@ -90,7 +92,7 @@ class _Reporting(ast.NodeTransformer):
     def visit(self, node: ast.AST) -> Any:
         """Put the report in front of a piece."""
         key = self._keys.get(place(node)) if isinstance(node, ast.stmt | ast.expr) else None
-        found = self.generic_visit(node)
+        found: Any = self.generic_visit(node)
         if key is None:
             return found
         call = ast.Call(ast.Name(REPORT, ast.Load()), [ast.Constant(key)], [])

@@ -16,9 +16,11 @@ CACHE = Path("~/.cache/rlsys/fake_cuda").expanduser()  # beside the models that 
 FLAGS = ("-O1", "-std=c++20", "-shared", "-fPIC")
 
 
-def compiler() -> str | None:
-    """Return the C++ compiler that builds the library, or None where there is none."""
-    return shutil.which(os.environ.get("CXX", "g++"))
+def obstacle() -> str | None:
+    """Return why there can be no imaginary GPU here, or None."""
+    if (_torch() / "lib" / "libtorch_cuda.so").exists():
+        return "this torch is built for CUDA, and has real devices"
+    return None if shutil.which(_compiler()) else f"no C++ compiler {_compiler()} to build {SOURCE.name}"
 
 
 def build_shim() -> Path:
@@ -36,15 +38,23 @@ def build_shim() -> Path:
 
 
 def _compile(target: Path) -> None:
-    spec = importlib.util.find_spec("torch")
-    assert spec is not None and spec.origin is not None
-    torch = Path(spec.origin).parent
-    libraries = torch / "lib"
+    include, libraries = _torch() / "include", _torch() / "lib"
     command = [
-        *(compiler() or "g++", *FLAGS, str(SOURCE), "-o", str(target)),
-        *(f"-I{torch / 'include'}", f"-I{torch / 'include/torch/csrc/api/include'}"),
+        *(_compiler(), *FLAGS, str(SOURCE), "-o", str(target)),
+        *(f"-I{include}", f"-I{include / 'torch/csrc/api/include'}"),
         *(f"-L{libraries}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{libraries}"),
     ]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     if found.returncode != 0:
         raise RuntimeError(f"{SOURCE.name} could not be built by {command[0]}:\n{found.stderr}")
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+def _torch() -> Path:
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent

@@ -38,6 +38,8 @@ NOT_ENTERED = {
 def test_every_gpu_line_is_entered_or_named() -> None:
     ordinary = sorted(str(file.relative_to(ROOT)) for pattern in ORDINARY for file in ROOT.glob(pattern))
     runs = run_on_gpu(()), run_child("--plain", *ordinary)
+    for run in runs:
+        assert run.outcomes, run.output
     failed = [test for run in runs for test, (outcome, _) in run.outcomes.items() if outcome == "failed"]
     assert not failed, "lines may be missing because these tests fail: " + ", ".join(failed)
     entered = {key for run in runs for key in run.entered}
@@ -50,7 +52,9 @@ def complaints(keys: Collection[str], entered: Collection[str], named: Collectio
     """Return what is wrong with the record or with the list of names."""
     left = [f"no test enters: {key}" for key in keys if key not in entered and not key.startswith(tuple(named))]
     unknown = [f"there is no such line: {name}" for name in named if not any(key.startswith(name) for key in keys)]
-    both = [f"tests enter what is named as not entered: {k}" for k in keys if k in entered and k.startswith(tuple(named))]
+    both = [
+        f"tests enter what is named as not entered: {k}" for k in keys if k in entered and k.startswith(tuple(named))
+    ]
     return left + unknown + both
 
 

@@ -17,6 +17,7 @@ from rlsys.models.policy import PolicyModel, load_policy
 from rlsys.models.value import load_critic
 from tests.fake_cuda.gpu import FakeGpu
 from tests.unit.models.test_policy import rows
+from tests.unit.models.test_trial import copy_of
 
 CUDA = torch.device("cuda", 0)
 FLASH = torch.ops.aten._flash_attention_forward.default
@@ -114,6 +115,16 @@ def test_a_critic_trains(tiny: Path, dtype: torch.dtype) -> None:
         critic = load_critic(str(tiny), dtype, max_tokens=64).to("cuda")
         batch = batch_on_gpu(critic.layout)
         check_training(critic, critic(batch), batch)
+
+
+def test_experts_train_with_the_loss_that_balances_them() -> None:
+    policy = PolicyModel(copy_of("qwen3_moe", output_router_logits=True, router_aux_loss_coef=0.3).bfloat16())
+    with FakeGpu():
+        policy.to("cuda")
+        batch = batch_on_gpu(policy.layout)
+        logprobs, _ = policy(batch, 1.0)
+        assert policy.balance_loss is not None
+        check_training(policy, logprobs + policy.balance_loss, batch)
 
 
 def test_a_tensor_on_the_wrong_device_is_an_error(tiny: Path) -> None:
