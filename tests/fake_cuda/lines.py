@@ -30,13 +30,13 @@ class Piece:
     file: str
     owner: str  # the function that it stands in, with its class
     text: str  # its first line
-    line: int
+    number: int  # among those of its function with the same text
     node: ast.stmt | ast.expr = field(compare=False, repr=False)
 
     @property
     def key(self) -> str:
         """Return the piece's name, which stays when the file's lines move."""
-        return f"{self.file} {self.owner}: {self.text}"
+        return f"{self.file} {self.owner}: {self.text}" + (f" ({self.number})" if self.number > 1 else "")
 
 
 def implies(test: ast.expr, value: bool) -> bool | None:
@@ -144,7 +144,8 @@ class Module:
 
     def _add(self, node: ast.stmt | ast.expr, owner: str) -> None:
         text = (ast.get_source_segment(self.text, node) or "").partition("\n")[0]
-        self.pieces.append(Piece(self.file, owner, text, node.lineno, node))
+        same = [piece for piece in self.pieces if piece.owner == owner and piece.text == text]
+        self.pieces.append(Piece(self.file, owner, text, len(same) + 1, node))
 
 
 def _is_text(statement: ast.stmt) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from rlsys.learner.setup import CriticSetup, PolicySetup
 from rlsys.types import Coefficients, ExperienceRow, Trajectory
 from tests.fake_cuda.gpu import FakeGpu
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "algorithm"
+KLS = ("k1", "k2", "k3", "abs")
 RESPONSES = (4, 6, 5, 2)  # tokens; two trajectories per prompt
 TWO_RANKS = ["cluster.num_gpus=2", "learner.num_workers=2", "critic.num_workers=2", "weights.verify=false"]
 
@@ -81,6 +84,34 @@ def test_a_policy_makes_a_step(tiny: Path, overrides: list[str]) -> None:
     assert metrics["policy/updates_applied"] == 1.0
     assert logprobs.shape == (6,)
     assert {p.device for p in rank._engine.module.parameters()} == {torch.device("cuda", 0)}
+
+
+def losses() -> list[list[str]]:
+    """The presets that differ in the policy loss, and what may be added to one."""
+    presets = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+    by_loss = {str(load_config([f"algorithm={name}"]).algorithm.policy_loss): name for name in presets}
+    return [
+        *([f"algorithm={name}"] for name in by_loss.values()),
+        ["algorithm.corrections=[{name: truncate},{name: mask,level: geometric,weigh: false},{name: opsm}]"],
+        *([f"algorithm.kl.name={name}", "algorithm.kl.coef=0.1", "algorithm.kl.unbiased=true"] for name in KLS),
+        ["algorithm.entropy.coef=0.01", "algorithm.entropy.top_quantile=0.5"],
+        ["algorithm.aggregation={name: local_token_mean}", "train.old_logprobs=engine"],
+    ]
+
+
+def test_every_loss_is_computed_on_the_gpu(tiny: Path) -> None:
+    references = [[np.full(t.num_tokens, -1.0, np.float32) for t in TRAJECTORIES[i : i + 2]] for i in (0, 2)]
+    batch = replace(rank_batch(), has_reference=True, coefficients=Coefficients(0.1, 0.01))
+    with FakeGpu():
+        rank: PolicyRank | None = None
+        for overrides in losses():
+            setup = PolicySetup.from_config(load_config([*TWO_RANKS, *overrides]), str(tiny), 64)
+            if rank is None:
+                rank = PolicyRank(0, setup)
+                start(rank)
+            rank._configure(setup)
+            metrics, nonfinite = rank.update(batch, TRAJECTORIES, *references)
+            assert (metrics["policy/updates_applied"], nonfinite) == (setup.passes, []), overrides
 
 
 def test_a_policy_serves_other_roles(tiny: Path) -> None:
