@@ -20,17 +20,11 @@ ORDINARY = (
     "tests/unit/learner/test_policy_group.py",
     "tests/unit/learner/test_shared_gpu.py",
 )
-ENGINES = "vLLM's half of the channel, which tests/gpu runs whole"
 BITSANDBYTES = "transformers makes settings for 4 bits only where bitsandbytes is installed, which is on GPUs"
 # Pieces that no test enters, and why. A name is a piece's key, or its beginning: a whole function.
 NOT_ENTERED = {
     "rlsys/models/policy.py _quantization": BITSANDBYTES,
     "rlsys/models/policy.py load_policy": BITSANDBYTES,
-    "rlsys/rollout/engine/receiver.py IpcEngine": ENGINES,
-    "rlsys/rollout/engine/receiver.py NcclEngine._received": ENGINES,
-    "rlsys/rollout/engine/receiver.py NcclEngine.init_transfer_engine": ENGINES,
-    "rlsys/weights/nccl.py NcclChannel.__init__: raise": "vLLM without libnccl",
-    "rlsys/weights/nccl.py NcclChannel.close": "vLLM's communicator",
 }
 
 
