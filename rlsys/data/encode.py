@@ -13,6 +13,7 @@ from jinja2 import Template
 
 from rlsys.config.schema import DataConfig
 from rlsys.config.templates import jinja_template, text_or_file
+from rlsys.data import Row
 from rlsys.data.chat import ChatTemplate
 from rlsys.data.loading import LoadedRows
 from rlsys.errors import ConfigError, DataError, RlsysError, nearest
@@ -61,16 +62,12 @@ class PromptEncoder:
             ConfigError: a template does not take a row.
         """
         prompts: list[Prompt] = []
-        column, numbered = self._config.prompt_column, enumerate(loaded.rows)
+        numbered = enumerate(loaded.rows)
         while part := list(itertools.islice(numbered, ROWS_AT_ONCE)):
-            texts = []
-            for index, row in part:
-                with _located(loaded, index):
-                    texts.append(self._checked(self._text(row[column])))
-            for (index, row), (text, _), ids in zip(part, texts, self._token_ids(texts), strict=True):
+            for index, row, text, ids in self._tokenised(part, loaded):
                 with _located(loaded, index):
                     self._check_ids(ids)
-                    columns = {key: value for key, value in row.items() if key != column}
+                    columns = {key: value for key, value in row.items() if key != self._config.prompt_column}
                     prompt = Prompt(first_index + len(prompts), text, ids, columns)
                     if self._fits(prompt):
                         prompts.append(prompt)
@@ -88,6 +85,17 @@ class PromptEncoder:
     @cached_property
     def _chat(self) -> ChatTemplate:
         return ChatTemplate(self._tokenizer, self._config.chat_template_options)
+
+    def _tokenised(
+        self, part: Sequence[tuple[int, Row]], loaded: LoadedRows
+    ) -> Iterator[tuple[int, Row, str | Messages, np.ndarray]]:
+        """Yield each numbered row with its prompt and the prompt's token ids."""
+        texts = []
+        for index, row in part:
+            with _located(loaded, index):
+                texts.append(self._checked(self._text(row[self._config.prompt_column])))
+        for (index, row), (text, _), ids in zip(part, texts, self._token_ids(texts), strict=True):
+            yield index, row, text, ids
 
     def _fits(self, prompt: Prompt) -> bool:
         size = len(prompt.token_ids)
