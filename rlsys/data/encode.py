@@ -62,15 +62,13 @@ class PromptEncoder:
             ConfigError: a template does not take a row.
         """
         prompts: list[Prompt] = []
-        numbered = enumerate(loaded.rows)
-        while part := list(itertools.islice(numbered, ROWS_AT_ONCE)):
-            for index, row, text, ids in self._tokenised(part, loaded):
-                with _located(loaded, index):
-                    self._check_ids(ids)
-                    columns = {key: value for key, value in row.items() if key != self._config.prompt_column}
-                    prompt = Prompt(first_index + len(prompts), text, ids, columns)
-                    if self._fits(prompt):
-                        prompts.append(prompt)
+        for index, row, text, ids in self._tokenised(loaded):
+            with _located(loaded, index):
+                self._check_ids(ids)
+                columns = {key: value for key, value in row.items() if key != self._config.prompt_column}
+                prompt = Prompt(first_index + len(prompts), text, ids, columns)
+                if self._fits(prompt):
+                    prompts.append(prompt)
         if not prompts:
             raise DataError(
                 f"data '{loaded.source.name}': all prompts are longer than {self._max_prompt_tokens} tokens: raise "
@@ -86,16 +84,16 @@ class PromptEncoder:
     def _chat(self) -> ChatTemplate:
         return ChatTemplate(self._tokenizer, self._config.chat_template_options)
 
-    def _tokenised(
-        self, part: Sequence[tuple[int, Row]], loaded: LoadedRows
-    ) -> Iterator[tuple[int, Row, str | Messages, np.ndarray]]:
-        """Yield each numbered row with its prompt and the prompt's token ids."""
-        texts = []
-        for index, row in part:
-            with _located(loaded, index):
-                texts.append(self._checked(self._text(row[self._config.prompt_column])))
-        for (index, row), (text, _), ids in zip(part, texts, self._token_ids(texts), strict=True):
-            yield index, row, text, ids
+    def _tokenised(self, loaded: LoadedRows) -> Iterator[tuple[int, Row, str | Messages, np.ndarray]]:
+        """Yield each row's number, the row, its prompt and the prompt's token ids."""
+        numbered = enumerate(loaded.rows)
+        while part := list(itertools.islice(numbered, ROWS_AT_ONCE)):
+            texts = []
+            for index, row in part:
+                with _located(loaded, index):
+                    texts.append(self._checked(self._text(row[self._config.prompt_column])))
+            for (index, row), (text, _), ids in zip(part, texts, self._token_ids(texts), strict=True):
+                yield index, row, text, ids
 
     def _fits(self, prompt: Prompt) -> bool:
         size = len(prompt.token_ids)
