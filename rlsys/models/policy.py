@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from rlsys.config.learner_schema import LoraConfig
+from rlsys.errors import ConfigError
+from rlsys.models.folder import empty_model
 from rlsys.models.kernels.head import use_token_head
 from rlsys.models.kernels.linear import use_onednn
 from rlsys.models.layout import use_layout
@@ -109,6 +111,27 @@ def load_policy(
     with nullcontext() if loading is None or traits is None else loading:
         hf = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code, **extra)
         pin_rope(hf, max_tokens)
+        return PolicyModel(hf, packing, lora, traits).eval()
+
+
+def empty_policy(
+    path: str,
+    dtype: torch.dtype,
+    *,
+    packing: str = "auto",
+    lora: LoraConfig | None = None,
+    trust_remote_code: bool = False,
+) -> PolicyModel:
+    """Return the policy that `load_policy` would load, on the meta device: shapes without memory.
+
+    Raises:
+        ConfigError: the model cannot be trained as it is asked for, or only its weights would show how.
+    """
+    traits = folder_traits(path, trust_remote_code=trust_remote_code)
+    if traits is None:
+        raise ConfigError(f"{path} has no small copy that shows how it has to be computed; only its weights would")
+    hf = empty_model(path, trust_remote_code=trust_remote_code).to(dtype)
+    with torch.device("meta"):
         return PolicyModel(hf, packing, lora, traits).eval()
 
 
