@@ -31,6 +31,7 @@ from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, PolicyModel, empty_policy
 
 MIB = 2**20
+PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers")
 # What PyTorch does not allocate by itself or cannot use. These are guesses until a GPU has confirmed them.
 CONTEXT_BYTES = 600 * MIB  # CUDA's context, cuBLAS's and cuDNN's workspaces, loaded kernels
 NCCL_BYTES = 500 * MIB  # the communicator's channels, where there are several ranks
@@ -91,22 +92,8 @@ def predict_peak(
     Raises:
         ConfigError: the model cannot be trained as it is asked for, or its memory cannot be predicted.
     """
-    if device not in BLOCK_BYTES:
-        raise ConfigError(f"memory can be predicted for {' and '.join(BLOCK_BYTES)}, not for {device}")
-    learner = setup.learner
-    if learner.lora.quantize_base is not None:
-        raise ConfigError("the memory of a model in 4 bits cannot be predicted: set learner.lora.quantize_base=null")
-    policy = empty_policy(
-        setup.model_path,
-        DTYPES[learner.dtype],
-        packing=learner.packing,
-        lora=learner.lora,
-        trust_remote_code=setup.trust_remote_code,
-    )
-    if learner.dtype == "bfloat16":
-        policy.bfloat16()  # as DeepSpeed does, adapters included
-    zero = ZeroMemory(learner, Sizes.of(policy), device)
-    held = zero.held()
+    policy = _empty_policy(setup, device)
+    zero = ZeroMemory(setup.learner, Sizes.of(policy), device)
     try:
         traced = _trace(policy, setup, device, rows or longest_rows(setup, policy.layout))
     except (NotImplementedError, RuntimeError, TypeError) as error:  # code of any origin may ask tensors for numbers
@@ -117,10 +104,28 @@ def predict_peak(
         "step": zero.step(),
     }
     moment = max(moments, key=lambda name: sum(moments[name].values()))
-    names = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers")
-    parts = {name: held.get(name, 0) + moments[moment].get(name, 0) for name in names}
-    allowances = _allowances(sum(parts.values()), learner.num_workers) if device == "cuda" else {}
+    held = zero.held()
+    parts = {name: held.get(name, 0) + moments[moment].get(name, 0) for name in PARTS}
+    allowances = _allowances(sum(parts.values()), setup.learner.num_workers) if device == "cuda" else {}
     return MemoryPrediction(moment=moment, **parts, host=zero.host(), allowances=allowances)
+
+
+def _empty_policy(setup: PolicySetup, device: str) -> PolicyModel:
+    """Return the policy as DeepSpeed holds it, on the meta device; raise ConfigError for what cannot be predicted."""
+    learner = setup.learner
+    if device not in BLOCK_BYTES:
+        raise ConfigError(f"memory can be predicted for {' and '.join(BLOCK_BYTES)}, not for {device}")
+    if learner.lora.quantize_base is not None:
+        raise ConfigError("the memory of a model in 4 bits cannot be predicted: set learner.lora.quantize_base=null")
+    policy = empty_policy(
+        setup.model_path,
+        DTYPES[learner.dtype],
+        packing=learner.packing,
+        lora=learner.lora,
+        trust_remote_code=setup.trust_remote_code,
+    )
+    # DeepSpeed converts everything, adapters included, which peft holds in float32.
+    return policy.bfloat16() if learner.dtype == "bfloat16" else policy
 
 
 def longest_rows(setup: PolicySetup, layout: str) -> list[TokenRow]:

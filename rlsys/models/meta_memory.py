@@ -23,6 +23,9 @@ from rlsys.models.kernels.flash import VarlenFlash
 from rlsys.models.kernels.segments import Segments
 from rlsys.models.layout import switch_attention
 
+Kernel = Callable[..., torch.Tensor]
+Attention = Callable[..., tuple[torch.Tensor, None]]
+
 aten = torch.ops.aten
 # CUDA's caching allocator gives blocks of this size; on CPUs an allocation has the size that was asked for.
 BLOCK_BYTES = {"cuda": 512, "cpu": 1}
@@ -116,73 +119,57 @@ def use_kernels_of(hf: Any, device: str) -> None:
     assert obstacle is None, obstacle
 
 
-def _packed_on_gpu(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: None,
-    *,
-    segments: Segments,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Compute packed attention as a GPU with flash kernels does."""
-    out = VarlenFlash.apply(query, key, value, segments, scaling or 1.0)
+def _packed(kernel: Kernel) -> Attention:
+    """Return packed attention by `kernel`, behind transformers' interface; factors do not matter here."""
+
+    def attend(module: nn.Module, *tensors: Any, segments: Segments, **_: Any) -> tuple[torch.Tensor, None]:
+        query, key, value, _mask = tensors
+        return kernel(query, key, value, segments, 1.0), None
+
+    return attend
+
+
+def _flash_on_gpu(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scale: float
+) -> torch.Tensor:
+    out: torch.Tensor = VarlenFlash.apply(query, key, value, segments, scale)
     # In float32 flex attention takes its place. It keeps tensors of the same shapes, and its output is copied once.
-    return (out.clone() if out.dtype == torch.float32 else out), None
+    return out.clone() if out.dtype == torch.float32 else out
 
 
-def _packed_on_cpu(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: None,
-    *,
-    segments: Segments,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    return attention.on_cpu(query, key, value, segments, scaling or 1.0), None
+def _padded(kernel: Kernel) -> Attention:
+    """Return padded attention by `kernel`, which gets as many heads of keys and values as of queries, and a bias."""
+
+    def attend(module: nn.Module, *tensors: Any, **_: Any) -> tuple[torch.Tensor, None]:
+        query, key, value, mask = tensors
+        groups = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+        bias = None if mask is None else torch.zeros_like(mask, dtype=query.dtype)  # from bool to what is added
+        return kernel(query, key, value, bias).transpose(1, 2).contiguous(), None
+
+    return attend
 
 
-def _padded_on_gpu(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Compute padded attention by the kernel that PyTorch chooses on GPUs where there is a mask."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    bias = None
-    if attention_mask is not None:  # bool; the kernel adds numbers
-        bias = torch.zeros_like(attention_mask, dtype=query.dtype).expand(-1, query.shape[1], -1, -1)
-    out = aten._scaled_dot_product_efficient_attention(query, key, value, bias, True)[0]
-    return out.transpose(1, 2).contiguous(), None
+def _efficient_on_gpu(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Compute attention by the kernel that PyTorch chooses on GPUs where there is a mask."""
+    wide = None if bias is None else bias.expand(-1, query.shape[1], -1, -1)
+    found: torch.Tensor = aten._scaled_dot_product_efficient_attention(query, key, value, wide, True)[0]
+    return found
 
 
-def _padded_on_cpu(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    groups = query.shape[1] // key.shape[1]
-    key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    bias = None if attention_mask is None else torch.zeros_like(attention_mask, dtype=query.dtype)
-    out = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, False, attn_mask=bias)[0]
-    return out.transpose(1, 2).contiguous(), None
+def _flash_on_cpu(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    call = aten._scaled_dot_product_flash_attention_for_cpu
+    found: torch.Tensor = call(query, key, value, 0.0, False, attn_mask=bias)[0]
+    return found
 
 
-KERNELS: dict[tuple[str, str], Callable[..., Any]] = {
-    (attention.NAME, "cuda"): _packed_on_gpu,
-    (attention.NAME, "cpu"): _packed_on_cpu,
-    ("sdpa", "cuda"): _padded_on_gpu,
-    ("sdpa", "cpu"): _padded_on_cpu,
+KERNELS = {
+    (attention.NAME, "cuda"): _packed(_flash_on_gpu),
+    (attention.NAME, "cpu"): _packed(attention.on_cpu),
+    ("sdpa", "cuda"): _padded(_efficient_on_gpu),
+    ("sdpa", "cpu"): _padded(_flash_on_cpu),
 }
