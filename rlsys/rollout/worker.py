@@ -68,7 +68,10 @@ class RolloutWorker:
         on_cpu = self._setup.backend == "gloo"
         memory: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         if on_cpu:
-            memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
+            # Samples of a prompt share its whole blocks, and each computes what is left of the last one. The smallest
+            # block that the CPU's attention takes leaves the least; vLLM's own is 128. (Kinds of attention that take
+            # only one size get that one from vLLM.)
+            memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "block_size": 32}
         arguments = EngineArgs(
             model=self._setup.model_path,
             # Prompts and responses are token ids; scoring workers decode. Without a tokenizer vLLM does not know the

@@ -44,7 +44,7 @@ FRONT_END = [
             "weight_transfer_config=_, distributed_executor_backend=_, worker_extension_cls=_, generation_config=_, "
             "seed=_, async_scheduling=_, scheduler_cls=_, "
             # One of the two: the first on GPUs, the second on CPUs.
-            "gpu_memory_utilization=_, kv_cache_memory_bytes=_, "
+            "gpu_memory_utilization=_, kv_cache_memory_bytes=_, block_size=_, "
             # Only for adapters.
             "enable_lora=_, max_loras=_, max_cpu_loras=_, max_lora_rank=_, lora_target_modules=_, quantization=_)",
         ),
