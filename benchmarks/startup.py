@@ -74,13 +74,16 @@ def measure_times(folder: Path, rounds: int) -> tuple[dict[str, dict[str, list[f
         found = {"rlsys": lines}
         command = [sys.executable, "-m", "benchmarks.startup_trl", model, str(folder / f"trl-{number}")]
         found["trl"] = dict(timed_lines(command, folder))
-        for side, seen in found.items():
-            for stage, start in STAGES.items():
-                at = next((at for line, at in seen.items() if line.startswith(start)), None)
-                if number > 0 and at is not None:
-                    times[side].setdefault(stage, []).append(at)
+        for side, seen in found.items() if number > 0 else ():
+            for stage, at in stages_of(seen).items():
+                times[side].setdefault(stage, []).append(at)
         print(f"round {number}: { ({side: times[side].get('first step') for side in times}) }", flush=True)
     return times, Path(model).name
+
+
+def stages_of(lines: dict[str, float]) -> dict[str, float]:
+    """Return when each stage was done, of those that the lines name."""
+    return {stage: at for line, at in lines.items() for stage, start in STAGES.items() if line.startswith(start)}
 
 
 def quickstart(run_dir: Path, num_steps: int) -> list[str]:

@@ -175,16 +175,14 @@ async def open_run(
 
 
 @contextlib.asynccontextmanager
-async def open_evaluation(
-    prepared: Prepared, preimport: Preimport | None = None
-) -> AsyncIterator[tuple[GroupSampler, ScoringPool, Background]]:
+async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSampler, ScoringPool, Background]]:
     """Start engines with the weights of `model.path`, and scoring workers: no learner, no reference.
 
     Everything that uses them runs under the background's `supervise`.
     """
     config = prepared.config
     wanted = {role: demand for role, demand in worker_demands(config).items() if role in ("rollout", "scoring")}
-    with connect(config, wanted, preimport=preimport) as cluster:
+    with connect(config, wanted) as cluster:
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
         scoring = start_scoring(cluster, prepared, wanted["scoring"])
         await _wait_for_start(cluster, config, rollout, scoring)

@@ -100,26 +100,23 @@ FRONT_END = [
     ),
 ]
 
+SCHEDULER_CALLS = (
+    "set_pause_state(pause_state)",
+    "has_requests()",
+    "update_from_output(scheduler_output, model_runner_output)",
+)
 SCHEDULER = [
     Use(
         "vllm.v1.core.sched.scheduler",
         "Scheduler",
-        calls=(
-            "set_pause_state(pause_state)",
-            "has_requests()",
-            "update_from_output(scheduler_output, model_runner_output)",
-        ),
+        calls=SCHEDULER_CALLS,
         reads=("requests", "pause_state"),
     ),
     # It must inherit what our mixin overrides.
     Use(
         "vllm.v1.core.sched.async_scheduler",
         "AsyncScheduler",
-        calls=(
-            "set_pause_state(pause_state)",
-            "has_requests()",
-            "update_from_output(scheduler_output, model_runner_output)",
-        ),
+        calls=SCHEDULER_CALLS,
         reads=("requests", "pause_state"),
     ),
     Use(

@@ -192,10 +192,8 @@ class Engine:
         try:
             outputs, was_executed = self._core.step_fn()
             self._core.post_step(was_executed)
-        except Exception as error:  # whatever it is: vLLM's state is unknown now
-            logger.exception("a step of the engine failed")
-            self._failure = error
-            self._loop.call_soon_threadsafe(self._fail_all, error)
+        except Exception as error:
+            self._end_engine(error)
             return
         finished = [response for each in (outputs or {}).values() for response in each.outputs]
         if finished:
@@ -210,8 +208,16 @@ class Engine:
             self._loop.call_soon_threadsafe(self._fail, request.request_id, error)
 
     def _abort(self, name: str) -> None:
-        if self._failure is None:
+        try:
             self._core.abort_requests([name])
+        except Exception as error:
+            self._end_engine(error)
+
+    def _end_engine(self, error: Exception) -> None:
+        """Let requests and calls fail from now on: whatever the error is, vLLM's state is unknown."""
+        logger.error("the engine failed", exc_info=error)
+        self._failure = self._failure or error
+        self._loop.call_soon_threadsafe(self._fail_all, error)
 
     # Called by the thread, on the event loop again.
 

@@ -71,6 +71,8 @@ class Core:
         self.left[request.request_id] = len(request.prompt_token_ids)
 
     def abort_requests(self, names: list[str]) -> None:
+        if self.fails:
+            raise ValueError("the model broke")
         self.log.append(("abort", *names))
         for name in names:
             self.left.pop(name, None)
@@ -191,5 +193,22 @@ def test_a_failed_step_ends_everything_that_waits_and_that_comes_later() -> None
         for late in (generate(engine, "c", 1), engine.collective_rpc("arrival")):
             with pytest.raises(WorkerError, match="the engine has failed: ValueError: the model broke"):
                 await late
+
+    drive(scenario)
+
+
+def test_an_abort_that_fails_ends_the_engine_too_and_nobody_waits_for_its_thread() -> None:
+    async def scenario(engine: Engine, core: Core) -> None:
+        core.may_step.clear()
+        cancelled, other = (asyncio.ensure_future(generate(engine, name, 5)) for name in "ab")
+        await eventually(lambda: bool(core.threads))
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        core.fails = True
+        core.may_step.set()
+        with pytest.raises(WorkerError, match="the engine failed: ValueError: the model broke"):
+            await other
+        with pytest.raises(WorkerError, match="the engine has failed"):
+            await engine.collective_rpc("arrival")
 
     drive(scenario)
