@@ -62,6 +62,7 @@ class RolloutWorker:
         from vllm import EngineArgs
         from vllm.config.weight_transfer import WeightTransferConfig
 
+        from rlsys.rollout.engine import norms
         from rlsys.rollout.engine.core import Engine
 
         config, slots = self._config, self._setup.slots
@@ -72,6 +73,7 @@ class RolloutWorker:
             # block that the CPU's attention takes leaves the least; vLLM's own is 128. (Kinds of attention that take
             # only one size get that one from vLLM.)
             memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "block_size": 32}
+            memory |= {"ir_op_priority": norms.PRIORITY}
         arguments = EngineArgs(
             model=self._setup.model_path,
             # Prompts and responses are token ids; scoring workers decode. Without a tokenizer vLLM does not know the

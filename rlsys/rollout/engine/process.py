@@ -15,6 +15,7 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.platforms import current_platform
 from vllm.v1.sample import sampler
 
+from rlsys.rollout.engine import norms
 from rlsys.rollout.engine.receiver import WeightReceiver
 
 
@@ -94,3 +95,4 @@ leave_output_layer_alone()
 if current_platform.is_cpu():
     leave_experts_alone()
     count_no_ranks()
+    norms.register()
