@@ -291,7 +291,7 @@ def build_run(
         orchestrator=orchestrator,
         experience=ExperienceBuilder(config, clock, lambda: learners.coefficients, roles.critic),
         learners=learners,
-        weights=PolicyBroadcast(broadcaster, canary, clock),
+        weights=PolicyBroadcast(broadcaster, canary, clock, on_cpus=config.cluster.num_gpus == 0),
         reference=reference,
         evaluation=PeriodicEvaluation(config, prepared.eval_sets, sampler, guards.eval_rewards),
         recorder=recorder,

@@ -54,8 +54,12 @@ class Bench:
     async def answer(self, *answers: tuple[Call, Any]) -> None:
         for call, value in answers:
             self._open.pop(call).set_result(value)
-            for _ in range(10):
-                await asyncio.sleep(0)
+            await self.settle()
+
+    @staticmethod
+    async def settle() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
 
 
 def run(scenario: Callable[[Bench], Awaitable[None]], dtype: str | None = "float32") -> None:
@@ -84,6 +88,22 @@ def test_each_engine_is_compared_once_in_any_order(order: tuple[int, ...]) -> No
         assert found["sync/logprob_abs_diff/p999"] == pytest.approx(1e-4, rel=BIN)
         assert found["sync/logprob_abs_diff/mean"] == pytest.approx(1e-4 / 4, rel=1e-2)  # 2 tokens of 2 engines
         assert bench.canary.take() == {}
+
+    run(scenario)
+
+
+def test_the_learner_may_be_asked_first() -> None:
+    async def scenario(bench: Bench) -> None:
+        asked = asyncio.create_task(bench.canary.ask_learner(4))
+        await bench.settle()
+        assert {name for name, _ in bench._open} == {"learner/0", "learner/1"} and not asked.done()
+        await bench.answer(ANSWERS[0])
+        await asked  # rank 0 has answered; the other gives the same
+        bench.canary.begin(4)
+        await bench.answer(*ANSWERS[1:])  # each side was asked once: there is no other call to answer
+        assert not bench._open
+        await bench.canary.finish()
+        assert bench.canary.take()["sync/logprob_abs_diff/p999"] == pytest.approx(1e-4, rel=BIN)
 
     run(scenario)
 
