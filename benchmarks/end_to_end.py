@@ -1,9 +1,10 @@
 """Seconds per training step and stage, rlsys compared with TRL's GRPOTrainer.
 
-Both run on the same machine with the same model, prompts and response lengths.
+Both run on the same machine with the same model, prompts and response lengths, in turn: a virtual machine's speed
+changes from minute to minute, and with more rounds it changes for both.
 
-python -m benchmarks.end_to_end [--cases 64 256 natural long_prompt] [--steps 6] [--warmup 2] [--only rlsys|trl] [--kl]
-    [--write]
+python -m benchmarks.end_to_end [--cases 64 256 natural long_prompt] [--rounds 1] [--steps 6] [--warmup 2]
+    [--only rlsys|trl] [--kl] [--write]
 """
 
 from __future__ import annotations
@@ -35,18 +36,22 @@ def main() -> None:
             case = CASES[name]
             workload = build_workload(Path(folder) / name, num_steps, case.prompt_tokens)
             run = runs[name] = {}
-            for side in [options.only] if options.only else TARGETS:
+            sides = [options.only] if options.only else list(TARGETS)
+            seconds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+            for side in sides * options.rounds:
                 print(f"{side}, {case} ...", flush=True)
-                raw = _measure(side, workload, case=case, num_steps=num_steps, kl=kl)
-                run[side] = {"seconds": raw, "median_s": _medians(raw, options.warmup)}
-            if len(run) == len(TARGETS):
+                seconds[side].append(_measure(side, workload, case=case, num_steps=num_steps, kl=kl))
+            for side, rounds in seconds.items():
+                run[side] = {"seconds": rounds, "median_s": _medians(rounds, options.warmup)}
+            if sides == list(TARGETS):
                 run["trl_over_rlsys"] = {
                     key: run["trl"]["median_s"][key] / run["rlsys"]["median_s"][key] for key in ("step", "step_to_step")
                 }
             run["workload"] = workload.describe() | {"new_tokens": case.tokens, "end_by_themselves": case.natural}
             _show(name, run, kl)
             if options.write:  # after each case, as a case takes minutes
-                settings = {"warmup_steps": options.warmup, "measured_steps": options.steps, "kl_coef": kl}
+                counts = {"rounds": options.rounds, "warmup_steps": options.warmup, "measured_steps": options.steps}
+                settings = {**counts, "kl_coef": kl}
                 path = report.write("end_to_end_kl" if kl else "end_to_end", {**header, **settings, "cases": runs})
                 print(f"written: {path}", flush=True)
 
@@ -54,8 +59,9 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.end_to_end", description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="cases to measure")
-    parser.add_argument("--steps", type=int, default=6, help="measured steps")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before the measured ones, not counted")
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each side, in turn")
+    parser.add_argument("--steps", type=int, default=6, help="measured steps of a run")
+    parser.add_argument("--warmup", type=int, default=2, help="steps of a run before the measured ones, not counted")
     parser.add_argument("--only", choices=sorted(TARGETS), help="measure one side")
     parser.add_argument("--kl", action="store_true", help=f"use a reference model and a KL coefficient of {KL_COEF}")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/end_to_end[_kl].json")
@@ -68,11 +74,12 @@ def _measure(side: str, workload: Workload, **settings: Any) -> dict[str, Any]:
         return measure(workload=workload, **settings)
 
 
-def _medians(raw: dict[str, Any], warmup: int) -> dict[str, float]:
-    """Return the median seconds over the steps after warm-up, by stage and for the whole step."""
-    series = {**raw["stages"], "step": raw["step"], "step_to_step": raw["step_to_step"]}
-    series["response_tokens"] = raw["response_tokens"]
-    return {name: statistics.median(values[warmup:]) for name, values in series.items() if values[warmup:]}
+def _medians(rounds: list[dict[str, Any]], warmup: int) -> dict[str, float]:
+    """Return the median seconds over the steps after each round's warm-up, by stage and for the whole step."""
+    names = ("step", "step_to_step", "response_tokens")
+    series = [{**raw["stages"], **{name: raw[name] for name in names}} for raw in rounds]
+    steps = {name: [value for each in series for value in each[name][warmup:]] for name in series[0]}
+    return {name: statistics.median(values) for name, values in steps.items() if values}
 
 
 def _show(name: str, run: dict[str, Any], kl: float) -> None:
