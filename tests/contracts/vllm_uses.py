@@ -43,8 +43,8 @@ FRONT_END = [
             "max_model_len=_, max_num_seqs=_, enforce_eager=_, enable_chunked_prefill=_, logprobs_mode=_, "
             "weight_transfer_config=_, distributed_executor_backend=_, worker_extension_cls=_, generation_config=_, "
             "seed=_, async_scheduling=_, scheduler_cls=_, "
-            # One of the two: the first on GPUs, the second on CPUs.
-            "gpu_memory_utilization=_, kv_cache_memory_bytes=_, block_size=_, "
+            # The first on GPUs, the others on CPUs.
+            "gpu_memory_utilization=_, kv_cache_memory_bytes=_, block_size=_, ir_op_priority=_, "
             # Only for adapters.
             "enable_lora=_, max_loras=_, max_cpu_loras=_, max_lora_rank=_, lora_target_modules=_, quantization=_)",
         ),
@@ -96,7 +96,7 @@ FRONT_END = [
         "vllm.lora.request",
         "LoRARequest",
         calls=("LoRARequest(lora_name, lora_int_id, lora_path)",),
-        reads=("lora_int_id",),
+        reads=("lora_int_id", "lora_name"),
     ),
 ]
 
@@ -109,8 +109,9 @@ SCHEDULER = [
     Use(
         "vllm.v1.core.sched.scheduler",
         "Scheduler",
-        calls=SCHEDULER_CALLS,
-        reads=("requests", "pause_state"),
+        # The last two on CPUs only, to share prompts.
+        calls=(*SCHEDULER_CALLS, "_handle_blocked_waiting_request(request)", "_get_local_prefix_cache_hit(request)"),
+        reads=("requests", "pause_state", "kv_cache_manager"),
     ),
     # It must inherit what our mixin overrides.
     Use(
@@ -122,12 +123,15 @@ SCHEDULER = [
     Use(
         "vllm.v1.core.kv_cache_manager",
         "KVCacheManager",
-        calls=("allocate_slots(request, num_new_tokens, num_lookahead_tokens=_)",),
+        calls=(
+            "allocate_slots(request, num_new_tokens, num_lookahead_tokens=_)",
+            "prefix_cache_lookup_enabled(request)",
+        ),
         reads=("coordinator", "empty_kv_cache_blocks"),
         replaces=("allocate_slots",),
     ),
-    Use("vllm.v1.core.kv_cache_manager", "KVCacheBlocks"),
-    Use("vllm.v1.core.single_type_kv_cache_manager", "FullAttentionManager", reads=("block_size",)),
+    Use("vllm.v1.core.kv_cache_manager", "KVCacheBlocks", calls=("KVCacheBlocks(blocks=_)",)),
+    Use("vllm.v1.core.single_type_kv_cache_manager", "FullAttentionManager", reads=("block_size", "req_to_blocks")),
     Use("vllm.v1.core.sched.interface", "PauseState", reads=("UNPAUSED", "PAUSED_ALL")),
     Use(
         "vllm.v1.engine",
@@ -148,7 +152,10 @@ SCHEDULER = [
         "vllm.v1.request",
         "Request",
         calls=("update_block_hashes()",),
-        reads=("num_computed_tokens", "cache_salt", "block_hashes"),
+        reads=(
+            *("num_computed_tokens", "cache_salt", "block_hashes"),
+            *("request_id", "prompt_token_ids", "num_prompt_tokens", "lora_request"),
+        ),
     ),
 ]
 
@@ -265,6 +272,15 @@ CPU_REPAIRS = [
         replaces=("select_unquantized_moe_backend",),
     ),
     Use("vllm.v1.sample", "sampler", replaces=("batched_count_greater_than",)),
+    Use("vllm", "ir", reads=("ops",)),
+    Use("vllm.ir", "ops", is_imported=False, reads=("rms_norm", "fused_add_rms_norm")),
+    Use(
+        "vllm.ir.op",
+        "IrOp",
+        is_imported=False,
+        calls=("register_impl(provider, supports_args=_)", "register_impl(provider, supports_args=_, inplace=_)"),
+    ),
+    Use("vllm.config.kernel", "IrOpPriorityConfig", is_imported=False, reads=("rms_norm", "fused_add_rms_norm")),
     Use(
         "vllm.model_executor.layers.fused_moe.config",
         "FusedMoEConfig",

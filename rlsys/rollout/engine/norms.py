@@ -8,7 +8,6 @@ before it multiplies with the weight, and engines must round as the learner does
 from __future__ import annotations
 
 import torch
-import vllm.kernels  # noqa: F401, registers vLLM's own implementations
 from vllm import ir
 
 NAME = "rlsys_cpu"

@@ -14,15 +14,13 @@ from collections.abc import Hashable
 from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import Request
 
 
-class SharedPrompts:
-    """Mixin for a vLLM scheduler without steps scheduled ahead."""
-
-    requests: dict[str, Request]
-    kv_cache_manager: Any
+class SharedPromptScheduler(Scheduler):
+    """vLLM's scheduler without steps scheduled ahead, which computes a prompt once."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -34,7 +32,7 @@ class SharedPrompts:
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Return whether a waiting request may start in this step: not while another computes its prompt."""
-        if not super()._handle_blocked_waiting_request(request):  # type: ignore[misc]
+        if not super()._handle_blocked_waiting_request(request):
             return False
         if not self._may_share(request):
             return True
@@ -47,7 +45,7 @@ class SharedPrompts:
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         """Return the blocks that a request finds in the cache, and how many tokens they hold for it."""
-        found: tuple[KVCacheBlocks, int, int, bool] = super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
+        found: tuple[KVCacheBlocks, int, int, bool] = super()._get_local_prefix_cache_hit(request)
         if self._blocks is None or not self._may_share(request):
             return found
         shared = request.num_prompt_tokens - 1  # the state behind the last token is computed by each
@@ -55,7 +53,7 @@ class SharedPrompts:
         if holder is None or shared <= found[1]:
             return found
         blocks = self._blocks.req_to_blocks[holder.request_id][: -(-shared // self._blocks.block_size)]
-        return KVCacheBlocks((blocks,)), shared, *found[2:]
+        return KVCacheBlocks(blocks=(blocks,)), shared, *found[2:]
 
     def _may_share(self, request: Request) -> bool:
         return self._blocks is not None and bool(self.kv_cache_manager.prefix_cache_lookup_enabled(request))
@@ -65,7 +63,7 @@ class SharedPrompts:
         adapter = request.lora_request.lora_name if request.lora_request is not None else None
         key = (request.cache_salt, adapter, tuple(request.prompt_token_ids or ()))
         if key not in self._holders and len(self._holders) > len(self.requests):  # prompts that are done with
-            self._holders = {key: living for key, all_ in self._holders.items() if (living := self._living(all_))}
+            self._holders = {name: living for name, all_ in self._holders.items() if (living := self._living(all_))}
         self._holders[key] = holders = self._living(self._holders.get(key, []))
         return holders
 

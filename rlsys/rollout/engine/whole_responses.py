@@ -20,12 +20,11 @@ import numpy as np
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request
 
-from rlsys.rollout.engine.shared_prompts import SharedPrompts
+from rlsys.rollout.engine.shared_prompts import SharedPromptScheduler
 from rlsys.rollout.trajectory import Response
 
 DECODE = {"num_lookahead_tokens"}  # options of `allocate_slots` for a running request; others are of a prompt's
@@ -78,7 +77,7 @@ class _WholeResponses:
         return join_parts(self._held.pop(output.request_id)) if output.finished else None
 
 
-class WholeResponseScheduler(_WholeResponses, SharedPrompts, Scheduler):
+class WholeResponseScheduler(_WholeResponses, SharedPromptScheduler):
     """The scheduler for CPUs, where scheduling ahead would only compete with the model for the cores."""
 
 

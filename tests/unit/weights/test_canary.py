@@ -96,7 +96,8 @@ def test_the_learner_may_be_asked_first() -> None:
     async def scenario(bench: Bench) -> None:
         asked = asyncio.create_task(bench.canary.ask_learner(4))
         await bench.settle()
-        assert {name for name, _ in bench._open} == {"learner/0", "learner/1"} and not asked.done()
+        assert {name for name, _ in bench._open} == {"learner/0", "learner/1"}
+        assert not asked.done()
         await bench.answer(ANSWERS[0])
         await asked  # rank 0 has answered; the other gives the same
         bench.canary.begin(4)
