@@ -30,12 +30,11 @@ def main() -> None:
     header = report.header("benchmarks.end_to_end")
     kl = KL_COEF if options.kl else 0.0
     num_steps = options.warmup + options.steps
-    runs: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="rlsys-bench-") as folder:
         for name in options.cases:
             case = CASES[name]
             workload = build_workload(Path(folder) / name, num_steps, case.prompt_tokens)
-            run = runs[name] = {}
+            run: dict[str, Any] = {}
             sides = [options.only] if options.only else list(TARGETS)
             seconds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
             for side in sides * options.rounds:
@@ -47,12 +46,16 @@ def main() -> None:
                 run["trl_over_rlsys"] = {
                     key: run["trl"]["median_s"][key] / run["rlsys"]["median_s"][key] for key in ("step", "step_to_step")
                 }
-            run["workload"] = workload.describe() | {"new_tokens": case.tokens, "end_by_themselves": case.natural}
+            run["workload"] = {
+                **workload.describe(),
+                "new_tokens": case.tokens,
+                "end_by_themselves": case.natural,
+                "kl_coef": kl,
+            }
             _show(name, run, kl)
             if options.write:  # after each case, as a case takes minutes
                 counts = {"rounds": options.rounds, "warmup_steps": options.warmup, "measured_steps": options.steps}
-                settings = {**counts, "kl_coef": kl}
-                path = report.write("end_to_end_kl" if kl else "end_to_end", {**header, **settings, "cases": runs})
+                path = report.update("end_to_end_kl" if kl else "end_to_end", {name: {**header, **counts, **run}})
                 print(f"written: {path}", flush=True)
 
 

@@ -50,8 +50,17 @@ def number(value: float | None, digits: int = 2) -> str:
 def write(name: str, content: dict[str, Any]) -> Path:
     """Write the content to `benchmarks/results/<name>.json`, or `<name>_<processor>.json`, and return the path."""
     RESULTS.mkdir(exist_ok=True)
-    if PROCESSOR in os.environ:
-        name = f"{name}_{os.environ[PROCESSOR]}"
-    path = RESULTS / f"{name}.json"
+    path = _path(name)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def update(name: str, content: dict[str, Any]) -> Path:
+    """Write the content as `write` does, and keep what other commands have written under other keys."""
+    path = _path(name)
+    return write(name, {**(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}), **content})
+
+
+def _path(name: str) -> Path:
+    processor = os.environ.get(PROCESSOR)
+    return RESULTS / (f"{name}_{processor}.json" if processor else f"{name}.json")
