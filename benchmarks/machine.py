@@ -19,7 +19,9 @@ def facts() -> dict[str, Any]:
     """Return machine, versions, date (UTC) and commit as values for JSON."""
     return {
         "machine": {
-            "cpu": _cpu_model(),
+            "cpu": _cpu("model name") or platform.machine(),
+            # Virtual machines name all generations alike.
+            "family_and_model": [_cpu("cpu family"), _cpu("model")],
             "cores": len(os.sched_getaffinity(0)),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             # Near zero when nothing else ran on the machine at the start of the measurement.
@@ -31,12 +33,12 @@ def facts() -> dict[str, Any]:
     }
 
 
-def _cpu_model() -> str:
+def _cpu(field: str) -> str | None:
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition(":")
-        if key.strip() == "model name":
+        if key.strip() == field:
             return value.strip()
-    return platform.machine()
+    return None
 
 
 def _versions() -> dict[str, str]:
