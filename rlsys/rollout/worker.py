@@ -69,9 +69,9 @@ class RolloutWorker:
         on_cpu = self._setup.backend == "gloo"
         memory: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         if on_cpu:
-            # Samples of a prompt share its whole blocks, and each computes what is left of the last one. The smallest
-            # block that the CPU's attention takes leaves the least; vLLM's own is 128. (Kinds of attention that take
-            # only one size get that one from vLLM.)
+            # The smallest block that the CPU's attention takes; vLLM's own is 128. Samples of a prompt share its whole
+            # blocks, and the smaller the blocks, the less is left to copy, and to compute for kinds of attention that
+            # copy nothing. (Kinds that take only one size get that one from vLLM.)
             memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "block_size": 32}
             memory |= {"ir_op_priority": norms.PRIORITY}
         arguments = EngineArgs(
