@@ -67,13 +67,13 @@ class RolloutWorker:
 
         config, slots = self._config, self._setup.slots
         on_cpu = self._setup.backend == "gloo"
-        memory: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
+        of_device: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         if on_cpu:
             # The smallest block that the CPU's attention takes; vLLM's own is 128. Samples of a prompt share its whole
             # blocks, and the smaller the blocks, the less is left to copy, and to compute for kinds of attention that
             # copy nothing. (Kinds that take only one size get that one from vLLM.)
-            memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "block_size": 32}
-            memory |= {"ir_op_priority": norms.PRIORITY}
+            of_device = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "block_size": 32}
+            of_device |= {"ir_op_priority": norms.PRIORITY}
         arguments = EngineArgs(
             model=self._setup.model_path,
             # Prompts and responses are token ids; scoring workers decode. Without a tokenizer vLLM does not know the
@@ -102,7 +102,7 @@ class RolloutWorker:
             seed=self._setup.seed + self._index,
             async_scheduling=not on_cpu,
             scheduler_cls=f"rlsys.rollout.engine.whole_responses.WholeResponse{'' if on_cpu else 'Async'}Scheduler",
-            **memory,
+            **of_device,
             **(slots.arguments() if slots is not None else {}),
         )
         self._engine = Engine()

@@ -13,10 +13,16 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import Request
+
+
+def blocks_of_all_tokens(manager: KVCacheManager) -> FullAttentionManager | None:
+    """Return what holds a request's blocks where every layer attends to everything; None where others free some."""
+    kinds = manager.coordinator.single_type_managers
+    return kinds[0] if len(kinds) == 1 and type(kinds[0]) is FullAttentionManager else None
 
 
 class SharedPromptScheduler(Scheduler):
@@ -24,9 +30,7 @@ class SharedPromptScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        kinds = self.kv_cache_manager.coordinator.single_type_managers
-        # Others hold no block for each token of the prompt.
-        self._blocks = kinds[0] if len(kinds) == 1 and type(kinds[0]) is FullAttentionManager else None
+        self._blocks = blocks_of_all_tokens(self.kv_cache_manager)
         # The requests that hold a prompt in the cache, or are about to.
         self._holders: dict[Hashable, list[Request]] = {}
 

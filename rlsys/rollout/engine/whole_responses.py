@@ -20,11 +20,10 @@ import numpy as np
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
-from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request
 
-from rlsys.rollout.engine.shared_prompts import SharedPromptScheduler
+from rlsys.rollout.engine.shared_prompts import SharedPromptScheduler, blocks_of_all_tokens
 from rlsys.rollout.trajectory import Response
 
 DECODE = {"num_lookahead_tokens"}  # options of `allocate_slots` for a running request; others are of a prompt's
@@ -89,12 +88,12 @@ def spare_decodes(manager: KVCacheManager) -> None:
     """Let a decode step whose token fits into its request's last block ask for no blocks.
 
     vLLM asks for every token of every request, and finds in nearly all cases that there is nothing to do. That took a
-    twelfth of the rollout of a small model. Only where every layer attends to everything: others free blocks too.
+    twelfth of the rollout of a small model.
     """
-    kinds = manager.coordinator.single_type_managers
-    if len(kinds) != 1 or type(kinds[0]) is not FullAttentionManager:
+    blocks = blocks_of_all_tokens(manager)
+    if blocks is None:
         return
-    size, allocate, nothing = kinds[0].block_size, manager.allocate_slots, manager.empty_kv_cache_blocks
+    size, allocate, nothing = blocks.block_size, manager.allocate_slots, manager.empty_kv_cache_blocks
 
     def allocate_slots(request: Request, num_new_tokens: int, **options: Any) -> KVCacheBlocks | None:
         place = request.num_computed_tokens % size
