@@ -111,7 +111,7 @@ SCHEDULER = [
         "Scheduler",
         # The last two on CPUs only, to share prompts.
         calls=(*SCHEDULER_CALLS, "_handle_blocked_waiting_request(request)", "_get_local_prefix_cache_hit(request)"),
-        reads=("requests", "pause_state", "kv_cache_manager"),
+        reads=("requests", "pause_state", "kv_cache_manager", "max_model_len"),
     ),
     # It must inherit what our mixin overrides.
     Use(
@@ -146,15 +146,18 @@ SCHEDULER = [
         ),
     ),
     Use("vllm.v1.engine", "EngineCoreOutputs", reads=("outputs",)),
+    Use("vllm.v1.core.sched.output", "SchedulerOutput", reads=("num_scheduled_tokens",)),
+    Use("vllm.v1.outputs", "ModelRunnerOutput", reads=("logprobs", "sampled_token_ids", "req_id_to_index")),
     Use("vllm.v1.outputs", "LogprobsLists", is_imported=False, reads=("logprobs",)),
     Use("vllm.v1.outputs", "LogprobsTensors", is_imported=False, reads=("logprobs",)),
     Use(
         "vllm.v1.request",
         "Request",
-        calls=("update_block_hashes()",),
+        calls=("update_block_hashes()", "append_output_token_ids(token_ids)"),
         reads=(
             *("num_computed_tokens", "cache_salt", "block_hashes"),
-            *("request_id", "prompt_token_ids", "num_prompt_tokens", "lora_request"),
+            *("request_id", "prompt_token_ids", "num_prompt_tokens", "lora_request", "sampling_params"),
+            *("num_in_flight_tokens", "num_output_tokens", "num_tokens", "max_tokens"),
         ),
     ),
 ]

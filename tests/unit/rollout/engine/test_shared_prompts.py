@@ -1,4 +1,7 @@
-"""A prompt is computed once for all its samples, and every request finds its own keys and values in the cache."""
+"""A prompt is computed once for all its samples, and every request finds its own keys and values in the cache.
+
+And every response is what was sampled for it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,14 +23,16 @@ from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from rlsys.rollout.engine.whole_responses import WholeResponseScheduler
+from rlsys.rollout.trajectory import Response
 
 SIZE = 32  # tokens of a block
 LONGEST = 120
+STOP = 7  # a token that ends a response where it is asked for
 
 
 class Run:
@@ -55,10 +61,14 @@ class Run:
         self.scheduler = WholeResponseScheduler(config, cache, StructuredOutputManager(config), block_size=SIZE)
         self.held: dict[tuple[int, int], Any] = {}  # by block and place: the request's salt, and all tokens up to here
         self.computed: Counter[str] = Counter()  # tokens, by request
+        self.sampled: dict[str, list[tuple[int, float, int]]] = {}  # by request: token, log-probability and epoch
+        self.stops: dict[str, set[int]] = {}  # by request: the tokens that end its response
         self.most_copies = 0
 
     def add(self, name: str, prompt: list[int], tokens: int, **options: Any) -> None:
-        params = SamplingParams(max_tokens=tokens, ignore_eos=True, **options.pop("sampling", {}))
+        sampling = {"logprobs": 0, "ignore_eos": True} | options.pop("sampling", {})
+        params = SamplingParams(max_tokens=tokens, **sampling)
+        self.stops[name] = set(sampling.get("stop_token_ids", []))
         salt = self.scheduler.salt
         hasher = get_request_block_hasher(SIZE, sha256)
         request = Request(name, prompt, params, None, cache_salt=salt, block_hasher=hasher, **options)
@@ -77,10 +87,37 @@ class Run:
         counts = output.num_scheduled_tokens
         for name, count in counts.items():
             self._compute(scheduler.requests[name], count)
-        sampled = [self._sample(scheduler.requests[name]) for name in counts]
-        made = ModelRunnerOutput(list(counts), {name: row for row, name in enumerate(counts)}, sampled)
-        outputs = scheduler.update_from_output(output, made)
-        return [response.request_id for each in outputs.values() for response in each.outputs]
+        made = self._made([scheduler.requests[name] for name in counts])
+        finished = [
+            response for each in scheduler.update_from_output(output, made).values() for response in each.outputs
+        ]
+        for response in finished:
+            self._check(response)
+        return [response.request_id for response in finished]
+
+    def _made(self, requests: list[Request]) -> ModelRunnerOutput:
+        """Return what the model samples; a token depends on the request and its place, its log-probability on both."""
+        sampled = [self._sample(request) for request in requests]
+        logprobs = [-float(token_ids[0]) if token_ids else 0.0 for token_ids in sampled]
+        for request, token_ids, logprob in zip(requests, sampled, logprobs, strict=True):
+            epoch = int(self.scheduler.salt)
+            self.sampled.setdefault(request.request_id, []).extend((token, logprob, epoch) for token in token_ids)
+        rows = LogprobsLists(
+            np.zeros((len(requests), 1), dtype=np.int32),
+            np.array(logprobs, dtype=np.float32)[:, None],
+            np.ones(len(requests), dtype=np.int32),
+        )
+        names = [request.request_id for request in requests]
+        return ModelRunnerOutput(names, {name: row for row, name in enumerate(names)}, sampled, rows)
+
+    def _check(self, response: Response) -> None:
+        """Compare a response with what was sampled for it."""
+        token_ids, logprobs, epochs = zip(*self.sampled[response.request_id], strict=True)
+        assert response.token_ids.tolist() == list(token_ids)
+        assert response.logprobs.tolist() == list(logprobs)
+        assert response.epochs == tuple(Counter(epochs).items())
+        assert response.finish_reason == ("stop" if token_ids[-1] in self.stops[response.request_id] else "length")
+        assert not self.stops[response.request_id] & set(token_ids[:-1])
 
     def _compute(self, request: Request, count: int) -> None:
         """Write the keys of a request's next tokens, and look at all that its attention reads."""
@@ -170,6 +207,13 @@ def test_prompts_that_are_done_with_are_forgotten(model_folder: Path) -> None:
         assert len(run.scheduler._holders) <= 2
 
 
+def test_a_response_ends_at_the_longest_that_the_model_takes(model_folder: Path) -> None:
+    run = Run(model_folder)
+    run.add("long", list(range(110)), tokens=40)
+    run.finish()
+    assert len(run.sampled["long"]) == LONGEST - 110
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_any_life_of_requests(model_folder: Path, seed: int) -> None:
     """Groups that come, end, are aborted and preempted, under changing weights, in a cache that is too small."""
@@ -180,9 +224,10 @@ def test_any_life_of_requests(model_folder: Path, seed: int) -> None:
     aborted: set[str] = set()
     for group in range(40):
         prompt = choose.choice(prompts)
-        options = {"lora_request": adapter(choose.choice([1, 2]))} if choose.random() < 0.3 else {}
+        options: dict[str, Any] = {"lora_request": adapter(choose.choice([1, 2]))} if choose.random() < 0.3 else {}
         for sample in range(choose.randrange(1, 9)):
-            run.add(f"{group}-{sample}", prompt, choose.randrange(1, 30), **options)
+            sampling = {"stop_token_ids": [STOP]} if choose.random() < 0.5 else {}
+            run.add(f"{group}-{sample}", prompt, choose.randrange(1, 30), sampling=sampling, **options)
         for _ in range(choose.randrange(0, 6)):
             finished |= set(run.step())
         if choose.random() < 0.3 and run.scheduler.requests:

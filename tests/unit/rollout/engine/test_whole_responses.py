@@ -14,7 +14,8 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import LogprobsLists
 
-from rlsys.rollout.engine.whole_responses import _WholeResponses, join_parts
+from rlsys.rollout.engine.partial_response import PartialResponse
+from rlsys.rollout.engine.whole_responses import _WholeResponses
 from rlsys.rollout.trajectory import Response
 
 
@@ -50,13 +51,15 @@ class Steps:
     def set_pause_state(self, pause_state: PauseState) -> None:
         self.pause_state = pause_state
 
-    def update_from_output(self, parts: list[EngineCoreOutput]) -> dict[int, EngineCoreOutputs]:
+    def update_from_output(self, scheduled: None, parts: list[EngineCoreOutput]) -> dict[int, EngineCoreOutputs]:
         return {0: EngineCoreOutputs(outputs=list(parts))}
 
 
 class Whole(_WholeResponses, Steps):
     def step(self, *parts: EngineCoreOutput) -> list[Response]:
-        outputs: Any = self.update_from_output(list(parts))[0].outputs
+        nothing: Any = None  # what was scheduled: `Steps` does not look at it
+        made: Any = list(parts)
+        outputs: Any = self.update_from_output(nothing, made)[0].outputs
         return list(outputs)
 
     def update_weights(self, *in_flight: EngineCoreOutput) -> list[Response]:
@@ -68,11 +71,16 @@ class Whole(_WholeResponses, Steps):
 
 
 def test_parts_are_joined_in_order() -> None:
-    whole = join_parts([(0, part("a", [5])), (0, part("a", [6, 7])), (2, part("a", [8], last=True))])
-    assert whole.token_ids.tolist() == [5, 6, 7, 8]
-    assert whole.logprobs.tolist() == [-5.0, -6.0, -7.0, -8.0]
+    held, last = PartialResponse(), part("a", [9], last=True)
+    held.add(0, part("a", [5]))
+    held.add(0, part("a", [6, 7]))
+    held.add_token(2, 8, -8.0)
+    held.add(2, last)
+    whole = held.whole(last)
+    assert whole.token_ids.tolist() == [5, 6, 7, 8, 9]
+    assert whole.logprobs.tolist() == [-5.0, -6.0, -7.0, -8.0, -9.0]
     assert whole.finish_reason == "length"
-    assert whole.epochs == ((0, 3), (2, 1))
+    assert whole.epochs == ((0, 3), (2, 2))
 
 
 def test_only_finished_responses_go_out() -> None:
