@@ -9,33 +9,21 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks.turns import Turns
 from benchmarks.workload import Case, Workload, rlsys_config
 from rlsys.metrics.display import Display
 from rlsys.metrics.step import STAGES, Metrics
 
 
 class ClockedDisplay(Display):
-    """A display that records when each step was done, its files written, and when the next one began.
+    """A display that records when each step was done, its files written; step 0 is the start of the loop."""
 
-    Step 0 is the start of the loop. The loop goes on when `step` returns, so with `turns` it stands still there until
-    it has the turn again.
-    """
-
-    def __init__(self, num_steps: int, turns: Turns | None = None) -> None:
+    def __init__(self, num_steps: int) -> None:
         super().__init__(num_steps, live=False)
-        self.began_at: list[float] = []
         self.done_at: list[float] = []
-        self._turns = turns
 
     def step(self, metrics: Metrics, *, at: float | None = None) -> None:
         super().step(metrics, at=at)
         self.done_at.append(time.perf_counter())
-        if self._turns is not None:
-            if self.began_at:  # not at the start: the other side gives this one the first turn
-                self._turns.give()
-            self._turns.take()  # after the last step too: the end of a run would disturb the other side's last step
-        self.began_at.append(time.perf_counter())
 
 
 @contextlib.contextmanager
@@ -43,7 +31,7 @@ def rlsys_side() -> Iterator[Callable[..., dict[str, Any]]]:
     yield measure
 
 
-def measure(workload: Workload, case: Case, num_steps: int, kl: float, turns: Turns | None = None) -> dict[str, Any]:
+def measure(workload: Workload, case: Case, num_steps: int, kl: float) -> dict[str, Any]:
     """Train `num_steps` steps and return the seconds of each, by stage and in total."""
     from rlsys.build.run import open_run
     from rlsys.commands.libraries import quiet_libraries
@@ -55,7 +43,7 @@ def measure(workload: Workload, case: Case, num_steps: int, kl: float, turns: Tu
     config.rollout.ignore_eos = not case.natural
     prepared = prepare(config)
     run_dir = workload.folder / "rlsys"
-    display = ClockedDisplay(num_steps, turns)
+    display = ClockedDisplay(num_steps)
 
     async def run() -> None:
         async with open_run(prepared, run_dir, display) as opened:
@@ -73,5 +61,5 @@ def measure(workload: Workload, case: Case, num_steps: int, kl: float, turns: Tu
         "response_tokens": [row["rollout/response_tokens/mean"] for row in steps],
         "stages": {stage: [row.get(f"time/{stage}_s", 0.0) for row in steps] for stage in STAGES},
         "step": [row["time/step_s"] for row in steps],
-        "step_to_step": [done - began for began, done in zip(display.began_at, display.done_at[1:], strict=False)],
+        "step_to_step": [end - start for start, end in zip(display.done_at, display.done_at[1:], strict=False)],
     }

@@ -13,7 +13,6 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.turns import Turns
 from benchmarks.workload import (
     LEARNING_RATE,
     PROMPTS_PER_STEP,
@@ -26,30 +25,23 @@ from rlsys.rewards.target_length import target_length
 
 
 class StepClock(TrainerCallback):
-    """A clock of each step, generation included, and of the same with what comes between two steps."""
+    """A clock of each step, generation included, and of the time from the end of one step to the end of the next."""
 
-    def __init__(self, turns: Turns | None) -> None:
+    def __init__(self) -> None:
         self.step: list[float] = []
         self.step_to_step: list[float] = []
-        self._turns = turns
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        if self._turns is not None:
-            self._turns.give()
         self._last_end = time.perf_counter()
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._between = time.perf_counter() - self._last_end
-        if self._turns is not None:
-            self._turns.take()
         self._begin = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._last_end = time.perf_counter()
-        self.step.append(self._last_end - self._begin)
-        self.step_to_step.append(self._between + self.step[-1])
-        if self._turns is not None:
-            self._turns.give()
+        end = time.perf_counter()
+        self.step.append(end - self._begin)
+        self.step_to_step.append(end - self._last_end)
+        self._last_end = end
 
 
 class TimedTrainer(GRPOTrainer):
@@ -77,12 +69,12 @@ def trl_side() -> Iterator[Callable[..., dict[str, Any]]]:
     yield measure
 
 
-def measure(workload: Workload, case: Case, num_steps: int, kl: float, turns: Turns | None = None) -> dict[str, Any]:
+def measure(workload: Workload, case: Case, num_steps: int, kl: float) -> dict[str, Any]:
     """Train `num_steps` steps and return the seconds of each, by stage and in total."""
     cores = len(os.sched_getaffinity(0))
     if torch.get_num_threads() != cores:
         raise RuntimeError(f"torch runs {torch.get_num_threads()} threads on {cores} cores; it must use one per core")
-    clock = StepClock(turns)
+    clock = StepClock()
     trainer = TimedTrainer(
         model=str(workload.model),
         reward_funcs=target_length,
