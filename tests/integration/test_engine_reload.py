@@ -225,7 +225,9 @@ def _faulty(part: str, lr: float, pair: Pair) -> list[tuple[str | None, dict[str
 
 
 # At 1e-6 the output layer changes a log-probability by 2e-4, the smallest matrix by 7e-6, which is near to rounding.
-@pytest.mark.parametrize(("part", "lr"), [("lm_head", 1e-6), ("layers.1.mlp.down_proj", 1e-5)])
+@pytest.mark.parametrize(
+    ("part", "lr"), [("lm_head", 1e-6), pytest.param("layers.1.mlp.down_proj", 1e-5, marks=pytest.mark.long)]
+)
 def test_a_layer_that_keeps_its_old_copy_is_caught(part: str, lr: float, tmp_path: Path) -> None:
     """The bytes arrive and are loaded, but the packed copy that the engine multiplies with is old."""
     found = apart(partial(_faulty, part, lr), "Qwen2", tmp_path)

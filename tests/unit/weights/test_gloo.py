@@ -55,7 +55,12 @@ def receive(port: int, rank: int, world_size: int, is_remote: bool, pipe: Connec
         pipe.send((received, sums))
 
 
-@pytest.mark.parametrize("are_remote", [[False], [True], [False, True], [True, False, True]])
+ALONE = [pytest.param([is_remote], marks=pytest.mark.long) for is_remote in (False, True)]
+
+
+@pytest.mark.parametrize(
+    "are_remote", [*ALONE, [False, True], pytest.param([True, False, True], marks=pytest.mark.long)]
+)
 def test_a_module_is_sent_bucket_by_bucket(are_remote: list[bool]) -> None:
     """To ranks on this machine, elsewhere, and to both at once."""
     context = multiprocessing.get_context("spawn")
