@@ -23,7 +23,11 @@ class WorkerError(RlsysError):
 
 
 class WorkerDiedError(WorkerError):
-    """A worker whose process has ended."""
+    """A worker whose process has ended; `worker` is its name."""
+
+    def __init__(self, message: str, worker: str = "") -> None:
+        super().__init__(message)
+        self.worker = worker
 
 
 class SampleError(WorkerError):

@@ -27,9 +27,10 @@ from rlsys.learner.setup import CriticSetup, PolicySetup
 from rlsys.metrics.display import Display
 from rlsys.metrics.step import StageClock
 from rlsys.orchestrator.experience import ExperienceBuilder
-from rlsys.orchestrator.from_config import orchestrator_of, sampler_of
+from rlsys.orchestrator.from_config import orchestrator_of, sampler_of, supervisor_of
 from rlsys.orchestrator.orchestrator import Orchestrator
 from rlsys.orchestrator.sampling import GroupSampler
+from rlsys.orchestrator.supervisor import EngineSupervisor
 from rlsys.preflight.prepared import Prepared
 from rlsys.recorder import Recorder
 from rlsys.reference.policy import FrozenReference, PolicyWithoutAdapter, Reference
@@ -103,14 +104,17 @@ class Run:
     recorder: Recorder
     guards: Guards
     checkpoints: Checkpoints
+    supervisor: EngineSupervisor
 
     async def supervise(self, training: Coroutine[Any, Any, None]) -> None:
         """Run the loop beside the groups in flight; raises the failure of either that explains the others.
 
         A run that ends early, by a failure or a first Ctrl-C, leaves a checkpoint, unless its policy is suspect.
         """
+        background = self.roles.cluster.calls.background
+        background.start(self.supervisor.watch())
         try:
-            await self.roles.cluster.calls.background.supervise(training)
+            await background.supervise(training)
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, Exception):  # now: saving may take minutes, and Ctrl-C meanwhile replaces the error
                 logger.error("the run failed: %s: %s", type(error).__name__, str(error).partition("\n")[0])
@@ -186,7 +190,15 @@ async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSample
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
         scoring = start_scoring(cluster, prepared, wanted["scoring"])
         await _wait_for_start(cluster, config, rollout, scoring)
-        yield sampler_of(config, rollout.engines, scoring.queue), scoring, cluster.calls.background
+        sampler = sampler_of(config, rollout, scoring.queue)
+
+        async def join(engine: int) -> None:
+            """Add it: an engine starts with the weights that are evaluated."""
+            rollout.join(engine)
+
+        supervisor = supervisor_of(config, rollout, sampler.router, cluster.calls.background, join)
+        cluster.calls.background.start(supervisor.watch())
+        yield sampler, scoring, cluster.calls.background
         await _stop(rollout)
 
 
@@ -273,7 +285,7 @@ def build_run(
     reference = _reference(config, roles)
     prompts = start_prompts(prepared, state)
     calls = roles.cluster.calls
-    sampler = sampler_of(config, roles.rollout.engines, roles.scoring.queue)
+    sampler = sampler_of(config, roles.rollout, roles.scoring.queue)
     orchestrator = orchestrator_of(config, state.step, calls, sampler, reference.queue, prompts)
     guards = Guards.from_config(config, run_dir, state, roles.rollout.trajectories, roles.scoring.text)
     estimates = partial(calls.read, who="the object store", what="reading value estimates")
@@ -281,6 +293,19 @@ def build_run(
     recorder = Recorder(clock, orchestrator, guards, log=log, rollouts=rollouts, display=display, timeline=timeline)
     is_canary_needed = config.weights.verify or config.train.max_staleness > 0 or config.learner.lora.rank > 0
     canary = canary_of(prepared, roles.policy, roles.rollout, calls) if is_canary_needed else None
+    weights = PolicyBroadcast(
+        broadcaster,
+        canary,
+        clock,
+        lock=learners.lock,
+        version=lambda: learners.step,
+        on_cpus=config.cluster.num_gpus == 0,
+    )
+
+    async def give_weights(engine: int) -> None:
+        pool = roles.rollout
+        await weights.welcome(pool.name(engine), partial(pool.join, engine), partial(pool.is_alive, engine))
+
     return Run(
         prepared=prepared,
         roles=roles,
@@ -291,12 +316,13 @@ def build_run(
         orchestrator=orchestrator,
         experience=ExperienceBuilder(config, clock, lambda: learners.coefficients, roles.critic),
         learners=learners,
-        weights=PolicyBroadcast(broadcaster, canary, clock, on_cpus=config.cluster.num_gpus == 0),
+        weights=weights,
         reference=reference,
         evaluation=PeriodicEvaluation(config, prepared.eval_sets, sampler, guards.eval_rewards),
         recorder=recorder,
         guards=guards,
         checkpoints=Checkpoints(prepared, run_dir, prompts, orchestrator, learners, reference, guards),
+        supervisor=supervisor_of(config, roles.rollout, sampler.router, calls.background, give_weights),
     )
 
 

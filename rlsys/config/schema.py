@@ -125,6 +125,9 @@ class RolloutConfig:
     max_in_flight: int | None = option(None, ge=1, help="most trajectories in one engine; null: twice `max_num_seqs`")
     linger_s: float = option(0.2, ge=0, help="seconds that an engine gathers finished responses before it returns them")
     deadline_s: float = option(900.0, gt=0, help="deadline for the groups of one step, sampled and scored")
+    max_restarts: int = option(
+        5, ge=0, help="how often an engine that was lost is replaced within an hour; then it stays out of service"
+    )
 
     @property
     def cap(self) -> int:

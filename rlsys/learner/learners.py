@@ -31,6 +31,7 @@ class Learners:
         self._critic = critic
         self.coefficients = coefficients  # those of the next step
         self.step = step  # the last step whose updates were all made
+        self.lock = asyncio.Lock()  # held by whoever changes the policy, and by whoever sends it
         self._open: asyncio.Task[Update] | None = None
 
     async def update(self, experience: Experience, step: int) -> Update:
@@ -59,8 +60,9 @@ class Learners:
         return error is None or isinstance(error, WeightMismatchError)
 
     async def _train(self, experience: Experience, step: int) -> Update:
-        update = await self._updated(experience, step)
-        self.step = step
+        async with self.lock:
+            update = await self._updated(experience, step)
+            self.step = step
         return update
 
     async def _updated(self, experience: Experience, step: int) -> Update:

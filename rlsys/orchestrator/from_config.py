@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from rlsys.algorithms import advantages
 from rlsys.algorithms.requirements import needs_greedy
@@ -13,9 +14,22 @@ from rlsys.orchestrator.admission import Admission
 from rlsys.orchestrator.orchestrator import GroupRule, Orchestrator, ReferenceQueue
 from rlsys.orchestrator.router import Router
 from rlsys.orchestrator.sampling import Engine, GroupSampler, Scoring
+from rlsys.orchestrator.supervisor import Engines, EngineSupervisor
 from rlsys.rewards.entry import wants_whole_groups
+from rlsys.runtime.background import Background
 from rlsys.runtime.calls import Calls
 from rlsys.types import Sampling
+
+
+class EnginePool(Protocol):
+    """The pool of engines."""
+
+    @property
+    def engines(self) -> Mapping[int, Engine]:
+        """The engines by number; another takes the place of one that was lost."""
+
+    def lose(self, engine: int, why: str) -> None:
+        """Take an engine that is gone out of service."""
 
 
 def admission_of(config: Config, policy_version: int) -> Admission:
@@ -47,14 +61,33 @@ def group_rule_of(config: Config) -> GroupRule:
     )
 
 
-def sampler_of(config: Config, engines: Sequence[Engine], scoring: Scoring) -> GroupSampler:
+def sampler_of(config: Config, engines: EnginePool, scoring: Scoring) -> GroupSampler:
     """Return the sampler that training and evaluation share."""
     return GroupSampler(
-        engines,
+        engines.engines,
         scoring,
-        Router([config.rollout.cap] * len(engines)),
+        Router([config.rollout.cap] * len(engines.engines)),
+        lose=engines.lose,
         whole_groups=wants_whole_groups(config),
         deadline_s=config.rollout.deadline_s,
+    )
+
+
+def supervisor_of(
+    config: Config,
+    engines: Engines,
+    router: Router,
+    background: Background,
+    give_weights: Callable[[int], Awaitable[None]],
+) -> EngineSupervisor:
+    """Return what replaces lost engines; `give_weights` brings them the current policy."""
+    return EngineSupervisor(
+        engines,
+        router,
+        background,
+        give_weights,
+        max_restarts=config.rollout.max_restarts,
+        startup_deadline_s=config.cluster.startup_deadline_s,
     )
 
 

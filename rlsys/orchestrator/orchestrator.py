@@ -159,6 +159,8 @@ class Orchestrator:
             "rejected": admission.num_rejected,
             "skipped": admission.num_skipped,
             "restarted": sampler.num_restarted,
+            "engines": len(load),
+            "engines_lost": sampler.router.num_lost,
         }
         scheduled: Metrics = {f"schedule/{name}": float(value) for name, value in (depths | counts).items()}
         return scheduled | self._idle_shares()

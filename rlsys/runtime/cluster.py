@@ -121,6 +121,10 @@ class Cluster:
             .remote(*args)
         )
 
+    def kill(self, worker: Any) -> None:
+        """End a worker's process, also one that hangs or is stopped; its open calls fail at once."""
+        ray.kill(worker)
+
     def _fork(self, demand: Demand) -> dict[str, str]:
         if self._preimport is None or self._guardian is None:
             return {}

@@ -32,8 +32,8 @@ class RolloutSide(EngineSide, AdapterEngineSide, ProbedSide, Protocol):
 def broadcaster_of(config: Config, policy: PolicySide, rollout: RolloutSide, calls: Calls) -> Broadcaster:
     """Return the broadcaster of whole weights, or of adapters where only those are sent."""
     if config.learner.lora.syncs_adapter_only:
-        return AdapterBroadcaster(policy, rollout, calls.gather, config.weights)
-    return WeightBroadcaster(policy, rollout, calls.gather, config.weights, weight_backend(config))
+        return AdapterBroadcaster(policy, rollout, calls, config.weights)
+    return WeightBroadcaster(policy, rollout, calls, config.weights, weight_backend(config))
 
 
 def canary_of(prepared: Prepared, policy: PolicySide, rollout: RolloutSide, calls: Calls) -> WeightCanary:

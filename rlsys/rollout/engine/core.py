@@ -37,7 +37,11 @@ class Engine:
     All methods are called on the event loop. A failed step ends the engine: requests and calls then raise its error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_failure: Callable[[], None] = lambda: None) -> None:
+        """Start the thread; `on_failure` is called on the event loop once a step has failed."""
+        self._on_failure = on_failure
+        self.num_steps = 0
+        self.is_paused = False
         self._core: EngineCore
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -112,6 +116,7 @@ class Engine:
         Args:
             clear_cache: drop the keys and values of running requests, which are then computed again.
         """
+        self.is_paused = True
 
         def pause() -> None:
             self._core.scheduler.set_pause_state(PauseState.PAUSED_ALL)
@@ -125,6 +130,7 @@ class Engine:
     async def resume(self) -> None:
         """Continue after `pause`."""
         await self._on_thread(lambda: self._core.resume_scheduler())
+        self.is_paused = False
 
     async def collective_rpc(self, method: str | Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         """Return each rank's result of a method of vLLM's worker class, or of a function of the worker."""
@@ -192,6 +198,7 @@ class Engine:
         try:
             outputs, was_executed = self._core.step_fn()
             self._core.post_step(was_executed)
+            self.num_steps += 1
         except Exception as error:
             self._end_engine(error)
             return
@@ -235,3 +242,4 @@ class Engine:
     def _fail_all(self, error: Exception) -> None:
         for name in list(self._open):
             self._fail(name, error)
+        self._on_failure()

@@ -66,6 +66,7 @@ class Scene:
                 record=self._stage("record"), record_start=lambda _: None, finish=self._nothing
             ),
             "guards": self.guards,
+            "supervisor": SimpleNamespace(watch=self._nothing),
             "checkpoints": Checkpoints(prepared, run_dir, prompts, orchestrator, self.learners, reference, self.guards),
         }
         self.run = Run(**parts)

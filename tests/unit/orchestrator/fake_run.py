@@ -194,7 +194,13 @@ class FakeRun:
         )
         background, router = Background(), Router([engine.cap for engine in engines])
         sampler = GroupSampler(
-            engines, FakeScoring(self), router, whole_groups=False, deadline_s=1e6, max_attempts=1_000
+            dict(enumerate(engines)),
+            FakeScoring(self),
+            router,
+            lose=lambda engine, _: router.remove(engine),
+            whole_groups=False,
+            deadline_s=1e6,
+            max_attempts=1_000,
         )
         self.orchestrator = Orchestrator(
             background,

@@ -116,13 +116,17 @@ class Source:
         self.prompts = PromptStream(prompts, EpochOrder(len(prompts), [0], shuffle=False))
         self.background = Background()
         workers: Any = self
-        self.engines = [Engine(self, index) for index in range(engines)]
+        self.engines = {index: Engine(self, index) for index in range(engines)}
         self.queue: Any = BatchingQueue(2, self._score, self.background, weight=len)
-        self.sampler = sampler_of(self.config, workers.engines, workers.queue)
+        self.sampler = sampler_of(self.config, workers, workers.queue)
         self.queue_of_references: Any = BatchingQueue(2, self._refer, self.background, weight=lambda _: 1)
         calls: Any = type("Calls", (), {"background": self.background, "occupancy": Occupancy()})
         queue = self.queue_of_references if reference else None
         self.orchestrator = orchestrator_of(self.config, 0, calls, self.sampler, queue, self.prompts)
+
+    def lose(self, engine: int, why: str) -> None:
+        """Nobody dies here."""
+        raise AssertionError(why)
 
     def batches(self, count: int = 1) -> list[StepBatch]:
         """Return the batches of the first steps."""
