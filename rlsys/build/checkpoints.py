@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rlsys.algorithms.coefficients import initial_coefficients
+from rlsys.build.finished_groups import FinishedGroups
 from rlsys.config.schema import Config
 from rlsys.data.stream import PromptStream
 from rlsys.guards.guards import Guards
@@ -19,7 +22,7 @@ from rlsys.run_folder import checkpoint
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.metrics import set_aside
 from rlsys.run_folder.resume import fixed_options
-from rlsys.types import Coefficients
+from rlsys.types import Coefficients, ScoredGroup
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ class Checkpoints:
         learners: Learners,
         reference: Reference,
         guards: Guards,
+        finished: FinishedGroups,
     ) -> None:
         self._config = prepared.config
         self._run_dir = run_dir
@@ -44,6 +48,7 @@ class Checkpoints:
         self._learners = learners
         self._reference = reference
         self._guards = guards
+        self._finished = finished
         self._fixed = fixed_options(prepared)
         self._saved = learners.step  # the step of the newest checkpoint, or 0
         self._writing: asyncio.Task[Path] | None = None
@@ -88,13 +93,16 @@ class Checkpoints:
 
     async def _written(self, step: int) -> Path:
         keep = self._config.checkpoint.keep
-        folder = await checkpoint.save(self._run_dir, self._state(step), self._write, keep=keep)
+        # Both now: groups finish while the weights are written.
+        state, finished = self._state(step), self._orchestrator.finished(step)
+        folder = await checkpoint.save(self._run_dir, state, partial(self._write, finished), keep=keep)
         self._saved, self._writing = step, None
         return folder
 
-    async def _write(self, folder: str) -> None:
+    async def _write(self, finished: Sequence[tuple[int, ScoredGroup]], folder: str) -> None:
         await self._learners.save(folder)
         await self._reference.save(folder)
+        await self._finished.write(Path(folder), finished)
 
     def _state(self, step: int) -> RunState:
         now, nonfinite, missing = self._learners.coefficients, self._guards.nonfinite, self._guards.rewards
@@ -106,7 +114,9 @@ class Checkpoints:
             entropy_level=now.entropy_level,
             nonfinite_in_a_row=nonfinite.in_a_row,
             nonfinite_total=nonfinite.total,
-            prompts_pending=self._orchestrator.pending_positions(step),
+            prompts_pending=self._orchestrator.pending_positions(),
+            prompts_finished=[position for position, _ in self._orchestrator.finished(step)],
+            ledger=self._orchestrator.ledger(step),
             prompts_digest=self._prompts.digest,
             unscored_in_a_row=missing.in_a_row,
             unscored_total=missing.total,
@@ -131,6 +141,12 @@ def find_start(config: Config, run_dir: Path) -> tuple[RunState, Path | None]:
         return RunState(step=0, prompt_cursor=0), None
     state = checkpoint.load_state(found[-1])
     logger.info("resuming from %s after step %d", found[-1], state.step)
+    if state.ledger:
+        of = state.ledger
+        logger.info(
+            "of %d prompts %d are trained, %d filtered, %d finished for later steps; %d were in flight: sampled again",
+            *(of[name] for name in ("issued", "trained", "filtered", "finished", "in_flight")),
+        )
     return state, found[-1]
 
 
@@ -150,9 +166,13 @@ def start_coefficients(config: Config, state: RunState) -> Coefficients:
 
 
 def start_prompts(prepared: Prepared, state: RunState) -> PromptStream:
-    """Return the stream of training prompts from where the checkpoint stood; other prompts than then are warned of."""
+    """Return the stream of training prompts from where the checkpoint stood; other prompts than then are warned of.
+
+    Those of finished groups are pending too, until `PromptStream.keep` takes out what need not be sampled again.
+    """
     prompts, order = prepared.train_prompts, prepared.train_order
-    stream = PromptStream(prompts, order, cursor=state.prompt_cursor, pending=state.prompts_pending)
+    pending = [*state.prompts_pending, *state.prompts_finished]
+    stream = PromptStream(prompts, order, cursor=state.prompt_cursor, pending=pending)
     if state.prompts_digest and state.prompts_digest != stream.digest:
         logger.warning(
             "the training prompts differ from those at the checkpoint: some may come again before all have come once"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from rlsys.algorithms.requirements import learner_is_reference
 from rlsys.build.checkpoints import Checkpoints, find_start, start_coefficients, start_prompts
+from rlsys.build.finished_groups import FinishedGroups, versions_of
 from rlsys.build.placement import worker_demands
 from rlsys.config.schema import Config
 from rlsys.config.written import as_written
@@ -39,6 +40,7 @@ from rlsys.reference.worker import ReferenceSetup
 from rlsys.rollout.pool import RolloutPool
 from rlsys.rollout.setup import EngineSetup
 from rlsys.run_folder.checkpoint import RunState
+from rlsys.run_folder.finished_groups import FinishedGroup, read_groups
 from rlsys.run_folder.layout import LOGS
 from rlsys.run_folder.metrics import MetricsWriter
 from rlsys.run_folder.rollouts import RolloutWriter
@@ -168,7 +170,17 @@ async def open_run(
             file = TimelineWriter(timeline_path(run_dir, state.step))
             stack.callback(file.close)
             timeline = TimelineCollector(cluster.calls, roles.all, file.add)
-        run = build_run(prepared, run_dir, roles, broadcaster, state, log=log, display=display, timeline=timeline)
+        run = build_run(
+            prepared,
+            run_dir,
+            roles,
+            broadcaster,
+            state,
+            log=log,
+            display=display,
+            timeline=timeline,
+            finished=() if folder is None else read_groups(folder),
+        )
         # After the channel is open and before the first broadcast: the engines get the restored weights with it.
         if folder is not None:
             await run.learners.load(str(folder))
@@ -278,17 +290,38 @@ def build_run(
     log: MetricsWriter,
     display: Display,
     timeline: TimelineCollector | None = None,
+    finished: Sequence[FinishedGroup] = (),
 ) -> Run:
-    """Connect the parts of the loop around started workers."""
+    """Connect the parts of the loop around started workers; `finished` are the checkpoint's groups."""
     config, clock = prepared.config, StageClock()
     learners = Learners(config, clock, roles.policy, roles.critic, start_coefficients(config, state), state.step)
     reference = _reference(config, roles)
     prompts = start_prompts(prepared, state)
     calls = roles.cluster.calls
+    from_store = partial(calls.read, who="the object store")
+    groups = FinishedGroups(
+        config,
+        roles.rollout.trajectories,
+        roles.scoring.text,
+        partial(from_store, what="reading reference log-probabilities"),
+        calls.put,
+    )
+    kept = groups.usable(finished, state, prompts.digest) if finished else []
+    prompts.keep([each.position for each in kept])
     sampler = sampler_of(config, roles.rollout, roles.scoring.queue)
-    orchestrator = orchestrator_of(config, state.step, calls, sampler, reference.queue, prompts)
+    orchestrator = orchestrator_of(
+        config,
+        state.step,
+        calls,
+        sampler,
+        reference.queue,
+        prompts,
+        finished=groups.restore(kept, prompts),
+        versions=versions_of(kept, state.step),
+        ledger=state.ledger or {"trained": state.prompt_cursor - len(state.prompts_pending)},
+    )
     guards = Guards.from_config(config, run_dir, state, roles.rollout.trajectories, roles.scoring.text)
-    estimates = partial(calls.read, who="the object store", what="reading value estimates")
+    estimates = partial(from_store, what="reading value estimates")
     rollouts = RolloutWriter(run_dir, config.logging, roles.scoring.text, roles.rollout.trajectories, estimates)
     recorder = Recorder(clock, orchestrator, guards, log=log, rollouts=rollouts, display=display, timeline=timeline)
     is_canary_needed = config.weights.verify or config.train.max_staleness > 0 or config.learner.lora.rank > 0
@@ -321,7 +354,7 @@ def build_run(
         evaluation=PeriodicEvaluation(config, prepared.eval_sets, sampler, guards.eval_rewards),
         recorder=recorder,
         guards=guards,
-        checkpoints=Checkpoints(prepared, run_dir, prompts, orchestrator, learners, reference, guards),
+        checkpoints=Checkpoints(prepared, run_dir, prompts, orchestrator, learners, reference, guards, groups),
         supervisor=supervisor_of(config, roles.rollout, sampler.router, calls.background, give_weights),
     )
 

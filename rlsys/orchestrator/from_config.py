@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from rlsys.orchestrator.supervisor import Engines, EngineSupervisor
 from rlsys.rewards.entry import wants_whole_groups
 from rlsys.runtime.background import Background
 from rlsys.runtime.calls import Calls
-from rlsys.types import Sampling
+from rlsys.types import Sampling, ScoredGroup
 
 
 class EnginePool(Protocol):
@@ -32,8 +32,8 @@ class EnginePool(Protocol):
         """Take an engine that is gone out of service."""
 
 
-def admission_of(config: Config, policy_version: int) -> Admission:
-    """Return the bound on groups in flight, from `policy_version` on."""
+def admission_of(config: Config, policy_version: int, ready: Sequence[int] = ()) -> Admission:
+    """Return the bound on groups in flight, from `policy_version` on; `ready` as `Admission` takes it."""
     train, rule = config.train, config.algorithm.groups
     is_resampling = rule.zero_variance == "resample"
     oversample = rule.oversample if is_resampling else 1.0
@@ -47,6 +47,7 @@ def admission_of(config: Config, policy_version: int) -> Admission:
         # The first prompt of each slot is one of the tries, so `tries - 1` more may be drawn for it.
         max_extra_per_step=(tries - 1) * train.prompts_per_step,
         oversample=oversample,
+        ready=ready,
     )
 
 
@@ -98,17 +99,26 @@ def orchestrator_of(
     sampler: GroupSampler,
     reference: ReferenceQueue | None,
     prompts: PromptStream,
+    *,
+    finished: Sequence[tuple[int, ScoredGroup]] = (),
+    versions: Sequence[int] = (),
+    ledger: Mapping[str, int] | None = None,
 ) -> Orchestrator:
-    """Return the orchestrator that feeds the loop from `policy_version` on."""
+    """Return the orchestrator that feeds the loop from `policy_version` on.
+
+    After a resume it has the checkpoint's `finished` groups, the `versions` that they started under, and its `ledger`.
+    """
     return Orchestrator(
         calls.background,
         sampler,
-        admission_of(config, policy_version),
+        admission_of(config, policy_version, versions),
         prompts,
         sampling_params_of(config),
         group_rule_of(config),
         reference,
         deadline_s=config.rollout.deadline_s,
+        finished=finished,
+        ledger=ledger,
         idle_shares=calls.occupancy.take,
     )
 

@@ -71,7 +71,7 @@ class EngineSupervisor:
         self._give_weights = give_weights
         self._max_restarts = max_restarts
         self._startup_deadline_s = startup_deadline_s
-        self._losses: defaultdict[int, deque[float]] = defaultdict(deque)  # moments of the last hour
+        self._starts: defaultdict[int, deque[float]] = defaultdict(deque)  # moments of the last hour
         self._replacing: set[int] = set()
         self.num_replaced = 0
         engines.on_lost = self._on_lost
@@ -89,7 +89,6 @@ class EngineSupervisor:
 
     def _on_lost(self, engine: int, why: str) -> None:
         self._router.remove(engine)
-        self._losses[engine].append(_now())
         logger.warning("%s was lost; what it sampled is sampled elsewhere. %s", self._engines.name(engine), why)
         if engine not in self._replacing:  # else the replacement itself was lost, and `_replace` tries again
             self._replacing.add(engine)
@@ -112,24 +111,22 @@ class EngineSupervisor:
 
     async def _start_again(self, engine: int) -> str | None:
         """Start a process and give it the weights; return what failed, or None."""
+        self._starts[engine].append(_now())
         try:
             await self._engines.restart(engine, self._startup_deadline_s)
             await self._give_weights(engine)
         except (WorkerError, DeadlineError) as error:
             if isinstance(error, WorkerDiedError) and error.worker != self._engines.name(engine):
                 raise  # it is not this engine that failed
-            if self._engines.is_alive(engine):
-                self._engines.lose(engine, str(error))
-            else:
-                self._losses[engine].append(_now())
+            self._engines.lose(engine, str(error))
             return str(error)
         return None
 
     def _may_restart(self, engine: int) -> bool:
-        losses = self._losses[engine]
-        while losses and _now() - losses[0] > HOUR_S:
-            losses.popleft()
-        return len(losses) <= self._max_restarts
+        starts = self._starts[engine]
+        while starts and _now() - starts[0] > HOUR_S:
+            starts.popleft()
+        return len(starts) < self._max_restarts
 
     def _give_up(self, engine: int, why: str) -> None:
         name, limit = self._engines.name(engine), self._max_restarts

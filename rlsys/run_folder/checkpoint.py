@@ -27,6 +27,8 @@ class RunState:
     nonfinite_in_a_row: int = 0
     nonfinite_total: int = 0
     prompts_pending: list[int] = field(default_factory=list)  # positions handed out but not trained yet
+    prompts_finished: list[int] = field(default_factory=list)  # positions of the groups in the folder `finished`
+    ledger: dict[str, int] = field(default_factory=dict)  # what became of all prompts, see `Orchestrator.ledger`
     prompts_digest: str = ""  # digest of all training prompts: the cursor is a position among exactly these
     unscored_in_a_row: int = 0
     unscored_total: int = 0

@@ -24,3 +24,4 @@ STATE = "state.json"
 POLICY = "policy"  # a Hugging Face folder
 ADAPTER = "adapter"  # a peft folder
 REFERENCE = "reference.safetensors"
+FINISHED = "finished"  # groups that no step has trained yet

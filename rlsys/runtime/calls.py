@@ -56,6 +56,10 @@ class Calls:
         """Read an object that a worker has left in the object store; raises what `result` does."""
         return await self.result(ref, who=who, what=what, deadline_s=READ_DEADLINE_S, is_work=False)
 
+    def put(self, value: Any) -> Any:
+        """Store a value for workers; return a reference that this process owns."""
+        return ray.put(value)
+
     async def gather(self, calls: Mapping[K, Any], *, what: str, deadline_s: float) -> dict[K, Any]:
         """Wait for all of `calls`; the keys name the workers in errors.
 

@@ -45,7 +45,13 @@ class Scene:
         policy: Any = SimpleNamespace(update=self._update, save=self._save)
         self.learners = Learners(self.config, StageClock(), policy, None, Coefficients(0.0, 0.0))
         prompts = SimpleNamespace(cursor=99, digest="")
-        orchestrator = SimpleNamespace(next_batch=self._stage("batch"), pending_positions=lambda step: [step])
+        orchestrator = SimpleNamespace(
+            next_batch=self._stage("batch"),
+            pending_positions=list,
+            finished=lambda step: [],
+            ledger=lambda step: {"at": step},
+        )
+        groups: Any = SimpleNamespace(write=self._nothing)
         reference = SimpleNamespace(
             refresh=self._stage("refresh"), save=self._nothing, is_whole=lambda step: self.refreshed
         )
@@ -67,7 +73,9 @@ class Scene:
             ),
             "guards": self.guards,
             "supervisor": SimpleNamespace(watch=self._nothing),
-            "checkpoints": Checkpoints(prepared, run_dir, prompts, orchestrator, self.learners, reference, self.guards),
+            "checkpoints": Checkpoints(
+                prepared, run_dir, prompts, orchestrator, self.learners, reference, self.guards, groups
+            ),
         }
         self.run = Run(**parts)
 
@@ -158,7 +166,7 @@ def test_ctrl_c_keeps_the_step_that_the_models_are_at(
     (folder,) = checkpoints(tmp_path)
     assert (folder / "weights").read_text() == str(kept)
     state = load_state(folder)
-    assert (state.prompts_pending, state.reward_best) == ([kept], {"format": 1.0})
+    assert (state.ledger, state.reward_best) == ({"at": kept}, {"format": 1.0})
     assert f"saved {folder}: the same command with run_dir={tmp_path} resume=auto continues" in caplog.text
 
 
