@@ -8,11 +8,14 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from rlsys.config.schema import Config
 from rlsys.data.stream import PromptStream
 from rlsys.orchestrator.from_config import sampling_params_of
+from rlsys.orchestrator.orchestrator import Resumed
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.finished_groups import FinishedGroup, write_group
 from rlsys.types import (
@@ -28,6 +31,16 @@ from rlsys.types import (
 logger = logging.getLogger(__name__)
 
 
+class Store(Protocol):
+    """The object store (`rlsys.runtime.calls.Calls`)."""
+
+    async def read(self, ref: Any, *, who: str, what: str) -> Any:
+        """Return what is behind a reference."""
+
+    def put(self, value: Any) -> Any:
+        """Store a value and return a reference to it."""
+
+
 class FinishedGroups:
     """The way of finished groups between the object store and the folders of checkpoints."""
 
@@ -36,8 +49,7 @@ class FinishedGroups:
         config: Config,
         fetch: Callable[[RolloutGroup], Awaitable[Sequence[Trajectory]]],
         text_of: Callable[[TextRef | None], Awaitable[str]],
-        read: Callable[[Any], Awaitable[Any]],
-        put: Callable[[Any], Any],
+        store: Store,
     ) -> None:
         """Fetch and put groups one by one: the driver never holds the tokens of many.
 
@@ -45,14 +57,12 @@ class FinishedGroups:
             config: the run's.
             fetch: gives a group's token arrays.
             text_of: gives a response's text.
-            read: gives what is behind a reference.
-            put: stores a value and gives a reference to it.
+            store: holds the values behind references.
         """
         self._config = config
         self._fetch = fetch
         self._text_of = text_of
-        self._read = read
-        self._put = put
+        self._store = store
 
     async def write(self, folder: Path, groups: Sequence[tuple[int, ScoredGroup]]) -> None:
         """Write groups, with the positions of their prompts, into a checkpoint's folder."""
@@ -67,12 +77,17 @@ class FinishedGroups:
                     rewards=group.rewards,
                     texts=[await self._text_of(reward.response) for reward in group.rewards],
                     baseline=group.baseline,
-                    ref_logprobs=None if reference is None else await self._read(reference.logprobs),
+                    ref_logprobs=None if reference is None else await self._logprobs(reference),
                     kl_sums=() if reference is None else reference.kl_sums,
                     logged=group.logged,
                     made_with=made_with(self._config),
                 ),
             )
+
+    async def _logprobs(self, reference: ReferenceScores) -> Sequence[np.ndarray]:
+        what = "reading reference log-probabilities"
+        found: Sequence[np.ndarray] = await self._store.read(reference.logprobs, who="the object store", what=what)
+        return found
 
     def usable(self, found: Sequence[FinishedGroup], state: RunState, digest: str) -> list[FinishedGroup]:
         """Return the groups of a checkpoint that the run may train as it is configured now, oldest first.
@@ -91,12 +106,20 @@ class FinishedGroups:
             )
         return sorted(fit, key=_version)
 
-    def restore(self, kept: Sequence[FinishedGroup], prompts: PromptStream) -> list[tuple[int, ScoredGroup]]:
-        """Put groups into the object store; return them, numbered from 0, with the positions of their prompts."""
-        return [(each.position, self._restored(number, each, prompts)) for number, each in enumerate(kept)]
+    def resume(self, found: Sequence[FinishedGroup], state: RunState, prompts: PromptStream) -> Resumed:
+        """Put the groups that the run may train into the object store; their prompts are pending no more."""
+        kept = self.usable(found, state, prompts.digest) if found else []
+        prompts.keep([each.position for each in kept])
+        return Resumed(
+            [(each.position, self._restored(number, each, prompts)) for number, each in enumerate(kept)],
+            # An engine may have been ahead of the run's step.
+            [min(_version(each), state.step) for each in kept],
+            state.ledger or {"trained": state.prompt_cursor - len(state.prompts_pending)},
+        )
 
     def _restored(self, number: int, kept: FinishedGroup, prompts: PromptStream) -> ScoredGroup:
-        chunk, texts = self._put(list(kept.trajectories)), self._put(list(kept.texts))
+        put = self._store.put
+        chunk, texts = put(list(kept.trajectories)), put(list(kept.texts))
         references = tuple(TrajectoryRef(chunk, index) for index in range(len(kept.trajectories)))
         rollout = RolloutGroup(number, prompts.at(kept.position), references, tuple(kept.summaries))
         rewards: tuple[Reward, ...] = tuple(
@@ -104,13 +127,8 @@ class FinishedGroups:
         )
         reference = None
         if kept.ref_logprobs is not None:
-            reference = ReferenceScores(self._put(list(kept.ref_logprobs)), list(kept.kl_sums))
+            reference = ReferenceScores(put(list(kept.ref_logprobs)), list(kept.kl_sums))
         return ScoredGroup(rollout, rewards, baseline=kept.baseline, reference=reference, logged=kept.logged)
-
-
-def versions_of(kept: Sequence[FinishedGroup], policy_version: int) -> list[int]:
-    """Return the version that each group counts as started under; an engine may have been ahead of the run's step."""
-    return [min(_version(each), policy_version) for each in kept]
 
 
 def made_with(config: Config) -> str:

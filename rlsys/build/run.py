@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from rlsys.algorithms.requirements import learner_is_reference
 from rlsys.build.checkpoints import Checkpoints, find_start, start_coefficients, start_prompts
-from rlsys.build.finished_groups import FinishedGroups, versions_of
+from rlsys.build.finished_groups import FinishedGroups
 from rlsys.build.placement import worker_demands
 from rlsys.config.schema import Config
 from rlsys.config.written import as_written
@@ -298,47 +298,18 @@ def build_run(
     reference = _reference(config, roles)
     prompts = start_prompts(prepared, state)
     calls = roles.cluster.calls
-    from_store = partial(calls.read, who="the object store")
-    groups = FinishedGroups(
-        config,
-        roles.rollout.trajectories,
-        roles.scoring.text,
-        partial(from_store, what="reading reference log-probabilities"),
-        calls.put,
-    )
-    kept = groups.usable(finished, state, prompts.digest) if finished else []
-    prompts.keep([each.position for each in kept])
+    groups = FinishedGroups(config, roles.rollout.trajectories, roles.scoring.text, calls)
+    resumed = groups.resume(finished, state, prompts)
     sampler = sampler_of(config, roles.rollout, roles.scoring.queue)
-    orchestrator = orchestrator_of(
-        config,
-        state.step,
-        calls,
-        sampler,
-        reference.queue,
-        prompts,
-        finished=groups.restore(kept, prompts),
-        versions=versions_of(kept, state.step),
-        ledger=state.ledger or {"trained": state.prompt_cursor - len(state.prompts_pending)},
-    )
+    orchestrator = orchestrator_of(config, state.step, calls, sampler, reference.queue, prompts, resumed)
     guards = Guards.from_config(config, run_dir, state, roles.rollout.trajectories, roles.scoring.text)
-    estimates = partial(from_store, what="reading value estimates")
+    estimates = partial(calls.read, who="the object store", what="reading value estimates")
     rollouts = RolloutWriter(run_dir, config.logging, roles.scoring.text, roles.rollout.trajectories, estimates)
     recorder = Recorder(clock, orchestrator, guards, log=log, rollouts=rollouts, display=display, timeline=timeline)
     is_canary_needed = config.weights.verify or config.train.max_staleness > 0 or config.learner.lora.rank > 0
     canary = canary_of(prepared, roles.policy, roles.rollout, calls) if is_canary_needed else None
-    weights = PolicyBroadcast(
-        broadcaster,
-        canary,
-        clock,
-        lock=learners.lock,
-        version=lambda: learners.step,
-        on_cpus=config.cluster.num_gpus == 0,
-    )
-
-    async def give_weights(engine: int) -> None:
-        pool = roles.rollout
-        await weights.welcome(pool.name(engine), partial(pool.join, engine), partial(pool.is_alive, engine))
-
+    weights = PolicyBroadcast(broadcaster, canary, clock, learners, on_cpus=config.cluster.num_gpus == 0)
+    welcome = partial(weights.welcome, roles.rollout)
     return Run(
         prepared=prepared,
         roles=roles,
@@ -355,7 +326,7 @@ def build_run(
         recorder=recorder,
         guards=guards,
         checkpoints=Checkpoints(prepared, run_dir, prompts, orchestrator, learners, reference, guards, groups),
-        supervisor=supervisor_of(config, roles.rollout, sampler.router, calls.background, give_weights),
+        supervisor=supervisor_of(config, roles.rollout, sampler.router, calls.background, welcome),
     )
 
 

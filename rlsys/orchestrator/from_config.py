@@ -11,14 +11,14 @@ from rlsys.algorithms.requirements import needs_greedy
 from rlsys.config.schema import Config
 from rlsys.data.stream import PromptStream
 from rlsys.orchestrator.admission import Admission
-from rlsys.orchestrator.orchestrator import GroupRule, Orchestrator, ReferenceQueue
+from rlsys.orchestrator.orchestrator import NEW_RUN, GroupRule, Orchestrator, ReferenceQueue, Resumed
 from rlsys.orchestrator.router import Router
 from rlsys.orchestrator.sampling import Engine, GroupSampler, Scoring
 from rlsys.orchestrator.supervisor import Engines, EngineSupervisor
 from rlsys.rewards.entry import wants_whole_groups
 from rlsys.runtime.background import Background
 from rlsys.runtime.calls import Calls
-from rlsys.types import Sampling, ScoredGroup
+from rlsys.types import Sampling
 
 
 class EnginePool(Protocol):
@@ -99,26 +99,19 @@ def orchestrator_of(
     sampler: GroupSampler,
     reference: ReferenceQueue | None,
     prompts: PromptStream,
-    *,
-    finished: Sequence[tuple[int, ScoredGroup]] = (),
-    versions: Sequence[int] = (),
-    ledger: Mapping[str, int] | None = None,
+    resumed: Resumed = NEW_RUN,
 ) -> Orchestrator:
-    """Return the orchestrator that feeds the loop from `policy_version` on.
-
-    After a resume it has the checkpoint's `finished` groups, the `versions` that they started under, and its `ledger`.
-    """
+    """Return the orchestrator that feeds the loop from `policy_version` on, perhaps where a checkpoint left off."""
     return Orchestrator(
         calls.background,
         sampler,
-        admission_of(config, policy_version, versions),
+        admission_of(config, policy_version, resumed.versions),
         prompts,
         sampling_params_of(config),
         group_rule_of(config),
         reference,
         deadline_s=config.rollout.deadline_s,
-        finished=finished,
-        ledger=ledger,
+        resumed=resumed,
         idle_shares=calls.occupancy.take,
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from rlsys.data.stream import PromptStream
@@ -57,6 +57,18 @@ class GroupRule:
         return not self.keeps_equal_rewards and not has_variance(group.rewards, self.compares_parts)
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """What a checkpoint knows of the prompts that were issued before it; empty for a new run."""
+
+    finished: Sequence[tuple[int, ScoredGroup]] = ()  # numbered from 0, with the positions of their prompts
+    versions: Sequence[int] = ()  # that they started under, in rising order
+    ledger: Mapping[str, int] = field(default_factory=dict)  # see `Orchestrator.ledger`
+
+
+NEW_RUN = Resumed()
+
+
 class Orchestrator:
     """The owner of the groups in flight, from admission to the batch that trains them."""
 
@@ -71,8 +83,7 @@ class Orchestrator:
         reference: ReferenceQueue | None,
         *,
         deadline_s: float,
-        finished: Sequence[tuple[int, ScoredGroup]] = (),
-        ledger: Mapping[str, int] | None = None,
+        resumed: Resumed = NEW_RUN,
         idle_shares: Callable[[], dict[str, float]] = dict,
     ) -> None:
         """Start with nothing in flight; the first `next_batch` starts sampling.
@@ -86,8 +97,7 @@ class Orchestrator:
             rule: Decides which groups are trained.
             reference: Computes reference log-probabilities of accepted groups; None without a reference.
             deadline_s: Longest wait for one batch.
-            finished: Groups from a checkpoint, with the positions of their prompts; `admission` counts them as ready.
-            ledger: The checkpoint's ledger.
+            resumed: Where a checkpoint left off; `admission` counts its groups as ready.
             idle_shares: Returns the fraction of time in which each role was idle since the last call.
         """
         self._background = background
@@ -102,11 +112,11 @@ class Orchestrator:
         self._idle_shares = idle_shares
         self._changed = asyncio.Event()  # set whenever the admission may have a new answer to `take` or `capacity`
         # The stream position of each group's prompt, until a step takes it.
-        self._positions = {group.group_id: position for position, group in finished}
-        self._ready = {group.group_id: group for _, group in finished}
+        self._positions = {group.group_id: position for position, group in resumed.finished}
+        self._ready = {group.group_id: group for _, group in resumed.finished}
         # A step, and what it trains: groups with the positions of their prompts.
         self._last_batch: tuple[int, list[tuple[int, ScoredGroup]]] = (0, [])
-        self._num_filtered, self._num_trained = (ledger or {}).get("filtered", 0), (ledger or {}).get("trained", 0)
+        self._num_filtered, self._num_trained = (resumed.ledger.get(name, 0) for name in ("filtered", "trained"))
         self._rejected: list[tuple[int, ScoredGroup]] = []  # since the last batch, with their positions
         self._num_drawn = 0  # prompts, since the last batch
         self._is_admitting = False

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from typing import Protocol
 
 from rlsys.errors import WorkerDiedError
 from rlsys.metrics.step import Metrics, StageClock
 from rlsys.weights.broadcaster import Broadcaster
 from rlsys.weights.canary import WeightCanary
+
+
+class VersionedPolicy(Protocol):
+    """The learners."""
+
+    lock: asyncio.Lock  # held by whoever changes the policy, and by whoever sends it
+    step: int  # the policy's version
+
+
+class JoiningEngines(Protocol):
+    """The pool of engines."""
+
+    def name(self, engine: int) -> str:
+        """Return an engine's name."""
+
+    def join(self, engine: int) -> None:
+        """Make an engine that was started again one of those that broadcasts reach."""
+
+    def is_alive(self, engine: int) -> bool:
+        """Return whether an engine has not been lost, as far as is known."""
 
 
 class PolicyBroadcast:
@@ -19,9 +39,8 @@ class PolicyBroadcast:
         broadcaster: Broadcaster,
         canary: WeightCanary | None,
         clock: StageClock,
+        learners: VersionedPolicy,
         *,
-        lock: asyncio.Lock,
-        version: Callable[[], int],
         on_cpus: bool,
     ) -> None:
         """Broadcast under the learners' lock.
@@ -30,21 +49,19 @@ class PolicyBroadcast:
             broadcaster: the way of the weights.
             canary: compares both sides; None where nothing asks for it.
             clock: measures the stage.
-            lock: held while the policy changes or is sent.
-            version: returns the policy's version now.
+            learners: hold the policy.
             on_cpus: whether the roles share cores.
         """
         self._broadcaster = broadcaster
         self._canary = canary
         self._clock = clock
-        self._lock = lock
-        self._version = version
+        self._learners = learners
         self._on_cpus = on_cpus
 
     async def broadcast(self, policy_version: int) -> Metrics:
         """Make every engine serve `policy_version`; returns metrics of it, and of comparisons since the last one."""
         with self._clock.stage("broadcast"):
-            async with self._lock:
+            async with self._learners.lock:
                 if self._canary is not None and self._on_cpus:
                     await self._canary.ask_learner(policy_version)
                 metrics: Metrics = {**await self._broadcaster.broadcast(policy_version)}
@@ -54,26 +71,22 @@ class PolicyBroadcast:
                 metrics |= self._canary.take()
         return metrics
 
-    async def welcome(self, name: str, join: Callable[[], None], is_alive: Callable[[], bool]) -> None:
+    async def welcome(self, engines: JoiningEngines, engine: int) -> None:
         """Give the policy as it is now to an engine that has just started, and compare what it computes.
 
         All engines get it, those that have it too: the group of a broadcast has all engines as its members.
 
-        Args:
-            name: the engine's name.
-            join: makes it one of the engines that broadcasts reach; called when none is under way.
-            is_alive: returns whether it is still there.
-
         Raises:
             WorkerError: the engine was lost again, or does not compute what the learner does.
         """
-        async with self._lock:
-            version = self._version()
-            join()
+        name = engines.name(engine)
+        async with self._learners.lock:
+            version = self._learners.step
+            engines.join(engine)
             await self._broadcaster.broadcast(version)
-            if is_alive() and self._canary is not None:
+            if engines.is_alive(engine) and self._canary is not None:
                 await self._canary.check(version, name)
-            if not is_alive():
+            if not engines.is_alive(engine):
                 raise WorkerDiedError(f"{name} was lost while it got the weights", name)
 
     async def finish(self) -> None:

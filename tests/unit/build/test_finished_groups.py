@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlsys.build.finished_groups import FinishedGroups, versions_of
+from rlsys.build.finished_groups import FinishedGroups
 from rlsys.config.compose import load_config
 from rlsys.data.order import EpochOrder
 from rlsys.data.stream import PromptStream
@@ -20,6 +20,14 @@ from rlsys.types import Prompt, ReferenceScores, TextRef, Trajectory, Trajectory
 from tests.unit.records import group, reward, scored, summary
 
 PROMPTS = [Prompt(number, "", np.array([number], dtype=np.int32)) for number in range(9)]
+
+
+class Store:
+    async def read(self, ref: Any, *, who: str, what: str) -> Any:
+        return ref
+
+    def put(self, value: Any) -> Any:
+        return value
 
 
 def parts(*overrides: str) -> FinishedGroups:
@@ -35,11 +43,8 @@ def parts(*overrides: str) -> FinishedGroups:
     async def text(ref: TextRef | None) -> str:
         return "" if ref is None else ref.chunk[ref.index]
 
-    async def read(ref: Any) -> Any:
-        return ref
-
     config = load_config(["train.max_staleness=2", *overrides])
-    return FinishedGroups(config, fetch, text, read, lambda value: value)
+    return FinishedGroups(config, fetch, text, Store())
 
 
 def saved(tmp_path: Path, *versions: int) -> list[FinishedGroup]:
@@ -56,13 +61,13 @@ STATE = RunState(step=5, prompt_cursor=8, prompts_finished=[5, 6, 7], prompts_di
 
 
 def test_they_come_back_as_groups_of_the_new_run_oldest_first(tmp_path: Path) -> None:
-    kept = parts().usable(saved(tmp_path, 5, 4, 3), STATE, "same")
-    assert [each.position for each in kept] == [5, 6, 7]
-    assert versions_of(kept, 5) == [3, 4, 5]
+    found = saved(tmp_path, 5, 4, 3)
     prompts = PromptStream(PROMPTS, EpochOrder(9, [0], shuffle=False), cursor=8, pending=[1, 5, 6, 7])
-    prompts.keep([each.position for each in kept])
+    resumed = parts().resume(found, replace(STATE, prompts_digest=prompts.digest), prompts)
     assert prompts.pending == [1]
-    (position, first), *_ = parts().restore(kept, prompts)
+    assert [position for position, _ in resumed.finished] == [5, 6, 7]
+    assert resumed.versions == [3, 4, 5]
+    (position, first), *_ = resumed.finished
     assert (position, first.group_id, first.rollout.prompt.index) == (5, 0, 5)
     assert [each.total for each in first.rewards] == [1.0, 0.0]
     assert first.rewards[1].response == TextRef(["2", "2"], 1)
@@ -73,8 +78,16 @@ def test_they_come_back_as_groups_of_the_new_run_oldest_first(tmp_path: Path) ->
 
 
 def test_an_engine_may_have_been_ahead_of_the_step(tmp_path: Path) -> None:
-    kept = parts().usable(saved(tmp_path, 6), STATE, "same")
-    assert versions_of(kept, 5) == [5]
+    prompts = PromptStream(PROMPTS, EpochOrder(9, [0], shuffle=False), cursor=8, pending=[7])
+    resumed = parts().resume(saved(tmp_path, 6), replace(STATE, prompts_digest=""), prompts)
+    assert resumed.versions == [5]
+
+
+def test_a_checkpoint_without_a_ledger_counts_as_trained_what_is_not_pending(tmp_path: Path) -> None:
+    prompts = PromptStream(PROMPTS, EpochOrder(9, [0], shuffle=False), cursor=8, pending=[3, 7])
+    resumed = parts().resume([], RunState(step=3, prompt_cursor=8, prompts_pending=[3, 7]), prompts)
+    assert resumed.ledger == {"trained": 6}
+    assert prompts.pending == [3, 7]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from rlsys.data.stream import PromptStream
 from rlsys.errors import SampleError
 from rlsys.orchestrator.batch import StepBatch
 from rlsys.orchestrator.from_config import orchestrator_of, sampler_of
-from rlsys.orchestrator.orchestrator import Orchestrator
+from rlsys.orchestrator.orchestrator import NEW_RUN, Orchestrator, Resumed
 from rlsys.runtime.background import Background
 from rlsys.runtime.batching import BatchingQueue
 from rlsys.runtime.occupancy import Occupancy
@@ -118,20 +118,20 @@ class Source:
         self.scored_together: list[list[int]] = []  # prompts of each unit
         prompts = [Prompt(number, "", np.array([1], dtype=np.int32)) for number in range(len(useful))]
         order, self.step = EpochOrder(len(prompts), [0], shuffle=False), 0
-        self.prompts, resumed = PromptStream(prompts, order), {}
+        self.prompts, resumed = PromptStream(prompts, order), NEW_RUN
         if after is not None:
             self.step, before = after.step, after.orchestrator
             self.prompts = PromptStream(prompts, order, cursor=after.prompts.cursor, pending=before.pending_positions())
             kept = before.finished(self.step)
             kept.sort(key=lambda each: each[1].rollout.summaries[0].policy_version)
-            resumed = {
-                "finished": [
+            resumed = Resumed(
+                [
                     (position, replace(group, rollout=replace(group.rollout, group_id=number)))
                     for number, (position, group) in enumerate(kept)
                 ],
-                "versions": [min(s.policy_version for s in group.rollout.summaries) for _, group in kept],
-                "ledger": before.ledger(self.step),
-            }
+                [min(s.policy_version for s in group.rollout.summaries) for _, group in kept],
+                before.ledger(self.step),
+            )
         self.background = Background()
         workers: Any = self
         self.engines = {index: Engine(self, index) for index in range(engines)}
@@ -141,7 +141,7 @@ class Source:
         calls: Any = type("Calls", (), {"background": self.background, "occupancy": Occupancy()})
         queue = self.queue_of_references if reference else None
         self.orchestrator: Orchestrator = orchestrator_of(
-            self.config, self.step, calls, self.sampler, queue, self.prompts, **resumed
+            self.config, self.step, calls, self.sampler, queue, self.prompts, resumed
         )
 
     def lose(self, engine: int, why: str) -> None:

@@ -34,7 +34,7 @@ def finished(position: int, num_samples: int, with_reference: bool) -> FinishedG
         trajectories=trajectories,
         summaries=[TrajectorySummary(t.num_tokens, 1, "length", 3, 0, True, 1.5, 2.5) for t in trajectories],
         rewards=[Reward(0.1 + 0.2, parts, "ok", extra={"seen": [1, "x"]})] * num_samples,
-        texts=["caf\u00e9 \ud83d\ude00"] * num_samples,
+        texts=["caf\u00e9 \U0001f600"] * num_samples,
         baseline=Reward(None, parts, "error") if with_reference else None,
         ref_logprobs=[t.behavior_logprobs * 2 for t in trajectories] if with_reference else None,
         kl_sums=[0.25] * num_samples if with_reference else [],
