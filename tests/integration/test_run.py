@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.integration.runs import SMALL, read_metrics
+from tests.planted import plant, planted_that_ran
 
 METRIC_KEYS = {
     "step",
@@ -91,10 +92,12 @@ def test_real_prompts_run_with_every_row_s_outcome(tmp_path: Path, gsm8k: Path, 
 @pytest.mark.timeout(1200)
 def test_a_run_writes_everything_and_resumes_at_the_right_step(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
+    plant(tmp_path)
     common = ["checkpoint.every=2", "eval.every=2", "data.eval_limit=8", "logging.trackers=[tensorboard]"]
     first = train(tmp_path, *common, "train.num_steps=3")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "step 3/3" in first.stdout
+    assert planted_that_ran(tmp_path) == []  # in no process of the run
 
     rows = read_metrics(run_dir)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]

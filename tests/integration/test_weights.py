@@ -76,7 +76,8 @@ def test_secrets_are_in_no_file_and_no_command_line_of_a_run(run: OpenRun) -> No
     files = [file for folder in (run.folder, Path(session)) for file in folder.rglob("*") if file.is_file()]
     held = {file.name: file.read_bytes() for file in files}
     assert len(held) > 10
-    held |= {" ".join(process.cmdline()): " ".join(process.cmdline()).encode() for process in psutil.process_iter()}
+    commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    held |= {command: command.encode() for command in commands}
     assert [name for name, content in held.items() if any(secret in content for secret in secrets)] == []
 
 

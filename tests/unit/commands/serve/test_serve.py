@@ -27,6 +27,7 @@ from rlsys.errors import ConfigError
 from rlsys.rewards import Failed
 from rlsys.rewards.entry import bind_reward
 from rlsys.scoring.call import RewardLog, RewardRequest, call_reward
+from tests.planted import plant, planted_that_ran
 
 FUNCTIONS = """
 import time
@@ -46,6 +47,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psu
     """A service with a token and a short deadline."""
     folder = tmp_path_factory.mktemp("service")
     (folder / "functions.py").write_text(FUNCTIONS)
+    plant(folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -59,6 +61,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psu
         assert time.monotonic() < deadline
         time.sleep(0.1)
     yield base, psutil.Process(process.pid)
+    assert planted_that_ran(folder) == []  # neither in the service nor in the function's processes
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) is not None
 
