@@ -163,8 +163,10 @@ def _watched(process: subprocess.Popen[bytes], limits: Limits) -> Result:
         elif streams.is_full:
             reached = "output"
         elif now >= next_look:  # not at every turn: a look costs more than reading the streams
-            usage = look(process.pid, now) or usage
-            reached, next_look = usage.reached(limits), now + WATCH_S
+            seen, next_look = look(process.pid, now), now + WATCH_S
+            reached = seen and seen.reached(limits)
+            # Once the program has ended, only bubblewrap's processes are seen, and not what the program has used.
+            usage = seen if seen and seen.cpu_s >= usage.cpu_s else usage
         if streams.is_open:
             streams.read(min(WATCH_S, max(0.0, started + limits.wall_s - now)))
         else:

@@ -55,8 +55,7 @@ def look(pid: int, now: float) -> Usage | None:
                 count += child.num_threads()
                 times = child.cpu_times()
                 cpu_s = max(cpu_s, times.user + times.system)
-                if os.stat(f"/proc/{child.pid}/root/").st_dev != os.stat("/").st_dev:  # it is inside already
-                    shared = max(shared, _held_for_all(child.pid))
+                shared = max(shared, _held_for_all(child.pid))  # the same for all that are inside already
     return Usage(now, memory + shared, count, cpu_s) if count else None
 
 
@@ -67,7 +66,9 @@ def _page_tables(pid: int) -> int:
 
 
 def _held_for_all(pid: int) -> int:
-    """Return the bytes that the kernel holds for the files and sockets of the sandbox that a process is in."""
+    """Return the bytes that the kernel holds for the files and sockets of a process's sandbox; 0 if it is in none."""
+    if os.stat(f"/proc/{pid}/root/").st_dev == os.stat("/").st_dev:
+        return 0
     entries = 0
     for folder in (HOME, "/dev/shm"):
         of_folder = os.statvfs(f"/proc/{pid}/root{folder}")
