@@ -164,7 +164,7 @@ def _watched(process: subprocess.Popen[bytes], limits: Limits) -> Result:
             reached = "output"
         elif now >= next_look:  # not at every turn: a look costs more than reading the streams
             seen, next_look = look(process.pid, now), now + WATCH_S
-            reached = seen and seen.reached(limits)
+            reached = None if seen is None else seen.reached(limits)
             # Once the program has ended, only bubblewrap's processes are seen, and not what the program has used.
             usage = seen if seen and seen.cpu_s >= usage.cpu_s else usage
         if streams.is_open:
