@@ -13,9 +13,16 @@ Importing rlsys loads none of its libraries; each of these functions loads what 
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
+
+# `python -m` puts the working directory before everything that is installed: a `rich.py` there would be run by any
+# command. Code of the user's own is looked up there when it is asked for (`rlsys.registry.load_external`). Here:
+# importing rlsys is the first thing that `python -m rlsys.cli` does.
+if sys.argv[:1] == ["-m"] and sys.path[0] == os.getcwd():
+    del sys.path[0]
+
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
-# `python -m` puts the working directory before everything that is installed: a `rich.py` there would be run by any
-# command. Code of the user's own is looked up there when it is asked for (`rlsys.registry.load_external`).
-if __name__ == "__main__" and sys.path[0] == os.getcwd():
-    del sys.path[0]
-
 import argparse
 import importlib
+import os
 import signal
+import sys
 from collections.abc import Sequence
 
 from rlsys.errors import RlsysError
