@@ -45,6 +45,7 @@ from rlsys.run_folder.timeline import TimelineWriter, timeline_path
 from rlsys.runtime.background import Background
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.garbage import collect_rarely, freeze_imported
+from rlsys.runtime.memory_use import MemoryUse
 from rlsys.runtime.preimport import Preimport
 from rlsys.runtime.room import Demand
 from rlsys.runtime.timeline_collector import SpanSource, TimelineCollector
@@ -278,7 +279,13 @@ def build_run(
     guards = Guards.from_config(config, run_dir, state, roles.rollout.trajectories, roles.scoring.text)
     estimates = partial(calls.read, who="the object store", what="reading value estimates")
     rollouts = RolloutWriter(run_dir, config.logging, roles.scoring.text, roles.rollout.trajectories, estimates)
-    recorder = Recorder(clock, orchestrator, guards, log=log, rollouts=rollouts, display=display, timeline=timeline)
+    recorder = Recorder(
+        *(clock, orchestrator, guards, MemoryUse(roles.cluster.workers)),
+        log=log,
+        rollouts=rollouts,
+        display=display,
+        timeline=timeline,
+    )
     is_canary_needed = config.weights.verify or config.train.max_staleness > 0 or config.learner.lora.rank > 0
     canary = canary_of(prepared, roles.policy, roles.rollout, calls) if is_canary_needed else None
     return Run(
