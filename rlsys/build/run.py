@@ -40,6 +40,7 @@ from rlsys.rollout.setup import EngineSetup
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.layout import LOGS
 from rlsys.run_folder.metrics import MetricsWriter
+from rlsys.run_folder.replay import ReplayFolders
 from rlsys.run_folder.rollouts import RolloutWriter
 from rlsys.run_folder.timeline import TimelineWriter, timeline_path
 from rlsys.runtime.background import Background
@@ -270,7 +271,9 @@ def build_run(
 ) -> Run:
     """Connect the parts of the loop around started workers."""
     config, clock = prepared.config, StageClock()
-    learners = Learners(config, clock, roles.policy, roles.critic, start_coefficients(config, state), state.step)
+    dumps = ReplayFolders(run_dir, config.checkpoint.keep, state.step) if config.logging.replay else None
+    trained = (roles.policy, roles.critic, start_coefficients(config, state), state.step, dumps)
+    learners = Learners(config, clock, *trained)
     reference = _reference(config, roles)
     prompts = start_prompts(prepared, state)
     calls = roles.cluster.calls

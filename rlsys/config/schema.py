@@ -234,6 +234,11 @@ class LoggingConfig:
         help="groups per such file that are written with tokens and log-probabilities",
         needs="rollouts_every > 0",
     )
+    replay: bool = option(
+        False,
+        help="keep the batches of the steps after a checkpoint, and what they came to, for `rlsys replay`; as many as "
+        "checkpoints",
+    )
     timeline: bool = option(False, help="write timeline.json, which shows in Perfetto what each worker did when")
 
 

@@ -200,6 +200,5 @@ def _memory(role: str, num_steps: int) -> MetricAlarm:
         creeps,
         f"the memory of {name} has grown steadily over {MEMORY_STEPS} steps, and at this rate the machine has none "
         f"left before the last step ({key}, memory/free_gib). Likely cause: a reward function, a data source or a "
-        "library keeps what it has seen. A checkpoint now and then (checkpoint.every) makes the end of the process cheap: "
-        "resume=auto goes on with a fresh one",
+        "library keeps what it has seen. With checkpoint.every, resume=auto goes on with fresh processes",
     )

@@ -150,7 +150,7 @@ def test_ctrl_c_keeps_the_step_that_the_models_are_at(
 ) -> None:
     """An update that runs is made to its end, and counts."""
     scene = Scene(tmp_path)
-    scene.guards.signals.best["format"] = 1.0
+    scene.guards.alarms.signals.best["format"] = 1.0
     with caplog.at_level(logging.WARNING, "rlsys"), pytest.raises(asyncio.CancelledError):
         scene.play(interrupt_at=during(3, stage))
     assert scene.saved == [kept]
