@@ -131,10 +131,11 @@ def _tensors(
     for name in {**recorded, **replayed}:
         then, now = recorded.get(name), replayed.get(name)
         if then is None or now is None:
-            norms = (None if one is None else one.norm for one in (then, now))
-            yield Row(what, name, *norms, "differs")
+            yield Row(what, name, then.norm if then else None, now.norm if now else None, "differs")
         else:
-            verdict = "equal" if then.bits == now.bits else "near" if then.is_near(now, tolerance) else "differs"
+            # Other bits may have the same norm and projection, so without a tolerance nothing else is asked.
+            is_near = tolerance > 0 and then.is_near(now, tolerance)
+            verdict = "equal" if then.bits == now.bits else "near" if is_near else "differs"
             yield Row(what, name, then.norm, now.norm, verdict)
 
 

@@ -37,10 +37,13 @@ class Pause:
         why = "; ".join(reasons) or BY_HAND
         loop = asyncio.get_running_loop()
         next_message = loop.time()
-        while self._file.exists():
-            if loop.time() >= next_message:
-                logger.warning("paused, until %s is removed: %s", self._file, why)
-                next_message += REMIND_S
-            await asyncio.sleep(POLL_S)
+        try:
+            while self._file.exists():
+                if loop.time() >= next_message:
+                    logger.warning("paused, until %s is removed: %s", self._file, why)
+                    next_message += REMIND_S
+                await asyncio.sleep(POLL_S)
+        finally:  # Ctrl-C, or a worker that died meanwhile: a run that has ended is not paused
+            self._file.unlink(missing_ok=True)
         logger.warning("%s was removed: going on", self._file)
         return True

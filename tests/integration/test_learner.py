@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -472,3 +474,73 @@ def test_the_auxiliary_loss_of_a_mixture_of_experts_is_added(
         gradient = block.mlp.gate.weight.grad
         assert gradient.abs().max() > 1e-3
         torch.testing.assert_close(plain[name] - balanced[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+# Replays a step twice in one process: as it was dumped, then with one token's id changed.
+REPLAY_AND_TAMPER = """
+import sys
+import numpy as np
+from rlsys.cli import execute
+from rlsys.errors import RlsysError
+
+run = sys.argv[1]
+try:
+    execute(["replay", run, "--step", "2"])
+    path = run + "/replay/step-000002/rank-0.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["token_ids"][arrays["loss_mask"].argmax()] += 1
+    np.savez(path, **arrays)
+    execute(["replay", run, "--step", "2"])
+except RlsysError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "num_minibatches"),
+    [
+        (["learner.zero_stage=1"], 2),
+        *(
+            pytest.param(*case, marks=LONG)
+            for case in (
+                (["learner.zero_stage=0"], 2),
+                (["learner.zero_stage=2", "learner.offload_optimizer=true"], 1),
+                (["learner.zero_stage=3", "learner.dtype=bfloat16"], 1),
+                (["learner.num_workers=2", "learner.zero_stage=0"], 2),
+                (["learner.num_workers=3", "learner.zero_stage=3"], 1),
+                (["learner.num_workers=2", "learner.zero_stage=2", "learner.dtype=bfloat16"], 1),
+                (["learner.lora.rank=4", "learner.lora.dropout=0.1"], 2),
+                (["learner.num_workers=2", "learner.lora.rank=4"], 1),
+            )
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_step_is_replayed_bit_for_bit_and_another_batch_is_noticed(
+    cluster: Cluster, model: str, tmp_path: Path, options: list[str], num_minibatches: int
+) -> None:
+    """Between ranks sums are made in another order, so several ranks agree within a tolerance, in the first update."""
+    folder, dump = tmp_path / "checkpoints" / "step-000001", tmp_path / "replay" / "step-000002"
+    group, config = start_learner(cluster, model, ["learner.lr=1e-3", "learner.eps=1e-8", *options])
+    try:
+        wait(group.update(experience()))
+        folder.mkdir(parents=True)
+        wait(group.save(str(folder)))
+        metrics = wait(group.update(experience(num_minibatches), str(dump))).metrics
+    finally:
+        kill(group)
+    (folder / "state.json").write_text("{}")
+    record = json.loads((dump / "record.json").read_text())
+    squares = [sum(one["norm"] ** 2 for one in u["gradients"].values()) for u in record["computed"]["updates"]]
+    assert np.sqrt(squares[-1]) == pytest.approx(record["computed"]["updates"][-1]["grad_norm"], rel=1e-3)
+    assert len(squares) == num_minibatches
+    assert np.isfinite(metrics["policy/loss"])
+    command = [sys.executable, "-c", REPLAY_AND_TAMPER, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    first, _, second = result.stdout.partition("is replayed")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert second.startswith(" bit for bit" if config.learner.num_workers == 1 else " within the tolerance"), first
+    assert f"update {num_minibatches if config.learner.num_workers == 1 else 1}, gradient" in first
+    assert "refused: step 2: " in second
+    assert "The first in the order of the computation is update 1, loss: the run had " in second

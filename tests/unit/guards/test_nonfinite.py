@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+
 from rlsys.guards.nonfinite import NonFiniteGuard
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.types import NonFiniteTrajectory, RolloutGroup, Trajectory
