@@ -11,7 +11,7 @@ import pytest
 from rlsys.config.compose import load_config
 from rlsys.guards.alarms import Alarms
 
-RUNS = Path(__file__).parent / "runs"
+RUNS = Path(__file__).parent / "healthy"
 Series = Mapping[str, Sequence[float]]
 SLOW = [5000.0] * 20 + [1200.0] * 3
 
