@@ -122,7 +122,7 @@ class Checkpoints:
             unscored_total=missing.total,
             eval_unscored_in_a_row=self._guards.eval_rewards.in_a_row,
             eval_unscored_total=self._guards.eval_rewards.total,
-            reward_best=self._guards.signals.best,
+            reward_best=self._guards.alarms.signals.best,
             started_coef={"kl": self._config.algorithm.kl.coef, "entropy": self._config.algorithm.entropy.coef},
             written_with=self._fixed,
         )

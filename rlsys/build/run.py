@@ -43,11 +43,13 @@ from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.finished_groups import FinishedGroup, read_groups
 from rlsys.run_folder.layout import LOGS
 from rlsys.run_folder.metrics import MetricsWriter
+from rlsys.run_folder.replay import ReplayFolders
 from rlsys.run_folder.rollouts import RolloutWriter
 from rlsys.run_folder.timeline import TimelineWriter, timeline_path
 from rlsys.runtime.background import Background
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.garbage import collect_rarely, freeze_imported
+from rlsys.runtime.memory_use import MemoryUse
 from rlsys.runtime.preimport import Preimport
 from rlsys.runtime.room import Demand
 from rlsys.runtime.timeline_collector import SpanSource, TimelineCollector
@@ -294,7 +296,9 @@ def build_run(
 ) -> Run:
     """Connect the parts of the loop around started workers; `finished` are the checkpoint's groups."""
     config, clock = prepared.config, StageClock()
-    learners = Learners(config, clock, roles.policy, roles.critic, start_coefficients(config, state), state.step)
+    dumps = ReplayFolders(run_dir, config.checkpoint.keep, state.step) if config.logging.replay else None
+    trained = (roles.policy, roles.critic, start_coefficients(config, state), state.step, dumps)
+    learners = Learners(config, clock, *trained)
     reference = _reference(config, roles)
     prompts = start_prompts(prepared, state)
     calls = roles.cluster.calls
@@ -305,7 +309,13 @@ def build_run(
     guards = Guards.from_config(config, run_dir, state, roles.rollout.trajectories, roles.scoring.text)
     estimates = partial(calls.read, who="the object store", what="reading value estimates")
     rollouts = RolloutWriter(run_dir, config.logging, roles.scoring.text, roles.rollout.trajectories, estimates)
-    recorder = Recorder(clock, orchestrator, guards, log=log, rollouts=rollouts, display=display, timeline=timeline)
+    recorder = Recorder(
+        *(clock, orchestrator, guards, MemoryUse(roles.cluster.workers)),
+        log=log,
+        rollouts=rollouts,
+        display=display,
+        timeline=timeline,
+    )
     is_canary_needed = config.weights.verify or config.train.max_staleness > 0 or config.learner.lora.rank > 0
     canary = canary_of(prepared, roles.policy, roles.rollout, calls) if is_canary_needed else None
     weights = PolicyBroadcast(broadcaster, canary, clock, learners, on_cpus=config.cluster.num_gpus == 0)

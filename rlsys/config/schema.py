@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlsys.config.alarm_schema import AlarmsConfig
 from rlsys.config.algorithm_schema import AlgorithmConfig
 from rlsys.config.build_schema import ModelBuild
 from rlsys.config.learner_schema import (
@@ -81,7 +82,7 @@ class TrainConfig:
     )
     critic_warmup_steps: int = option(0, ge=0, help="steps at the start that train the critic alone")
     max_nonfinite_steps: int = option(
-        3, ge=1, help="end the run after this many steps in a row that met NaN or infinity and were not applied"
+        3, ge=1, help="steps in a row that met NaN or infinity, and were not applied, until `alarms.nonfinite`"
     )
 
 
@@ -145,7 +146,7 @@ class ScoringConfig:
     on_error: str = option(
         "mask", choices=("mask", "drop_group", "raise"), help="what happens to a trajectory whose reward failed"
     )
-    max_unscored_steps: int = option(3, ge=1, help="end the run after so many steps in a row without a valid reward")
+    max_unscored_steps: int = option(3, ge=1, help="steps in a row without a valid reward until `alarms.unscored`")
     whole_groups: bool = option(False, help="score a prompt's responses together, not each as soon as it is finished")
     skip_special_tokens: bool | None = option(
         None, help="leave special tokens out of what rewards see; null: all but the tags that the rewards look for"
@@ -236,6 +237,11 @@ class LoggingConfig:
         help="groups per such file that are written with tokens and log-probabilities",
         needs="rollouts_every > 0",
     )
+    replay: bool = option(
+        False,
+        help="keep the batches of the steps after a checkpoint, and what they came to, for `rlsys replay`; as many as "
+        "checkpoints",
+    )
     timeline: bool = option(False, help="write timeline.json, which shows in Perfetto what each worker did when")
 
 
@@ -264,6 +270,7 @@ class Config:
     )
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -42,8 +42,8 @@ class RankGroup:
             await self._each("start", host, port, what=f"starting the {self._name}", deadline_s=deadline_s)
         )
 
-    async def update(self, experience: Experience) -> Update:
-        """Train on `experience`.
+    async def update(self, experience: Experience, dump_to: str | None = None) -> Update:
+        """Train on `experience`; with `dump_to` write what `rlsys replay` needs into that folder.
 
         Returns:
             Metrics, which are the same on every rank, and every rank's trajectories with NaN or infinity. When only the
@@ -64,6 +64,7 @@ class RankGroup:
                 chunk_indices=chunk_indices,
                 has_reference=experience.ref_logprobs is not None,
                 has_estimates=experience.estimates is not None,
+                dump_to=dump_to,
             )
             calls[name] = worker.update.remote(batch, *arrays)
         results = await self._calls.gather(calls, what=f"{self._name} update", deadline_s=self._config.deadline_s)

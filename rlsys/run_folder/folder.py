@@ -151,9 +151,14 @@ class RunFolder:
 
     @property
     def warnings(self) -> list[tuple[int, str]]:
-        """Step and text of every warning about a signal that cannot teach. Raises DataError as `rows` does."""
+        """Step and text of every alarm. Raises DataError as `rows` does."""
         file = self.path / layout.WARNINGS
         return [(int(row["step"]), str(row["text"])) for _, row in json_rows(file)] if file.is_file() else []
+
+    @property
+    def paused_file(self) -> Path:
+        """The file that is there while the run is paused, and holds why."""
+        return self.path / layout.PAUSED
 
     @property
     def rollouts(self) -> list[Path]:

@@ -22,6 +22,7 @@ from rlsys.guards.missing_rewards import NoRewardError
 from rlsys.learner.learners import Learners
 from rlsys.metrics.step import StageClock
 from rlsys.run_folder.checkpoint import RunState, checkpoints, load_state
+from rlsys.run_folder.replay import ReplayFolders, dumped_steps
 from rlsys.runtime.background import Background
 from rlsys.train import train
 from rlsys.types import Coefficients, Experience, ExperienceRow, Update
@@ -40,10 +41,12 @@ class Scene:
         self.step = 0
         self.refreshed = True
         self.trained: list[int] = []
+        self.dumps: list[str | None] = []
         state = RunState(step=0, prompt_cursor=0)
         self.guards = Guards.from_config(self.config, run_dir, state, self._nothing, self._nothing)
         policy: Any = SimpleNamespace(update=self._update, save=self._save)
-        self.learners = Learners(self.config, StageClock(), policy, None, Coefficients(0.0, 0.0))
+        folders = ReplayFolders(run_dir, 2, 0) if self.config.logging.replay else None
+        self.learners = Learners(self.config, StageClock(), policy, None, Coefficients(0.0, 0.0), 0, folders)
         prompts = SimpleNamespace(cursor=99, digest="")
         orchestrator = SimpleNamespace(
             next_batch=self._stage("batch"),
@@ -117,8 +120,9 @@ class Scene:
         row = ExperienceRow(0, 0, 0, 1.0, 1.0, 4, 2)
         return Experience(((row,),), (), None, None, 0, Coefficients(0.0, 0.0))
 
-    async def _update(self, _: Experience) -> Update:
+    async def _update(self, _: Experience, dump_to: str | None) -> Update:
         step = len(self.trained) + 1
+        self.dumps.append(dump_to)
         await asyncio.sleep(1.0)
         self.hooks.get(("update", step), lambda: None)()
         self.trained.append(step)
@@ -159,7 +163,7 @@ def test_ctrl_c_keeps_the_step_that_the_models_are_at(
 ) -> None:
     """An update that runs is made to its end, and counts."""
     scene = Scene(tmp_path)
-    scene.guards.signals.best["format"] = 1.0
+    scene.guards.alarms.signals.best["format"] = 1.0
     with caplog.at_level(logging.WARNING, "rlsys"), pytest.raises(asyncio.CancelledError):
         scene.play(interrupt_at=during(3, stage))
     assert scene.saved == [kept]
@@ -288,6 +292,32 @@ def test_a_guard_that_ends_the_run_leaves_the_step_s_checkpoint(tmp_path: Path, 
     with pytest.raises(NoRewardError, match="the service is down"):
         scene.play()
     assert scene.saved == [3]
+
+
+def test_a_paused_run_starts_no_step_and_its_end_leaves_a_checkpoint(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, "alarms.unscored=pause", "scoring.max_unscored_steps=1")
+    scene.at("record", 3, lambda: scene.guards.rewards.record(3, "the service is down"))
+    with pytest.raises(asyncio.CancelledError):
+        scene.play(interrupt_at=3600.0)
+    assert scene.trained == [1, 2, 3]
+    assert scene.saved == [3]
+    assert not (tmp_path / "paused").exists()
+
+
+def test_the_first_step_and_those_after_a_checkpoint_are_dumped(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, "logging.replay=true", "checkpoint.every=2")
+    scene.play()
+    assert [dump and Path(dump).name for dump in scene.dumps] == [
+        "step-000001",
+        None,
+        "step-000003",
+        None,
+        "step-000005",
+    ]
+    assert sorted(dumped_steps(tmp_path)) == [3, 5]
+    scene = Scene(tmp_path, "checkpoint.every=2")
+    scene.play()
+    assert scene.dumps == [None] * STEPS
 
 
 def test_a_run_that_ends_in_order_is_as_before(tmp_path: Path) -> None:
