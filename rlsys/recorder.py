@@ -46,6 +46,7 @@ class Recorder:
 
     def record_start(self, evaluation: Metrics) -> None:
         """Record the state before training as step 0."""
+        self._guards.progress.look(0, evaluation)
         self._write({"step": 0, "policy_version": 0, **evaluation})
 
     async def record(
@@ -72,6 +73,7 @@ class Recorder:
         metrics |= await self._guards.nonfinite.record(step, nonfinite, batch.groups)
         if batch.groups:
             metrics |= self._guards.rewards.record(step, batch.missing_rewards())
+        self._guards.progress.look(step, evaluation)
         self._failures.report(step, batch.rewards)
         self._warn(step, batch, num_without_spread=int(metrics["groups/zero_variance"] or 0))
         await self._rollouts.write(step, batch.groups, batch.trained, experience)

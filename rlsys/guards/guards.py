@@ -8,6 +8,7 @@ from pathlib import Path
 from rlsys.config.schema import Config
 from rlsys.guards.missing_rewards import MissingRewardGuard
 from rlsys.guards.nonfinite import Fetch, NonFiniteGuard, TextOf
+from rlsys.guards.progress import Progress
 from rlsys.guards.signals import SignalWatch
 from rlsys.run_folder.checkpoint import RunState
 
@@ -20,6 +21,7 @@ class Guards:
     rewards: MissingRewardGuard  # counts training steps
     eval_rewards: MissingRewardGuard  # counts evaluations
     signals: SignalWatch  # only warns
+    progress: Progress  # ends the run in order
 
     @classmethod
     def from_config(cls, config: Config, run_dir: Path, state: RunState, fetch: Fetch, text_of: TextOf) -> Guards:
@@ -34,6 +36,7 @@ class Guards:
                 "eval/unscored", limit, in_a_row=state.eval_unscored_in_a_row, total=state.eval_unscored_total
             ),
             SignalWatch(config, state.reward_best),
+            Progress.from_config(config, run_dir, state),
         )
 
     def check(self) -> None:

@@ -21,6 +21,7 @@ WRITTEN = (METRICS, WARNINGS, ROLLOUTS, NONFINITE, TIMELINE, "events.out.", "wan
 
 # In the folder of a checkpoint:
 STATE = "state.json"
+MANIFEST = "manifest.json"
 POLICY = "policy"  # a Hugging Face folder
 ADAPTER = "adapter"  # a peft folder
 REFERENCE = "reference.safetensors"
