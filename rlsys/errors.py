@@ -38,6 +38,10 @@ class DeadlineError(RlsysError):
     """A wait that took longer than its deadline; the message names who did not answer."""
 
 
+class NoRoomError(RlsysError):
+    """A disk without room for what is being written; the message names the file."""
+
+
 class ScheduleError(RlsysError):
     """An event that the scheduler rules out, which is a bug of its caller; the message names the group."""
 

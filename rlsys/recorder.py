@@ -50,6 +50,7 @@ class Recorder:
 
     def record_start(self, evaluation: Metrics) -> None:
         """Record the state before training as step 0."""
+        self._guards.progress.look(0, evaluation)
         self._write({"step": 0, "policy_version": 0, **evaluation})
 
     async def record(
@@ -76,6 +77,7 @@ class Recorder:
         metrics |= await self._guards.nonfinite.record(step, nonfinite, batch.groups)
         if batch.groups:
             metrics |= self._guards.rewards.record(step, batch.missing_rewards())
+        self._guards.progress.look(step, evaluation)
         self._failures.report(step, batch.rewards)
         tokens, step_s = metrics["rollout/tokens"], metrics["time/step_s"]
         if tokens is not None and step_s:

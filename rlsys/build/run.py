@@ -134,8 +134,10 @@ class Run:
             self.recorder.record_start(await self.evaluation.evaluate(0))
 
     def steps(self) -> Iterator[int]:
-        """Yield the numbers of the steps that are left."""
+        """Yield the numbers of the steps that are left, until evaluations no longer improve (`train.stop`)."""
         for step in range(self.state.step + 1, self.prepared.config.train.num_steps + 1):
+            if self.guards.progress.is_over:
+                return
             self.clock.start_step()
             yield step
 

@@ -66,6 +66,19 @@ class DataConfig:
 
 
 @dataclass
+class StopConfig:
+    """Early stopping: the run ends, with a checkpoint, once evaluations no longer improve."""
+
+    metric: str | None = option(
+        None, help="an eval/ metric, as eval/accuracy, or -NAME where lower is better; null: no early stopping"
+    )
+    patience: int = option(
+        3, ge=1, help="end after this many evaluations in a row without a better value", needs="metric != null"
+    )
+    threshold: float = option(0.0, ge=0, help="only more than this counts as better", needs="metric != null")
+
+
+@dataclass
 class TrainConfig:
     """Size and number of training steps, and how far sampling may run ahead."""
 
@@ -84,6 +97,7 @@ class TrainConfig:
     max_nonfinite_steps: int = option(
         3, ge=1, help="steps in a row that met NaN or infinity, and were not applied, until `alarms.nonfinite`"
     )
+    stop: StopConfig = field(default_factory=StopConfig)
 
 
 @dataclass
@@ -196,9 +210,17 @@ class EvalConfig:
 class CheckpointConfig:
     """Checkpoints: when they are written, and how many are kept."""
 
-    every: int = option(0, ge=0, help="steps between checkpoints; 0: none before the end")
+    every: int = option(0, ge=0, help="steps between checkpoints; 0: by time alone, see every_s")
+    every_s: float = option(
+        900.0, ge=0, help="most seconds of training since the last checkpoint; then the step's end writes one; 0: any"
+    )
     last: bool = option(True, help="write a checkpoint after the last step")
     keep: int = option(2, ge=1, help="number of checkpoints that are kept, the newest ones")
+    keep_best: str | None = option(
+        None,
+        help="an eval/ metric, as eval/accuracy, or -NAME where lower is better: a new best writes a checkpoint, and "
+        "the best is kept beside the newest",
+    )
     rescue_s: float = option(
         300.0, ge=0, help="most seconds that a run which fails or is interrupted takes for a last checkpoint; 0: none"
     )

@@ -12,6 +12,7 @@ from rlsys.guards.alarms import Alarms
 from rlsys.guards.missing_rewards import MissingRewardGuard, NoRewardError
 from rlsys.guards.nonfinite import Fetch, NonFiniteGuard, TextOf
 from rlsys.guards.pause import Pause
+from rlsys.guards.progress import Progress
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.folder import RunFolder
 from rlsys.run_folder.layout import METRICS
@@ -30,6 +31,7 @@ class Guards:
     alarms: Alarms
     pause: Pause
     reactions: Mapping[str, str]  # by the alarms' names
+    progress: Progress  # ends the run in order
 
     @classmethod
     def from_config(cls, config: Config, run_dir: Path, state: RunState, fetch: Fetch, text_of: TextOf) -> Guards:
@@ -47,6 +49,7 @@ class Guards:
             Alarms(config, state.reward_best, earlier),
             Pause(run_dir),
             vars(config.alarms),
+            Progress.from_config(config, run_dir, state),
         )
 
     async def check(self) -> None:

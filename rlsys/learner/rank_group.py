@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rlsys.config.learner_schema import LearnerConfig
@@ -75,7 +76,8 @@ class RankGroup:
         return Update(metrics, nonfinite)
 
     async def save(self, folder: str) -> None:
-        """Write a checkpoint; every rank writes its part."""
+        """Write a checkpoint; every rank writes its part. Raises NoRoomError when the disk is full."""
+        Path(folder).mkdir(parents=True, exist_ok=True)  # here: ranks on a node that does not share it notice
         await self._each("save", folder, what=f"saving the {self._name}")
 
     async def load(self, folder: str) -> None:

@@ -19,7 +19,7 @@ from rlsys.config.schema import Config
 from rlsys.config.written import as_written
 from rlsys.errors import ConfigError, DataError, RlsysError, nearest
 from rlsys.run_folder import layout
-from rlsys.run_folder.checkpoint import checkpoints, step_of
+from rlsys.run_folder.checkpoint import checkpoint_entries, checkpoints, damage_of, newest, step_of
 from rlsys.run_folder.jsonl import json_rows, read_metrics
 from rlsys.run_folder.whole_file import write_whole
 
@@ -171,22 +171,26 @@ class RunFolder:
         return sorted(self.path.glob(f"{layout.TIMELINE}*.json"), key=step_of)
 
     def checkpoint(self, step: int | None = None) -> Path:
-        """Return the folder of the newest complete checkpoint, or of the one after `step`.
+        """Return the folder of the newest whole checkpoint, or of the one after `step`.
 
         Raises:
-            ConfigError: there is none, or none after `step`; the message lists those there are.
+            ConfigError: there is none, or none after `step`; the message lists those there are. Or it is damaged.
         """
-        found = {step_of(folder): folder for folder in checkpoints(self.path)}
-        if not found:
+        if step is not None:
+            found = {step_of(folder): folder for folder in checkpoint_entries(self.path)}
+            if step not in found:
+                steps = ", ".join(str(step_of(folder)) for folder in checkpoints(self.path)) or "none"
+                raise ConfigError(f"{self.path} has no checkpoint of step {step}; there are: {steps}")
+            if (damage := damage_of(found[step], content=True)) is not None:
+                raise ConfigError(f"{found[step]} cannot be used: {damage}; leave out --step for the newest whole one")
+            return found[step]
+        folder = newest(self.path)
+        if folder is None:
             raise ConfigError(
-                f"{self.path} has no checkpoint: one is written after the last step (checkpoint.last=true), and after "
-                "every N steps with checkpoint.every=N"
+                f"{self.path} has no checkpoint yet: one is written every checkpoint.every_s seconds, after every N "
+                "steps with checkpoint.every=N, and after the last step (checkpoint.last=true)"
             )
-        if step is None:
-            return found[max(found)]
-        if step not in found:
-            raise ConfigError(f"{self.path} has no checkpoint of step {step}; there are: {', '.join(map(str, found))}")
-        return found[step]
+        return folder
 
 
 def check_run_dir(run_dir: Path, resume: str) -> None:

@@ -23,6 +23,7 @@ WRITTEN = (METRICS, WARNINGS, ROLLOUTS, NONFINITE, REPLAY, TIMELINE, "events.out
 
 # In the folder of a checkpoint:
 STATE = "state.json"
+MANIFEST = "manifest.json"
 POLICY = "policy"  # a Hugging Face folder
 ADAPTER = "adapter"  # a peft folder
 REFERENCE = "reference.safetensors"
