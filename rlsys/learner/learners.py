@@ -10,7 +10,6 @@ from rlsys.errors import WeightMismatchError
 from rlsys.learner.critic_group import CriticGroup
 from rlsys.learner.policy_group import PolicyGroup
 from rlsys.metrics.step import Metrics, StageClock
-from rlsys.run_folder.checkpoint import is_due
 from rlsys.run_folder.replay import ReplayFolders
 from rlsys.types import Coefficients, Experience, Update
 
@@ -94,8 +93,7 @@ class Learners:
         """Return the folder to dump a step to, if the weights before it are a checkpoint's or the start's."""
         if self._dumps is None:
             return None
-        config = self._config
-        follows = step == self._first or is_due(config.checkpoint, step - 1, config.train.num_steps)
+        follows = step == self._first or self._dumps.follows_checkpoint(step)
         return self._dumps.begin(step) if follows else None
 
     async def save(self, folder: str) -> None:

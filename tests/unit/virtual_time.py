@@ -32,9 +32,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return float(self._jumping.now)
 
-    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         """Call at once: while a thread worked, the clock would jump to the next timer."""
-        done: asyncio.Future[T] = self.create_future()
+        done: asyncio.Future[Any] = self.create_future()
         try:
             done.set_result(func(*args))
         except Exception as error:
