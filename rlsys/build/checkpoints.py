@@ -143,13 +143,12 @@ class Checkpoints:
         """Wait until the disk has room for one more checkpoint, the run is to end, or the pause is to be logged."""
         newest = checkpoints(self._run_dir)[-1:]
         need = sum(map(size_of, newest))  # of the first checkpoint it is not known
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LOG_EVERY_S):
-                while not self._is_ending.is_set():
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(self._is_ending.wait(), RETRY_S)
-                    if shutil.disk_usage(self._run_dir).free >= need:
-                        return
+        until = self._clock() + LOG_EVERY_S
+        while not self._is_ending.is_set() and self._clock() < until:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_ending.wait(), RETRY_S)
+            if shutil.disk_usage(self._run_dir).free >= need:
+                return
 
     async def _write(self, finished: Sequence[tuple[int, ScoredGroup]], folder: str) -> None:
         await self._learners.save(folder)

@@ -99,7 +99,8 @@ class WeightCanary:
             self._start(self._take_served(engine, call))
             for engine, call in self._rollout.begin_probe(self._token_ids).items()
         ]
-        self._start(self._judge(policy_version, version, answers))
+        if answers:  # else every engine was lost, and those that come back are compared before they serve
+            self._start(self._judge(policy_version, version, answers))
 
     async def check(self, policy_version: int, engine: str) -> None:
         """Compare an engine that has just started, and been given a version, before it serves.

@@ -16,6 +16,7 @@ from rlsys.run_folder.replay import (
     write_arrays,
     write_record,
 )
+from tests.unit.run_folder.written import saved
 
 
 def dump(run_dir: Path, step: int, keep: int = 2, resume_step: int = 0) -> Path:
@@ -38,9 +39,8 @@ def test_the_newest_are_kept_and_repeated_steps_dropped(tmp_path: Path) -> None:
 def test_a_step_needs_its_whole_dump_and_the_weights_before(tmp_path: Path) -> None:
     for step in (1, 6, 11):
         dump(tmp_path, step, keep=9, resume_step=100)
-    for step in (5, 10):
-        (tmp_path / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "step-000010" / "state.json").touch()
+    saved(tmp_path, 5, 10)
+    (tmp_path / "checkpoints" / "step-000005" / "state.json").unlink()
     assert replayable_steps(tmp_path) == [1, 11]
     (tmp_path / "replay" / "step-000011" / "record.json").unlink()
     assert replayable_steps(tmp_path) == [1]
