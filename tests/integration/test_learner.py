@@ -515,7 +515,7 @@ def test_a_step_is_replayed_bit_for_bit_and_another_batch_is_noticed(
         wait(group.update(experience(num_minibatches), str(dump)))
     finally:
         kill(group)
-    (folder / "state.json").write_text("{}")
+    (folder / "state.json").write_text(json.dumps({"step": 1, "prompt_cursor": 0}))
     # What was recorded is the whole gradient: its norm is the one that DeepSpeed clips.
     updates = json.loads((dump / "record.json").read_text())["computed"]["updates"]
     norms = [sum(one["norm"] ** 2 for one in update["gradients"].values()) ** 0.5 for update in updates]
