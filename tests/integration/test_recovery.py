@@ -106,6 +106,7 @@ def test_an_engine_that_is_stopped_is_replaced(tmp_path: Path) -> None:
     check_ledger(tmp_path / "run", 12)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_adapters_reach_an_engine_that_came_back(tmp_path: Path) -> None:
     """Without a group: adapters go by files. The canary would end a run whose engine lacks the adapter."""
