@@ -7,6 +7,7 @@ import logging
 import math
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -70,6 +71,22 @@ class Checkpoints:
         self._is_ending = asyncio.Event()
         self._writing: asyncio.Task[Path] | None = None
 
+    @property
+    def _are_wanted(self) -> bool:
+        config = self._config.checkpoint
+        return bool(config.every or config.every_s or config.last or config.keep_best)
+
+    async def check_shared(self) -> None:
+        """Raise RlsysError unless every rank sees the run's folder: parts on several disks would look complete."""
+        if not self._are_wanted:
+            return
+        file = self._run_dir / f".seen-by-ranks-{uuid.uuid4().hex}"
+        file.touch()
+        try:
+            await self._learners.check_sees(str(file))
+        finally:
+            file.unlink()
+
     async def save(self, step: int) -> None:
         """Write a checkpoint after `step`, if one is due."""
         if self._is_due(step):
@@ -88,7 +105,7 @@ class Checkpoints:
         It takes at most `checkpoint.rescue_s`. Failures are only logged: the run ends for a cause of its own.
         """
         config = self._config.checkpoint
-        if config.rescue_s == 0 or not (config.every or config.every_s or config.last or config.keep_best):
+        if config.rescue_s == 0 or not self._are_wanted:
             return
         self._is_ending.set()
         try:

@@ -185,6 +185,7 @@ async def open_run(
             timeline=timeline,
             finished=() if folder is None else read_groups(folder),
         )
+        await run.checkpoints.check_shared()
         # After the channel is open and before the first broadcast: the engines get the restored weights with it.
         if folder is not None:
             await run.learners.load(str(folder))

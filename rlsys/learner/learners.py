@@ -96,6 +96,12 @@ class Learners:
         follows = step == self._first or self._dumps.follows_checkpoint(step)
         return self._dumps.begin(step) if follows else None
 
+    async def check_sees(self, file: str) -> None:
+        """Raise RlsysError unless every rank of both models sees a file that the driver has written."""
+        await self._policy.check_sees(file)
+        if self._critic is not None:
+            await self._critic.check_sees(file)
+
     async def save(self, folder: str) -> None:
         """Write both models' part of a checkpoint."""
         await self._policy.save(folder)

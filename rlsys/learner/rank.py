@@ -135,6 +135,14 @@ class Rank:
         layout, device = self._engine.module.layout, torch.device(self._engine.device)
         return f"{layout} in {self._config.dtype} on {device_name(device)}"
 
+    def check_sees(self, file: str) -> None:
+        """Raise RlsysError unless this rank sees a file that the driver has written."""
+        if not Path(file).is_file():
+            raise RlsysError(
+                f"{self.TAG}/{self._rank} on {socket.gethostname()} does not see {Path(file).parent}, where checkpoints "
+                "go: set run_dir to a folder on a file system that all nodes share"
+            )
+
     def save(self, folder: str) -> None:
         """Write this rank's part of a checkpoint into a folder that exists.
 
@@ -143,7 +151,7 @@ class Rank:
         writing = Writing(f"{self.TAG}/{self._rank}")
         with writing.file(folder):
             if not Path(folder).is_dir():
-                raise RlsysError(f"{folder} is not seen here: run_dir must be on a file system that all nodes share")
+                raise RlsysError(f"{folder} is not there: set run_dir to a folder that all nodes share")
         writing.check()
         # Frozen weights are those of `model.path`: a checkpoint leaves them out, and `load` does not expect them.
         has_adapters = self._config.lora.rank > 0

@@ -75,6 +75,10 @@ class RankGroup:
             nonfinite = [NonFiniteTrajectory(row.group, row.sample, "gradient") for row in experience.rows]
         return Update(metrics, nonfinite)
 
+    async def check_sees(self, file: str) -> None:
+        """Raise RlsysError unless every rank sees a file that the driver has written."""
+        await self._each("check_sees", file, what=f"looking for {file}")
+
     async def save(self, folder: str) -> None:
         """Write a checkpoint; every rank writes its part. Raises NoRoomError when the disk is full."""
         Path(folder).mkdir(parents=True, exist_ok=True)  # here: ranks on a node that does not share it notice

@@ -54,19 +54,27 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Config, tokenizer: Any, *, start: str = "") -> RunFolder:
-        """Make the folder and write what readers need besides metrics.
+        """Make the folder and describe the run in it, unless it holds the description of an earlier start.
+
+        That one is the run's until another start has succeeded, and then calls `describe`.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path)
+        if not cls.is_run(path):
+            folder.describe(config, tokenizer, start=start)
+        return folder
+
+    def describe(self, config: Config, tokenizer: Any, *, start: str = "") -> None:
+        """Write what readers need besides metrics.
 
         Args:
-            path: the folder.
             config: the run's configuration.
             tokenizer: the policy's.
             start: the table of what the run uses, as text.
         """
-        path.mkdir(parents=True, exist_ok=True)
-        write_whole(path / layout.CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(as_written(config)))))
-        write_whole(path / layout.START, start)
-        tokenizer.save_pretrained(path / layout.TOKENIZER)
-        return cls(path)
+        write_whole(self.path / layout.CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(as_written(config)))))
+        write_whole(self.path / layout.START, start)
+        tokenizer.save_pretrained(self.path / layout.TOKENIZER)
 
     @staticmethod
     def is_run(path: str | Path) -> bool:

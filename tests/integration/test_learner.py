@@ -17,6 +17,7 @@ import torch
 from rlsys.build.placement import worker_demands
 from rlsys.config.compose import load_config
 from rlsys.config.schema import Config
+from rlsys.errors import NoRoomError
 from rlsys.learner.policy_group import PolicyGroup
 from rlsys.learner.rank_group import divide
 from rlsys.learner.setup import PolicySetup
@@ -537,3 +538,30 @@ def test_a_step_is_replayed_bit_for_bit_and_another_batch_is_noticed(
     assert tampered.returncode == 1, tampered.stdout + tampered.stderr
     assert "The first in the order of the computation is update 1, loss: the run had " in tampered.stderr
     assert " equal\n" in tampered.stdout.partition("update 1")[0]  # the weights before
+
+
+@pytest.mark.parametrize(
+    ("stage", "rank"), [(1, 1), *(pytest.param(*case, marks=LONG) for case in ((0, 0), (1, 0), (3, 0), (3, 1)))]
+)
+def test_ranks_that_met_a_full_disk_together_can_save_again(
+    cluster: Cluster, model: str, stage: int, rank: int, tmp_path: Path
+) -> None:
+    """One rank's file is a link to /dev/full, so its write fails as on a full disk, in the middle of the group's call."""
+    group, _ = start_learner(cluster, model, ["learner.num_workers=2", f"learner.zero_stage={stage}"])
+    try:
+        wait(group.save(str(tmp_path / "whole")))
+        names = sorted(path.name for path in (tmp_path / "whole" / "learner").iterdir())
+        of_rank = [name for name in names if f"rank_{rank}_" in name and "optim" in name] or names[:1]
+        (tmp_path / "full" / "learner").mkdir(parents=True)
+        (tmp_path / "full" / "learner" / of_rank[0]).symlink_to("/dev/full")
+        with pytest.raises(NoRoomError, match=rf"learner/{rank if stage else 0}: no room on the disk for .*/full/"):
+            wait(group.save(str(tmp_path / "full")))
+        wait(group.save(str(tmp_path / "again")))
+        assert sorted(path.name for path in (tmp_path / "again" / "learner").iterdir()) == names
+        wait(group.load(str(tmp_path / "again")))
+        (tmp_path / "no_model" / "policy").mkdir(parents=True)
+        (tmp_path / "no_model" / "policy" / "config.json").symlink_to("/dev/full")
+        with pytest.raises(NoRoomError, match="no_model/policy"):
+            wait(group.save(str(tmp_path / "no_model")))
+    finally:
+        kill(group)

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from rlsys.build.checkpoints import FULL_DISK_S
-from rlsys.errors import NoRoomError
+from rlsys.errors import NoRoomError, RlsysError
+from rlsys.learner.rank import Rank
 from rlsys.run_folder.checkpoint import checkpoints, load_state
 from tests.unit.build.scene import Scene
 
@@ -141,3 +142,23 @@ def test_ctrl_c_ends_the_pause(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         scene.play(interrupt_at=100.0)
     assert scene.saved == [2]
     assert "no checkpoint of the end: learner/1: no room on the disk" in caplog.text
+
+
+def test_ranks_that_do_not_see_the_folder_end_the_run_at_its_start(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    async def check_sees(file: str) -> None:
+        seen.append(Path(file).is_file())
+        Rank.check_sees(
+            SimpleNamespace(TAG="learner", _rank=1), file.replace(str(tmp_path), str(tmp_path / "elsewhere"))
+        )
+
+    scene = Scene(tmp_path)
+    scene.learners._policy.check_sees = check_sees
+    with pytest.raises(
+        RlsysError, match=r"learner/1 on .* does not see .*/elsewhere, where checkpoints go: set run_dir"
+    ):
+        asyncio.run(scene.run.checkpoints.check_shared())
+    assert (seen, list(tmp_path.iterdir())) == ([True], [])
+    unwanted = Scene(tmp_path, "checkpoint.last=false")
+    asyncio.run(unwanted.run.checkpoints.check_shared())

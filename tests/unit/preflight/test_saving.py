@@ -51,6 +51,8 @@ def test_a_base_with_a_file_that_cannot_be_copied_is_named(base: Path, tmp_path:
         (["checkpoint.keep=5", "checkpoint.every=10"], 6),
         (["checkpoint.last=false"], 0),
         (["checkpoint.every_s=900"], 3),  # how many come by time is not known
+        (["train.num_steps=2", "checkpoint.every_s=900"], 2),
+        (["checkpoint.keep_best=eval/accuracy"], 4),
     ],
 )
 def test_the_disk_must_hold_the_checkpoints_that_are_kept(
