@@ -139,8 +139,8 @@ class Rank:
         """Raise RlsysError unless this rank sees a file that the driver has written."""
         if not Path(file).is_file():
             raise RlsysError(
-                f"{self.TAG}/{self._rank} on {socket.gethostname()} does not see {Path(file).parent}, where checkpoints "
-                "go: set run_dir to a folder on a file system that all nodes share"
+                f"{self.TAG}/{self._rank} on {socket.gethostname()} does not see {Path(file).parent}, where "
+                "checkpoints go: set run_dir to a folder on a file system that all nodes share"
             )
 
     def save(self, folder: str) -> None:

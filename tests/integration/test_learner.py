@@ -546,7 +546,7 @@ def test_a_step_is_replayed_bit_for_bit_and_another_batch_is_noticed(
 def test_ranks_that_met_a_full_disk_together_can_save_again(
     cluster: Cluster, model: str, stage: int, rank: int, tmp_path: Path
 ) -> None:
-    """One rank's file is a link to /dev/full, so its write fails as on a full disk, in the middle of the group's call."""
+    """One rank's file is a link to /dev/full: its write fails as on a full disk, amid the group's call."""
     group, _ = start_learner(cluster, model, ["learner.num_workers=2", f"learner.zero_stage={stage}"])
     try:
         wait(group.save(str(tmp_path / "whole")))
