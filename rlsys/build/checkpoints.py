@@ -27,6 +27,7 @@ from rlsys.reference.policy import Reference
 from rlsys.run_folder import checkpoint_writer
 from rlsys.run_folder.checkpoint import RunState, checkpoints, load_state, newest, step_of
 from rlsys.run_folder.checkpoint_writer import set_aside_after
+from rlsys.run_folder.layout import CHECKPOINTS
 from rlsys.run_folder.manifest import size_of
 from rlsys.run_folder.metrics import set_aside
 from rlsys.run_folder.resume import fixed_options
@@ -164,7 +165,7 @@ class Checkpoints:
         while not self._is_ending.is_set() and self._clock() < until:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_ending.wait(), RETRY_S)
-            if shutil.disk_usage(self._run_dir).free >= need:
+            if shutil.disk_usage(self._run_dir / CHECKPOINTS).free >= need:
                 return
 
     async def _write(self, finished: Sequence[tuple[int, ScoredGroup]], folder: str) -> None:

@@ -23,7 +23,7 @@ BLOCK = 1 << 20  # bytes that are read at once
 
 def seal(folder: Path) -> None:
     """Write all files of a folder to the disk, and a manifest of them beside them."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         entries = list(pool.map(_sealed, files))
     for inner in (path for path in folder.rglob("*") if path.is_dir()):
