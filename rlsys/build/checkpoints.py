@@ -52,9 +52,9 @@ class Checkpoints:
         orchestrator: Orchestrator,
         learners: Learners,
         reference: Reference,
+        *,
         guards: Guards,
         finished: FinishedGroups,
-        *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = prepared.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -51,7 +52,7 @@ class FinishedGroups:
         text_of: Callable[[TextRef | None], Awaitable[str]],
         store: Store,
     ) -> None:
-        """Fetch and put groups one by one: the driver never holds the tokens of many.
+        """Prepare for both ways.
 
         Args:
             config: the run's.
@@ -65,10 +66,14 @@ class FinishedGroups:
         self._store = store
 
     async def write(self, folder: Path, groups: Sequence[tuple[int, ScoredGroup]]) -> None:
-        """Write groups, with the positions of their prompts, into a checkpoint's folder."""
+        """Write groups, with the positions of their prompts, into a checkpoint's folder.
+
+        One by one: the driver never holds the tokens of many. Raises NoRoomError when the disk is full.
+        """
         for position, group in groups:
             reference = group.reference
-            write_group(
+            await asyncio.to_thread(
+                write_group,
                 folder,
                 FinishedGroup(
                     position=position,

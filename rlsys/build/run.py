@@ -338,7 +338,9 @@ def build_run(
         evaluation=PeriodicEvaluation(config, prepared.eval_sets, sampler, guards.eval_rewards),
         recorder=recorder,
         guards=guards,
-        checkpoints=Checkpoints(prepared, run_dir, prompts, orchestrator, learners, reference, guards, groups),
+        checkpoints=Checkpoints(
+            prepared, run_dir, prompts, orchestrator, learners, reference, guards=guards, finished=groups
+        ),
         supervisor=supervisor_of(config, roles.rollout, sampler.router, calls.background, welcome),
     )
 

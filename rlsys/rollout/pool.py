@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -131,9 +131,10 @@ class RolloutPool:
         """Load an adapter on every engine; `adapter` is a reference to what the learner's rank 0 reads."""
         return self._each("receive_adapter", adapter, policy_version)
 
-    def begin_probe(self, token_ids: np.ndarray) -> dict[str, Any]:
-        """Compute the log-probabilities of given tokens on every engine."""
-        return self._each("probe", token_ids)
+    def begin_probe(self, token_ids: np.ndarray, names: Collection[str] | None = None) -> dict[str, Any]:
+        """Compute the log-probabilities of given tokens on every engine, or on those that are named."""
+        workers = {self.name(number): worker for number, worker in self._workers.items()}
+        return {name: workers[name].probe.remote(token_ids) for name in (workers if names is None else names)}
 
     def begin_take_spans(self) -> dict[str, Any]:
         """Fetch what each engine did since the last call."""

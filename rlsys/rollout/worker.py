@@ -31,8 +31,6 @@ from rlsys.weights.receipt import Receipt, Received
 PROBE_TRIES = 3
 # Seconds between two checks of a transfer that runs beside generation: an engine answers between its steps.
 TRANSFER_POLL_S = 0.01
-# Seconds between two looks whether an engine has made a step.
-LIFE_POLL_S = 0.05
 
 logger = logging.getLogger(__name__)
 
@@ -218,25 +216,8 @@ class RolloutWorker:
         return None
 
     async def prove_life(self) -> None:
-        """Return once the engine has made progress: a step while it is busy, a token while it is idle.
-
-        A paused engine returns at once: it waits for weights, and whoever sends them has a deadline.
-        """
-        from vllm import SamplingParams
-
-        engine, before = self._engine, self._engine.num_steps
-        if engine.num_unfinished == 0 and not engine.is_paused:
-            one = SamplingParams(temperature=0.0, max_tokens=1, logprobs=0, detokenize=False)
-            name = f"{self._index}-life-{next(self._probes)}"
-            token = asyncio.create_task(engine.generate(name, [0], one))
-        else:
-            token = None
-        try:
-            while not engine.is_paused and engine.num_steps == before and (token is None or not token.done()):
-                await asyncio.sleep(LIFE_POLL_S)
-        finally:
-            if token is not None:
-                token.cancel()
+        """Return once the engine has made progress, see `Engine.prove_life`."""
+        await self._engine.prove_life()
 
     async def cpu_seconds(self) -> float:
         """Return the processor time that this process and its children have used."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rlsys.run_folder.layout import FINISHED
+from rlsys.run_folder.room import naming_full_disk
 from rlsys.types import Reward, RewardPart, Trajectory, TrajectorySummary, VersionSpan
 
 
@@ -34,7 +35,7 @@ class FinishedGroup:
 
 
 def write_group(folder: Path, group: FinishedGroup) -> None:
-    """Write one group into a checkpoint's folder."""
+    """Write one group into a checkpoint's folder. Raises NoRoomError when the disk is full."""
     facts = {
         "summaries": [asdict(summary) for summary in group.summaries],
         "trajectories": [
@@ -56,9 +57,10 @@ def write_group(folder: Path, group: FinishedGroup) -> None:
     for number, logprobs in enumerate(group.ref_logprobs or ()):
         arrays[f"{number}/ref_logprobs"] = logprobs
     target = folder / FINISHED / f"prompt-{group.position:09d}.npz"
-    target.parent.mkdir(exist_ok=True)
-    with target.open("wb") as file:
-        np.savez(file, **arrays)
+    with naming_full_disk(target):
+        target.parent.mkdir(exist_ok=True)
+        with target.open("wb") as file:
+            np.savez(file, **arrays)
 
 
 def read_groups(folder: Path) -> list[FinishedGroup]:

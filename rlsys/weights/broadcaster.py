@@ -104,7 +104,7 @@ class WeightBroadcaster:
         self._waits = waits
         self._config = config
         self._backend = backend
-        self._opened: int | None = None  # the membership that joined
+        self._opened = -1  # the membership that joined; -1 before the first has
 
     async def open(self) -> None:
         """Join both sides in one group: rank 0 is the sender, and each engine's workers follow."""
@@ -116,7 +116,7 @@ class WeightBroadcaster:
             **self._receiver.begin_join_weights(infos),
             **self._sender.begin_open_weights(self._backend, host, port, world_size),
         }
-        await self._all(calls, "opening the weight channel")
+        await self._all(calls, "opening the weight channel", membership)
         self._opened = membership
 
     async def broadcast(self, policy_version: int) -> dict[str, float]:
@@ -133,7 +133,7 @@ class WeightBroadcaster:
         sending = {} if self._backend == "ipc" else self._sender.begin_send_weights()
         what = f"broadcast of policy version {policy_version}"
         try:
-            results = await self._all({**receiving, **sending}, what)
+            results = await self._all({**receiving, **sending}, what, self._opened)
         except WorkerError:
             if not sending:  # no call of the learner was open, which would have failed with it
                 await self._check_learner(what)
@@ -149,17 +149,8 @@ class WeightBroadcaster:
         fractions = [receipt.compared_fraction for each in received.values() for receipt in each.receipts]
         return metrics | {"weights/compared_fraction": min(fractions)}
 
-    async def _all(self, calls: OpenCalls, what: str) -> dict[str, Any]:
-        """Wait for both sides; after a failure of one, until every call has ended and the sides may meet again."""
-        deadline_s = self._config.deadline_s
-        try:
-            return await self._waits.gather(calls, what=what, deadline_s=deadline_s)
-        except (WorkerError, DeadlineError) as error:
-            if isinstance(error, WorkerDiedError):
-                self._receiver.report(error)
-            if self._receiver.membership != self._opened and self._opened is not None:
-                await self._waits.settle(calls, what=f"{what}, after {error}", deadline_s=deadline_s)
-            raise
+    async def _all(self, calls: OpenCalls, what: str, membership: int) -> dict[str, Any]:
+        return await both_sides(self._waits, self._receiver, calls, what, self._config.deadline_s, membership)
 
     async def _check_learner(self, what: str) -> None:
         """Raise WorkerDiedError when the learner is gone: engines that read its memory fail with it."""
@@ -218,12 +209,31 @@ class AdapterBroadcaster:
         return await among_the_living(self._receiver, lambda: self._broadcast(policy_version))
 
     async def _broadcast(self, policy_version: int) -> dict[str, float]:
+        membership = self._receiver.membership
         reading, adapter = self._sender.begin_read_adapter()
         # Ray hands the object to the engines when it is there; the driver never has it.
         receiving = self._receiver.begin_receive_adapter(adapter, policy_version)
         what = f"broadcast of policy version {policy_version} (adapter)"
-        results = await self._waits.gather({**reading, **receiving}, what=what, deadline_s=self._config.deadline_s)
+        calls, deadline_s = {**reading, **receiving}, self._config.deadline_s
+        results = await both_sides(self._waits, self._receiver, calls, what, deadline_s, membership)
         return _slowest([results[engine] for engine in receiving])
+
+
+async def both_sides(
+    waits: Waits, engines: Engines, calls: OpenCalls, what: str, deadline_s: float, membership: int
+) -> dict[str, Any]:
+    """Wait for both sides of a transfer to the engines of `membership`, and report an engine that has died.
+
+    After the loss of an engine every call must have ended, however, before the sides can meet again.
+    """
+    try:
+        return await waits.gather(calls, what=what, deadline_s=deadline_s)
+    except (WorkerError, DeadlineError) as error:
+        if isinstance(error, WorkerDiedError):
+            engines.report(error)
+        if engines.membership != membership:
+            await waits.settle(calls, what=f"{what}, after {error}", deadline_s=deadline_s)
+        raise
 
 
 async def among_the_living(engines: Engines, broadcast: Callable[[], Awaitable[dict[str, float]]]) -> dict[str, float]:
@@ -232,9 +242,7 @@ async def among_the_living(engines: Engines, broadcast: Callable[[], Awaitable[d
         membership = engines.membership
         try:
             return await broadcast()
-        except (WorkerError, DeadlineError) as error:
-            if isinstance(error, WorkerDiedError):
-                engines.report(error)
+        except (WorkerError, DeadlineError):
             if engines.membership == membership:
                 raise
             logger.warning("broadcasting again, without the engine that was lost")

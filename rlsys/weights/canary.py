@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,10 +36,17 @@ logger = logging.getLogger(__name__)
 
 
 class ProbedSide(Protocol):
-    """The policy's ranks, or the rollout pool."""
+    """The policy's ranks."""
 
     def begin_probe(self, token_ids: np.ndarray) -> dict[str, Any]:
         """Start computing the log-probabilities of `token_ids` on every worker."""
+
+
+class ProbedEngines(Protocol):
+    """The rollout pool."""
+
+    def begin_probe(self, token_ids: np.ndarray, names: Collection[str] | None = None) -> dict[str, Any]:
+        """Start computing the log-probabilities of `token_ids` on every engine, or on those that are named."""
 
 
 class _Version:
@@ -58,7 +65,7 @@ class WeightCanary:
         self,
         calls: Calls,
         learner: ProbedSide,
-        rollout: ProbedSide,
+        rollout: ProbedEngines,
         token_ids: np.ndarray,
         *,
         dtype: str | None,
@@ -111,8 +118,10 @@ class WeightCanary:
         version = self._versions.get(policy_version) or self._ask_learner(policy_version)
         if self._changes is not None:
             self._changes.pop(engine, None)  # what the process before it gave
-        await self._take_served(engine, self._rollout.begin_probe(self._token_ids).get(engine))
+        await self._take_served(engine, self._rollout.begin_probe(self._token_ids, [engine])[engine])
         learned, bare = await version.learned
+        if engine not in version.served:
+            raise WorkerError(f"{engine} was given policy version {policy_version}, and gave nothing to compare")
         problem = self._problem(policy_version, engine, version, learned, bare)
         if problem is not None:
             raise WorkerError(f"{engine} was given policy version {policy_version}, and {problem}")
@@ -199,9 +208,7 @@ class WeightCanary:
         self, policy_version: int, engine: str, version: _Version, learned: np.ndarray, bare: np.ndarray | None
     ) -> str | None:
         """Count what an engine gave in the differences; return what is wrong with it, or None."""
-        served = version.served.get(engine)
-        if served is None:
-            return None
+        served = version.served[engine]
         self._difference += Differences.between(served, learned)
         if self._changes is None:  # weights.verify=false
             return None

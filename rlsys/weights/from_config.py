@@ -17,7 +17,7 @@ from rlsys.weights.broadcaster import (
     WeightBroadcaster,
     WeightSide,
 )
-from rlsys.weights.canary import ProbedSide, WeightCanary, canary_text
+from rlsys.weights.canary import ProbedEngines, ProbedSide, WeightCanary, canary_text
 from rlsys.weights.verify import coarser
 
 
@@ -25,7 +25,7 @@ class PolicySide(WeightSide, AdapterSide, ProbedSide, Protocol):
     """The policy's ranks."""
 
 
-class RolloutSide(EngineSide, AdapterEngineSide, ProbedSide, Protocol):
+class RolloutSide(EngineSide, AdapterEngineSide, ProbedEngines, Protocol):
     """The rollout pool."""
 
 

@@ -78,8 +78,8 @@ class Scene:
                 orchestrator,
                 self.learners,
                 reference,
-                self.guards,
-                groups,
+                guards=self.guards,
+                finished=groups,
                 clock=self._time,
             ),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,10 @@ class Side:
         self._numbers = itertools.count()
         self._calls = calls
 
-    def begin_probe(self, token_ids: np.ndarray) -> dict[str, Any]:
+    def begin_probe(self, token_ids: np.ndarray, names: Collection[str] | None = None) -> dict[str, Any]:
         assert token_ids is TEXT
         number = next(self._numbers)
-        made = {name: asyncio.get_running_loop().create_future() for name in self.names}
+        made = {name: asyncio.get_running_loop().create_future() for name in (self.names if names is None else names)}
         self._calls.update({(name, number): future for name, future in made.items()})
         return made
 
@@ -287,5 +287,17 @@ def test_an_engine_that_has_just_started_is_compared_before_it_serves(served: fl
         else:
             with pytest.raises(WorkerError, match=r"rollout/1 was given .* 5, and it is 2\.50e-01 from"):
                 await checking
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("answer", [None, (4, engine_gives(-2.0))])
+def test_an_engine_that_gives_nothing_about_the_version_does_not_serve(answer: Any) -> None:
+    async def scenario(bench: Bench) -> None:
+        checking = asyncio.ensure_future(bench.canary.check(5, "rollout/1"))
+        await bench.settle()
+        await bench.answer(*ANSWERS[:2], (("rollout/1", 0), answer))
+        with pytest.raises(WorkerError, match=r"rollout/1 was given policy version 5, and gave nothing"):
+            await checking
 
     run(scenario)
