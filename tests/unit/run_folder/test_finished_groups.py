@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlsys.errors import NoRoomError
 from rlsys.run_folder.finished_groups import FinishedGroup, read_groups, write_group
 from rlsys.run_folder.layout import FINISHED
 from rlsys.types import Reward, RewardPart, Trajectory, TrajectorySummary, VersionSpan
@@ -67,3 +68,10 @@ def test_what_is_read_is_what_was_written(tmp_path: Path, with_reference: bool) 
 def test_a_checkpoint_without_finished_groups_has_no_folder_for_them(tmp_path: Path) -> None:
     assert read_groups(tmp_path) == []
     assert not (tmp_path / FINISHED).exists()
+
+
+def test_a_full_disk_is_named_so_that_the_run_can_wait_for_room(tmp_path: Path) -> None:
+    (tmp_path / FINISHED).mkdir()
+    (tmp_path / FINISHED / "prompt-000000012.npz").symlink_to("/dev/full")
+    with pytest.raises(NoRoomError, match=r"no room on the disk for .*prompt-000000012\.npz"):
+        write_group(tmp_path, finished(12, 3, with_reference=True))
