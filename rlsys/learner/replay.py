@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from rlsys.errors import DataError
-from rlsys.learner.policy_rank import PolicyRank, StepData
+from rlsys.learner.policy_rank import PolicyRank, StepData, UpdateSums
 from rlsys.learner.rank_batch import EMPTY_ITEM, TrainItem
 from rlsys.learner.setup import PolicySetup
 from rlsys.learner.step_dump import StepRecord, StepRecorder, dumped_batch, dumped_items
@@ -48,7 +48,8 @@ class ReplayRank(PolicyRank):
         # The ranks' shares of each minibatch one after the other.
         minibatches = [[item for share in shares for item in share] for shares in zip(*by_rank, strict=True)]
         self._rank_of = {item.row.index: rank for rank, of in enumerate(by_rank) for part in of for item in part}
-        self._random = torch.from_numpy(arrays[0]["random"])
+        self._random = [torch.from_numpy(of_rank["random"]) for of_rank in arrays]
+        self._drawing = -1  # the rank whose random numbers are drawn
         self._data = StepData(dumped_batch(record, len(minibatches)), minibatches)
 
     def replay(self) -> StepRecord:
@@ -61,7 +62,6 @@ class ReplayRank(PolicyRank):
         if self._checkpoint is not None and self._num_ranks == 1:
             self.load(str(self._checkpoint))
         recorder = StepRecorder(self._engine)
-        torch.set_rng_state(self._random)  # the dropout of adapters
         with recorder.gradients():
             self._make_updates(self._data, 1 if self._num_ranks > 1 else None)
         self.stop()
@@ -83,6 +83,16 @@ class ReplayRank(PolicyRank):
             shares[self._rank_of[item.row.index]].append(item)
         split = (microbatch for share in shares for microbatch in super(ReplayRank, self)._microbatches(share))
         return [microbatch for microbatch in split if microbatch[0] is not EMPTY_ITEM]
+
+    def _microbatch(
+        self, step: StepData, number: int, items: Sequence[TrainItem], weights: torch.Tensor, sums: UpdateSums
+    ) -> None:
+        """Do what a rank did, with its random numbers: they are the dropout of adapters."""
+        rank = self._rank_of[items[0].row.index]
+        if rank != self._drawing:
+            torch.set_rng_state(self._random[rank])
+            self._drawing = rank
+        super()._microbatch(step, number, items, weights, sums)
 
     def _verify(self, step: StepData, minibatches: Sequence[Sequence[TrainItem]]) -> dict[str, float]:
         """Compare with no engine: the step has been trained, whatever they had to say."""

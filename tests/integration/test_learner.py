@@ -496,7 +496,7 @@ def replayed(run_dir: Path) -> subprocess.CompletedProcess[str]:
                 (["learner.num_workers=3", "learner.zero_stage=3"], 1),
                 (["learner.num_workers=2", "learner.zero_stage=2", "learner.dtype=bfloat16"], 1),
                 (["learner.lora.rank=4", "learner.lora.dropout=0.1"], 2),
-                (["learner.num_workers=2", "learner.lora.rank=4"], 1),
+                (["learner.num_workers=2", "learner.lora.rank=4", "learner.lora.dropout=0.1"], 1),
             )
         ),
     ],
