@@ -93,10 +93,8 @@ class PolicyRank(PolicyServices):
             recorder.dump_record(folder, self._setup, batch, recorder.record(step.done))
         return result
 
-    def _make_updates(
-        self, step: StepData, limit: int | None = None
-    ) -> tuple[dict[str, float], list[NonFiniteTrajectory]]:
-        """Make all optimizer updates of a step, or the first `limit`; returns what `update` does."""
+    def _make_updates(self, step: StepData) -> tuple[dict[str, float], list[NonFiniteTrajectory]]:
+        """Make all optimizer updates of a step; returns what `update` does."""
         num_minibatches = len(step.minibatches)
         metrics: dict[str, float] = {}
         has_first_pass = self._needs_old_logprob_pass(num_minibatches)
@@ -107,7 +105,7 @@ class PolicyRank(PolicyServices):
             # Every rank must know whether any rank found one: the updates are collectives.
             if any(self._all_gather(bool(nonfinite))):
                 return metrics | {"policy/not_applied": 1.0, "policy/updates_applied": 0.0}, nonfinite
-        for update in range(self._setup.passes * num_minibatches)[:limit]:
+        for update in range(self._setup.passes * num_minibatches):
             number = update % num_minibatches
             sums = self._accumulate(step, number)
             if update == 0 and not has_first_pass:

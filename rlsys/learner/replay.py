@@ -37,16 +37,17 @@ class ReplayRank(PolicyRank):
         """
         setup = setup_from_json(record["setup"])
         self._num_ranks = setup.learner.num_workers
+        by_rank = [dumped_items(of_rank) for of_rank in arrays]
+        # The ranks' shares of each minibatch one after the other.
+        minibatches = [[item for share in shares for item in share] for shares in zip(*by_rank, strict=True)]
         if self._num_ranks > 1:
             # Under ZeRO-3 the weights could not be put into the model before DeepSpeed divides it. Stage 1 rounds
             # gradients as stages 2 and 3 do.
             stage = min(setup.learner.zero_stage, 1)
-            setup = replace(setup, learner=replace(setup.learner, num_workers=1, zero_stage=stage))
+            setup = replace(setup, passes=1, learner=replace(setup.learner, num_workers=1, zero_stage=stage))
+            minibatches = minibatches[:1]
         super().__init__(0, setup)
         self._checkpoint = checkpoint
-        by_rank = [dumped_items(of_rank) for of_rank in arrays]
-        # The ranks' shares of each minibatch one after the other.
-        minibatches = [[item for share in shares for item in share] for shares in zip(*by_rank, strict=True)]
         self._rank_of = {item.row.index: rank for rank, of in enumerate(by_rank) for part in of for item in part}
         self._random = [torch.from_numpy(of_rank["random"]) for of_rank in arrays]
         self._drawing = -1  # the rank whose random numbers are drawn
@@ -63,7 +64,7 @@ class ReplayRank(PolicyRank):
             self.load(str(self._checkpoint))
         recorder = StepRecorder(self._engine)
         with recorder.gradients():
-            self._make_updates(self._data, 1 if self._num_ranks > 1 else None)
+            self._make_updates(self._data)
         self.stop()
         return recorder.record(self._data.done)
 
