@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,5 +120,6 @@ def weights_of_ranks(checkpoint: Path, tag: str) -> dict[str, torch.Tensor]:
     if any((checkpoint / tag).glob("*zero_pp_rank_*")):
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        return dict(get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag, exclude_frozen_parameters=True))
+        with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints its progress
+            return dict(get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag, exclude_frozen_parameters=True))
     return dict(torch.load(whole, map_location="cpu", weights_only=False)["module"])  # without ZeRO each has all
