@@ -43,7 +43,7 @@ class StepData:
 
 
 @dataclass
-class _UpdateSums:
+class UpdateSums:
     """Statistics of one update on this rank, summed over its microbatches."""
 
     sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -93,10 +93,8 @@ class PolicyRank(PolicyServices):
             recorder.dump_record(folder, self._setup, batch, recorder.record(step.done))
         return result
 
-    def _make_updates(
-        self, step: StepData, limit: int | None = None
-    ) -> tuple[dict[str, float], list[NonFiniteTrajectory]]:
-        """Make all optimizer updates of a step, or the first `limit`; returns what `update` does."""
+    def _make_updates(self, step: StepData) -> tuple[dict[str, float], list[NonFiniteTrajectory]]:
+        """Make all optimizer updates of a step; returns what `update` does."""
         num_minibatches = len(step.minibatches)
         metrics: dict[str, float] = {}
         has_first_pass = self._needs_old_logprob_pass(num_minibatches)
@@ -107,7 +105,7 @@ class PolicyRank(PolicyServices):
             # Every rank must know whether any rank found one: the updates are collectives.
             if any(self._all_gather(bool(nonfinite))):
                 return metrics | {"policy/not_applied": 1.0, "policy/updates_applied": 0.0}, nonfinite
-        for update in range(self._setup.passes * num_minibatches)[:limit]:
+        for update in range(self._setup.passes * num_minibatches):
             number = update % num_minibatches
             sums = self._accumulate(step, number)
             if update == 0 and not has_first_pass:
@@ -153,9 +151,9 @@ class PolicyRank(PolicyServices):
         with self._spans.span("forward"):
             return self._engine(batch, self._setup.temperature, with_entropy_gradient)
 
-    def _accumulate(self, step: StepData, number: int) -> _UpdateSums:
+    def _accumulate(self, step: StepData, number: int) -> UpdateSums:
         """Run forward and backward of every microbatch of a minibatch; the gradients add up in the engine."""
-        sums = _UpdateSums()
+        sums = UpdateSums()
         microbatches = self._microbatches(step.minibatches[number])
         if self._has_dropout:
             set_dropout(self._engine.module, is_active=True)
@@ -182,7 +180,7 @@ class PolicyRank(PolicyServices):
         return weights
 
     def _microbatch(
-        self, step: StepData, number: int, items: Sequence[TrainItem], weights: torch.Tensor, sums: _UpdateSums
+        self, step: StepData, number: int, items: Sequence[TrainItem], weights: torch.Tensor, sums: UpdateSums
     ) -> None:
         """Run forward and backward of one microbatch, and add its statistics to `sums`.
 
@@ -212,7 +210,7 @@ class PolicyRank(PolicyServices):
         for name, value in result.largest.items():
             sums.largest[name] = max(sums.largest[name], float(value))
 
-    def _balance_loss(self, items: Sequence[TrainItem], num_tokens: int, sums: _UpdateSums) -> torch.Tensor | float:
+    def _balance_loss(self, items: Sequence[TrainItem], num_tokens: int, sums: UpdateSums) -> torch.Tensor | float:
         """Return this microbatch's part of the loss that balances experts; it is averaged over trained tokens."""
         loss: torch.Tensor | None = self._engine.module.balance_loss
         if loss is None:
@@ -240,7 +238,7 @@ class PolicyRank(PolicyServices):
             self._agreement.check(per_engine, version)
         return sum(per_engine.values(), Differences()).metrics()
 
-    def _metrics(self, sums: _UpdateSums, result: StepResult, num_tokens: int) -> dict[str, float]:
+    def _metrics(self, sums: UpdateSums, result: StepResult, num_tokens: int) -> dict[str, float]:
         """Reduce one update's statistics over all ranks and return its metrics."""
         # Collectives, and metrics that are the same on every rank: the driver reads rank 0's.
         total = self._all_reduce(sums.sums)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from rlsys.errors import DataError
-from rlsys.learner.policy_rank import PolicyRank, StepData
+from rlsys.learner.policy_rank import PolicyRank, StepData, UpdateSums
 from rlsys.learner.rank_batch import EMPTY_ITEM, TrainItem
 from rlsys.learner.setup import PolicySetup
 from rlsys.learner.step_dump import StepRecord, StepRecorder, dumped_batch, dumped_items
@@ -37,18 +39,20 @@ class ReplayRank(PolicyRank):
         """
         setup = setup_from_json(record["setup"])
         self._num_ranks = setup.learner.num_workers
+        by_rank = [dumped_items(of_rank) for of_rank in arrays]
+        # The ranks' shares of each minibatch one after the other.
+        minibatches = [[item for share in shares for item in share] for shares in zip(*by_rank, strict=True)]
         if self._num_ranks > 1:
             # Under ZeRO-3 the weights could not be put into the model before DeepSpeed divides it. Stage 1 rounds
             # gradients as stages 2 and 3 do.
             stage = min(setup.learner.zero_stage, 1)
-            setup = replace(setup, learner=replace(setup.learner, num_workers=1, zero_stage=stage))
+            setup = replace(setup, passes=1, learner=replace(setup.learner, num_workers=1, zero_stage=stage))
+            minibatches = minibatches[:1]
         super().__init__(0, setup)
         self._checkpoint = checkpoint
-        by_rank = [dumped_items(of_rank) for of_rank in arrays]
-        # The ranks' shares of each minibatch one after the other.
-        minibatches = [[item for share in shares for item in share] for shares in zip(*by_rank, strict=True)]
         self._rank_of = {item.row.index: rank for rank, of in enumerate(by_rank) for part in of for item in part}
-        self._random = torch.from_numpy(arrays[0]["random"])
+        self._random = [torch.from_numpy(of_rank["random"]) for of_rank in arrays]
+        self._drawing = -1  # the rank whose random numbers are drawn
         self._data = StepData(dumped_batch(record, len(minibatches)), minibatches)
 
     def replay(self) -> StepRecord:
@@ -61,9 +65,8 @@ class ReplayRank(PolicyRank):
         if self._checkpoint is not None and self._num_ranks == 1:
             self.load(str(self._checkpoint))
         recorder = StepRecorder(self._engine)
-        torch.set_rng_state(self._random)  # the dropout of adapters
         with recorder.gradients():
-            self._make_updates(self._data, 1 if self._num_ranks > 1 else None)
+            self._make_updates(self._data)
         self.stop()
         return recorder.record(self._data.done)
 
@@ -83,6 +86,16 @@ class ReplayRank(PolicyRank):
             shares[self._rank_of[item.row.index]].append(item)
         split = (microbatch for share in shares for microbatch in super(ReplayRank, self)._microbatches(share))
         return [microbatch for microbatch in split if microbatch[0] is not EMPTY_ITEM]
+
+    def _microbatch(
+        self, step: StepData, number: int, items: Sequence[TrainItem], weights: torch.Tensor, sums: UpdateSums
+    ) -> None:
+        """Do what a rank did, with its random numbers: they are the dropout of adapters."""
+        rank = self._rank_of[items[0].row.index]
+        if rank != self._drawing:
+            torch.set_rng_state(self._random[rank])
+            self._drawing = rank
+        super()._microbatch(step, number, items, weights, sums)
 
     def _verify(self, step: StepData, minibatches: Sequence[Sequence[TrainItem]]) -> dict[str, float]:
         """Compare with no engine: the step has been trained, whatever they had to say."""
@@ -107,5 +120,6 @@ def weights_of_ranks(checkpoint: Path, tag: str) -> dict[str, torch.Tensor]:
     if any((checkpoint / tag).glob("*zero_pp_rank_*")):
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        return dict(get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag, exclude_frozen_parameters=True))
+        with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints its progress
+            return dict(get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag, exclude_frozen_parameters=True))
     return dict(torch.load(whole, map_location="cpu", weights_only=False)["module"])  # without ZeRO each has all

@@ -170,10 +170,10 @@ def dumped_items(arrays: dict[str, np.ndarray]) -> list[list[TrainItem]]:
 
 
 def dumped_batch(record: dict[str, Any], num_minibatches: int) -> RankBatch:
-    """Return the batch of a dump, without its rows: `dumped_items` has them."""
+    """Return a dump's batch of its first minibatches, without their rows: `dumped_items` has them."""
     return RankBatch(
         minibatches=((),) * num_minibatches,
-        num_tokens=tuple(record["num_tokens"]),
+        num_tokens=tuple(record["num_tokens"][:num_minibatches]),
         coefficients=Coefficients(**record["coefficients"]),
         policy_version=record["policy_version"],
         chunk_indices=(),
