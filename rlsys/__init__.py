@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 # user's own. Ray has put them before the libraries, and a `rich.py` there would be run in every worker. They come last,
 # as in the driver; here, because importing rlsys is the first thing that a worker does.
 for _folder in filter(None, os.environ.get("RLSYS_CODE_FOLDERS", "").split(os.pathsep)):
-    sys.path[:] = [*(path for path in sys.path if path != _folder), _folder]
+    sys.path[:] = [path for path in sys.path if path != _folder]  # before anything more is imported
+    from rlsys.registry import search_last
+
+    search_last(_folder)
 if "RLSYS_CODE_FOLDERS" in os.environ:  # until the worker has started (`rlsys.runtime.garbage`)
     gc.disable()
 
