@@ -1,8 +1,20 @@
-"""The training loop: sample, estimate, update, broadcast, and again."""
+"""The training loop: sample, estimate, update, broadcast, and again; and its start after workers were lost."""
 
 from __future__ import annotations
 
-from rlsys.build.run import Run
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from rlsys.build.run import Run, open_run
+from rlsys.errors import DeadlineError, WorkerDiedError
+from rlsys.metrics.display import Display
+from rlsys.preflight.prepared import Prepared
+from rlsys.runtime.preimport import Preimport
+from rlsys.runtime.restarts import Restarts
+
+logger = logging.getLogger(__name__)
 
 
 async def train(run: Run) -> None:
@@ -23,3 +35,32 @@ async def train(run: Run) -> None:
         await run.checkpoints.save(step)
         await run.guards.check()  # ends a run that cannot go on; waits while one is paused
     await run.finish()
+
+
+async def train_to_the_end(
+    prepared: Prepared,
+    run_dir: Path,
+    display: Display,
+    preimport: Preimport | None = None,
+    *,
+    on_start: Callable[[], None] = lambda: None,
+) -> None:
+    """Train a run, and start it again from its newest checkpoint when it loses workers that nothing else replaces.
+
+    Those are learner ranks, and Ray itself; engines, scoring and reference workers are replaced while the run goes on.
+    `on_start` is called when everything has been started. A run that never started fails at once.
+    """
+    restarts, has_started = Restarts(prepared.config.cluster.max_restarts), False
+    while True:
+        try:
+            async with open_run(prepared, run_dir, display, preimport) as run:
+                has_started = True
+                on_start()
+                await run.supervise(train(run))
+                return
+        except (WorkerDiedError, DeadlineError) as error:
+            if not has_started or not restarts.take("the run"):
+                raise
+            logger.warning("the run is started again, from its newest checkpoint, because of this: %s", error)
+        prepared = replace(prepared, config=replace(prepared.config, resume="auto"))
+        preimport = None  # its servers have ended; workers import by themselves

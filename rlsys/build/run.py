@@ -213,7 +213,7 @@ async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSample
             """Add it: an engine starts with the weights that are evaluated."""
             rollout.join(engine)
 
-        supervisor = supervisor_of(config, rollout, sampler.router, cluster.calls.background, join)
+        supervisor = supervisor_of(config, rollout, sampler.router, cluster, join)
         cluster.calls.background.start(supervisor.watch())
         yield sampler, scoring, cluster.calls.background
         await _stop(rollout)
@@ -341,7 +341,7 @@ def build_run(
         checkpoints=Checkpoints(
             prepared, run_dir, prompts, orchestrator, learners, reference, guards=guards, finished=groups
         ),
-        supervisor=supervisor_of(config, roles.rollout, sampler.router, calls.background, welcome),
+        supervisor=supervisor_of(config, roles.rollout, sampler.router, roles.cluster, welcome),
     )
 
 

@@ -232,13 +232,12 @@ def _prepared(job: Job) -> tuple[Prepared, str]:
 
 def _train(prepared: Prepared, run_dir: Path, table: str, preimport: Preimport) -> None:
     """Train a prepared run in a folder that nobody else writes."""
-    from rlsys.build.run import open_run
     from rlsys.metrics.display import Display
     from rlsys.run_folder.folder import RunFolder
     from rlsys.run_folder.layout import LOGS
     from rlsys.runtime.interrupt import run_until_interrupted
     from rlsys.runtime.logs import log_to_file
-    from rlsys.train import train
+    from rlsys.train import train_to_the_end
 
     tokenizer = prepared.tokenizer()
     folder = RunFolder.create(run_dir, prepared.config, tokenizer, start=table)
@@ -246,13 +245,11 @@ def _train(prepared: Prepared, run_dir: Path, table: str, preimport: Preimport) 
     logger.info("run %s: starting Ray, engines and learner", run_dir)
     display = Display(prepared.config.train.num_steps)
 
-    async def whole() -> None:
-        async with open_run(prepared, run_dir, display, preimport) as opened:
-            folder.describe(prepared.config, tokenizer, start=table)  # only now: a resume may fail until here
-            await opened.supervise(train(opened))
+    def describe() -> None:
+        folder.describe(prepared.config, tokenizer, start=table)  # only now: a resume may fail until here
 
     with display:
-        run_until_interrupted(whole())
+        run_until_interrupted(train_to_the_end(prepared, run_dir, display, preimport, on_start=describe))
     logger.info("done: metrics, rollouts and checkpoints in %s", run_dir)
 
 

@@ -140,9 +140,6 @@ class RolloutConfig:
     max_in_flight: int | None = option(None, ge=1, help="most trajectories in one engine; null: twice `max_num_seqs`")
     linger_s: float = option(0.2, ge=0, help="seconds that an engine gathers finished responses before it returns them")
     deadline_s: float = option(900.0, gt=0, help="deadline for the groups of one step, sampled and scored")
-    max_restarts: int = option(
-        5, ge=0, help="how often an engine that was lost is replaced within an hour; then it stays out of service"
-    )
 
     @property
     def cap(self) -> int:
@@ -242,6 +239,12 @@ class ClusterConfig:
     )
     num_gpus: int = option(0, ge=0, help="GPUs used in all; 0: everything runs on CPUs")
     startup_deadline_s: float = option(600.0, gt=0, help="deadline for the start of every worker")
+    max_restarts: int = option(
+        5,
+        ge=0,
+        help="how often within an hour a worker that was lost is replaced, and the run started again from its newest "
+        "checkpoint where that does not help",
+    )
     log_to_driver: bool = option(False, help="show the workers' output in the terminal instead of their log files")
 
 

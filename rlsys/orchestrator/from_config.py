@@ -16,8 +16,8 @@ from rlsys.orchestrator.router import Router
 from rlsys.orchestrator.sampling import Engine, GroupSampler, Scoring
 from rlsys.orchestrator.supervisor import Engines, EngineSupervisor
 from rlsys.rewards.entry import wants_whole_groups
-from rlsys.runtime.background import Background
 from rlsys.runtime.calls import Calls
+from rlsys.runtime.cluster import Cluster
 from rlsys.types import Sampling
 
 
@@ -78,16 +78,16 @@ def supervisor_of(
     config: Config,
     engines: Engines,
     router: Router,
-    background: Background,
+    cluster: Cluster,
     give_weights: Callable[[int], Awaitable[None]],
 ) -> EngineSupervisor:
     """Return what replaces lost engines; `give_weights` brings them the current policy."""
     return EngineSupervisor(
         engines,
         router,
-        background,
+        cluster.calls.background,
         give_weights,
-        max_restarts=config.rollout.max_restarts,
+        cluster.restarts,
         startup_deadline_s=config.cluster.startup_deadline_s,
     )
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from rlsys.errors import DeadlineError, WorkerDiedError, WorkerError
 from rlsys.orchestrator.router import Router
 from rlsys.runtime.background import Background
+from rlsys.runtime.restarts import Restarts
 
-HOUR_S = 3600.0
 CHECK_EVERY_S = 10.0
 
 logger = logging.getLogger(__name__)
@@ -51,8 +50,8 @@ class EngineSupervisor:
         router: Router,
         background: Background,
         give_weights: Callable[[int], Awaitable[None]],
+        restarts: Restarts,
         *,
-        max_restarts: int,
         startup_deadline_s: float,
     ) -> None:
         """Hear of lost engines from now on.
@@ -62,16 +61,15 @@ class EngineSupervisor:
             router: sends groups to engines in service.
             background: runs replacements.
             give_weights: brings the current policy to an engine that has just started, and checks that it has it.
-            max_restarts: how often an engine is replaced within an hour.
+            restarts: how often an engine may be replaced.
             startup_deadline_s: for starting one.
         """
         self._engines = engines
         self._router = router
         self._background = background
         self._give_weights = give_weights
-        self._max_restarts = max_restarts
+        self._restarts = restarts
         self._startup_deadline_s = startup_deadline_s
-        self._starts: defaultdict[int, deque[float]] = defaultdict(deque)  # moments of the last hour
         self._replacing: set[int] = set()
         self.num_replaced = 0
         engines.on_lost = self._on_lost
@@ -97,7 +95,7 @@ class EngineSupervisor:
     async def _replace(self, engine: int, why: str) -> None:
         lost_at, name = _now(), self._engines.name(engine)
         try:
-            while self._may_restart(engine):
+            while self._restarts.take(name):
                 failure = await self._start_again(engine)
                 if failure is None:
                     self._router.add(engine)
@@ -111,7 +109,6 @@ class EngineSupervisor:
 
     async def _start_again(self, engine: int) -> str | None:
         """Start a process and give it the weights; return what failed, or None."""
-        self._starts[engine].append(_now())
         try:
             await self._engines.restart(engine, self._startup_deadline_s)
             await self._give_weights(engine)
@@ -122,15 +119,9 @@ class EngineSupervisor:
             return str(error)
         return None
 
-    def _may_restart(self, engine: int) -> bool:
-        starts = self._starts[engine]
-        while starts and _now() - starts[0] > HOUR_S:
-            starts.popleft()
-        return len(starts) < self._max_restarts
-
     def _give_up(self, engine: int, why: str) -> None:
-        name, limit = self._engines.name(engine), self._max_restarts
-        logger.error("%s stays out of service: rollout.max_restarts=%d within an hour is reached", name, limit)
+        name, limit = self._engines.name(engine), self._restarts.most
+        logger.error("%s stays out of service: cluster.max_restarts=%d within an hour is reached", name, limit)
         if not self._router.load and not self._replacing:
             self._router.close(why)
 

@@ -14,7 +14,9 @@ from rlsys.types import ReferenceScores, RolloutGroup
 class Reference(Protocol):
     """The policy that the KL penalty compares with. Groups are put into `queue` as they are scored."""
 
-    queue: BatchingQueue[RolloutGroup, ReferenceScores] | None  # None without a KL penalty
+    @property
+    def queue(self) -> BatchingQueue[RolloutGroup, ReferenceScores] | None:
+        """Where groups are put to be scored; None without a KL penalty."""
 
     async def refresh(self, step: int) -> None:
         """Move the reference towards the policy after steps that `algorithm.refresh` names."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlsys.config.algorithm_schema import RefreshConfig
+from rlsys.errors import DeadlineError, RlsysError, WorkerDiedError
 from rlsys.reference.worker import ReferenceSetup, ReferenceWorker
 from rlsys.run_folder.layout import REFERENCE
 from rlsys.runtime.batching import BatchingQueue
 from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster
+from rlsys.runtime.crew import Crew
 from rlsys.runtime.room import Demand
 from rlsys.types import ReferenceScores, RolloutGroup
+
+NEW = "the new reference worker"
 
 
 def num_tokens(group: RolloutGroup) -> int:
@@ -46,18 +51,17 @@ class ReferencePool:
         self._config = setup.reference
         self._refresh = refresh
         self._read_policy = read_policy
-        self.names = [demand.name for demand in demands]
-        self._workers = {demand.name: cluster.start(ReferenceWorker, demand, setup) for demand in demands}
+        self._crew = Crew(cluster, ReferenceWorker, demands, setup)
+        self._changing = asyncio.Lock()  # held while weights change, or are copied to a worker that is new
         self._is_initial = True  # until a refresh, or a checkpoint of one
         self._refreshed = 0  # the step of this process's last refresh
-        self.queue: BatchingQueue[RolloutGroup, ReferenceScores] | None = BatchingQueue(
-            len(demands), self._score, cluster.calls.background, weight=num_tokens
+        self.queue: BatchingQueue[RolloutGroup, ReferenceScores] = BatchingQueue(
+            len(demands), self._score, cluster.calls.background, weight=num_tokens, replace=self._replace
         )
 
     async def start(self, deadline_s: float) -> None:
         """Wait until every worker has its model."""
-        calls = {name: worker.ping.remote() for name, worker in self._workers.items()}
-        await self._calls.gather(calls, what="starting the reference", deadline_s=deadline_s)
+        await self._crew.start(deadline_s)
 
     async def refresh(self, step: int) -> None:
         """Set `ref = alpha * policy + (1 - alpha) * ref` every `refresh.every` steps (TR-DPO, arXiv:2404.09656).
@@ -66,59 +70,98 @@ class ReferencePool:
         """
         if not self._is_due(step):
             return
-        is_last, number = False, 0
-        while not is_last:
-            ranks, weights = self._read_policy(number)
-            # Ray passes the part on; the driver never holds it.
-            answers = await self._call({**ranks, **self._begin("stage", weights)})
-            is_last, number = answers[next(iter(ranks))], number + 1
-        await self._call(self._begin("blend", self._refresh.alpha))
-        self._is_initial = False
-        self._refreshed = step
+        async with self._changing:
+            workers, is_last, number = dict(self._crew.workers), False, 0
+            while not is_last:
+                ranks, weights = self._read_policy(number)
+                # Ray passes the part on; the driver never holds it.
+                staged = self._on_each(workers, "stage", weights)
+                answers, _ = await asyncio.gather(self._call(ranks), staged)
+                is_last, number = answers[next(iter(ranks))], number + 1
+            await self._on_each(workers, "blend", self._refresh.alpha)
+            self._is_initial = False
+            self._refreshed = step
 
     def is_whole(self, step: int) -> bool:
         """Return whether the reference is as it should be after `step`, which this process has trained."""
-        return self._refreshed == step or not self._is_due(step)
+        is_there = self._is_initial or bool(self._crew.workers)
+        return is_there and (self._refreshed == step or not self._is_due(step))
 
     def _is_due(self, step: int) -> bool:
         return self._refresh.every > 0 and step % self._refresh.every == 0
 
-    def _begin(self, method: str, *args: Any) -> dict[str, Any]:
-        return {name: getattr(worker, method).remote(*args) for name, worker in self._workers.items()}
+    async def _on_each(self, workers: dict[int, Any], method: str, *args: Any) -> None:
+        """Call a method on every worker; take those that are lost out of `workers`, and have them replaced."""
+        calls = {number: getattr(worker, method).remote(*args) for number, worker in workers.items()}
+        waits = [self._call({self._crew.name(number): call}) for number, call in calls.items()]
+        failures = await asyncio.gather(*waits, return_exceptions=True)
+        for number, failure in zip(calls, failures, strict=True):
+            if isinstance(failure, WorkerDiedError | DeadlineError):
+                del workers[number]
+                if not workers:
+                    raise failure
+                self.queue.report(number, failure)
+            elif isinstance(failure, BaseException):
+                raise failure
 
     async def _call(self, calls: Mapping[str, Any]) -> dict[str, Any]:
-        return await self._calls.gather(calls, what="refreshing the reference", deadline_s=self._config.deadline_s)
+        return await self._calls.gather(calls, what="the reference", deadline_s=self._config.deadline_s)
 
     async def save(self, folder: str) -> None:
-        """Write the reference's weights, from its first worker, unless they are those of `model.path`."""
+        """Write the reference's weights, from the first worker that can, unless they are those of `model.path`."""
         if self._is_initial:
             return
-        name, worker = next(iter(self._workers.items()))
-        await self._calls.gather(
-            {name: worker.save.remote(folder)}, what="saving the reference", deadline_s=self._config.deadline_s
-        )
+        async with self._changing:
+            for number, worker in [*self._crew.workers.items()]:
+                try:
+                    await self._call({self._crew.name(number): worker.save.remote(folder)})
+                    return
+                except (WorkerDiedError, DeadlineError) as error:
+                    failure = error
+                    self.queue.report(number, error)
+        raise failure
 
     async def load(self, folder: str) -> None:
         """Restore what `save` wrote, on every worker; a checkpoint without it is of a reference never refreshed."""
         if not (Path(folder) / REFERENCE).exists():
             return
-        calls = {name: worker.load.remote(folder) for name, worker in self._workers.items()}
+        calls = {name: worker.load.remote(folder) for name, worker in self._crew.named.items()}
         await self._calls.gather(calls, what=f"loading the reference of {folder}", deadline_s=self._config.deadline_s)
         self._is_initial = False
 
+    async def _replace(self, worker: int, error: RlsysError) -> bool:
+        """Replace a worker that was lost; a new one gets the weights of another."""
+        async with self._changing:  # a refresh waits, which would miss the new one
+            return await self._crew.replace(worker, error, self._copy_weights)
+
+    async def _copy_weights(self, to: Any) -> None:
+        if self._is_initial:
+            return
+        if not self._crew.workers:
+            raise WorkerDiedError(
+                "the reference's last worker is gone, and with it the weights of its refreshes: a checkpoint has some"
+            )
+        name, source = next(iter(self._crew.named.items()))
+        is_last, number = False, 0
+        while not is_last:
+            answer, part = source.read.options(num_returns=2).remote(number)
+            found = await self._call({name: answer, NEW: to.stage.remote(part)})
+            is_last, number = found[name], number + 1
+        await self._call({NEW: to.blend.remote(1.0)})
+
     def begin_placement(self) -> dict[str, Any]:
         """Ask each worker how its model lies, and where."""
-        return {name: worker.placement.remote() for name, worker in self._workers.items()}
+        return {name: worker.placement.remote() for name, worker in self._crew.named.items()}
 
     def begin_take_spans(self) -> dict[str, Any]:
         """Fetch what each worker did since the last call."""
-        return {name: worker.take_spans.remote() for name, worker in self._workers.items()}
+        return {name: worker.take_spans.remote() for name, worker in self._crew.named.items()}
 
     async def _score(self, worker: int, groups: list[RolloutGroup]) -> list[ReferenceScores]:
         """Score whole groups on one worker, in one call."""
         chunks, indices = chunks_of(group.trajectories for group in groups)
-        name = self.names[worker]
-        call = self._workers[name].logprobs.options(num_returns=1 + len(groups))
+        name = self._crew.name(worker)
+        call = self._crew.workers[worker].logprobs.options(num_returns=1 + len(groups))
         answer, *logprobs = call.remote(indices, *chunks)
         sums = await self._calls.result(
             answer, who=name, what="reference log-probabilities", deadline_s=self._config.deadline_s

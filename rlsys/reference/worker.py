@@ -26,6 +26,10 @@ from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
 from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.types import Trajectory
+from rlsys.weights.manifest import Entry, buckets
+
+# Of the parameters that one worker gives another: the object store never holds the whole reference.
+PART_BYTES = 256 * 2**20
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +85,7 @@ class ReferenceWorker:
         freeze_started()
         logger.info("reference ready: %s in %s on %s", setup.model_path, setup.dtype, self._device.type)
 
-    def ping(self) -> None:
+    def start(self) -> None:
         """Return once the worker is ready."""
 
     def placement(self) -> str:
@@ -125,6 +129,14 @@ class ReferenceWorker:
         nested = [[next(remaining) for _ in group] for group in groups]
         return [kl_sums(self._divergence, groups, nested) if self._divergence is not None else [], *nested]
 
+    def read(self, number: int) -> tuple[bool, dict[str, torch.Tensor]]:
+        """Return whether this is the last part of the parameters, and the part, unrounded and on the CPU."""
+        parameters = dict(self._policy.hf.named_parameters())
+        entries = [Entry(name, torch.float32, tuple(p.shape)) for name, p in parameters.items()]
+        parts = buckets(entries, PART_BYTES)
+        part = {name: self._unrounded(name, parameters[name]) for name in (entry.name for entry in parts[number])}
+        return number + 1 == len(parts), part
+
     def stage(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Keep a part of the policy's parameters for `blend`, outside the object store."""
         self._staged |= {name: tensor.clone() for name, tensor in weights.items()}
@@ -143,8 +155,7 @@ class ReferenceWorker:
 
     def save(self, folder: str) -> None:
         """Write the parameters into a checkpoint's folder, unrounded."""
-        parameters = self._policy.hf.named_parameters()
-        unrounded = {name: self._precise.get(name, p).detach().cpu().contiguous() for name, p in parameters}
+        unrounded = {name: self._unrounded(name, p) for name, p in self._policy.hf.named_parameters()}
         with naming_full_disk(Path(folder) / REFERENCE):
             save_file(unrounded, Path(folder) / REFERENCE)
 
@@ -154,6 +165,9 @@ class ReferenceWorker:
         for name, parameter in self._policy.hf.named_parameters():
             self._set(name, parameter, saved[name].to(self._device, torch.float32))
         logger.info("restored from %s", folder)
+
+    def _unrounded(self, name: str, parameter: torch.Tensor) -> torch.Tensor:
+        return self._precise.get(name, parameter).detach().cpu().contiguous()
 
     @torch.no_grad()
     def _set(self, name: str, parameter: torch.Tensor, value: torch.Tensor) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from rlsys.errors import DeadlineError, RlsysError, WorkerDiedError
 from rlsys.runtime.background import Background
 from rlsys.runtime.balance import balance
 
@@ -14,10 +15,15 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
+# How many workers may be lost while they have an item, until it is taken for the cause.
+MAX_LOSSES = 3
+
+
+@dataclass
 class _Entry(Generic[T, R]):
     item: T
     result: asyncio.Future[R]
+    num_losses: int = 0
 
 
 class BatchingQueue(Generic[T, R]):
@@ -33,6 +39,7 @@ class BatchingQueue(Generic[T, R]):
         background: Background,
         *,
         weight: Callable[[T], int],
+        replace: Callable[[int, RlsysError], Awaitable[bool]] | None = None,
     ) -> None:
         """Make an empty queue.
 
@@ -41,11 +48,14 @@ class BatchingQueue(Generic[T, R]):
             call: sends items to a worker; returns one result per item, in order.
             background: runs the calls.
             weight: cost of an item; idle workers get nearly equal shares.
+            replace: puts another worker in the place of one that died or did not answer, of which it gets the error, or
+                returns False: it cannot. Items go to others meanwhile. Without it a lost worker ends the run.
         """
         self._call = call
         self._background = background
         self._weight = weight
-        self._num_workers = num_workers
+        self._replace = replace
+        self._num_workers = num_workers  # in service, or being replaced
         self._waiting: list[_Entry[T, R]] = []
         self._idle = set(range(num_workers))
         self._is_scheduled = False
@@ -61,7 +71,7 @@ class BatchingQueue(Generic[T, R]):
         return len(self._waiting)
 
     def put(self, item: T) -> asyncio.Future[R]:
-        """Queue an item; returns its future result. A failed call fails all its items, and ends the run."""
+        """Queue an item; returns its future result. A call that raises fails all its items, and ends the run."""
         loop = asyncio.get_running_loop()
         entry: _Entry[T, R] = _Entry(item, loop.create_future())
         self._waiting.append(entry)
@@ -70,6 +80,12 @@ class BatchingQueue(Generic[T, R]):
             self._is_scheduled = True
             loop.call_soon(self._dispatch)
         return entry.result
+
+    def report(self, worker: int, error: RlsysError) -> None:
+        """Replace a worker that was found lost by another call than the queue's; a busy one's own call fails too."""
+        if worker in self._idle:
+            self._idle.discard(worker)
+            self._background.start(self._lose(worker, [], error))
 
     def _dispatch(self) -> None:
         self._is_scheduled = False
@@ -86,11 +102,11 @@ class BatchingQueue(Generic[T, R]):
     async def _serve(self, worker: int, entries: list[_Entry[T, R]]) -> None:
         try:
             results = await self._call(worker, [entry.item for entry in entries])
+        except (WorkerDiedError, DeadlineError) as error:
+            await self._lose(worker, entries, error)
+            return
         except Exception as error:
-            for entry in entries:
-                if not entry.result.done():
-                    entry.result.set_exception(error)
-                    entry.result.exception()  # counts as retrieved: nobody may be waiting for it any more
+            _fail(entries, error)
             # Whoever waits for an item may look only after its last response was sampled: the run ends now.
             raise
         for entry, result in zip(entries, results, strict=True):
@@ -98,3 +114,28 @@ class BatchingQueue(Generic[T, R]):
                 entry.result.set_result(result)
         self._idle.add(worker)
         self._dispatch()  # what arrived while this worker was busy
+
+    async def _lose(self, worker: int, entries: list[_Entry[T, R]], error: RlsysError) -> None:
+        """Queue the items of a lost worker again, and replace it."""
+        for entry in entries:
+            entry.num_losses += 1
+        if self._replace is None or any(entry.num_losses >= MAX_LOSSES for entry in entries):
+            _fail(entries, error)
+            raise error
+        self._waiting[:0] = [entry for entry in entries if not entry.result.done()]
+        self._dispatch()
+        if await self._replace(worker, error):
+            self._idle.add(worker)
+            self._dispatch()
+            return
+        self._num_workers -= 1
+        if self._num_workers == 0:
+            _fail(self._waiting, error)
+            raise error
+
+
+def _fail(entries: Sequence[_Entry[Any, Any]], error: Exception) -> None:
+    for entry in entries:
+        if not entry.result.done():
+            entry.result.set_exception(error)
+            entry.result.exception()  # counts as retrieved: nobody may be waiting for it any more

@@ -29,6 +29,7 @@ from rlsys.runtime.logs import LOG_DIR, SHOW_OUTPUT, WORKER
 from rlsys.runtime.preimport import Preimport
 from rlsys.runtime.processes import Guardian
 from rlsys.runtime.proxies import exempt_loopback
+from rlsys.runtime.restarts import Restarts
 from rlsys.runtime.room import Demand, Room
 
 WAIT_ON_S = 1.0  # between two messages to the guardian, well below its grace
@@ -50,6 +51,8 @@ class Cluster:
         self._log_dir = log_dir
         self.room: Room
         self.calls = Calls(log_dir)
+        self.restarts = Restarts(config.max_restarts)
+        self.startup_deadline_s = config.startup_deadline_s
         self.workers: dict[str, Any] = {}  # handles by the workers' names, as `rollout/0`
         self._guardian: Guardian | None = None
         self._session_dir: str | None = None

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from rlsys.errors import DeadlineError
+from rlsys.errors import DeadlineError, WorkerDiedError
 from rlsys.runtime.calls import Calls
 from rlsys.runtime.spans import Span
 
@@ -54,12 +54,13 @@ class TimelineCollector:
             self._add(name, spans)
 
     async def _spans(self, name: str, call: Any) -> list[Span]:
-        """Wait for one worker's spans; a worker that is busy for too long has a gap in the timeline."""
+        """Wait for one worker's spans; one that is busy for too long, or gone, has a gap in the timeline."""
         try:
             spans: list[Span] = await self._calls.result(
                 call, who=name, what="the timeline", deadline_s=DEADLINE_S, is_work=False
             )
-        except DeadlineError as error:  # the run itself may be healthy: who waits for the work knows its deadline
+        except (DeadlineError, WorkerDiedError) as error:
+            # The run itself may be healthy: who waits for the work hears of it too.
             logger.warning("%s; the spans of this worker are missing until now", error)
             return []
         return spans

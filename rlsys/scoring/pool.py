@@ -10,6 +10,7 @@ from typing import Any
 from rlsys.runtime.batching import BatchingQueue
 from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster
+from rlsys.runtime.crew import Crew
 from rlsys.runtime.room import Demand
 from rlsys.scoring.worker import ScoringSetup, ScoringWorker
 from rlsys.types import ScoringUnit, TextRef, UnitScores
@@ -27,20 +28,18 @@ class ScoringPool:
         self._texts: OrderedDict[Any, Sequence[str]] = OrderedDict()
         self._deadline_s = setup.scoring.deadline_s
         self._whole_groups = setup.whole_groups
-        self.names = [demand.name for demand in demands]
-        self._workers = [cluster.start(ScoringWorker, demand, setup) for demand in demands]
+        self._crew = Crew(cluster, ScoringWorker, demands, setup)
         self.queue: BatchingQueue[ScoringUnit, UnitScores] = BatchingQueue(
-            len(demands), self._score, cluster.calls.background, weight=len
+            len(demands), self._score, cluster.calls.background, weight=len, replace=self._crew.replace
         )
 
     async def start(self, deadline_s: float) -> None:
         """Wait until every worker has loaded its functions."""
-        calls = {name: worker.start.remote() for name, worker in zip(self.names, self._workers, strict=True)}
-        await self._calls.gather(calls, what="starting the scoring workers", deadline_s=deadline_s)
+        await self._crew.start(deadline_s)
 
     def begin_take_spans(self) -> dict[str, Any]:
         """Fetch what each worker did since the last call."""
-        return {name: worker.take_spans.remote() for name, worker in zip(self.names, self._workers, strict=True)}
+        return {name: worker.take_spans.remote() for name, worker in self._crew.named.items()}
 
     async def text(self, ref: TextRef | None) -> str:
         """Fetch a response's text to the driver: for writing it to a file."""
@@ -62,10 +61,10 @@ class ScoringPool:
     async def _call(self, worker: int, units: list[ScoringUnit]) -> list[UnitScores]:
         samples = [(unit.prompt, sample) for unit in units for sample in unit.samples]
         chunks, indices = chunks_of([[sample.trajectory for _, sample in samples]])
-        score = self._workers[worker].score.options(num_returns=2)
+        score = self._crew.workers[worker].score.options(num_returns=2)
         scored, texts = score.remote([prompt for prompt, _ in samples], units[0].step, indices[0], *chunks)
         rewards, logged = await self._calls.result(
-            scored, who=self.names[worker], what="scoring", deadline_s=self._deadline_s
+            scored, who=self._crew.name(worker), what="scoring", deadline_s=self._deadline_s
         )
         rewards = [replace(reward, response=TextRef(texts, index)) for index, reward in enumerate(rewards)]
         # Every unit gets the whole call's `logged`: means of what functions logged are not tied to rows.

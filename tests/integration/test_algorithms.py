@@ -87,7 +87,7 @@ def switched(shared: OpenRun, folder: Path, overrides: Sequence[str]) -> OpenRun
     for worker in roles.policy._workers.values():
         call_worker(worker, lambda learner: learner._configure(setup))
     assert roles.reference is not None
-    for worker in roles.reference._workers.values():
+    for worker in roles.reference._crew.workers.values():
         call_worker(worker, _divergence(config.algorithm.kl.name))
     roles.reference._refresh = config.algorithm.refresh
     used = replace(

@@ -1,4 +1,4 @@
-"""Real engines that are killed in a real run come back with the current weights; no prompt is lost or trained twice."""
+"""Real workers that are killed in a real run come back as they were; no prompt is lost or trained twice."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
-from rlsys.train import train
-from tests.integration.runs import OpenRun, call_worker, read_metrics, small_run, wait
+from rlsys.build.run import Run
+from rlsys.config.compose import load_config
+from rlsys.metrics.display import Display
+from rlsys.preflight.prepare import prepare
+from rlsys.train import train, train_to_the_end
+from tests.integration.runs import SMALL, OpenRun, call_worker, read_metrics, small_run, wait
 
 TWO = ("rollout.num_workers=2", "train.max_staleness=1", "train.num_steps=12", "rollout.max_response_tokens=24")
 DEADLINE_S = 300.0  # for a new engine: some seconds on a machine of its own
@@ -35,9 +40,9 @@ class Faults:
 
         self.run.recorder.record = recorded  # type: ignore[method-assign]
 
-    async def send(self, how: signal.Signals, *engines: int) -> None:
-        for engine in engines:
-            os.kill(call_worker(self.pool._workers[engine], lambda _: os.getpid()), how)
+    async def send(self, how: signal.Signals, *names: str) -> None:
+        for name in names:
+            os.kill(pid_of(self.run, name), how)
 
     async def all_serve(self) -> None:
         """Sampling goes on meanwhile."""
@@ -47,6 +52,17 @@ class Faults:
 
     def train(self) -> None:
         wait(self.run.supervise(train(self.run)))
+
+
+def living(kind: str) -> list[int]:
+    """The processes of a class of workers, in the order of their starts."""
+    actors = [actor for actor in ray._private.state.actors().values() if actor["ActorClassName"] == kind]
+    return [actor["Pid"] for actor in sorted(actors, key=lambda actor: actor["StartTime"]) if actor["State"] == "ALIVE"]
+
+
+def pid_of(run: Run, name: str) -> int:
+    pid: int = call_worker(run.roles.cluster.workers[name], lambda _: os.getpid())
+    return pid
 
 
 def check_ledger(folder: Path, num_steps: int) -> None:
@@ -75,7 +91,7 @@ def test_engines_that_are_killed_come_back(tmp_path: Path) -> None:
             os.kill(victim, signal.SIGKILL)
             return send()
 
-        victim = call_worker(faults.pool._workers[1], lambda _: os.getpid())
+        victim = pid_of(faults.run, "rollout/1")
 
         async def kill_in_broadcast() -> None:
             broadcaster._sender.begin_send_weights = kill_and_send
@@ -83,7 +99,7 @@ def test_engines_that_are_killed_come_back(tmp_path: Path) -> None:
         faults.at = {
             2: kill_in_broadcast,
             4: faults.all_serve,
-            6: lambda: faults.send(signal.SIGKILL, 0, 1),
+            6: lambda: faults.send(signal.SIGKILL, "rollout/0", "rollout/1"),
             9: faults.all_serve,
         }
         faults.train()
@@ -100,7 +116,7 @@ def test_an_engine_that_is_stopped_is_replaced(tmp_path: Path) -> None:
     """Nothing fails by itself: a broadcast waits for it until it is found not to answer."""
     with small_run(tmp_path, TWO) as opened:
         faults = Faults(opened)
-        faults.at = {3: lambda: faults.send(signal.SIGSTOP, 1), 8: faults.all_serve}
+        faults.at = {3: lambda: faults.send(signal.SIGSTOP, "rollout/1"), 8: faults.all_serve}
         faults.train()
         assert opened.run.supervisor.num_replaced == 1
     check_ledger(tmp_path / "run", 12)
@@ -113,7 +129,70 @@ def test_adapters_reach_an_engine_that_came_back(tmp_path: Path) -> None:
     lora = ("learner.lora.rank=4", "learner.lora.alpha=8")
     with small_run(tmp_path, [*TWO, *lora, "train.num_steps=8"]) as opened:
         faults = Faults(opened)
-        faults.at = {2: lambda: faults.send(signal.SIGKILL, 0), 4: faults.all_serve}
+        faults.at = {2: lambda: faults.send(signal.SIGKILL, "rollout/0"), 4: faults.all_serve}
         faults.train()
         assert opened.run.supervisor.num_replaced == 1
     check_ledger(tmp_path / "run", 8)
+
+
+@pytest.mark.timeout(900)
+def test_scoring_and_reference_workers_that_are_killed_are_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are found lost when somebody needs them. A new reference worker gets the weights of its last refresh."""
+    given = ["scoring.num_workers=2", "reference.num_workers=2", "algorithm.kl.coef=0.01", "train.num_steps=10"]
+    given += ["algorithm.refresh.every=2", "algorithm.refresh.alpha=0.6"]
+    with small_run(tmp_path, [TWO[1], *given]) as opened:
+        faults = Faults(opened)
+
+        def replaced() -> list[str]:
+            return sorted(r.message.partition(" ")[0] for r in caplog.records if "works again" in r.message)
+
+        async def are_replaced(count: int) -> None:
+            async with asyncio.timeout(DEADLINE_S):
+                while len(replaced()) < count:
+                    await asyncio.sleep(0.1)
+
+        faults.at = {
+            1: lambda: faults.send(signal.SIGKILL, "scoring/0", "reference/1"),
+            5: lambda: are_replaced(2),
+            6: lambda: faults.send(signal.SIGKILL, "scoring/1", "reference/0"),
+            9: lambda: are_replaced(4),
+        }
+        faults.train()
+        assert replaced() == ["reference/0", "reference/1", "scoring/0", "scoring/1"]
+        workers = opened.run.roles.cluster.workers
+        one, other = (call_worker(workers[f"reference/{number}"], _weights) for number in range(2))
+        assert all((one[name] == other[name]).all() for name in one)
+    check_ledger(tmp_path / "run", 10)
+
+
+def _weights(worker: Any) -> dict[str, Any]:
+    return {name: p.numpy() for name, p in worker._policy.hf.named_parameters()}
+
+
+@pytest.mark.timeout(900)
+def test_a_run_that_loses_a_learner_rank_starts_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """From its newest checkpoint, with everything that was finished by then; what came after it is trained again."""
+    given = ["learner.num_workers=2", "checkpoint.every=2", *TWO[1:]]
+    config = load_config([*SMALL, f"model.cache_dir={tmp_path}/models", *given])
+    run_dir, lives = tmp_path / "run", []
+
+    async def kill_ranks() -> None:
+        for after, rank in ((5, 1), (8, 0)):
+            while not lives or not (rows := read_metrics(run_dir)) or rows[-1]["step"] < after:
+                await asyncio.sleep(0.02)
+            os.kill(living("PolicyRank")[rank], signal.SIGKILL)
+            lives.clear()
+
+    async def main() -> None:
+        killing = asyncio.ensure_future(kill_ranks())
+        display = Display(config.train.num_steps, live=False)
+        await train_to_the_end(prepare(config), run_dir, display, on_start=lambda: lives.append(1))
+        await killing
+
+    wait(main())
+    assert caplog.text.count("the run is started again, from its newest checkpoint") == 2
+    rows = read_metrics(run_dir)
+    assert [row["step"] for row in rows] == list(range(13))
+    check_ledger(run_dir, 12)

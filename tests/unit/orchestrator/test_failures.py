@@ -71,7 +71,7 @@ def built(
     queue: Any = BatchingQueue(1, score or scores, background, weight=len)
     router = Router([100])
 
-    def lose(number: int, why: str) -> None:  # as with rollout.max_restarts=0
+    def lose(number: int, why: str) -> None:  # as with cluster.max_restarts=0
         router.remove(number)
         router.close(why)
 

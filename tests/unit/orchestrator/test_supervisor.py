@@ -11,8 +11,9 @@ import pytest
 
 from rlsys.errors import DeadlineError, WorkerDiedError, WorkerError
 from rlsys.orchestrator.router import NEW, Router
-from rlsys.orchestrator.supervisor import CHECK_EVERY_S, HOUR_S, EngineSupervisor
+from rlsys.orchestrator.supervisor import CHECK_EVERY_S, EngineSupervisor
 from rlsys.runtime.background import Background
+from rlsys.runtime.restarts import HOUR_S, Restarts
 from tests.unit.virtual_time import run_virtual
 
 START_S = 20.0
@@ -60,8 +61,9 @@ class Scene:
         self.pool = Pool(count)
         self.router = Router([1] * count)
         self.background = Background()
+        restarts = Restarts(max_restarts, clock=lambda: asyncio.get_running_loop().time())
         self.supervisor = EngineSupervisor(
-            self.pool, self.router, self.background, self._welcome, max_restarts=max_restarts, startup_deadline_s=100.0
+            self.pool, self.router, self.background, self._welcome, restarts, startup_deadline_s=100.0
         )
 
     async def _welcome(self, engine: int) -> None:
@@ -156,7 +158,7 @@ def test_one_that_is_lost_too_often_stays_out_and_the_last_one_ends_the_run(capl
 
     with caplog.at_level(logging.ERROR):
         scene.play(scenario)
-    assert "rollout/0 stays out of service: rollout.max_restarts=2" in caplog.text
+    assert "rollout/0 stays out of service: cluster.max_restarts=2" in caplog.text
 
 
 def test_what_was_lost_more_than_an_hour_ago_does_not_count() -> None:

@@ -101,3 +101,22 @@ def test_a_whole_replacement_needs_no_float32_copy(model_folder: Path) -> None:
     refresh(worker, 1.0, dict.fromkeys(names, 0.5))
     assert worker._precise == {}
     assert all(bool((p == 0.5).all()) for p in worker._policy.hf.parameters())
+
+
+def test_another_worker_takes_over_the_weights_unrounded_and_in_parts(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlsys.reference.worker.PART_BYTES", 50_000)
+    source, new = (make_worker(model_folder, "learner.dtype=bfloat16") for _ in range(2))
+    refresh(source, 0.001, {name: p.flatten()[0].item() + 1.0 for name, p in source._policy.hf.named_parameters()})
+    is_last, number = False, 0
+    while not is_last:
+        is_last, part = source.read(number)
+        new.stage(part)
+        number += 1
+    new.blend(1.0)
+    assert number > 2
+    wanted, found = source._policy.hf.state_dict(), new._policy.hf.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert source._precise.keys() == new._precise.keys()
+    assert all(torch.equal(new._precise[name], value) for name, value in source._precise.items())

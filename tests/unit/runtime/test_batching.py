@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from rlsys.errors import WorkerError
+from rlsys.errors import DeadlineError, RlsysError, WorkerDiedError, WorkerError
 from rlsys.runtime.background import Background
-from rlsys.runtime.batching import BatchingQueue
+from rlsys.runtime.batching import MAX_LOSSES, BatchingQueue
 from tests.unit.virtual_time import run_virtual
 
 Queue = BatchingQueue[int, int]
@@ -93,3 +93,94 @@ def test_nobody_has_to_wait_for_a_result() -> None:
         assert queue.is_idle
 
     run(1, scenario)
+
+
+class LostWorkers(Workers):
+    """The calls numbered in `lost` lose their worker, which takes ten seconds to replace where it can be."""
+
+    def __init__(self, *lost: int, can_replace: bool = True) -> None:
+        super().__init__()
+        self.replaced: list[int] = []
+        self._lost = lost
+        self._can_replace = can_replace
+
+    async def __call__(self, worker: int, items: list[int]) -> list[int]:
+        number = len(self.calls)
+        results = await super().__call__(worker, items)
+        if number in self._lost:
+            raise WorkerDiedError("it is gone") if number % 2 else DeadlineError("no answer")
+        return results
+
+    async def replace(self, worker: int, error: RlsysError) -> bool:
+        assert str(error) in ("it is gone", "no answer")
+        self.replaced.append(worker)
+        await asyncio.sleep(10.0)
+        return self._can_replace
+
+
+def run_lost(num_workers: int, workers: LostWorkers, scenario: Callable[[Queue], Awaitable[None]]) -> None:
+    async def main() -> None:
+        background = Background()
+        queue = BatchingQueue(num_workers, workers, background, weight=abs, replace=workers.replace)
+        await background.supervise(scenario(queue))
+
+    run_virtual(main())
+
+
+def test_a_lost_worker_s_items_go_to_others_until_it_is_replaced() -> None:
+    workers = LostWorkers(0)
+
+    async def scenario(queue: Queue) -> None:
+        results = [queue.put(item) for item in (5, 1, 2, 2)]
+        assert await asyncio.gather(*results) == [50, 10, 20, 20]
+        assert workers.calls == [(0, [5]), (1, [1, 2, 2]), (1, [5])]
+        assert not queue.is_idle  # a worker is being replaced
+        await asyncio.sleep(20.0)
+        assert queue.is_idle
+        assert await asyncio.gather(queue.put(3), queue.put(4)) == [30, 40]
+        assert sorted(workers.calls[3:]) == [(0, [4]), (1, [3])]
+
+    run_lost(2, workers, scenario)
+    assert workers.replaced == [0]
+
+
+def test_the_only_worker_s_items_wait_for_its_replacement_and_keep_their_order() -> None:
+    workers = LostWorkers(0)
+
+    async def scenario(queue: Queue) -> None:
+        first = [queue.put(item) for item in (1, 2)]
+        await asyncio.sleep(0.5)
+        assert await asyncio.gather(*first, queue.put(3)) == [10, 20, 30]
+        assert workers.calls == [(0, [1, 2]), (0, [1, 2, 3])]
+        assert queue.is_idle
+
+    run_lost(1, workers, scenario)
+
+
+def test_items_that_cost_several_workers_end_the_run() -> None:
+    workers = LostWorkers(*range(MAX_LOSSES))
+
+    async def scenario(queue: Queue) -> None:
+        with pytest.raises(DeadlineError, match="no answer"):
+            await queue.put(1)
+        await asyncio.sleep(1e9)
+
+    with pytest.raises(DeadlineError, match="no answer"):
+        run_lost(1, workers, scenario)
+    assert workers.replaced == [0] * (MAX_LOSSES - 1)
+
+
+def test_with_no_worker_left_everything_fails_that_waits() -> None:
+    workers = LostWorkers(0, 1, can_replace=False)
+    results: list[asyncio.Future[int]] = []
+
+    async def scenario(queue: Queue) -> None:
+        results.extend(queue.put(item) for item in (1, 2))
+        await asyncio.sleep(0.5)
+        results.append(queue.put(3))
+        await asyncio.sleep(1e9)
+
+    with pytest.raises(WorkerDiedError, match="it is gone"):
+        run_lost(2, workers, scenario)
+    assert sorted(workers.replaced) == [0, 1]
+    assert all(result.done() for result in results)
