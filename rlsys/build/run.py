@@ -49,6 +49,7 @@ from rlsys.run_folder.timeline import TimelineWriter, timeline_path
 from rlsys.runtime.background import Background
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.garbage import collect_rarely, freeze_imported
+from rlsys.runtime.head_watch import watch_ray
 from rlsys.runtime.memory_use import MemoryUse
 from rlsys.runtime.preimport import Preimport
 from rlsys.runtime.room import Demand
@@ -117,6 +118,7 @@ class Run:
         """
         background = self.roles.cluster.calls.background
         background.start(self.supervisor.watch())
+        background.start(watch_ray())
         try:
             await background.supervise(training)
         except (Exception, asyncio.CancelledError) as error:
@@ -215,6 +217,7 @@ async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSample
 
         supervisor = supervisor_of(config, rollout, sampler.router, cluster, join)
         cluster.calls.background.start(supervisor.watch())
+        cluster.calls.background.start(watch_ray())
         yield sampler, scoring, cluster.calls.background
         await _stop(rollout)
 
