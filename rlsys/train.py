@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from rlsys.build.environment import worker_imports
 from rlsys.build.run import Run, open_run
 from rlsys.errors import DeadlineError, WorkerDiedError
 from rlsys.metrics.display import Display
@@ -41,7 +42,7 @@ async def train_to_the_end(
     prepared: Prepared,
     run_dir: Path,
     display: Display,
-    preimport: Preimport | None = None,
+    preimport: Preimport,
     *,
     on_start: Callable[[], None] = lambda: None,
 ) -> None:
@@ -53,14 +54,15 @@ async def train_to_the_end(
     restarts, has_started = Restarts(prepared.config.cluster.max_restarts), False
     while True:
         try:
-            async with open_run(prepared, run_dir, display, preimport) as run:
-                has_started = True
-                on_start()
-                await run.supervise(train(run))
-                return
+            with preimport:
+                async with open_run(prepared, run_dir, display, preimport) as run:
+                    has_started = True
+                    on_start()
+                    await run.supervise(train(run))
+                    return
         except (WorkerDiedError, DeadlineError) as error:
             if not has_started or not restarts.take("the run"):
                 raise
             logger.warning("the run is started again, from its newest checkpoint, because of this: %s", error)
         prepared = replace(prepared, config=replace(prepared.config, resume="auto"))
-        preimport = None  # its servers have ended; workers import by themselves
+        preimport = Preimport(worker_imports(prepared.config))

@@ -104,6 +104,8 @@ def _become_worker(request: dict[str, Any], files: list[int], can_fork: bool) ->
         os.close(file)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ray ends what a dead worker leaves behind by its process group: with the server's it would end all other forks.
+    os.setpgid(0, 0)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["env"])

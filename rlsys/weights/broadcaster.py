@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rlsys.config.schema import WeightsConfig
 from rlsys.errors import DeadlineError, WorkerDiedError, WorkerError
+from rlsys.weights.gloo import abandon
 from rlsys.weights.manifest import buckets, from_update_info
 from rlsys.weights.receipt import Received, check_receipts
 
 OpenCalls = dict[str, Any]  # unfinished Ray calls by worker name
+GiveUp = Callable[[], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +120,12 @@ class WeightBroadcaster:
             **self._receiver.begin_join_weights(infos),
             **self._sender.begin_open_weights(self._backend, host, port, world_size),
         }
-        await self._all(calls, "opening the weight channel", membership)
+
+        async def give_up() -> None:
+            with contextlib.suppress(RuntimeError):  # they have all failed already
+                await asyncio.to_thread(abandon, host, port)
+
+        await self._all(calls, "opening the weight channel", membership, give_up if self._backend == "gloo" else None)
         self._opened = membership
 
     async def broadcast(self, policy_version: int) -> dict[str, float]:
@@ -149,8 +158,9 @@ class WeightBroadcaster:
         fractions = [receipt.compared_fraction for each in received.values() for receipt in each.receipts]
         return metrics | {"weights/compared_fraction": min(fractions)}
 
-    async def _all(self, calls: OpenCalls, what: str, membership: int) -> dict[str, Any]:
-        return await both_sides(self._waits, self._receiver, calls, what, self._config.deadline_s, membership)
+    async def _all(self, calls: OpenCalls, what: str, membership: int, give_up: GiveUp | None = None) -> dict[str, Any]:
+        deadline_s = self._config.deadline_s
+        return await both_sides(self._waits, self._receiver, calls, what, deadline_s, membership, give_up)
 
     async def _check_learner(self, what: str) -> None:
         """Raise WorkerDiedError when the learner is gone: engines that read its memory fail with it."""
@@ -220,11 +230,18 @@ class AdapterBroadcaster:
 
 
 async def both_sides(
-    waits: Waits, engines: Engines, calls: OpenCalls, what: str, deadline_s: float, membership: int
+    waits: Waits,
+    engines: Engines,
+    calls: OpenCalls,
+    what: str,
+    deadline_s: float,
+    membership: int,
+    give_up: GiveUp | None = None,
 ) -> dict[str, Any]:
     """Wait for both sides of a transfer to the engines of `membership`, and report an engine that has died.
 
-    After the loss of an engine every call must have ended, however, before the sides can meet again.
+    After the loss of an engine every call must have ended, however, before the sides can meet again; `give_up` makes
+    those fail that wait for it.
     """
     try:
         return await waits.gather(calls, what=what, deadline_s=deadline_s)
@@ -232,6 +249,8 @@ async def both_sides(
         if isinstance(error, WorkerDiedError):
             engines.report(error)
         if engines.membership != membership:
+            if give_up is not None:
+                await give_up()
             await waits.settle(calls, what=f"{what}, after {error}", deadline_s=deadline_s)
         raise
 

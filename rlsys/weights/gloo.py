@@ -10,6 +10,7 @@ every broadcast, and vLLM's worker processes under tensor parallelism are not Ra
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from itertools import accumulate
@@ -22,6 +23,21 @@ from rlsys.runtime.meeting import meeting_store
 from rlsys.weights.shared_memory import SharedMemory
 
 ALIGNMENT = 8
+KEYS = "rlsys-weights"
+ABANDONED = "abandoned"
+POLL_S = 0.005
+ABANDON_DEADLINE_S = 10.0  # for reaching a meeting that perhaps nobody has opened
+
+
+def abandon(host: str, port: int) -> None:
+    """Let a group that is still meeting fail at once, because one of its ranks will never come.
+
+    Raises:
+        RuntimeError: nobody meets there, or nobody any more.
+    """
+    timeout = timedelta(seconds=ABANDON_DEADLINE_S)
+    store = meeting_store(host, port, 1, is_master=False, timeout=timeout, wait_for_workers=False)
+    dist.PrefixStore(KEYS, store).set(ABANDONED, "")
 
 
 class GlooChannel:
@@ -49,12 +65,13 @@ class GlooChannel:
                 alone. 0 sends everything through gloo.
 
         Raises:
-            RuntimeError: a peer has not joined by the deadline.
+            RuntimeError: a peer has not joined by the deadline, or never will (`abandon`).
         """
+        self._joined_by = time.monotonic() + deadline_s
         timeout = timedelta(seconds=deadline_s)
         # The store does not wait; `_offered` and `_attached` do, each for the keys that the other side sets.
         store = meeting_store(host, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
-        self._store: Any = dist.PrefixStore("rlsys-weights", store)
+        self._store: Any = dist.PrefixStore(KEYS, store)
         self._is_sender = rank == 0
         self._memory: SharedMemory | None
         self._memory, remote = self._offered(shared_bytes, world_size) if self._is_sender else self._attached(rank)
@@ -111,7 +128,7 @@ class GlooChannel:
         memory = SharedMemory.create(shared_bytes) if shared_bytes else None
         self._store.set("memory", memory.address if memory is not None else "")
         # Blocks until every rank has tried to attach.
-        remote = [rank for rank in range(1, world_size) if self._store.get(f"attached/{rank}") == b"no"]
+        remote = [rank for rank in range(1, world_size) if self._get(f"attached/{rank}") == b"no"]
         self._store.set("remote", json.dumps(remote))
         if memory is not None:
             memory.close()  # every rank has attached or failed to
@@ -119,10 +136,21 @@ class GlooChannel:
 
     def _attached(self, rank: int) -> tuple[SharedMemory | None, list[int]]:
         """Return the sender's memory (None when this rank cannot reach it), and the ranks that cannot."""
-        address = self._store.get("memory").decode()
+        address = self._get("memory").decode()
         memory = SharedMemory.attach(address) if address else None
         self._store.set(f"attached/{rank}", "no" if memory is None else "yes")
-        return memory, json.loads(self._store.get("remote"))
+        return memory, json.loads(self._get("remote"))
+
+    def _get(self, key: str) -> bytes:
+        """Wait until another rank has set a key, and return its value."""
+        while not self._store.check([key]):
+            if self._store.check([ABANDONED]):
+                raise RuntimeError("the weight group was given up while it met: a rank of it is gone")
+            if time.monotonic() > self._joined_by:
+                raise RuntimeError(f"not all ranks of the weight group have joined in time: '{key}' is missing")
+            time.sleep(POLL_S)
+        found: bytes = self._store.get(key)
+        return found
 
 
 def shared_size(sizes: Sequence[int]) -> int:

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import ray
 
+from rlsys.build.environment import worker_imports
 from rlsys.build.run import Run
 from rlsys.config.compose import load_config
 from rlsys.metrics.display import Display
 from rlsys.preflight.prepare import prepare
+from rlsys.runtime.preimport import Preimport
 from rlsys.train import train, train_to_the_end
 from tests.integration.runs import SMALL, OpenRun, call_worker, read_metrics, small_run, wait
 
@@ -186,9 +188,10 @@ def test_a_run_that_loses_a_learner_rank_starts_again(tmp_path: Path, caplog: py
             lives.clear()
 
     async def main() -> None:
+        imports = Preimport(worker_imports(config))
         killing = asyncio.ensure_future(kill_ranks())
         display = Display(config.train.num_steps, live=False)
-        await train_to_the_end(prepare(config), run_dir, display, on_start=lambda: lives.append(1))
+        await train_to_the_end(prepare(config), run_dir, display, imports, on_start=lambda: lives.append(1))
         await killing
 
     wait(main())

@@ -180,8 +180,12 @@ def test_a_broadcast_that_loses_an_engine_is_made_again_among_those_that_are_lef
     assert [sorted(calls) for calls in parts.settled] == [["learner/0", "learner/1", "rollout/0", "rollout/1"]]
 
 
-def test_an_engine_may_also_be_lost_while_the_others_join_again() -> None:
+def test_an_engine_may_also_be_lost_while_the_others_join_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up: list[tuple[str, int, int]] = []
     parts = Parts("gloo")
+    monkeypatch.setattr(
+        "rlsys.weights.broadcaster.abandon", lambda *where: given_up.append((*where, len(parts.settled)))
+    )
     asyncio.run(parts.broadcaster.open())
     parts.engines.lose("rollout/0")
     parts.engines.names.append("rollout/2")
@@ -189,6 +193,8 @@ def test_an_engine_may_also_be_lost_while_the_others_join_again() -> None:
     asyncio.run(parts.broadcaster.broadcast(5))
     assert parts.engines.names == ["rollout/1"]
     assert parts.learner.opened[-1] == 4
+    assert given_up == [("10.0.0.1", 29500, 0)]  # before it is waited for those that wait for the lost one
+    assert len(parts.settled) == 1
 
 
 def test_without_an_engine_nothing_is_sent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+import threading
 import time
 from multiprocessing.connection import Connection
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from rlsys.weights.checksum import checksum
-from rlsys.weights.gloo import GlooChannel
+from rlsys.weights.gloo import GlooChannel, abandon
 from rlsys.weights.manifest import buckets, total_bytes, views
 from rlsys.weights.sender import WeightSender
 from rlsys.weights.shared_memory import SharedMemory
@@ -103,6 +104,37 @@ def test_a_peer_that_never_joins_is_an_error_at_the_deadline(rank: int) -> None:
     with pytest.raises(RuntimeError):
         GlooChannel("127.0.0.1", free_port(), rank=rank, world_size=2, deadline_s=0.5)
     assert 0.3 < time.monotonic() - started < 10.0  # a busy machine may be late, an endless wait is not
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_group_that_is_given_up_while_it_meets_fails_at_once(rank: int) -> None:
+    """The third rank never comes; the first, or both others, wait for it."""
+    port, failures = free_port(), []
+
+    def join(own: int) -> None:
+        try:
+            GlooChannel("127.0.0.1", port, own, world_size=3, deadline_s=100.0)
+        except RuntimeError as error:
+            failures.append(str(error))
+
+    joining = [threading.Thread(target=join, args=(own,)) for own in range(rank + 1)]
+    started = time.monotonic()
+    for thread in joining:
+        thread.start()
+    time.sleep(0.5)
+    assert failures == []
+    abandon("127.0.0.1", port)
+    for thread in joining:
+        thread.join(60.0)
+    assert len(failures) == rank + 1
+    assert "a rank of it is gone" in failures[0]
+    assert time.monotonic() - started < 90.0
+
+
+def test_giving_up_a_group_that_never_met_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlsys.weights.gloo.ABANDON_DEADLINE_S", 0.2)
+    with pytest.raises(RuntimeError):
+        abandon("127.0.0.1", free_port())
 
 
 def test_a_rank_that_does_not_send_gathers_and_sends_nothing() -> None:

@@ -1,0 +1,174 @@
+"""A small real run as a process of its own, seen from outside: its steps, its processes, and what it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+TAG = "RLSYS_CHAOS"  # in the environment of every process of the run
+# How a role's processes name themselves.
+ROLES = {
+    "ray::RolloutWorker": "rollout",
+    "ray::PolicyRank": "learner",
+    "ray::ReferenceWorker": "reference",
+    "ray::ScoringWorker": "scoring",
+    "rlsys.scoring.process": "reward",
+    "gcs/gcs_server": "gcs_server",
+    "raylet/raylet": "raylet",
+}
+PROMPTS_PER_STEP, SAMPLES = 4, 8
+NUM_PROMPTS = 40_000  # more than a run takes: every prompt comes once
+REWARD = '''"""Closeness of the response's length to three characters; it hangs once for every file beside it."""
+
+import pathlib
+import time
+
+HANG = pathlib.Path(__file__).with_name("hang")
+
+
+def score(completions, **_):
+    try:
+        HANG.rename(HANG.with_name("hung"))
+    except FileNotFoundError:
+        return [-abs(3.0 - len(text)) for text in completions]
+    while True:  # it holds the GIL, as native code does
+        sum(range(10**9))
+'''
+OPTIONS = (
+    "experiment=quickstart",
+    "model.build.warmup.max_steps=0",
+    "model.build.num_layers=2",
+    "data.train=prompts.jsonl",
+    "data.eval=null",
+    "eval.every=0",
+    "rewards=[{name:'reward.py:score'}]",
+    f"train.prompts_per_step={PROMPTS_PER_STEP}",
+    f"train.samples_per_prompt={SAMPLES}",
+    "train.updates_per_step=1",
+    "train.max_staleness=1",
+    "learner.lr=3e-4",
+    "learner.lr_schedule=constant",
+    "learner.num_workers=2",
+    "algorithm.kl.coef=0.001",
+    "checkpoint.every=4",
+    "checkpoint.keep=2",
+    "logging.trackers=[]",
+    "cluster.max_restarts=1000",
+    # The longest that a step's parts take here is a second; a busy machine is several times slower.
+    "learner.deadline_s=45",
+    "reference.deadline_s=30",
+    "scoring.function_deadline_s=5",
+    "scoring.row_deadline_s=2",
+    "scoring.deadline_s=120",
+)
+
+
+class Job:
+    """`rlsys train` in a folder of its own, started again after it ended, also with other numbers of workers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.run_dir = folder, folder / "run"
+        self.tag = uuid.uuid4().hex
+        self.workers = {"rollout": 2, "scoring": 1, "reference": 1}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._known: dict[int, tuple[float, str | None]] = {}  # start and role of processes, by process id
+        self.ray_folder = Path(tempfile.mkdtemp(prefix="rlc-"))  # short: sockets are in it
+        rows = (json.dumps({"prompt": f"{number:05d}+"}) + "\n" for number in range(NUM_PROMPTS))
+        (folder / "prompts.jsonl").write_text("".join(rows))
+        (folder / "reward.py").write_text(REWARD)
+
+    def start(self, *more: str) -> None:
+        """Start or resume the run."""
+        given = [f"{role}.num_workers={count}" for role, count in self.workers.items()]
+        given += [f"run_dir={self.run_dir}", f"model.cache_dir={self.folder}/models", "resume=auto", *more]
+        env = {**os.environ, TAG: self.tag, "RAY_TMPDIR": str(self.ray_folder), "OMP_NUM_THREADS": "1"}
+        with (self.folder / "log").open("ab") as log:
+            command = [sys.executable, "-m", "rlsys.cli", "train", *OPTIONS, *given]
+            self._process = subprocess.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=log)
+
+    @property
+    def exit_code(self) -> int | None:
+        """How the run's process ended; None while it runs."""
+        assert self._process is not None
+        return self._process.poll()
+
+    def wait(self, deadline_s: float) -> int:
+        """Wait for the end of the run's process."""
+        assert self._process is not None
+        return self._process.wait(deadline_s)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the run's own process."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the metrics of all steps."""
+        with contextlib.suppress(FileNotFoundError):
+            lines = (self.run_dir / "metrics.jsonl").read_text().split("\n")[:-1]  # the last may be half a line
+            return [json.loads(line) for line in lines]
+        return []
+
+    def log(self, last: int = 3000) -> str:
+        """Return the end of what the run printed."""
+        return (self.folder / "log").read_text(errors="replace")[-last:]
+
+    def processes(self) -> dict[int, str | None]:
+        """Return the role of every process of the run, None for others than `ROLES`; zombies are left out."""
+        found = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                started, role = self._known.get(process.pid, (0.0, None))
+                if started != process.create_time():
+                    if process.environ().get(TAG) != self.tag:
+                        continue
+                    started = process.create_time()
+                if role is None:  # workers take their names some time after their start
+                    command = " ".join(process.cmdline())
+                    role = next((role for text, role in ROLES.items() if text in command), None)
+                self._known[process.pid] = (started, role)
+                found[process.pid] = role
+        return found
+
+    def victims(self, role: str) -> list[int]:
+        """Return the processes of a role, oldest first."""
+        return sorted((pid for pid, found in self.processes().items() if found == role), key=self._age)
+
+    def is_complete(self) -> bool:
+        """Return whether all workers are there, and none is stopped."""
+        found = self.processes()
+        counts = Counter(role for pid, role in found.items() if role and not _is_stopped(pid))
+        wanted = {**self.workers, "reward": self.workers["scoring"], "learner": 2, "gcs_server": 1, "raylet": 1}
+        return counts == wanted
+
+    def close(self) -> None:
+        """End whatever is left of the run."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+        shutil.rmtree(self.ray_folder, ignore_errors=True)
+
+    def _age(self, pid: int) -> float:
+        return self._known[pid][0]
+
+
+def _is_stopped(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    return True
