@@ -47,11 +47,21 @@ class Recorder:
         self._timeline = timeline
         self._memory = memory
         self._failures = RewardFailureReporter()
+        self._open: tuple[int, StepBatch, Experience] | None = None  # the step that is being trained
 
     def record_start(self, evaluation: Metrics) -> None:
         """Record the state before training as step 0."""
         self._guards.progress.look(0, evaluation)
         self._write({"step": 0, "policy_version": 0, **evaluation})
+
+    def begin(self, step: int, batch: StepBatch, experience: Experience) -> None:
+        """Keep what a step trains, until it is recorded."""
+        self._open = (step, batch, experience)
+
+    async def record_cut_off(self, step: int, update: Update) -> None:
+        """Record a step that was trained, and whose broadcast, evaluation or record the end of the run cut off."""
+        if self._open is not None and self._open[0] == step:
+            await self.record(*self._open, update, {}, {})
 
     async def record(
         self,
@@ -86,6 +96,7 @@ class Recorder:
         self._warn(batch.groups, metrics)
         await self._rollouts.write(step, batch.groups, batch.trained, experience)
         self._write(metrics | evaluation)
+        self._open = None
         if self._timeline is not None:
             self._timeline.collect()
 

@@ -28,6 +28,7 @@ async def train(run: Run) -> None:
     for step in run.steps():
         batch = await run.orchestrator.next_batch(step)  # groups, sampled, scored and referenced
         experience = await run.experience.build(batch)  # values, advantages, loss weights
+        run.recorder.begin(step, batch, experience)
         update = await run.learners.update(experience, step)  # policy and critic
         broadcast = await run.weights.broadcast(step)  # every engine serves the new version
         await run.reference.refresh(step)
@@ -54,12 +55,11 @@ async def train_to_the_end(
     restarts, has_started = Restarts(prepared.config.cluster.max_restarts), False
     while True:
         try:
-            with preimport:
-                async with open_run(prepared, run_dir, display, preimport) as run:
-                    has_started = True
-                    on_start()
-                    await run.supervise(train(run))
-                    return
+            async with open_run(prepared, run_dir, display, preimport) as run:
+                has_started = True
+                on_start()
+                await run.supervise(train(run))
+                return
         except (WorkerDiedError, DeadlineError) as error:
             if not has_started or not restarts.take("the run"):
                 raise

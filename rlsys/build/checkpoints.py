@@ -23,6 +23,7 @@ from rlsys.guards.guards import Guards
 from rlsys.learner.learners import Learners
 from rlsys.orchestrator.orchestrator import Orchestrator
 from rlsys.preflight.prepared import Prepared
+from rlsys.recorder import Recorder
 from rlsys.reference.policy import Reference
 from rlsys.run_folder import checkpoint_writer
 from rlsys.run_folder.checkpoint import RunState, checkpoints, load_state, newest, step_of
@@ -52,6 +53,7 @@ class Checkpoints:
         orchestrator: Orchestrator,
         learners: Learners,
         reference: Reference,
+        recorder: Recorder,
         *,
         guards: Guards,
         finished: FinishedGroups,
@@ -65,6 +67,7 @@ class Checkpoints:
         self._reference = reference
         self._guards = guards
         self._finished = finished
+        self._recorder = recorder
         self._fixed = fixed_options(prepared)
         self._saved = learners.step  # the step of the newest checkpoint, or 0
         self._clock = clock
@@ -125,6 +128,10 @@ class Checkpoints:
             logger.warning("no checkpoint of the end: step %d was cut off while it changed the models", step + 1)
         elif step > self._saved:
             logger.warning("the run ends early: saving step %d first (a Ctrl-C from now on skips this)", step)
+            try:
+                await self._recorder.record_cut_off(step, self._learners.made)
+            except Exception as error:  # perhaps what ended the run; the weights are worth more
+                logger.warning("step %d is not in the metrics: %s", step, error)
             # One that has failed already fails again here: ranks that wait for each other cannot begin another.
             folder = await (self._writing or self._save(step))
             logger.warning("saved %s: the same command with run_dir=%s resume=auto continues", folder, self._run_dir)

@@ -49,7 +49,6 @@ from rlsys.run_folder.timeline import TimelineWriter, timeline_path
 from rlsys.runtime.background import Background
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.garbage import collect_rarely, freeze_imported
-from rlsys.runtime.head_watch import watch_ray
 from rlsys.runtime.memory_use import MemoryUse
 from rlsys.runtime.preimport import Preimport
 from rlsys.runtime.room import Demand
@@ -118,7 +117,7 @@ class Run:
         """
         background = self.roles.cluster.calls.background
         background.start(self.supervisor.watch())
-        background.start(watch_ray())
+        background.start(self.roles.cluster.watch())
         try:
             await background.supervise(training)
         except (Exception, asyncio.CancelledError) as error:
@@ -157,9 +156,10 @@ async def open_run(
     config = prepared.config
     wanted = worker_demands(config)
     freeze_imported()
-    if preimport is not None:
-        preimport.start_all()
     with contextlib.ExitStack() as stack:
+        if preimport is not None:
+            stack.callback(preimport.close)
+            preimport.start_all()
         cluster = stack.enter_context(connect(config, wanted, run_dir / LOGS, preimport))
         roles = start_roles(cluster, prepared, wanted)
         await _wait_for_start(cluster, config, *roles.all)
@@ -217,7 +217,7 @@ async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSample
 
         supervisor = supervisor_of(config, rollout, sampler.router, cluster, join)
         cluster.calls.background.start(supervisor.watch())
-        cluster.calls.background.start(watch_ray())
+        cluster.calls.background.start(cluster.watch())
         yield sampler, scoring, cluster.calls.background
         await _stop(rollout)
 
@@ -342,7 +342,7 @@ def build_run(
         recorder=recorder,
         guards=guards,
         checkpoints=Checkpoints(
-            prepared, run_dir, prompts, orchestrator, learners, reference, guards=guards, finished=groups
+            *(prepared, run_dir, prompts, orchestrator, learners, reference, recorder), guards=guards, finished=groups
         ),
         supervisor=supervisor_of(config, roles.rollout, sampler.router, roles.cluster, welcome),
     )

@@ -34,6 +34,7 @@ class Learners:
         self._critic = critic
         self.coefficients = coefficients  # those of the next step
         self.step = step  # the last step whose updates were all made
+        self.made = Update({})  # what was measured in them
         self.lock = asyncio.Lock()  # held by whoever changes the policy, and by whoever sends it
         self._dumps = dumps
         self._first = step + 1
@@ -66,9 +67,9 @@ class Learners:
 
     async def _train(self, experience: Experience, step: int) -> Update:
         async with self.lock:
-            update = await self._updated(experience, step)
+            self.made = await self._updated(experience, step)
             self.step = step
-        return update
+        return self.made
 
     async def _updated(self, experience: Experience, step: int) -> Update:
         with self._clock.stage("update"):

@@ -24,6 +24,7 @@ from rlsys.config.schema import ClusterConfig
 from rlsys.errors import ConfigError
 from rlsys.runtime.background import cancel
 from rlsys.runtime.calls import Calls
+from rlsys.runtime.head_watch import watch_ray
 from rlsys.runtime.lean_ray import only_what_a_run_uses
 from rlsys.runtime.logs import LOG_DIR, SHOW_OUTPUT, WORKER
 from rlsys.runtime.preimport import Preimport
@@ -129,6 +130,10 @@ class Cluster:
     def kill(self, worker: Any) -> None:
         """End a worker's process, also one that hangs or is stopped; its open calls fail at once."""
         ray.kill(worker)
+
+    async def watch(self) -> None:
+        """Look after Ray itself, for as long as the run lasts. Raise WorkerDiedError once it is gone."""
+        await watch_ray()
 
     def _fork(self, demand: Demand) -> dict[str, str]:
         if self._preimport is None or self._guardian is None:

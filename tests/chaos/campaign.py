@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -55,7 +57,7 @@ def run_campaign(
         job.signal(signal.SIGTERM)
         job.wait(RECOVERY_S)
         wait_for_nobody(job, RECOVERY_S)
-        job.start(f"train.num_steps={job.rows()[-1]['step'] + LAST_STEPS}")
+        job.start(f"train.num_steps={job.last_row()['step'] + LAST_STEPS}")
         if job.wait(RECOVERY_S) != 0:
             raise AssertionError(f"the last part of the run failed:\n{job.log()}")
         wait_for_nobody(job, 30.0)
@@ -83,39 +85,39 @@ def play(job: Job, kinds: Sequence[str], rng: random.Random) -> Iterator[Outcome
 
 
 def _fault(job: Job, kind: str, rng: random.Random) -> Outcome:
-    fault, before, started = FAULTS[kind], job.rows(), time.monotonic()
-    victim = fault.cause(job, rng)
-    if fault.ends_job and not fault.is_planned:
-        wait_for_nobody(job, RECOVERY_S)
+    fault, before, started = FAULTS[kind], set(job.lines()), time.monotonic()
+    outcome = Outcome(kind, "", job.last_row()["step"], fault.is_planned)
+    outcome.victim, pids = fault.cause(job, rng)
     if fault.ends_job:
+        wait_for_nobody(job, RECOVERY_S)
         job.start(ENDLESS)
-    outcome = Outcome(kind, victim, before[-1]["step"], fault.is_planned)
+    known = None  # all rows when everybody was there again
     while time.monotonic() < started + RECOVERY_S and job.exit_code is None:
-        rows = job.rows()
-        # A row of before is there until a resume has set it aside, and may come again word for word but for times.
-        if rows and rows[-1] not in before and _is_whole(job, rows[-1]):
-            resumed = next((row["step"] for row in rows if row not in before), 0)
-            outcome.lost_steps = max(0, before[-1]["step"] + 1 - resumed)
+        if known is None and not pids <= job.processes().keys() and job.is_complete():
+            known = set(job.lines())
+        # Later a resume may set rows aside, and their steps come again.
+        if known is not None and job.lines()[-1] not in known and _is_whole(job):
             outcome.survived, outcome.recovered_s = True, round(time.monotonic() - started, 1)
+            resumed = next(json.loads(line)["step"] for line in job.lines() if line not in before)
+            outcome.lost_steps = max(0, outcome.step + 1 - resumed)
             return outcome
         time.sleep(POLL_S)
-    if job.exit_code is None:
-        job.close()
-    wait_for_nobody(job, RECOVERY_S)
+    print(f"{kind} was not survived:\n{job.log()}", file=sys.stderr)
+    job.end()
     job.start(ENDLESS)  # so that the others are tried too
     wait_for_step(job, 1)
     return outcome
 
 
-def _is_whole(job: Job, row: dict[str, Any]) -> bool:
-    is_serving = bool(row["schedule/engines"] == job.workers["rollout"])
-    return is_serving and not (job.folder / "hang").exists() and job.is_complete()
+def _is_whole(job: Job) -> bool:
+    """Return whether every worker is there, and every engine served in the newest step."""
+    return bool(job.last_row()["schedule/engines"] == job.workers["rollout"]) and job.is_complete()
 
 
 def wait_for_step(job: Job, step: int, deadline_s: float = 300.0) -> None:
     """Wait until a step is trained and everybody works."""
     end = time.monotonic() + deadline_s
-    while not ((rows := job.rows()) and rows[-1]["step"] >= step and _is_whole(job, rows[-1])):
+    while not (job.lines() and job.last_row()["step"] >= step and _is_whole(job)):
         if job.exit_code is not None or time.monotonic() > end:
             raise AssertionError(f"the run did not come to step {step}:\n{job.log()}")
         time.sleep(POLL_S)

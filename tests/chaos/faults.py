@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from tests.chaos.job import Job
 
-Cause = Callable[[Job, random.Random], str]  # does it, and says to whom; an empty text when there was nobody
+# Does it, and says to whom, and which processes will not all be there afterwards.
+Cause = Callable[[Job, random.Random], tuple[str, set[int]]]
 
 
 @dataclass(frozen=True)
@@ -23,39 +24,35 @@ class Fault:
 
 
 def _signal(role: str, number: signal.Signals) -> Cause:
-    def cause(job: Job, rng: random.Random) -> str:
+    def cause(job: Job, rng: random.Random) -> tuple[str, set[int]]:
         pids = job.victims(role)
-        if not pids:
-            return ""
         place = rng.randrange(len(pids))
-        try:
-            os.kill(pids[place], number)
-        except ProcessLookupError:
-            return ""
-        return f"{role} {place + 1} of {len(pids)}"
+        os.kill(pids[place], number)
+        return f"{role} {place + 1} of {len(pids)}", {pids[place]}
 
     return cause
 
 
-def _both_engines(job: Job, _: random.Random) -> str:
+def _all_engines(job: Job, _: random.Random) -> tuple[str, set[int]]:
     pids = job.victims("rollout")
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    return f"all {len(pids)} engines"
+    return f"all {len(pids)} engines", set(pids)
 
 
-def _hang(job: Job, _: random.Random) -> str:
+def _hang(job: Job, _: random.Random) -> tuple[str, set[int]]:
+    pids = job.victims("reward")
     (job.folder / "hang").touch()
-    return "the next call of the reward function"
+    return "the next call of the reward function", set(pids)
 
 
 def _end(number: signal.Signals) -> Cause:
-    def cause(job: Job, rng: random.Random) -> str:
+    def cause(job: Job, rng: random.Random) -> tuple[str, set[int]]:
         job.signal(number)
         job.wait(deadline_s=180)
         before = dict(job.workers)
         job.workers = {"rollout": rng.choice((1, 2)), "scoring": rng.choice((1, 2)), "reference": rng.choice((1, 2))}
-        return f"the driver; workers then {_counts(before)} -> {_counts(job.workers)}"
+        return f"the driver; workers then {_counts(before)} -> {_counts(job.workers)}", {-1}
 
     return cause
 
@@ -67,7 +64,7 @@ def _counts(workers: dict[str, int]) -> str:
 FAULTS = {
     "engine killed": Fault(_signal("rollout", signal.SIGKILL)),
     "engine stopped": Fault(_signal("rollout", signal.SIGSTOP)),
-    "all engines killed": Fault(_both_engines),
+    "all engines killed": Fault(_all_engines),
     "scoring worker killed": Fault(_signal("scoring", signal.SIGKILL)),
     "reward process killed": Fault(_signal("reward", signal.SIGKILL)),
     "reward process stopped": Fault(_signal("reward", signal.SIGSTOP)),

@@ -66,6 +66,7 @@ OPTIONS = (
     "checkpoint.keep=2",
     "logging.trackers=[]",
     "cluster.max_restarts=1000",
+    "cluster.startup_deadline_s=120",
     # The longest that a step's parts take here is a second; a busy machine is several times slower.
     "learner.deadline_s=45",
     "reference.deadline_s=30",
@@ -114,12 +115,16 @@ class Job:
         assert self._process is not None
         self._process.send_signal(number)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the metrics of all steps."""
+    def lines(self) -> list[str]:
+        """Return the lines of metrics.jsonl, one per step."""
         with contextlib.suppress(FileNotFoundError):
-            lines = (self.run_dir / "metrics.jsonl").read_text().split("\n")[:-1]  # the last may be half a line
-            return [json.loads(line) for line in lines]
+            return (self.run_dir / "metrics.jsonl").read_text().split("\n")[:-1]  # the last may be half a line
         return []
+
+    def last_row(self) -> dict[str, Any]:
+        """Return the metrics of the newest step."""
+        found: dict[str, Any] = json.loads(self.lines()[-1])
+        return found
 
     def log(self, last: int = 3000) -> str:
         """Return the end of what the run printed."""
@@ -155,13 +160,17 @@ class Job:
         wanted = {**self.workers, "reward": self.workers["scoring"], "learner": 2, "gcs_server": 1, "raylet": 1}
         return counts == wanted
 
-    def close(self) -> None:
-        """End whatever is left of the run."""
+    def end(self) -> None:
+        """Kill whatever is left of the run."""
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
+
+    def close(self) -> None:
+        """Kill whatever is left of the run, and remove Ray's files."""
+        self.end()
         shutil.rmtree(self.ray_folder, ignore_errors=True)
 
     def _age(self, pid: int) -> float:

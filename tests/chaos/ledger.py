@@ -15,7 +15,7 @@ MAX_STALENESS = 1
 
 def audit(job: Job) -> dict[str, Any]:
     """Return the sums of the run's books."""
-    rows = job.rows()
+    rows = [json.loads(line) for line in job.lines()]
     steps = rows[-1]["step"]
     trained: Counter[int] = Counter()
     stale = 0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,11 +29,14 @@ from rlsys.runtime.memory_use import MemoryUse
 from rlsys.types import Coefficients, Experience, Update
 from tests.unit.records import group, reward, scored, summary, text_of
 
+BATCH = StepBatch(0, tuple(scored(group(n, [summary(2)] * 2), [reward(0.0)] * 2) for n in range(2)), (0, 1))
+EXPERIENCE = Experience((), (), None, None, 0, Coefficients(0.0, 0.0))
 TEXT = "reward 'exact_match' is 0 for every response"
 
 
-def record(run_dir: Path, steps: range, display: Display, *, resume_step: int = 0) -> None:
-    """Record steps in which every response gets the reward 0."""
+@contextlib.contextmanager
+def recording(run_dir: Path, display: Display, *, resume_step: int = 0) -> Iterator[Recorder]:
+    """A recorder of the responses that `BATCH` has."""
     config = load_config(["logging.trackers=[]", "logging.token_groups=0"])
     state = RunState(step=resume_step, prompt_cursor=0)
 
@@ -49,11 +55,27 @@ def record(run_dir: Path, steps: range, display: Display, *, resume_step: int = 
         display=display,
         timeline=None,
     )
-    batch = StepBatch(0, tuple(scored(group(n, [summary(2)] * 2), [reward(0.0)] * 2) for n in range(2)), (0, 1))
-    experience = Experience((), (), None, None, 0, Coefficients(0.0, 0.0))
-    for step in steps:
-        asyncio.run(recorder.record(step, batch, experience, Update({}), {}, {}))
+    yield recorder
     log.close()
+
+
+def record(run_dir: Path, steps: range, display: Display, *, resume_step: int = 0) -> None:
+    """Record steps in which every response gets the reward 0."""
+    with recording(run_dir, display, resume_step=resume_step) as recorder:
+        for step in steps:
+            asyncio.run(recorder.record(step, BATCH, EXPERIENCE, Update({}), {}, {}))
+
+
+def test_a_step_that_was_cut_off_after_its_updates_is_recorded_once(tmp_path: Path) -> None:
+    with recording(tmp_path, Display(5, live=False)) as recorder:
+        recorder.begin(1, BATCH, EXPERIENCE)
+        asyncio.run(recorder.record_cut_off(1, Update({"policy/loss": 0.5})))
+        asyncio.run(recorder.record_cut_off(1, Update({})))
+        recorder.begin(2, BATCH, EXPERIENCE)
+        asyncio.run(recorder.record_cut_off(1, Update({})))  # step 2 is not trained: 1 was recorded before
+    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (row["step"], row["policy/loss"], row["reward/total/mean"]) == (1, 0.5, 0.0)
+    assert len((tmp_path / "rollouts" / "step-000001.jsonl").read_text().splitlines()) == 4
 
 
 def test_a_signal_that_cannot_teach_is_shown_everywhere(

@@ -36,6 +36,8 @@ class Scene:
         self.step = 0
         self.refreshed = True
         self.trained: list[int] = []
+        self.recorded: list[int] = []
+        self.begun = 0
         self.dumps: list[str | None] = []
         self.accuracies: list[float] = []  # of each step, from step 0; empty: no evaluations
         self.is_running = False
@@ -55,11 +57,20 @@ class Scene:
         reference = SimpleNamespace(
             refresh=self._stage("refresh"), save=self._nothing, is_whole=lambda step: self.refreshed
         )
+        recorder: Any = SimpleNamespace(
+            begin=self._begin,
+            record=self._record,
+            record_cut_off=self._record_cut_off,
+            record_start=lambda _: None,
+            finish=self._nothing,
+        )
         prepared: Any = SimpleNamespace(config=self.config, model_path="model")
         parts: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Run))
         parts |= {
             "prepared": prepared,
-            "roles": SimpleNamespace(cluster=SimpleNamespace(calls=SimpleNamespace(), unhurried=self._unhurried)),
+            "roles": SimpleNamespace(
+                cluster=SimpleNamespace(calls=SimpleNamespace(), unhurried=self._unhurried, watch=self._nothing)
+            ),
             "state": state,
             "clock": StageClock(),
             "orchestrator": orchestrator,
@@ -68,7 +79,7 @@ class Scene:
             "weights": SimpleNamespace(broadcast=self._stage("broadcast"), finish=self._nothing),
             "reference": reference,
             "evaluation": SimpleNamespace(evaluate=self._evaluate),
-            "recorder": SimpleNamespace(record=self._record, record_start=lambda _: None, finish=self._nothing),
+            "recorder": recorder,
             "guards": self.guards,
             "supervisor": SimpleNamespace(watch=self._nothing),
             "checkpoints": Checkpoints(
@@ -78,6 +89,7 @@ class Scene:
                 orchestrator,
                 self.learners,
                 reference,
+                recorder,
                 guards=self.guards,
                 finished=groups,
                 clock=self._time,
@@ -127,6 +139,14 @@ class Scene:
     async def _record(self, step: int, *parts: Any) -> None:
         await self._stage("record")(step)
         self.guards.progress.look(step, parts[-1])
+        self.recorded.append(step)
+
+    def _begin(self, step: int, *_: Any) -> None:
+        self.begun = step
+
+    async def _record_cut_off(self, step: int, update: Update) -> None:
+        if step == self.begun and step not in self.recorded:
+            await self._record(step, update, {})
 
     def _time(self) -> float:
         return asyncio.get_running_loop().time() if self.is_running else 0.0

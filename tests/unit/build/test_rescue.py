@@ -35,6 +35,7 @@ def test_ctrl_c_keeps_the_step_that_the_models_are_at(
     with caplog.at_level(logging.WARNING, "rlsys"), pytest.raises(asyncio.CancelledError):
         scene.play(interrupt_at=during(3, stage))
     assert scene.saved == [kept]
+    assert scene.recorded == list(range(1, kept + 1))  # what is trained has its metrics and rollouts
     (folder,) = checkpoints(tmp_path)
     assert (folder / "weights").read_text() == str(kept)
     state = load_state(folder)

@@ -23,7 +23,8 @@ import json, os, random, sys
 import big
 json.dump({
     "argv": sys.argv, "folder": os.getcwd(), "mine": os.environ.get("MINE"), "servers": os.environ.get("SERVERS"),
-    "pid": os.getpid(), "group": os.getpgid(0), "imported_in": big.PID, "random": random.random(), "path": sys.path[0], "name": __name__,
+    "pid": os.getpid(), "group": os.getpgid(0),
+    "imported_in": big.PID, "random": random.random(), "path": sys.path[0], "name": __name__,
     "threads": sys.modules["torch"].threads if "torch" in sys.modules else None,
 }, open(sys.argv[1], "w"))
 print("out"); print("err", file=sys.stderr)
