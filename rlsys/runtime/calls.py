@@ -12,8 +12,9 @@ import ray
 
 from rlsys.errors import DeadlineError, RlsysError, WorkerDiedError, WorkerError
 from rlsys.runtime.background import SETTLE_S, Background, cancel, may_be_a_consequence, root_cause
-from rlsys.runtime.logs import end_of_log
+from rlsys.runtime.logs import end_of_log, log_file
 from rlsys.runtime.occupancy import Occupancy
+from rlsys.runtime.stacks import stack_of
 
 K = TypeVar("K")
 # For an object whose worker has finished it: only the way from another node takes time.
@@ -28,6 +29,7 @@ class Calls:
     def __init__(self, log_dir: Path | None = None) -> None:
         """Wait for calls of workers that log to `log_dir`: the error of one that died shows the end of its log."""
         self._log_dir = log_dir
+        self.workers: dict[str, Any] = {}  # handles by name, of those that tell what they do when they are late
         self.occupancy = Occupancy()
         self.background = Background()
 
@@ -50,7 +52,8 @@ class Calls:
             async with asyncio.timeout(deadline_s):
                 return await (self._work(ref, who, what) if is_work else self._fetch(ref, who, what))
         except TimeoutError as error:
-            raise DeadlineError(f"{what}: no answer within {deadline_s:g} s from {who}") from error
+            late = f"{what}: no answer within {deadline_s:g} s from {who}"
+            raise DeadlineError(late + await self._what_they_do([who])) from error
 
     async def read(self, ref: Any, *, who: str, what: str) -> Any:
         """Read an object that a worker has left in the object store; raises what `result` does."""
@@ -87,7 +90,8 @@ class Calls:
                 raise root_cause(failures)
             late = sorted(str(key) for key, wait in waits.items() if not wait.done())
             if late:
-                raise DeadlineError(f"{what}: no answer within {deadline_s:g} s from {', '.join(late)}")
+                said = f"{what}: no answer within {deadline_s:g} s from {', '.join(late)}"
+                raise DeadlineError(said + await self._what_they_do(late))
             return {key: wait.result() for key, wait in waits.items()}
         finally:
             await cancel(waits.values())
@@ -105,6 +109,14 @@ class Calls:
                 raise DeadlineError(f"{what}: still running after {deadline_s:g} s on {', '.join(late)}")
         finally:
             await cancel(waits.values())
+
+    async def _what_they_do(self, names: list[str]) -> str:
+        """Return the stacks of workers that are late, for the error that says so."""
+        log_dir, known = self._log_dir, [name for name in names if name in self.workers]
+        if log_dir is None:
+            return ""
+        found = await asyncio.gather(*(stack_of(self.workers[name], log_file(log_dir, name)) for name in known))
+        return "".join(f"\n{name}: {stack}" for name, stack in zip(known, found, strict=True))
 
     async def _work(self, ref: Any, who: str, what: str) -> Any:
         with self.occupancy.busy(who):

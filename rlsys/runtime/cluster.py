@@ -54,7 +54,7 @@ class Cluster:
         self.calls = Calls(log_dir)
         self.restarts = Restarts(config.max_restarts)
         self.startup_deadline_s = config.startup_deadline_s
-        self.workers: dict[str, Any] = {}  # handles by the workers' names, as `rollout/0`
+        self.workers = self.calls.workers  # handles by the workers' names, as `rollout/0`
         self._guardian: Guardian | None = None
         self._session_dir: str | None = None
         self._environment = contextlib.ExitStack()  # what the environment was before a local Ray

@@ -6,6 +6,7 @@ import faulthandler
 import functools
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import IO
@@ -15,6 +16,7 @@ from rich.logging import RichHandler
 
 LOG_DIR = "RLSYS_LOG_DIR"  # environment of a worker: the folder of its log file
 WORKER = "RLSYS_WORKER"  # environment of a worker: its name, such as `rollout/0`
+ASK_STACKS = signal.SIGUSR1  # makes a worker write what it does to its log
 SHOW_OUTPUT = "RLSYS_SHOW_OUTPUT"  # environment of a worker: set when Ray shows its output in the driver's terminal
 TAIL_LINES, TAIL_BYTES = 10, 1500  # how much of the end of a log an error shows
 END_OF = "\nThe end of "
@@ -83,19 +85,20 @@ class FailureLog:
 def log_to_file(folder: Path, name: str) -> logging.FileHandler:
     """Write messages of rlsys from INFO on to `folder/name.log` as well; a `/` in the name becomes `-`."""
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(_log_file(folder, name), encoding="utf-8")
+    handler = logging.FileHandler(log_file(folder, name), encoding="utf-8")
     handler.setFormatter(logging.Formatter(FILE_FORMAT))
     _add(handler)
     return handler
 
 
-def _log_file(folder: Path, name: str) -> Path:
+def log_file(folder: Path, name: str) -> Path:
+    """Return the file that a process of this name logs to."""
     return folder / f"{name.replace('/', '-')}.log"
 
 
 def end_of_log(folder: Path | None, name: str) -> str:
     """Return the last lines of a process's log, under its name, to be put at the end of an error; "" if it has none."""
-    file = None if folder is None else _log_file(folder, name)
+    file = None if folder is None else log_file(folder, name)
     if file is None or not file.is_file():
         return ""
     with file.open("rb") as log:
@@ -113,8 +116,9 @@ def end_of_own_log() -> str:
 def log_worker() -> None:
     """Write this worker's messages and output to its file, which the driver named in the environment.
 
-    The file gets what the process and its children print, and Python's stack when the process dies of a fault such as a
-    segmentation violation. On a node that does not share the driver's folder, all of it stays in Ray's own logs.
+    The file gets what the process and its children print, and Python's stacks when the process dies of a fault such as
+    a segmentation violation, or gets the signal `ASK_STACKS`. On a node that does not share the driver's folder, all of
+    it stays in Ray's own logs.
     """
     folder, name = os.environ.get(LOG_DIR), os.environ.get(WORKER)
     if not folder or not name:
@@ -128,6 +132,7 @@ def log_worker() -> None:
     crashes = open(handler.baseFilename, "a", encoding="utf-8")  # noqa: SIM115
     _CRASH_FILES.append(crashes)
     faulthandler.enable(file=crashes)
+    faulthandler.register(ASK_STACKS, file=crashes, all_threads=True)
     if SHOW_OUTPUT not in os.environ:
         for output in (sys.stdout, sys.stderr):
             output.flush()
