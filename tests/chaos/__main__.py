@@ -18,6 +18,7 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks import report
+from benchmarks.side import end_on_sigterm
 from tests.chaos.campaign import choose, run_campaign
 from tests.chaos.faults import FAULTS
 from tests.chaos.ledger import check
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="an empty folder for the run, which is kept; else a temporary one")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
+    end_on_sigterm()
     header = report.header("tests.chaos")
     print(f"seed {options.seed}", flush=True)
     rng = random.Random(options.seed)

@@ -1,4 +1,7 @@
-"""Real workers that are killed in a real run come back as they were; no prompt is lost or trained twice."""
+"""Real workers that are killed in a real run come back as they were; no prompt is lost or trained twice.
+
+`tests/chaos` does it at random; here are moments and states that chance may not find.
+"""
 
 from __future__ import annotations
 
@@ -80,6 +83,7 @@ def check_ledger(folder: Path, num_steps: int) -> None:
     assert set(trained.values()) == {1}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_engines_that_are_killed_come_back(tmp_path: Path) -> None:
     """First one of two, while a broadcast begins; later both at once, so that nothing can be sampled for a while."""
@@ -137,6 +141,7 @@ def test_adapters_reach_an_engine_that_came_back(tmp_path: Path) -> None:
     check_ledger(tmp_path / "run", 8)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_scoring_and_reference_workers_that_are_killed_are_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -173,6 +178,7 @@ def _weights(worker: Any) -> dict[str, Any]:
     return {name: p.numpy() for name, p in worker._policy.hf.named_parameters()}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_run_that_loses_a_learner_rank_starts_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """From its newest checkpoint, with everything that was finished by then; what came after it is trained again."""

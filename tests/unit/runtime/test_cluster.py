@@ -120,6 +120,7 @@ def test_the_folders_that_ray_puts_first_but_not_those_that_the_user_does(
     monkeypatch.chdir(here)
     monkeypatch.setattr("sys.argv", [str(script / "run.py")])
     monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "run.py", raising=False)
     assert _code_folders() == [str(here)]  # as `python -m` does it
     monkeypatch.syspath_prepend(script)
     assert _code_folders() == [str(here), str(script)]
