@@ -100,6 +100,12 @@ class Job:
             self._process = subprocess.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=log)
 
     @property
+    def pid(self) -> int:
+        """The run's own process, the driver."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def exit_code(self) -> int | None:
         """How the run's process ended; None while it runs."""
         assert self._process is not None
