@@ -77,13 +77,14 @@ def soak(folder: Path, steps: int, every: int, rng: random.Random) -> dict[str, 
         books = audit(job)
     finally:
         job.close()
+    lives = _lives(samples)
     times = [row["time/step_s"] for row in rows[1:]]
     tenth = len(times) // 10
     first, last = median(times[:tenth]), median(times[-tenth:])
     return {
         "steps": rows[-1]["step"],
         "faults": faults,
-        "max_growth": max(life["growth"] for life in (lives := _lives(samples))),
+        "max_growth": max((life["growth"] for life in lives), default=None),
         "step_s_first_tenth": first,
         "step_s_last_tenth": last,
         "slower": last / first,
@@ -133,10 +134,10 @@ def _lives(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
             series[process].append((sample["step"], size))
     found = []
     for (role, _), points in series.items():
-        late = [(step, size) for step, size in points if step >= points[0][0] + WARM_UP]
-        if late and late[-1][0] - late[0][0] >= SHORTEST:
-            growth = 100 * float(np.polyfit(*np.array(late).T, 1)[0])
-            life = {"role": role, "steps": points[-1][0] - points[0][0], "last_mb": round(late[-1][1], 1)}
+        late = np.array([point for point in points if point[0] >= points[0][0] + WARM_UP])  # [samples, 2]
+        if len(late) and late[-1, 0] - late[0, 0] >= SHORTEST:
+            growth = 100 * float(np.polyfit(late[:, 0], late[:, 1], 1)[0])
+            life = {"role": role, "steps": points[-1][0] - points[0][0], "last_mb": round(points[-1][1], 1)}
             found.append({**life, "growth": round(growth, 3)})
     return sorted(found, key=lambda life: -life["growth"])
 
