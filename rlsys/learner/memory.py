@@ -51,6 +51,7 @@ class MemoryPrediction:
         logits: what the output layer and the loss allocate, the gradient of its weight included.
         buffers: DeepSpeed's buckets and their copies.
         host: pinned memory of the host, with `offload_optimizer`; no part of the peak.
+        untouched: part of the buffers that a small model never fills; a CPU's memory does not hold it.
         allowances: by reason, what cannot be predicted; none on CPUs.
     """
 
@@ -62,6 +63,7 @@ class MemoryPrediction:
     logits: int
     buffers: int
     host: int
+    untouched: int
     allowances: dict[str, int]
 
     @property
@@ -107,7 +109,7 @@ def predict_peak(
     held = zero.held()
     parts = {name: held.get(name, 0) + moments[moment].get(name, 0) for name in PARTS}
     allowances = _allowances(sum(parts.values()), setup.learner.num_workers) if device == "cuda" else {}
-    return MemoryPrediction(moment=moment, **parts, host=zero.host(), allowances=allowances)
+    return MemoryPrediction(moment=moment, **parts, host=zero.host(), untouched=zero.untouched(), allowances=allowances)
 
 
 def _empty_policy(setup: PolicySetup, device: str) -> PolicyModel:
