@@ -2,11 +2,11 @@
 
 python -m benchmarks.run_memory [--sizes small medium large] [--stages 0 1 2 3] [--write]
 
-Each case is a real run of a few steps with an engine, two learner ranks, a reference worker and a scoring worker. Every
-0.1 s the memory of all its processes is read from /proc/PID/smaps_rollup: `Pss_Anon` and `Pss_Shmem`, in which pages
-that several processes share are divided among them. Pages of files (libraries, a mapped checkpoint) are left out, as
-the kernel drops them when memory is short. A role's figure is the largest sum over its processes at any moment; the
-node's is the largest sum over all processes.
+Each case is a real run of two steps with an engine, two learner ranks, a reference worker and a scoring worker. Every
+0.1 s, or less often on a busy machine, the memory of all its processes is read from /proc/PID/smaps_rollup: `Pss_Anon`
+and `Pss_Shmem`, in which pages that several processes share are divided among them. Pages of files (libraries, a mapped
+checkpoint) are left out, as the kernel drops them when memory is short. A role's figure is the largest sum over its
+processes at any moment; the node's is the largest sum over all processes.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def overrides(folder: Path, size: str, stage: int) -> list[str]:
         f"model.path={folder / size}",
         f"data.train={folder / 'prompts.jsonl'}",
         "data.eval=null",
-        *("train.num_steps=2", "train.prompts_per_step=4", "train.samples_per_prompt=8"),
-        *("rollout.max_response_tokens=192", "rollout.ignore_eos=true", "rollout.kv_cache_gib=0.25"),
+        *("train.num_steps=2", "train.prompts_per_step=4", "train.samples_per_prompt=24"),
+        *("rollout.max_response_tokens=64", "rollout.ignore_eos=true", "rollout.kv_cache_gib=0.25"),
         *(
             "learner.num_workers=2",
             f"learner.zero_stage={stage}",
@@ -159,8 +159,9 @@ def measure(given: list[str], folder: Path) -> dict[str, float]:
         watch, end = Watch(process.pid), time.monotonic() + LIMIT_S
         try:
             while process.poll() is None and time.monotonic() < end:
+                started = time.monotonic()
                 watch.sample()
-                time.sleep(PERIOD_S)
+                time.sleep(max(PERIOD_S, 3 * (time.monotonic() - started)))  # the run needs the cores
         finally:
             process.terminate()
             process.wait()
