@@ -152,8 +152,7 @@ def overrides(folder: Path, size: str, stage: int) -> list[str]:
 
 def measure(given: list[str], folder: Path) -> dict[str, float]:
     """Train, and return the peaks."""
-    command = ["nice", "-n", "4", sys.executable, "-m", "rlsys.cli", "train", *given, f"run_dir={folder / 'run'}"]
-    # The run has a lower priority than the watch, which would otherwise miss short peaks.
+    command = [sys.executable, "-m", "rlsys.cli", "train", *given, f"run_dir={folder / 'run'}"]
     with (folder / "run.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=side_env(folder))
         watch, end = Watch(process.pid), time.monotonic() + LIMIT_S

@@ -37,8 +37,9 @@ def diagram(placed: Mapping[str, Sequence[Demand]], notes: Mapping[str, str]) ->
         lines.append(f"{node}  {notes.get(node, '')}".rstrip())
         for number, demand in enumerate(demands):
             corner = "└─" if number == len(demands) - 1 else "├─"
-            threads = demand.env.get("OMP_NUM_THREADS", "1")
-            lines.append(f"{corner} {demand.name:<12} {_share(demand)}, {threads} threads")
+            threads = int(demand.env.get("OMP_NUM_THREADS", "1"))
+            plural = "" if threads == 1 else "s"
+            lines.append(f"{corner} {demand.name:<12} {_share(demand)}, {threads} thread{plural}")
         if not demands:
             lines.append("└─ no worker")
     return lines

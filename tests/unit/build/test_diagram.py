@@ -32,7 +32,7 @@ def test_the_diagram() -> None:
     assert lines == [
         "a  4 cores",
         "├─ rollout/0    1 CPU, 1 GPU, 4 threads",
-        "└─ scoring/0    1 CPU, 1 threads",
+        "└─ scoring/0    1 CPU, 1 thread",
         "b",
         "└─ no worker",
     ]
