@@ -33,8 +33,8 @@ LISTED_S = 1.0  # between two looks for new processes, and at those that only wa
 LIMIT_S = 900.0
 SIZES = {  # of a Qwen2 with a vocabulary of 8,192 tokens
     "small": {"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 768, "num_attention_heads": 4},
-    "medium": {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 2048, "num_attention_heads": 8},
-    "large": {"hidden_size": 1024, "num_hidden_layers": 10, "intermediate_size": 3072, "num_attention_heads": 8},
+    "medium": {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536, "num_attention_heads": 6},
+    "large": {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 2048, "num_attention_heads": 8},
 }
 # How a role's processes name themselves.
 NAMES = {

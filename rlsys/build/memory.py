@@ -18,8 +18,9 @@ from rlsys.algorithms.requirements import reference_workers, trained_roles
 from rlsys.config.learner_schema import CriticConfig, LearnerConfig
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
-from rlsys.learner.memory import MIB, predict_peak
+from rlsys.learner.memory import predict_peak
 from rlsys.learner.setup import PolicySetup
+from rlsys.models.folder import base_dtype
 from rlsys.models.meta_memory import MetaMemory, use_kernels_of
 from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, PolicyModel, empty_policy
@@ -28,23 +29,28 @@ from rlsys.runtime.findings import Finding, Level
 from rlsys.runtime.limits import Limits
 
 GB = 1e9
-# Bytes of a process before it has a model, by role, measured with Python 3.11 and the versions in requirements.lock.
+# Bytes of a process before it has a model, by role: interpreter and libraries, with Python 3.11 and the versions in
+# requirements.lock. Workers that are forked share some of it for a while; `ray` is raylet, gcs_server, its agents and
+# the guardian.
 BASE = {
-    "driver": 400 * MIB,
-    "ray": 235 * MIB,  # gcs_server, raylet, agents, guardian
-    "scoring": 95 * MIB,
-    "reference": 190 * MIB,
-    "learner": 200 * MIB,
-    "rollout": 500 * MIB,
+    "driver": 395_000_000,
+    "ray": 230_000_000,
+    "scoring": 96_000_000,
+    "reference": 410_000_000,
+    "learner": 430_000_000,
+    "critic": 430_000_000,
+    "rollout": 690_000_000,
 }
-BASE["critic"] = BASE["learner"]
-# Servers from which workers are forked, until all have started.
-IMPORTS = 700 * MIB
+# Of the servers that workers are forked from, until all have started.
+IMPORTS = 780_000_000
+# The C library keeps freed memory (`rlsys.build.environment.keep_freed_memory`), and not all of it fits what is asked
+# for next: measured were 5% to 38% of what a learner rank holds at its peak.
+GAPS = 0.2
 # vLLM's tokens per forward; it runs one of this size when it starts.
 BATCHED_TOKENS = 2048
 # Copies of a logit per sampled token, in float32: logits, their sorted or exponentiated forms, log-probabilities.
 LOGIT_COPIES = 4
-# A node is full at this share of its limit: the kernel and page cache need some, and predictions are not exact.
+# Ray ends workers when 95% of the machine's memory are used.
 FULL = 0.9
 EXACT = 0.15  # by which share a prediction may be wrong
 
@@ -76,9 +82,19 @@ class RunMemory:
     roles: tuple[RoleMemory, ...]
 
     @property
-    def total(self) -> int:
-        """The largest sum: in training, or while workers start beside the servers that they are forked from."""
+    def start(self) -> int:
+        """While workers start: nothing but libraries, and the servers that have imported them."""
+        return sum(role.count * role.parts.get("base", 0) for role in self.roles) + IMPORTS
+
+    @property
+    def training(self) -> int:
+        """The sum of all roles: what one of them has freed at the end of its stage, its process keeps."""
         return sum(role.total for role in self.roles)
+
+    @property
+    def total(self) -> int:
+        """The most at any time: in training, or with a tiny model at the start."""
+        return max(self.training, self.start)
 
 
 def largest_microbatch(prepared: Prepared, max_tokens: int, layout: str) -> list[TokenRow]:
@@ -164,6 +180,7 @@ def _trained(role: str, options: LearnerConfig, setup: PolicySetup, prepared: Pr
         "logits": 0 if is_critic else found.logits,  # a value per token takes their place
         "buffers": max(found.buffers - found.untouched, 0),
     }
+    parts["gaps"] = int(GAPS * (sum(parts.values()) - BASE[role]))
     remedy = f"lower {role}.microbatch_tokens, set {role}.gradient_checkpointing=true or {role}.dtype=bfloat16"
     if options.num_workers > 1 and options.zero_stage < 3:
         remedy += f", or raise {role}.zero_stage"
@@ -180,10 +197,13 @@ def _reference(config: Config, setup: PolicySetup, prepared: Prepared) -> RoleMe
     batch = token_batch(rows, policy.layout).to(torch.device("meta"))
     with memory, torch.no_grad():
         policy(batch, setup.temperature)
+    # Weights in the file's own dtype are pages of the file.
+    is_mapped = base_dtype(setup.model_path, trust_remote_code=setup.trust_remote_code) == DTYPES[setup.learner.dtype]
     parts = {
         "base": BASE["reference"],
-        "parameters": _bytes(policy),
+        "parameters": 0 if is_mapped else _bytes(policy),
         "activations": memory.peak.total(),
+        "gaps": int(GAPS * memory.peak.total()),
     }
     return RoleMemory("reference", reference_workers(config), parts, "lower reference.microbatch_tokens")
 

@@ -73,7 +73,9 @@ def _memory_rows(memory: RunMemory) -> list[tuple[str, ...]]:
     for role in memory.roles:
         cells = [f"{size / 1e6:,.0f}" if (size := role.parts.get(kind)) else "" for kind in kinds]
         rows.append((role.name, str(role.count), *cells, f"{role.total / 1e6:,.0f}"))
-    return [*rows, ("all", "", *("" for _ in kinds), f"{memory.total / 1e6:,.0f}")]
+    empty = [""] * (len(kinds) + 1)
+    rows.append(("training", *empty, f"{memory.training / 1e6:,.0f}"))
+    return [*rows, ("start, with fork servers", *empty, f"{memory.start / 1e6:,.0f}")]
 
 
 def _step_time(prepared: Prepared) -> None:
