@@ -82,7 +82,7 @@ class Watch:
                 now[self._roles.get(pid, "ray")] += size
             now["node"] = now.total()
             found |= now  # the larger of each
-        return {role: round(size / 1e6, 1) for role, size in sorted(found.items())} | {"samples": len(self._samples)}
+        return {role: round(size / 1e6, 1) for role, size in sorted(found.items())}
 
     def _list(self) -> None:
         """Find all processes and their roles."""

@@ -128,9 +128,8 @@ class ZeroMemory:
         return state + summed + width * p // self._share + width * self._sizes.largest
 
     def untouched(self) -> int:
-        """Return the part of the held bucket that is never written, because all gradients together are smaller."""
-        is_held = self._config.zero_stage == 3 or self._has_buckets
-        return FLOAT32 * max(self._bucket - self._sizes.trained, 0) if is_held else 0
+        """Return the part of ZeRO-3's bucket that is never written, because all gradients together are smaller."""
+        return FLOAT32 * max(self._bucket - self._sizes.trained, 0) if self._config.zero_stage == 3 else 0
 
     @property
     def _has_buckets(self) -> bool:

@@ -69,9 +69,11 @@ def test_options_that_save_memory_do(model_folder: Path, tmp_path: Path) -> None
 
 
 def test_a_small_model_does_not_fill_a_bucket(model_folder: Path, tmp_path: Path) -> None:
-    """DeepSpeed allocates 200 MB per rank for it; pages that nobody writes are not there."""
+    """DeepSpeed allocates 200 MB for it on each rank. ZeRO-3 leaves the rest alone: pages that are not written."""
     found = roles(model_folder, tmp_path, "learner.num_workers=2", "learner.zero_stage=3")
     assert found["learner"].parts["buffers"] < 2**20
+    filled = roles(model_folder, tmp_path, "learner.num_workers=2", "learner.zero_stage=1")
+    assert filled["learner"].parts["buffers"] >= 4 * 50_000_000
 
 
 def test_a_critic_is_a_learner_without_logits(model_folder: Path, tmp_path: Path) -> None:
