@@ -86,7 +86,7 @@ def _megabytes(workload: Workload, num_tokens: int, num_steps: int) -> list[floa
         pool._calls = cluster.calls
         name = wanted["rollout"][0].name
         worker = cluster.start(FakeEngine, wanted["rollout"][0], num_tokens)
-        pool.engines = [EngineClient(name, worker, cluster.calls, linger_s=0.0)]
+        pool.engines = {0: EngineClient(name, worker, cluster.calls, linger_s=0.0)}
         scoring = start_scoring(cluster, prepared, wanted["scoring"])
 
         async def whole() -> list[float]:
@@ -111,7 +111,7 @@ async def _steps(prepared: Any, cluster: Any, pool: Any, scoring: Any, folder: P
 
     config = prepared.config
     prompts = PromptStream(prepared.train_prompts, EpochOrder(len(prepared.train_prompts), [0], shuffle=False))
-    sampler = sampler_of(config, pool.engines, scoring.queue)
+    sampler = sampler_of(config, pool, scoring.queue)
     orchestrator = orchestrator_of(config, 0, cluster.calls, sampler, FrozenReference().queue, prompts)
     folder.mkdir()
     writer = RolloutWriter(folder, config.logging, scoring.text, pool.trajectories, no_estimates)

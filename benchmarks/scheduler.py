@@ -149,11 +149,21 @@ async def _train(load: Load, num_trajectories: int, draw: random.Random) -> floa
 
     scoring: BatchingQueue[ScoringUnit, UnitScores] = BatchingQueue(4, score, calls.background, weight=len)
     prompts = [Prompt(number, "", np.array([1], dtype=np.int32)) for number in range(2 * num_trajectories)]
+
+    def lost(engine: int, why: str) -> None:
+        raise AssertionError(why)
+
+    sampler = GroupSampler(
+        dict(enumerate(engines)),
+        scoring,
+        Router([load.engine_cap] * load.num_engines),
+        lose=lost,
+        whole_groups=False,
+        deadline_s=600.0,
+    )
     orchestrator = Orchestrator(
         calls.background,
-        GroupSampler(
-            engines, scoring, Router([load.engine_cap] * load.num_engines), whole_groups=False, deadline_s=600.0
-        ),
+        sampler,
         Admission(load.prompts_per_step, load.max_staleness),
         PromptStream(prompts, EpochOrder(len(prompts), [0], shuffle=False)),
         [Sampling(1.0, 80, load.samples_per_prompt)],

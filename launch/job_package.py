@@ -23,18 +23,27 @@ PLAIN = ("RLSYS_DATA", "HF_HOME", "HF_HUB_OFFLINE")  # variables that travel
 # Variables that rewards, judges and trackers read, and that do not travel.
 SECRET = re.compile(r"(HF_TOKEN|(WANDB|MLFLOW|OPENAI|ANTHROPIC|RLSYS)_\w*|\w*_API_KEY|\w*_TOKEN|\w*PASSWORD)")
 NOT_SECRET = re.compile(r"RLSYS_(DATA|RUNS|EXTRA|MIN_MEMORY_GIB)|RAY_\w*|\w*_DIR|\w*_MODE")
+# Files that hold passwords and keys by their names, which do not travel either.
+SECRET_FILE = re.compile(
+    r"\.env(\..*)?|\.netrc|\.pypirc|\.git-credentials|id_(rsa|dsa|ecdsa|ed25519)|.*\.(pem|key|p12|pfx)"
+)
 LEFT_OUT = ("runs", "outputs", "node_modules", "__pycache__")
 
 
 def main(folder: Path, root: Path, target: Path) -> None:
     """Write the package and print the runtime environment; exit with a message when that cannot work."""
     files = package_files(folder, root)
+    secret_files = sorted(name for name in files if SECRET_FILE.fullmatch(Path(name).name))
+    for name in secret_files:
+        del files[name]
     # Not strict: files from a container image or a store may be dated 1970, which a zip cannot hold.
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as package:
         for name, file in files.items():
             package.write(file, name)
     check_size(target.stat().st_size, files)
     variables, kept_back = environment(os.environ)
+    if secret_files:
+        print(f"rlsys: not sent, because they may hold secrets: {', '.join(secret_files)}", file=sys.stderr)
     if kept_back:
         print(
             f"rlsys: not sent, because Ray shows a job's environment to all who see its jobs: {', '.join(kept_back)}. "

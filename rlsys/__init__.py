@@ -13,9 +13,16 @@ Importing rlsys loads none of its libraries; each of these functions loads what 
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
+
+# `python -m` puts the working directory before everything that is installed: a `rich.py` there would be run by any
+# command. Code of the user's own is looked up there when it is asked for (`rlsys.registry.load_external`). Here:
+# importing rlsys is the first thing that `python -m rlsys.cli` does.
+if sys.argv[:1] == ["-m"] and sys.path[0] == os.getcwd():
+    del sys.path[0]
+
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +34,10 @@ if TYPE_CHECKING:
 # user's own. Ray has put them before the libraries, and a `rich.py` there would be run in every worker. They come last,
 # as in the driver; here, because importing rlsys is the first thing that a worker does.
 for _folder in filter(None, os.environ.get("RLSYS_CODE_FOLDERS", "").split(os.pathsep)):
-    sys.path[:] = [*(path for path in sys.path if path != _folder), _folder]
+    sys.path[:] = [path for path in sys.path if path != _folder]  # before anything more is imported
+    from rlsys.registry import search_last
+
+    search_last(_folder)
 if "RLSYS_CODE_FOLDERS" in os.environ:  # until the worker has started (`rlsys.runtime.garbage`)
     gc.disable()
 

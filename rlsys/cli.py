@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
-# `python -m` puts the working directory before everything that is installed: a `rich.py` there would be run by any
-# command. Code of the user's own is looked up there when it is asked for (`rlsys.registry.load_external`).
-if __name__ == "__main__" and sys.path[0] == os.getcwd():
-    del sys.path[0]
-
 import argparse
 import importlib
+import os
 import signal
+import sys
 from collections.abc import Sequence
 
 from rlsys.errors import RlsysError
@@ -24,6 +18,7 @@ COMMANDS = {
     "eval": ("rlsys.commands.evaluate", "accuracy, mean@k and pass@k of a model or run on held-out data"),
     "watch": ("rlsys.commands.watch", "show the display of a run that was started elsewhere"),
     "report": ("rlsys.commands.report.command", "write one HTML file about a run, or about two side by side"),
+    "replay": ("rlsys.commands.replay", "compute one step of a run again, and compare it bit for bit"),
     "export": ("rlsys.commands.export.command", "write a checkpoint as a Hugging Face folder with a model card"),
     "import": (
         "rlsys.commands.importers.import_command",

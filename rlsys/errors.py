@@ -23,7 +23,11 @@ class WorkerError(RlsysError):
 
 
 class WorkerDiedError(WorkerError):
-    """A worker whose process has ended."""
+    """A worker whose process has ended; `worker` is its name."""
+
+    def __init__(self, message: str, worker: str = "") -> None:
+        super().__init__(message)
+        self.worker = worker
 
 
 class SampleError(WorkerError):
@@ -32,6 +36,10 @@ class SampleError(WorkerError):
 
 class DeadlineError(RlsysError):
     """A wait that took longer than its deadline; the message names who did not answer."""
+
+
+class NoRoomError(RlsysError):
+    """A disk without room for what is being written; the message names the file."""
 
 
 class ScheduleError(RlsysError):

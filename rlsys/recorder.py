@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from rlsys.guards.guards import Guards
@@ -13,8 +14,9 @@ from rlsys.orchestrator.batch import StepBatch
 from rlsys.orchestrator.orchestrator import Orchestrator
 from rlsys.run_folder.metrics import MetricsWriter
 from rlsys.run_folder.rollouts import RolloutWriter
+from rlsys.runtime.memory_use import MemoryUse
 from rlsys.runtime.timeline_collector import TimelineCollector
-from rlsys.types import Experience, Update
+from rlsys.types import Experience, ScoredGroup, Update
 
 logger = logging.getLogger(__name__)
 # Keys in the row of every step; null where nothing was measured.
@@ -29,6 +31,7 @@ class Recorder:
         clock: StageClock,
         orchestrator: Orchestrator,
         guards: Guards,
+        memory: MemoryUse,
         *,
         log: MetricsWriter,
         rollouts: RolloutWriter,
@@ -42,10 +45,12 @@ class Recorder:
         self._rollouts = rollouts
         self._display = display
         self._timeline = timeline
+        self._memory = memory
         self._failures = RewardFailureReporter()
 
     def record_start(self, evaluation: Metrics) -> None:
         """Record the state before training as step 0."""
+        self._guards.progress.look(0, evaluation)
         self._write({"step": 0, "policy_version": 0, **evaluation})
 
     async def record(
@@ -72,8 +77,13 @@ class Recorder:
         metrics |= await self._guards.nonfinite.record(step, nonfinite, batch.groups)
         if batch.groups:
             metrics |= self._guards.rewards.record(step, batch.missing_rewards())
+        self._guards.progress.look(step, evaluation)
         self._failures.report(step, batch.rewards)
-        self._warn(step, batch, num_without_spread=int(metrics["groups/zero_variance"] or 0))
+        tokens, step_s = metrics["rollout/tokens"], metrics["time/step_s"]
+        if tokens is not None and step_s:
+            metrics["throughput/tokens_per_s"] = tokens / step_s
+        metrics |= {**self._memory.metrics()}
+        self._warn(batch.groups, metrics)
         await self._rollouts.write(step, batch.groups, batch.trained, experience)
         self._write(metrics | evaluation)
         if self._timeline is not None:
@@ -84,17 +94,14 @@ class Recorder:
         if self._timeline is not None:
             await self._timeline.finish()
 
-    def _warn(self, step: int, batch: StepBatch, *, num_without_spread: int) -> None:
-        """Report what the step shows about signals that cannot teach, in the log, the display and the run's folder."""
-        new = self._guards.signals.look(step, batch.groups, num_without_spread)
-        for warning in new:
-            logger.warning("step %d: %s", step, warning.text)
-        self._log.write_warnings(asdict(warning) for warning in new)
-        self._display.warn([warning.text for warning in self._guards.signals.active])
+    def _warn(self, groups: Sequence[ScoredGroup], metrics: Metrics) -> None:
+        """Report new alarms in the log and the run's folder, and in the display while they hold."""
+        new = self._guards.alarms.look(groups, metrics)
+        for alarm in new:
+            logger.warning("step %d: %s", alarm.step, alarm.text)
+        self._log.write_warnings(asdict(alarm) for alarm in new)
+        self._display.warn([alarm.text for alarm in self._guards.alarms.active])
 
     def _write(self, metrics: Metrics) -> None:
-        tokens, step_s = metrics.get("rollout/tokens"), metrics.get("time/step_s")
-        if tokens is not None and step_s:
-            metrics["throughput/tokens_per_s"] = tokens / step_s
         self._log.write(metrics)
         self._display.step(metrics)

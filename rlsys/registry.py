@@ -13,8 +13,9 @@ import pkgutil
 import re
 import sys
 from collections import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -35,6 +36,7 @@ WORDS = {
     dict: "a mapping",
     abc.Mapping: "a mapping",
 }
+_user_folders: set[str] = set()  # what is installed comes before the modules there, wherever it stands
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -229,7 +231,7 @@ def _words(hint: Any) -> str:
 def _load_module(name: str) -> Any:
     """Import a module; from here on the working directory is searched too, last: nothing there replaces a library."""
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+        search_last(os.getcwd())
     return importlib.import_module(name)
 
 
@@ -243,14 +245,29 @@ def _load_file(path: Path) -> Any:
         return sys.modules[name]
     # While the file is imported its neighbours come first, as if it were run. Later they come last: a neighbour called
     # `types.py` must not be what a library means.
+    with searched_first(folder):
+        return importlib.import_module(name)
+
+
+def search_last(folder: str) -> None:
+    """Have a folder searched for modules when nothing that is installed has the name."""
+    _user_folders.add(folder)
+    sys.path[:] = [*(path for path in sys.path if path != folder), folder]
+
+
+@contextlib.contextmanager
+def searched_first(folder: str) -> Iterator[None]:
+    """Have a folder searched before everything that is installed, then last; one of PYTHONPATH stays there."""
+    theirs = folder in sys.path and folder not in _user_folders
+    _user_folders.discard(folder)
     sys.path.insert(0, folder)
     try:
-        return importlib.import_module(name)
+        yield
     finally:
-        with contextlib.suppress(ValueError):  # the file may have changed the path itself
+        with contextlib.suppress(ValueError):  # what was imported may have changed the path itself
             sys.path.remove(folder)
-        if folder not in sys.path:
-            sys.path.append(folder)
+        if not theirs:
+            search_last(folder)
 
 
 def _module_name(path: Path) -> str:
@@ -273,4 +290,19 @@ class _FileFinder(MetaPathFinder):
         return found and importlib.util.spec_from_file_location(fullname, found)
 
 
+class _InstalledFirst(MetaPathFinder):
+    """Finder that asks all of `sys.path` but the user's folders, before Python asks the whole path.
+
+    The end of the path is not enough: setuptools appends a folder of its own when it is imported, and Python takes any
+    file on the path before a package without one, as `opentelemetry`.
+    """
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """Return the spec of an installed module; None for one of the user's, and for a package's parts."""
+        if path is not None or not _user_folders:
+            return None
+        return PathFinder.find_spec(fullname, [folder for folder in sys.path if folder not in _user_folders], target)
+
+
 sys.meta_path.append(_FileFinder())
+sys.meta_path.insert(sys.meta_path.index(PathFinder), _InstalledFirst())

@@ -21,5 +21,5 @@ async def train(run: Run) -> None:
         evaluation = await run.evaluation.evaluate(step)
         await run.recorder.record(step, batch, experience, update, broadcast, evaluation)
         await run.checkpoints.save(step)
-        run.guards.check()  # ends a run that cannot go on
+        await run.guards.check()  # ends a run that cannot go on; waits while one is paused
     await run.finish()

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rlsys.algorithms.coefficients import initial_coefficients
+from rlsys.build.finished_groups import FinishedGroups
 from rlsys.config.schema import Config
 from rlsys.data.stream import PromptStream
+from rlsys.errors import NoRoomError
 from rlsys.guards.guards import Guards
 from rlsys.learner.learners import Learners
 from rlsys.orchestrator.orchestrator import Orchestrator
 from rlsys.preflight.prepared import Prepared
 from rlsys.reference.policy import Reference
-from rlsys.run_folder import checkpoint
-from rlsys.run_folder.checkpoint import RunState
+from rlsys.run_folder import checkpoint_writer
+from rlsys.run_folder.checkpoint import RunState, checkpoints, load_state, newest, step_of
+from rlsys.run_folder.checkpoint_writer import set_aside_after
+from rlsys.run_folder.layout import CHECKPOINTS
+from rlsys.run_folder.manifest import size_of
 from rlsys.run_folder.metrics import set_aside
 from rlsys.run_folder.resume import fixed_options
-from rlsys.types import Coefficients
+from rlsys.types import Coefficients, ScoredGroup
+
+# On a full disk: seconds between two looks for room, between two messages, and until the run ends after all.
+RETRY_S = 30.0
+LOG_EVERY_S = 600.0
+FULL_DISK_S = 24 * 3600.0
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +52,10 @@ class Checkpoints:
         orchestrator: Orchestrator,
         learners: Learners,
         reference: Reference,
+        *,
         guards: Guards,
+        finished: FinishedGroups,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = prepared.config
         self._run_dir = run_dir
@@ -44,14 +64,41 @@ class Checkpoints:
         self._learners = learners
         self._reference = reference
         self._guards = guards
+        self._finished = finished
         self._fixed = fixed_options(prepared)
         self._saved = learners.step  # the step of the newest checkpoint, or 0
+        self._clock = clock
+        self._saved_at = clock()
+        self._is_ending = asyncio.Event()
         self._writing: asyncio.Task[Path] | None = None
+
+    @property
+    def _are_wanted(self) -> bool:
+        config = self._config.checkpoint
+        return bool(config.every or config.every_s or config.last or config.keep_best)
+
+    async def check_shared(self) -> None:
+        """Raise RlsysError unless every rank sees the run's folder: parts on several disks would look complete."""
+        if not self._are_wanted:
+            return
+        file = self._run_dir / f".seen-by-ranks-{uuid.uuid4().hex}"
+        file.touch()
+        try:
+            await self._learners.check_sees(str(file))
+        finally:
+            file.unlink()
 
     async def save(self, step: int) -> None:
         """Write a checkpoint after `step`, if one is due."""
-        if checkpoint.is_due(self._config.checkpoint, step, self._config.train.num_steps):
+        if self._is_due(step):
             await self._save(step)
+
+    def _is_due(self, step: int) -> bool:
+        config, progress = self._config.checkpoint, self._guards.progress
+        if config.last and (step == self._config.train.num_steps or progress.is_over):
+            return True
+        is_time = config.every_s > 0 and self._clock() - self._saved_at >= config.every_s
+        return is_time or (config.every > 0 and step % config.every == 0) or step == progress.kept.step
 
     async def rescue(self) -> None:
         """Write a checkpoint of a run that ends early, unless its models are in the middle of a step.
@@ -59,8 +106,9 @@ class Checkpoints:
         It takes at most `checkpoint.rescue_s`. Failures are only logged: the run ends for a cause of its own.
         """
         config = self._config.checkpoint
-        if config.rescue_s == 0 or not (config.every or config.last):
+        if config.rescue_s == 0 or not self._are_wanted:
             return
+        self._is_ending.set()
         try:
             async with asyncio.timeout(config.rescue_s):
                 await self._rescue()
@@ -87,14 +135,43 @@ class Checkpoints:
         return await asyncio.shield(self._writing)
 
     async def _written(self, step: int) -> Path:
-        keep = self._config.checkpoint.keep
-        folder = await checkpoint.save(self._run_dir, self._state(step), self._write, keep=keep)
-        self._saved, self._writing = step, None
+        # All of it now: groups finish while the weights are written.
+        state, write = self._state(step), partial(self._write, self._orchestrator.finished(step))
+        keep, best = self._config.checkpoint.keep, self._guards.progress.kept.step
+        started, logged = None, -math.inf
+        while True:
+            try:
+                folder = await checkpoint_writer.save(self._run_dir, state, write, keep=keep, also=[best])
+                break
+            except NoRoomError as error:
+                now = self._clock()
+                started = now if started is None else started
+                if self._is_ending.is_set() or now - started >= FULL_DISK_S:
+                    raise
+                if now - logged >= LOG_EVERY_S:
+                    logger.warning("the run pauses until there is room: %s. Earlier checkpoints stay", error)
+                    logged = now
+                await self._wait_for_room()
+        if started is not None:
+            logger.warning("there is room again: step %d is saved, the run goes on", step)
+        self._saved, self._saved_at, self._writing = step, self._clock(), None
         return folder
 
-    async def _write(self, folder: str) -> None:
+    async def _wait_for_room(self) -> None:
+        """Wait until the disk has room for one more checkpoint, the run is to end, or the pause is to be logged."""
+        newest = checkpoints(self._run_dir)[-1:]
+        need = sum(map(size_of, newest))  # of the first checkpoint it is not known
+        until = self._clock() + LOG_EVERY_S
+        while not self._is_ending.is_set() and self._clock() < until:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_ending.wait(), RETRY_S)
+            if shutil.disk_usage(self._run_dir / CHECKPOINTS).free >= need:
+                return
+
+    async def _write(self, finished: Sequence[tuple[int, ScoredGroup]], folder: str) -> None:
         await self._learners.save(folder)
         await self._reference.save(folder)
+        await self._finished.write(Path(folder), finished)
 
     def _state(self, step: int) -> RunState:
         now, nonfinite, missing = self._learners.coefficients, self._guards.nonfinite, self._guards.rewards
@@ -106,13 +183,16 @@ class Checkpoints:
             entropy_level=now.entropy_level,
             nonfinite_in_a_row=nonfinite.in_a_row,
             nonfinite_total=nonfinite.total,
-            prompts_pending=self._orchestrator.pending_positions(step),
+            prompts_pending=self._orchestrator.pending_positions(),
+            prompts_finished=[position for position, _ in self._orchestrator.finished(step)],
+            ledger=self._orchestrator.ledger(step),
             prompts_digest=self._prompts.digest,
             unscored_in_a_row=missing.in_a_row,
             unscored_total=missing.total,
             eval_unscored_in_a_row=self._guards.eval_rewards.in_a_row,
             eval_unscored_total=self._guards.eval_rewards.total,
-            reward_best=self._guards.signals.best,
+            reward_best=self._guards.alarms.signals.best,
+            progress=self._guards.progress.state(),
             started_coef={"kl": self._config.algorithm.kl.coef, "entropy": self._config.algorithm.entropy.coef},
             written_with=self._fixed,
         )
@@ -123,15 +203,22 @@ def find_start(config: Config, run_dir: Path) -> tuple[RunState, Path | None]:
 
     A start without a checkpoint moves the files of an earlier start aside; nothing is deleted.
     """
-    found = checkpoint.checkpoints(run_dir) if config.resume == "auto" else []
-    if not found:
+    found = newest(run_dir) if config.resume == "auto" else None
+    set_aside_after(run_dir, 0 if found is None else step_of(found))
+    if found is None:
         earlier = set_aside(run_dir)
         if earlier is not None:
             logger.info("no checkpoint to resume from: starting over; what was there is kept in %s", earlier)
         return RunState(step=0, prompt_cursor=0), None
-    state = checkpoint.load_state(found[-1])
-    logger.info("resuming from %s after step %d", found[-1], state.step)
-    return state, found[-1]
+    state = load_state(found)
+    logger.info("resuming from %s after step %d", found, state.step)
+    if state.ledger:
+        of = state.ledger
+        logger.info(
+            "of %d prompts %d are trained, %d filtered, %d finished for later steps; %d were in flight: sampled again",
+            *(of[name] for name in ("issued", "trained", "filtered", "finished", "in_flight")),
+        )
+    return state, found
 
 
 def start_coefficients(config: Config, state: RunState) -> Coefficients:
@@ -150,9 +237,13 @@ def start_coefficients(config: Config, state: RunState) -> Coefficients:
 
 
 def start_prompts(prepared: Prepared, state: RunState) -> PromptStream:
-    """Return the stream of training prompts from where the checkpoint stood; other prompts than then are warned of."""
+    """Return the stream of training prompts from where the checkpoint stood; other prompts than then are warned of.
+
+    Those of finished groups are pending too, until `PromptStream.keep` takes out what need not be sampled again.
+    """
     prompts, order = prepared.train_prompts, prepared.train_order
-    stream = PromptStream(prompts, order, cursor=state.prompt_cursor, pending=state.prompts_pending)
+    pending = [*state.prompts_pending, *state.prompts_finished]
+    stream = PromptStream(prompts, order, cursor=state.prompt_cursor, pending=pending)
     if state.prompts_digest and state.prompts_digest != stream.digest:
         logger.warning(
             "the training prompts differ from those at the checkpoint: some may come again before all have come once"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from rlsys.algorithms.requirements import learner_is_reference
 from rlsys.build.checkpoints import Checkpoints, find_start, start_coefficients, start_prompts
+from rlsys.build.finished_groups import FinishedGroups
 from rlsys.build.placement import worker_demands
 from rlsys.config.schema import Config
 from rlsys.config.written import as_written
@@ -27,9 +28,10 @@ from rlsys.learner.setup import CriticSetup, PolicySetup
 from rlsys.metrics.display import Display
 from rlsys.metrics.step import StageClock
 from rlsys.orchestrator.experience import ExperienceBuilder
-from rlsys.orchestrator.from_config import orchestrator_of, sampler_of
+from rlsys.orchestrator.from_config import orchestrator_of, sampler_of, supervisor_of
 from rlsys.orchestrator.orchestrator import Orchestrator
 from rlsys.orchestrator.sampling import GroupSampler
+from rlsys.orchestrator.supervisor import EngineSupervisor
 from rlsys.preflight.prepared import Prepared
 from rlsys.recorder import Recorder
 from rlsys.reference.policy import FrozenReference, PolicyWithoutAdapter, Reference
@@ -38,13 +40,16 @@ from rlsys.reference.worker import ReferenceSetup
 from rlsys.rollout.pool import RolloutPool
 from rlsys.rollout.setup import EngineSetup
 from rlsys.run_folder.checkpoint import RunState
+from rlsys.run_folder.finished_groups import FinishedGroup, read_groups
 from rlsys.run_folder.layout import LOGS
 from rlsys.run_folder.metrics import MetricsWriter
+from rlsys.run_folder.replay import ReplayFolders
 from rlsys.run_folder.rollouts import RolloutWriter
 from rlsys.run_folder.timeline import TimelineWriter, timeline_path
 from rlsys.runtime.background import Background
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.garbage import collect_rarely, freeze_imported
+from rlsys.runtime.memory_use import MemoryUse
 from rlsys.runtime.preimport import Preimport
 from rlsys.runtime.room import Demand
 from rlsys.runtime.timeline_collector import SpanSource, TimelineCollector
@@ -103,14 +108,17 @@ class Run:
     recorder: Recorder
     guards: Guards
     checkpoints: Checkpoints
+    supervisor: EngineSupervisor
 
     async def supervise(self, training: Coroutine[Any, Any, None]) -> None:
         """Run the loop beside the groups in flight; raises the failure of either that explains the others.
 
         A run that ends early, by a failure or a first Ctrl-C, leaves a checkpoint, unless its policy is suspect.
         """
+        background = self.roles.cluster.calls.background
+        background.start(self.supervisor.watch())
         try:
-            await self.roles.cluster.calls.background.supervise(training)
+            await background.supervise(training)
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, Exception):  # now: saving may take minutes, and Ctrl-C meanwhile replaces the error
                 logger.error("the run failed: %s: %s", type(error).__name__, str(error).partition("\n")[0])
@@ -126,8 +134,10 @@ class Run:
             self.recorder.record_start(await self.evaluation.evaluate(0))
 
     def steps(self) -> Iterator[int]:
-        """Yield the numbers of the steps that are left."""
+        """Yield the numbers of the steps that are left, until evaluations no longer improve (`train.stop`)."""
         for step in range(self.state.step + 1, self.prepared.config.train.num_steps + 1):
+            if self.guards.progress.is_over:
+                return
             self.clock.start_step()
             yield step
 
@@ -164,7 +174,18 @@ async def open_run(
             file = TimelineWriter(timeline_path(run_dir, state.step))
             stack.callback(file.close)
             timeline = TimelineCollector(cluster.calls, roles.all, file.add)
-        run = build_run(prepared, run_dir, roles, broadcaster, state, log=log, display=display, timeline=timeline)
+        run = build_run(
+            prepared,
+            run_dir,
+            roles,
+            broadcaster,
+            state,
+            log=log,
+            display=display,
+            timeline=timeline,
+            finished=() if folder is None else read_groups(folder),
+        )
+        await run.checkpoints.check_shared()
         # After the channel is open and before the first broadcast: the engines get the restored weights with it.
         if folder is not None:
             await run.learners.load(str(folder))
@@ -186,7 +207,15 @@ async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSample
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
         scoring = start_scoring(cluster, prepared, wanted["scoring"])
         await _wait_for_start(cluster, config, rollout, scoring)
-        yield sampler_of(config, rollout.engines, scoring.queue), scoring, cluster.calls.background
+        sampler = sampler_of(config, rollout, scoring.queue)
+
+        async def join(engine: int) -> None:
+            """Add it: an engine starts with the weights that are evaluated."""
+            rollout.join(engine)
+
+        supervisor = supervisor_of(config, rollout, sampler.router, cluster.calls.background, join)
+        cluster.calls.background.start(supervisor.watch())
+        yield sampler, scoring, cluster.calls.background
         await _stop(rollout)
 
 
@@ -266,21 +295,34 @@ def build_run(
     log: MetricsWriter,
     display: Display,
     timeline: TimelineCollector | None = None,
+    finished: Sequence[FinishedGroup] = (),
 ) -> Run:
-    """Connect the parts of the loop around started workers."""
+    """Connect the parts of the loop around started workers; `finished` are the checkpoint's groups."""
     config, clock = prepared.config, StageClock()
-    learners = Learners(config, clock, roles.policy, roles.critic, start_coefficients(config, state), state.step)
+    dumps = ReplayFolders(run_dir, config.checkpoint.keep, state.step) if config.logging.replay else None
+    trained = (roles.policy, roles.critic, start_coefficients(config, state), state.step, dumps)
+    learners = Learners(config, clock, *trained)
     reference = _reference(config, roles)
     prompts = start_prompts(prepared, state)
     calls = roles.cluster.calls
-    sampler = sampler_of(config, roles.rollout.engines, roles.scoring.queue)
-    orchestrator = orchestrator_of(config, state.step, calls, sampler, reference.queue, prompts)
+    groups = FinishedGroups(config, roles.rollout.trajectories, roles.scoring.text, calls)
+    resumed = groups.resume(finished, state, prompts)
+    sampler = sampler_of(config, roles.rollout, roles.scoring.queue)
+    orchestrator = orchestrator_of(config, state.step, calls, sampler, reference.queue, prompts, resumed)
     guards = Guards.from_config(config, run_dir, state, roles.rollout.trajectories, roles.scoring.text)
     estimates = partial(calls.read, who="the object store", what="reading value estimates")
     rollouts = RolloutWriter(run_dir, config.logging, roles.scoring.text, roles.rollout.trajectories, estimates)
-    recorder = Recorder(clock, orchestrator, guards, log=log, rollouts=rollouts, display=display, timeline=timeline)
+    recorder = Recorder(
+        *(clock, orchestrator, guards, MemoryUse(roles.cluster.workers)),
+        log=log,
+        rollouts=rollouts,
+        display=display,
+        timeline=timeline,
+    )
     is_canary_needed = config.weights.verify or config.train.max_staleness > 0 or config.learner.lora.rank > 0
     canary = canary_of(prepared, roles.policy, roles.rollout, calls) if is_canary_needed else None
+    weights = PolicyBroadcast(broadcaster, canary, clock, learners, on_cpus=config.cluster.num_gpus == 0)
+    welcome = partial(weights.welcome, roles.rollout)
     return Run(
         prepared=prepared,
         roles=roles,
@@ -291,12 +333,15 @@ def build_run(
         orchestrator=orchestrator,
         experience=ExperienceBuilder(config, clock, lambda: learners.coefficients, roles.critic),
         learners=learners,
-        weights=PolicyBroadcast(broadcaster, canary, clock, on_cpus=config.cluster.num_gpus == 0),
+        weights=weights,
         reference=reference,
         evaluation=PeriodicEvaluation(config, prepared.eval_sets, sampler, guards.eval_rewards),
         recorder=recorder,
         guards=guards,
-        checkpoints=Checkpoints(prepared, run_dir, prompts, orchestrator, learners, reference, guards),
+        checkpoints=Checkpoints(
+            prepared, run_dir, prompts, orchestrator, learners, reference, guards=guards, finished=groups
+        ),
+        supervisor=supervisor_of(config, roles.rollout, sampler.router, calls.background, welcome),
     )
 
 

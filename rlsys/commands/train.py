@@ -267,13 +267,15 @@ def _train(prepared: Prepared, run_dir: Path, table: str, preimport: Preimport) 
     from rlsys.runtime.logs import log_to_file
     from rlsys.train import train
 
-    RunFolder.create(run_dir, prepared.config, prepared.tokenizer(), start=table)
+    tokenizer = prepared.tokenizer()
+    folder = RunFolder.create(run_dir, prepared.config, tokenizer, start=table)
     log_to_file(run_dir / LOGS, "driver")
     logger.info("run %s: starting Ray, engines and learner", run_dir)
     display = Display(prepared.config.train.num_steps)
 
     async def whole() -> None:
         async with open_run(prepared, run_dir, display, preimport) as opened:
+            folder.describe(prepared.config, tokenizer, start=table)  # only now: a resume may fail until here
             await opened.supervise(train(opened))
 
     with display:

@@ -51,7 +51,7 @@ def _follow(run: RunFolder, num_steps: int, display: Display, *, once: bool) -> 
     _log_warnings(run, warned)
     step = int(rows[-1]["step"] or 0) if rows else None
     logger.info("%s", _status(run.path, step, num_steps, time.time() - last_row_at))
-    is_quiet = False
+    is_quiet, is_paused = False, _log_pause(run, known=False)
     while not once and (step is None or step < num_steps):
         time.sleep(POLL_S)
         for row in follower.rows():
@@ -59,7 +59,8 @@ def _follow(run: RunFolder, num_steps: int, display: Display, *, once: bool) -> 
             step = int(row["step"] or 0)
             display.step(row, at=last_row_at)
             _log_warnings(run, warned)
-        if not is_quiet and time.time() - last_row_at > QUIET_S:
+        is_paused = _log_pause(run, known=is_paused)
+        if not (is_quiet or is_paused) and time.time() - last_row_at > QUIET_S:
             is_quiet = True
             logger.info("no step for %s: is the run still going?", duration(time.time() - last_row_at))
     if not once:
@@ -72,6 +73,17 @@ def _log_warnings(run: RunFolder, known: set[tuple[int, str]]) -> None:
         if (step, text) not in known:
             known.add((step, text))
             logger.warning("step %d: %s", step, text)
+
+
+def _log_pause(run: RunFolder, *, known: bool) -> bool:
+    """Return whether the run is paused; say so, with the reason, unless that is known."""
+    file = run.paused_file
+    if not file.is_file():
+        return False
+    if not known:
+        why = file.read_text(encoding="utf-8").strip()
+        logger.warning("the run is paused, until %s is removed%s", file, f": {why}" if why else "")
+    return True
 
 
 def end_times(rows: Sequence[Metrics], last: float) -> list[float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlsys.config.alarm_schema import AlarmsConfig
 from rlsys.config.algorithm_schema import AlgorithmConfig
 from rlsys.config.build_schema import ModelBuild
 from rlsys.config.learner_schema import (
@@ -65,6 +66,19 @@ class DataConfig:
 
 
 @dataclass
+class StopConfig:
+    """Early stopping: the run ends, with a checkpoint, once evaluations no longer improve."""
+
+    metric: str | None = option(
+        None, help="an eval/ metric, as eval/accuracy, or -NAME where lower is better; null: no early stopping"
+    )
+    patience: int = option(
+        3, ge=1, help="end after this many evaluations in a row without a better value", needs="metric != null"
+    )
+    threshold: float = option(0.0, ge=0, help="only more than this counts as better", needs="metric != null")
+
+
+@dataclass
 class TrainConfig:
     """Size and number of training steps, and how far sampling may run ahead."""
 
@@ -81,8 +95,9 @@ class TrainConfig:
     )
     critic_warmup_steps: int = option(0, ge=0, help="steps at the start that train the critic alone")
     max_nonfinite_steps: int = option(
-        3, ge=1, help="end the run after this many steps in a row that met NaN or infinity and were not applied"
+        3, ge=1, help="steps in a row that met NaN or infinity, and were not applied, until `alarms.nonfinite`"
     )
+    stop: StopConfig = field(default_factory=StopConfig)
 
 
 @dataclass
@@ -125,6 +140,9 @@ class RolloutConfig:
     max_in_flight: int | None = option(None, ge=1, help="most trajectories in one engine; null: twice `max_num_seqs`")
     linger_s: float = option(0.2, ge=0, help="seconds that an engine gathers finished responses before it returns them")
     deadline_s: float = option(900.0, gt=0, help="deadline for the groups of one step, sampled and scored")
+    max_restarts: int = option(
+        5, ge=0, help="how often an engine that was lost is replaced within an hour; then it stays out of service"
+    )
 
     @property
     def cap(self) -> int:
@@ -142,7 +160,7 @@ class ScoringConfig:
     on_error: str = option(
         "mask", choices=("mask", "drop_group", "raise"), help="what happens to a trajectory whose reward failed"
     )
-    max_unscored_steps: int = option(3, ge=1, help="end the run after so many steps in a row without a valid reward")
+    max_unscored_steps: int = option(3, ge=1, help="steps in a row without a valid reward until `alarms.unscored`")
     whole_groups: bool = option(False, help="score a prompt's responses together, not each as soon as it is finished")
     skip_special_tokens: bool | None = option(
         None, help="leave special tokens out of what rewards see; null: all but the tags that the rewards look for"
@@ -192,9 +210,17 @@ class EvalConfig:
 class CheckpointConfig:
     """Checkpoints: when they are written, and how many are kept."""
 
-    every: int = option(0, ge=0, help="steps between checkpoints; 0: none before the end")
+    every: int = option(0, ge=0, help="steps between checkpoints; 0: by time alone, see every_s")
+    every_s: float = option(
+        900.0, ge=0, help="most seconds of training since the last checkpoint; then the step's end writes one; 0: any"
+    )
     last: bool = option(True, help="write a checkpoint after the last step")
     keep: int = option(2, ge=1, help="number of checkpoints that are kept, the newest ones")
+    keep_best: str | None = option(
+        None,
+        help="an eval/ metric, as eval/accuracy, or -NAME where lower is better: a new best writes a checkpoint, and "
+        "the best is kept beside the newest",
+    )
     rescue_s: float = option(
         300.0, ge=0, help="most seconds that a run which fails or is interrupted takes for a last checkpoint; 0: none"
     )
@@ -233,6 +259,11 @@ class LoggingConfig:
         help="groups per such file that are written with tokens and log-probabilities",
         needs="rollouts_every > 0",
     )
+    replay: bool = option(
+        False,
+        help="keep the batches of the steps after a checkpoint, and what they came to, for `rlsys replay`; as many as "
+        "checkpoints",
+    )
     timeline: bool = option(False, help="write timeline.json, which shows in Perfetto what each worker did when")
 
 
@@ -261,6 +292,7 @@ class Config:
     )
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -1,8 +1,12 @@
-"""Tokens and keys: read from the environment variable that an option names, never from a configuration on disk."""
+"""Tokens and keys: read from the environment variable that an option names, and kept out of what is written.
+
+No configuration on disk holds one, nor does a message: messages end up in logs, rollouts and reports.
+"""
 
 from __future__ import annotations
 
 import os
+from urllib.parse import urlsplit
 
 from rlsys.errors import ConfigError
 
@@ -16,3 +20,9 @@ def secret(variable: str, option: str) -> str:
     if variable and not value:
         raise ConfigError(f"{option}={variable}: the environment has no such variable: set it, or name another")
     return value
+
+
+def without_secrets(url: str) -> str:
+    """Return the scheme, host and port of a URL, for messages: its user, path and query may hold a password or key."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 
 from rlsys.data.order import Order
@@ -32,7 +32,15 @@ class PromptStream:
             position = self._pending.popleft()
         else:
             position, self.cursor = self.cursor, self.cursor + 1
-        return position, self._prompts[self._order.at(position)]
+        return position, self.at(position)
+
+    def keep(self, positions: Collection[int]) -> None:
+        """Take pending positions out that need not be taken again: their groups are kept from the checkpoint."""
+        self._pending = deque(position for position in self._pending if position not in positions)
+
+    def at(self, position: int) -> Prompt:
+        """Return the prompt at a position."""
+        return self._prompts[self._order.at(position)]
 
     @cached_property
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""The guard against steps and evaluations without any valid reward: several in a row end the run.
+"""The guard against steps and evaluations without any valid reward: several in a row are the alarm `unscored`.
 
 A reward service that is down for one step costs that step; a reward function that is broken ends the run soon.
 """
@@ -18,7 +18,9 @@ class NoRewardError(RlsysError):
 
 
 class MissingRewardGuard:
-    """A count of steps or evaluations without a valid reward: each is logged, and `limit` in a row end the run."""
+    """A count of steps or evaluations without a valid reward: each is logged, and `limit` in a row are an alarm."""
+
+    ALARM = "unscored"
 
     def __init__(self, metric: str, limit: int, *, in_a_row: int = 0, total: int = 0) -> None:
         """Count under `metric`, from where a checkpoint left the counts."""
@@ -39,9 +41,8 @@ class MissingRewardGuard:
             logger.warning("step %d: %s", step, why)
         return {self._metric: float(self.total)}
 
-    def check(self) -> None:
-        """Raise NoRewardError when too many in a row had no valid reward."""
-        if self.in_a_row >= self._limit:
-            raise NoRewardError(
-                f"{self.in_a_row} times in a row (scoring.max_unscored_steps={self._limit}): {self._why}"
-            )
+    def trouble(self) -> str | None:
+        """Return what is wrong when too many in a row had no valid reward."""
+        if self.in_a_row < self._limit:
+            return None
+        return f"{self.in_a_row} times in a row (scoring.max_unscored_steps={self._limit}): {self._why}"

@@ -1,11 +1,10 @@
-"""The guard against NaN and infinity: such a step is not applied, its causes are written, several end the run."""
+"""The guard against NaN and infinity: such a step is not applied, its causes are written, several are an alarm."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from rlsys.errors import RlsysError
 from rlsys.metrics.step import Metrics
 from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.nonfinite import nonfinite_folder, nonfinite_row, write_nonfinite
@@ -20,6 +19,8 @@ MAX_WRITTEN = 64
 class NonFiniteGuard:
     """A count of the steps that were not applied; the trajectories that caused it go to `run_dir/nonfinite/`."""
 
+    ALARM = "nonfinite"
+
     def __init__(
         self,
         run_dir: Path,
@@ -32,7 +33,7 @@ class NonFiniteGuard:
 
         Args:
             run_dir: the run's folder.
-            limit: steps in a row that end the run.
+            limit: steps in a row that are the alarm `nonfinite`.
             fetch: gives a group's token arrays.
             text_of: gives a response's text.
             state: where the counts stand.
@@ -58,16 +59,17 @@ class NonFiniteGuard:
             self.in_a_row = 0
         return {"nonfinite/trajectories": float(len(found)), "nonfinite/steps": float(self.total)}
 
-    def check(self) -> None:
-        """Raise RlsysError when too many steps in a row were not applied."""
-        if self.in_a_row >= self._limit:
-            raise RlsysError(
-                f"{self.in_a_row} steps in a row met NaN or infinity and were not applied "
-                f"(train.max_nonfinite_steps={self._limit}); the trajectories are in "
-                f"{nonfinite_folder(self._run_dir)}. Look at their field 'what': a reward function's own result, the "
-                "engine's or the learner's log-probability, or the gradient (then lower learner.lr or "
-                "learner.max_grad_norm)"
-            )
+    def trouble(self) -> str | None:
+        """Return what is wrong when too many steps in a row were not applied."""
+        if self.in_a_row < self._limit:
+            return None
+        return (
+            f"{self.in_a_row} steps in a row met NaN or infinity and were not applied "
+            f"(train.max_nonfinite_steps={self._limit}); the trajectories are in "
+            f"{nonfinite_folder(self._run_dir)}. Look at their field 'what': a reward function's own result, the "
+            "engine's or the learner's log-probability, or the gradient (then lower learner.lr or "
+            "learner.max_grad_norm)"
+        )
 
     async def _write(self, step: int, found: Sequence[NonFiniteTrajectory], groups: Sequence[ScoredGroup]) -> None:
         rows = []

@@ -1,4 +1,4 @@
-"""Signals that cannot teach: rewards that never vary, responses that never end. A warning names the likely cause."""
+"""Signals that cannot teach: rewards that never vary (`alarms.no_spread`), responses that never end (`length`)."""
 
 from __future__ import annotations
 
@@ -11,36 +11,30 @@ from rlsys.rewards import registry
 from rlsys.rewards.entry import label_rewards
 from rlsys.types import Reward, ScoredGroup
 
-# Steps in a row that show the same before it is a warning: one step may be chance.
-STEPS = 3
 # A share of responses at the length limit from which on the limit, and not the policy, decides how they end.
 CUT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class SignalWarning:
-    """A warning about the steps up to `step`; `kind` is the same each time that it comes."""
+class Finding:
+    """Something that one step shows; `kind` is the same each time that it comes."""
 
-    step: int
+    alarm: str  # the alarm that it belongs to: its option, under `alarms`
     kind: str
     text: str
 
 
-class SignalWatch:
-    """The watch over what each step could learn from. It ends no run.
-
-    What `STEPS` steps in a row show is reported once, and again only if it went away and came back.
-    """
+class Signals:
+    """The look at what a step could learn from."""
 
     def __init__(self, config: Config, best: Mapping[str, float] | None = None) -> None:
-        """Watch the rewards that count in the total, and the responses.
+        """Look at the rewards that count in the total, and at the responses.
 
         Args:
             config: the run's configuration.
             best: `best` at the checkpoint that the run continues from.
         """
         self.best = dict(best or {})  # the highest value of each reward that ever varied
-        self.active: list[SignalWarning] = []  # those reported that still hold
         labels = label_rewards(config.rewards)
         # A value that a function gives where there is nothing to judge, such as a penalty that nobody deserves.
         rests = {label: registry.fact(str(spec["name"]), "rests_at", None) for label, spec in labels}
@@ -48,37 +42,22 @@ class SignalWatch:
         estimator = str(config.algorithm.advantage["name"])
         self._compares_groups = advantages.registry.fact(estimator, "min_group_size", 1) > 1
         self._rollout = config.rollout
-        self._in_a_row: dict[str, int] = {}
 
-    def look(self, step: int, groups: Sequence[ScoredGroup], num_without_spread: int) -> list[SignalWarning]:
-        """Return the new warnings after a step.
+    def find(self, groups: Sequence[ScoredGroup], num_without_spread: int) -> Iterator[Finding]:
+        """Yield everything that a step shows.
 
         Args:
-            step: the step.
-            groups: all groups sampled for it; without any nothing changes.
+            groups: all groups sampled for it.
             num_without_spread: how many of them have equal rewards only.
         """
-        if not groups:
-            return []
-        found = dict(self._found(groups, num_without_spread))
-        self._in_a_row = {kind: self._in_a_row.get(kind, 0) + 1 for kind in found}
-        texts = {kind: text for kind, text in found.items() if self._in_a_row[kind] >= STEPS}
-        kept = [warning for warning in self.active if warning.kind in texts]
-        known = {warning.kind for warning in kept}
-        new = [SignalWarning(step, kind, text) for kind, text in texts.items() if kind not in known]
-        self.active = kept + new
-        return new
-
-    def _found(self, groups: Sequence[ScoredGroup], num_without_spread: int) -> Iterator[tuple[str, str]]:
-        """Yield the kind and the text of everything that this step shows."""
         finishes = [summary.finish_reason for group in groups for summary in group.rollout.summaries]
         cut = sum(finish == "length" for finish in finishes) / len(finishes)
         if self._rollout.ignore_eos:  # asked for
             cut = 0.0
         if cut == 1:
-            yield "truncated", self._cut_text("all responses are")
+            yield Finding("length", "truncated", self._cut_text("all responses are"))
         elif cut >= CUT_SHARE:
-            yield "length_limit", self._cut_text("most responses are")
+            yield Finding("length", "length_limit", self._cut_text("most responses are"))
         rewards = [reward for group in groups for reward in group.rewards]
         constant = []
         for label in self._rests:
@@ -86,10 +65,11 @@ class SignalWatch:
             if kind:
                 constant.append(label)
             if text:
-                yield kind, text
+                yield Finding("no_spread", kind, text)
         # Where every reward is constant no group can have spread: that has been said already.
         if self._compares_groups and num_without_spread == len(groups) and len(constant) < len(self._rests):
-            yield (
+            yield Finding(
+                "no_spread",
                 "no_spread",
                 "in every group all responses get the same reward, so nothing is learned. Likely cause: the prompts "
                 "are all too hard or all solved, or the responses are alike "

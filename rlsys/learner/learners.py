@@ -10,6 +10,7 @@ from rlsys.errors import WeightMismatchError
 from rlsys.learner.critic_group import CriticGroup
 from rlsys.learner.policy_group import PolicyGroup
 from rlsys.metrics.step import Metrics, StageClock
+from rlsys.run_folder.replay import ReplayFolders
 from rlsys.types import Coefficients, Experience, Update
 
 
@@ -24,13 +25,18 @@ class Learners:
         critic: CriticGroup | None,
         coefficients: Coefficients,
         step: int = 0,
+        dumps: ReplayFolders | None = None,
     ) -> None:
+        """Train from `coefficients` and `step` on; steps that follow a checkpoint are dumped to `dumps`, if given."""
         self._config = config
         self._clock = clock
         self._policy = policy
         self._critic = critic
         self.coefficients = coefficients  # those of the next step
         self.step = step  # the last step whose updates were all made
+        self.lock = asyncio.Lock()  # held by whoever changes the policy, and by whoever sends it
+        self._dumps = dumps
+        self._first = step + 1
         self._open: asyncio.Task[Update] | None = None
 
     async def update(self, experience: Experience, step: int) -> Update:
@@ -59,8 +65,9 @@ class Learners:
         return error is None or isinstance(error, WeightMismatchError)
 
     async def _train(self, experience: Experience, step: int) -> Update:
-        update = await self._updated(experience, step)
-        self.step = step
+        async with self.lock:
+            update = await self._updated(experience, step)
+            self.step = step
         return update
 
     async def _updated(self, experience: Experience, step: int) -> Update:
@@ -72,7 +79,7 @@ class Learners:
             # The critic is trained in every step. The policy waits at the start, and the schedule of its learning rate
             # waits with it (`PolicySetup.num_updates`).
             if self._critic is None or step > self._config.train.critic_warmup_steps:
-                learned = await self._policy.update(experience)
+                learned = await self._policy.update(experience, self._dump_to(step))
                 metrics |= learned.metrics
                 if learned.nonfinite:  # the whole step counts as not applied, so the critic skips it too
                     return Update(metrics, learned.nonfinite)
@@ -81,6 +88,19 @@ class Learners:
                 return Update(metrics)
             learned = await self._critic.update(experience)
             return Update(metrics | {**learned.metrics}, learned.nonfinite)
+
+    def _dump_to(self, step: int) -> str | None:
+        """Return the folder to dump a step to, if the weights before it are a checkpoint's or the start's."""
+        if self._dumps is None:
+            return None
+        follows = step == self._first or self._dumps.follows_checkpoint(step)
+        return self._dumps.begin(step) if follows else None
+
+    async def check_sees(self, file: str) -> None:
+        """Raise RlsysError unless every rank of both models sees a file that the driver has written."""
+        await self._policy.check_sees(file)
+        if self._critic is not None:
+            await self._critic.check_sees(file)
 
     async def save(self, folder: str) -> None:
         """Write both models' part of a checkpoint."""

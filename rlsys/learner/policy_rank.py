@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from rlsys.learner.policy_services import PolicyServices
 from rlsys.learner.rank import StepResult, mean_metrics
 from rlsys.learner.rank_batch import RankBatch, TrainItem, items_of
 from rlsys.learner.setup import PolicySetup
+from rlsys.learner.step_dump import StepRecorder
 from rlsys.learner.token_records import TokenRecord, records_of, select_tokens
 from rlsys.models.lora import set_dropout
 from rlsys.models.packing import TokenBatch
@@ -31,16 +33,17 @@ from rlsys.weights.verify import Agreement, Differences, comparable, merge
 
 
 @dataclass
-class _StepData:
+class StepData:
     """This rank's data of one step."""
 
     batch: RankBatch
     minibatches: list[list[TrainItem]]
     old_tokens: dict[int, TokenRecord] = field(default_factory=dict)  # records by the rows' indices, as far as computed
+    done: list[dict[str, float]] = field(default_factory=list)  # the metrics of each update so far
 
 
 @dataclass
-class _UpdateSums:
+class UpdateSums:
     """Statistics of one update on this rank, summed over its microbatches."""
 
     sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -77,7 +80,21 @@ class PolicyRank(PolicyServices):
         Returns: metrics, the same on every rank, and this rank's trajectories whose numbers were not finite. After an
         update that was not applied, the remaining ones are left out.
         """
-        step = _StepData(batch, items_of(batch, arrays))
+        step = StepData(batch, items_of(batch, arrays))
+        if batch.dump_to is None:
+            return self._make_updates(step)
+        recorder, folder = StepRecorder(self._engine), Path(batch.dump_to)
+        # Before the updates, which nothing of it survives when they fail.
+        recorder.dump_arrays(folder, self._rank, step.minibatches)
+        with recorder.gradients():
+            result = self._make_updates(step)
+        self._all_gather(None)  # every rank has written its arrays
+        if self._rank == 0:
+            recorder.dump_record(folder, self._setup, batch, recorder.record(step.done))
+        return result
+
+    def _make_updates(self, step: StepData) -> tuple[dict[str, float], list[NonFiniteTrajectory]]:
+        """Make all optimizer updates of a step; returns what `update` does."""
         num_minibatches = len(step.minibatches)
         metrics: dict[str, float] = {}
         has_first_pass = self._needs_old_logprob_pass(num_minibatches)
@@ -88,7 +105,6 @@ class PolicyRank(PolicyServices):
             # Every rank must know whether any rank found one: the updates are collectives.
             if any(self._all_gather(bool(nonfinite))):
                 return metrics | {"policy/not_applied": 1.0, "policy/updates_applied": 0.0}, nonfinite
-        done: list[dict[str, float]] = []
         for update in range(self._setup.passes * num_minibatches):
             number = update % num_minibatches
             sums = self._accumulate(step, number)
@@ -97,13 +113,13 @@ class PolicyRank(PolicyServices):
                 # minibatch has records by now. With several, `weights.verify` asks for the pass over all of them.
                 metrics |= self._verify(step, step.minibatches[:1])
             result = self._step()  # the policy changes here
-            done.append(self._metrics(sums, result, batch.num_tokens[number]))
+            step.done.append(self._metrics(sums, result, step.batch.num_tokens[number]))
             if not result.is_applied:
                 refused = {"policy/not_applied": 1.0, "policy/updates_applied": float(update)}
-                return metrics | done[-1] | refused, sums.nonfinite
+                return metrics | step.done[-1] | refused, sums.nonfinite
         # The last pass, because it ends nearest to the policy that is broadcast.
-        last_pass = mean_metrics(done[-num_minibatches:], batch.num_tokens)
-        return metrics | last_pass | {"policy/not_applied": 0.0, "policy/updates_applied": float(len(done))}, []
+        last_pass = mean_metrics(step.done[-num_minibatches:], step.batch.num_tokens)
+        return metrics | last_pass | {"policy/not_applied": 0.0, "policy/updates_applied": float(len(step.done))}, []
 
     def _needs_old_logprob_pass(self, num_minibatches: int) -> bool:
         """Return whether the policy must go over the whole step before it changes.
@@ -116,7 +132,7 @@ class PolicyRank(PolicyServices):
             return True  # the engines sampled without dropout, and the ratio needs probabilities without it too
         return num_minibatches > 1 and (self._setup.old_logprobs == "learner" or self._setup.weights.verify)
 
-    def _compute_old_logprobs(self, step: _StepData) -> None:
+    def _compute_old_logprobs(self, step: StepData) -> None:
         """Fill in `old_tokens` of the whole step under the policy as it is, with the tokens chosen by them."""
         for number, items in enumerate(step.minibatches):
             found: dict[int, TokenRecord] = {}
@@ -135,9 +151,9 @@ class PolicyRank(PolicyServices):
         with self._spans.span("forward"):
             return self._engine(batch, self._setup.temperature, with_entropy_gradient)
 
-    def _accumulate(self, step: _StepData, number: int) -> _UpdateSums:
+    def _accumulate(self, step: StepData, number: int) -> UpdateSums:
         """Run forward and backward of every microbatch of a minibatch; the gradients add up in the engine."""
-        sums = _UpdateSums()
+        sums = UpdateSums()
         microbatches = self._microbatches(step.minibatches[number])
         if self._has_dropout:
             set_dropout(self._engine.module, is_active=True)
@@ -164,7 +180,7 @@ class PolicyRank(PolicyServices):
         return weights
 
     def _microbatch(
-        self, step: _StepData, number: int, items: Sequence[TrainItem], weights: torch.Tensor, sums: _UpdateSums
+        self, step: StepData, number: int, items: Sequence[TrainItem], weights: torch.Tensor, sums: UpdateSums
     ) -> None:
         """Run forward and backward of one microbatch, and add its statistics to `sums`.
 
@@ -194,7 +210,7 @@ class PolicyRank(PolicyServices):
         for name, value in result.largest.items():
             sums.largest[name] = max(sums.largest[name], float(value))
 
-    def _balance_loss(self, items: Sequence[TrainItem], num_tokens: int, sums: _UpdateSums) -> torch.Tensor | float:
+    def _balance_loss(self, items: Sequence[TrainItem], num_tokens: int, sums: UpdateSums) -> torch.Tensor | float:
         """Return this microbatch's part of the loss that balances experts; it is averaged over trained tokens."""
         loss: torch.Tensor | None = self._engine.module.balance_loss
         if loss is None:
@@ -203,7 +219,7 @@ class PolicyRank(PolicyServices):
         sums.sums["balance"] += float(part)
         return part
 
-    def _verify(self, step: _StepData, minibatches: Sequence[Sequence[TrainItem]]) -> dict[str, float]:
+    def _verify(self, step: StepData, minibatches: Sequence[Sequence[TrainItem]]) -> dict[str, float]:
         """Compare engine and learner on the tokens that this policy version sampled, on all ranks together.
 
         Runs before the first optimizer step. Raises WeightMismatchError when they differ by more than accepted.
@@ -222,7 +238,7 @@ class PolicyRank(PolicyServices):
             self._agreement.check(per_engine, version)
         return sum(per_engine.values(), Differences()).metrics()
 
-    def _metrics(self, sums: _UpdateSums, result: StepResult, num_tokens: int) -> dict[str, float]:
+    def _metrics(self, sums: UpdateSums, result: StepResult, num_tokens: int) -> dict[str, float]:
         """Reduce one update's statistics over all ranks and return its metrics."""
         # Collectives, and metrics that are the same on every rank: the driver reads rank 0's.
         total = self._all_reduce(sums.sums)
@@ -253,7 +269,7 @@ class PolicyRank(PolicyServices):
         return metrics
 
 
-def _nonfinite(step: _StepData) -> list[NonFiniteTrajectory]:
+def _nonfinite(step: StepData) -> list[NonFiniteTrajectory]:
     """Return this rank's trajectories whose log-probabilities under the present policy hold NaN or infinity."""
     items = (item for minibatch in step.minibatches for item in minibatch)
     return [

@@ -14,6 +14,7 @@ from rlsys.algorithms import kl
 from rlsys.learner.engine import divide_at_once
 from rlsys.learner.rank import Rank
 from rlsys.learner.rank_batch import EMPTY_ITEM, TrainItem
+from rlsys.learner.saving import Writing
 from rlsys.learner.setup import PolicySetup
 from rlsys.learner.shared_gpu import check_shared_gpu, free_memory
 from rlsys.models.divergence import kl_sums
@@ -151,26 +152,27 @@ class PolicyServices(Rank):
             return [[], None, *nested]
         return [kl_sums(kl.registry.get(penalty.name), [groups[n] for n in numbers], nested), None, *nested]
 
-    def save(self, folder: str) -> None:
-        """Write the DeepSpeed state and, from rank 0, the policy in a form that others load.
+    def _write_model(self, folder: str, writing: Writing) -> None:
+        """Write, from rank 0, the policy in a form that others load.
 
         That is a Hugging Face folder `policy/`; for a policy with adapters the peft folder `adapter/`, and `policy/`
         beside it only where engines cannot serve the adapter alone.
         """
-        super().save(folder)
         hf, setup = self._engine.module.hf, self._setup
         if setup.learner.lora.rank > 0:
             # In its own dtype unless one is asked for: the base's would round what a small learning rate has changed.
             wanted = None if setup.saved_dtype is None else DTYPES[setup.saved_dtype]
-            adapter = adapter_state(hf, self._rank, wanted)
+            adapter, target = adapter_state(hf, self._rank, wanted), Path(folder) / ADAPTER
             if self._rank == 0:
-                write_adapter(Path(folder) / ADAPTER, adapter, peft_config(setup.learner.lora, setup.model_path))
-                self._save_tokenizer(Path(folder) / ADAPTER)
+                with writing.file(target):
+                    write_adapter(target, adapter, peft_config(setup.learner.lora, setup.model_path))
+                    self._save_tokenizer(target)
         if not setup.learner.lora.syncs_adapter_only:
-            weights = full_state(hf, self._rank, self._saved_dtype)
+            weights, target = full_state(hf, self._rank, self._saved_dtype), Path(folder) / POLICY
             if self._rank == 0:
-                write_model(Path(folder) / POLICY, hf, weights, self._saved_dtype, self._base_files)
-                self._save_tokenizer(Path(folder) / POLICY)
+                with writing.file(target):
+                    write_model(target, hf, weights, self._saved_dtype, self._base_files)
+                    self._save_tokenizer(target)
 
     def _save_tokenizer(self, target: Path) -> None:
         setup = self._setup

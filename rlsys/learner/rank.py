@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from rlsys.config.learner_schema import LearnerConfig
 from rlsys.errors import RlsysError
 from rlsys.learner.engine import build_engine, forget_gradients, keep_options
 from rlsys.learner.rank_batch import EMPTY_ITEM, TrainItem
+from rlsys.learner.saving import Writing
 from rlsys.models.device import device_name
 from rlsys.models.packing import TokenBatch, microbatches, token_batch
 from rlsys.runtime.garbage import freeze_started
@@ -133,12 +135,36 @@ class Rank:
         layout, device = self._engine.module.layout, torch.device(self._engine.device)
         return f"{layout} in {self._config.dtype} on {device_name(device)}"
 
+    def check_sees(self, file: str) -> None:
+        """Raise RlsysError unless this rank sees a file that the driver has written."""
+        if not Path(file).is_file():
+            raise RlsysError(
+                f"{self.TAG}/{self._rank} on {socket.gethostname()} does not see {Path(file).parent}, where "
+                "checkpoints go: set run_dir to a folder on a file system that all nodes share"
+            )
+
     def save(self, folder: str) -> None:
-        """Write this rank's DeepSpeed state into a checkpoint's folder."""
+        """Write this rank's part of a checkpoint into a folder that exists.
+
+        Raises, on every rank, NoRoomError when the disk is full, and RlsysError for what else failed on any rank.
+        """
+        writing = Writing(f"{self.TAG}/{self._rank}")
+        with writing.file(folder):
+            if not Path(folder).is_dir():
+                raise RlsysError(f"{folder} is not there: set run_dir to a folder that all nodes share")
+        writing.check()
         # Frozen weights are those of `model.path`: a checkpoint leaves them out, and `load` does not expect them.
         has_adapters = self._config.lora.rank > 0
-        self._engine.save_checkpoint(folder, tag=self.TAG, save_latest=False, exclude_frozen_parameters=has_adapters)
+        with writing.deepspeed(self._engine):
+            self._engine.save_checkpoint(
+                folder, tag=self.TAG, save_latest=False, exclude_frozen_parameters=has_adapters
+            )
+        self._write_model(folder, writing)
+        writing.check()
         logger.info("saved to %s", folder)
+
+    def _write_model(self, folder: str, writing: Writing) -> None:
+        """Write what others than DeepSpeed load; a collective."""
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote, but for the optimizer's options, which are the configured ones.

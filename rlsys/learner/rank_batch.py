@@ -28,6 +28,7 @@ class RankBatch:
     chunk_indices: Sequence[Sequence[ChunkIndex]]  # where each group's trajectories are in the chunks
     has_reference: bool
     has_estimates: bool
+    dump_to: str | None = None  # folder for what `rlsys replay` needs; None: nothing is written
 
 
 @dataclass(frozen=True)

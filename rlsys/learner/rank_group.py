@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rlsys.config.learner_schema import LearnerConfig
@@ -42,8 +43,8 @@ class RankGroup:
             await self._each("start", host, port, what=f"starting the {self._name}", deadline_s=deadline_s)
         )
 
-    async def update(self, experience: Experience) -> Update:
-        """Train on `experience`.
+    async def update(self, experience: Experience, dump_to: str | None = None) -> Update:
+        """Train on `experience`; with `dump_to` write what `rlsys replay` needs into that folder.
 
         Returns:
             Metrics, which are the same on every rank, and every rank's trajectories with NaN or infinity. When only the
@@ -64,6 +65,7 @@ class RankGroup:
                 chunk_indices=chunk_indices,
                 has_reference=experience.ref_logprobs is not None,
                 has_estimates=experience.estimates is not None,
+                dump_to=dump_to,
             )
             calls[name] = worker.update.remote(batch, *arrays)
         results = await self._calls.gather(calls, what=f"{self._name} update", deadline_s=self._config.deadline_s)
@@ -73,8 +75,13 @@ class RankGroup:
             nonfinite = [NonFiniteTrajectory(row.group, row.sample, "gradient") for row in experience.rows]
         return Update(metrics, nonfinite)
 
+    async def check_sees(self, file: str) -> None:
+        """Raise RlsysError unless every rank sees a file that the driver has written."""
+        await self._each("check_sees", file, what=f"looking for {file}")
+
     async def save(self, folder: str) -> None:
-        """Write a checkpoint; every rank writes its part."""
+        """Write a checkpoint; every rank writes its part. Raises NoRoomError when the disk is full."""
+        Path(folder).mkdir(parents=True, exist_ok=True)  # here: ranks on a node that does not share it notice
         await self._each("save", folder, what=f"saving the {self._name}")
 
     async def load(self, folder: str) -> None:

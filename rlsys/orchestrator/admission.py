@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rlsys.errors import ScheduleError
@@ -50,8 +51,13 @@ class Admission:
         num_steps: int | None = None,
         max_extra_per_step: int | None = None,
         oversample: float = 1.0,
+        ready: Sequence[int] = (),
     ) -> None:
-        """Start with nothing in flight under `policy_version`. Raises ValueError for sizes that make no sense."""
+        """Start with nothing in flight under `policy_version`, and perhaps with groups that are ready.
+
+        `ready` has the version that each of them started under, within `max_staleness` of the policy's; their ids are
+        0, 1 and so on. Raises ValueError for sizes that make no sense.
+        """
         if prompts_per_step < 1 or max_staleness < 0 or policy_version < 0 or oversample < 1.0:
             raise ValueError(
                 f"prompts_per_step={prompts_per_step} must be at least 1, oversample={oversample} at least 1, "
@@ -78,7 +84,18 @@ class Admission:
         self._capacity = 0
         self._num_extra = 0  # groups granted since the last take, beyond one for each slot of a new step
         self._is_taken = False  # whether the step of this version was taken
+        for start in sorted(ready):
+            self._restore(start)
         self._fill_slots(self._missing())
+
+    def _restore(self, start: int) -> None:
+        if not self.policy_version - self._max_staleness <= start <= self.policy_version:
+            raise ValueError(f"a group of version {start} cannot be trained from version {self.policy_version}")
+        cohort = self._cohorts.setdefault(start, _Cohort())
+        cohort.num_outstanding += 1
+        heapq.heappush(cohort.ready, (self._next_id, False))
+        self._next_id += 1
+        self.num_ready += 1
 
     @property
     def num_running(self) -> int:

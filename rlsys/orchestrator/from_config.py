@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from rlsys.algorithms import advantages
 from rlsys.algorithms.requirements import needs_greedy
 from rlsys.config.schema import Config
 from rlsys.data.stream import PromptStream
 from rlsys.orchestrator.admission import Admission
-from rlsys.orchestrator.orchestrator import GroupRule, Orchestrator, ReferenceQueue
+from rlsys.orchestrator.orchestrator import NEW_RUN, GroupRule, Orchestrator, ReferenceQueue, Resumed
 from rlsys.orchestrator.router import Router
 from rlsys.orchestrator.sampling import Engine, GroupSampler, Scoring
+from rlsys.orchestrator.supervisor import Engines, EngineSupervisor
 from rlsys.rewards.entry import wants_whole_groups
+from rlsys.runtime.background import Background
 from rlsys.runtime.calls import Calls
 from rlsys.types import Sampling
 
 
-def admission_of(config: Config, policy_version: int) -> Admission:
-    """Return the bound on groups in flight, from `policy_version` on."""
+class EnginePool(Protocol):
+    """The pool of engines."""
+
+    @property
+    def engines(self) -> Mapping[int, Engine]:
+        """The engines by number; another takes the place of one that was lost."""
+
+    def lose(self, engine: int, why: str) -> None:
+        """Take an engine that is gone out of service."""
+
+
+def admission_of(config: Config, policy_version: int, ready: Sequence[int] = ()) -> Admission:
+    """Return the bound on groups in flight, from `policy_version` on; `ready` as `Admission` takes it."""
     train, rule = config.train, config.algorithm.groups
     is_resampling = rule.zero_variance == "resample"
     oversample = rule.oversample if is_resampling else 1.0
@@ -33,6 +47,7 @@ def admission_of(config: Config, policy_version: int) -> Admission:
         # The first prompt of each slot is one of the tries, so `tries - 1` more may be drawn for it.
         max_extra_per_step=(tries - 1) * train.prompts_per_step,
         oversample=oversample,
+        ready=ready,
     )
 
 
@@ -47,14 +62,33 @@ def group_rule_of(config: Config) -> GroupRule:
     )
 
 
-def sampler_of(config: Config, engines: Sequence[Engine], scoring: Scoring) -> GroupSampler:
+def sampler_of(config: Config, engines: EnginePool, scoring: Scoring) -> GroupSampler:
     """Return the sampler that training and evaluation share."""
     return GroupSampler(
-        engines,
+        engines.engines,
         scoring,
-        Router([config.rollout.cap] * len(engines)),
+        Router([config.rollout.cap] * len(engines.engines)),
+        lose=engines.lose,
         whole_groups=wants_whole_groups(config),
         deadline_s=config.rollout.deadline_s,
+    )
+
+
+def supervisor_of(
+    config: Config,
+    engines: Engines,
+    router: Router,
+    background: Background,
+    give_weights: Callable[[int], Awaitable[None]],
+) -> EngineSupervisor:
+    """Return what replaces lost engines; `give_weights` brings them the current policy."""
+    return EngineSupervisor(
+        engines,
+        router,
+        background,
+        give_weights,
+        max_restarts=config.rollout.max_restarts,
+        startup_deadline_s=config.cluster.startup_deadline_s,
     )
 
 
@@ -65,17 +99,19 @@ def orchestrator_of(
     sampler: GroupSampler,
     reference: ReferenceQueue | None,
     prompts: PromptStream,
+    resumed: Resumed = NEW_RUN,
 ) -> Orchestrator:
-    """Return the orchestrator that feeds the loop from `policy_version` on."""
+    """Return the orchestrator that feeds the loop from `policy_version` on, perhaps where a checkpoint left off."""
     return Orchestrator(
         calls.background,
         sampler,
-        admission_of(config, policy_version),
+        admission_of(config, policy_version, resumed.versions),
         prompts,
         sampling_params_of(config),
         group_rule_of(config),
         reference,
         deadline_s=config.rollout.deadline_s,
+        resumed=resumed,
         idle_shares=calls.occupancy.take,
     )
 

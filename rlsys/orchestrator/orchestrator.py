@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from rlsys.data.stream import PromptStream
@@ -57,6 +57,18 @@ class GroupRule:
         return not self.keeps_equal_rewards and not has_variance(group.rewards, self.compares_parts)
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """What a checkpoint knows of the prompts that were issued before it; empty for a new run."""
+
+    finished: Sequence[tuple[int, ScoredGroup]] = ()  # numbered from 0, with the positions of their prompts
+    versions: Sequence[int] = ()  # that they started under, in rising order
+    ledger: Mapping[str, int] = field(default_factory=dict)  # see `Orchestrator.ledger`
+
+
+NEW_RUN = Resumed()
+
+
 class Orchestrator:
     """The owner of the groups in flight, from admission to the batch that trains them."""
 
@@ -71,6 +83,7 @@ class Orchestrator:
         reference: ReferenceQueue | None,
         *,
         deadline_s: float,
+        resumed: Resumed = NEW_RUN,
         idle_shares: Callable[[], dict[str, float]] = dict,
     ) -> None:
         """Start with nothing in flight; the first `next_batch` starts sampling.
@@ -84,6 +97,7 @@ class Orchestrator:
             rule: Decides which groups are trained.
             reference: Computes reference log-probabilities of accepted groups; None without a reference.
             deadline_s: Longest wait for one batch.
+            resumed: Where a checkpoint left off; `admission` counts its groups as ready.
             idle_shares: Returns the fraction of time in which each role was idle since the last call.
         """
         self._background = background
@@ -97,10 +111,13 @@ class Orchestrator:
         self._deadline_s = deadline_s
         self._idle_shares = idle_shares
         self._changed = asyncio.Event()  # set whenever the admission may have a new answer to `take` or `capacity`
-        self._positions: dict[int, int] = {}  # stream position of each group's prompt, while it is in flight
-        self._last_batch: tuple[int, list[int]] = (0, [])  # a step and the positions of the prompts that it trains
-        self._ready: dict[int, ScoredGroup] = {}
-        self._rejected: list[ScoredGroup] = []  # since the last batch
+        # The stream position of each group's prompt, until a step takes it.
+        self._positions = {group.group_id: position for position, group in resumed.finished}
+        self._ready = {group.group_id: group for _, group in resumed.finished}
+        # A step, and what it trains: groups with the positions of their prompts.
+        self._last_batch: tuple[int, list[tuple[int, ScoredGroup]]] = (0, [])
+        self._num_filtered, self._num_trained = (resumed.ledger.get(name, 0) for name in ("filtered", "trained"))
+        self._rejected: list[tuple[int, ScoredGroup]] = []  # since the last batch, with their positions
         self._num_drawn = 0  # prompts, since the last batch
         self._is_admitting = False
 
@@ -128,16 +145,34 @@ class Orchestrator:
         except TimeoutError as error:
             raise DeadlineError(self._sampler.timeout_message("rollout", self._deadline_s)) from error
         self._changed.set()  # the slots of this step may be filled again
-        self._last_batch = step, [self._positions.pop(group_id) for group_id in taken]
+        self._last_batch = step, [(self._positions.pop(group_id), self._ready[group_id]) for group_id in taken]
+        self._num_trained += len(taken)
         return self._batch(version, taken, started)
 
-    def pending_positions(self, step: int) -> list[int]:
-        """Return stream positions of prompts that were drawn and are not trained by `step`; a checkpoint holds them.
+    def finished(self, step: int) -> list[tuple[int, ScoredGroup]]:
+        """Return groups that are finished and not trained by `step`, with the positions of their prompts.
 
         A run that ends early may have taken the next step's batch already.
         """
-        batch_step, positions = self._last_batch
-        return sorted([*self._prompts.pending, *self._positions.values(), *(positions if batch_step > step else [])])
+        batch_step, taken = self._last_batch
+        ready = [(self._positions[group_id], group) for group_id, group in self._ready.items()]
+        return sorted([*(taken if batch_step > step else []), *ready], key=lambda each: each[0])
+
+    def pending_positions(self) -> list[int]:
+        """Return stream positions of prompts that were drawn and whose groups are not finished: to be sampled again."""
+        running = [position for group_id, position in self._positions.items() if group_id not in self._ready]
+        return sorted([*self._prompts.pending, *running])
+
+    def ledger(self, step: int) -> dict[str, int]:
+        """Return what became of every prompt that was ever issued, as of `step`; `issued` is the sum of the others."""
+        batch_step, taken = self._last_batch
+        return {
+            "issued": self._prompts.cursor,
+            "in_flight": len(self.pending_positions()),
+            "finished": len(self.finished(step)),
+            "filtered": self._num_filtered,
+            "trained": self._num_trained - (len(taken) if batch_step > step else 0),
+        }
 
     def metrics(self) -> Metrics:
         """Return depths of the queues now, counts of groups so far, and how idle each role was since the last call."""
@@ -159,6 +194,8 @@ class Orchestrator:
             "rejected": admission.num_rejected,
             "skipped": admission.num_skipped,
             "restarted": sampler.num_restarted,
+            "engines": len(load),
+            "engines_lost": sampler.router.num_lost,
         }
         scheduled: Metrics = {f"schedule/{name}": float(value) for name, value in (depths | counts).items()}
         return scheduled | self._idle_shares()
@@ -199,8 +236,8 @@ class Orchestrator:
         )
         if self._rule.rejects(group):
             # Its prompt counts as used: a resumed run does not draw it again.
-            del self._positions[group_id]
-            self._rejected.append(group)
+            self._num_filtered += 1
+            self._rejected.append((self._positions.pop(group_id), group))
             self._admission.reject(group_id)
         else:
             if self._reference is not None:  # after the rejection, so that rejected groups cost the reference nothing
@@ -219,10 +256,13 @@ class Orchestrator:
         return taken
 
     def _batch(self, version: int, taken: Sequence[int], started: float) -> StepBatch:
-        trained = [self._ready.pop(group_id) for group_id in taken]
+        for group_id in taken:
+            del self._ready[group_id]
+        _, trained = self._last_batch
         rejected, self._rejected = self._rejected, []
         num_drawn, self._num_drawn = self._num_drawn, 0
-        groups = sorted([*trained, *rejected], key=lambda group: group.group_id)
+        # By position: a run that was resumed in the middle of a step numbers its groups in another order.
+        groups = [group for _, group in sorted([*trained, *rejected], key=lambda each: each[0])]
         kept = set(taken)
         return StepBatch(
             policy_version=version,

@@ -21,8 +21,9 @@ Waiter = tuple[Priority, int, int, "asyncio.Future[Lease]"]
 class Lease:
     """Room for a group's trajectories on one engine: released one by one, and the rest when the context ends."""
 
-    def __init__(self, router: Router, engine: int, num_samples: int) -> None:
+    def __init__(self, router: Router, engine: int, life: int, num_samples: int) -> None:
         self.engine = engine
+        self.life = life  # which of the processes that served as this engine, one after another
         self._router = router
         self._held = num_samples
 
@@ -33,7 +34,7 @@ class Lease:
                 f"engine {self.engine} cannot finish {num_samples} trajectories of a group: {self._held} of it run"
             )
         self._held -= num_samples
-        self._router.release(self.engine, num_samples)
+        self._router.release(self, num_samples)
 
     def __enter__(self) -> Lease:
         return self
@@ -65,12 +66,14 @@ class Router:
             raise ValueError(f"caps={list(caps)}: give at least one engine, each with a cap of at least 1")
         self._caps = tuple(caps)
         self._load: dict[int, int] = dict.fromkeys(range(len(caps)), 0)  # trajectories running, by engine in service
+        self._lives = [0] * len(caps)
         # Engines by load over cap. An entry whose load is no longer the engine's is dropped when it comes up.
         self._by_load: list[tuple[float, int, int]] = [(0.0, engine, 0) for engine in self._load]
         self._has_equal_caps = len(set(caps)) == 1
         self._waiting: list[Waiter] = []
         self._numbers = itertools.count()
-        self._last_death = ""
+        self._closed_by = ""
+        self.num_lost = 0
 
     @property
     def load(self) -> dict[int, int]:
@@ -101,15 +104,16 @@ class Router:
         if found is None:
             return None
         self._change(found, num_samples)
-        return Lease(self, found, num_samples)
+        return Lease(self, found, self._lives[found], num_samples)
 
     async def reserve(self, num_samples: int, priority: Priority) -> Lease:
         """Wait for room for a group; the lowest `priority` is served first.
 
         Raises:
-            WorkerDiedError: no engine is left.
+            WorkerDiedError: no engine is left, and none comes back.
         """
-        self._refuse_without_engines()
+        if self._closed_by:
+            raise self._no_engine()
         # Whoever waits is not overtaken, even by a group that would fit. `_serve` below may still give room at once: by
         # its class a group can stand before all others in the heap.
         lease = None if self._waiting else self.try_reserve(num_samples)
@@ -126,26 +130,31 @@ class Router:
                 granted.result().__exit__(None, None, None)
             raise
 
-    def release(self, engine: int, num_samples: int) -> None:
-        """Count trajectories as finished; an engine out of service has nothing to count."""
-        if engine in self._load and num_samples:
+    def release(self, lease: Lease, num_samples: int) -> None:
+        """Count trajectories as finished; an engine that has been out of service since has nothing to count."""
+        engine = lease.engine
+        if engine in self._load and lease.life == self._lives[engine] and num_samples:
             self._change(engine, -num_samples)
             self._serve()
 
-    def remove(self, engine: int, why: str) -> None:
-        """Take a dead engine out of service and forget its load; `why` is the error that says so."""
-        # Every group that ran there reports the death, so the engine may be out of service already.
-        self._load.pop(engine, None)
-        self._last_death = why
-        if not self._load:
-            for *_, granted in self._waiting:
-                if not granted.done():
-                    granted.set_exception(self._no_engine())
-            self._waiting.clear()
+    def remove(self, engine: int) -> None:
+        """Take a lost engine out of service and forget its load; groups may wait until it or another is back."""
+        self.num_lost += self._load.pop(engine, None) is not None
 
-    def _refuse_without_engines(self) -> None:
-        if not self._load:
-            raise self._no_engine()
+    def add(self, engine: int) -> None:
+        """Put an engine that was lost back into service, with nothing running on it."""
+        self._lives[engine] += 1
+        self._load[engine] = 0
+        heapq.heappush(self._by_load, (0.0, engine, 0))
+        self._serve()
+
+    def close(self, why: str) -> None:
+        """Let whoever waits for room fail, now and later: no engine is left, and none comes back."""
+        self._closed_by = why
+        for *_, granted in self._waiting:
+            if not granted.done():
+                granted.set_exception(self._no_engine())
+        self._waiting.clear()
 
     def _change(self, engine: int, num_samples: int) -> None:
         load = self._load[engine] = self._load[engine] + num_samples
@@ -168,4 +177,4 @@ class Router:
             granted.set_result(lease)
 
     def _no_engine(self) -> WorkerDiedError:
-        return WorkerDiedError(f"no engine is left to sample on; the last one was lost: {self._last_death}")
+        return WorkerDiedError(f"no engine is left to sample on; the last one was lost: {self._closed_by}")

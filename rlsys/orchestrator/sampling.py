@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Protocol
 
@@ -62,10 +62,11 @@ class GroupSampler:
 
     def __init__(
         self,
-        engines: Sequence[Engine],
+        engines: Mapping[int, Engine],
         scoring: Scoring,
         router: Router,
         *,
+        lose: Callable[[int, str], None],
         whole_groups: bool,
         deadline_s: float,
         max_attempts: int = MAX_ATTEMPTS,
@@ -73,9 +74,10 @@ class GroupSampler:
         """Sample on `engines`, with their room in `router`.
 
         Args:
-            engines: by index.
+            engines: by the numbers that the router gives; another takes the place of one that was lost.
             scoring: takes units of trajectories.
             router: knows the load of each engine.
+            lose: takes an engine that is gone out of service, and hears why.
             whole_groups: a group's trajectories are scored in one call.
             deadline_s: for one group of an evaluation, sampled and scored.
             max_attempts: how often a group is sampled before its failure ends the run.
@@ -88,6 +90,7 @@ class GroupSampler:
         self.num_restarted = 0
         self.last_sample_at = self.last_score_at = 0.0  # time.perf_counter()
         self._engines = engines
+        self._lose = lose
         self._whole_groups = whole_groups
         self._deadline_s = deadline_s
         self._max_attempts = max_attempts
@@ -122,14 +125,15 @@ class GroupSampler:
             lease = lease or await self.router.reserve(num_samples, (RESTART, group_id))
             engine = self._engines[lease.engine]
             try:
-                samples, scores = await self._attempt(prompt, sampling_params, stream, start(), lease)
+                samples, scores = await self._attempt(engine, prompt, sampling_params, stream, start(), lease)
             # Only what another engine may do better is caught; any other error ends the run.
             # Rewards that the attempt has already asked for are still computed, and nobody waits for them.
             except SampleError as error:
                 failure = f"{engine.name}: {error}"
             except WorkerDiedError as error:
                 failure = str(error)
-                self.router.remove(lease.engine, failure)
+                if self._engines[lease.engine] is engine:  # else another has taken its place already
+                    self._lose(lease.engine, failure)
             else:
                 # The lease has ended with the attempt: a group that waits for its rewards holds no room on an engine.
                 return await self._scored(prompt, sampling_params, group_id, samples, scores)
@@ -177,14 +181,23 @@ class GroupSampler:
 
     def timeout_message(self, what: str, deadline_s: float) -> str:
         """Return the message of a missed deadline, which names the workers that have not answered."""
-        running = [f"{engine.name} ({engine.num_running} responses)" for engine in self._engines if engine.num_running]
+        busy = [engine for engine in self._engines.values() if engine.num_running]
+        running = [f"{engine.name} ({engine.num_running} responses)" for engine in busy]
+        if not self.router.load:
+            running = ["engines (all were lost, and none is back in service yet)"]
         if not running and not self.scoring.is_idle:
             running = ["the scoring workers"]
         others = "the reference workers (engines and scoring workers have nothing to do)"
         return f"{what}: no answer within {deadline_s:g} s from {', '.join(running) or others}"
 
     async def _attempt(
-        self, prompt: Prompt, sampling_params: Sequence[Sampling], stream: int, policy_version: int, lease: Lease
+        self,
+        engine: Engine,
+        prompt: Prompt,
+        sampling_params: Sequence[Sampling],
+        stream: int,
+        policy_version: int,
+        lease: Lease,
     ) -> tuple[dict[int, Sample], list[tuple[ScoringUnit, asyncio.Future[UnitScores]]]]:
         """Sample the group once; its trajectories go to the scoring workers as they finish."""
         samples: dict[int, Sample] = {}
@@ -201,7 +214,6 @@ class GroupSampler:
             if not self._whole_groups:
                 score(delivered)
 
-        engine = self._engines[lease.engine]
         with lease, self._counted("num_sampling"):
             # Each attempt has the group's stream: a seeded response does not depend on how often it was tried, or
             # where.

@@ -33,6 +33,7 @@ def check_config(config: Config, *, training: bool = True) -> None:
         _check_data(config)
         _check_engines(config)
         _check_optimizer(config)
+        _check_progress(config)
         check_algorithm(config)
         check_lora(config)
         choose_trackers(config.logging.trackers)
@@ -139,6 +140,21 @@ def _check_optimizer(config: Config) -> None:
     for role, ranks in {"learner": config.learner, "critic": config.critic}.items():
         if ranks.offload_optimizer and ranks.zero_stage == 0:
             raise ConfigError(f"{role}.offload_optimizer=true needs ZeRO: set {role}.zero_stage to 1, 2 or 3 (it is 0)")
+
+
+def _check_progress(config: Config) -> None:
+    # Metrics of training are noise from step to step, and would write a checkpoint at every other one.
+    named = {"checkpoint.keep_best": config.checkpoint.keep_best, "train.stop.metric": config.train.stop.metric}
+    for key, metric in named.items():
+        if metric is None:
+            continue
+        if not metric.removeprefix("-").startswith("eval/"):
+            raise ConfigError(
+                f"{key}={metric} is not a metric of the evaluations: name one of those in docs/metrics.md that begin "
+                "with eval/, as eval/accuracy, with a - before it where lower is better"
+            )
+        if config.eval.every == 0 or config.data.eval is None:
+            raise ConfigError(f"{key}={metric} needs evaluations: set eval.every, and data.eval to held-out rows")
 
 
 def _installed() -> dict[str, str]:

@@ -40,15 +40,19 @@ def check_room(prepared: Prepared, run_dir: Path) -> None:
     config, options = prepared.config, prepared.config.checkpoint
     hf = empty_model(prepared.model_path, trust_remote_code=config.model.trust_remote_code)
     size = checkpoint_bytes(config, hf, _saved_dtype(config, prepared.model_path).itemsize)
-    due = math.ceil(config.train.num_steps / options.every) if options.every else int(options.last)
+    often = options.every_s > 0 or options.keep_best is not None  # so that any step may write one
+    every = 1 if often else options.every
+    due = math.ceil(config.train.num_steps / every) if every else int(options.last)
     # The newest is written before the oldest is removed. Those of an earlier start have their room already.
-    number = min(options.keep + 1, due) - len(list((run_dir / "checkpoints").glob("step-*")))
+    kept = options.keep + int(options.keep_best is not None)
+    number = min(kept + 1, due) - len(list((run_dir / "checkpoints").glob("step-*[0-9]")))
     free = shutil.disk_usage(nearest_existing(run_dir)).free
     if number > 0 and number * size > free:
         raise ConfigError(
             f"run_dir {run_dir}: {free / 1e9:.1f} GB are free, but {number} checkpoints of {size / 1e9:.1f} GB or more "
-            f"are kept there (checkpoint.keep={options.keep}, and a new one before the oldest is removed): free some "
-            "space, choose another run_dir, or lower checkpoint.keep"
+            f"are kept there (checkpoint.keep={options.keep}, checkpoint.keep_best={options.keep_best}, and a new one "
+            "before the oldest is removed): free some space, choose another run_dir, lower checkpoint.keep, or set "
+            "checkpoint.every_s=0 for one at the end only"
         )
 
 

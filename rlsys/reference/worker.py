@@ -20,6 +20,7 @@ from rlsys.models.divergence import kl_sums
 from rlsys.models.packing import TokenRow, microbatches, token_batch
 from rlsys.models.policy import DTYPES, load_policy
 from rlsys.run_folder.layout import REFERENCE
+from rlsys.run_folder.room import naming_full_disk
 from rlsys.runtime.chunks import ChunkIndex, pick
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
@@ -144,7 +145,8 @@ class ReferenceWorker:
         """Write the parameters into a checkpoint's folder, unrounded."""
         parameters = self._policy.hf.named_parameters()
         unrounded = {name: self._precise.get(name, p).detach().cpu().contiguous() for name, p in parameters}
-        save_file(unrounded, Path(folder) / REFERENCE)
+        with naming_full_disk(Path(folder) / REFERENCE):
+            save_file(unrounded, Path(folder) / REFERENCE)
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote."""

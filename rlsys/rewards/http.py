@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from circuitbreaker import CircuitBreaker, CircuitBreakerError
 
-from rlsys.config.secrets import secret
+from rlsys.config.secrets import secret, without_secrets
 from rlsys.errors import ConfigError
 from rlsys.rewards import OPENRLHF_LABELS, Failed, Scores, openrlhf_labels, plain, register
 from rlsys.types import FAILURES
@@ -81,8 +81,8 @@ class Http:
         import httpx
 
         if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"reward 'http': url={url} must begin with http:// or https://")
-        self._url, self._protocol = url, protocol
+            raise ConfigError(f"reward 'http': url must begin with http:// or https://, not with {url[:8]!r}")
+        self._url, self._shown_url, self._protocol = url, without_secrets(url), protocol
         self._columns = columns
         self._batch_size, self._timeout_s = batch_size, timeout_s
         self._max_tries, self._wait_s = max_tries, wait_s
@@ -92,7 +92,7 @@ class Http:
         self._executor = ThreadPoolExecutor(num_parallel)
         # Around each single try: the retries of all threads share the count of failures. A refusal (RefusedError) shows
         # that the service is there, so it resets the count.
-        breaker = _Breaker(breaker_failures, breaker_s, UnavailableError, name=f"reward service {url}")
+        breaker = _Breaker(breaker_failures, breaker_s, UnavailableError, name=f"reward service {self._shown_url}")
         self._post_once = breaker.decorate(self._post)
 
     def __call__(
@@ -177,13 +177,15 @@ class Http:
         try:
             reply: dict[str, Any] = retrying(self._post_once, body, end)
         except CircuitBreakerError:
-            return Failed(f"{self._url} failed too often: nothing is sent to it for a while (circuit breaker open)")
+            return Failed(
+                f"{self._shown_url} failed too often: nothing is sent to it for a while (circuit breaker open)"
+            )
         except OutOfTimeError:
-            return Failed(f"{self._url}: no reply before the deadline of the call", "timeout")
+            return Failed(f"{self._shown_url}: no reply before the deadline of the call", "timeout")
         except UnavailableError as error:
-            return Failed(f"{self._url}: {error}, in {retrying.statistics['attempt_number']} tries")
+            return Failed(f"{self._shown_url}: {error}, in {retrying.statistics['attempt_number']} tries")
         except RefusedError as error:
-            return Failed(f"{self._url}: {error}")
+            return Failed(f"{self._shown_url}: {error}")
         return reply
 
     def _post(self, body: dict[str, Any], end: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rlsys.config.secrets import secret
+from rlsys.config.secrets import secret, without_secrets
 from rlsys.config.templates import jinja_template, text_or_file
 from rlsys.registry import fits
 from rlsys.rewards import Failed, Scores, content, plain, register
@@ -70,7 +70,7 @@ class LlmJudge:
     ) -> None:
         # A variable that the data lack is an error: the judge must not grade a text with a gap.
         self._template = _template(instruction=instruction)
-        self._url = url
+        self._url, self._shown_url = url, without_secrets(url)
         self._key = secret(api_key_env, "reward 'llm_judge': api_key_env") or "none"  # the client insists on one
         self._request: dict[str, Any] = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
         if is_constrained:
@@ -118,9 +118,9 @@ class LlmJudge:
                     messages=[{"role": "user", "content": request}], **self._request
                 )
             except OpenAIError as error:
-                return Failed(f"{self._url}: {type(error).__name__}: {error}")
+                return Failed(f"{self._shown_url}: {type(error).__name__}: {error}")
         if not reply.choices:
-            return Failed(f"{self._url}: the reply has no choices")
+            return Failed(f"{self._shown_url}: the reply has no choices")
         return self._score(reply.choices[0].message.content or "")
 
     def _score(self, reply: str) -> float | Failed:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from rlsys.errors import RlsysError, WorkerDiedError
 from rlsys.rollout.engine_client import EngineClient
+from rlsys.rollout.liveness import fault_of
 from rlsys.rollout.setup import EngineSetup
 from rlsys.rollout.worker import RolloutWorker
 from rlsys.runtime.chunks import chunks_of, pick
@@ -20,21 +23,35 @@ MAX_CONCURRENT_CALLS = 64
 
 
 class RolloutPool:
-    """Interchangeable engines, by index. Token arrays stay in the object store; the driver sees summaries."""
+    """Interchangeable engines, by number. Token arrays stay in the object store; the driver sees summaries.
+
+    An engine that is lost takes part in nothing until `restart` has put another process in its place.
+    """
 
     def __init__(self, cluster: Cluster, setup: EngineSetup, demands: list[Demand]) -> None:
+        self._cluster = cluster
         self._calls = cluster.calls
-        self.names = [demand.name for demand in demands]
-        self.num_workers = len(demands)
+        self._setup = setup
+        self._demands = demands
         self.workers_per_engine = setup.rollout.tensor_parallel_size
-        self._workers = [
-            cluster.start(RolloutWorker, demand, index, setup, max_concurrency=MAX_CONCURRENT_CALLS)
-            for index, demand in enumerate(demands)
-        ]
-        self.engines = [
-            EngineClient(name, worker, cluster.calls, linger_s=setup.rollout.linger_s)
-            for name, worker in zip(self.names, self._workers, strict=True)
-        ]
+        self.membership = 0
+        self.on_lost: Callable[[int, str], None] | None = None  # hears of every engine that is lost, and why
+        self._workers = {number: self._process(number) for number in range(len(demands))}  # those that live
+        self._started: dict[int, Any] = {}  # started again, and not yet joined
+        self.engines = {number: self._client(number, worker) for number, worker in self._workers.items()}
+
+    @property
+    def num_workers(self) -> int:
+        """Number of engines that live."""
+        return len(self._workers)
+
+    def name(self, engine: int) -> str:
+        """Return an engine's name."""
+        return self._demands[engine].name
+
+    def is_alive(self, engine: int) -> bool:
+        """Return whether an engine has not been lost, as far as is known."""
+        return engine in self._workers
 
     async def start(self, deadline_s: float) -> None:
         """Build every engine."""
@@ -43,6 +60,54 @@ class RolloutPool:
     async def stop(self, deadline_s: float) -> None:
         """Shut every engine down."""
         await self._calls.gather(self._each("stop"), what="stopping the engines", deadline_s=deadline_s)
+
+    def lose(self, engine: int, why: str) -> None:
+        """End an engine's process, which is gone, hangs or has failed; its open calls fail."""
+        worker = self._workers.pop(engine, None)
+        if worker is None:  # whoever waited for it reports the loss
+            return
+        self._cluster.kill(worker)
+        self.membership += 1
+        if self.on_lost is not None:
+            self.on_lost(engine, why)
+
+    def report(self, error: WorkerDiedError) -> None:
+        """Take the engine that the error names out of the pool, if it is one."""
+        for engine in [number for number in self._workers if self.name(number) == error.worker]:
+            self.lose(engine, str(error))
+
+    async def restart(self, engine: int, deadline_s: float) -> None:
+        """Start another process in the place of a lost engine, with the weights of `model.path`; `join` comes next.
+
+        Raises what `Calls.result` does; nothing is left of an attempt that failed.
+        """
+        worker = self._process(engine)
+        try:
+            started = worker.start.remote()
+            what = "starting an engine again"
+            await self._calls.result(started, who=self.name(engine), what=what, deadline_s=deadline_s)
+        except BaseException:
+            self._cluster.kill(worker)
+            raise
+        self._started[engine] = worker
+
+    def join(self, engine: int) -> None:
+        """Let an engine that was started again take part in broadcasts, from the next one on."""
+        worker = self._workers[engine] = self._started.pop(engine)
+        self.engines[engine] = self._client(engine, worker)
+        self.membership += 1
+
+    async def fault(self, engine: int) -> str | None:
+        """Return what is wrong with an engine that makes no progress, or None."""
+        worker = self._workers.get(engine)
+        if worker is None:
+            return None
+        wait = partial(self._calls.result, who=self.name(engine), what="a sign of life", is_work=False)
+        try:
+            found = await fault_of(worker.prove_life.remote, worker.cpu_seconds.remote, wait, on_gpu=self._is_on_gpu)
+        except RlsysError as error:
+            found = str(error)
+        return found if self._workers.get(engine) is worker else None
 
     async def trajectories(self, group: RolloutGroup) -> list[Trajectory]:
         """Fetch a group's token arrays to the driver: for writing them to a file, not for training."""
@@ -54,8 +119,8 @@ class RolloutPool:
     def begin_join_weights(self, init_infos: list[dict[str, Any]]) -> dict[str, Any]:
         """Open the weight channel on every engine."""
         return {
-            name: worker.join_weights.remote(info)
-            for name, worker, info in zip(self.names, self._workers, init_infos, strict=True)
+            self.name(number): worker.join_weights.remote(info)
+            for (number, worker), info in zip(self._workers.items(), init_infos, strict=True)
         }
 
     def begin_receive_weights(self, update_info: Mapping[str, Any], policy_version: int) -> dict[str, Any]:
@@ -66,15 +131,25 @@ class RolloutPool:
         """Load an adapter on every engine; `adapter` is a reference to what the learner's rank 0 reads."""
         return self._each("receive_adapter", adapter, policy_version)
 
-    def begin_probe(self, token_ids: np.ndarray) -> dict[str, Any]:
-        """Compute the log-probabilities of given tokens on every engine."""
-        return self._each("probe", token_ids)
+    def begin_probe(self, token_ids: np.ndarray, names: Collection[str] | None = None) -> dict[str, Any]:
+        """Compute the log-probabilities of given tokens on every engine, or on those that are named."""
+        workers = {self.name(number): worker for number, worker in self._workers.items()}
+        return {name: workers[name].probe.remote(token_ids) for name in (workers if names is None else names)}
 
     def begin_take_spans(self) -> dict[str, Any]:
         """Fetch what each engine did since the last call."""
         return self._each("take_spans")
 
+    @property
+    def _is_on_gpu(self) -> bool:
+        return self._demands[0].num_gpus > 0
+
+    def _process(self, engine: int) -> Any:
+        options = {"max_concurrency": MAX_CONCURRENT_CALLS}
+        return self._cluster.start(RolloutWorker, self._demands[engine], engine, self._setup, **options)
+
+    def _client(self, engine: int, worker: Any) -> EngineClient:
+        return EngineClient(self.name(engine), worker, self._calls, linger_s=self._setup.rollout.linger_s)
+
     def _each(self, method: str, *args: Any) -> dict[str, Any]:
-        return {
-            name: getattr(worker, method).remote(*args) for name, worker in zip(self.names, self._workers, strict=True)
-        }
+        return {self.name(number): getattr(worker, method).remote(*args) for number, worker in self._workers.items()}

@@ -70,9 +70,13 @@ class Adapters:
     async def add(self, adapter: PackedAdapter, policy_version: int) -> None:
         """Serve a version from now on; running requests keep the version that they began with.
 
+        A version that is served already comes again when another engine joins; there is nothing to do.
+
         Raises:
             WorkerError: the engine does not hold every matrix as it was sent.
         """
+        if policy_version == self.version:
+            return
         if self._folder is None:
             self._folder = make_folder(adapter.file.nbytes)
         folder = self._folder / f"version-{policy_version}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from rlsys.rollout.setup import LOADED_VERSION, EngineSetup
 from rlsys.rollout.trajectory import Response, summary_of, trajectory_of
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import FailureLog, log_worker
+from rlsys.runtime.processes import cpu_seconds
 from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
 from rlsys.weights.backend import engine_backend
@@ -105,7 +107,7 @@ class RolloutWorker:
             **of_device,
             **(slots.arguments() if slots is not None else {}),
         )
-        self._engine = Engine()
+        self._engine = Engine(on_failure=self._leave)
         await self._engine.start(arguments)
         if slots is not None:
             self._adapters = Adapters(self._engine, f"rollout-{self._index}")
@@ -129,8 +131,8 @@ class RolloutWorker:
             And a receipt of each of the engine's processes.
 
         Raises:
-            WorkerError: The engine could not load the weights. It stays paused, because its layers may now be a mix of
-                two policy versions.
+            WorkerError: The engine could not load the weights. It stays paused until it has loaded a later broadcast,
+                because its layers may now be a mix of two policy versions.
         """
         engine, keep = self._engine, self._config.inflight_kv == "keep"
         if self._setup.backend == "gloo":
@@ -147,6 +149,7 @@ class RolloutWorker:
             raise WorkerError(
                 f"rollout/{self._index} could not load policy version {policy_version}: {error}"
             ) from error
+        self._failed_update = None
         self._versions.append(policy_version)  # before resuming: responses of the new epoch look it up
         await engine.resume()
         stalled_s = time.perf_counter() - paused
@@ -212,6 +215,14 @@ class RolloutWorker:
                 return self._versions[-1], response.prompt_logprobs
         return None
 
+    async def prove_life(self) -> None:
+        """Return once the engine has made progress, see `Engine.prove_life`."""
+        await self._engine.prove_life()
+
+    async def cpu_seconds(self) -> float:
+        """Return the processor time that this process and its children have used."""
+        return cpu_seconds()
+
     async def cancel(self, request_ids: Collection[int]) -> None:
         """Stop sampling for these requests and drop their results."""
         self._finished.drop(set(request_ids))
@@ -234,6 +245,12 @@ class RolloutWorker:
             logger.info("engine stopped")
         if self._adapters is not None:
             self._adapters.close()
+
+    def _leave(self) -> None:
+        """End this process: its engine has failed, and the pool puts another in its place."""
+        logger.error("this worker ends, because its engine has failed")
+        logging.shutdown()
+        os._exit(1)
 
     async def _begin_transfer(self, update_info: Mapping[str, Any]) -> None:
         """Start receiving and return once all bytes have arrived, or earlier once no request is running."""

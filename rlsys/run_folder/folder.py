@@ -19,7 +19,7 @@ from rlsys.config.schema import Config
 from rlsys.config.written import as_written
 from rlsys.errors import ConfigError, DataError, RlsysError, nearest
 from rlsys.run_folder import layout
-from rlsys.run_folder.checkpoint import checkpoints, step_of
+from rlsys.run_folder.checkpoint import checkpoint_entries, checkpoints, damage_of, newest, step_of
 from rlsys.run_folder.jsonl import json_rows, read_metrics
 from rlsys.run_folder.whole_file import write_whole
 
@@ -54,19 +54,27 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Config, tokenizer: Any, *, start: str = "") -> RunFolder:
-        """Make the folder and write what readers need besides metrics.
+        """Make the folder and describe the run in it, unless it holds the description of an earlier start.
+
+        That one is the run's until another start has succeeded, and then calls `describe`.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path)
+        if not cls.is_run(path):
+            folder.describe(config, tokenizer, start=start)
+        return folder
+
+    def describe(self, config: Config, tokenizer: Any, *, start: str = "") -> None:
+        """Write what readers need besides metrics.
 
         Args:
-            path: the folder.
             config: the run's configuration.
             tokenizer: the policy's.
             start: the table of what the run uses, as text.
         """
-        path.mkdir(parents=True, exist_ok=True)
-        write_whole(path / layout.CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(as_written(config)))))
-        write_whole(path / layout.START, start)
-        tokenizer.save_pretrained(path / layout.TOKENIZER)
-        return cls(path)
+        write_whole(self.path / layout.CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(as_written(config)))))
+        write_whole(self.path / layout.START, start)
+        tokenizer.save_pretrained(self.path / layout.TOKENIZER)
 
     @staticmethod
     def is_run(path: str | Path) -> bool:
@@ -151,9 +159,14 @@ class RunFolder:
 
     @property
     def warnings(self) -> list[tuple[int, str]]:
-        """Step and text of every warning about a signal that cannot teach. Raises DataError as `rows` does."""
+        """Step and text of every alarm. Raises DataError as `rows` does."""
         file = self.path / layout.WARNINGS
         return [(int(row["step"]), str(row["text"])) for _, row in json_rows(file)] if file.is_file() else []
+
+    @property
+    def paused_file(self) -> Path:
+        """The file that is there while the run is paused, and holds why."""
+        return self.path / layout.PAUSED
 
     @property
     def rollouts(self) -> list[Path]:
@@ -166,22 +179,26 @@ class RunFolder:
         return sorted(self.path.glob(f"{layout.TIMELINE}*.json"), key=step_of)
 
     def checkpoint(self, step: int | None = None) -> Path:
-        """Return the folder of the newest complete checkpoint, or of the one after `step`.
+        """Return the folder of the newest whole checkpoint, or of the one after `step`.
 
         Raises:
-            ConfigError: there is none, or none after `step`; the message lists those there are.
+            ConfigError: there is none, or none after `step`; the message lists those there are. Or it is damaged.
         """
-        found = {step_of(folder): folder for folder in checkpoints(self.path)}
-        if not found:
+        if step is not None:
+            found = {step_of(folder): folder for folder in checkpoint_entries(self.path)}
+            if step not in found:
+                steps = ", ".join(str(step_of(folder)) for folder in checkpoints(self.path)) or "none"
+                raise ConfigError(f"{self.path} has no checkpoint of step {step}; there are: {steps}")
+            if (damage := damage_of(found[step], content=True)) is not None:
+                raise ConfigError(f"{found[step]} cannot be used: {damage}; leave out --step for the newest whole one")
+            return found[step]
+        folder = newest(self.path)
+        if folder is None:
             raise ConfigError(
-                f"{self.path} has no checkpoint: one is written after the last step (checkpoint.last=true), and after "
-                "every N steps with checkpoint.every=N"
+                f"{self.path} has no checkpoint yet: one is written every checkpoint.every_s seconds, after every N "
+                "steps with checkpoint.every=N, and after the last step (checkpoint.last=true)"
             )
-        if step is None:
-            return found[max(found)]
-        if step not in found:
-            raise ConfigError(f"{self.path} has no checkpoint of step {step}; there are: {', '.join(map(str, found))}")
-        return found[step]
+        return folder
 
 
 def check_run_dir(run_dir: Path, resume: str) -> None:

@@ -7,8 +7,10 @@ LOCK = "lock"  # held by the process that writes the folder
 START = "start.txt"
 METRICS = "metrics.jsonl"
 WARNINGS = "warnings.jsonl"
+PAUSED = "paused"  # while it is there the run starts no step
 ROLLOUTS = "rollouts"
 NONFINITE = "nonfinite"
+REPLAY = "replay"
 TOKENIZER = "tokenizer"
 LOGS = "logs"
 TRACKER_ID = "tracker_id"
@@ -17,10 +19,12 @@ CHECKPOINTS = "checkpoints"
 
 # Prefixes of the names that a start over moves aside. Not among them: configuration, tokenizer and checkpoints, which
 # are written again, and logs, which are appended to.
-WRITTEN = (METRICS, WARNINGS, ROLLOUTS, NONFINITE, TIMELINE, "events.out.", "wandb", TRACKER_ID)
+WRITTEN = (METRICS, WARNINGS, ROLLOUTS, NONFINITE, REPLAY, TIMELINE, "events.out.", "wandb", TRACKER_ID)
 
 # In the folder of a checkpoint:
 STATE = "state.json"
+MANIFEST = "manifest.json"
 POLICY = "policy"  # a Hugging Face folder
 ADAPTER = "adapter"  # a peft folder
 REFERENCE = "reference.safetensors"
+FINISHED = "finished"  # groups that no step has trained yet

@@ -12,7 +12,7 @@ from typing import Any
 from rlsys.algorithms.requirements import trained_roles
 from rlsys.errors import ConfigError
 from rlsys.preflight.prepared import Prepared
-from rlsys.run_folder.checkpoint import checkpoints, load_state
+from rlsys.run_folder.checkpoint import load_state, newest
 
 OF_RANKS = ("num_workers", "zero_stage", "dtype")
 # An adapter's scale and the rounding of its base are no files, but with others its numbers mean another policy.
@@ -35,10 +35,10 @@ def fixed_options(prepared: Prepared) -> dict[str, Any]:
 
 def check_fixed_options(prepared: Prepared, run_dir: Path) -> None:
     """Raise ConfigError when the run would go on from a checkpoint that only loads with other options."""
-    found = checkpoints(run_dir) if prepared.config.resume == "auto" else []
-    if not found:
+    folder = newest(run_dir) if prepared.config.resume == "auto" else None
+    if folder is None:
         return
-    folder, now = found[-1], fixed_options(prepared)
+    now = fixed_options(prepared)
     then = load_state(folder).written_with
     if not then:
         raise ConfigError(

@@ -14,8 +14,13 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)  # the rename too
+
+
+def sync(path: Path) -> None:
+    """Write a file's content, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename too
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

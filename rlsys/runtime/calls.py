@@ -56,6 +56,10 @@ class Calls:
         """Read an object that a worker has left in the object store; raises what `result` does."""
         return await self.result(ref, who=who, what=what, deadline_s=READ_DEADLINE_S, is_work=False)
 
+    def put(self, value: Any) -> Any:
+        """Store a value for workers; return a reference that this process owns."""
+        return ray.put(value)
+
     async def gather(self, calls: Mapping[K, Any], *, what: str, deadline_s: float) -> dict[K, Any]:
         """Wait for all of `calls`; the keys name the workers in errors.
 
@@ -88,6 +92,20 @@ class Calls:
         finally:
             await cancel(waits.values())
 
+    async def settle(self, calls: Mapping[K, Any], *, what: str, deadline_s: float) -> None:
+        """Wait until every call has ended, however; raises DeadlineError for those that have not."""
+        waits = {key: asyncio.ensure_future(self._work(ref, str(key), what)) for key, ref in calls.items()}
+        try:
+            if waits:
+                await asyncio.wait(waits.values(), timeout=deadline_s)
+            for wait in waits.values():
+                _ = wait.done() and wait.exception()  # or asyncio logs it as one that nobody has seen
+            late = sorted(str(key) for key, wait in waits.items() if not wait.done())
+            if late:
+                raise DeadlineError(f"{what}: still running after {deadline_s:g} s on {', '.join(late)}")
+        finally:
+            await cancel(waits.values())
+
     async def _work(self, ref: Any, who: str, what: str) -> Any:
         with self.occupancy.busy(who):
             return await self._fetch(ref, who, what)
@@ -96,7 +114,7 @@ class Calls:
         try:
             return await fetch(ref, who=who, what=what)
         except WorkerDiedError as error:
-            raise WorkerDiedError(f"{error}{end_of_log(self._log_dir, who)}") from error
+            raise WorkerDiedError(f"{error}{end_of_log(self._log_dir, who)}", who) from error
 
 
 async def fetch(ref: Any, *, who: str, what: str) -> Any:
@@ -111,4 +129,4 @@ async def fetch(ref: Any, *, who: str, what: str) -> Any:
         where = ANSI.sub("", str(error)).rstrip()
         raise WorkerError(f"{what}: {who} failed: {type(cause).__name__}: {cause}\n{where}") from error
     except ray.exceptions.RayError as error:
-        raise WorkerDiedError(f"{what}: {who} is gone: {type(error).__name__}: {error}") from error
+        raise WorkerDiedError(f"{what}: {who} is gone: {type(error).__name__}: {error}", who) from error

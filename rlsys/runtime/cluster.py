@@ -47,6 +47,7 @@ class Cluster:
         self._log_dir = log_dir
         self.room: Room
         self.calls = Calls(log_dir)
+        self.workers: dict[str, Any] = {}  # handles by the workers' names, as `rollout/0`
         self._guardian: Guardian | None = None
         self._session_dir: str | None = None
         self._environment = contextlib.ExitStack()  # what the environment was before a local Ray
@@ -105,7 +106,7 @@ class Cluster:
 
     def start(self, worker: type, demand: Demand, *args: Any, **options: Any) -> Any:
         """Start `worker(*args)` in a Ray process of its own, in the room reserved for it; returns the handle."""
-        return (
+        self.workers[demand.name] = (
             ray.remote(worker)
             .options(
                 num_cpus=demand.num_cpus,
@@ -117,6 +118,11 @@ class Cluster:
             )
             .remote(*args)
         )
+        return self.workers[demand.name]
+
+    def kill(self, worker: Any) -> None:
+        """End a worker's process, also one that hangs or is stopped; its open calls fail at once."""
+        ray.kill(worker)
 
     def _fork(self, demand: Demand) -> dict[str, str]:
         if self._preimport is None or self._guardian is None:

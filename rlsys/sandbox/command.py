@@ -1,7 +1,13 @@
 """The command line that runs a program in its sandbox.
 
 From the outside in: `timeout` ends it even if the process that watches it was killed; bubblewrap sets up namespaces,
-mounts and the filter of system calls; `prlimit` sets the limits that the kernel enforces for each process.
+mounts and the filter of system calls; `setsid` gives the program a process group of its own; `prlimit` sets the limits
+that the kernel enforces for each process.
+
+Everything up to `setsid` stays in the process group of `timeout`, and in particular the namespace's first process does,
+with which the kernel ends the program. So one signal to this group ends the sandbox at any moment of its life.
+bubblewrap's --die-with-parent alone does not: its processes ask the kernel for it only after the setup, and a parent
+that has ended before goes unnoticed.
 """
 
 from __future__ import annotations
@@ -20,17 +26,28 @@ from rlsys.sandbox.program import Limits, Program
 HOME = "/sandbox"
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/alternatives", "/etc/ld.so.cache")
 GRACE_S = 1  # seconds that `timeout` waits beyond the watcher's own deadline
-# System calls that fail: those that programs here never need, and those by which programs have broken out of sandboxes.
+# System calls that fail: those that programs here never need, those by which programs have broken out of sandboxes, and
+# those by which they can have the kernel hold memory that no limit counts.
 FORBIDDEN = (
-    *("memfd_create", "memfd_secret", "shmget", "shmat", "msgget", "mq_open", "semget"),  # memory that no limit counts
-    *("unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "fsopen", "open_tree", "move_mount"),
+    *("memfd_create", "memfd_secret", "shmget", "shmat", "msgget", "mq_open", "semget", "vmsplice"),
+    *("setxattr", "lsetxattr", "fsetxattr", "inotify_init", "inotify_init1", "fanotify_init"),
+    "landlock_create_ruleset",
+    *("unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "fsopen", "fsmount", "fspick"),
+    *("open_tree", "move_mount", "mount_setattr"),
     *("ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd", "open_by_handle_at"),
-    # Sockets hold memory that no limit counts, and those of virtual machines (AF_VSOCK) know no network namespaces.
-    # What event loops need is `socketpair`.
-    "socket",
+    # Sockets hold memory too, and those of virtual machines (AF_VSOCK) know no network namespaces. Event loops need
+    # `socketpair`: without the calls below its buffers stay small, and no socket is hidden inside another.
+    *("socket", "bind", "connect", "listen", "accept", "accept4", "setsockopt", "sendmsg", "sendmmsg"),
     *("bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "keyctl", "add_key", "request_key"),
     *("init_module", "finit_module", "kexec_load", "reboot", "swapon", "swapoff", "acct", "quotactl"),
+    *("personality", "modify_ldt", "syslog"),
 )
+# Calls that are newer than this list do not exist in the sandbox, as on an older kernel. Their numbers are the same on
+# all architectures.
+UNKNOWN_CALLS = range(452, 512)
+CLONE_THREAD = 0x10000
+# The flags of `clone` that make namespaces: mounts, cgroups, names, messages, users, processes, network.
+CLONE_NEW = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
 CLONE_THREAD = 0x10000
 # With this error the C library uses `clone` instead of `clone3`, and a filter can see the flags of `clone`.
 NO_SUCH_CALL = errno.ENOSYS
@@ -49,9 +66,9 @@ def sandbox_command(
         status_fd: an open descriptor for bubblewrap's report.
     """
     command = ["timeout", "-s", "KILL", str(math.ceil(limits.wall_s) + GRACE_S), shutil.which("bwrap") or "bwrap"]
-    # No network, no other processes, no environment; and the sandbox ends with the process that started it. In a new
-    # session the program has no controlling terminal, so it cannot type into ours.
-    command += ["--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
+    # No network, no other processes, no environment; and the sandbox ends with the process that started it. Not
+    # --new-session: the namespace's first process would leave the group before the kernel ties it to its parent.
+    command += ["--unshare-all", "--die-with-parent", "--clearenv"]
     command += ["--seccomp", str(filter_fd), "--json-status-fd", str(status_fd)]
     # What programs need of the system, all of it read-only.
     for path in dict.fromkeys((*SYSTEM, base_prefix(), *_tools(program))):
@@ -64,8 +81,11 @@ def sandbox_command(
     command += ["--setenv", "HOME", HOME, "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "LANG", "C.UTF-8"]
     for name, descriptor in files.items():
         command += ["--file", str(descriptor), f"{HOME}/{name}"]
+    # In a session of its own the program has no controlling terminal, so it cannot type into ours; and in a group of
+    # its own, since `kill(0, ...)` reaches a whole group, also outside of the namespace.
     # One second after SIGXCPU the kernel sends SIGKILL. --nproc counts threads too.
-    command += ["--", "prlimit", f"--cpu={limits.cpu_s}:{limits.cpu_s + 1}", "--core=0", "--nofile=64"]
+    command += ["--", "setsid", "prlimit", f"--cpu={limits.cpu_s}:{limits.cpu_s + 1}", "--core=0", "--nofile=64"]
+    command.append("--sigpending=1024")  # of timers too
     command += [f"--fsize={limits.disk_mib * 2**20}", f"--nproc={limits.processes + limits.threads}"]
     if not program.reserves_memory:  # else resident memory is watched from outside
         command.append(f"--as={limits.memory_mib * 2**20}")
@@ -98,14 +118,18 @@ def filter_bytes(*, may_fork: bool) -> bytes:
     for name in FORBIDDEN:
         if pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) >= 0:  # some calls do not exist on every architecture
             made.add_rule(refuse, name)
+    for number in UNKNOWN_CALLS:
+        made.add_rule(pyseccomp.ERRNO(NO_SUCH_CALL), number)
+    # The flags of clone3 are in memory, which filters cannot read, so it must not exist.
+    made.add_rule(pyseccomp.ERRNO(NO_SUCH_CALL), "clone3")
+    for flag in CLONE_NEW:
+        made.add_rule(refuse, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flag, flag))
     if not may_fork:
         for name in ("fork", "vfork"):
             if pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) >= 0:
                 made.add_rule(refuse, name)
-        # A clone that makes a thread is allowed, any other is not. The flags of clone3 are in memory, which filters
-        # cannot read, so it must not exist.
+        # A clone that makes a thread is allowed, any other is not.
         made.add_rule(refuse, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, CLONE_THREAD, 0))
-        made.add_rule(pyseccomp.ERRNO(NO_SUCH_CALL), "clone3")
     descriptor = os.memfd_create("filter")
     with open(descriptor, "w+b") as file:
         made.export_bpf(file)

@@ -27,7 +27,8 @@ class Limits:
 
     wall_s: float = 5.0
     cpu_s: int = 5  # per process
-    memory_mib: int = 512  # address space per process, and resident memory of all together
+    # Address space per process; and of all together, resident memory and what the kernel holds for them.
+    memory_mib: int = 512
     disk_mib: int = 16  # its working directory, which is in memory too
     processes: int = 1  # more than 1 only if we are not root, whose processes the kernel does not limit
     threads: int = 64  # in all processes together

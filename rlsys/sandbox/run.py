@@ -2,7 +2,7 @@
 
 The program sees read-only system folders, an empty working directory in memory, no network, no other processes and none
 of our environment variables. The kernel enforces the limits per process; what all its processes use together is watched
-from outside. When the namespace's first process ends, the kernel ends everything in it.
+from outside (`usage`). When the namespace's first process ends, the kernel ends everything in it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
-
-import psutil
 
 from rlsys.errors import ConfigError
 from rlsys.runtime.processes import TAG, kill_group
 from rlsys.sandbox.command import filter_bytes, sandbox_command
 from rlsys.sandbox.program import Limits, Program, ProgramOutcome, Result
+from rlsys.sandbox.usage import Usage, look
 
 # Seconds between two looks at what a program uses: a fork bomb starts a few hundred processes in between, not more.
 WATCH_S = 0.05
-TOOLS = ("bwrap", "timeout", "prlimit")
-OWN_PROCESSES = 3  # not the program's, but counted with it: two of bubblewrap, and one to spare
+TOOLS = ("bwrap", "timeout", "setsid", "prlimit")
 # Variables that bubblewrap gets, but not the program: where tools are, and the tag by which the run's guardian finds
 # its processes.
 KEPT = ("PATH", TAG)
@@ -66,13 +63,12 @@ def run(program: Program, limits: Limits) -> Result:
         )
         stack.callback(_end, process)
         result = _watched(process, limits)
-        first = _first_process(os.pread(status_fd, 4096, 0))
-        # Wait for what is left of its process group, and for the namespace's first process, which outlives bubblewrap.
-        # They are children of this process only if it called `adopt_orphans`.
-        for left in [-process.pid, *([] if first is None else [first])]:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(left, 0)
-        if first is None:
+        # Wait for what is left of its process group, the namespace's first process last. They are children of this
+        # process only if it called `adopt_orphans`, each once its own parent has ended.
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-process.pid, 0)
+        if not _was_made(os.pread(status_fd, 4096, 0)):
             return Result("refused", None, result.stdout, result.stderr, result.seconds)
         return result
 
@@ -157,7 +153,7 @@ def _watched(process: subprocess.Popen[bytes], limits: Limits) -> Result:
     started = time.monotonic()
     streams = _Streams(process, limits.output_kib * 1024)
     reached: ProgramOutcome | None = None
-    usage = _Usage(started)
+    usage = Usage(started)
     next_look = started + WATCH_S
     # Streams may stay open longer than the process: a child of the program may hold them.
     while reached is None and (process.poll() is None or streams.is_open):
@@ -167,8 +163,10 @@ def _watched(process: subprocess.Popen[bytes], limits: Limits) -> Result:
         elif streams.is_full:
             reached = "output"
         elif now >= next_look:  # not at every turn: a look costs more than reading the streams
-            usage = _usage(process.pid, now) or usage
-            reached, next_look = _over(usage, limits), now + WATCH_S
+            seen, next_look = look(process.pid, now), now + WATCH_S
+            reached = None if seen is None else seen.reached(limits)
+            # Once the program has ended, only bubblewrap's processes are seen, and not what the program has used.
+            usage = seen if seen and seen.cpu_s >= usage.cpu_s else usage
         if streams.is_open:
             streams.read(min(WATCH_S, max(0.0, started + limits.wall_s - now)))
         else:
@@ -180,44 +178,6 @@ def _watched(process: subprocess.Popen[bytes], limits: Limits) -> Result:
     ended = time.monotonic()
     outcome = reached or _outcome(status, err, had_time=usage.most_cpu_s(ended) < limits.cpu_s)
     return Result(outcome, None if reached else status, out, err, ended - started)
-
-
-@dataclass(frozen=True)
-class _Usage:
-    """What all processes of a sandbox use together at one moment."""
-
-    seen_at: float  # on the clock of `time.monotonic()`
-    resident: int = 0  # bytes
-    num_threads: int = 1
-    cpu_s: float = 0.0  # of the process that used most: the limit is one per process
-
-    def most_cpu_s(self, end: float) -> float:
-        """Return the most CPU time that one process can have used at `end`: every thread may have run since."""
-        return self.cpu_s + (end - self.seen_at) * self.num_threads
-
-
-def _usage(pid: int, now: float) -> _Usage | None:
-    """Look at the sandbox's processes; None once they have ended, which says nothing of what they have used."""
-    resident, count, cpu_s = 0, 0, 0.0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                resident += child.memory_info().rss
-                count += child.num_threads()
-                times = child.cpu_times()
-                cpu_s = max(cpu_s, times.user + times.system)
-    return _Usage(now, resident, count, cpu_s) if count else None
-
-
-def _over(usage: _Usage, limits: Limits) -> ProgramOutcome | None:
-    """Return the limit that all processes of the sandbox exceed together, or None.
-
-    Their number is bounded by the kernel already; counting here would be too slow against a program that starts
-    processes without end.
-    """
-    if usage.num_threads > limits.processes + limits.threads + OWN_PROCESSES:
-        return "processes"
-    return "memory" if usage.resident > limits.memory_mib * 2**20 else None
 
 
 def _outcome(status: int, stderr: str, *, had_time: bool) -> ProgramOutcome:
@@ -237,13 +197,9 @@ def _outcome(status: int, stderr: str, *, had_time: bool) -> ProgramOutcome:
     return "signal" if status > 128 else "exit"
 
 
-def _first_process(report: bytes) -> int | None:
-    """Return the process id of the namespace's first process from bubblewrap's report; None if there is no sandbox."""
-    for line in report.splitlines():
-        found = json.loads(line).get("child-pid")
-        if found is not None:
-            return int(found)
-    return None
+def _was_made(report: bytes) -> bool:
+    """Return whether bubblewrap's report names the namespace's first process: else there was no sandbox."""
+    return any("child-pid" in json.loads(line) for line in report.splitlines())
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

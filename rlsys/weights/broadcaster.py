@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rlsys.config.schema import WeightsConfig
-from rlsys.errors import WorkerDiedError, WorkerError
+from rlsys.errors import DeadlineError, WorkerDiedError, WorkerError
 from rlsys.weights.manifest import buckets, from_update_info
 from rlsys.weights.receipt import Received, check_receipts
 
 OpenCalls = dict[str, Any]  # unfinished Ray calls by worker name
-Gather = Callable[..., Awaitable[dict[str, Any]]]
+
+logger = logging.getLogger(__name__)
+
+
+class Waits(Protocol):
+    """The driver's ways to wait for open calls (`rlsys.runtime.calls.Calls`)."""
+
+    async def gather(self, calls: OpenCalls, *, what: str, deadline_s: float) -> dict[str, Any]:
+        """Return every call's result, or raise what explains the first failures."""
+
+    async def settle(self, calls: OpenCalls, *, what: str, deadline_s: float) -> None:
+        """Wait until every call has ended, however."""
 
 
 class Broadcaster(Protocol):
@@ -21,17 +33,30 @@ class Broadcaster(Protocol):
         """Connect both sides once, or raise the error of the side that failed."""
 
     async def broadcast(self, policy_version: int) -> dict[str, float]:
-        """Make every engine serve `policy_version`.
+        """Make every engine serve `policy_version`; engines that are lost meanwhile are left out.
 
-        Returns:
+        Returns: nothing when no engine is left, else
             `weights/stalled_s`, `weights/transfer_s` and `weights/reload_s`: seconds without generation, of the
             transfer and of loading, each the largest over the engines. For whole weights that are checked also
             `weights/compared_fraction`: the share of the bytes that were found again in the engines' parameters.
 
         Raises:
             WeightMismatchError: an engine does not hold what was sent.
-            WorkerError: a side failed; its death, if there was one, is raised.
+            WorkerError: a side failed, and not because an engine was lost; the death of a rank is raised.
         """
+
+
+class Engines(Protocol):
+    """The engines that broadcasts reach."""
+
+    membership: int  # a number that changes whenever an engine is lost or comes back
+
+    @property
+    def num_workers(self) -> int:
+        """Number of engines that live now."""
+
+    def report(self, error: WorkerDiedError) -> None:
+        """Take the engine that the error names out of the pool, if it is one."""
 
 
 class WeightSide(Protocol):
@@ -53,10 +78,9 @@ class WeightSide(Protocol):
         """Start sending the current weights; rank 0, which is the first, gives the buckets' checksums."""
 
 
-class EngineSide(Protocol):
+class EngineSide(Engines, Protocol):
     """The receiving side: the rollout pool."""
 
-    num_workers: int  # engines
     workers_per_engine: int
 
     def begin_join_weights(self, init_infos: list[dict[str, Any]]) -> OpenCalls:
@@ -67,19 +91,24 @@ class EngineSide(Protocol):
 
 
 class WeightBroadcaster:
-    """The broadcaster of whole weights: joins both sides once, then broadcasts after every policy update."""
+    """The broadcaster of whole weights: joins both sides, then broadcasts after every policy update.
+
+    The group of a broadcast has fixed members. When an engine is lost or comes back, both sides join anew.
+    """
 
     def __init__(
-        self, sender: WeightSide, receiver: EngineSide, gather: Gather, config: WeightsConfig, backend: str
+        self, sender: WeightSide, receiver: EngineSide, waits: Waits, config: WeightsConfig, backend: str
     ) -> None:
         self._sender = sender
         self._receiver = receiver
-        self._gather = gather
+        self._waits = waits
         self._config = config
         self._backend = backend
+        self._opened = -1  # the membership that joined; -1 before the first has
 
     async def open(self) -> None:
         """Join both sides in one group: rank 0 is the sender, and each engine's workers follow."""
+        membership = self._receiver.membership
         host, port = await self._sender.address()
         world_size = 1 + self._receiver.num_workers * self._receiver.workers_per_engine
         infos = [self._init_info(host, port, engine, world_size) for engine in range(self._receiver.num_workers)]
@@ -87,10 +116,16 @@ class WeightBroadcaster:
             **self._receiver.begin_join_weights(infos),
             **self._sender.begin_open_weights(self._backend, host, port, world_size),
         }
-        await self._gather(calls, what="opening the weight channel", deadline_s=self._config.deadline_s)
+        await self._all(calls, "opening the weight channel", membership)
+        self._opened = membership
 
     async def broadcast(self, policy_version: int) -> dict[str, float]:
         """See `Broadcaster.broadcast`."""
+        return await among_the_living(self._receiver, lambda: self._broadcast(policy_version))
+
+    async def _broadcast(self, policy_version: int) -> dict[str, float]:
+        if self._opened != self._receiver.membership:
+            await self.open()
         update_info, sent = await self._sender.weight_update_info(self._backend)
         # Both sides are started before either is awaited: they meet in a collective.
         receiving = self._receiver.begin_receive_weights(update_info, policy_version)
@@ -98,7 +133,7 @@ class WeightBroadcaster:
         sending = {} if self._backend == "ipc" else self._sender.begin_send_weights()
         what = f"broadcast of policy version {policy_version}"
         try:
-            results = await self._gather({**receiving, **sending}, what=what, deadline_s=self._config.deadline_s)
+            results = await self._all({**receiving, **sending}, what, self._opened)
         except WorkerError:
             if not sending:  # no call of the learner was open, which would have failed with it
                 await self._check_learner(what)
@@ -114,12 +149,15 @@ class WeightBroadcaster:
         fractions = [receipt.compared_fraction for each in received.values() for receipt in each.receipts]
         return metrics | {"weights/compared_fraction": min(fractions)}
 
+    async def _all(self, calls: OpenCalls, what: str, membership: int) -> dict[str, Any]:
+        return await both_sides(self._waits, self._receiver, calls, what, self._config.deadline_s, membership)
+
     async def _check_learner(self, what: str) -> None:
         """Raise WorkerDiedError when the learner is gone: engines that read its memory fail with it."""
         try:
             await self._sender.address()
         except WorkerDiedError as error:
-            raise WorkerDiedError(f"{what}: {error}") from error
+            raise WorkerDiedError(f"{what}: {error}", error.worker) from error
 
     def _init_info(self, host: str, port: int, engine: int, world_size: int) -> dict[str, Any]:
         info = {"bucket_bytes": self._bucket_bytes, "is_checked": self._config.verify}
@@ -147,7 +185,7 @@ class AdapterSide(Protocol):
         """Start gathering the adapter; return the open calls and a Ray reference to the packed adapter."""
 
 
-class AdapterEngineSide(Protocol):
+class AdapterEngineSide(Engines, Protocol):
     """The receiving side of a policy with adapters."""
 
     def begin_receive_adapter(self, adapter: Any, policy_version: int) -> OpenCalls:
@@ -157,10 +195,10 @@ class AdapterEngineSide(Protocol):
 class AdapterBroadcaster:
     """The broadcaster of a policy's adapter alone, through Ray's object store."""
 
-    def __init__(self, sender: AdapterSide, receiver: AdapterEngineSide, gather: Gather, config: WeightsConfig) -> None:
+    def __init__(self, sender: AdapterSide, receiver: AdapterEngineSide, waits: Waits, config: WeightsConfig) -> None:
         self._sender = sender
         self._receiver = receiver
-        self._gather = gather
+        self._waits = waits
         self._config = config
 
     async def open(self) -> None:
@@ -168,12 +206,47 @@ class AdapterBroadcaster:
 
     async def broadcast(self, policy_version: int) -> dict[str, float]:
         """See `Broadcaster.broadcast`."""
+        return await among_the_living(self._receiver, lambda: self._broadcast(policy_version))
+
+    async def _broadcast(self, policy_version: int) -> dict[str, float]:
+        membership = self._receiver.membership
         reading, adapter = self._sender.begin_read_adapter()
         # Ray hands the object to the engines when it is there; the driver never has it.
         receiving = self._receiver.begin_receive_adapter(adapter, policy_version)
         what = f"broadcast of policy version {policy_version} (adapter)"
-        results = await self._gather({**reading, **receiving}, what=what, deadline_s=self._config.deadline_s)
+        calls, deadline_s = {**reading, **receiving}, self._config.deadline_s
+        results = await both_sides(self._waits, self._receiver, calls, what, deadline_s, membership)
         return _slowest([results[engine] for engine in receiving])
+
+
+async def both_sides(
+    waits: Waits, engines: Engines, calls: OpenCalls, what: str, deadline_s: float, membership: int
+) -> dict[str, Any]:
+    """Wait for both sides of a transfer to the engines of `membership`, and report an engine that has died.
+
+    After the loss of an engine every call must have ended, however, before the sides can meet again.
+    """
+    try:
+        return await waits.gather(calls, what=what, deadline_s=deadline_s)
+    except (WorkerError, DeadlineError) as error:
+        if isinstance(error, WorkerDiedError):
+            engines.report(error)
+        if engines.membership != membership:
+            await waits.settle(calls, what=f"{what}, after {error}", deadline_s=deadline_s)
+        raise
+
+
+async def among_the_living(engines: Engines, broadcast: Callable[[], Awaitable[dict[str, float]]]) -> dict[str, float]:
+    """Broadcast again, to those that are left, for as long as engines are lost in it; nothing once none is left."""
+    while engines.num_workers:
+        membership = engines.membership
+        try:
+            return await broadcast()
+        except (WorkerError, DeadlineError):
+            if engines.membership == membership:
+                raise
+            logger.warning("broadcasting again, without the engine that was lost")
+    return {}
 
 
 def _slowest(times: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -22,6 +22,10 @@ class BucketSource(Protocol):
         """Fill the buffer with the next bucket's bytes."""
         ...
 
+    def close(self) -> None:
+        """Leave the group; peers that wait for this rank fail."""
+        ...
+
 
 class BucketReceiver:
     """The buckets of one broadcast, in the order that they were sent; iterating waits for each.
@@ -76,6 +80,7 @@ class BucketReceiver:
                 self._received.put((bucket, buffer))
         except Exception as error:
             self._error = error
+            self._source.close()  # a failure is all peers': none must wait for another that has failed
         finally:
             self.transfer_s = time.perf_counter() - started
             self._received.put(None)  # the end, also after an error: the consumer must not wait for more

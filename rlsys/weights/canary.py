@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from rlsys.errors import DeadlineError, SuspectPolicyError
+from rlsys.errors import DeadlineError, SuspectPolicyError, WorkerDiedError, WorkerError
 from rlsys.metrics.step import Metrics
 from rlsys.runtime.calls import Calls
 from rlsys.weights.change import EngineChange, Scored
@@ -36,10 +36,17 @@ logger = logging.getLogger(__name__)
 
 
 class ProbedSide(Protocol):
-    """The policy's ranks, or the rollout pool."""
+    """The policy's ranks."""
 
     def begin_probe(self, token_ids: np.ndarray) -> dict[str, Any]:
         """Start computing the log-probabilities of `token_ids` on every worker."""
+
+
+class ProbedEngines(Protocol):
+    """The rollout pool."""
+
+    def begin_probe(self, token_ids: np.ndarray, names: Collection[str] | None = None) -> dict[str, Any]:
+        """Start computing the log-probabilities of `token_ids` on every engine, or on those that are named."""
 
 
 class _Version:
@@ -48,7 +55,7 @@ class _Version:
     def __init__(self) -> None:
         # [L - 1] float32 under the policy, and without its adapter where it has one.
         self.learned: asyncio.Future[tuple[np.ndarray, np.ndarray | None]] = asyncio.get_running_loop().create_future()
-        self.served: dict[int, np.ndarray] = {}  # [L - 1] float32 by engine
+        self.served: dict[str, np.ndarray] = {}  # [L - 1] float32 by engine
 
 
 class WeightCanary:
@@ -58,7 +65,7 @@ class WeightCanary:
         self,
         calls: Calls,
         learner: ProbedSide,
-        rollout: ProbedSide,
+        rollout: ProbedEngines,
         token_ids: np.ndarray,
         *,
         dtype: str | None,
@@ -71,7 +78,7 @@ class WeightCanary:
         self._token_ids = token_ids
         self._deadline_s = deadline_s
         self._versions: dict[int, _Version] = {}
-        self._changes: defaultdict[int, EngineChange] | None = None
+        self._changes: defaultdict[str, EngineChange] | None = None
         if dtype is not None:
             self._changes = defaultdict(lambda: EngineChange(dtype))
         self._open: set[asyncio.Task[None]] = set()
@@ -96,10 +103,28 @@ class WeightCanary:
         """
         version = self._versions.get(policy_version) or self._ask_learner(policy_version)
         answers = [
-            self._start(self._take_served(engine, name, call))
-            for engine, (name, call) in enumerate(self._rollout.begin_probe(self._token_ids).items())
+            self._start(self._take_served(engine, call))
+            for engine, call in self._rollout.begin_probe(self._token_ids).items()
         ]
-        self._start(self._judge(policy_version, version, answers))
+        if answers:  # else every engine was lost, and those that come back are compared before they serve
+            self._start(self._judge(policy_version, version, answers))
+
+    async def check(self, policy_version: int, engine: str) -> None:
+        """Compare an engine that has just started, and been given a version, before it serves.
+
+        Raises:
+            WorkerError: it was lost, or does not compute what the learner does; later versions are compared with this.
+        """
+        version = self._versions.get(policy_version) or self._ask_learner(policy_version)
+        if self._changes is not None:
+            self._changes.pop(engine, None)  # what the process before it gave
+        await self._take_served(engine, self._rollout.begin_probe(self._token_ids, [engine])[engine])
+        learned, bare = await version.learned
+        if engine not in version.served:
+            raise WorkerError(f"{engine} was given policy version {policy_version}, and gave nothing to compare")
+        problem = self._problem(policy_version, engine, version, learned, bare)
+        if problem is not None:
+            raise WorkerError(f"{engine} was given policy version {policy_version}, and {problem}")
 
     def take(self) -> Metrics:
         """Return the differences since the last call; empty when nothing was compared."""
@@ -156,8 +181,12 @@ class WeightCanary:
         if bare is not None:
             self._effect += Differences.between(bare, learned)
 
-    async def _take_served(self, engine: int, name: str, call: Any) -> None:
-        answer = await self._result(name, call)
+    async def _take_served(self, engine: str, call: Any) -> None:
+        try:
+            answer = await self._result(engine, call)
+        except WorkerDiedError as error:  # nobody trains on what it would have sampled
+            logger.warning("not compared with the learner: %s", error)
+            return
         if answer is None:  # weights came in between each time it tried
             return
         policy_version, logprobs = answer
@@ -170,19 +199,24 @@ class WeightCanary:
         await asyncio.wait(answers)
         learned, bare = await version.learned
         self._count(policy_version, is_missed=not version.served)
-        problems: dict[int, str] = {}
-        for engine, served in sorted(version.served.items()):
-            self._difference += Differences.between(served, learned)
-            if self._changes is None:  # weights.verify=false
-                continue
-            problem = self._changes[engine].judge(Scored(policy_version, learned, served))
-            if bare is not None:
-                to_bare, to_policy = Differences.between(served, bare), Differences.between(served, learned)
-                problem = missing_effect(to_bare, to_policy) or problem
-            if problem is not None:
-                problems[engine] = problem
+        found = {each: self._problem(policy_version, each, version, learned, bare) for each in sorted(version.served)}
+        problems = {engine: problem for engine, problem in found.items() if problem is not None}
         if problems:
             raise SuspectPolicyError(_message(problems, len(version.served), policy_version))
+
+    def _problem(
+        self, policy_version: int, engine: str, version: _Version, learned: np.ndarray, bare: np.ndarray | None
+    ) -> str | None:
+        """Count what an engine gave in the differences; return what is wrong with it, or None."""
+        served = version.served[engine]
+        self._difference += Differences.between(served, learned)
+        if self._changes is None:  # weights.verify=false
+            return None
+        problem = self._changes[engine].judge(Scored(policy_version, learned, served))
+        if bare is not None:
+            to_bare, to_policy = Differences.between(served, bare), Differences.between(served, learned)
+            problem = missing_effect(to_bare, to_policy) or problem
+        return problem
 
     def _count(self, policy_version: int, *, is_missed: bool) -> None:
         self._missed += is_missed
@@ -195,8 +229,8 @@ class WeightCanary:
             )
 
 
-def _message(problems: dict[int, str], num_engines: int, policy_version: int) -> str:
-    names = ", ".join(f"rollout/{engine}" for engine in problems)
+def _message(problems: dict[str, str], num_engines: int, policy_version: int) -> str:
+    names = ", ".join(problems)
     others = "the other engines agree with the learner" if len(problems) < num_engines else "no engine agrees"
     return (
         f"{names} and the learner disagree about the log-probabilities of a fixed text at policy version "

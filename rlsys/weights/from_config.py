@@ -17,7 +17,7 @@ from rlsys.weights.broadcaster import (
     WeightBroadcaster,
     WeightSide,
 )
-from rlsys.weights.canary import ProbedSide, WeightCanary, canary_text
+from rlsys.weights.canary import ProbedEngines, ProbedSide, WeightCanary, canary_text
 from rlsys.weights.verify import coarser
 
 
@@ -25,15 +25,15 @@ class PolicySide(WeightSide, AdapterSide, ProbedSide, Protocol):
     """The policy's ranks."""
 
 
-class RolloutSide(EngineSide, AdapterEngineSide, ProbedSide, Protocol):
+class RolloutSide(EngineSide, AdapterEngineSide, ProbedEngines, Protocol):
     """The rollout pool."""
 
 
 def broadcaster_of(config: Config, policy: PolicySide, rollout: RolloutSide, calls: Calls) -> Broadcaster:
     """Return the broadcaster of whole weights, or of adapters where only those are sent."""
     if config.learner.lora.syncs_adapter_only:
-        return AdapterBroadcaster(policy, rollout, calls.gather, config.weights)
-    return WeightBroadcaster(policy, rollout, calls.gather, config.weights, weight_backend(config))
+        return AdapterBroadcaster(policy, rollout, calls, config.weights)
+    return WeightBroadcaster(policy, rollout, calls, config.weights, weight_backend(config))
 
 
 def canary_of(prepared: Prepared, policy: PolicySide, rollout: RolloutSide, calls: Calls) -> WeightCanary:

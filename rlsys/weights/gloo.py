@@ -54,15 +54,15 @@ class GlooChannel:
         timeout = timedelta(seconds=deadline_s)
         # The store does not wait; `_offered` and `_attached` do, each for the keys that the other side sets.
         store = meeting_store(host, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
-        self._store = dist.PrefixStore("rlsys-weights", store)
+        self._store: Any = dist.PrefixStore("rlsys-weights", store)
         self._is_sender = rank == 0
         self._memory: SharedMemory | None
         self._memory, remote = self._offered(shared_bytes, world_size) if self._is_sender else self._attached(rank)
         self._own: list[torch.Tensor] = []
         self._token = torch.zeros(1, dtype=torch.uint8)
         signal_store = dist.PrefixStore("signal", self._store)
-        self._signal_group = dist.ProcessGroupGloo(signal_store, rank, world_size, timeout)
-        self._data_group = None
+        self._signal_group: Any = dist.ProcessGroupGloo(signal_store, rank, world_size, timeout)
+        self._data_group: Any = None
         members = [0, *remote]
         if rank in members and remote:
             data_store = dist.PrefixStore("data", self._store)
@@ -94,10 +94,17 @@ class GlooChannel:
         Raises:
             RuntimeError: the deadline has passed, or a peer is gone.
         """
+        if self._signal_group is None:
+            raise RuntimeError("the weight channel is closed, as after a failed broadcast: it must be opened again")
         # The signal comes first, so that ranks which read the shared memory do not wait for the others' bytes.
         _broadcast(self._signal_group, self._token)
         if self._data_group is not None:
             _broadcast(self._data_group, buffer)
+
+    def close(self) -> None:
+        """Leave the group; peers that wait for this rank fail at once."""
+        # Destroying a group closes its connections. An error that was raised in it may still hold this object.
+        self._signal_group = self._data_group = self._store = self._memory = None
 
     def _offered(self, shared_bytes: int, world_size: int) -> tuple[SharedMemory | None, list[int]]:
         """Offer the sender's memory to all ranks; return it (None if no rank reads it), and the ranks that cannot."""

@@ -31,6 +31,10 @@ class Channel(Protocol):
         """Send every bucket."""
         ...
 
+    def close(self) -> None:
+        """Leave the group; peers that wait for this rank fail."""
+        ...
+
 
 class WeightSender:
     """The sender of a module's parameters, with adapters merged in: in order, in the dtypes that engines hold."""
@@ -77,6 +81,7 @@ class WeightSender:
         """Join the weight group as its sender; block until every engine has joined, or the deadline."""
         if self._rank != 0 or backend == "ipc":  # IPC handles travel with the control call, without a group
             return
+        self._close()  # of other members
         if backend == "gloo":
             cut = buckets(self.manifest(), self._bucket_bytes)
             shared = shared_size([total_bytes(bucket) for bucket in cut]) if share_memory else 0
@@ -91,12 +96,25 @@ class WeightSender:
         Returns: the `checksum` of every bucket on rank 0, where they are checked; else nothing.
         """
         sums: list[torch.Tensor] = []
+        if self._rank == 0 and self._channel is None:
+            raise RuntimeError("the weight channel is not open, or was closed by a failed broadcast")
         packed = self._packed(self._channel, sums)
-        if self._channel is not None:
-            self._channel.send(packed)
+        try:
+            if self._channel is not None:
+                self._channel.send(packed)
+        except Exception:
+            for _ in packed:  # other ranks wait for this one in the gathering
+                pass
+            self._close()  # so that the engines do not wait for the rest
+            raise
         for _ in packed:  # ranks without the channel must take part in the gathering too
             pass
         return [int(each) for each in sums]
+
+    def _close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
     def export_ipc(self) -> tuple[dict[str, Any], list[int]]:
         """Return CUDA IPC handles to packed copies of the parameters, for engines on the same GPU, and their sums.

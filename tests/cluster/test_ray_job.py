@@ -96,8 +96,9 @@ def test_a_job_trains_and_a_wrong_token_or_key_is_refused(head: dict[str, str], 
     assert "ok   CPUs " in node
     assert "ok   clock              agrees with the driver's" in node
 
-    other = tmp_path / "other-token"
-    other.write_text(uuid.uuid4().hex * 2)
-    refused = submit({**head, "RAY_AUTH_TOKEN_PATH": str(other)}, *small)
+    # Without a token one is made. It is not the head's, and nobody else may read it.
+    without = {name: value for name, value in head.items() if name != "RAY_AUTH_TOKEN_PATH"}
+    refused = submit({**without, "HOME": str(tmp_path)}, *small)
     assert refused.returncode != 0
     assert "no Ray head that takes this token" in refused.stderr
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600

@@ -40,7 +40,7 @@ class Group:
         for worker in self.workers:
             worker.wait_started()
         self.sender, receiver = roles.Learner(self.learner, "127.0.0.1", free_port()), roles.Engines(self.engines)
-        self.broadcaster = Broadcaster(self.sender, receiver, Calls().gather, self._config, self._backend)
+        self.broadcaster = Broadcaster(self.sender, receiver, Calls(), self._config, self._backend)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from rlsys.errors import WorkerDiedError
 from rlsys.runtime.calls import Calls
 from rlsys.weights.receipt import Receipt, Received
 from tests.fakes import streams
@@ -170,6 +171,10 @@ class Engines:
         self.engines = engines
         self.num_workers = len(engines)
         self.workers_per_engine = len(engines[0])
+        self.membership = 0
+
+    def report(self, error: WorkerDiedError) -> None:
+        """Keep it: there is nobody who could replace it."""
 
     def begin_join_weights(self, init_infos: list[dict[str, Any]]) -> dict[str, Any]:
         return {

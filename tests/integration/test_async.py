@@ -56,20 +56,42 @@ def test_ahead_of_training_and_cut_off_in_between(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with small_run(tmp_path, [*AHEAD, "train.num_steps=9", "checkpoint.every=3", "checkpoint.keep=9"]) as opened:
         opened.train()
-        assert opened.run.orchestrator.pending_positions(9) == []  # nothing was sampled that no step would train
+        assert opened.run.orchestrator.pending_positions() == []  # nothing was sampled that no step would train
     state = json.loads((folder / "checkpoints" / "step-000003" / "state.json").read_text())
-    assert 0 < len(state["prompts_pending"]) <= 2 * 8
-    assert state["prompt_cursor"] == 3 * 8 + len(state["prompts_pending"])
+    ahead = [*state["prompts_pending"], *state["prompts_finished"]]
+    assert 0 < len(ahead) <= 2 * 8
+    assert state["prompt_cursor"] == 3 * 8 + len(ahead)
+    assert state["ledger"]["trained"] == 3 * 8
     _check_steps(folder, 9)
     _check_timeline(json.loads((folder / "timeline.json").read_text()))
 
     for step in (6, 9):
         (folder / "checkpoints" / f"step-{step:06d}" / "state.json").unlink()
+    before = _sampled(folder)
     with small_run(tmp_path, [*AHEAD, "train.num_steps=6", "resume=auto"]) as opened:
         assert opened.run.state.step == 3
+        finished = opened.run.orchestrator.finished(3)
+        assert [position for position, _ in finished] == state["prompts_finished"]
         opened.train()
+    # What was finished was not sampled again, and nothing but that was kept.
+    kept = {group.rollout.prompt.index for _, group in finished}
+    after = _sampled(folder)
+    assert kept
+    for step in (4, 5, 6):
+        for prompt, responses in after[step].items():
+            assert (responses in before[4].values() or responses in before[5].values()) == (prompt in kept)
     assert [row["step"] for row in read_metrics(folder)] == [0, 1, 2, 3, 4, 5, 6]
     _check_steps(folder, 6)
+
+
+def _sampled(folder: Path) -> dict[int, dict[int, list[Any]]]:
+    """When each prompt's responses began, and what they were, by step."""
+    found: dict[int, dict[int, list[Any]]] = {}
+    for path in sorted((folder / "rollouts").glob("step-*.jsonl")):
+        for row in map(json.loads, path.read_text().splitlines()):
+            of_step = found.setdefault(int(path.stem.removeprefix("step-")), {})
+            of_step.setdefault(row["prompt_index"], []).append((row["started"], row["response"]))
+    return found
 
 
 def _check_steps(folder: Path, num_steps: int) -> None:

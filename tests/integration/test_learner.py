@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from rlsys.build.placement import worker_demands
 from rlsys.config.compose import load_config
 from rlsys.config.schema import Config
+from rlsys.errors import NoRoomError
 from rlsys.learner.policy_group import PolicyGroup
 from rlsys.learner.rank_group import divide
 from rlsys.learner.setup import PolicySetup
@@ -472,3 +475,94 @@ def test_the_auxiliary_loss_of_a_mixture_of_experts_is_added(
         gradient = block.mlp.gate.weight.grad
         assert gradient.abs().max() > 1e-3
         torch.testing.assert_close(plain[name] - balanced[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def replayed(run_dir: Path) -> subprocess.CompletedProcess[str]:
+    """Replay step 2, in a process of its own."""
+    command = [sys.executable, "-m", "rlsys.cli", "replay", str(run_dir), "--step", "2"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "num_minibatches"),
+    [
+        (["learner.zero_stage=1"], 2),
+        *(
+            pytest.param(*case, marks=LONG)
+            for case in (
+                (["learner.zero_stage=0"], 2),
+                (["learner.zero_stage=2", "learner.offload_optimizer=true"], 1),
+                (["learner.zero_stage=3", "learner.dtype=bfloat16"], 1),
+                (["learner.num_workers=2", "learner.zero_stage=0"], 2),
+                (["learner.num_workers=3", "learner.zero_stage=3"], 1),
+                (["learner.num_workers=2", "learner.zero_stage=2", "learner.dtype=bfloat16"], 1),
+                (["learner.lora.rank=4", "learner.lora.dropout=0.1"], 2),
+                (["learner.num_workers=2", "learner.lora.rank=4", "learner.lora.dropout=0.1"], 1),
+            )
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_step_is_replayed_bit_for_bit_and_another_batch_is_noticed(
+    cluster: Cluster, model: str, tmp_path: Path, options: list[str], num_minibatches: int
+) -> None:
+    """Between ranks sums are made in another order, so several ranks agree within a tolerance, in the first update."""
+    folder, dump = tmp_path / "run" / "checkpoints" / "step-000001", tmp_path / "run" / "replay" / "step-000002"
+    group, config = start_learner(cluster, model, ["learner.lr=1e-3", "learner.eps=1e-8", *options])
+    try:
+        wait(group.update(experience()))
+        folder.mkdir(parents=True)
+        wait(group.save(str(folder)))
+        wait(group.update(experience(num_minibatches), str(dump)))
+    finally:
+        kill(group)
+    (folder / "state.json").write_text(json.dumps({"step": 1, "prompt_cursor": 0}))
+    # What was recorded is the whole gradient: its norm is the one that DeepSpeed clips.
+    updates = json.loads((dump / "record.json").read_text())["computed"]["updates"]
+    norms = [sum(one["norm"] ** 2 for one in update["gradients"].values()) ** 0.5 for update in updates]
+    assert norms == pytest.approx([update["grad_norm"] for update in updates], rel=1e-3)
+    assert len(norms) == num_minibatches
+    result = replayed(tmp_path / "run")
+    is_exact = config.learner.num_workers == 1
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"step 2 is replayed {'bit for bit' if is_exact else ''}" in result.stdout
+    assert ("not bit for bit" in result.stdout) is not is_exact
+    assert f"update {num_minibatches if is_exact else 1}, gradient " in result.stdout
+    if options != ["learner.zero_stage=1"]:
+        return
+    path = dump / "rank-0.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["token_ids"][arrays["loss_mask"].argmax()] += 1
+    np.savez(path, allow_pickle=False, **arrays)
+    tampered = replayed(tmp_path / "run")
+    assert tampered.returncode == 1, tampered.stdout + tampered.stderr
+    assert "The first in the order of the computation is update 1, loss: the run had " in tampered.stderr
+    assert " equal\n" in tampered.stdout.partition("update 1")[0]  # the weights before
+
+
+@pytest.mark.parametrize(
+    ("stage", "rank"), [(1, 1), *(pytest.param(*case, marks=LONG) for case in ((0, 0), (1, 0), (3, 0), (3, 1)))]
+)
+def test_ranks_that_met_a_full_disk_together_can_save_again(
+    cluster: Cluster, model: str, stage: int, rank: int, tmp_path: Path
+) -> None:
+    """One rank's file is a link to /dev/full: its write fails as on a full disk, amid the group's call."""
+    group, _ = start_learner(cluster, model, ["learner.num_workers=2", f"learner.zero_stage={stage}"])
+    try:
+        wait(group.save(str(tmp_path / "whole")))
+        names = sorted(path.name for path in (tmp_path / "whole" / "learner").iterdir())
+        of_rank = [name for name in names if f"rank_{rank}_" in name and "optim" in name] or names[:1]
+        (tmp_path / "full" / "learner").mkdir(parents=True)
+        (tmp_path / "full" / "learner" / of_rank[0]).symlink_to("/dev/full")
+        with pytest.raises(NoRoomError, match=rf"learner/{rank if stage else 0}: no room on the disk for .*/full/"):
+            wait(group.save(str(tmp_path / "full")))
+        wait(group.save(str(tmp_path / "again")))
+        assert sorted(path.name for path in (tmp_path / "again" / "learner").iterdir()) == names
+        wait(group.load(str(tmp_path / "again")))
+        (tmp_path / "no_model" / "policy").mkdir(parents=True)
+        (tmp_path / "no_model" / "policy" / "config.json").symlink_to("/dev/full")
+        with pytest.raises(NoRoomError, match="no_model/policy"):
+            wait(group.save(str(tmp_path / "no_model")))
+    finally:
+        kill(group)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.integration.runs import SMALL, read_metrics
+from tests.planted import plant, planted_that_ran
 
 METRIC_KEYS = {
     "step",
@@ -89,12 +90,20 @@ def test_real_prompts_run_with_every_row_s_outcome(tmp_path: Path, gsm8k: Path, 
 
 
 @pytest.mark.timeout(1200)
-def test_a_run_writes_everything_and_resumes_at_the_right_step(tmp_path: Path) -> None:
+def test_a_run_writes_everything_and_resumes_at_the_right_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = tmp_path / "run"
+    plant(tmp_path)
+    (tmp_path / "reward.py").write_text("def score(completions, *, token, **_): return [0.0 for _ in completions]")
+    token = "{name: 'reward.py:score', token: '${oc.env:SERVICE_TOKEN}'}"
+    secret = "hunter2-of-the-tests"
+    for name in ("SERVICE_TOKEN", "HF_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, secret)
     common = ["checkpoint.every=2", "eval.every=2", "data.eval_limit=8", "logging.trackers=[tensorboard]"]
+    common.append(f"rewards=[{{name: target_length, target: 4}}, {token}]")
     first = train(tmp_path, *common, "train.num_steps=3")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "step 3/3" in first.stdout
+    assert planted_that_ran(tmp_path) == []  # in no process of the run
 
     rows = read_metrics(run_dir)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
@@ -123,6 +132,11 @@ def test_a_run_writes_everything_and_resumes_at_the_right_step(tmp_path: Path) -
     indices = {step: _prompt_indices(run_dir, step) for step in (1, 2, 3, 4)}
     assert len(again) == 16
     assert len(set().union(*indices.values())) == sum(len(i) for i in indices.values()), "a prompt was repeated"
+
+    assert "token: ${oc.env:SERVICE_TOKEN}" in (run_dir / "config.yaml").read_text()
+    written = {file.name: file.read_bytes() for file in run_dir.rglob("*") if file.is_file()}
+    written |= {"stdout": (first.stdout + first.stderr).encode()}
+    assert [name for name, content in written.items() if secret.encode() in content] == []
 
     refused = train(tmp_path, "train.num_steps=4")
     assert refused.returncode == 1

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rlsys.errors import WeightMismatchError
 from rlsys.metrics.step import Metrics
 from rlsys.orchestrator.batch import StepBatch
+from rlsys.runtime.processes import TAG, find_tagged
 from rlsys.types import ExperienceRow, ScoredGroup
 from rlsys.weights.from_config import canary_of
 from tests.integration.runs import OpenRun, call_worker, read_metrics, sampled, small_run
 
+SECRET = "hunter2-of-the-tests"
 CASES = {
     "tied, ZeRO-3 on two ranks": ["learner.num_workers=2", "learner.zero_stage=3"],
     "untied, two engines": [
@@ -41,8 +46,15 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     rows = [f'{{"prompt": "{"1+2=3+" * 8}{i}+{i}=", "answer": "{2 * i}"}}' for i in range(4)]
     data.write_text("\n".join(rows))
     overrides = [*CASES[request.param], f"data.train={data}", "data.eval=null", "algorithm.kl.coef=0.01"]
-    with small_run(folder, overrides) as opened:
-        yield opened
+    (folder / "reward.py").write_text(
+        "def with_token(completions, *, token, **_):\n    return [float(len(token) > 9)] * len(completions)"
+    )
+    token = f"{{name:'{folder}/reward.py:with_token',token:'${{oc.env:SERVICE_TOKEN}}'}}"
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("SERVICE_TOKEN", "HF_TOKEN", "WANDB_API_KEY"):
+            environment.setenv(name, SECRET)
+        with small_run(folder, [*overrides, f"rewards=[{{name:target_length,target:4}},{token}]"]) as opened:
+            yield opened
 
 
 def test_engines_and_learner_agree_after_every_broadcast(run: OpenRun) -> None:
@@ -53,6 +65,32 @@ def test_engines_and_learner_agree_after_every_broadcast(run: OpenRun) -> None:
         assert row["sync/logprob_abs_diff/p999"] < 1e-4
     # The weights moved: the agreement is not that of two models that never changed.
     assert rows[-1]["policy/kl_ref"] > 1e-3
+
+
+def test_secrets_are_in_no_file_and_no_command_line_of_a_run(run: OpenRun) -> None:
+    """Neither one that an option takes from the environment, nor one that only stands there, nor Ray's token."""
+    secrets = [SECRET.encode(), os.environ["RAY_AUTH_TOKEN"].encode()]
+    session = run.run.roles.cluster._session_dir
+    assert session is not None
+    files = [file for folder in (run.folder, Path(session)) for file in folder.rglob("*") if file.is_file()]
+    held = {file.name: file.read_bytes() for file in files}
+    assert len(held) > 10
+    commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    held |= {command: command.encode() for command in commands}
+    assert [name for name, content in held.items() if any(secret in content for secret in secrets)] == []
+
+
+def test_no_process_of_a_local_run_listens_beyond_this_machine(run: OpenRun) -> None:
+    """Ray's, vLLM's, gloo's and PyTorch's ports: who reaches one could read or change what the run agrees on."""
+    processes = [psutil.Process(), *find_tagged(os.environ[TAG])]
+    listening = [
+        (process.name(), connection.laddr.ip.removeprefix("::ffff:"))
+        for process in processes
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN or (connection.type == socket.SOCK_DGRAM and not connection.raddr)
+    ]
+    assert {"gcs_server", "raylet", "ray::PolicyRank", "ray::RolloutWorker"} <= {name for name, _ in listening}
+    assert {address for _, address in listening} == {"127.0.0.1"}, listening
 
 
 def test_a_layer_left_out_of_the_broadcast_is_caught(run: OpenRun) -> None:

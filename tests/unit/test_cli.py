@@ -18,6 +18,7 @@ from rlsys.commands.train import folder_of
 from rlsys.config.compose import Job
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
+from tests.planted import plant, planted_that_ran
 
 
 @pytest.fixture(autouse=True)
@@ -55,16 +56,22 @@ def test_cfg_job_prints_the_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", [["-m", "rlsys.cli"], ["-P", "-c", "from rlsys.cli import main; main()"]])
 def test_a_file_of_the_working_directory_replaces_no_library(tmp_path: Path, start: list[str]) -> None:
-    for name in ("argparse", "rich", "yaml", "hydra", "rlsys"):
-        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    if "-m" in start:
-        (tmp_path / "rlsys.py").unlink()  # Python itself takes that for the package
+    plant(tmp_path)
+    for name in ("argparse", "pathlib", "typing"):  # of Python itself, which other commands import first
+        (tmp_path / f"{name}.py").write_text("raise ImportError('the library comes first')\n")
+    if "-P" in start:
+        (tmp_path / "rlsys.py").write_text("raise ImportError('the library comes first')\n")
+    (tmp_path / "recipe.yaml").write_text("model_name_or_path: x/y\nnum_generations: 8\nreward_funcs: [accuracy]\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     result = subprocess.run(
-        [sys.executable, *start, "import", "--help"], cwd=tmp_path, env=environment, capture_output=True, timeout=60
+        [sys.executable, *start, "import", "recipe.yaml"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        timeout=60,
+        text=True,
     )
-    assert result.returncode == 0, result.stderr
-    assert not (tmp_path / "ran").exists()
+    assert (result.returncode, planted_that_ran(tmp_path)) == (0, []), result.stderr
 
 
 def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

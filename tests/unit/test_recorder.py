@@ -22,6 +22,7 @@ from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.folder import RunFolder
 from rlsys.run_folder.metrics import MetricsWriter
 from rlsys.run_folder.rollouts import RolloutWriter
+from rlsys.runtime.memory_use import MemoryUse
 from rlsys.types import Coefficients, Experience, Update
 from tests.unit.records import group, reward, scored, summary, text_of
 
@@ -42,6 +43,7 @@ def record(run_dir: Path, steps: range, display: Display, *, resume_step: int = 
         StageClock(),
         orchestrator,
         Guards.from_config(config, run_dir, state, nothing, text_of),
+        MemoryUse({}),
         log=log,
         rollouts=RolloutWriter(run_dir, config.logging, text_of, nothing, nothing),
         display=display,

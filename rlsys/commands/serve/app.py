@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hmac
 import queue
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
-from fastapi.security.utils import get_authorization_scheme_param
+from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
 
+from rlsys.commands.serve.connections import HEALTH, Door
 from rlsys.errors import WorkerError
 from rlsys.scoring.call import RewardRequest
 from rlsys.scoring.process import RewardProcess
 from rlsys.types import RewardPart
 
-HEALTH = "/health"
 MAX_ROWS = 10_000
 # How a request's deadline is divided: waiting for a free process, and the call; its retries may take as long again.
 WAIT, CALL = 1 / 4, 3 / 8
@@ -77,17 +74,7 @@ def build_app(processes: Processes, token: str | None, deadline_s: float) -> Fas
     wait_s = WAIT * deadline_s  # then the client gets 503, and has time to try again
     app = FastAPI(title="rlsys reward service", docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.middleware("http")
-    async def authorise(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        """Ask for the token before the body is read: whoever has none must not fill the memory."""
-        scheme, given = get_authorization_scheme_param(request.headers.get("Authorization"))
-        # Compared in constant time: the time must not show how much of a guess is right.
-        is_valid = scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), (token or "").encode())
-        if token is None or is_valid or request.url.path == HEALTH:
-            return await answer(request)
-        # The body is still on its way: the connection is of no more use.
-        headers = {"Connection": "close", "WWW-Authenticate": "Bearer"}
-        return JSONResponse({"detail": "the request has no valid bearer token"}, 401, headers)
+    app.add_middleware(Door, token=token)
 
     @app.get(HEALTH)
     async def health() -> dict[str, str]:  # async: answered even if every thread waits for scores

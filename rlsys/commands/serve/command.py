@@ -50,6 +50,7 @@ def run(given: argparse.Namespace) -> None:
     import uvicorn
 
     from rlsys.commands.serve.app import CALL, Processes, build_app
+    from rlsys.commands.serve.connections import MAX_CONNECTIONS, Impatient
 
     deadline_s = given.deadline or max(DEADLINE_S, deadline_of(spec, 0.0) / CALL)
     processes = Processes(spec, given.processes, deadline_s, whole_groups=given.whole_groups)
@@ -59,7 +60,15 @@ def run(given: argparse.Namespace) -> None:
             "per request; set timeout_s of its clients to more",
             flush=True,
         )
-        uvicorn.run(build_app(processes, token, deadline_s), host=given.host, port=given.port, log_level="warning")
+        uvicorn.run(
+            build_app(processes, token, deadline_s),
+            host=given.host,
+            port=given.port,
+            log_level="warning",
+            http=Impatient,
+            ws="none",
+            limit_concurrency=MAX_CONNECTIONS,
+        )
     finally:
         processes.close()
 

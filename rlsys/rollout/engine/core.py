@@ -25,6 +25,10 @@ from vllm.v1.executor.abstract import Executor
 
 from rlsys.errors import WorkerError
 from rlsys.rollout.trajectory import Response
+from rlsys.runtime.background import cancel
+
+# Seconds between two looks whether the engine has made a step.
+LIFE_POLL_S = 0.05
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -37,7 +41,12 @@ class Engine:
     All methods are called on the event loop. A failed step ends the engine: requests and calls then raise its error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_failure: Callable[[], None] = lambda: None) -> None:
+        """Start the thread; `on_failure` is called on the event loop once a step has failed."""
+        self._on_failure = on_failure
+        self._num_steps = 0
+        self._num_proofs = 0
+        self._is_paused = False
         self._core: EngineCore
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -112,6 +121,7 @@ class Engine:
         Args:
             clear_cache: drop the keys and values of running requests, which are then computed again.
         """
+        self._is_paused = True
 
         def pause() -> None:
             self._core.scheduler.set_pause_state(PauseState.PAUSED_ALL)
@@ -125,6 +135,7 @@ class Engine:
     async def resume(self) -> None:
         """Continue after `pause`."""
         await self._on_thread(lambda: self._core.resume_scheduler())
+        self._is_paused = False
 
     async def collective_rpc(self, method: str | Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         """Return each rank's result of a method of vLLM's worker class, or of a function of the worker."""
@@ -137,6 +148,26 @@ class Engine:
     async def remove_lora(self, adapter_id: int) -> None:
         """Drop an adapter."""
         await self._on_thread(lambda: self._core.remove_lora(adapter_id))
+
+    async def prove_life(self) -> None:
+        """Return once the engine has made progress: a step while it is busy, a token while it is idle.
+
+        A paused engine returns at once: it waits for weights, and whoever sends them has a deadline. So does one that
+        was busy and has nothing left to do: its thread has ended the requests.
+        """
+        before, token = self._num_steps, None
+        if self.num_unfinished == 0 and not self._is_paused:
+            self._num_proofs += 1
+            one = SamplingParams(temperature=0.0, max_tokens=1, logprobs=0, detokenize=False)
+            token = asyncio.ensure_future(self.generate(f"life-{self._num_proofs}", [0], one))
+        try:
+            while not self._is_paused and self._num_steps == before:
+                if token.done() if token is not None else self.num_unfinished == 0:
+                    break
+                await asyncio.sleep(LIFE_POLL_S)
+        finally:
+            if token is not None:
+                await cancel([token])
 
     @property
     def num_unfinished(self) -> int:
@@ -192,6 +223,7 @@ class Engine:
         try:
             outputs, was_executed = self._core.step_fn()
             self._core.post_step(was_executed)
+            self._num_steps += 1
         except Exception as error:
             self._end_engine(error)
             return
@@ -235,3 +267,4 @@ class Engine:
     def _fail_all(self, error: Exception) -> None:
         for name in list(self._open):
             self._fail(name, error)
+        self._on_failure()

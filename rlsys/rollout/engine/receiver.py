@@ -63,14 +63,19 @@ class BucketEngine(NCCLWeightTransferEngine):
 
     init_info_cls = JoinInfo
     update_info_cls = UpdateInfo
+    _is_updating = False
 
     def init_transfer_engine(self, init_info: Any) -> None:
         """Join the broadcast group; block until the learner and every other engine have joined."""
         self._join = init_info
         self.arrivals = Arrivals()
+        self.shutdown()  # of a group with other members
 
     def start_weight_update(self) -> None:
         """Begin the layerwise reload."""
+        if self._is_updating:  # an update that failed: its layers are put in order first, whatever they hold
+            super().finish_weight_update()
+        self._is_updating = True
         pack_experts_again(self.model)
         names = {name for name, _ in self.model.named_parameters()}  # tied ones once, which a reload separates
         super().start_weight_update()
@@ -92,6 +97,7 @@ class BucketEngine(NCCLWeightTransferEngine):
         """End the layerwise reload and repair the tied output layer."""
         self.arrivals.lose(unloaded_parameters(self.model))
         super().finish_weight_update()
+        self._is_updating = False
         share_tied_head(self.model)
         if self._join.is_checked:
             self.arrivals.finish(dict(self.model.named_parameters()))
@@ -186,7 +192,9 @@ class GlooEngine(BucketEngine):
 
     def shutdown(self) -> None:
         """Leave the broadcast group."""
-        self._channel = None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
 
 def pack_experts_again(model: torch.nn.Module) -> None:

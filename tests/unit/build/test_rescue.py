@@ -3,136 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from rlsys.build.checkpoints import Checkpoints
-from rlsys.build.run import Run
-from rlsys.config.compose import load_config
 from rlsys.errors import RlsysError, SuspectPolicyError, WeightMismatchError, WorkerDiedError
-from rlsys.guards.guards import Guards
 from rlsys.guards.missing_rewards import NoRewardError
-from rlsys.learner.learners import Learners
-from rlsys.metrics.step import StageClock
-from rlsys.run_folder.checkpoint import RunState, checkpoints, load_state
-from rlsys.runtime.background import Background
-from rlsys.train import train
-from rlsys.types import Coefficients, Experience, ExperienceRow, Update
-from tests.unit.virtual_time import run_virtual
-
-STEPS = 5
-
-
-class Scene:
-    """The real loop, learners, guards and checkpoints around made-up workers that take one second for everything."""
-
-    def __init__(self, run_dir: Path, *overrides: str) -> None:
-        self.config = load_config([f"train.num_steps={STEPS}", "eval.every=1", *overrides])
-        self.run_dir = run_dir
-        self.hooks: dict[tuple[str, int], Callable[[], Any]] = {}  # what happens at the end of a stage of a step
-        self.step = 0
-        self.refreshed = True
-        self.trained: list[int] = []
-        state = RunState(step=0, prompt_cursor=0)
-        self.guards = Guards.from_config(self.config, run_dir, state, self._nothing, self._nothing)
-        policy: Any = SimpleNamespace(update=self._update, save=self._save)
-        self.learners = Learners(self.config, StageClock(), policy, None, Coefficients(0.0, 0.0))
-        prompts = SimpleNamespace(cursor=99, digest="")
-        orchestrator = SimpleNamespace(next_batch=self._stage("batch"), pending_positions=lambda step: [step])
-        reference = SimpleNamespace(
-            refresh=self._stage("refresh"), save=self._nothing, is_whole=lambda step: self.refreshed
-        )
-        prepared: Any = SimpleNamespace(config=self.config, model_path="model")
-        parts: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Run))
-        parts |= {
-            "prepared": prepared,
-            "roles": SimpleNamespace(cluster=SimpleNamespace(calls=SimpleNamespace(), unhurried=self._unhurried)),
-            "state": state,
-            "clock": StageClock(),
-            "orchestrator": orchestrator,
-            "experience": SimpleNamespace(build=self._build),
-            "learners": self.learners,
-            "weights": SimpleNamespace(broadcast=self._stage("broadcast"), finish=self._nothing),
-            "reference": reference,
-            "evaluation": SimpleNamespace(evaluate=self._stage("evaluation", {})),
-            "recorder": SimpleNamespace(
-                record=self._stage("record"), record_start=lambda _: None, finish=self._nothing
-            ),
-            "guards": self.guards,
-            "checkpoints": Checkpoints(prepared, run_dir, prompts, orchestrator, self.learners, reference, self.guards),
-        }
-        self.run = Run(**parts)
-
-    def at(self, stage: str, step: int, action: Callable[[], Any]) -> Scene:
-        """Do something at the end of a stage."""
-        self.hooks[stage, step] = action
-        return self
-
-    def play(self, *, interrupt_at: float | None = None, again_after: float | None = None) -> None:
-        """Run to the end, or be cancelled after so many seconds as by Ctrl-C, and perhaps once more."""
-
-        async def main() -> None:
-            self.run.roles.cluster.calls.background = Background()
-            task = asyncio.ensure_future(self.run.supervise(train(self.run)))
-            loop = asyncio.get_running_loop()
-            if interrupt_at is not None:
-                loop.call_later(interrupt_at, task.cancel)
-            if interrupt_at is not None and again_after is not None:
-                loop.call_later(interrupt_at + again_after, task.cancel)
-            await task
-
-        run_virtual(main())
-
-    @property
-    def saved(self) -> list[int]:
-        """The steps of the complete checkpoints."""
-        return [load_state(folder).step for folder in checkpoints(self.run_dir)]
-
-    def _stage(self, name: str, result: Any = None) -> Any:
-        async def work(*args: Any) -> Any:
-            # The loop numbers every stage but `record` by its first argument, as `record` does too.
-            await asyncio.sleep(1.0)
-            self.hooks.get((name, args[0]), lambda: None)()
-            return result
-
-        return work
-
-    async def _build(self, _: Any) -> Experience:
-        row = ExperienceRow(0, 0, 0, 1.0, 1.0, 4, 2)
-        return Experience(((row,),), (), None, None, 0, Coefficients(0.0, 0.0))
-
-    async def _update(self, _: Experience) -> Update:
-        step = len(self.trained) + 1
-        await asyncio.sleep(1.0)
-        self.hooks.get(("update", step), lambda: None)()
-        self.trained.append(step)
-        return Update({})
-
-    async def _save(self, folder: str) -> None:
-        await asyncio.sleep(1.0)
-        (Path(folder) / "weights").write_text(str(len(self.trained)))
-        self.hooks.get(("save", len(self.trained)), lambda: None)()
-
-    async def _nothing(self, *_: Any) -> Any:
-        return None
-
-    @contextlib.asynccontextmanager
-    async def _unhurried(self) -> AsyncIterator[None]:
-        yield
-
-
-def fails(error: BaseException) -> Callable[[], None]:
-    def action() -> None:
-        raise error
-
-    return action
+from rlsys.run_folder.checkpoint import checkpoints, load_state
+from rlsys.run_folder.replay import dumped_steps
+from tests.unit.build.scene import STEPS, Scene, fails
 
 
 # Seconds of a step: batch 1, update 1, broadcast 1, refresh 1, evaluation 1, record 1; before them the start's 2.
@@ -150,14 +31,14 @@ def test_ctrl_c_keeps_the_step_that_the_models_are_at(
 ) -> None:
     """An update that runs is made to its end, and counts."""
     scene = Scene(tmp_path)
-    scene.guards.signals.best["format"] = 1.0
+    scene.guards.alarms.signals.best["format"] = 1.0
     with caplog.at_level(logging.WARNING, "rlsys"), pytest.raises(asyncio.CancelledError):
         scene.play(interrupt_at=during(3, stage))
     assert scene.saved == [kept]
     (folder,) = checkpoints(tmp_path)
     assert (folder / "weights").read_text() == str(kept)
     state = load_state(folder)
-    assert (state.prompts_pending, state.reward_best) == ([kept], {"format": 1.0})
+    assert (state.ledger, state.reward_best) == ({"at": kept}, {"format": 1.0})
     assert f"saved {folder}: the same command with run_dir={tmp_path} resume=auto continues" in caplog.text
 
 
@@ -233,7 +114,7 @@ def test_nothing_is_written_twice_or_before_the_first_step(tmp_path: Path) -> No
     assert early.saved == []
 
 
-@pytest.mark.parametrize("overrides", [["checkpoint.rescue_s=0"], ["checkpoint.last=false"]])
+@pytest.mark.parametrize("overrides", [["checkpoint.rescue_s=0"], ["checkpoint.last=false", "checkpoint.every_s=0"]])
 def test_who_wants_none_gets_none(tmp_path: Path, overrides: list[str]) -> None:
     scene = Scene(tmp_path, *overrides)
     with pytest.raises(asyncio.CancelledError):
@@ -279,6 +160,32 @@ def test_a_guard_that_ends_the_run_leaves_the_step_s_checkpoint(tmp_path: Path, 
     with pytest.raises(NoRewardError, match="the service is down"):
         scene.play()
     assert scene.saved == [3]
+
+
+def test_a_paused_run_starts_no_step_and_its_end_leaves_a_checkpoint(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, "alarms.unscored=pause", "scoring.max_unscored_steps=1")
+    scene.at("record", 3, lambda: scene.guards.rewards.record(3, "the service is down"))
+    with pytest.raises(asyncio.CancelledError):
+        scene.play(interrupt_at=3600.0)
+    assert scene.trained == [1, 2, 3]
+    assert scene.saved == [3]
+    assert not (tmp_path / "paused").exists()
+
+
+def test_the_first_step_and_those_after_a_checkpoint_are_dumped(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, "logging.replay=true", "checkpoint.every=2")
+    scene.play()
+    assert [dump and Path(dump).name for dump in scene.dumps] == [
+        "step-000001",
+        None,
+        "step-000003",
+        None,
+        "step-000005",
+    ]
+    assert sorted(dumped_steps(tmp_path)) == [3, 5]
+    scene = Scene(tmp_path, "checkpoint.every=2")
+    scene.play()
+    assert scene.dumps == [None] * STEPS
 
 
 def test_a_run_that_ends_in_order_is_as_before(tmp_path: Path) -> None:

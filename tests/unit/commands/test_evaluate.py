@@ -89,7 +89,7 @@ def test_a_run_s_checkpoint(tmp_path: Path, adapter: Path) -> None:
     for step in (1, 2):
         folder = tmp_path / "checkpoints" / f"step-{step:06d}"
         (folder / "adapter").mkdir(parents=True)
-        (folder / "state.json").write_text("{}")
+        (folder / "state.json").write_text(f'{{"step": {step}, "prompt_cursor": 0}}')
         (folder / "adapter" / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
     newest, first = config_of(str(tmp_path), ["data.eval_limit=3"]), config_of(str(tmp_path), [], step=1)
     assert newest.model.adapter == str(tmp_path / "checkpoints" / "step-000002" / "adapter")

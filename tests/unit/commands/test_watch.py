@@ -103,6 +103,16 @@ def test_a_long_pause_is_reported_once(
     assert shown(caplog).count("no step for 16 min 40 s: is the run still going?") == 1
 
 
+def test_a_paused_run_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = write_run(tmp_path / "run", Recipe())
+    (run / "paused").write_text("step 3: the service is down\n")
+    execute(["watch", str(run), "--once"])
+    assert f"the run is paused, until {run}/paused is removed: step 3: the service is down" in caplog.messages
+    (run / "paused").write_text("")
+    execute(["watch", str(run), "--once"])
+    assert f"the run is paused, until {run}/paused is removed" in caplog.messages
+
+
 def test_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(RlsysError, match="no such folder"):
         execute(["watch", str(tmp_path / "nowhere")])

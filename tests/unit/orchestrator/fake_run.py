@@ -194,7 +194,13 @@ class FakeRun:
         )
         background, router = Background(), Router([engine.cap for engine in engines])
         sampler = GroupSampler(
-            engines, FakeScoring(self), router, whole_groups=False, deadline_s=1e6, max_attempts=1_000
+            dict(enumerate(engines)),
+            FakeScoring(self),
+            router,
+            lose=lambda engine, _: router.remove(engine),
+            whole_groups=False,
+            deadline_s=1e6,
+            max_attempts=1_000,
         )
         self.orchestrator = Orchestrator(
             background,
@@ -260,7 +266,10 @@ class FakeRun:
     def _check_books(self) -> None:
         """Every group is trained, rejected or in flight, and none is in flight past its step."""
         ended = self._trained | self._rejected
-        pending = set(self.orchestrator.pending_positions(self.version))
+        finished = [position for position, _ in self.orchestrator.finished(self.version)]
+        pending = {*self.orchestrator.pending_positions(), *finished}
+        ledger = self.orchestrator.ledger(self.version)
+        assert ledger["issued"] == sum(count for name, count in ledger.items() if name != "issued")
         known_rejects = set(self.attempts) - ended - pending  # since the last batch
         assert all(not self.is_useful(group) for group in known_rejects)
         for group in pending:

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from rlsys.data.stream import PromptStream
 from rlsys.errors import SampleError
 from rlsys.orchestrator.batch import StepBatch
 from rlsys.orchestrator.from_config import orchestrator_of, sampler_of
+from rlsys.orchestrator.orchestrator import NEW_RUN, Orchestrator, Resumed
 from rlsys.runtime.background import Background
 from rlsys.runtime.batching import BatchingQueue
 from rlsys.runtime.occupancy import Occupancy
@@ -88,8 +90,10 @@ class Source:
         failing_share: float = 0.0,
         whole_groups: bool = False,
         on_error: str = "mask",
+        after: Source | None = None,
         **rule: Any,
     ) -> None:
+        """Start anew, or where another was cut off, as from a checkpoint of its last step."""
         self.useful = useful
         self.config = Config()
         self.config.train.prompts_per_step = 2
@@ -113,22 +117,59 @@ class Source:
         )
         self.scored_together: list[list[int]] = []  # prompts of each unit
         prompts = [Prompt(number, "", np.array([1], dtype=np.int32)) for number in range(len(useful))]
-        self.prompts = PromptStream(prompts, EpochOrder(len(prompts), [0], shuffle=False))
+        order, self.step = EpochOrder(len(prompts), [0], shuffle=False), 0
+        self.prompts, resumed = PromptStream(prompts, order), NEW_RUN
+        if after is not None:
+            self.step, before = after.step, after.orchestrator
+            self.prompts = PromptStream(prompts, order, cursor=after.prompts.cursor, pending=before.pending_positions())
+            kept = before.finished(self.step)
+            kept.sort(key=lambda each: each[1].rollout.summaries[0].policy_version)
+            resumed = Resumed(
+                [
+                    (position, replace(group, rollout=replace(group.rollout, group_id=number)))
+                    for number, (position, group) in enumerate(kept)
+                ],
+                [min(s.policy_version for s in group.rollout.summaries) for _, group in kept],
+                before.ledger(self.step),
+            )
         self.background = Background()
         workers: Any = self
-        self.engines = [Engine(self, index) for index in range(engines)]
+        self.engines = {index: Engine(self, index) for index in range(engines)}
         self.queue: Any = BatchingQueue(2, self._score, self.background, weight=len)
-        self.sampler = sampler_of(self.config, workers.engines, workers.queue)
+        self.sampler = sampler_of(self.config, workers, workers.queue)
         self.queue_of_references: Any = BatchingQueue(2, self._refer, self.background, weight=lambda _: 1)
         calls: Any = type("Calls", (), {"background": self.background, "occupancy": Occupancy()})
         queue = self.queue_of_references if reference else None
-        self.orchestrator = orchestrator_of(self.config, 0, calls, self.sampler, queue, self.prompts)
+        self.orchestrator: Orchestrator = orchestrator_of(
+            self.config, self.step, calls, self.sampler, queue, self.prompts, resumed
+        )
+
+    def lose(self, engine: int, why: str) -> None:
+        """Nobody dies here."""
+        raise AssertionError(why)
 
     def batches(self, count: int = 1) -> list[StepBatch]:
         """Return the batches of the first steps."""
 
         async def main() -> list[StepBatch]:
-            return [await self.orchestrator.next_batch(step) for step in range(1, count + 1)]
+            return [await self.orchestrator.next_batch(self.step + step) for step in range(1, count + 1)]
+
+        return asyncio.run(self.background.supervise(main()))
+
+    def cut_off(self, num_steps: int, num_turns: int) -> list[StepBatch]:
+        """Return the batches of so many steps, and go on with the next one for some turns of the event loop."""
+
+        async def main() -> list[StepBatch]:
+            batches = []
+            for _ in range(num_steps):
+                batches.append(await self.orchestrator.next_batch(self.step + 1))
+                self.step += 1
+            following = asyncio.ensure_future(self.orchestrator.next_batch(self.step + 1))
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+            following.cancel()
+            await asyncio.wait([following])
+            return batches
 
         return asyncio.run(self.background.supervise(main()))
 

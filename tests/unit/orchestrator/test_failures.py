@@ -69,7 +69,13 @@ def built(
         return [([reward(1.0)] * len(unit), {}) for unit in units]
 
     queue: Any = BatchingQueue(1, score or scores, background, weight=len)
-    sampler = GroupSampler([engine], queue, Router([100]), whole_groups=False, deadline_s=deadline_s)
+    router = Router([100])
+
+    def lose(number: int, why: str) -> None:  # as with rollout.max_restarts=0
+        router.remove(number)
+        router.close(why)
+
+    sampler = GroupSampler({0: engine}, queue, router, lose=lose, whole_groups=False, deadline_s=deadline_s)
     prompts = prompts or PromptStream(PROMPTS, EpochOrder(len(PROMPTS), [0], shuffle=False))
     rule = GroupRule(1, keeps_equal_rewards=True, compares_parts=False, on_error="mask")
     admission = Admission(1, ahead)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -152,8 +154,9 @@ def test_what_is_not_finite_is_named() -> None:
 def test_synchronous_batches_do_not_depend_on_who_was_faster(seed: int) -> None:
     source = Source([True] * 20, seed=seed, engines=3)
     assert [ids(batch) for batch in source.batches(4)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert source.orchestrator.pending_positions(4) == []
-    assert source.orchestrator.pending_positions(3) == [6, 7]  # taken by step 4, which may not have trained them
+    assert source.orchestrator.pending_positions() == source.orchestrator.finished(4) == []
+    # Taken by step 4, which may not have trained them.
+    assert [position for position, _ in source.orchestrator.finished(3)] == [6, 7]
 
 
 @pytest.mark.parametrize("staleness", [1, 4])
@@ -169,7 +172,7 @@ def test_ahead_of_training_every_group_comes_once_and_in_time(staleness: int, se
         assert [each.kl_sums for each in references] == [[0.5], [0.5]]
         seen += ids(batch)
     assert len(set(seen)) == len(seen) == 60
-    pending = source.orchestrator.pending_positions(30)
+    pending = [*source.orchestrator.pending_positions(), *(each for each, _ in source.orchestrator.finished(30))]
     assert sorted([*seen, *pending]) == list(range(60 + len(pending)))  # drawn, so trained or still on its way
     assert len(pending) <= 2 * staleness
 
@@ -227,3 +230,44 @@ def test_a_batch_that_does_not_come_names_who_is_waited_for() -> None:
     source.queue._call = never
     with pytest.raises(DeadlineError, match=r"rollout: no answer within 0\.05 s from the scoring workers"):
         source.batch()
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+@pytest.mark.parametrize("seed", range(12))
+def test_cut_off_at_any_moment_every_prompt_is_trained_or_filtered_once(seed: int, staleness: int) -> None:
+    """A third of the groups teach nothing, samples fail, and whoever is cut off goes on with what was finished."""
+    chance = random.Random(seed)
+    useful = [chance.random() < 0.7 for _ in range(400)]
+    options: Any = {"staleness": staleness, "zero_variance": "resample", "max_tries": 6, "engines": 3}
+    trained: list[int] = []
+    num_kept, source = 0, None
+    for life in range(6):
+        source = Source(useful, seed=100 * seed + life, after=source, failing_share=0.1, **options)
+        first = source.step
+        batches = source.cut_off(chance.randint(0, 3), chance.randint(0, 60))
+        for version, batch in enumerate(batches, start=first):
+            oldest = min(each.policy_version for group in batch.trained_groups for each in group.rollout.summaries)
+            assert version - staleness <= oldest <= version
+            trained += [group.rollout.prompt.index for group in batch.trained_groups]
+        ledger = source.orchestrator.ledger(source.step)
+        assert ledger["issued"] == source.prompts.cursor
+        assert ledger["issued"] == sum(count for name, count in ledger.items() if name != "issued")
+        assert ledger["trained"] == len(trained)
+        num_kept += ledger["finished"]
+    assert source is not None
+    assert num_kept > 0
+    assert len(set(trained)) == len(trained)
+    kept = [position for position, _ in source.orchestrator.finished(source.step)]
+    pending = source.orchestrator.pending_positions()
+    filtered = set(range(source.prompts.cursor)) - {*trained, *kept, *pending}
+    assert len(filtered) == source.orchestrator.ledger(source.step)["filtered"]
+    assert not any(useful[position] for position in filtered)
+
+
+def test_a_step_that_was_cut_off_trains_the_same_prompts_in_the_same_order() -> None:
+    whole = [ids(batch) for batch in Source([True] * 20, engines=3).batches(4)]
+    for num_turns in range(0, 40, 4):
+        first = Source([True] * 20, engines=3, seed=num_turns)
+        first.cut_off(2, num_turns)
+        rest = Source([True] * 20, engines=3, seed=num_turns + 1, after=first).batches(2)
+        assert [[group.rollout.prompt.index for group in batch.groups] for batch in rest] == whole[2:]

@@ -19,6 +19,10 @@ def reserved(router: Router, *sizes: int) -> list[int | None]:
     return [engine_of(router.try_reserve(size)) for size in sizes]
 
 
+def release(router: Router, engine: int, num_samples: int) -> None:
+    Lease(router, engine, 0, num_samples).release(num_samples)
+
+
 def test_the_least_loaded_engine_for_its_cap_and_the_lowest_among_equals() -> None:
     router = Router([4, 8, 4])
     assert reserved(router, 2, 2, 2, 2, 2) == [0, 1, 2, 1, 0]  # loads over caps: 0, 0, 0; 1/2, 1/4, 1/2
@@ -28,16 +32,16 @@ def test_the_least_loaded_engine_for_its_cap_and_the_lowest_among_equals() -> No
 def test_no_room_is_none_until_trajectories_finish() -> None:
     router = Router([4, 4])
     assert reserved(router, 3, 3, 3) == [0, 1, None]
-    router.release(1, 1)
+    release(router, 1, 1)
     assert router.try_reserve(3) is None
-    router.release(1, 1)
+    release(router, 1, 1)
     assert reserved(router, 3) == [1]
 
 
 def test_a_group_larger_than_the_cap_gets_an_idle_engine() -> None:
     router = Router([2])
     assert reserved(router, 8, 1) == [0, None]
-    router.release(0, 8)
+    release(router, 0, 8)
     assert reserved(router, 8) == [0]
 
 
@@ -61,20 +65,50 @@ def test_an_engine_that_is_gone_gets_nothing_and_what_ran_there_is_forgotten() -
     router = Router([4, 4])
     lease = router.try_reserve(4)
     assert lease is not None
-    router.remove(0, "out of memory")
-    router.remove(0, "out of memory")
+    router.remove(0)
+    router.remove(0)
     lease.release(4)
     assert router.load == {1: 0}
     assert reserved(router, 2, 2, 2) == [1, 1, None]
 
 
-def test_without_an_engine_there_is_nothing_to_wait_for() -> None:
+def test_an_engine_that_is_back_has_nothing_running_whatever_ran_there_before() -> None:
+    router = Router([4])
+    before = router.try_reserve(3)
+    assert before is not None
+    router.remove(0)
+    router.add(0)
+    now = router.try_reserve(2)
+    assert now is not None
+    before.release(1)
+    before.__exit__(None, None, None)
+    assert router.load == {0: 2}
+    now.__exit__(None, None, None)
+    assert router.load == {0: 0}
+
+
+def test_groups_wait_for_an_engine_that_comes_back() -> None:
+    async def scenario() -> None:
+        router = Router([2])
+        router.remove(0)
+        waiting = asyncio.ensure_future(router.reserve(2, (NEW, 0)))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        router.add(0)
+        assert (await waiting).engine == 0
+        assert router.load == {0: 2}
+
+    asyncio.run(scenario())
+
+
+def test_when_no_engine_comes_back_there_is_nothing_to_wait_for() -> None:
     async def scenario() -> None:
         router = Router([2])
         router.try_reserve(2)
         waiting = asyncio.ensure_future(router.reserve(1, (NEW, 0)))
         await asyncio.sleep(0)
-        router.remove(0, "rollout/0 is gone: out of memory")
+        router.remove(0)
+        router.close("rollout/0 is gone: out of memory")
         with pytest.raises(WorkerDiedError, match=r"no engine is left .* rollout/0 is gone: out of memory"):
             await waiting
         with pytest.raises(WorkerDiedError, match=r"no engine is left .* rollout/0 is gone: out of memory"):
@@ -97,7 +131,7 @@ def test_restarts_go_first_then_evaluation_and_the_older_group_of_each() -> None
         tasks = [asyncio.ensure_future(wait(*key)) for key in keys]
         await asyncio.sleep(0)
         assert router.num_restarting == 2
-        router.release(0, 2)
+        release(router, 0, 2)
         await asyncio.gather(*tasks)
         assert order == sorted(keys)
 
@@ -113,10 +147,10 @@ def test_a_small_group_does_not_overtake_a_large_one() -> None:
         await asyncio.sleep(0)
         assert not large.done()
         assert not small.done()
-        router.release(0, 2)
+        release(router, 0, 2)
         assert engine_of(await large) == 0
         assert not small.done()  # 4 of 4 run
-        router.release(0, 1)
+        release(router, 0, 1)
         assert engine_of(await small) == 0
 
     asyncio.run(scenario())
@@ -130,7 +164,7 @@ def test_room_is_not_lost_with_whoever_stops_waiting_for_it() -> None:
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.sleep(0)
-        router.release(0, 2)  # granted, and cancelled before the waiter runs again
+        release(router, 0, 2)  # granted, and cancelled before the waiter runs again
         granted_too_late.cancel()
         assert engine_of(await last) == 0
         assert granted_too_late.cancelled()

@@ -124,6 +124,8 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
             {"rollout.num_workers": 5, "train.prompts_per_step": 4},
             ["rollout.num_workers=5", "train.prompts_per_step=4", "never get a prompt"],
         ),
+        ({"checkpoint.keep_best": "reward/mean"}, ["checkpoint.keep_best=reward/mean", "begin with eval/"]),
+        ({"train.stop.metric": "-eval/accuracy"}, ["train.stop.metric=-eval/accuracy needs evaluations", "eval.every"]),
         (
             {"learner.zero_stage": 0, "learner.offload_optimizer": True},
             ["learner.offload_optimizer=true", "learner.zero_stage to 1, 2 or 3"],

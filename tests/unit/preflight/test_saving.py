@@ -50,6 +50,9 @@ def test_a_base_with_a_file_that_cannot_be_copied_is_named(base: Path, tmp_path:
         (["checkpoint.every=100", "train.num_steps=200"], 2),
         (["checkpoint.keep=5", "checkpoint.every=10"], 6),
         (["checkpoint.last=false"], 0),
+        (["checkpoint.every_s=900"], 3),  # how many come by time is not known
+        (["train.num_steps=2", "checkpoint.every_s=900"], 2),
+        (["checkpoint.keep_best=eval/accuracy"], 4),
     ],
 )
 def test_the_disk_must_hold_the_checkpoints_that_are_kept(
@@ -59,7 +62,7 @@ def test_the_disk_must_hold_the_checkpoints_that_are_kept(
     overrides: list[str],
     number: int,
 ) -> None:
-    given = prepared(base, *overrides)
+    given = prepared(base, "checkpoint.every_s=0", *overrides)
     size = checkpoint_bytes(given.config, empty_model(str(base)), 4)
     disk(number * size)
     check_room(given, tmp_path / "not" / "yet")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -83,6 +84,22 @@ def client(url: str, **options: Any) -> Callable[..., Any]:
 
 def score(function: Callable[..., Any], *completions: str) -> list[Any]:
     return call_reward(function, request(*completions), RewardLog())
+
+
+@pytest.mark.parametrize(
+    "reward", [{"name": "http", "max_tries": 2}, {"name": "llm_judge", "model": "m", "max_tries": 1}]
+)
+def test_a_failure_names_the_host_and_no_secret_of_the_url(reward: dict[str, Any]) -> None:
+    """Failures are written with the rollouts, and a url may come from the environment."""
+    with socket.socket() as closed:  # bound, but nobody listens
+        closed.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{closed.getsockname()[1]}"
+        url = f"http://me:hunter2@{host}/hunter2?key=hunter2"
+        function = bind_reward({**reward, "url": url, "timeout_s": 20.0})
+        (failed,) = call_reward(function, request("a"), RewardLog())
+    assert isinstance(failed, Failed)
+    assert host in failed.detail
+    assert "hunter2" not in failed.detail
 
 
 def test_rows_travel_in_batches_and_come_back_in_order(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:

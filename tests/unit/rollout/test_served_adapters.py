@@ -84,6 +84,23 @@ def test_a_cancelled_request_leaves_neither_adapter_nor_files(engine: Engine, ad
     asyncio.run(scenario())
 
 
+def test_a_version_that_comes_again_changes_nothing(engine: Engine, adapters: Adapters) -> None:
+    """As when another engine joins, and the policy is broadcast to all."""
+
+    async def scenario() -> None:
+        await adapters.add(packed(1.0), 3)
+        running, request = adapters.begin()
+        await adapters.add(packed(1.0), 3)
+        assert adapters.begin() == (running, request)
+        assert list(engine.loaded) == [request.lora_int_id]
+        for _ in range(2):
+            await adapters.end(running)
+        await adapters.add(packed(2.0), 4)
+        assert files(adapters) == ["version-4"]
+
+    asyncio.run(scenario())
+
+
 def test_a_version_stays_until_its_last_request_has_ended(engine: Engine, adapters: Adapters) -> None:
     async def scenario() -> None:
         await adapters.add(packed(1.0), 0)

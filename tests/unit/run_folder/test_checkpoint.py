@@ -1,91 +1,180 @@
-"""Checkpoints are complete or absent."""
+"""A checkpoint is whole, or it is passed over with a reason; whatever else lies beside it is left alone."""
 
 from __future__ import annotations
 
-import asyncio
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from rlsys.config.schema import CheckpointConfig
-from rlsys.run_folder.checkpoint import RunState, checkpoints, is_due, load_state, save
+from rlsys.errors import ConfigError
+from rlsys.run_folder.checkpoint import RunState, checkpoint_path, checkpoints, damage_of, load_state, newest
+from tests.unit.run_folder.written import saved
 
-
-async def write(folder: str) -> None:
-    (Path(folder) / "weights").write_text(folder)
-
-
-def saved(run_dir: Path, *steps: int, keep: int = 10) -> list[str]:
-    """Names of the checkpoints after saving `steps` in turn."""
-    for step in steps:
-        asyncio.run(save(run_dir, RunState(step, prompt_cursor=8 * step), write, keep=keep))
-    return [folder.name for folder in checkpoints(run_dir)]
+FILES = ("state.json", "manifest.json", "policy/model.safetensors", "learner/rank_0.pt")
 
 
 def test_a_run_without_checkpoints(tmp_path: Path) -> None:
     assert checkpoints(tmp_path) == []
-    assert checkpoints(tmp_path / "nowhere") == []
-
-
-@pytest.mark.parametrize(
-    ("every", "last", "steps"),
-    [(0, True, [5]), (2, True, [2, 4, 5]), (2, False, [2, 4]), (0, False, []), (5, True, [5])],
-)
-def test_they_follow_every_so_many_steps_and_the_last(every: int, last: bool, steps: list[int]) -> None:
-    config = CheckpointConfig(every=every, last=last)
-    assert [step for step in range(1, 6) if is_due(config, step, 5)] == steps
-
-
-def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
-    folder = asyncio.run(save(tmp_path, RunState(step=5, prompt_cursor=40), write, keep=2))
-    assert folder == tmp_path / "checkpoints" / "step-000005"
-    assert checkpoints(tmp_path) == [folder]
-    assert load_state(folder) == RunState(step=5, prompt_cursor=40)
-    assert (folder / "weights").read_text() == str(folder)
-    assert {path.name for path in folder.iterdir()} == {"weights", "state.json"}
-
-
-@pytest.mark.parametrize(
-    ("keep", "left"),
-    [(2, ["step-000003", "step-000004"]), (1, ["step-000004"]), (0, ["step-000004"])],  # the newest always stays
-)
-def test_the_newest_are_kept(tmp_path: Path, keep: int, left: list[str]) -> None:
-    assert saved(tmp_path, 1, 2, 3, 4, keep=keep) == left
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == left
-
-
-def test_an_old_one_whose_removal_is_cut_off_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved(tmp_path, 1)
-
-    def die(folder: Path) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("shutil.rmtree", lambda folder, ignore_errors=False: None if ignore_errors else die(folder))
-    with pytest.raises(KeyboardInterrupt):
-        saved(tmp_path, 2, keep=1)
-    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-000002"]
+    assert newest(tmp_path / "nowhere") is None
 
 
 def test_the_newest_is_the_one_with_the_highest_step(tmp_path: Path) -> None:
-    assert saved(tmp_path, 999_999, 1_000_000)[-1] == "step-1000000"
-    assert saved(tmp_path, 1_000_001, keep=1) == ["step-1000001"]
+    saved(tmp_path, 999_999, 1_000_000)
+    assert newest(tmp_path) == tmp_path / "checkpoints" / "step-1000000"
 
 
-def test_a_checkpoint_that_was_cut_off_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_format_before_manifests_is_taken(tmp_path: Path) -> None:
+    """The layout and the state as the version before format 2 wrote them."""
+    folder = tmp_path / "checkpoints" / "step-000007"
+    (folder / "policy").mkdir(parents=True)
+    (folder / "policy" / "model.safetensors").write_bytes(b"weights")
+    state = {
+        "step": 7,
+        "prompt_cursor": 56,
+        "kl_coef": None,
+        "entropy_coef": None,
+        "entropy_level": 0.0,
+        "nonfinite_in_a_row": 0,
+        "nonfinite_total": 1,
+        "prompts_pending": [55],
+        "prompts_digest": "ab",
+        "unscored_in_a_row": 0,
+        "unscored_total": 0,
+        "eval_unscored_in_a_row": 0,
+        "eval_unscored_total": 0,
+        "reward_best": {"accuracy": 1.0},
+        "started_coef": {"kl": 0.0},
+        "written_with": {"learner.num_workers": 1},
+    }
+    (folder / "state.json").write_text(json.dumps(state))
+    assert newest(tmp_path) == folder
+    assert load_state(folder) == RunState(**state)
+    saved(tmp_path, 8, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000007", "step-000008"]
+
+
+def rewritten(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "state.json").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda folder: (folder / "policy" / "model.safetensors").unlink(), "policy/model.safetensors is missing"),
+        (lambda folder: (folder / "learner" / "rank_0.pt").write_bytes(b""), "rank_0.pt has 0 bytes, not the 300"),
+        (lambda folder: (folder / "learner" / "rank_0.pt").write_bytes(b"?" * 300), "rank_0.pt changed after writing"),
+        (lambda folder: (folder / "state.json").unlink(), "state.json is missing"),
+        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "not a list of files"),
+        (rewritten('{"format": 3, "step": 4, "prompt_phase": 1}'), "its format is 3, of a later version of rlsys"),
+        (rewritten('{"format": 2, "step": 4, "unknown": 1}'), "unknown"),
+        (rewritten('{"format": 2, "step"'), "cannot be read"),
+        (rewritten("[]"), "cannot be read"),
+        (lambda folder: shutil.copytree(folder.with_name("step-000003"), folder, dirs_exist_ok=True), "that of step 3"),
+        (lambda folder: (shutil.rmtree(folder), folder.write_text("")), "it is not a folder"),
+    ],
+)
+def test_the_reason_is_named_and_the_one_before_it_is_taken(
+    tmp_path: Path, harm: Callable[[Path], object], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path, 3, 4)
+    harm(checkpoint_path(tmp_path, 4))
+    assert newest(tmp_path) == checkpoint_path(tmp_path, 3)
+    (message,) = caplog.messages
+    assert message.startswith(f"the checkpoint {checkpoint_path(tmp_path, 4)} is passed over: ")
+    assert reason in message
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with four checkpoints; every write to the disk takes its time, so it is made once."""
+    run_dir = tmp_path_factory.mktemp("four")
+    saved(run_dir, 1, 2, 3, 4)
+    return run_dir
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    harms=st.lists(
+        st.tuples(
+            st.integers(1, 4),
+            st.sampled_from(FILES),
+            st.sampled_from(["truncate", "corrupt", "empty", "delete"]),
+            st.floats(0, 0.999),
+        ),
+        max_size=6,
+    )
+)
+def test_whatever_happens_to_files_the_newest_whole_one_is_taken(
+    four: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    caplog: pytest.LogCaptureFixture,
+    harms: list[tuple[int, str, str, float]],
+) -> None:
+    run_dir = tmp_path_factory.mktemp("run")
+    shutil.copytree(four, run_dir, dirs_exist_ok=True)
+    before = {step: contents(checkpoint_path(run_dir, step)) for step in range(1, 5)}
+    for step, name, kind, where in harms:
+        harm(checkpoint_path(run_dir, step) / name, kind, where)
+    whole = [step for step in range(1, 5) if contents(checkpoint_path(run_dir, step)) == before[step]]
+    caplog.clear()
+    finished = any((checkpoint_path(run_dir, step) / name).exists() for step in range(1, 5) for name in FILES[:2])
+    if whole or not finished:
+        assert newest(run_dir) == (checkpoint_path(run_dir, whole[-1]) if whole else None)
+    else:
+        with pytest.raises(ConfigError, match="has no whole checkpoint"):
+            newest(run_dir)
+    skipped = range(whole[-1] + 1 if whole else 1, 5)
+    assert len(caplog.messages) == len(skipped)
+    for step, message in zip(reversed(skipped), caplog.messages, strict=True):
+        assert f"step-{step:06d} is passed over: " in message
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
+
+
+def harm(path: Path, kind: str, where: float) -> None:
+    if not path.exists():
+        return
+    content = bytearray(path.read_bytes())
+    if kind == "delete":
+        path.unlink()
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif content:
+        at = int(where * len(content))
+        content[at] ^= 0x15
+        path.write_bytes(bytes(content[:at] if kind == "truncate" else content))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    (checkpoint_path(tmp_path, 1) / "policy" / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"step-000001: policy/model\.safetensors is missing\): restore one, choose"):
+        newest(tmp_path)
+
+
+def test_one_that_was_never_finished_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-000001" / "learner").mkdir(parents=True)
+    assert newest(tmp_path) is None
+
+
+def test_a_folder_that_cannot_be_read_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one of a file server that does not answer; permissions do not stop root, who may run this."""
     saved(tmp_path, 1, 2)
+    read_text = Path.read_text
 
-    async def die(folder: str) -> None:
-        await write(folder)
-        raise KeyboardInterrupt
+    def failing(path: Path, **options: str) -> str:
+        if "step-000002" in str(path):
+            raise OSError(5, "Input/output error")
+        return read_text(path, **options)
 
-    with pytest.raises(KeyboardInterrupt):
-        asyncio.run(save(tmp_path, RunState(3, 24), die, keep=1))
-    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-000001", "step-000002"]  # nothing was removed
-
-
-def test_a_step_saved_again_replaces_what_was_left_of_it(tmp_path: Path) -> None:
-    left = tmp_path / "checkpoints" / "step-000003"
-    left.mkdir(parents=True)
-    (left / "half").write_text("cut off")
-    assert saved(tmp_path, 3) == ["step-000003"]
-    assert not (left / "half").exists()
+    monkeypatch.setattr(Path, "read_text", failing)
+    assert newest(tmp_path) == checkpoint_path(tmp_path, 1)
+    assert "Input/output error" in str(damage_of(checkpoint_path(tmp_path, 2), content=False))

@@ -20,7 +20,7 @@ def run(tmp_path: Path, tokenizer: Any) -> RunFolder:
     for step in (2, 10):
         folder = tmp_path / "checkpoints" / f"step-{step:06d}"
         folder.mkdir(parents=True)
-        (folder / "state.json").write_text("{}")
+        (folder / "state.json").write_text(f'{{"step": {step}, "prompt_cursor": 0}}')
     return RunFolder.create(tmp_path, load_config(overrides), tokenizer)
 
 

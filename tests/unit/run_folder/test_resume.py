@@ -12,7 +12,8 @@ from rlsys.config.compose import load_config
 from rlsys.data.order import EpochOrder
 from rlsys.errors import ConfigError
 from rlsys.preflight.prepared import Prepared
-from rlsys.run_folder.checkpoint import RunState, save
+from rlsys.run_folder.checkpoint import RunState
+from rlsys.run_folder.checkpoint_writer import save
 from rlsys.run_folder.resume import check_fixed_options, fixed_options
 
 PPO = "algorithm=ppo"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -11,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
+import pyseccomp
 import pytest
 
 from rlsys.runtime.processes import adopt_orphans
-from rlsys.sandbox.command import python
+from rlsys.sandbox.command import UNKNOWN_CALLS, filter_bytes, python, sandbox_command
 from rlsys.sandbox.program import Limits, Program, Result
-from rlsys.sandbox.run import find_obstacle, run
+from rlsys.sandbox.run import _memory_file, find_obstacle, run
 
 pytestmark = pytest.mark.skipif(find_obstacle() is not None, reason=f"no sandbox on this machine: {find_obstacle()}")
 FILE = f"main-{os.getpid()}.py"  # by its name a process of these tests is known among those of others
@@ -69,7 +73,30 @@ ATTEMPTS = {
     "descriptors": "import os\nfor d in range(3, 256):\n"
     "    try: os.fstat(d); print('ESCAPED', d)\n    except OSError: pass",
     "own code": "import os\nprint('ESCAPED') if os.path.exists(SOURCE) else None",
+    "calls": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+    "for name, number in CALLS.items():\n"
+    "    if libc.syscall(number, 0, 0, 0, 0, 0, 0) != -1 or ctypes.get_errno() != 1: print('ESCAPED', name)\n"
+    "for number in NEWER:\n"
+    "    if libc.syscall(number, 0, 0, 0, 0, 0, 0) != -1 or ctypes.get_errno() != 38: print('ESCAPED', number)",
+    "privileges": "import ctypes\nlibc = ctypes.CDLL(None)\nheld = (ctypes.c_uint32 * 6)(*[1] * 6)\n"
+    "if libc.prctl(39, 0, 0, 0, 0) != 1: print('ESCAPED: programs may gain privileges')\n"
+    "if libc.capget((ctypes.c_uint32 * 2)(0x20080522, 0), held) or any(held): print('ESCAPED', list(held))",
+    "memory in sockets": "import socket\nkept, held = [], 0\ntry:\n    while True:\n"
+    "        kept += socket.socketpair()\n        for end in kept[-2:]:\n            end.setblocking(False)\n"
+    "            try: end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10**9); print('ESCAPED')\n"
+    "            except OSError: pass\n"
+    "            try: socket.send_fds(end, [b'x'], [0]); print('ESCAPED')\n            except OSError: pass\n"
+    "            try:\n                while True: held += end.send(bytes(32768))\n            except OSError: pass\n"
+    "except OSError: print('ESCAPED' if held > 2**24 else '', held if held > 2**24 else '')",
 }
+# Each could give the memory or the trace of another process, memory that no limit counts, or a way around the filter.
+CALLS = (
+    *("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp", "perf_event_open", "bpf", "syslog"),
+    *("io_uring_setup", "userfaultfd", "keyctl", "add_key", "request_key", "memfd_create", "vmsplice", "setxattr"),
+    *("lsetxattr", "fsetxattr", "inotify_init1", "fanotify_init", "landlock_create_ruleset", "shmget", "msgget"),
+    *("mq_open", "semget", "mount", "move_mount", "fsopen", "mount_setattr", "setns", "unshare", "personality"),
+    *("open_by_handle_at", "socket", "bind", "connect", "listen", "accept4", "setsockopt", "sendmsg", "sendmmsg"),
+)
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)
@@ -89,6 +116,8 @@ def test_nothing_outside_is_read_written_or_reached(
             "ABSTRACT": abstract,
             "SOURCE": os.path.abspath(__file__),
             "BASE": sys.base_prefix.split("/")[1],
+            "CALLS": {name: pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) for name in CALLS},
+            "NEWER": list(UNKNOWN_CALLS),
         }
         header = "".join(f"{name} = {value!r}\n" for name, value in names.items())
         result = program(header + ATTEMPTS[attempt])
@@ -102,6 +131,23 @@ def test_signals_to_the_parent_do_not_arrive() -> None:
     code = "import os\nos.kill(os.getppid(), 9)\ntry: os.kill(-1, 9)\nexcept OSError: pass\nprint('on')"
     result = program(code)
     assert (result.outcome, result.stdout) == ("ok", "on\n"), result
+
+
+def test_signals_to_its_process_group_reach_nobody_outside() -> None:
+    """The group of whoever started it would be in reach too: the kernel asks for no process id."""
+    result = program("import os\nos.kill(0, 9)")
+    assert (result.outcome, result.exit_status) == ("signal", 128 + signal.SIGKILL)  # it has killed itself alone
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only these processors have calls of a second architecture")
+def test_calls_of_another_architecture_end_the_program() -> None:
+    """Their numbers differ, so the filter would take `socket` for another call."""
+    getpid = r"b'\xb8\x14\0\0\0\xcd\x80\xc3'"  # mov eax, 20; int 0x80; ret
+    result = program(
+        f"import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\nm.write({getpid})\n"
+        "print(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))())"
+    )
+    assert (result.outcome, result.stdout) == ("signal", "")
 
 
 MAY_FORK = os.geteuid() != 0
@@ -141,6 +187,11 @@ GREEDY = [
     ("with open('big', 'wb') as f:\n    while True: f.write(bytes(10**6))", {}, {"exit"}),
     ("for n in range(10**6):\n    with open(str(n), 'wb') as f: f.write(bytes(10**6))", {}, {"exit"}),
     ("with open('/dev/shm/x', 'wb') as f:\n    while True: f.write(bytes(10**6))", {}, {"exit"}),
+    # Empty files, folders and links hold memory as well.
+    ("import os\nfor n in range(10**8): os.mknod(str(n))", {"memory_mib": 64}, {"memory"}),
+    ("import os\nfor n in range(10**8): os.mkdir(f'/dev/shm/{n}')", {"memory_mib": 64}, {"memory"}),
+    ("import os\nos.mknod('x')\nfor n in range(10**8): os.link('x', 'y' * 200 + str(n))",
+     {"memory_mib": 64}, {"memory"}),
 ]  # fmt: skip
 
 
@@ -149,6 +200,16 @@ def test_what_takes_too_much_is_ended_with_all_it_started(
     code: str, limits: dict[str, float], outcomes: set[str]
 ) -> None:
     _ends(code, limits, outcomes)
+
+
+def test_page_tables_are_memory_too() -> None:
+    """A program that may reserve what it wants can fill them by reading memory that never becomes resident."""
+    code = (
+        "import mmap\nkept = []\nfor _ in range(100):\n    kept.append(mmap.mmap(-1, 2**33, flags=0x4022))\n"
+        "    for at in range(0, 2**33, 2**21): kept[-1][at]\nimport time; time.sleep(60)"
+    )
+    program_ = Program([python(), "-I", FILE], {FILE: code}, reserves_memory=True)
+    assert run(program_, Limits(wall_s=30.0, cpu_s=30, memory_mib=128)).outcome == "memory"
 
 
 @pytest.mark.parametrize("code", BOMBS, ids=[str(number) for number in range(len(BOMBS))])
@@ -177,6 +238,10 @@ def _ends(code: str, limits: dict[str, float], outcomes: set[str]) -> None:
     assert time.monotonic() - started < 60  # by itself it would never end
     assert len(result.stdout) <= 256 * 1024
     assert len(result.stderr) <= 256 * 1024
+    _expect_none_left()
+
+
+def _expect_none_left() -> None:
     deadline = time.monotonic() + 60
     while _in_sandboxes() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -205,10 +270,47 @@ def test_a_sandbox_ends_though_whoever_started_it_is_killed(delay_s: float) -> N
     time.sleep(delay_s)
     os.kill(child, 9)
     os.waitpid(child, 0)
-    deadline = time.monotonic() + 60
-    while _in_sandboxes() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert _in_sandboxes() == []
+    _expect_none_left()
+
+
+def test_one_signal_to_its_group_ends_a_sandbox_without_help_of_its_parents() -> None:
+    """Parents that end before bubblewrap's processes ask the kernel to end with them end nothing.
+
+    The time in between is short, so the request is left out here.
+    """
+    started = _start_bare("import time\nprint(flush=True)\ntime.sleep(120)", but="--die-with-parent")
+    started.stdout.readline()  # the program runs
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    started.stdout.close()
+    _expect_none_left()
+
+
+def test_programs_of_several_processes_make_no_namespaces() -> None:
+    """In a user namespace of its own a program has every capability."""
+    clone = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, "clone")
+    code = (
+        "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nmade = libc.syscall(CLONE, 17, 0, 0, 0, 0)\n"
+        "if made == 0: os._exit(7)\nprint(os.waitpid(made, 0)[1] >> 8)\n"
+        "for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):\n"
+        "    made = libc.syscall(CLONE, flag | 17, 0, 0, 0, 0)\n"
+        "    if made == 0: os._exit(0)\n    if made != -1 or ctypes.get_errno() != 1: print('ESCAPED', flag)"
+    )
+    started = _start_bare(code.replace("CLONE", str(clone)), may_fork=True)
+    assert started.communicate(timeout=60)[0] == b"7\n"
+
+
+def _start_bare(code: str, *, may_fork: bool = False, but: str | None = None) -> subprocess.Popen[bytes]:
+    """Start a program in a sandbox that nobody watches, without one option of its command."""
+    filter_ = filter_bytes(may_fork=may_fork)
+    with _memory_file(code.encode()) as file, _memory_file(filter_) as calls, _memory_file(b"") as status:
+        command = sandbox_command(Program([python(), "-I", FILE]), Limits(wall_s=90), {FILE: file}, calls, status)
+        return subprocess.Popen(
+            [part for part in command if part != but],
+            stdout=subprocess.PIPE,
+            pass_fds=[file, calls, status],
+            start_new_session=True,
+        )
 
 
 def test_nothing_is_left_for_others_to_wait_for() -> None:

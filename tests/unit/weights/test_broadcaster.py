@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from rlsys.config.schema import WeightsConfig
-from rlsys.errors import WeightMismatchError
+from rlsys.errors import DeadlineError, WeightMismatchError, WorkerDiedError, WorkerError
 from rlsys.weights.broadcaster import OpenCalls, WeightBroadcaster
 from rlsys.weights.receipt import Receipt, Received
 
@@ -39,20 +39,34 @@ class Learner:
 class Engines:
     """A receiving side of two engines with three workers each."""
 
-    num_workers = 2
     workers_per_engine = 3
 
     def __init__(self) -> None:
+        self.names = ["rollout/0", "rollout/1"]
+        self.membership = 0
         self.infos: list[dict[str, Any]] = []
         self.received: tuple[Any, ...] = ()
 
+    @property
+    def num_workers(self) -> int:
+        return len(self.names)
+
+    def report(self, error: WorkerDiedError) -> None:
+        if error.worker in self.names:
+            self.lose(error.worker)
+
+    def lose(self, name: str) -> None:
+        self.names.remove(name)
+        self.membership += 1
+
     def begin_join_weights(self, init_infos: list[dict[str, Any]]) -> OpenCalls:
         self.infos = init_infos
-        return {"rollout/0": "join", "rollout/1": "join"}
+        assert len(init_infos) == len(self.names)
+        return dict.fromkeys(self.names, "join")
 
     def begin_receive_weights(self, update_info: Mapping[str, Any], policy_version: int) -> OpenCalls:
         self.received = (dict(update_info), policy_version)
-        return {"rollout/0": "receive", "rollout/1": "receive"}
+        return dict.fromkeys(self.names, "receive")
 
 
 class Parts:
@@ -61,11 +75,15 @@ class Parts:
     def __init__(self, backend: str, is_verified: bool = True) -> None:
         self.learner, self.engines = Learner(), Engines()
         self.waits: list[tuple[OpenCalls, str, float]] = []
+        self.settled: list[OpenCalls] = []
+        self.failures: list[Callable[[], Exception]] = []  # of the next waits
         config = WeightsConfig(bucket_mib=2, deadline_s=7.0, verify=is_verified)
-        self.broadcaster = WeightBroadcaster(self.learner, self.engines, self._wait, config, backend)
+        self.broadcaster = WeightBroadcaster(self.learner, self.engines, self, config, backend)
 
-    async def _wait(self, calls: OpenCalls, *, what: str, deadline_s: float) -> OpenCalls:
+    async def gather(self, calls: OpenCalls, *, what: str, deadline_s: float) -> OpenCalls:
         self.waits.append((dict(calls), what, deadline_s))
+        if self.failures:
+            raise self.failures.pop(0)()
         answers = {
             "learner/0": self.learner.sums,
             "learner/1": [],
@@ -73,6 +91,9 @@ class Parts:
             "rollout/1": Received({"stalled_s": 0.2, "reload_s": 0.4}, [Receipt([7], [], [], 0.5)]),
         }
         return {name: answers[name] for name in calls}
+
+    async def settle(self, calls: OpenCalls, *, what: str, deadline_s: float) -> None:
+        self.settled.append(dict(calls))
 
 
 @pytest.mark.parametrize("backend", ["gloo", "nccl"])
@@ -96,6 +117,8 @@ def test_ipc_needs_no_place() -> None:
 @pytest.mark.parametrize(("backend", "senders"), [("gloo", 2), ("nccl", 2), ("ipc", 0)])
 def test_a_broadcast_is_one_call_to_each_worker(backend: str, senders: int) -> None:
     parts = Parts(backend)
+    asyncio.run(parts.broadcaster.open())
+    parts.waits.clear()
     metrics = asyncio.run(parts.broadcaster.broadcast(5))
     # The slowest engine's times, and the engine that shows least of what it loaded.
     assert metrics == {"weights/stalled_s": 0.2, "weights/reload_s": 0.5, "weights/compared_fraction": 0.5}
@@ -116,3 +139,72 @@ def test_the_sums_of_both_sides_are_compared(backend: str, is_verified: bool) ->
             asyncio.run(parts.broadcaster.broadcast(5))
     else:
         asyncio.run(parts.broadcaster.broadcast(5))
+
+
+def died(name: str) -> Exception:
+    return WorkerDiedError(f"{name} is gone", name)
+
+
+def broken_while_another_dies(parts: Parts) -> Exception:
+    """A peer notices first; that the engine died is known from elsewhere, as from its requests."""
+    parts.engines.lose("rollout/0")
+    return WorkerError("learner/0 failed: connection closed by peer")
+
+
+@pytest.mark.parametrize("how", ["its death is reported", "a peer fails", "no answer in time"])
+def test_a_broadcast_that_loses_an_engine_is_made_again_among_those_that_are_left(how: str) -> None:
+    parts = Parts("gloo")
+    asyncio.run(parts.broadcaster.open())
+
+    def late() -> Exception:
+        parts.engines.lose("rollout/0")
+        return DeadlineError("no answer within 7 s")
+
+    failure = {
+        "its death is reported": lambda: died("rollout/0"),
+        "a peer fails": lambda: broken_while_another_dies(parts),
+        "no answer in time": late,
+    }[how]
+    parts.waits.clear()
+    parts.failures = [failure]
+    metrics = asyncio.run(parts.broadcaster.broadcast(5))
+    assert metrics["weights/reload_s"] == 0.4  # of the engine that is left
+    assert [sorted(calls) for calls, *_ in parts.waits] == [
+        ["learner/0", "learner/1", "rollout/0", "rollout/1"],
+        ["learner/0", "learner/1", "rollout/1"],  # opened again
+        ["learner/0", "learner/1", "rollout/1"],
+    ]
+    assert parts.learner.opened == ("gloo", "10.0.0.1", 29500, 4)  # the sender, and 3 engine workers
+    assert [info["rank_offset"] for info in parts.engines.infos] == [1]
+    # Nothing is begun again before both sides have left the broadcast that failed.
+    assert [sorted(calls) for calls in parts.settled] == [["learner/0", "learner/1", "rollout/0", "rollout/1"]]
+
+
+def test_an_engine_may_also_be_lost_while_the_others_join_again() -> None:
+    parts = Parts("gloo")
+    asyncio.run(parts.broadcaster.open())
+    parts.engines.lose("rollout/0")
+    parts.engines.names.append("rollout/2")
+    parts.failures = [lambda: died("rollout/2")]
+    asyncio.run(parts.broadcaster.broadcast(5))
+    assert parts.engines.names == ["rollout/1"]
+    assert parts.learner.opened[-1] == 4
+
+
+def test_without_an_engine_nothing_is_sent() -> None:
+    parts = Parts("gloo")
+    asyncio.run(parts.broadcaster.open())
+    parts.failures = [lambda: died("rollout/0"), lambda: died("rollout/1")]
+    assert asyncio.run(parts.broadcaster.broadcast(5)) == {}
+
+
+@pytest.mark.parametrize("error", [died("learner/1"), WorkerError("rollout/0 could not load it")])
+def test_what_no_lost_engine_explains_is_raised(error: Exception) -> None:
+    parts = Parts("gloo")
+    asyncio.run(parts.broadcaster.open())
+    parts.waits.clear()
+    parts.failures = [lambda: error]
+    with pytest.raises(type(error)) as raised:
+        asyncio.run(parts.broadcaster.broadcast(5))
+    assert raised.value is error
+    assert len(parts.waits) == 1

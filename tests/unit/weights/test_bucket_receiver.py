@@ -23,8 +23,12 @@ class Sender:
 
     def __init__(self, fails_at: int | None = None) -> None:
         self.may_send = threading.Semaphore(0)
+        self.is_closed = False
         self._number = 0
         self._fails_at = fails_at
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def broadcast(self, buffer: torch.Tensor) -> None:
         assert self.may_send.acquire(timeout=30)

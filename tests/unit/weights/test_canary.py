@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
-from rlsys.errors import WeightMismatchError
+from rlsys.errors import WeightMismatchError, WorkerError
 from rlsys.runtime.calls import Calls
 from rlsys.weights.canary import NUM_TOKENS, WeightCanary, canary_text
 
@@ -31,14 +32,14 @@ class Side:
     """A learner or engines whose calls the test answers."""
 
     def __init__(self, role: str, size: int, calls: dict[Call, asyncio.Future[Any]]) -> None:
-        self._names = [f"{role}/{index}" for index in range(size)]
+        self.names = [f"{role}/{index}" for index in range(size)]
         self._numbers = itertools.count()
         self._calls = calls
 
-    def begin_probe(self, token_ids: np.ndarray) -> dict[str, Any]:
+    def begin_probe(self, token_ids: np.ndarray, names: Collection[str] | None = None) -> dict[str, Any]:
         assert token_ids is TEXT
         number = next(self._numbers)
-        made = {name: asyncio.get_running_loop().create_future() for name in self._names}
+        made = {name: asyncio.get_running_loop().create_future() for name in (self.names if names is None else names)}
         self._calls.update({(name, number): future for name, future in made.items()})
         return made
 
@@ -48,8 +49,8 @@ class Bench:
 
     def __init__(self, dtype: str | None) -> None:
         self._open: dict[Call, asyncio.Future[Any]] = {}
-        learner, rollout = Side("learner", 2, self._open), Side("rollout", 2, self._open)
-        self.canary = WeightCanary(Calls(), learner, rollout, TEXT, dtype=dtype, deadline_s=1.0)
+        learner, self.rollout = Side("learner", 2, self._open), Side("rollout", 2, self._open)
+        self.canary = WeightCanary(Calls(), learner, self.rollout, TEXT, dtype=dtype, deadline_s=1.0)
 
     async def answer(self, *answers: tuple[Call, Any]) -> None:
         for call, value in answers:
@@ -246,3 +247,57 @@ def test_a_text_of_short_prompts_and_of_one_long_one() -> None:
     assert canary_text(prompts, 100).tolist() == [0, 1, 2, 0, 1, 2, 3]
     assert len(canary_text([np.arange(500)], 600)) == NUM_TOKENS
     assert canary_text(prompts, 6).tolist() == [0, 1, 2, 0, 1]  # room for a sampled one
+
+
+def test_while_every_engine_is_lost_there_is_nothing_to_compare() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.rollout.names.clear()
+        bench.canary.begin(4)
+        await bench.answer(*ANSWERS[:2])
+        await bench.canary.finish()
+
+    run(scenario)
+
+
+def test_an_engine_that_was_lost_meanwhile_is_not_compared(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.canary.begin(4)
+        bench._open.pop(("rollout/1", 0)).set_exception(ray.exceptions.ActorDiedError())
+        await bench.answer(*ANSWERS[:3])
+        await bench.canary.finish()
+
+    run(scenario)
+    assert "not compared with the learner: comparing weights: rollout/1 is gone" in caplog.text
+
+
+@pytest.mark.parametrize("served", [-2.0, -2.5])
+def test_an_engine_that_has_just_started_is_compared_before_it_serves(served: float) -> None:
+    """Also where the one before it in its place gave something else at the version before."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.canary.begin(4)
+        await bench.answer(*ANSWERS)
+        checking = asyncio.ensure_future(bench.canary.check(5, "rollout/1"))
+        await bench.settle()
+        await bench.answer((("learner/0", 1), learner_gives(-2.0)), (("learner/1", 1), learner_gives(-2.0)))
+        assert not checking.done()
+        await bench.answer((("rollout/1", 1), (5, engine_gives(served))))
+        if served == -2.0:
+            await checking
+        else:
+            with pytest.raises(WorkerError, match=r"rollout/1 was given .* 5, and it is 2\.50e-01 from"):
+                await checking
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("answer", [None, (4, engine_gives(-2.0))])
+def test_an_engine_that_gives_nothing_about_the_version_does_not_serve(answer: Any) -> None:
+    async def scenario(bench: Bench) -> None:
+        checking = asyncio.ensure_future(bench.canary.check(5, "rollout/1"))
+        await bench.settle()
+        await bench.answer(*ANSWERS[:2], (("rollout/1", 0), answer))
+        with pytest.raises(WorkerError, match=r"rollout/1 was given policy version 5, and gave nothing"):
+            await checking
+
+    run(scenario)

@@ -231,7 +231,7 @@ OWN: dict[str, TableRow] = {
     "chat_template": ignored("rlsys uses the tokenizer's own template; chat_template_jinja replaces it"),
     "default_system_message": same("data.system_prompt", NONE_STATED),
     "shuffle_merged_datasets": same("data.shuffle", True),
-    "early_stopping_patience": unsupported("a run always takes train.num_steps steps"),
+    "early_stopping_patience": unsupported("train.stop ends a run early, by an eval/ metric of rlsys's own"),
     "torch_compile": ignored(KERNELS),
     "context_parallel_size": unsupported("rlsys keeps a sequence on one device", None, (None, 0, 1)),
     "tensor_parallel_size": unsupported("learner.zero_stage shards the learner instead", None, (None, 0, 1)),

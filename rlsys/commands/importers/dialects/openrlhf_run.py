@@ -56,7 +56,7 @@ RUN = {
     **dict.fromkeys(("ckpt.path", "ckpt.output_dir", "ckpt.load_enable"), ignored(FOLDERS)),
     **dict.fromkeys(("ckpt.save_hf", "ckpt.disable_ds", "ckpt.max_mem", "ds.use_universal_ckpt"), ignored(OWN_STATE)),
     "ckpt.best_metric_key": unsupported(
-        "rlsys keeps the last checkpoints; choose one by metrics.jsonl", "", (None, "")
+        "checkpoint.keep_best=eval/... keeps the best by a metric of rlsys's own", "", (None, "")
     ),
     "logger.wandb.key": by_rule(
         "logging.trackers", default=None, note="the key is not written: W&B reads WANDB_API_KEY"

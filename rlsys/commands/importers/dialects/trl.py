@@ -209,7 +209,7 @@ RUN = {
     ),
     "save_total_limit": converted("checkpoint.keep", None, shared.kept_checkpoints, reads_none=True),
     "save_only_model": unsupported("a checkpoint always holds everything that a run needs to continue", False),
-    "load_best_model_at_end": unsupported("rlsys keeps the last checkpoints; choose one by metrics.jsonl", False),
+    "load_best_model_at_end": unsupported("checkpoint.keep_best=eval/... keeps the best checkpoint", False),
     "report_to": computed("logging.trackers", ByVersion({"0.18": "all", "1.0": "none"}), rules.trackers),
     "push_to_hub": unsupported(HUB, False),
     "resume_from_checkpoint": ignored("resume=auto with run_dir=... continues a run"),

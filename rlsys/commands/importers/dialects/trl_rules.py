@@ -229,7 +229,7 @@ def save_strategy(recipe: Recipe, strategy: Any) -> Any:
     if strategy in ("no", "steps"):
         return 0 if strategy == "no" else ABSENT
     if strategy == "best":
-        raise UnsupportedError("rlsys does not choose checkpoints by a metric ('{value}')")
+        raise UnsupportedError("checkpoint.keep_best=eval/... saves the best by a metric of rlsys's own ('{value}')")
     return shared.steps_per_epoch(recipe)
 
 

@@ -39,7 +39,7 @@ def run_dir(tmp_path: Path) -> Path:
 def checkpoint(run_dir: Path, step: int = 2) -> Path:
     folder = run_dir / "checkpoints" / f"step-{step:06d}"
     folder.mkdir(parents=True)
-    (folder / "state.json").write_text("{}")
+    (folder / "state.json").write_text(f'{{"step": {step}, "prompt_cursor": 0}}')
     return folder
 
 

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
+from rlsys.commands.serve import connections
 from rlsys.commands.serve.app import Processes, build_app
 from rlsys.commands.serve.command import check_token, is_loopback
+from rlsys.commands.serve.connections import MAX_BODY
 from rlsys.errors import ConfigError
 from rlsys.rewards import Failed
 from rlsys.rewards.entry import bind_reward
 from rlsys.scoring.call import RewardLog, RewardRequest, call_reward
+from tests.planted import plant, planted_that_ran
 
 FUNCTIONS = """
 import time
@@ -36,10 +43,11 @@ def picky(completions, answer, log_metric, *, scale=1.0, **_):
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psutil.Process]]:
     """A service with a token and a short deadline."""
     folder = tmp_path_factory.mktemp("service")
     (folder / "functions.py").write_text(FUNCTIONS)
+    plant(folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -52,9 +60,15 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    yield base
+    yield base, psutil.Process(process.pid)
+    assert planted_that_ran(folder) == []  # neither in the service nor in the function's processes
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) is not None
+
+
+@pytest.fixture(scope="module")
+def url(service: tuple[str, psutil.Process]) -> str:
+    return service[0]
 
 
 def _answers(base: str) -> bool:
@@ -99,12 +113,91 @@ def test_without_the_token_nothing_is_scored(url: str, headers: dict[str, str]) 
     assert httpx.post(f"{url}/score", json=body, headers=headers).status_code == 401
 
 
-def test_without_the_token_no_body_is_read(url: str) -> None:
-    """The answer is there though not one byte of the announced body was sent."""
-    address = httpx.URL(url)
+def test_without_the_token_no_body_is_read(service: tuple[str, psutil.Process]) -> None:
+    """The answer is there before the body, and a body that is sent nevertheless takes no memory."""
+    address, before = httpx.URL(service[0]), service[1].memory_info().rss
     with socket.create_connection((address.host, address.port or 0), timeout=30) as client:
         client.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 60000000\r\n\r\n")
         assert client.recv(1000).startswith(b"HTTP/1.1 401 ")
+        with pytest.raises(OSError):  # the service has closed the connection
+            client.sendall(bytes(57 * 2**20))
+    assert service[1].memory_info().rss - before < 8 * 2**20
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+def test_a_body_beyond_the_limit_is_refused(url: str, is_announced: bool) -> None:
+    header = f"Content-Length: {MAX_BODY + 1}" if is_announced else "Transfer-Encoding: chunked"
+    address, answer = httpx.URL(url), b""
+    with socket.create_connection((address.host, address.port or 0), timeout=30) as client:
+        client.sendall(f"POST /score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n{header}\r\n\r\n".encode())
+        chunk = b"100000\r\n" + bytes(2**20) + b"\r\n"
+        with contextlib.suppress(ConnectionError):  # the end of the connection, once the answer is there
+            for _ in range(0 if is_announced else MAX_BODY // 2**20 + 1):
+                client.sendall(chunk)
+        with contextlib.suppress(ConnectionError):
+            answer = client.recv(1000)
+    # A service that closes while more is arriving may take the answer back.
+    assert answer.startswith(b"HTTP/1.1 413 ") or (not answer and not is_announced)
+
+
+STARTS = {
+    "nothing": [b""],
+    "half of the headers": [b"POST /score HTTP/1.1\r\nHo"],
+    "half of the body": [b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"],
+    "half of another request": [b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /hea"],
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_slow_clients_are_cut_off(slow: int, start: str) -> None:
+    with socket.create_connection(("127.0.0.1", slow), timeout=30) as client:
+        *whole, half = STARTS[start]
+        for request in whole:
+            client.sendall(request)
+            assert b" 200 " in client.recv(1000)
+        client.sendall(half)
+        received = b""
+        while part := client.recv(1000):  # an end of the connection; else the time above runs out
+            received += part
+    assert (b" 408 " in received) == (start == "half of the body")
+
+
+def test_a_client_that_does_not_take_its_answer_is_cut_off(slow: int, server: uvicorn.Server) -> None:
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # nobody reads here, so buffers fill
+        client.connect(("127.0.0.1", slow))
+        client.sendall(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n")
+        _wait_until(lambda: server.server_state.total_requests == 1)
+        _wait_until(lambda: not server.server_state.connections)
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> uvicorn.Server:
+    """A service that does not wait long."""
+    for name in ("HEADERS_S", "BODY_S", "ANSWER_S"):
+        monkeypatch.setattr(connections, name, 0.2)
+    processes = Processes({"name": "exact_match"}, 0, 16.0)
+    app = build_app(processes, None, 16.0)
+    app.add_api_route("/long", lambda: "x" * 2**24)
+    return uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", http=connections.Impatient, ws="none"))
+
+
+@pytest.fixture
+def slow(server: uvicorn.Server) -> Iterator[int]:
+    """The port of that service, which runs in a thread."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join()
 
 
 def test_a_function_that_is_wrong_is_named_with_a_status_that_is_not_retried(tmp_path: Path) -> None:

@@ -39,6 +39,10 @@ class Core:
         self.may_step.set()
         self.fails = False
 
+    @property
+    def requests(self) -> dict[str, int]:
+        return self.left
+
     def has_requests(self) -> bool:
         return bool(self.left) and self.paused is PauseState.UNPAUSED
 
@@ -210,5 +214,52 @@ def test_an_abort_that_fails_ends_the_engine_too_and_nobody_waits_for_its_thread
             await other
         with pytest.raises(WorkerError, match="the engine has failed"):
             await engine.collective_rpc("arrival")
+
+    drive(scenario)
+
+
+def test_an_idle_engine_proves_its_life_by_a_token_and_a_busy_one_by_a_step() -> None:
+    async def scenario(engine: Engine, core: Core) -> None:
+        await engine.prove_life()
+        assert [entry for entry in core.log if entry[0] == "add"] == [("add", "life-1", "0")]
+        core.may_step.clear()
+        answer = asyncio.ensure_future(generate(engine, "a", 50))
+        await eventually(lambda: "a" in core.left)
+        proof = asyncio.ensure_future(engine.prove_life())
+        await asyncio.wait([proof], timeout=0.2)
+        assert not proof.done()  # inside a step that does not end
+        core.may_step.set()
+        await proof
+        await answer
+        assert [entry[1] for entry in core.log if entry[0] == "add"] == ["life-1", "a"]
+
+    drive(scenario)
+
+
+def test_an_idle_engine_that_hangs_proves_nothing() -> None:
+    async def scenario(engine: Engine, core: Core) -> None:
+        core.may_step.clear()
+        proof = asyncio.ensure_future(engine.prove_life())
+        await asyncio.wait([proof], timeout=0.2)
+        assert not proof.done()
+        core.may_step.set()
+        await proof
+
+    drive(scenario)
+
+
+def test_neither_a_pause_nor_the_end_of_the_last_request_is_taken_for_standing_still() -> None:
+    async def scenario(engine: Engine, core: Core) -> None:
+        await engine.pause(clear_cache=False)
+        await engine.prove_life()
+        answer = asyncio.ensure_future(generate(engine, "a", 5))
+        await eventually(lambda: "a" in core.left)
+        engine._is_paused = False  # busy, and no step will come, as between an abort and the next request
+        proof = asyncio.ensure_future(engine.prove_life())
+        await asyncio.sleep(0)
+        assert not proof.done()
+        answer.cancel()
+        await proof
+        assert "step" not in core.log
 
     drive(scenario)

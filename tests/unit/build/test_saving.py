@@ -1,0 +1,164 @@
+"""When a run saves: by steps, by time, at a new best and at its end; and what it does on a full disk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from rlsys.build.checkpoints import FULL_DISK_S
+from rlsys.errors import NoRoomError, RlsysError
+from rlsys.learner.rank import Rank
+from rlsys.run_folder.checkpoint import checkpoints, load_state
+from tests.unit.build.scene import Scene
+
+KEEP = "checkpoint.keep=9"
+# Seconds: a step takes 6, a checkpoint 1, and the start 2.
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        ([], [5]),
+        (["checkpoint.every=2"], [2, 4, 5]),
+        (["checkpoint.every=2", "checkpoint.last=false"], [2, 4]),
+        (["checkpoint.last=false"], []),
+        (["checkpoint.every=5"], [5]),
+        (["checkpoint.every_s=900"], [5]),
+        (["checkpoint.every_s=12"], [2, 4, 5]),  # after 14 s, and 12 s after that one was written
+        (["checkpoint.every_s=12", "checkpoint.every=3", "checkpoint.last=false"], [2, 3, 5]),
+        (["checkpoint.every_s=0.1", "checkpoint.last=false"], [1, 2, 3, 4, 5]),
+    ],
+)
+def test_it_saves_every_so_many_steps_or_seconds_and_at_the_end(
+    tmp_path: Path, overrides: list[str], steps: list[int]
+) -> None:
+    scene = Scene(tmp_path, KEEP, *overrides)
+    scene.play()
+    assert scene.saved == steps
+
+
+def test_the_best_by_a_metric_is_saved_and_kept_beside_the_newest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene(tmp_path, "checkpoint.keep_best=eval/accuracy", "checkpoint.keep=1")
+    scene.accuracies = [0.9, 0.2, 0.5, 0.5, 0.4, 0.1]  # step 0 has no checkpoint
+    with caplog.at_level(logging.INFO, "rlsys"):
+        scene.play()
+    assert scene.saved == [2, 5]
+    assert load_state(checkpoints(tmp_path)[-1]).progress["kept"] | {"since": 0} == {
+        "metric": "eval/accuracy",
+        "threshold": 0.0,
+        "value": 0.5,
+        "step": 2,
+        "since": 0,
+    }
+    assert "step 2 is the best so far: eval/accuracy 0.5" in caplog.text
+
+
+def test_the_best_lives_through_a_resume(tmp_path: Path) -> None:
+    first = Scene(tmp_path, "checkpoint.keep_best=-eval/accuracy", "checkpoint.keep=1", "train.num_steps=3")
+    first.accuracies = [0.9, 0.2, 0.5, 0.5]
+    first.play()
+    assert first.saved == [1, 3]
+    state = load_state(checkpoints(tmp_path)[-1])
+    second = Scene(tmp_path, "checkpoint.keep_best=-eval/accuracy", "checkpoint.keep=1", state=state)
+    second.accuracies = [0.9, 0.2, 0.5, 0.5, 0.3, 0.4]
+    second.play()
+    assert second.saved == [1, 5]
+
+
+def test_training_that_no_longer_improves_ends_in_order_with_a_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop = ["train.stop.metric=eval/accuracy", "train.stop.patience=2", "train.stop.threshold=0.05"]
+    scene = Scene(tmp_path, *stop)
+    scene.accuracies = [0.1, 0.5, 0.54, 0.53, 0.9, 0.9]
+    scene.play()
+    assert (scene.trained, scene.saved) == ([1, 2, 3], [3])
+    assert "eval/accuracy was not better than 0.5, of step 1, in 2 evaluations (train.stop)" in caplog.text
+    state = load_state(checkpoints(tmp_path)[-1])
+    again = Scene(tmp_path, *stop, state=state)
+    again.play()
+    assert again.trained == []
+    assert "the run was ended by train.stop: raise train.stop.patience" in caplog.text
+    patient = Scene(tmp_path, *stop, "train.stop.patience=3", state=state)
+    patient.accuracies = [0.1, 0.5, 0.54, 0.53, 0.5, 0.9]
+    patient.play()
+    assert patient.saved == [3, 4]  # the patience that was used is not given back
+
+
+class FullDisk:
+    """A disk that is full until a moment of the virtual clock."""
+
+    def __init__(self, until: float) -> None:
+        self.until, self.tries = until, 0
+
+    def __call__(self) -> None:
+        self.tries += 1
+        if asyncio.get_running_loop().time() < self.until:
+            raise NoRoomError("learner/1: no room on the disk for weights")
+
+
+def test_on_a_full_disk_the_run_pauses_and_goes_on_when_there_is_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene, disk = Scene(tmp_path, "checkpoint.every=2", KEEP), FullDisk(until=1500.0)
+    scene.at("save", 4, disk).play()
+    assert (scene.saved, scene.trained) == ([2, 4, 5], [1, 2, 3, 4, 5])
+    assert disk.tries > 30
+    pauses = [text for text in caplog.messages if text.startswith("the run pauses until there is room: learner/1")]
+    assert len(pauses) == 3  # every ten minutes, not at every try
+    assert "there is room again: step 4 is saved, the run goes on" in caplog.messages
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_a_disk_that_stays_full_ends_the_run_after_a_day_with_the_last_checkpoint(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, "checkpoint.every=2", KEEP).at("save", 4, FullDisk(until=2 * FULL_DISK_S))
+    with pytest.raises(NoRoomError):
+        scene.play()
+    assert scene.saved == [2]
+
+
+def test_no_new_try_is_made_while_less_is_free_than_a_checkpoint_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, disk = Scene(tmp_path, "checkpoint.every=2", KEEP), FullDisk(until=500.0)
+
+    def free() -> int:
+        return 0 if asyncio.get_running_loop().time() < disk.until else 10**6
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free()))
+    scene.at("save", 4, disk).play()
+    assert (scene.saved, disk.tries) == ([2, 4, 5], 2)
+
+
+def test_ctrl_c_ends_the_pause(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene(tmp_path, "checkpoint.every=2", KEEP).at("save", 4, FullDisk(until=10_000.0))
+    with pytest.raises(asyncio.CancelledError):
+        scene.play(interrupt_at=100.0)
+    assert scene.saved == [2]
+    assert "no checkpoint of the end: learner/1: no room on the disk" in caplog.text
+
+
+def test_ranks_that_do_not_see_the_folder_end_the_run_at_its_start(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    async def check_sees(file: str) -> None:
+        seen.append(Path(file).is_file())
+        Rank.check_sees(
+            SimpleNamespace(TAG="learner", _rank=1), file.replace(str(tmp_path), str(tmp_path / "elsewhere"))
+        )
+
+    scene = Scene(tmp_path)
+    scene.learners._policy.check_sees = check_sees
+    with pytest.raises(
+        RlsysError, match=r"learner/1 on .* does not see .*/elsewhere, where checkpoints go: set run_dir"
+    ):
+        asyncio.run(scene.run.checkpoints.check_shared())
+    assert (seen, list(tmp_path.iterdir())) == ([True], [])
+    unwanted = Scene(tmp_path, "checkpoint.last=false")
+    asyncio.run(unwanted.run.checkpoints.check_shared())
