@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from packaging.requirements import Requirement
 
@@ -20,10 +21,19 @@ def version_findings(config: Config) -> list[Finding]:
         asked = importlib.metadata.requires("rlsys") or []
     except importlib.metadata.PackageNotFoundError:
         return [Finding(NAME, Level.NOTE, "rlsys runs from its source and is not installed, so nothing is compared")]
-    installed = {dist.name.lower(): dist.version for dist in importlib.metadata.distributions() if dist.name}
+    installed = _installed({*BACKENDS, *(Requirement(text).name.lower() for text in asked)})
     extras = [extra for package, extra in BACKENDS.items() if package in installed]
     trackers = {tracker["name"] if isinstance(tracker, Mapping) else tracker for tracker in config.logging.trackers}
     return [compare(asked, installed, [*extras, *sorted(map(str, trackers))])]
+
+
+def _installed(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def compare(asked: Sequence[str], installed: Mapping[str, str], extras: Sequence[str]) -> Finding:
