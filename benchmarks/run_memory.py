@@ -6,7 +6,8 @@ Each case is a real run of two steps with an engine, two learner ranks, a refere
 0.1 s, or less often on a busy machine, the memory of all its processes is read from /proc/PID/smaps_rollup: `Pss_Anon`
 and `Pss_Shmem`, in which pages that several processes share are divided among them. Pages of files (libraries, a mapped
 checkpoint) are left out, as the kernel drops them when memory is short. A role's figure is the largest sum over its
-processes at any moment; the node's is the largest sum over all processes.
+processes at any moment; the node's is the largest sum over all processes. A prediction is good within 15% or 200 MB,
+whichever is more.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -47,6 +47,7 @@ NAMES = {
 }
 SHARED = "shared memory"
 COMPUTE = ("rollout", "learner", "reference")
+SHARE, LEAST_MB = 0.15, 200.0  # by which a prediction may be wrong: the larger of both
 
 
 class Watch:
@@ -180,6 +181,11 @@ def predict(given: list[str]) -> dict[str, float]:
     return {**roles, "node": round(found.total / 1e6, 1)}
 
 
+def is_within(predicted: float, measured: float) -> bool:
+    """Return whether a prediction in MB is good enough."""
+    return abs(predicted - measured) <= max(SHARE * measured, LEAST_MB)
+
+
 def main() -> None:
     """Measure every size and stage, and show what was predicted."""
     end_on_sigterm()
@@ -189,7 +195,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/run_memory.json")
     options = parser.parse_args()
     header = report.header("benchmarks.run_memory")
-    columns = ["model", "ZeRO", "role", "measured MB", "predicted MB", "difference"]
+    columns = ["model", "ZeRO", "role", "measured MB", "predicted MB", "difference", "within"]
     rows, shown = [], report.table("memory of a run", columns)
     for size in options.sizes:
         for stage in options.stages:
@@ -197,13 +203,14 @@ def main() -> None:
                 folder = Path(place)
                 parameters = build(folder, size)
                 given = overrides(folder, size, stage)
-                found: dict[str, Any] = {"measured_mb": measure(given, folder), "predicted_mb": predict(given)}
+                measured, predicted = measure(given, folder), predict(given)
+            outside = [role for role, said in predicted.items() if not is_within(said, measured[role])]
+            found = {"measured_mb": measured, "predicted_mb": predicted, "outside": outside}
             rows.append({"size": size, "parameters": parameters, "zero_stage": stage, **found})
-            for role, was in found["measured_mb"].items():
-                said = found["predicted_mb"].get(role)
-                share = None if said is None else 100 * (said / was - 1)
-                cells = [report.number(value, 0) for value in (was, said)]
-                shown.add_row(size, str(stage), role, *cells, "-" if share is None else f"{share:+.0f}%")
+            for role, said in predicted.items():
+                was = measured[role]
+                cells = [report.number(was, 0), report.number(said, 0), f"{100 * (said / was - 1):+.0f}%"]
+                shown.add_row(size, str(stage), role, *cells, "no" if role in outside else "yes")
             print(rows[-1], flush=True)
     report.show(shown)
     if options.write:

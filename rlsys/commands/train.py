@@ -203,9 +203,9 @@ def train_job(job: Job) -> Path:
 
 def _prepared(job: Job) -> tuple[Prepared, str]:
     """Check and prepare a run; show the table of what it uses, and return it as text too."""
+    from rlsys.build.machine import machine_findings
     from rlsys.build.start_table import start_table
     from rlsys.metrics.display import show_table, table_text
-    from rlsys.preflight.machine import machine_findings
     from rlsys.preflight.prepare import prepare
     from rlsys.runtime.findings import report
 

@@ -11,7 +11,7 @@ import os
 import resource
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -33,14 +33,15 @@ FULL_DISK = 0.95  # from here on Ray refuses to put objects on the disk
 # Of one run with five workers, measured: raylet and workers open 40 to 120 files each, and have about 500 threads.
 MIN_FILES, FEW_FILES = 256, 1024
 MIN_THREADS, FEW_THREADS = 300, 1500
+# Where vLLM, PyTorch and Hugging Face's libraries keep caches; the others are below HOME unless they are set.
+CACHES = ("HOME", "XDG_CACHE_HOME", "HF_HOME", "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR")
 
 
-def node_findings() -> list[Finding]:
-    """Check the machine that this process runs on."""
-    checks: Sequence[Callable[[], Finding]] = (
-        *(cpus, memory, shared_memory, temp_dir, temp_disk, loopback_port, open_files, threads, home, proxies),
-    )
-    return [check() for check in checks]
+def node_findings(*, starts_ray: bool) -> list[Finding]:
+    """Check the machine that this process runs on, and with `starts_ray` the folder that a Ray started here takes."""
+    checks: list[Callable[[], Finding]] = [cpus, memory, shared_memory, temp_disk, loopback_port]
+    checks += [open_files, threads, home, proxies]
+    return [check() for check in ([temp_dir, *checks] if starts_ray else checks)]
 
 
 def cpus() -> Finding:
@@ -85,8 +86,8 @@ def check_temp_dir() -> str:
             f"Ray's folder {folder} has a name of more than {MAX_TEMP_DIR} bytes, and the sockets in it could not be "
             f"opened: {remedy}"
         )
-    there = nearest_existing(folder)
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+    if not is_writable(folder):
+        there = nearest_existing(folder)
         raise ConfigError(f"Ray cannot write its session's files in {folder} (no permission for {there}): {remedy}")
     return f"Ray's sessions go to {folder}"
 
@@ -179,17 +180,21 @@ def _limit(name: str, command: str, left: float, hard: float, needs: tuple[int, 
 
 
 def home() -> Finding:
-    """Check that libraries can keep their caches below the home folder."""
-    folder = Path(os.environ.get("HOME", "~")).expanduser()
+    """Check that libraries can write their caches: below the home folder, or where a variable puts them."""
+    folders = {name: Path(os.environ[name]).expanduser() for name in CACHES if os.environ.get(name)}
+    folders.setdefault("HOME", Path("~").expanduser())
+    closed = {name: folder for name, folder in folders.items() if not is_writable(folder)}
+    if not closed:
+        return Finding("home", Level.OK, f"{folders['HOME']} can be written")
+    found = " and ".join(f"{folder} ({name})" for name, folder in closed.items())
+    remedy = f"set {' and '.join(closed)} to a folder of yours"
+    return Finding("home", Level.WARN, f"{found} cannot be written, where libraries keep caches", remedy)
+
+
+def is_writable(folder: Path) -> bool:
+    """Return whether this process can write a folder, or make it where it is not there yet."""
     there = nearest_existing(folder)
-    if os.access(there, os.W_OK | os.X_OK) and there.is_dir():
-        return Finding("home", Level.OK, f"{folder} can be written")
-    return Finding(
-        "home",
-        Level.WARN,
-        f"{folder} cannot be written, where vLLM, PyTorch and the Hugging Face libraries keep caches",
-        "set HOME to a folder of yours",
-    )
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def proxies() -> Finding:

@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the results of all checks, and the plan of a run; end with 1 when a check fails."""
+    from rlsys.build.machine import machine_findings
     from rlsys.commands.doctor.plan import show_plan
-    from rlsys.preflight.machine import machine_findings
 
     quiet_libraries()
     (job,) = compose_jobs(options.overrides)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rlsys.build.diagram import diagram, place
-from rlsys.build.memory import GB, RunMemory, memory_finding, run_memory
+from rlsys.build.gpu_memory import UNCONFIRMED, gpu_finding, gpu_memory
+from rlsys.build.memory import GB, NAME, memory_finding, run_memory
 from rlsys.build.placement import worker_demands
+from rlsys.build.role_memory import RoleMemory
 from rlsys.build.sockets import planned_sockets
 from rlsys.build.step_time import estimate_step
 from rlsys.commands.doctor.table import show, show_findings, show_rows, show_title
+from rlsys.config.cluster_address import cluster_address
 from rlsys.errors import ConfigError
 from rlsys.preflight.prepared import Prepared
 from rlsys.runtime.findings import Finding, Level
+from rlsys.runtime.gpus import fullest_gpu
 from rlsys.runtime.survey import Node
 
 
@@ -51,31 +55,43 @@ def _placement(prepared: Prepared, nodes: Sequence[Node]) -> list[Finding]:
 
 
 def _memory(prepared: Prepared, nodes: Sequence[Node]) -> list[Finding]:
-    """Print the predicted memory of every role; compare it with the machine, or with the largest node of a cluster."""
+    """Print the predicted memory of every role; compare it with the machine, or with all nodes of a cluster."""
     try:
+        if prepared.config.cluster.num_gpus > 0:
+            return [_gpu_memory(prepared)]
         memory = run_memory(prepared)
     except ConfigError as error:
-        return [Finding("memory of the run", Level.NOTE, str(error))]
+        return [Finding(NAME, Level.NOTE, str(error))]
     show_title("memory, MB (predicted; pages of files are not counted)")
-    show_rows(_memory_rows(memory))
+    rows = _memory_rows(memory.roles, "together", lambda role: role.total)
+    for name, size in (("training", memory.training), ("start, with fork servers", memory.start)):
+        rows.append((name, *[""] * (len(rows[0]) - 2), f"{size / 1e6:,.0f}"))
+    show_rows(rows)
     limits = [node.limits for node in nodes if node.limits is not None]
     if len(nodes) == 1 and limits:
         return [memory_finding(memory, limits[0])]
-    found = f"about {memory.total / GB:.1f} GB on all nodes together, which have "
-    return [
-        Finding("memory of the run", Level.NOTE, f"{found}{sum(one.free_memory for one in limits) / GB:.1f} GB free")
-    ]
+    free = sum(one.free_memory for one in limits) / GB
+    found = f"about {memory.total / GB:.1f} GB on all nodes together, which have {free:.1f} GB free"
+    return [Finding(NAME, Level.NOTE, found)]
 
 
-def _memory_rows(memory: RunMemory) -> list[tuple[str, ...]]:
-    kinds = list(dict.fromkeys(kind for role in memory.roles for kind, size in role.parts.items() if size))
-    rows: list[tuple[str, ...]] = [("", "processes", *kinds, "together")]
-    for role in memory.roles:
+def _gpu_memory(prepared: Prepared) -> Finding:
+    """Print what one rank of each role needs on its GPU; compare it with this machine's GPUs."""
+    is_here = cluster_address(prepared.config.cluster) is None
+    memory, gpu = gpu_memory(prepared), fullest_gpu() if is_here else None
+    show_title(f"memory of each GPU, MB ({UNCONFIRMED})")
+    show_rows(_memory_rows(memory.roles, "one", lambda role: role.each))
+    return gpu_finding(memory, gpu)
+
+
+def _memory_rows(roles: Sequence[RoleMemory], last: str, size_of: Callable[[RoleMemory], int]) -> list[tuple[str, ...]]:
+    """Return a row per role: its parts, and in the `last` column a sum."""
+    kinds = list(dict.fromkeys(kind for role in roles for kind, size in role.parts.items() if size))
+    rows: list[tuple[str, ...]] = [("", "processes", *kinds, last)]
+    for role in roles:
         cells = [f"{size / 1e6:,.0f}" if (size := role.parts.get(kind)) else "" for kind in kinds]
-        rows.append((role.name, str(role.count), *cells, f"{role.total / 1e6:,.0f}"))
-    empty = [""] * (len(kinds) + 1)
-    rows.append(("training", *empty, f"{memory.training / 1e6:,.0f}"))
-    return [*rows, ("start, with fork servers", *empty, f"{memory.start / 1e6:,.0f}")]
+        rows.append((role.name, str(role.count), *cells, f"{size_of(role) / 1e6:,.0f}"))
+    return rows
 
 
 def _step_time(prepared: Prepared) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlsys.build.placement import worker_demands
-from rlsys.build.sockets import NODE, planned_sockets
+from rlsys.build.sockets import EVERY, LOOPBACK, NODE, planned_sockets
 from rlsys.config.compose import load_config
 
 
@@ -30,6 +30,14 @@ def test_roles_and_channels() -> None:
     assert "tcp critic ranks" in owners("algorithm=ppo")
     one_gpu = ["cluster.num_gpus=1", "weights.backend=ipc", "learner.dtype=bfloat16"]
     assert "tcp learner/0 and engines" not in owners(*one_gpu)
-    config = load_config([])
-    groups = {one.owner: one.address for one in planned_sockets(config, worker_demands(config))}
-    assert groups["learner ranks"] == groups["learner/0 and engines"] == NODE
+
+
+@pytest.mark.parametrize(
+    ("options", "node", "calls"), [([], LOOPBACK, LOOPBACK), (["cluster.address=h:1"], NODE, EVERY)]
+)
+def test_a_local_run_listens_on_loopback_alone(options: list[str], node: str, calls: str) -> None:
+    config = load_config(options)
+    found = {one.owner: one.address for one in planned_sockets(config, worker_demands(config)) if one.kind == "tcp"}
+    assert found["learner ranks"] == found["learner/0 and engines"] == node
+    assert found["driver and 4 workers"] == calls
+    assert options or set(found.values()) == {LOOPBACK}

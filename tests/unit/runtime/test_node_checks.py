@@ -13,6 +13,7 @@ import pytest
 from rlsys.errors import ConfigError
 from rlsys.runtime import node_checks
 from rlsys.runtime.findings import Finding, Level, found_by, report
+from rlsys.runtime.limits import Limits
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -25,10 +26,27 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_check_has_a_result_here() -> None:
-    findings = node_checks.node_findings()
+    findings = node_checks.node_findings(starts_ray=True)
     assert len({finding.name for finding in findings}) == len(findings) == 10
     assert all(finding.found for finding in findings)
     assert all(finding.remedy for finding in findings if finding.level in (Level.WARN, Level.FAIL))
+
+
+def test_where_ray_runs_already_its_folder_is_not_this_process_s_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 100)
+    failed = [finding.name for finding in node_checks.node_findings(starts_ray=True) if finding.level == Level.FAIL]
+    assert failed == ["Ray's folder"]
+    assert all(finding.level != Level.FAIL for finding in node_checks.node_findings(starts_ray=False))
+
+
+def test_the_limits_of_a_container_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_checks.Limits, "here", lambda: Limits(1.5, 64, 2 * 10**9, 10**9, 512 * 10**9))
+    assert node_checks.cpus().found == "1.5 cores of the machine's 64"
+    expected = "1.0 GB free of 2.0 (the limit of a control group; the machine has 512.0)"
+    assert node_checks.memory().found == expected
+    monkeypatch.setattr(node_checks.Limits, "here", lambda: Limits(64, 64, 2 * 10**9, 10**9, 2 * 10**9))
+    assert node_checks.cpus().found == "64 cores"
+    assert node_checks.memory().found == "1.0 GB free of 2.0"
 
 
 def test_shared_memory_of_a_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -109,10 +127,18 @@ def test_threads_count_what_the_user_has_already(monkeypatch: pytest.MonkeyPatch
     assert node_checks.threads().level == Level.WARN
 
 
-def test_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_or_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in node_checks.CACHES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "new" / "folder"))
     assert node_checks.home().level == Level.OK
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    assert node_checks.home().level == Level.WARN
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
+    finding = node_checks.home()
+    assert (finding.level, finding.remedy) == (Level.WARN, "set HF_HOME to a folder of yours")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests' user may write everywhere
+    assert node_checks.home().remedy == "set HOME and HF_HOME to a folder of yours"
 
 
 def test_proxies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from rlsys.build.versions import compare, version_findings
 from rlsys.config.schema import Config
-from rlsys.preflight.versions import compare, version_findings
 from rlsys.runtime.findings import Level
 
 ASKED = [

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
+from rlsys.build.versions import version_findings
 from rlsys.config.cluster_address import cluster_address
 from rlsys.config.paths import expand, nearest_existing
 from rlsys.config.schema import Config
 from rlsys.preflight.checks import check_machine
-from rlsys.preflight.versions import version_findings
 from rlsys.runtime.findings import Finding, Level, found_by
-from rlsys.runtime.node_checks import disk, node_findings
+from rlsys.runtime.node_checks import disk, is_writable, node_findings
 
 
 def machine_findings(config: Config, run_dir: Path) -> list[Finding]:
@@ -27,7 +26,7 @@ def machine_findings(config: Config, run_dir: Path) -> list[Finding]:
         found_by("vLLM", backend),
         *version_findings(config),
         _gpus(config, torch.cuda.device_count(), torch.version.cuda),
-        *node_findings(),
+        *node_findings(starts_ray=cluster_address(config.cluster) is None),
         disk("disk for the run", nearest_existing(run_dir)),
         *_caches(config),
     ]
@@ -54,7 +53,7 @@ def _caches(config: Config) -> list[Finding]:
 
 
 def _writable(name: str, folder: Path, remedy: str) -> Finding:
-    there = nearest_existing(folder)
-    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+    if is_writable(folder):
         return Finding(name, Level.OK, f"{folder} can be written")
-    return Finding(name, Level.FAIL, f"{folder} cannot be written (no permission for {there})", remedy)
+    found = f"{folder} cannot be written (no permission for {nearest_existing(folder)})"
+    return Finding(name, Level.FAIL, found, remedy)
