@@ -6,7 +6,9 @@ Each case is a real run of two steps with an engine, two learner ranks, a refere
 0.1 s, or less often on a busy machine, the memory of all its processes is read from /proc/PID/smaps_rollup: `Pss_Anon`
 and `Pss_Shmem`, in which pages that several processes share are divided among them. Pages of files (libraries, a mapped
 checkpoint) are left out, as the kernel drops them when memory is short. A role's figure is the largest sum over its
-processes at any moment; the node's is the largest sum over all processes. A prediction is good within 15% or 200 MB,
+processes at any moment; the node's is the largest sum over all processes. Watching ends with the first worker that
+computes: those that still live would inherit the pages that they shared with it, as workers forked from one server do,
+and seem to grow by 200 MB. A prediction is good within 15% or 200 MB,
 whichever is more.
 """
 
@@ -60,9 +62,12 @@ class Watch:
         self._listed_at = 0.0
         self._now: dict[int, tuple[int, int]] = {}
         self._samples: list[tuple[dict[int, int], int]] = []
+        self._is_over = False
 
     def sample(self) -> None:
-        """Read the processes that compute, and now and then all of them."""
+        """Read the processes that compute, and now and then all of them; nothing once one that computes has ended."""
+        if self._is_over:
+            return
         is_listed = time.monotonic() > self._listed_at + LISTED_S
         if is_listed:
             self._list()
@@ -71,6 +76,9 @@ class Watch:
                 self._now.pop(pid, None)
                 with contextlib.suppress(OSError):  # it has ended
                     self._now[pid] = _pss(pid)
+        self._is_over = any(self._has_ended(pid) for pid, role in self._roles.items() if role in COMPUTE)
+        if self._is_over:
+            return
         private = {pid: sizes[0] for pid, sizes in self._now.items()}
         self._samples.append((private, sum(sizes[1] for sizes in self._now.values())))
 
@@ -84,6 +92,13 @@ class Watch:
             now["node"] = now.total()
             found |= now  # the larger of each
         return {role: round(size / 1e6, 1) for role, size in sorted(found.items())}
+
+    def _has_ended(self, pid: int) -> bool:
+        known = self._known.get(pid)
+        try:
+            return known is None or known.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
 
     def _list(self) -> None:
         """Find all processes and their roles."""

@@ -66,10 +66,11 @@ def gpu_finding(memory: GpuMemory, gpu: Gpu | None) -> Finding:
         return Finding(NAME, Level.WARN, found, engine.remedy)
     needs = {role.name: memory.needs(role, gpu) for role in memory.roles}
     largest = max(memory.roles, key=lambda role: (bool(role.remedy), needs[role.name]))
-    need, who = (sum(needs.values()), "all together") if memory.is_shared else (needs[largest.name], largest.name)
-    found = f"{who}: about {need / GB:.1f} GB"
+    need = sum(needs.values()) if memory.is_shared else needs[largest.name]
+    who = "all roles together need" if memory.is_shared else f"{largest.name} needs"
+    found = f"{who} about {need / GB:.1f} GB"
     if gpu is None:
-        return Finding(NAME, Level.NOTE, f"{found} on the fullest ({UNCONFIRMED})")
+        return Finding(NAME, Level.NOTE, f"{found} ({UNCONFIRMED})")
     found += f" of {gpu.free / GB:.1f} GB that are free"
     if need <= gpu.free:
         return Finding(NAME, Level.OK, f"{found} ({UNCONFIRMED})")

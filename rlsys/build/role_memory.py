@@ -15,7 +15,7 @@ from torch import nn
 
 from rlsys.algorithms.requirements import reference_workers
 from rlsys.config.learner_schema import CriticConfig, LearnerConfig
-from rlsys.learner.memory import CONTEXT_BYTES, FRAGMENTED_SHARE, predict_peak
+from rlsys.learner.memory import allowances, predict_peak
 from rlsys.learner.setup import PolicySetup
 from rlsys.models.folder import base_dtype
 from rlsys.models.meta_memory import MetaMemory, use_kernels_of
@@ -24,8 +24,8 @@ from rlsys.models.policy import DTYPES, PolicyModel, empty_policy
 from rlsys.preflight.prepared import Prepared
 
 # Bytes of a process before it has a model, by role: interpreter and libraries, with Python 3.11 and the versions in
-# requirements.lock. Workers that are forked share some of it for a while; `ray` is raylet, gcs_server, its agents and
-# the guardian.
+# requirements.lock. Workers that are forked from one server share up to 200 MB of it, which is not subtracted: a worker
+# that starts alone shares nothing. `ray` is raylet, gcs_server, its agents and the guardian.
 BASE = {
     "driver": 395_000_000,
     "ray": 230_000_000,
@@ -38,7 +38,7 @@ BASE = {
 # The C library keeps freed memory (`rlsys.build.environment.keep_freed_memory`), and not all of it fits what is asked
 # for next: measured were 5% to 38% of what a learner rank holds at its peak.
 GAPS = 0.2
-# vLLM's tokens per forward; it runs one of this size when it starts.
+# Tokens of one of vLLM's forwards: it runs one of this size when it starts. On large GPUs it chooses more.
 BATCHED_TOKENS = 2048
 # Copies of a logit per sampled token, in float32: logits, their sorted or exponentiated forms, log-probabilities.
 LOGIT_COPIES = 4
@@ -90,6 +90,7 @@ class RolePredictor:
         if self._device == "cuda":
             parts["parameters"] //= ranks
             parts["KV cache"] = _cached(model, self._prepared.max_tokens) // ranks
+            parts["allowances"] = _allowed(parts, ranks)
             remedy = "raise rollout.gpu_memory_utilization or rollout.tensor_parallel_size"
             return RoleMemory("rollout", rollout.num_workers * ranks, parts, remedy)
         parts["base"] = BASE["rollout"] * (1 if ranks == 1 else ranks + 1)
@@ -139,7 +140,7 @@ class RolePredictor:
             policy(batch, setup.temperature)
         parts = {"parameters": _bytes(policy), "activations": memory.peak.total()}
         if self._device == "cuda":
-            parts["allowances"] = CONTEXT_BYTES + int(FRAGMENTED_SHARE * sum(parts.values()))
+            parts["allowances"] = _allowed(parts, 1)
         else:
             trust, dtype = setup.trust_remote_code, DTYPES[setup.learner.dtype]
             if base_dtype(setup.model_path, trust_remote_code=trust) == dtype:
@@ -164,6 +165,10 @@ def largest_microbatch(prepared: Prepared, max_tokens: int, layout: str) -> list
     rows = [TokenRow(ids, mask, group) for group in groups for _ in range(config.train.samples_per_prompt)]
     found = microbatches(rows, max_tokens, layout)
     return [rows[index] for index in max(found, key=len)]
+
+
+def _allowed(parts: dict[str, int], num_ranks: int) -> int:
+    return sum(allowances(sum(parts.values()), num_ranks).values())
 
 
 def _bytes(module: nn.Module) -> int:

@@ -16,6 +16,7 @@ from torch import nn
 from rlsys.algorithms.requirements import needs_reference_workers
 from rlsys.config.schema import Config
 from rlsys.models.folder import empty_model
+from rlsys.models.policy import DTYPES
 from rlsys.preflight.prepared import Prepared
 from rlsys.runtime.limits import usable_cores
 
@@ -73,7 +74,7 @@ def estimate_step(prepared: Prepared) -> StepTime:
 
 def measure_speed(rows: int, inputs: int, outputs: int, *, dtype: str) -> float:
     """Return the floating-point operations per second of [rows, inputs] @ [inputs, outputs] on the cores here."""
-    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    kind = DTYPES[dtype]
     threads = torch.get_num_threads()
     torch.set_num_threads(usable_cores())
     try:

@@ -14,6 +14,11 @@ from pathlib import Path
 import psutil
 
 UNLIMITED = 2**60  # version 1 writes "no limit" as a number near 2**63
+# Of version 2 and 1: the files of the limit and of what is used, and the line of memory.stat with cached files.
+MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 ROOT = Path("/")
 
 
@@ -38,18 +43,16 @@ class Limits:
     @classmethod
     def here(cls, root: Path = ROOT) -> Limits:
         """Read those of this process; `root` is the folder with `proc` and `sys`."""
-        cores, machine = float(len(os.sched_getaffinity(0))), psutil.virtual_memory()
-        quotas = list(_quotas(root))
+        machine = psutil.virtual_memory()
         memory, free = machine.total, machine.available
         for limit, used in _memory_limits(root):
             memory, free = min(memory, limit), min(free, max(limit - used, 0))
-        return cls(min([cores, *quotas]), os.cpu_count() or 1, memory, free, machine.total)
+        return cls(_cores(root), os.cpu_count() or 1, memory, free, machine.total)
 
 
 def usable_cores() -> int:
     """Return how many threads of this process can compute at once, at least 1."""
-    cores = float(len(os.sched_getaffinity(0)))
-    return max(1, round(min([cores, *_quotas(ROOT)])))
+    return max(1, round(_cores(ROOT)))
 
 
 def process_limit(root: Path = ROOT) -> int | None:
@@ -60,6 +63,10 @@ def process_limit(root: Path = ROOT) -> int | None:
         if limit is not None and used is not None:
             left.append(max(limit - used, 0))
     return min(left, default=None)
+
+
+def _cores(root: Path) -> float:
+    return min([float(len(os.sched_getaffinity(0))), *_quotas(root)])
 
 
 def _quotas(root: Path) -> Iterator[float]:
@@ -74,17 +81,13 @@ def _quotas(root: Path) -> Iterator[float]:
 
 def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
     """Yield the limit of each group that has one, and what is used of it without cached files, in bytes."""
-    names = (("memory.max", "memory.current", "inactive_file"), *_VERSION_1)
     for folder in _folders("memory", root):
-        for limit_name, used_name, cached_name in names:
+        for limit_name, used_name, cached_name in MEMORY_FILES:
             limit, used = _number(folder / limit_name), _number(folder / used_name)
             if limit is None or used is None or limit >= UNLIMITED:
                 continue
             stat = dict(line.split() for line in _text(folder / "memory.stat").splitlines())
             yield limit, max(used - int(stat.get(cached_name, 0)), 0)
-
-
-_VERSION_1 = (("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),)
 
 
 def _folders(controller: str, root: Path) -> Iterator[Path]:

@@ -80,7 +80,7 @@ def _gpu_memory(prepared: Prepared) -> Finding:
     is_here = cluster_address(prepared.config.cluster) is None
     memory, gpu = gpu_memory(prepared), fullest_gpu() if is_here else None
     show_title(f"memory of each GPU, MB ({UNCONFIRMED})")
-    show_rows(_memory_rows(memory.roles, "one", lambda role: role.each))
+    show_rows(_memory_rows(memory.roles, "each", lambda role: role.each))
     return gpu_finding(memory, gpu)
 
 

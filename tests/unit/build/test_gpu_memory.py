@@ -36,6 +36,7 @@ def test_a_rank_of_each_role(model_folder: Path, tmp_path: Path) -> None:
     assert roles["rollout"].parts["parameters"] == roles["reference"].parts["parameters"] > 0  # bfloat16
     assert all("base" not in role.parts for role in found.roles)  # the host's
     assert roles["learner"].parts["allowances"] >= CONTEXT_BYTES + NCCL_BYTES > roles["reference"].parts["allowances"]
+    assert roles["rollout"].parts["allowances"] >= CONTEXT_BYTES
     config = json.loads((model_folder / "config.json").read_text())
     kept = 2 * config["num_key_value_heads"] * config["head_dim"] * config["num_hidden_layers"] * 2
     assert roles["rollout"].parts["KV cache"] == kept * 12  # 4 tokens of the prompt and 8 of the response
@@ -64,14 +65,14 @@ def run(*, learner: int, is_shared: bool = False) -> GpuMemory:
 @pytest.mark.parametrize(
     ("memory", "gpu", "level", "found"),
     [
-        (run(learner=70), Gpu(80 * GB, 79 * GB), Level.OK, "learner: about 70.0 GB of 79.0 GB"),
-        (run(learner=20), Gpu(80 * GB, 79 * GB), Level.OK, "rollout: about 40.0 GB of 79.0 GB"),  # its share
+        (run(learner=70), Gpu(80 * GB, 79 * GB), Level.OK, "learner needs about 70.0 GB of 79.0 GB"),
+        (run(learner=20), Gpu(80 * GB, 79 * GB), Level.OK, "rollout needs about 40.0 GB of 79.0 GB"),  # its share
         (run(learner=80), Gpu(80 * GB, 79 * GB), Level.WARN, "the largest is learner: lower its batch"),
-        (run(learner=30, is_shared=True), Gpu(80 * GB, 79 * GB), Level.OK, "all together: about 70.0 GB"),
+        (run(learner=30, is_shared=True), Gpu(80 * GB, 79 * GB), Level.OK, "all roles together need about 70.0 GB"),
         (run(learner=42, is_shared=True), Gpu(80 * GB, 79 * GB), Level.WARN, "learner: lower its batch"),
         (run(learner=39, is_shared=True), Gpu(78 * GB, 77 * GB), Level.WARN, "lower rollout.gpu_memory_utilization"),
         (run(learner=1), Gpu(18 * GB, 17 * GB), Level.WARN, "gpu_memory_utilization=0.5 gives it 9.0 (predicted"),
-        (run(learner=1), None, Level.NOTE, "rollout: about 10.0 GB on the fullest"),
+        (run(learner=1), None, Level.NOTE, "rollout needs about 10.0 GB (predicted"),
     ],
 )
 def test_the_verdict_never_refuses(memory: GpuMemory, gpu: Gpu | None, level: Level, found: str) -> None:

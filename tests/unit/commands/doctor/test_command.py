@@ -108,7 +108,7 @@ def test_a_run_with_gpus(
     assert "├─ learner/1    1 CPU, 1 GPU, " in printed
     assert "\nmemory of each GPU, MB (predicted; no GPU has confirmed it yet)\n" in printed
     assert re.search(r"^learner +2 .*[0-9]$", printed, re.MULTILINE)
-    assert re.search(r"^note +memory of a GPU +learner: about [0-9.]+ GB on the fullest", printed, re.MULTILINE)
+    assert re.search(r"^note +memory of a GPU +learner needs about [0-9.]+ GB", printed, re.MULTILINE)
     assert "not estimated: no GPU has been measured" in printed
 
 
