@@ -94,9 +94,9 @@ class Watch:
         return {role: round(size / 1e6, 1) for role, size in sorted(found.items())}
 
     def _has_ended(self, pid: int) -> bool:
-        known = self._known.get(pid)
+        """Return whether a process has begun to end: its memory goes first, and it is there for a while without any."""
         try:
-            return known is None or known.status() == psutil.STATUS_ZOMBIE
+            return pid not in self._known or self._known[pid].memory_info().vms == 0
         except psutil.NoSuchProcess:
             return True
 
