@@ -37,7 +37,7 @@ BASE = {
 }
 # The C library keeps freed memory (`rlsys.build.environment.keep_freed_memory`), and not all of it fits what is asked
 # for next: measured were 5% to 38% of what a learner rank holds at its peak. Of a reference, with few and large arrays,
-# it was 120 to 450 MB where 154 MB were in use, by chance; the pages that it shares with learner ranks make up for that.
+# it was 120 to 450 MB where 154 MB were in use, by chance; the pages that it shares with learner ranks make up for it.
 GAPS = 0.2
 # Tokens of one of vLLM's forwards: it runs one of this size when it starts. On large GPUs it chooses more.
 BATCHED_TOKENS = 2048
