@@ -26,6 +26,7 @@ COMMANDS = {
     ),
     "serve-reward": ("rlsys.commands.serve.command", "serve a reward function over HTTP"),
     "simulate": ("rlsys.commands.simulate.command", "predict a run's step time with other numbers of workers"),
+    "doctor": ("rlsys.commands.doctor.command", "check the machine or cluster, and plan a run before it starts"),
     "make-model": ("rlsys.commands.make_model", "write a tiny model and its tokenizer"),
 }
 EPILOG = """\

@@ -10,6 +10,7 @@ import platform
 
 from rlsys.config.cluster_address import cluster_address
 from rlsys.config.schema import Config
+from rlsys.runtime.limits import usable_cores
 from rlsys.runtime.preimport import Imports
 from rlsys.runtime.preload import engine_preload
 
@@ -35,7 +36,7 @@ def threads_per_worker(config: Config, num_workers: int, wanted: int | None) -> 
     if config.train.max_staleness > 0:
         engines = config.rollout.num_workers * config.rollout.tensor_parallel_size
         num_workers = max(num_workers, engines + config.learner.num_workers)
-    return max(1, len(os.sched_getaffinity(0)) // num_workers)
+    return max(1, usable_cores() // num_workers)
 
 
 def keep_freed_memory(glibc: str) -> dict[str, str]:

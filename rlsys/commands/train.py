@@ -22,6 +22,7 @@ from rlsys.runtime.garbage import collected_later
 
 if TYPE_CHECKING:  # `rlsys train --help` and completion load no torch
     from rlsys.preflight.prepared import Prepared
+    from rlsys.runtime.findings import Finding
     from rlsys.runtime.preimport import Preimport
 
 logger = logging.getLogger(__name__)
@@ -202,32 +203,58 @@ def train_job(job: Job) -> Path:
 
 def _prepared(job: Job) -> tuple[Prepared, str]:
     """Check and prepare a run; show the table of what it uses, and return it as text too."""
+    from rlsys.build.machine import machine_findings
     from rlsys.build.start_table import start_table
     from rlsys.metrics.display import show_table, table_text
-    from rlsys.preflight.checks import check_resume
     from rlsys.preflight.prepare import prepare
-    from rlsys.preflight.saving import check_room
-    from rlsys.run_folder.folder import check_run_dir
-    from rlsys.run_folder.lock import check_free
-    from rlsys.run_folder.resume import check_fixed_options
+    from rlsys.runtime.findings import report
 
     quiet_libraries()
-    # The cheap checks of the folder come first: preparing may build a model, which takes minutes.
-    run_dir, is_named = folder_of(job), job.config.run_dir is not None
-    check_resume(job.config.resume, job.config.run_dir)
-    check_free(run_dir if is_named else run_dir.parent)
-    if is_named:
-        check_run_dir(run_dir, job.config.resume)
+    run_dir = folder_of(job)
+    # The cheap checks come first: preparing may build a model, which takes minutes.
+    check_folder(job)
+    report(machine_findings(job.config, run_dir))
     prepared = prepare(job.config)
-    check_fixed_options(prepared, run_dir)
-    check_room(prepared, run_dir)
+    check_prepared(prepared, run_dir)
     rows = start_table(prepared)
     show_table("what this run uses" if job.number is None else f"what run {job.number} uses", rows)
+    report(_memory_findings(prepared))
     given = keys_set(job.overrides)
     for key, missing in without_effect(job.config).items():
         if key in given:
             logger.warning("%s is set on the command line and has no effect without %s", key, missing)
     return prepared, table_text(rows)
+
+
+def check_folder(job: Job) -> None:
+    """Raise ConfigError when a run could not write its folder, or would write over another's."""
+    from rlsys.preflight.checks import check_resume
+    from rlsys.run_folder.folder import check_run_dir
+    from rlsys.run_folder.lock import check_free
+
+    run_dir, is_named = folder_of(job), job.config.run_dir is not None
+    check_resume(job.config.resume, job.config.run_dir)
+    check_free(run_dir if is_named else run_dir.parent)
+    if is_named:
+        check_run_dir(run_dir, job.config.resume)
+
+
+def check_prepared(prepared: Prepared, run_dir: Path) -> None:
+    """Raise ConfigError when a prepared run could not continue its folder's checkpoint, or write its own."""
+    from rlsys.preflight.saving import check_room
+    from rlsys.run_folder.resume import check_fixed_options
+
+    check_fixed_options(prepared, run_dir)
+    check_room(prepared, run_dir)
+
+
+def _memory_findings(prepared: Prepared) -> list[Finding]:
+    """Compare the memory that the run is predicted to need with this machine's, where it runs on its CPUs alone."""
+    from rlsys.build.memory import memory_findings
+    from rlsys.config.cluster_address import cluster_address
+    from rlsys.runtime.limits import Limits
+
+    return memory_findings(prepared, Limits.here()) if cluster_address(prepared.config.cluster) is None else []
 
 
 def _train(prepared: Prepared, run_dir: Path, table: str, preimport: Preimport) -> None:

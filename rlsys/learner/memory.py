@@ -51,6 +51,7 @@ class MemoryPrediction:
         logits: what the output layer and the loss allocate, the gradient of its weight included.
         buffers: DeepSpeed's buckets and their copies.
         host: pinned memory of the host, with `offload_optimizer`; no part of the peak.
+        untouched: part of the buffers that a small model never fills; a CPU's memory does not hold it.
         allowances: by reason, what cannot be predicted; none on CPUs.
     """
 
@@ -62,6 +63,7 @@ class MemoryPrediction:
     logits: int
     buffers: int
     host: int
+    untouched: int
     allowances: dict[str, int]
 
     @property
@@ -106,8 +108,8 @@ def predict_peak(
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     held = zero.held()
     parts = {name: held.get(name, 0) + moments[moment].get(name, 0) for name in PARTS}
-    allowances = _allowances(sum(parts.values()), setup.learner.num_workers) if device == "cuda" else {}
-    return MemoryPrediction(moment=moment, **parts, host=zero.host(), allowances=allowances)
+    allowed = allowances(sum(parts.values()), setup.learner.num_workers) if device == "cuda" else {}
+    return MemoryPrediction(moment=moment, **parts, host=zero.host(), untouched=zero.untouched(), allowances=allowed)
 
 
 def _empty_policy(setup: PolicySetup, device: str) -> PolicyModel:
@@ -136,7 +138,8 @@ def longest_rows(setup: PolicySetup, layout: str) -> list[TokenRow]:
     return [rows[index] for index in microbatches(rows, limit, layout)[0]]
 
 
-def _allowances(peak: int, num_ranks: int) -> dict[str, int]:
+def allowances(peak: int, num_ranks: int) -> dict[str, int]:
+    """Return by reason what a process takes of its GPU besides the `peak` that PyTorch allocates, in bytes."""
     return {
         "CUDA context and workspaces": CONTEXT_BYTES,
         "NCCL": NCCL_BYTES if num_ranks > 1 else 0,

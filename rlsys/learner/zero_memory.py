@@ -127,6 +127,10 @@ class ZeroMemory:
         # A copy of the partition on its way back to the device, and of one gradient on its way from there.
         return state + summed + width * p // self._share + width * self._sizes.largest
 
+    def untouched(self) -> int:
+        """Return the part of ZeRO-3's bucket that is never written, because all gradients together are smaller."""
+        return FLOAT32 * max(self._bucket - self._sizes.trained, 0) if self._config.zero_stage == 3 else 0
+
     @property
     def _has_buckets(self) -> bool:
         """Whether ZeRO-1 divides gradients by buckets: without offloading, bfloat16 has an optimizer of its own."""

@@ -19,7 +19,6 @@ import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from rlsys.config.cluster_address import cluster_address
-from rlsys.config.paths import nearest_existing
 from rlsys.config.schema import ClusterConfig
 from rlsys.errors import ConfigError
 from rlsys.runtime.background import cancel
@@ -27,6 +26,7 @@ from rlsys.runtime.calls import Calls
 from rlsys.runtime.head_watch import watch_ray
 from rlsys.runtime.lean_ray import only_what_a_run_uses
 from rlsys.runtime.logs import LOG_DIR, SHOW_OUTPUT, WORKER
+from rlsys.runtime.node_checks import MIN_SHM, check_temp_dir
 from rlsys.runtime.preimport import Preimport
 from rlsys.runtime.processes import Guardian
 from rlsys.runtime.proxies import exempt_loopback
@@ -34,9 +34,6 @@ from rlsys.runtime.restarts import Restarts
 from rlsys.runtime.room import Demand, Room
 
 WAIT_ON_S = 1.0  # between two messages to the guardian, well below its grace
-# The longest name of Ray's folder in bytes: a session's socket adds 64, as in
-# /session_2026-01-02_03-04-05_123456_4194304/sockets/plasma_store, and Linux takes 107.
-MAX_TEMP_DIR = 107 - 64
 # Environment of a worker: the driver's folders, whose modules come after the libraries (`rlsys/__init__.py`).
 CODE_FOLDERS = "RLSYS_CODE_FOLDERS"
 AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -92,7 +89,7 @@ class Cluster:
             ) from error
 
     def _start_local(self, demands: list[Demand]) -> None:
-        _check_temp_dir()
+        check_temp_dir()
         # Before Ray, so that Ray's processes inherit the tag by which the guardian finds them.
         self._guardian = Guardian(None if self._preimport is None else self._preimport.tag)
         self._environment.enter_context(_own_token())
@@ -204,21 +201,6 @@ def _code_folders() -> list[str]:
     return [folder for folder in found if folder not in chosen]
 
 
-def _check_temp_dir() -> None:
-    """Raise ConfigError when Ray could not put its session's files where it will."""
-    source = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "RAY_TMPDIR")
-    folder = Path(os.environ.get(source, "/tmp")) / "ray"
-    remedy = f"set the environment variable {source} to a folder of yours with a short name, as /tmp/me"
-    if len(os.fsencode(folder)) > MAX_TEMP_DIR:
-        raise ConfigError(
-            f"Ray's folder {folder} has a name of more than {MAX_TEMP_DIR} bytes, and the sockets in it could not be "
-            f"opened: {remedy}"
-        )
-    there = nearest_existing(folder)
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise ConfigError(f"Ray cannot write its session's files in {folder} (no permission for {there}): {remedy}")
-
-
 @contextlib.contextmanager
 def _own_token() -> Iterator[None]:
     """Give a local Ray a token that only its processes know.
@@ -242,4 +224,4 @@ def _object_store_bytes() -> int:
     """Return half of /dev/shm's free space, between 128 MiB and 4 GiB: trajectories are small."""
     shm = Path("/dev/shm")
     free = shutil.disk_usage(shm).free if shm.exists() else 2**30
-    return int(min(max(free * 0.5, 128 * 2**20), 4 * 2**30))
+    return int(min(max(free * 0.5, MIN_SHM), 4 * 2**30))

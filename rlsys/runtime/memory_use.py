@@ -7,16 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
+
+from rlsys.runtime.limits import Limits
 
 GIB = 2**30
 PROC = Path("/proc")
-# Under /sys/fs/cgroup, of version 2 and 1: the limit, the use, and the line of memory.stat with what can be dropped.
-CGROUPS = (
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-)
 
 
 class MemoryUse:
@@ -40,7 +36,8 @@ class MemoryUse:
             if pid is not None:
                 role = name.partition("/")[0]
                 most[role] = max(most.get(role, 0), own_bytes(_family(pid, children)))
-        return {f"memory/{role}_gib": held / GIB for role, held in most.items()} | {"memory/free_gib": free() / GIB}
+        free = Limits.here().free_memory
+        return {f"memory/{role}_gib": held / GIB for role, held in most.items()} | {"memory/free_gib": free / GIB}
 
     def _pid(self, handle: Any) -> int | None:
         """Return a worker's process id, or None for one on another machine or one that has not started yet."""
@@ -64,19 +61,6 @@ def own_bytes(pids: Iterable[int]) -> int:
             continue
         total += sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))
     return total
-
-
-def free(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes that are free on this machine, or in its container's limit if that is less."""
-    found = [psutil.virtual_memory().available]
-    for limit_name, used_name, stat_name, droppable in CGROUPS:
-        try:
-            limit, used = (int((cgroup / name).read_text()) for name in (limit_name, used_name))
-            stat = dict(line.split() for line in (cgroup / stat_name).read_text().splitlines())
-        except (OSError, ValueError):  # another version, or no limit, which is the word `max`
-            continue
-        found.append(limit - used + int(stat.get(droppable, 0)))
-    return max(0, min(found))
 
 
 def _children() -> dict[int, list[int]]:

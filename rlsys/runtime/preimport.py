@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from rlsys.runtime.limits import usable_cores
 from rlsys.runtime.processes import TAG
 
 SCRIPT = str(Path(__file__).with_name("fork_server.py"))
@@ -49,7 +50,7 @@ class Preimport:
         self.tag = uuid.uuid4().hex
         self._imports = imports
         self._started: dict[tuple[str, ...], _Server | None] = {}
-        spare = max(1, len(os.sched_getaffinity(0)) - 1)
+        spare = max(1, usable_cores() - 1)
         for wanted in list(dict.fromkeys(imports.values()))[:spare]:
             self._start(wanted)
 

@@ -87,6 +87,15 @@ def test_a_job_trains_and_a_wrong_token_or_key_is_refused(head: dict[str, str], 
     assert wrong_key.returncode != 0
     assert "did you mean 'train.num_steps'?" in wrong_key.stdout + wrong_key.stderr
 
+    # The doctor joins it too, and looks at its node.
+    command = [sys.executable, "-m", "rlsys.cli", "doctor", f"cluster.address=127.0.0.1:{HEAD_PORT}"]
+    doctor = subprocess.run(command, env=head, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+    assert f"ok   connection         1 nodes at 127.0.0.1:{HEAD_PORT} (from cluster.address)" in doctor.stdout
+    node = doctor.stdout.partition("\nnode ")[2]
+    assert "ok   CPUs " in node
+    assert "ok   clock              agrees with the driver's" in node
+
     # Without a token one is made. It is not the head's, and nobody else may read it.
     without = {name: value for name, value in head.items() if name != "RAY_AUTH_TOKEN_PATH"}
     refused = submit({**without, "HOME": str(tmp_path)}, *small)

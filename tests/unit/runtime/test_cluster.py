@@ -14,13 +14,12 @@ from rlsys.errors import ConfigError
 from rlsys.runtime.cluster import (
     AUTHENTICATION,
     CODE_FOLDERS,
-    MAX_TEMP_DIR,
     Cluster,
-    _check_temp_dir,
     _code_folders,
     _own_token,
     _signal_handler_kept,
 )
+from rlsys.runtime.node_checks import MAX_TEMP_DIR, check_temp_dir
 from rlsys.runtime.room import Demand
 
 
@@ -33,10 +32,10 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
 def test_a_folder_too_long_for_sockets(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "/tmp/" + "x" * (MAX_TEMP_DIR - len("/tmp//ray")))
-    _check_temp_dir()
+    check_temp_dir()
     monkeypatch.setenv(variable, "/tmp/" + "x" * (MAX_TEMP_DIR - len("/tmp//ray") + 1))
     with pytest.raises(ConfigError, match=rf"more than {MAX_TEMP_DIR} bytes.*set the environment variable {variable}"):
-        _check_temp_dir()
+        check_temp_dir()
 
 
 def test_the_bound_is_that_of_ray_s_longest_socket() -> None:
@@ -50,15 +49,15 @@ def test_the_bound_is_that_of_ray_s_longest_socket() -> None:
 
 def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr("rlsys.runtime.cluster.MAX_TEMP_DIR", 1000)
-    _check_temp_dir()
+    monkeypatch.setattr("rlsys.runtime.node_checks.MAX_TEMP_DIR", 1000)
+    check_temp_dir()
     monkeypatch.setattr(os, "access", lambda *_: False)  # the tests' user may write everywhere
     with pytest.raises(ConfigError, match=rf"no permission for {tmp_path}.*RAY_TMPDIR to a folder of yours"):
-        _check_temp_dir()
+        check_temp_dir()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match="no permission for"):
-        _check_temp_dir()
+        check_temp_dir()
 
 
 def test_the_token_lives_as_long_as_its_cluster() -> None:

@@ -1,13 +1,12 @@
-"""Memory of processes with their descendants, and what is free, also in a container."""
+"""Memory of processes with their descendants, and what is free."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-from rlsys.runtime.memory_use import GIB, MemoryUse, _children, _family, free, own_bytes
+from rlsys.runtime.memory_use import GIB, MemoryUse, _children, _family, own_bytes
 
 MIB = 2**20
 # A process that starts one that holds 64 MiB, and waits for it.
@@ -33,21 +32,3 @@ def test_a_run_s_own_process_and_what_is_free_are_always_there() -> None:
     assert found.keys() == {"memory/driver_gib", "memory/free_gib"}
     assert 0.01 < found["memory/driver_gib"] < 2 * own_bytes([os.getpid()]) / GIB
     assert found["memory/free_gib"] > 0
-
-
-def test_a_container_s_limit_counts_without_what_it_can_drop(tmp_path: Path) -> None:
-    whole = free(tmp_path)
-    for name, text in (
-        ("max", f"{90 * MIB}"),
-        ("current", f"{70 * MIB}"),
-        ("stat", f"anon 5\ninactive_file {8 * MIB}"),
-    ):
-        (tmp_path / f"memory.{name}").write_text(text + "\n")
-    assert free(tmp_path) == 28 * MIB < whole
-    (tmp_path / "memory.max").write_text("max\n")
-    assert free(tmp_path) > GIB / 8
-    old = tmp_path / "memory"
-    old.mkdir()
-    for name, text in (("limit_in_bytes", f"{30 * MIB}"), ("usage_in_bytes", f"{40 * MIB}"), ("stat", "cache 0")):
-        (old / f"memory.{name}").write_text(text)
-    assert free(tmp_path) == 0
