@@ -19,6 +19,7 @@ from tests.chaos.ledger import audit
 
 RECOVERY_S = 240.0  # after this the run has not survived
 POLL_S = 0.2
+SLOW_S = 10.0
 LAST_STEPS = 6
 ENDLESS = "train.num_steps=100000"
 
@@ -124,11 +125,15 @@ def wait_for_step(job: Job, step: int, deadline_s: float = 300.0) -> None:
 
 
 def wait_for_nobody(job: Job, deadline_s: float) -> None:
-    """Wait until no process of the run is left."""
-    end = time.monotonic() + deadline_s
-    while job.processes():
-        if time.monotonic() > end:
-            raise AssertionError(f"processes are left: {job.processes()}\n{job.log()}")
+    """Wait until no process of the run is left; say which are slow to end."""
+    started, is_said = time.monotonic(), False
+    while left := job.processes():
+        waited = time.monotonic() - started
+        if waited > deadline_s:
+            raise AssertionError(f"processes are left: {left}\n{job.log()}")
+        if waited > SLOW_S and not is_said:
+            is_said = True
+            print(f"still there after {SLOW_S:g} s: {[' '.join(job.command(pid)) for pid in left]}", file=sys.stderr)
         time.sleep(POLL_S)
 
 

@@ -166,6 +166,12 @@ class Job:
         wanted = {**self.workers, "reward": self.workers["scoring"], "learner": 2, "gcs_server": 1, "raylet": 1}
         return counts == wanted
 
+    def command(self, pid: int) -> list[str]:
+        """Return what a process was started as; nothing when it is gone."""
+        with contextlib.suppress(psutil.Error):
+            return psutil.Process(pid).cmdline()
+        return []
+
     def end(self) -> None:
         """Kill whatever is left of the run."""
         for pid in self.processes():
