@@ -26,7 +26,7 @@ from rlsys.runtime.calls import Calls
 from rlsys.runtime.head_watch import watch_ray
 from rlsys.runtime.lean_ray import only_what_a_run_uses
 from rlsys.runtime.logs import LOG_DIR, SHOW_OUTPUT, WORKER
-from rlsys.runtime.node_checks import MIN_SHM, check_temp_dir
+from rlsys.runtime.node_checks import MIN_SHM, check_temp_dir, ray_folder
 from rlsys.runtime.preimport import Preimport
 from rlsys.runtime.processes import Guardian
 from rlsys.runtime.proxies import exempt_loopback
@@ -53,7 +53,6 @@ class Cluster:
         self.startup_deadline_s = config.startup_deadline_s
         self.workers = self.calls.workers  # handles by the workers' names, as `rollout/0`
         self._guardian: Guardian | None = None
-        self._session_dir: str | None = None
         self._environment = contextlib.ExitStack()  # what the environment was before a local Ray
 
     def connect(self, demands: list[Demand]) -> None:
@@ -91,10 +90,10 @@ class Cluster:
     def _start_local(self, demands: list[Demand]) -> None:
         check_temp_dir()
         # Before Ray, so that Ray's processes inherit the tag by which the guardian finds them.
-        self._guardian = Guardian(None if self._preimport is None else self._preimport.tag)
+        self._guardian = Guardian(ray_folder()[0], None if self._preimport is None else self._preimport.tag)
         self._environment.enter_context(_own_token())
         with only_what_a_run_uses(with_logs=self._config.log_to_driver):
-            context = ray.init(
+            ray.init(
                 address="local",
                 # A local cluster has as many logical CPUs as the roles ask for: roles share the physical ones.
                 num_cpus=math.ceil(sum(demand.num_cpus for demand in demands)) + 1,
@@ -106,7 +105,6 @@ class Cluster:
                 # Every worker of ours has an environment of its own, so none could use a process that Ray starts ahead.
                 _system_config={"prestart_worker_first_driver": False},
             )
-        self._session_dir = context.address_info["session_dir"]
 
     def start(self, worker: type, demand: Demand, *args: Any, **options: Any) -> Any:
         """Start `worker(*args)` in a Ray process of its own, in the room reserved for it; returns the handle."""
@@ -163,15 +161,12 @@ class Cluster:
 
     def close(self) -> None:
         """Leave Ray; a local one is stopped with every process it started, and its session files removed."""
-        # Ray first, so that it can stop in order. The guardian ends what is left, and then nobody uses the files.
+        # Ray first, so that it can stop in order. The guardian ends what is left, and removes the files.
         with self._environment:
             ray.shutdown()
             if self._guardian is not None:
                 self._guardian.close()
                 self._guardian = None
-            if self._session_dir is not None:
-                shutil.rmtree(self._session_dir, ignore_errors=True)
-                self._session_dir = None
 
 
 @contextlib.contextmanager

@@ -4,11 +4,12 @@
 - A child that calls `exit_with_parent` is killed by the kernel when its parent ends.
 - A process that calls `adopt_orphans` waits for descendants whose own parents ended before them.
 
-`python -m rlsys.runtime.processes TAG PID` is the guardian of the driver PID; it outlives the driver by one sweep. It
-wakes when its pipe from the driver closes, however the driver ended, and kills what still carries the tag. A signal
-that the driver receives reaches it as a byte on the same pipe at once, even while the driver is in a library's C++
-code and cannot act on it; a driver that has not ended some seconds later is killed too. A driver that must first save
-its work calls `Guardian.wait_on` again and again meanwhile.
+`python -m rlsys.runtime.processes TAG PID FOLDER` is the guardian of the driver PID. It outlives the driver by one
+sweep, and removes what the driver's local Rays have left in FOLDER. It wakes when its pipe from the driver closes,
+however the driver ended, and kills what still carries the tag. A signal that the driver receives reaches it as a byte
+on the same pipe at once, even while the driver is in a library's C++ code and cannot act on it; a driver that has not
+ended some seconds later is killed too. A driver that must first save its work calls `Guardian.wait_on` again and again
+meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import contextlib
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -139,15 +142,20 @@ class Guardian:
     does this process's death.
     """
 
-    def __init__(self, tag: str | None = None) -> None:
-        """Start the guardian; `tag` is that of processes that were started before it."""
+    def __init__(self, ray_folder: Path, tag: str | None = None) -> None:
+        """Start the guardian.
+
+        Args:
+            ray_folder: the folder of Ray's sessions.
+            tag: that of processes that were started before the guardian.
+        """
         self.tag = tag or uuid.uuid4().hex
         read_end, self._write_end = os.pipe()
         environment = {key: value for key, value in os.environ.items() if key != TAG}
         # In a session of its own, so that Ctrl-C in the terminal does not reach it; untagged, so that it does not sweep
         # itself.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "rlsys.runtime.processes", self.tag, str(os.getpid())],
+            [sys.executable, "-P", "-m", "rlsys.runtime.processes", self.tag, str(os.getpid()), str(ray_folder)],
             stdin=read_end,
             start_new_session=True,
             env=environment,
@@ -201,5 +209,15 @@ def guard(tag: str, driver: int, pipe: int) -> None:
             deadline = time.monotonic() + SIGNAL_GRACE_S
 
 
+def remove_sessions(folder: Path, driver: int) -> None:
+    """Remove the sessions of the local Rays that a driver has started; Ray names them by its process id."""
+    for session in folder.glob(f"session_*_{driver}"):
+        shutil.rmtree(session, ignore_errors=True)
+    latest = folder / "session_latest"
+    if latest.is_symlink() and not latest.exists():
+        latest.unlink(missing_ok=True)
+
+
 if __name__ == "__main__":
     guard(sys.argv[1], int(sys.argv[2]), sys.stdin.fileno())
+    remove_sessions(Path(sys.argv[3]), int(sys.argv[2]))

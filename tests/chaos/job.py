@@ -70,6 +70,7 @@ OPTIONS = (
     # The longest that a step's parts take here is a second; a busy machine is several times slower.
     "learner.deadline_s=45",
     "reference.deadline_s=30",
+    "weights.deadline_s=40",
     "scoring.function_deadline_s=5",
     "scoring.row_deadline_s=2",
     "scoring.deadline_s=120",

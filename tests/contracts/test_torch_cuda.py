@@ -23,6 +23,7 @@ DEVICE = torch.device("cuda", 0)
 CALLS: dict[str, tuple[Any, ...]] = {
     "current_device": (),
     "current_stream": (),
+    "device_count": (),
     "get_device_capability": (DEVICE,),
     "get_device_name": (DEVICE,),
     "get_device_properties": (0,),

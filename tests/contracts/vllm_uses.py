@@ -313,4 +313,5 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING",
     "VLLM_CPU_OMP_THREADS_BIND",
     "VLLM_DISABLE_PYNCCL",
+    "VLLM_CACHE_ROOT",  # looked at by `rlsys doctor` alone
 }

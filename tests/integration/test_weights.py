@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from rlsys.errors import WeightMismatchError
 from rlsys.metrics.step import Metrics
@@ -70,9 +71,8 @@ def test_engines_and_learner_agree_after_every_broadcast(run: OpenRun) -> None:
 def test_secrets_are_in_no_file_and_no_command_line_of_a_run(run: OpenRun) -> None:
     """Neither one that an option takes from the environment, nor one that only stands there, nor Ray's token."""
     secrets = [SECRET.encode(), os.environ["RAY_AUTH_TOKEN"].encode()]
-    session = run.run.roles.cluster._session_dir
-    assert session is not None
-    files = [file for folder in (run.folder, Path(session)) for file in folder.rglob("*") if file.is_file()]
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    files = [file for folder in (run.folder, session) for file in folder.rglob("*") if file.is_file()]
     held = {file.name: file.read_bytes() for file in files}
     assert len(held) > 10
     commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from rlsys.build import run as build
 from rlsys.commands import train
 from rlsys.config.compose import load_config
 from rlsys.data.order import EpochOrder
@@ -39,7 +38,7 @@ def test_a_resume_that_fails_leaves_the_description_as_it_was(
             training.close()
 
     for start, lr, left in ((fails, 1e-3, 1e-3), (fails, 1e-4, 1e-3), (starts, 1e-5, 1e-5)):
-        monkeypatch.setattr(build, "open_run", start)
+        monkeypatch.setattr("rlsys.train.open_run", start)
         with pytest.raises(RlsysError) if start is fails else contextlib.nullcontext():
             train._train(prepared(model_folder, f"learner.lr={lr}"), tmp_path, f"lr {lr}", None)
         assert RunFolder(tmp_path).config().learner.lr == left

@@ -8,8 +8,10 @@ import select
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +22,9 @@ from rlsys.runtime.processes import AT_WORK, TAG, Guardian, find_tagged, guard, 
 
 OWNER = """
 import subprocess, sys
+from pathlib import Path
 from rlsys.runtime.processes import Guardian
-guardian = Guardian()
+guardian = Guardian(Path(sys.argv[1]))
 stubborn = 'trap "" TERM; echo ready; sleep 60'
 children = [subprocess.Popen(["sleep", "60"]), subprocess.Popen(["bash", "-c", stubborn], stdout=subprocess.PIPE)]
 children[1].stdout.readline()
@@ -98,9 +101,9 @@ def test_other_processes_are_left_alone(start: Start, tag: str) -> None:
     assert [process.poll() for process in others] == [None, None]
 
 
-def test_closing_the_guardian_ends_what_was_started_under_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_the_guardian_ends_what_was_started_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TAG, raising=False)
-    guardian = Guardian()
+    guardian = Guardian(tmp_path)
     assert os.environ[TAG] == guardian.tag
     child = subprocess.Popen(["sleep", "60"])
     try:
@@ -113,14 +116,24 @@ def test_closing_the_guardian_ends_what_was_started_under_it(monkeypatch: pytest
         child.kill()
 
 
-def test_the_guardian_outlives_a_killed_owner(start: Start) -> None:
-    owner = start(sys.executable, "-c", OWNER)
+def test_the_guardian_outlives_a_killed_owner(start: Start, tmp_path: Path) -> None:
+    """And removes what its Ray has left, by its process id."""
+    owner = start(sys.executable, "-c", OWNER, str(tmp_path))
     assert owner.stdout is not None
     pids = [int(pid) for pid in owner.stdout.readline().split()]
     try:
         assert len(pids) == 2
+        sessions = [tmp_path / f"session_2026-01-02_{number}" for number in (owner.pid, f"9{owner.pid}")]
+        for session in sessions:
+            (session / "sockets").mkdir(parents=True)
+        (tmp_path / "session_latest").symlink_to(sessions[0])
         os.kill(owner.pid, signal.SIGKILL)  # nothing of its own can run any more
         assert all(ends(pid, timeout_s=10.0) for pid in pids)
+        end = time.monotonic() + 60.0
+        while sessions[0].exists() or (tmp_path / "session_latest").is_symlink():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert sessions[1].exists()  # another's
     finally:
         for pid in pids:
             if not ends(pid, timeout_s=0.0):
