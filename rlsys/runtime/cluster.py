@@ -131,6 +131,12 @@ class Cluster:
         """End a worker's process, also one that hangs or is stopped; its open calls fail at once."""
         ray.kill(worker)
 
+    def release(self, worker: str) -> None:
+        """Forget a worker, by its name, whose process has ended, and give back the room that was added for it."""
+        self.workers.pop(worker, None)
+        self.calls.occupancy.forget(worker)
+        self.room.release(worker)
+
     async def watch(self) -> None:
         """Look after Ray itself, for as long as the run lasts. Raise WorkerDiedError once it is gone."""
         await watch_ray()
