@@ -31,6 +31,7 @@ from rlsys.metrics.step import StageClock
 from rlsys.orchestrator.experience import ExperienceBuilder
 from rlsys.orchestrator.from_config import orchestrator_of, sampler_of, scaler_of, supervisor_of
 from rlsys.orchestrator.orchestrator import Orchestrator
+from rlsys.orchestrator.router import Router
 from rlsys.orchestrator.sampling import GroupSampler
 from rlsys.orchestrator.supervisor import EngineSupervisor
 from rlsys.preflight.prepared import Prepared
@@ -328,9 +329,7 @@ def build_run(
     is_canary_needed = config.weights.verify or config.train.max_staleness > 0 or config.learner.lora.rank > 0
     canary = canary_of(prepared, roles.policy, roles.rollout, calls) if is_canary_needed else None
     weights = PolicyBroadcast(broadcaster, canary, clock, learners, on_cpus=config.cluster.num_gpus == 0)
-    welcome, farewell = (partial(way, roles.rollout) for way in (weights.welcome, weights.farewell))
-    supervisor = supervisor_of(config, roles.rollout, sampler.router, roles.cluster, welcome)
-    scaler = scaler_of(config, roles.rollout, sampler.router, supervisor, farewell)
+    supervisor, scaling = _engine_changes(config, run_dir, roles, sampler.router, weights)
     return Run(
         prepared=prepared,
         roles=roles,
@@ -350,8 +349,18 @@ def build_run(
             *(prepared, run_dir, prompts, orchestrator, learners, reference, recorder), guards=guards, finished=groups
         ),
         supervisor=supervisor,
-        scaling=Scaling(config, run_dir, scaler),
+        scaling=scaling,
     )
+
+
+def _engine_changes(
+    config: Config, run_dir: Path, roles: Roles, router: Router, weights: PolicyBroadcast
+) -> tuple[EngineSupervisor, Scaling]:
+    """Return what replaces engines, and what lets them join and leave."""
+    welcome, farewell = (partial(way, roles.rollout) for way in (weights.welcome, weights.farewell))
+    supervisor = supervisor_of(config, roles.rollout, router, roles.cluster, welcome)
+    scaler = scaler_of(config, roles.rollout, router, supervisor, farewell)
+    return supervisor, Scaling(config, run_dir, scaler)
 
 
 def start_rollout(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> RolloutPool:
