@@ -84,10 +84,12 @@ class EngineSupervisor:
         engines.on_lost = self._on_lost
 
     async def watch(self) -> None:
-        """Look after every engine in service, for as long as the run lasts."""
+        """Look after every engine, for as long as the run lasts."""
         while True:
             await asyncio.sleep(CHECK_EVERY_S)
-            await asyncio.gather(*(self._check(engine) for engine in self._router.load))
+            # Those that get the weights too: a broadcast would wait for one that stands still.
+            engines = {*self._router.load, *self._replacing, *self._joining}
+            await asyncio.gather(*(self._check(engine) for engine in engines))
 
     @property
     def engines(self) -> list[int]:

@@ -29,6 +29,7 @@ class Pool:
         self.starts: list[Exception] = []
         self.welcomes: list[Exception] = []
         self.faults: dict[int, str] = {}
+        self.hanging: dict[int, asyncio.Future[None]] = {}  # welcomes that end only when the engine is lost
 
     def name(self, engine: int) -> str:
         return f"rollout/{engine}"
@@ -40,6 +41,8 @@ class Pool:
         if engine in self.alive:
             self.alive.remove(engine)
             self.events.append(("lost", engine))
+            if engine in self.hanging:
+                self.hanging.pop(engine).set_exception(WorkerDiedError(why, self.name(engine)))
             assert self.on_lost is not None
             self.on_lost(engine, why)
 
@@ -64,7 +67,7 @@ class Pool:
         self.events.append(("ended", engine))
 
     async def fault(self, engine: int) -> str | None:
-        return self.faults.pop(engine, None)
+        return self.faults.pop(engine, None) if engine in self.alive else None
 
 
 class Scene:
@@ -85,6 +88,8 @@ class Scene:
     async def _welcome(self, engine: int) -> None:
         assert engine not in self.router.load, "it serves before it has the weights"
         self.pool.alive.add(engine)  # it takes part in the broadcast
+        if engine in self.pool.hanging:
+            await self.pool.hanging[engine]
         await asyncio.sleep(1.0)
         if self.pool.welcomes:
             error = self.pool.welcomes.pop(0)
