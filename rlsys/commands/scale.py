@@ -63,8 +63,9 @@ def scale(path: Path, rollout: int, show: Callable[[str], object]) -> None:
     config = folder.config()
     file = ScaleRequests(folder.path).ask(rollout)
     try:
-        # The longest that a run may take for one part: to start an engine, or to wait for its last responses.
-        answer = _wait(folder.path, file, show, config.cluster.startup_deadline_s + config.rollout.deadline_s)
+        # More than a run may take for one part: to have room for an engine and start it, or for its last responses.
+        deadline_s = 2 * config.cluster.startup_deadline_s + config.rollout.deadline_s
+        answer = _wait(folder.path, file, show, deadline_s)
     finally:
         file.unlink(missing_ok=True)  # a run that has not taken it yet will not
     if answer.state == REFUSED:

@@ -41,8 +41,9 @@ class Asked:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_from_one_engine_to_two_and_back(tmp_path: Path) -> None:
-    with small_run(tmp_path, OVERRIDES) as opened, locked(opened.folder):
+@pytest.mark.parametrize("lora", [(), ("learner.lora.rank=4", "learner.lora.alpha=8")], ids=["weights", "adapters"])
+def test_from_one_engine_to_two_and_back(tmp_path: Path, lora: tuple[str, ...]) -> None:
+    with small_run(tmp_path, [*OVERRIDES, *lora]) as opened, locked(opened.folder):
         prepared = opened.run.prepared
         RunFolder.create(opened.folder, prepared.config, prepared.tokenizer())
         faults, asked = Faults(opened), Asked(opened)

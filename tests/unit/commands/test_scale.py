@@ -79,10 +79,10 @@ def test_a_run_that_ends_or_starts_again_meanwhile(folder: Path) -> None:
 
 
 def test_a_run_that_does_not_answer(folder: Path) -> None:
-    with locked(folder), pytest.raises(RlsysError, match=r"for 0\.4 s the run does not answer"):
+    with locked(folder), pytest.raises(RlsysError, match=r"for 0\.6 s the run does not answer"):
         execute(["scale", str(folder), "rollout=2"])
     assert list((folder / "scale").iterdir()) == []  # withdrawn
-    late = a_run(folder, (TAKEN, "rollout/1 starts"), last=lambda _: time.sleep(1.0))
+    late = a_run(folder, (TAKEN, "rollout/1 starts"), last=lambda _: time.sleep(1.2))
     with late, pytest.raises(RlsysError, match="has been at this for too long: rollout/1 starts"):
         execute(["scale", str(folder), "rollout=2"])
 
