@@ -28,7 +28,7 @@ class ScaleRequest:
 
     rollout: int  # number of engines
     state: str = ASKED
-    text: str = "the run has not taken the request yet"  # what is going on, or what became of it
+    text: str = "waiting for the run to take the request"  # what is going on, or what became of it
 
     def __post_init__(self) -> None:
         """Refuse what is no number of engines, as a file that somebody wrote by hand may have."""

@@ -63,7 +63,7 @@ def test_two_requests_at_once_are_done_one_after_the_other(tmp_path: Path) -> No
 
     def under_way() -> None:
         assert state(first) == (TAKEN, "rollout/1 starts")
-        assert state(second) == ("asked", "the run has not taken the request yet")
+        assert state(second) == ("asked", "waiting for the run to take the request")
 
     scene.play((5.0, under_way), (20.0, lambda: None))
     assert [state(file) for file in (first, second)] == [(DONE, f"the run has rollout={n}") for n in (4, 2)]
