@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("rlsys.commands.train", "train a policy"),
     "eval": ("rlsys.commands.evaluate", "accuracy, mean@k and pass@k of a model or run on held-out data"),
     "watch": ("rlsys.commands.watch", "show the display of a run that was started elsewhere"),
+    "scale": ("rlsys.commands.scale", "change the number of engines of a run while it goes on"),
     "report": ("rlsys.commands.report.command", "write one HTML file about a run, or about two side by side"),
     "replay": ("rlsys.commands.replay", "compute one step of a run again, and compare it bit for bit"),
     "export": ("rlsys.commands.export.command", "write a checkpoint as a Hugging Face folder with a model card"),

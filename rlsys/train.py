@@ -64,5 +64,6 @@ async def train_to_the_end(
             if not has_started or not restarts.take("the run"):
                 raise
             logger.warning("the run is started again, from its newest checkpoint, because of this: %s", error)
-        prepared = replace(prepared, config=replace(prepared.config, resume="auto"))
+        # With the engines that `rlsys scale` has asked for meanwhile.
+        prepared = replace(prepared, config=replace(run.scaling.config, resume="auto"))
         preimport = Preimport(worker_imports(prepared.config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlsys.algorithms.requirements import needs_critic, reference_workers
 from rlsys.build.environment import QUIET, rollout_env, threads_per_worker, worker_env
+from rlsys.config.cluster_address import cluster_address
 from rlsys.config.schema import Config
 from rlsys.preflight.devices import GPU_SHARE
 from rlsys.runtime.room import Demand
@@ -12,9 +13,7 @@ from rlsys.weights.backend import weight_backend
 
 def worker_demands(config: Config) -> dict[str, list[Demand]]:
     """Return the demands of every worker, by role."""
-    shared = weight_backend(config) == "ipc"
-    gpu = 0.0 if config.cluster.num_gpus == 0 else GPU_SHARE if shared else 1.0
-    rollout, learner, reference = config.rollout, config.learner, config.reference
+    gpu, learner, reference = _gpu(config), config.learner, config.reference
     critic = config.critic if needs_critic(config) else None
     learner_env = worker_env(config, threads_per_worker(config, learner.num_workers, learner.num_threads))
     critic_env = learner_env
@@ -23,10 +22,7 @@ def worker_demands(config: Config) -> dict[str, list[Demand]]:
     reference_threads = threads_per_worker(config, reference.num_workers, reference.num_threads)
     reference_env = worker_env(config, reference_threads)
     return {
-        "rollout": [
-            Demand(f"rollout/{i}", rollout.num_cpus, gpu * rollout.tensor_parallel_size, rollout_env(config, i))
-            for i in range(rollout.num_workers)
-        ],
+        "rollout": [rollout_demand(config, i) for i in range(config.rollout.num_workers)],
         "learner": [Demand(f"learner/{i}", learner.num_cpus, gpu, learner_env) for i in range(learner.num_workers)],
         "critic": [Demand(f"critic/{i}", critic.num_cpus, gpu, critic_env) for i in range(critic.num_workers)]
         if critic is not None
@@ -39,3 +35,22 @@ def worker_demands(config: Config) -> dict[str, list[Demand]]:
             Demand(f"reference/{i}", reference.num_cpus, gpu, reference_env) for i in range(reference_workers(config))
         ],
     }
+
+
+def rollout_demand(config: Config, engine: int) -> Demand:
+    """Return the demand of an engine, be it one that the run starts with or one that joins later.
+
+    A local Ray has as many logical CPUs as the workers asked for at its start, and they share the physical ones: an
+    engine that joins shares them too. GPUs it needs of its own anywhere.
+    """
+    rollout = config.rollout
+    is_counted = engine < rollout.num_workers or cluster_address(config.cluster) is not None
+    gpus = _gpu(config) * rollout.tensor_parallel_size
+    return Demand(f"rollout/{engine}", rollout.num_cpus if is_counted else 0.0, gpus, rollout_env(config, engine))
+
+
+def _gpu(config: Config) -> float:
+    """Return the GPUs of one rank."""
+    if config.cluster.num_gpus == 0:
+        return 0.0
+    return GPU_SHARE if weight_backend(config) == "ipc" else 1.0

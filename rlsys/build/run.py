@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from rlsys.algorithms.requirements import learner_is_reference
 from rlsys.build.checkpoints import Checkpoints, find_start, start_coefficients, start_prompts
 from rlsys.build.finished_groups import FinishedGroups
-from rlsys.build.placement import worker_demands
+from rlsys.build.placement import rollout_demand, worker_demands
+from rlsys.build.scaling import Scaling
 from rlsys.config.schema import Config
 from rlsys.config.written import as_written
 from rlsys.data.stream import PromptStream
@@ -28,8 +29,9 @@ from rlsys.learner.setup import CriticSetup, PolicySetup
 from rlsys.metrics.display import Display
 from rlsys.metrics.step import StageClock
 from rlsys.orchestrator.experience import ExperienceBuilder
-from rlsys.orchestrator.from_config import orchestrator_of, sampler_of, supervisor_of
+from rlsys.orchestrator.from_config import orchestrator_of, sampler_of, scaler_of, supervisor_of
 from rlsys.orchestrator.orchestrator import Orchestrator
+from rlsys.orchestrator.router import Router
 from rlsys.orchestrator.sampling import GroupSampler
 from rlsys.orchestrator.supervisor import EngineSupervisor
 from rlsys.preflight.prepared import Prepared
@@ -109,6 +111,7 @@ class Run:
     guards: Guards
     checkpoints: Checkpoints
     supervisor: EngineSupervisor
+    scaling: Scaling
 
     async def supervise(self, training: Coroutine[Any, Any, None]) -> None:
         """Run the loop beside the groups in flight; raises the failure of either that explains the others.
@@ -117,6 +120,7 @@ class Run:
         """
         background = self.roles.cluster.calls.background
         background.start(self.supervisor.watch())
+        background.start(self.scaling.watch())
         background.start(self.roles.cluster.watch())
         try:
             await background.supervise(training)
@@ -326,7 +330,7 @@ def build_run(
     is_canary_needed = config.weights.verify or config.train.max_staleness > 0 or config.learner.lora.rank > 0
     canary = canary_of(prepared, roles.policy, roles.rollout, calls) if is_canary_needed else None
     weights = PolicyBroadcast(broadcaster, canary, clock, learners, on_cpus=config.cluster.num_gpus == 0)
-    welcome = partial(weights.welcome, roles.rollout)
+    supervisor, scaling = _engine_changes(config, run_dir, roles, sampler.router, weights)
     return Run(
         prepared=prepared,
         roles=roles,
@@ -345,13 +349,25 @@ def build_run(
         checkpoints=Checkpoints(
             *(prepared, run_dir, prompts, orchestrator, learners, reference, recorder), guards=guards, finished=groups
         ),
-        supervisor=supervisor_of(config, roles.rollout, sampler.router, roles.cluster, welcome),
+        supervisor=supervisor,
+        scaling=scaling,
     )
+
+
+def _engine_changes(
+    config: Config, run_dir: Path, roles: Roles, router: Router, weights: PolicyBroadcast
+) -> tuple[EngineSupervisor, Scaling]:
+    """Return what replaces engines, and what lets them join and leave."""
+    welcome, farewell = (partial(way, roles.rollout) for way in (weights.welcome, weights.farewell))
+    supervisor = supervisor_of(config, roles.rollout, router, roles.cluster, welcome)
+    scaler = scaler_of(config, roles.rollout, router, supervisor, farewell)
+    return supervisor, Scaling(config, run_dir, scaler)
 
 
 def start_rollout(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> RolloutPool:
     """Start the engines' processes."""
-    return RolloutPool(cluster, EngineSetup.from_prepared(prepared), wanted)
+    further = partial(rollout_demand, prepared.config)
+    return RolloutPool(cluster, EngineSetup.from_prepared(prepared), wanted, further)
 
 
 def start_scoring(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> ScoringPool:

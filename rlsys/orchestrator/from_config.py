@@ -14,6 +14,7 @@ from rlsys.orchestrator.admission import Admission
 from rlsys.orchestrator.orchestrator import NEW_RUN, GroupRule, Orchestrator, ReferenceQueue, Resumed
 from rlsys.orchestrator.router import Router
 from rlsys.orchestrator.sampling import Engine, GroupSampler, Scoring
+from rlsys.orchestrator.scaling import EngineScaler, LeavingEngines
 from rlsys.orchestrator.supervisor import Engines, EngineSupervisor
 from rlsys.rewards.entry import wants_whole_groups
 from rlsys.runtime.calls import Calls
@@ -90,6 +91,17 @@ def supervisor_of(
         cluster.restarts,
         startup_deadline_s=config.cluster.startup_deadline_s,
     )
+
+
+def scaler_of(
+    config: Config,
+    engines: LeavingEngines,
+    router: Router,
+    supervisor: EngineSupervisor,
+    take_leave: Callable[[int], Awaitable[None]],
+) -> EngineScaler:
+    """Return what changes the number of engines; `take_leave` takes one out of broadcasts."""
+    return EngineScaler(engines, router, supervisor, take_leave, drain_deadline_s=config.rollout.deadline_s)
 
 
 def orchestrator_of(

@@ -49,27 +49,28 @@ class Router:
     """The load of every engine in service, and the groups that wait for room on one.
 
     A group stays together because its samples share the prompt's prefix cache. A group larger than an engine's cap
-    gets an idle engine. Engines are compared by load over cap; among equals the lowest index wins, so that runs are
-    reproducible.
+    gets an idle engine. Engines are compared by load over cap; among equals the lowest number wins, so that runs are
+    reproducible. Engines may join and leave; one that joins has the cap of the last that the router was made with.
     """
 
     def __init__(self, caps: Sequence[int]) -> None:
         """Put engines into service.
 
         Args:
-            caps: the most concurrent trajectories of each engine.
+            caps: the most concurrent trajectories of each engine; engines are numbered from 0.
 
         Raises:
             ValueError: a cap is below 1.
         """
         if not caps or min(caps) < 1:
             raise ValueError(f"caps={list(caps)}: give at least one engine, each with a cap of at least 1")
-        self._caps = tuple(caps)
-        self._load: dict[int, int] = dict.fromkeys(range(len(caps)), 0)  # trajectories running, by engine in service
-        self._lives = [0] * len(caps)
+        self._caps = dict(enumerate(caps))
+        self._load: dict[int, int] = dict.fromkeys(self._caps, 0)  # trajectories running, by engine in service
+        self._lives = dict.fromkeys(self._caps, 0)
+        self._draining: dict[int, asyncio.Event] = {}  # engines that get nothing new; set once they have nothing
         # Engines by load over cap. An entry whose load is no longer the engine's is dropped when it comes up.
         self._by_load: list[tuple[float, int, int]] = [(0.0, engine, 0) for engine in self._load]
-        self._has_equal_caps = len(set(caps)) == 1
+        self._has_equal_caps, self._new_cap = len(set(caps)) == 1, caps[-1]
         self._waiting: list[Waiter] = []
         self._numbers = itertools.count()
         self._closed_by = ""
@@ -91,8 +92,8 @@ class Router:
         while self._by_load and found is None:
             entry = heapq.heappop(self._by_load)
             _, engine, load = entry
-            if self._load.get(engine) != load:
-                continue  # out of date, or out of service
+            if self._load.get(engine) != load or engine in self._draining:
+                continue  # out of date, or out of service, now or soon
             skipped.append(entry)
             if load == 0 or load + num_samples <= self._caps[engine]:  # idle engines take groups above their cap
                 found = engine
@@ -135,15 +136,31 @@ class Router:
         engine = lease.engine
         if engine in self._load and lease.life == self._lives[engine] and num_samples:
             self._change(engine, -num_samples)
+            if engine in self._draining and self._load[engine] == 0:
+                self._draining[engine].set()
             self._serve()
 
     def remove(self, engine: int) -> None:
         """Take a lost engine out of service and forget its load; groups may wait until it or another is back."""
         self.num_lost += self._load.pop(engine, None) is not None
+        if engine in self._draining:
+            self._draining[engine].set()
+
+    async def drain(self, engine: int) -> None:
+        """Give an engine nothing new from now on; return once it has finished what it has, or is lost."""
+        idle = self._draining[engine] = asyncio.Event()
+        if self._load.get(engine, 0):
+            await idle.wait()
+
+    def retire(self, engine: int) -> None:
+        """Take an engine out of service that leaves by intention, with what still runs on it; it does not count."""
+        self._load.pop(engine, None)
+        self._draining.pop(engine, None)
 
     def add(self, engine: int) -> None:
-        """Put an engine that was lost back into service, with nothing running on it."""
-        self._lives[engine] += 1
+        """Put an engine into service, a new one or one that was lost, with nothing running on it."""
+        self._lives[engine] = self._lives.get(engine, 0) + 1  # what an earlier engine of its number held is void
+        self._caps.setdefault(engine, self._new_cap)
         self._load[engine] = 0
         heapq.heappush(self._by_load, (0.0, engine, 0))
         self._serve()
@@ -159,7 +176,7 @@ class Router:
     def _change(self, engine: int, num_samples: int) -> None:
         load = self._load[engine] = self._load[engine] + num_samples
         heapq.heappush(self._by_load, (load / self._caps[engine], engine, load))
-        if len(self._by_load) > MAX_ENTRIES * len(self._caps):
+        if len(self._by_load) > MAX_ENTRIES * len(self._load):
             self._by_load = [(load / self._caps[engine], engine, load) for engine, load in self._load.items()]
             heapq.heapify(self._by_load)
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from rlsys.errors import DeadlineError, WorkerDiedError, WorkerError
+from rlsys.errors import ConfigError, DeadlineError, WorkerDiedError, WorkerError
 from rlsys.orchestrator.router import Router
 from rlsys.runtime.background import Background
 from rlsys.runtime.restarts import Restarts
@@ -31,8 +31,14 @@ class Engines(Protocol):
     def lose(self, engine: int, why: str) -> None:
         """End an engine's process."""
 
+    async def reserve(self, engine: int, deadline_s: float) -> None:
+        """Reserve room for one more engine."""
+
+    def release(self, engine: int) -> None:
+        """Give back the room of an engine whose process has ended, and of which none takes the place."""
+
     async def restart(self, engine: int, deadline_s: float) -> None:
-        """Start another process in its place."""
+        """Start a process as this engine, in its room."""
 
     async def fault(self, engine: int) -> str | None:
         """Return what is wrong with an engine that makes no progress, or None."""
@@ -41,7 +47,8 @@ class Engines(Protocol):
 class EngineSupervisor:
     """The one who decides what becomes of an engine that is lost: out of service, started again, given the weights.
 
-    The engine serves again once it has the current policy, and computes with it what the learner does.
+    The engine serves again once it has the current policy, and computes with it what the learner does. An engine that
+    is added while the run goes on (`rlsys.orchestrator.scaling`) comes into service the same way.
     """
 
     def __init__(
@@ -70,15 +77,48 @@ class EngineSupervisor:
         self._give_weights = give_weights
         self._restarts = restarts
         self._startup_deadline_s = startup_deadline_s
-        self._replacing: set[int] = set()
+        self._replacing: dict[int, asyncio.Task[None]] = {}
+        self._joining: set[int] = set()
+        self._dismissed: set[int] = set()
         self.num_replaced = 0
         engines.on_lost = self._on_lost
 
     async def watch(self) -> None:
-        """Look after every engine in service, for as long as the run lasts."""
+        """Look after every engine, for as long as the run lasts."""
         while True:
             await asyncio.sleep(CHECK_EVERY_S)
-            await asyncio.gather(*(self._check(engine) for engine in self._router.load))
+            # Those that get the weights too: a broadcast would wait for one that stands still.
+            engines = {*self._router.load, *self._replacing, *self._joining}
+            await asyncio.gather(*(self._check(engine) for engine in engines))
+
+    @property
+    def engines(self) -> list[int]:
+        """Numbers of the engines that serve or are being replaced, without those that leave."""
+        return sorted({*self._router.load, *self._replacing} - self._dismissed)
+
+    async def add(self, engine: int) -> str | None:
+        """Put one more engine into service; return what failed, after which nothing of it is left, or None."""
+        self._joining.add(engine)
+        try:
+            await self._engines.reserve(engine, self._startup_deadline_s)
+            failure = await self._start_again(engine)
+        except (ConfigError, DeadlineError) as error:  # no room
+            failure = str(error)
+        finally:
+            self._joining.discard(engine)
+        if failure is None:
+            self._dismissed.discard(engine)  # one of the same number may have left before
+            self._router.add(engine)
+        else:
+            self._engines.release(engine)
+            self._close_if_none(failure)
+        return failure
+
+    async def dismiss(self, engine: int) -> None:
+        """Replace an engine no more, whatever becomes of it; one that is being replaced comes back first."""
+        while engine in self._replacing:
+            await asyncio.wait([self._replacing[engine]])
+        self._dismissed.add(engine)
 
     async def _check(self, engine: int) -> None:
         fault = await self._engines.fault(engine)
@@ -88,9 +128,9 @@ class EngineSupervisor:
     def _on_lost(self, engine: int, why: str) -> None:
         self._router.remove(engine)
         logger.warning("%s was lost; what it sampled is sampled elsewhere. %s", self._engines.name(engine), why)
-        if engine not in self._replacing:  # else the replacement itself was lost, and `_replace` tries again
-            self._replacing.add(engine)
-            self._background.start(self._replace(engine, why))
+        # Else it is lost in the hands of `_replace`, which tries again, or of `add`, which does not; or it leaves.
+        if engine not in {*self._replacing, *self._joining, *self._dismissed}:
+            self._replacing[engine] = self._background.start(self._replace(engine, why))
 
     async def _replace(self, engine: int, why: str) -> None:
         lost_at, name = _now(), self._engines.name(engine)
@@ -104,7 +144,7 @@ class EngineSupervisor:
                     return
                 why = failure
         finally:
-            self._replacing.discard(engine)
+            del self._replacing[engine]
         self._give_up(engine, why)
 
     async def _start_again(self, engine: int) -> str | None:
@@ -122,7 +162,11 @@ class EngineSupervisor:
     def _give_up(self, engine: int, why: str) -> None:
         name, limit = self._engines.name(engine), self._restarts.most
         logger.error("%s stays out of service: cluster.max_restarts=%d within an hour is reached", name, limit)
-        if not self._router.load and not self._replacing:
+        self._engines.release(engine)
+        self._close_if_none(why)
+
+    def _close_if_none(self, why: str) -> None:
+        if not self.engines and not self._joining:
             self._router.close(why)
 
 

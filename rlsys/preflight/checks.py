@@ -31,7 +31,7 @@ def check_config(config: Config, *, training: bool = True) -> None:
         raise ConfigError("data.train is null: name a source of training prompts, as data.train=rows.jsonl")
     if training:
         _check_data(config)
-        _check_engines(config)
+        check_engines(config)
         _check_optimizer(config)
         _check_progress(config)
         check_algorithm(config)
@@ -115,7 +115,8 @@ def _check_data(config: Config) -> None:
         )
 
 
-def _check_engines(config: Config) -> None:
+def check_engines(config: Config) -> None:
+    """Raise ConfigError for more engines than a step has prompts, or for engines that cannot hold one prompt."""
     # Learner ranks need no such check: a step is divided by tokens, and a rank may get nothing (`learner.rank_group`).
     prompts, engines = config.train.prompts_per_step, config.rollout.num_workers
     if prompts < engines:

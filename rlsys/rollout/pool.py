@@ -25,19 +25,25 @@ MAX_CONCURRENT_CALLS = 64
 class RolloutPool:
     """Interchangeable engines, by number. Token arrays stay in the object store; the driver sees summaries.
 
-    An engine that is lost takes part in nothing until `restart` has put another process in its place.
+    An engine that is lost takes part in nothing until `restart` has put another process in its place. Engines may also
+    join (`reserve`, `restart`, `join`) and leave (`leave`, `end`, `release`).
     """
 
-    def __init__(self, cluster: Cluster, setup: EngineSetup, demands: list[Demand]) -> None:
+    def __init__(
+        self, cluster: Cluster, setup: EngineSetup, demands: list[Demand], further: Callable[[int], Demand]
+    ) -> None:
+        """Start a process for each demand; `further` gives the demands of engines that join later, by number."""
         self._cluster = cluster
         self._calls = cluster.calls
         self._setup = setup
-        self._demands = demands
+        self._demands = dict(enumerate(demands))
+        self._further = further
         self.workers_per_engine = setup.rollout.tensor_parallel_size
         self.membership = 0
         self.on_lost: Callable[[int, str], None] | None = None  # hears of every engine that is lost, and why
         self._workers = {number: self._process(number) for number in range(len(demands))}  # those that live
-        self._started: dict[int, Any] = {}  # started again, and not yet joined
+        self._started: dict[int, Any] = {}  # started, and not yet joined
+        self._leaving: dict[int, Any] = {}  # no member any more, and still running
         self.engines = {number: self._client(number, worker) for number, worker in self._workers.items()}
 
     @property
@@ -47,7 +53,7 @@ class RolloutPool:
 
     def name(self, engine: int) -> str:
         """Return an engine's name."""
-        return self._demands[engine].name
+        return self._demand(engine).name
 
     def is_alive(self, engine: int) -> bool:
         """Return whether an engine has not been lost, as far as is known."""
@@ -76,8 +82,34 @@ class RolloutPool:
         for engine in [number for number in self._workers if self.name(number) == error.worker]:
             self.lose(engine, str(error))
 
+    async def reserve(self, engine: int, deadline_s: float) -> None:
+        """Reserve room for an engine that joins; raises what `Room.wait` does, and then none is reserved."""
+        await self._cluster.room.add(self._demand(engine), deadline_s)
+
+    def release(self, engine: int) -> None:
+        """Give back the room of an engine whose process has ended, and of which none takes the place."""
+        self._cluster.release(self.name(engine))
+
+    def leave(self, engine: int) -> None:
+        """Let an engine take part in broadcasts no more; `end` comes next. One that was lost is gone already."""
+        worker = self._workers.pop(engine, None)
+        if worker is not None:
+            self._leaving[engine] = worker
+            self.membership += 1
+
+    async def end(self, engine: int, deadline_s: float) -> None:
+        """Stop an engine that has left, in order if it can be. Raises what `Calls.result` does; it has ended then."""
+        worker = self._leaving.pop(engine, None)
+        if worker is None:
+            return
+        try:
+            what = "stopping an engine"
+            await self._calls.result(worker.stop.remote(), who=self.name(engine), what=what, deadline_s=deadline_s)
+        finally:
+            self._cluster.kill(worker)
+
     async def restart(self, engine: int, deadline_s: float) -> None:
-        """Start another process in the place of a lost engine, with the weights of `model.path`; `join` comes next.
+        """Start a process as an engine that was lost or is new, with the weights of `model.path`; `join` comes next.
 
         Raises what `Calls.result` does; nothing is left of an attempt that failed.
         """
@@ -92,7 +124,7 @@ class RolloutPool:
         self._started[engine] = worker
 
     def join(self, engine: int) -> None:
-        """Let an engine that was started again take part in broadcasts, from the next one on."""
+        """Let an engine that `restart` has started take part in broadcasts, from the next one on."""
         worker = self._workers[engine] = self._started.pop(engine)
         self.engines[engine] = self._client(engine, worker)
         self.membership += 1
@@ -144,9 +176,14 @@ class RolloutPool:
     def _is_on_gpu(self) -> bool:
         return self._demands[0].num_gpus > 0
 
+    def _demand(self, engine: int) -> Demand:
+        if engine not in self._demands:
+            self._demands[engine] = self._further(engine)
+        return self._demands[engine]
+
     def _process(self, engine: int) -> Any:
         options = {"max_concurrency": MAX_CONCURRENT_CALLS}
-        return self._cluster.start(RolloutWorker, self._demands[engine], engine, self._setup, **options)
+        return self._cluster.start(RolloutWorker, self._demand(engine), engine, self._setup, **options)
 
     def _client(self, engine: int, worker: Any) -> EngineClient:
         return EngineClient(self.name(engine), worker, self._calls, linger_s=self._setup.rollout.linger_s)

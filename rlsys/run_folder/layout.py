@@ -7,6 +7,7 @@ LOCK = "lock"  # held by the process that writes the folder
 START = "start.txt"
 METRICS = "metrics.jsonl"
 WARNINGS = "warnings.jsonl"
+SCALE = "scale"  # requests for another number of engines, while there are any
 PAUSED = "paused"  # while it is there the run starts no step
 ROLLOUTS = "rollouts"
 NONFINITE = "nonfinite"

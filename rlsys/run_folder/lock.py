@@ -73,6 +73,25 @@ def check_free(run_dir: Path) -> None:
             raise PermissionError(errno.EACCES, f"no permission to write in {there}")
 
 
+def is_held(run_dir: Path) -> bool:
+    """Return whether a run holds the folder; on a file system without locks, whether one ever did.
+
+    Raises ConfigError when the lock cannot be read.
+    """
+    with _named_errors(run_dir):
+        try:
+            with (run_dir / LOCK).open(encoding="utf-8") as file:
+                # Shared: two that ask at the same time do not take each other for a run.
+                fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (FileNotFoundError, BlockingIOError) as error:
+            return isinstance(error, BlockingIOError)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            return True
+        return False
+
+
 def _take(descriptor: int, run_dir: Path) -> None:
     """Take the lock until the file is closed."""
     try:

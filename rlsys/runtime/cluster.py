@@ -127,6 +127,12 @@ class Cluster:
         """End a worker's process, also one that hangs or is stopped; its open calls fail at once."""
         ray.kill(worker)
 
+    def release(self, worker: str) -> None:
+        """Forget a worker, by its name, whose process has ended, and give back the room that was added for it."""
+        self.workers.pop(worker, None)
+        self.calls.occupancy.forget(worker)
+        self.room.release(worker)
+
     async def check_nodes(self) -> None:
         """Check the nodes of a joined cluster that the room is on, as the driver has checked its own machine."""
         if self._guardian is None:

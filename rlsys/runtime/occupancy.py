@@ -27,10 +27,17 @@ class Occupancy:
             self._busy_from[worker] = self._clock()
 
     def end(self, worker: str) -> None:
-        """Count one open call less."""
+        """Count one open call less; of a worker that was forgotten meanwhile none counts."""
+        if worker not in self._open:
+            return
         self._open[worker] -= 1
         if self._open[worker] == 0:
             self._busy_s[worker] += self._clock() - self._busy_from.pop(worker)
+
+    def forget(self, worker: str) -> None:
+        """Count a worker that has left no more; it would be idle for ever."""
+        for known in (self._open, self._busy_from, self._busy_s):
+            known.pop(worker, None)
 
     @contextmanager
     def busy(self, worker: str) -> Iterator[None]:

@@ -1,4 +1,7 @@
-"""Room for all workers of a run, reserved together: one Ray placement group with a bundle per worker."""
+"""Room for all workers of a run, reserved together: one Ray placement group with a bundle per worker.
+
+Workers that join while the run goes on have a group each, since the bundles of a group are fixed.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +42,14 @@ class Room:
         # PACK: as few nodes as possible. Most of what workers exchange then stays on one machine: trajectories, and
         # weights in shared memory.
         self._group = placement_group(bundles, strategy="PACK") if bundles else None
+        self._added: dict[str, Room] = {}  # of workers that came later
 
     def options(self, worker: str) -> dict[str, Any]:
         """Return the options that place a worker in its bundle; empty for a worker without a demand."""
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+        if worker in self._added:
+            return self._added[worker].options(worker)
         if worker not in self._bundles:
             return {}
         index = self._bundles[worker]
@@ -78,6 +84,27 @@ class Room:
                     f"{describe_free_resources()}"
                 )
             await asyncio.sleep(POLL_S)
+
+    async def add(self, demand: Demand, deadline_s: float) -> None:
+        """Reserve a place for one more worker, unless it has one; raises what `wait` does, and takes no place then."""
+        if demand.name in self._bundles or demand.name in self._added:
+            return
+        place = Room([demand])
+        try:
+            await place.wait(deadline_s)
+        except BaseException:
+            place._remove()
+            raise
+        self._added[demand.name] = place
+
+    def release(self, worker: str) -> None:
+        """Give back the place of a worker that was added; those reserved together are kept together."""
+        if worker in self._added:
+            self._added.pop(worker)._remove()
+
+    def _remove(self) -> None:
+        if self._group is not None:
+            ray.util.remove_placement_group(self._group)
 
     def _asked(self) -> str:
         return "; ".join(f"{d.name}: {d.num_cpus:g} CPU, {d.num_gpus:g} GPU" for d in self._demands)

@@ -18,14 +18,17 @@ class VersionedPolicy(Protocol):
     step: int  # the policy's version
 
 
-class JoiningEngines(Protocol):
+class ChangingEngines(Protocol):
     """The pool of engines."""
 
     def name(self, engine: int) -> str:
         """Return an engine's name."""
 
     def join(self, engine: int) -> None:
-        """Make an engine that was started again one of those that broadcasts reach."""
+        """Make an engine that has just started one of those that broadcasts reach."""
+
+    def leave(self, engine: int) -> None:
+        """Make an engine one of those that broadcasts do not reach any more."""
 
     def is_alive(self, engine: int) -> bool:
         """Return whether an engine has not been lost, as far as is known."""
@@ -71,7 +74,7 @@ class PolicyBroadcast:
                 metrics |= self._canary.take()
         return metrics
 
-    async def welcome(self, engines: JoiningEngines, engine: int) -> None:
+    async def welcome(self, engines: ChangingEngines, engine: int) -> None:
         """Give the policy as it is now to an engine that has just started, and compare what it computes.
 
         All engines get it, those that have it too: the group of a broadcast has all engines as its members.
@@ -88,6 +91,12 @@ class PolicyBroadcast:
                 await self._canary.check(version, name)
             if not engines.is_alive(engine):
                 raise WorkerDiedError(f"{name} was lost while it got the weights", name)
+
+    async def farewell(self, engines: ChangingEngines, engine: int) -> None:
+        """Let an engine leave between two broadcasts, once it has answered every open comparison."""
+        async with self._learners.lock:
+            await self.finish()
+            engines.leave(engine)
 
     async def finish(self) -> None:
         """Wait for open comparisons. Raises WeightMismatchError when one fails."""

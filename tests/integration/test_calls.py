@@ -89,6 +89,19 @@ def test_room_that_others_use_is_waited_for_until_the_deadline(cluster: Cluster)
         wait(Room([Demand("learner/0", 5.0)]).wait(0.5))
 
 
+def test_a_worker_that_joins_has_room_of_its_own_which_is_given_back(cluster: Cluster) -> None:
+    wait(cluster.room.add(Demand("rollout/7", 1.0), 10.0))
+    with pytest.raises(DeadlineError):
+        wait(cluster.room.add(Demand("rollout/8", 1.0), 0.5))
+    assert cluster.room.options("rollout/8") == {}  # nothing is left of it
+    peer = cluster.start(Peer, Demand("rollout/7", 1.0))
+    wait(cluster.calls.result(peer.answer.remote(), who="rollout/7", what="asking", deadline_s=60))
+    cluster.kill(peer)
+    cluster.release("rollout/7")
+    wait(cluster.room.add(Demand("rollout/8", 1.0), 10.0))
+    cluster.release("rollout/8")
+
+
 def test_a_cluster_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match=r"no Ray cluster answers at '127.0.0.1:1' \(from cluster.address\)"):
         Cluster(ClusterConfig(address="127.0.0.1:1")).connect([])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,8 @@ class Lives:
         self.resumes: list[str] = []
         self.starts = 0
         self.preimports: list[Any] = []
+        self.engines: list[int] = []
+        self.asked_for = 0  # engines, while the first run lives
         monkeypatch.setattr("rlsys.train.open_run", self._open)
         monkeypatch.setattr("rlsys.train.Preimport", lambda imports: imports)
         monkeypatch.setattr("rlsys.train.worker_imports", lambda config: "new servers")
@@ -45,6 +48,7 @@ class Lives:
     @contextlib.asynccontextmanager
     async def _open(self, prepared: Prepared, run_dir: Path, display: Any, preimport: Any) -> AsyncIterator[Any]:
         self.resumes.append(prepared.config.resume)
+        self.engines.append(prepared.config.rollout.num_workers)
         self.preimports.append(preimport)
         where, error = self.ends.pop(0)
         if where == "start" and error is not None:
@@ -55,7 +59,10 @@ class Lives:
             if error is not None:
                 raise error
 
-        yield SimpleNamespace(supervise=supervise)
+        wanted = prepared.config
+        if self.asked_for:
+            wanted = replace(wanted, rollout=replace(wanted.rollout, num_workers=self.asked_for))
+        yield SimpleNamespace(supervise=supervise, scaling=SimpleNamespace(config=wanted))
 
 
 @pytest.mark.parametrize("error", [DIED, DeadlineError("learner update: no answer within 5 s from learner/0")])
@@ -93,3 +100,12 @@ def test_it_is_not_started_again_more_often_than_may_be(tmp_path: Path, monkeypa
     with pytest.raises(WorkerDiedError):
         lives.play(tmp_path, max_restarts=2)
     assert lives.starts == 3
+
+
+def test_it_is_started_again_with_the_engines_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lives = Lives(monkeypatch, ("training", DIED), ("training", None))
+    lives.asked_for = 3
+    lives.play(tmp_path)
+    assert lives.engines == [1, 3]

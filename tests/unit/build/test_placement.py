@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from rlsys.build.placement import worker_demands
+from rlsys.build.placement import rollout_demand, worker_demands
 from rlsys.config.compose import load_config
 
 
@@ -28,3 +28,14 @@ def test_roles_that_work_at_the_same_time_share(monkeypatch: pytest.MonkeyPatch)
     assert three == {"rollout": "2", "learner": "2", "reference": "2"}
     given = threads(monkeypatch, 8, "train.max_staleness=1", "learner.num_threads=5")
     assert given == {"rollout": "4", "learner": "5", "reference": "4"}
+
+
+def test_an_engine_that_joins_shares_the_cpus_of_a_local_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = load_config(["rollout.num_workers=2", "rollout.num_cpus=3"])
+    assert [rollout_demand(config, engine).num_cpus for engine in (0, 1, 2)] == [3, 3, 0]
+    assert rollout_demand(config, 2).env == rollout_demand(config, 0).env
+    joined = load_config(["cluster.address=10.0.0.1:6379", "rollout.num_cpus=3"])
+    assert rollout_demand(joined, 2).num_cpus == 3
+    gpus = load_config(["cluster.num_gpus=3", "rollout.tensor_parallel_size=2", "algorithm.kl.coef=0"])
+    assert rollout_demand(gpus, 1).num_gpus == 2

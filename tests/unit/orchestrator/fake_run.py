@@ -46,6 +46,7 @@ class Workload:
     oversample: float = 1.0
     failure_rate: float = 0.0  # of an attempt
     death_rate: float = 0.0  # of an engine, at each step; the last engine stays
+    resize_rate: float = 0.0  # that an engine joins or leaves, at each step
     first_version: int = 0
 
 
@@ -68,6 +69,7 @@ class FakeEngine:
         self._run = run
         self._speed = speed
         self.is_dead = False
+        self.stays = True
         self._sleeping: set[asyncio.Future[None]] = set()
 
     def die(self) -> None:
@@ -86,6 +88,7 @@ class FakeEngine:
         policy_version: int,
         done: Collection[int] = (),
     ) -> AsyncIterator[AsyncIterator[list[Sample]]]:
+        assert self.stays or not self.is_dead, f"{self.name} has left"
         attempt = self._run.on_attempt(stream, policy_version, set(done))
         missing = [number for number in range(sampling_params[0].samples_per_prompt) if number not in done]
         size = len(missing)
@@ -160,6 +163,7 @@ class FakeRun:
         self.attempts: dict[int, _Attempt] = {}  # the latest of each group ever started
         self.num_restarted = 0
         self.num_deaths = 0
+        self.num_joined = self.num_left = 0
         self._trained: set[int] = set()
         self._rejected: set[int] = set()
 
@@ -206,8 +210,12 @@ class FakeRun:
             oversample=work.oversample,
         )
         background, router = Background(), Router([engine.cap for engine in engines])
+        self._background, self._router = background, router
+        self._engines = dict(enumerate(engines))
+        self._free: list[int] = []  # numbers of engines that have left
+        self._new_cap = engines[-1].cap
         sampler = GroupSampler(
-            dict(enumerate(engines)),
+            self._engines,
             FakeScoring(self),
             router,
             lose=lambda engine, _: router.remove(engine),
@@ -226,19 +234,40 @@ class FakeRun:
             None,
             deadline_s=1e6,
         )
-        await background.supervise(self._train(engines, num_trajectories))
+        await background.supervise(self._train(num_trajectories))
         self._check_books()
 
-    async def _train(self, engines: Sequence[FakeEngine], num_trajectories: int) -> None:
+    async def _train(self, num_trajectories: int) -> None:
         while self.num_trained < num_trajectories:
             batch = await self.orchestrator.next_batch(self.version + 1)
             self._check_batch(batch)
-            alive = [engine for engine in engines if not engine.is_dead]
+            alive = [engine for engine in self._engines.values() if not engine.is_dead and engine.stays]
             if len(alive) > 1 and self.chance.random() < self.workload.death_rate:
                 self.chance.choice(alive).die()
                 self.num_deaths += 1
+            elif self.workload.resize_rate and self.chance.random() < self.workload.resize_rate:
+                self._resize(alive)
             await asyncio.sleep(self.chance.uniform(0.0, 4.0))
             self.version += 1
+
+    def _resize(self, alive: Sequence[FakeEngine]) -> None:
+        if len(alive) > 1 and self.chance.random() < 0.5:
+            leaving = self.chance.choice(alive)
+            leaving.stays = False
+            self._background.start(self._leave(leaving))
+            return
+        number = self._free.pop() if self._free else len(self._engines)
+        self._engines[number] = FakeEngine(self, number, self.chance.uniform(0.3, 3.0), self._new_cap)
+        self._router.add(number)
+        self.num_joined += 1
+
+    async def _leave(self, engine: FakeEngine) -> None:
+        await self._router.drain(engine.index)
+        assert engine.num_running == 0, f"{engine.name} has not finished"
+        self._router.retire(engine.index)
+        engine.is_dead = True  # whoever samples on it from now on would wait for ever
+        self._free.append(engine.index)
+        self.num_left += 1
 
     def _check_capacity(self) -> None:
         work = self.workload

@@ -72,6 +72,30 @@ def test_an_engine_that_is_gone_gets_nothing_and_what_ran_there_is_forgotten() -
     assert reserved(router, 2, 2, 2) == [1, 1, None]
 
 
+def test_an_engine_that_leaves_gets_nothing_new_and_is_waited_for() -> None:
+    async def main() -> None:
+        router = Router([4, 4])
+        assert reserved(router, 1, 1) == [0, 1]
+        draining = asyncio.ensure_future(router.drain(1))
+        await asyncio.sleep(0)
+        assert reserved(router, 1, 1, 1, 1) == [0, 0, 0, None]
+        assert not draining.done()
+        release(router, 1, 1)
+        await draining
+        assert reserved(router, 1) == [None]  # idle, and still not to be used
+        router.retire(1)
+        assert (router.load, router.num_lost) == ({0: 4}, 0)
+
+    asyncio.run(main())
+
+
+def test_numbers_need_not_follow_each_other_and_one_that_joins_has_the_cap_of_the_last() -> None:
+    router = Router([8, 2])
+    router.retire(0)
+    router.add(5)
+    assert reserved(router, 2, 2, 1) == [1, 5, None]
+
+
 def test_an_engine_that_is_back_has_nothing_running_whatever_ran_there_before() -> None:
     router = Router([4])
     before = router.try_reserve(3)

@@ -43,6 +43,23 @@ def test_ten_thousand_trajectories(max_staleness: int, num_engines: int, rule: s
     assert (run.num_deaths > 0) == (num_engines > 1)
 
 
+@pytest.mark.parametrize("max_staleness", [0, 2])
+@pytest.mark.parametrize("rule", ["keep", "replace"])
+def test_engines_join_and_leave_all_the_time(max_staleness: int, rule: str) -> None:
+    workload = Workload(
+        seed=1,
+        speed_seed=2,
+        max_staleness=max_staleness,
+        num_engines=2,
+        failure_rate=0.05,
+        death_rate=0.01,
+        resize_rate=0.5,
+        **RULES[rule],  # type: ignore[arg-type]
+    )
+    run = FakeRun(workload).play(NUM_TRAJECTORIES // 2)
+    assert min(run.num_joined, run.num_left) > 20
+
+
 @given(
     seed=st.integers(0, 2**32),
     speed_seed=st.integers(0, 2**32),
@@ -53,6 +70,7 @@ def test_ten_thousand_trajectories(max_staleness: int, num_engines: int, rule: s
     rule=st.sampled_from(sorted(RULES)),
     first_version=st.sampled_from([0, 3]),
     failure_rate=st.sampled_from([0.0, 0.2]),
+    resize_rate=st.sampled_from([0.0, 0.5]),
 )
 def test_sizes_of_every_kind(rule: str, **sizes: int) -> None:
     FakeRun(Workload(**sizes, death_rate=0.1, **RULES[rule])).play(400)  # type: ignore[arg-type]

@@ -4,84 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from rlsys.errors import DeadlineError, WorkerDiedError, WorkerError
-from rlsys.orchestrator.router import NEW, Router
-from rlsys.orchestrator.supervisor import CHECK_EVERY_S, EngineSupervisor
-from rlsys.runtime.background import Background
-from rlsys.runtime.restarts import HOUR_S, Restarts
-from tests.unit.virtual_time import run_virtual
-
-START_S = 20.0
-
-
-class Pool:
-    """Engines that start in `START_S`; failures of the next starts and of the next welcomes can be named."""
-
-    def __init__(self, count: int) -> None:
-        self.alive = set(range(count))
-        self.on_lost: Callable[[int, str], None] | None = None
-        self.events: list[tuple[str, int]] = []
-        self.starts: list[Exception] = []
-        self.welcomes: list[Exception] = []
-        self.faults: dict[int, str] = {}
-
-    def name(self, engine: int) -> str:
-        return f"rollout/{engine}"
-
-    def is_alive(self, engine: int) -> bool:
-        return engine in self.alive
-
-    def lose(self, engine: int, why: str) -> None:
-        if engine in self.alive:
-            self.alive.remove(engine)
-            self.events.append(("lost", engine))
-            assert self.on_lost is not None
-            self.on_lost(engine, why)
-
-    async def restart(self, engine: int, deadline_s: float) -> None:
-        assert engine not in self.alive
-        await asyncio.sleep(START_S)
-        if self.starts:
-            raise self.starts.pop(0)
-        self.events.append(("started", engine))
-
-    async def fault(self, engine: int) -> str | None:
-        return self.faults.pop(engine, None)
-
-
-class Scene:
-    """A supervisor of made-up engines, on a virtual clock."""
-
-    def __init__(self, count: int = 2, max_restarts: int = 5) -> None:
-        self.pool = Pool(count)
-        self.router = Router([1] * count)
-        self.background = Background()
-        restarts = Restarts(max_restarts, clock=lambda: asyncio.get_running_loop().time())
-        self.supervisor = EngineSupervisor(
-            self.pool, self.router, self.background, self._welcome, restarts, startup_deadline_s=100.0
-        )
-
-    async def _welcome(self, engine: int) -> None:
-        assert engine not in self.router.load, "it serves before it has the weights"
-        self.pool.alive.add(engine)  # it takes part in the broadcast
-        await asyncio.sleep(1.0)
-        if self.pool.welcomes:
-            error = self.pool.welcomes.pop(0)
-            if isinstance(error, WorkerDiedError):
-                self.pool.lose(engine, str(error))
-            raise error
-        self.pool.events.append(("welcomed", engine))
-
-    def play(self, scenario: Any) -> None:
-        async def main() -> None:
-            await self.background.supervise(scenario())
-
-        run_virtual(main())
+from rlsys.orchestrator.router import NEW
+from rlsys.orchestrator.supervisor import CHECK_EVERY_S
+from rlsys.runtime.restarts import HOUR_S
+from tests.unit.orchestrator.made_up_pool import START_S, Scene
 
 
 def test_the_others_serve_until_it_has_the_weights_again(caplog: pytest.LogCaptureFixture) -> None:

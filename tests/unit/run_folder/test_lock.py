@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rlsys.errors import ConfigError
-from rlsys.run_folder.lock import check_free, locked, new_folder
+from rlsys.run_folder.lock import check_free, is_held, locked, new_folder
 
 HOLD = """
 import sys, time
@@ -44,6 +44,14 @@ def test_a_second_run_is_refused_by_the_holder_s_name(holder: subprocess.Popen[s
         said = str(caught.value)
         for part in (str(tmp_path), f"process {holder.pid} on {os.uname().nodename}, started 20", "choose another"):
             assert part in said
+
+
+def test_whether_a_run_goes_on(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert not is_held(tmp_path / "other")
+    assert is_held(tmp_path)
+    holder.kill()
+    holder.wait()
+    assert not is_held(tmp_path)
 
 
 def test_a_killed_holder_leaves_no_lock(holder: subprocess.Popen[str], tmp_path: Path) -> None:
