@@ -12,4 +12,4 @@ say "types"
 say "tests"
 # Two files at a time, each test with as many threads as two processes leave. `-n 0` in the arguments: one after another.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile "$@"
+exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
