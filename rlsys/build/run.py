@@ -269,6 +269,7 @@ async def _wait_for_start(cluster: Cluster, config: Config, *roles: Role) -> Non
     await cluster.room.wait(deadline_s)
     # All at once: most of it is imports and loading.
     await asyncio.gather(cluster.check_nodes(), *(role.start(deadline_s) for role in roles))
+    cluster.has_started()
 
 
 async def log_placement(

@@ -133,6 +133,11 @@ class Cluster:
         self.calls.occupancy.forget(worker)
         self.room.release(worker)
 
+    def has_started(self) -> None:
+        """Note that all workers have been started, and Ray's own processes with them."""
+        if self._guardian is not None:
+            self._guardian.look()
+
     async def check_nodes(self) -> None:
         """Check the nodes of a joined cluster that the room is on, as the driver has checked its own machine."""
         if self._guardian is None:

@@ -36,7 +36,9 @@ TAG = "RLSYS_RUN_TAG"  # the environment variable that holds a run's tag
 GRACE_S = 2.0  # between SIGTERM and SIGKILL
 SIGNAL_GRACE_S = 6.0  # how long a driver that received a signal may take to end by itself
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-AT_WORK = 0  # a byte that no signal's number is: the driver received a signal, and still does what must be done first
+# Bytes that no signal's number is: the driver received a signal, and still does what must be done first; it has started
+# processes that may hide their tag, as Ray's agents do, whose title is written over their environment.
+AT_WORK, LOOK = 0, 255
 # Options of Linux's prctl, from <linux/prctl.h>.
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -111,9 +113,13 @@ def find_tagged(tag: str) -> list[psutil.Process]:
     return found
 
 
-def sweep(tag: str, *, grace_s: float = GRACE_S) -> int:
-    """End every tagged process, by SIGTERM and after `grace_s` by SIGKILL, and return how many there were."""
-    first = find_tagged(tag)
+def sweep(tag: str, *, grace_s: float = GRACE_S, known: Sequence[psutil.Process] = ()) -> int:
+    """End every tagged process and those `known`, by SIGTERM and after `grace_s` by SIGKILL; return their number."""
+
+    def find() -> list[psutil.Process]:
+        return [*{*find_tagged(tag), *(process for process in known if _lives(process))}]
+
+    first = find()
     ended = {process.pid for process in first}
     for process in first:
         with contextlib.suppress(psutil.Error):
@@ -121,12 +127,18 @@ def sweep(tag: str, *, grace_s: float = GRACE_S) -> int:
     deadline = time.monotonic() + grace_s
     # Look again each time: a process may have started another before it ended. Give up five seconds after the first
     # SIGKILL: what is left then is stuck in the kernel, where no signal reaches it.
-    while (left := find_tagged(tag)) and time.monotonic() < deadline + 5.0:
+    while (left := find()) and time.monotonic() < deadline + 5.0:
         ended.update(process.pid for process in left)
         if time.monotonic() >= deadline:
             _kill(left)
         time.sleep(0.05)
     return len(ended)
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _kill(processes: list[psutil.Process]) -> None:
@@ -173,6 +185,10 @@ class Guardian:
         with contextlib.suppress(BlockingIOError):  # a full pipe holds enough of these
             os.write(self._write_end, bytes([AT_WORK]))
 
+    def look(self) -> None:
+        """Let the guardian remember everything that this process has started until now."""
+        os.write(self._write_end, bytes([LOOK]))
+
     def close(self) -> None:
         """Let the guardian sweep now, and wait for it."""
         os.environ.pop(TAG, None)
@@ -191,6 +207,7 @@ def guard(tag: str, driver: int, pipe: int) -> None:
         pipe: the reading end of the pipe from the driver.
     """
     deadline: float | None = None
+    known: list[psutil.Process] = []
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         ready, _, _ = select.select([pipe], [], [], left)
@@ -198,15 +215,24 @@ def guard(tag: str, driver: int, pipe: int) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(driver, signal.SIGKILL)
             # Shorter: the time before has served as grace, and all should have ended ten seconds after the signal.
-            sweep(tag, grace_s=0.5)
+            sweep(tag, grace_s=0.5, known=known)
             return
         received = os.read(pipe, 64)
         if not received:
-            sweep(tag)
+            sweep(tag, known=known)
             return
+        if LOOK in received:
+            known += _started_by(driver)
         is_ending = any(number in ENDING_SIGNALS for number in received)
         if is_ending if deadline is None else AT_WORK in received:
             deadline = time.monotonic() + SIGNAL_GRACE_S
+
+
+def _started_by(driver: int) -> list[psutil.Process]:
+    """Return what a process has started, but for this one."""
+    with contextlib.suppress(psutil.Error):
+        return [process for process in psutil.Process(driver).children(recursive=True) if process.pid != os.getpid()]
+    return []
 
 
 def remove_sessions(folder: Path, driver: int) -> None:

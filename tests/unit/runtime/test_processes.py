@@ -175,7 +175,7 @@ def test_a_signalled_driver_that_saves_its_work_is_waited_for(monkeypatch: pytes
     monkeypatch.setattr(processes, "select", SimpleNamespace(select=select_after))
     monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(processes.os, "read", lambda *_: next(received))
-    monkeypatch.setattr(processes, "sweep", ended.append)
+    monkeypatch.setattr(processes, "sweep", lambda tag, known: ended.append(tag))
     guard(tag, os.getpid(), 0)
     assert waits == [None, *[pytest.approx(0.1)] * 3]
     assert ended == [tag]
@@ -236,3 +236,32 @@ print(os.waitpid(orphan, 0)[0] == orphan, flush=True)  # raises ChildProcessErro
 def test_orphans_are_adopted(start: Start) -> None:
     process = start(sys.executable, "-c", ADOPTER)
     assert process.communicate(timeout=60)[0] == "True\n"
+
+
+HIDDEN = """
+import os, subprocess, sys
+from pathlib import Path
+from rlsys.runtime.processes import TAG, Guardian
+guardian = Guardian(Path(sys.argv[1]))
+untagged = {name: value for name, value in os.environ.items() if name != TAG}
+parent = subprocess.Popen(["bash", "-c", "sleep 60 & echo $!; wait"], env=untagged, stdout=subprocess.PIPE, text=True)
+child = parent.stdout.readline().strip()
+guardian.look()
+print(parent.pid, child, flush=True)
+parent.wait()
+"""
+
+
+def test_what_hides_its_tag_ends_too_though_its_parent_has_ended_before(start: Start, tmp_path: Path) -> None:
+    owner = start(sys.executable, "-c", HIDDEN, str(tmp_path))
+    assert owner.stdout is not None
+    parent, child = (int(pid) for pid in owner.stdout.readline().split())
+    try:
+        time.sleep(0.5)  # for the guardian to look
+        os.kill(parent, signal.SIGKILL)
+        os.kill(owner.pid, signal.SIGKILL)
+        assert ends(child, timeout_s=20.0)
+    finally:
+        for pid in (parent, child):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
