@@ -72,7 +72,7 @@ def test_train_checks_prepares_and_returns_the_run_s_folder(
     async def train(run: Any) -> None:
         events.append(type(run))
 
-    monkeypatch.setattr("rlsys.build.run.open_run", open_run)
+    monkeypatch.setattr("rlsys.train.open_run", open_run)
     monkeypatch.setattr("rlsys.train.train", train)
     caplog.set_level(logging.INFO, "rlsys")
     run_dir = tmp_path / "run"
