@@ -191,8 +191,8 @@ class Checkpoints:
         try:
             await asyncio.shield(opened.task)
         except Exception as error:
-            # Ranks that failed while they copied may wait for each other, and the disk was full until now.
-            if not opened.copied.is_set() or (isinstance(error, NoRoomError) and not opened.is_released):
+            # Ranks that failed in a call of theirs may wait for each other, and the disk was full until now.
+            if not opened.is_released:
                 raise
             logger.warning("step %d is not saved: %s", opened.step, error)
         else:
@@ -259,7 +259,8 @@ class Checkpoints:
         # The reference first, before it is refreshed. The learners last: nothing fails while they write to `folder`.
         await self._reference.save(folder)
         await self._finished.write(Path(folder), finished)
-        await self._learners.save(folder, opened.copied.set)
+        # Where training waits for the files anyhow, no copy takes memory.
+        await self._learners.save(folder, opened.copied.set if opened.may_release else None)
 
     def _state(self, step: int) -> RunState:
         now, nonfinite, missing = self._learners.coefficients, self._guards.nonfinite, self._guards.rewards

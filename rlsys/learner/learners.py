@@ -104,22 +104,22 @@ class Learners:
         if self._critic is not None:
             await self._critic.check_sees(file)
 
-    async def save(self, folder: str, on_copied: Callable[[], None] = lambda: None) -> None:
-        """Write both models' part of a checkpoint; call `on_copied` once training may go on.
+    async def save(self, folder: str, on_copied: Callable[[], None] | None = None) -> None:
+        """Write both models' part of a checkpoint; `on_copied` is as for `RankGroup.save`.
 
         It returns, or raises, when neither model's ranks write any more.
         """
         models = [model for model in (self._policy, self._critic) if model is not None]
-        num_copied = 0
+        self._copied, num_copied = self.step, 0
 
         def copied() -> None:
             nonlocal num_copied
             num_copied += 1
-            if num_copied == len(models):
-                self._copied = self.step
+            if num_copied == len(models) and on_copied is not None:
                 on_copied()
 
-        results = await asyncio.gather(*(model.save(folder, copied) for model in models), return_exceptions=True)
+        shared = None if on_copied is None else copied
+        results = await asyncio.gather(*(model.save(folder, shared) for model in models), return_exceptions=True)
         failures = [result for result in results if isinstance(result, BaseException)]
         if failures:
             raise root_cause(failures)

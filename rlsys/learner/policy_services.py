@@ -153,8 +153,8 @@ class PolicyServices(Rank):
             return [[], None, *nested]
         return [kl_sums(kl.registry.get(penalty.name), [groups[n] for n in numbers], nested), None, *nested]
 
-    def _copy_model(self, folder: str, writing: Writing) -> None:
-        """Copy on rank 0 the policy, for `writing` in a form that others load.
+    def _add_model(self, folder: str, writing: Writing) -> None:
+        """Add the policy on rank 0 to what is written, in a form that others load.
 
         That is a Hugging Face folder `policy/`; for a policy with adapters the peft folder `adapter/`, and `policy/`
         beside it only where engines cannot serve the adapter alone.
@@ -166,12 +166,12 @@ class PolicyServices(Rank):
             adapter, target = adapter_state(hf, self._rank, wanted), Path(folder) / ADAPTER
             if self._rank == 0:
                 write = partial(write_adapter, target, adapter, peft_config(setup.learner.lora, setup.model_path))
-                writing.later(target, partial(self._write_with_tokenizer, target, write))
+                writing.add(target, partial(self._write_with_tokenizer, target, write))
         if not setup.learner.lora.syncs_adapter_only:
             weights, target = full_state(hf, self._rank, self._saved_dtype), Path(folder) / POLICY
             if self._rank == 0:
                 write = partial(write_model, target, hf, weights, self._saved_dtype, self._base_files)
-                writing.later(target, partial(self._write_with_tokenizer, target, write))
+                writing.add(target, partial(self._write_with_tokenizer, target, write))
 
     def _write_with_tokenizer(self, target: Path, write: Callable[[], None]) -> None:
         setup = self._setup

@@ -144,14 +144,15 @@ class Rank:
                 "checkpoints go: set run_dir to a folder on a file system that all nodes share"
             )
 
-    def save(self, folder: str) -> None:
-        """Copy this rank's part of a checkpoint, and begin to write it into a folder that exists; a collective.
+    def save(self, folder: str, is_late: bool) -> None:
+        """Write this rank's part of a checkpoint into a folder that exists; a collective. `saved` has the outcome.
 
-        Training may go on once it returns: what it changes from then on is not written. `saved` has the outcome.
+        With `is_late` it only copies the part into host memory, and begins to write. Training may go on meanwhile: what
+        it changes is not written.
         """
         if self._writing is not None:
             self._writing.wait()  # host memory holds one copy at most
-        writing = self._writing = Writing(f"{self.TAG}/{self._rank}")
+        writing = self._writing = Writing(f"{self.TAG}/{self._rank}", is_late=is_late)
         with writing.file(folder):
             if not Path(folder).is_dir():
                 raise RlsysError(f"{folder} is not there: set run_dir to a folder that all nodes share")
@@ -162,16 +163,16 @@ class Rank:
             self._engine.save_checkpoint(
                 folder, tag=self.TAG, save_latest=False, exclude_frozen_parameters=has_adapters
             )
-        self._copy_model(folder, writing)
+        self._add_model(folder, writing)
         writing.start()
-        logger.info("copied, to be written to %s", folder)
+        logger.info("%s %s", "copied, to be written to" if is_late else "written to", folder)
 
     def saved(self) -> list[Failure] | None:
         """Return what failed in the last `save`, once this rank's files are written; None until then."""
         return [] if self._writing is None else self._writing.found()
 
-    def _copy_model(self, folder: str, writing: Writing) -> None:
-        """Copy what others than DeepSpeed load, for `writing`; a collective."""
+    def _add_model(self, folder: str, writing: Writing) -> None:
+        """Add what others than DeepSpeed load to what is written; a collective."""
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote, but for the optimizer's options, which are the configured ones.

@@ -83,24 +83,26 @@ class RankGroup:
         """Raise RlsysError unless every rank sees a file that the driver has written."""
         await self._each("check_sees", file, what=f"looking for {file}")
 
-    async def save(self, folder: str, on_copied: Callable[[], None] = lambda: None) -> None:
+    async def save(self, folder: str, on_copied: Callable[[], None] | None = None) -> None:
         """Write a checkpoint; every rank writes its part.
 
         Args:
             folder: made if it does not exist.
-            on_copied: called once every rank has copied its part. The group may train from then on.
+            on_copied: called once every rank has copied its part into host memory; the group may train from then on.
+                None: no copy is made.
 
         Raises:
             NoRoomError: the disk is full.
         """
         Path(folder).mkdir(parents=True, exist_ok=True)  # here: ranks on a node that does not share it notice
-        await self._each("save", folder, what=f"copying the {self._name} for a checkpoint")
-        on_copied()
+        await self._each("save", folder, on_copied is not None, what=f"saving the {self._name}")
+        if on_copied is not None:
+            on_copied()
         await self._wait_until_saved()
 
     async def _wait_until_saved(self) -> None:
         """Ask the ranks again and again: a call that waited for the files would hold up the updates behind it."""
-        what, poll_s = f"saving the {self._name}", MAX_POLL_S / 32
+        what, poll_s = f"writing the {self._name}'s checkpoint", MAX_POLL_S / 32
         deadline_s = 2 * self._config.deadline_s  # an update may be ahead of the calls on every rank
         until = asyncio.get_running_loop().time() + deadline_s
         while True:

@@ -1,4 +1,4 @@
-"""Files that the ranks of a group write together: copied first, then written by a thread while training goes on.
+"""Files that the ranks of a group write together: at once, or copied first and written while training goes on.
 
 A rank that raised in the middle of the collectives would leave the others in them, so failures are kept until all ranks
 are through. The group can try again once a full disk has room.
@@ -24,10 +24,11 @@ Failure = tuple[str, bool]  # what failed, and whether the disk is full
 
 
 class Writing:
-    """One checkpoint of one rank: collects copies and what to do with them, then does it in a thread."""
+    """One checkpoint of one rank: writes it at once, or collects copies and writes them in a thread."""
 
-    def __init__(self, who: str) -> None:
+    def __init__(self, who: str, *, is_late: bool) -> None:
         self._who = who
+        self._is_late = is_late
         self._failures: list[Failure] = []
         self._files: list[tuple[str | Path, Callable[[], Any]]] = []
         self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
@@ -42,20 +43,25 @@ class Writing:
             text = str(error) if isinstance(error, RlsysError) else f"{path}: {type(error).__name__}: {error}"
             self._failures.append((f"{self._who}: {text}", isinstance(error, NoRoomError)))
 
-    def later(self, path: str | Path, write: Callable[[], Any]) -> None:
-        """Let the thread write a file or folder by `write`, which holds nothing that training changes."""
-        self._files.append((path, write))
+    def add(self, path: str | Path, write: Callable[[], Any]) -> None:
+        """Write a file or folder by `write`, which holds nothing that training changes: now, or in the thread."""
+        if self._is_late:
+            self._files.append((path, write))
+            return
+        with self.file(path):
+            write()
 
     @contextmanager
     def deepspeed(self, engine: Any) -> Iterator[None]:
-        """Copy what the engine writes in the block as its checkpoint, for the thread."""
+        """Take over the files that the engine writes in the block as its checkpoint."""
 
         def save(state_dict: Any, path: str) -> None:
             with self.file(path):
-                self.later(path, partial(_save, host_copy(state_dict), path))
+                state = host_copy(state_dict) if self._is_late else state_dict
+                self.add(path, partial(_save, state, path))
 
         def copy_scripts(folder: str) -> None:
-            self.later(folder, partial(type(engine)._copy_recovery_script, engine, folder))
+            self.add(folder, partial(type(engine)._copy_recovery_script, engine, folder))
 
         engine.checkpoint_engine.save, engine._copy_recovery_script = save, copy_scripts
         try:
@@ -70,7 +76,7 @@ class Writing:
         raise_failures([failure for of_rank in gathered for failure in of_rank])
 
     def start(self) -> None:
-        """Begin to write."""
+        """Begin to write what was added, if it is not written yet."""
         self._thread.start()
 
     def found(self) -> list[Failure] | None:

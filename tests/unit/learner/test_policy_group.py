@@ -62,7 +62,7 @@ class Saving(Cluster):
 
     async def gather(self, calls: Mapping[str, Any], **options: Any) -> Mapping[str, Any]:
         self.events.append(options["what"])
-        is_copy = "copying" in options["what"]
+        is_copy = options["what"] == "saving the learner"
         return dict(zip(calls, (None, None) if is_copy else self.answers.pop(0), strict=True))
 
 
@@ -75,7 +75,7 @@ def saved(cluster: Saving, folder: Path, **options: Any) -> None:
 def test_the_ranks_are_asked_until_all_have_written(tmp_path: Path) -> None:
     cluster = Saving((None, None), (None, []), ([], []))
     saved(cluster, tmp_path / "new")
-    assert cluster.events == ["copying the learner for a checkpoint", "copied", *["saving the learner"] * 3]
+    assert cluster.events == ["saving the learner", "copied", *["writing the learner's checkpoint"] * 3]
     assert (tmp_path / "new").is_dir()
 
 
@@ -89,5 +89,5 @@ def test_what_failed_on_any_rank_is_raised_once_all_have_ended(tmp_path: Path) -
 
 def test_files_that_are_never_written_are_an_error_with_a_deadline(tmp_path: Path) -> None:
     cluster = Saving(*[(None, [])] * 100)
-    with pytest.raises(DeadlineError, match=r"saving the learner: not written within 20 s by learner/0$"):
+    with pytest.raises(DeadlineError, match=r"writing the learner's checkpoint: not written within 20 s by learner/0$"):
         saved(cluster, tmp_path, deadline_s=10.0)

@@ -36,7 +36,7 @@ class Engine:
 
 
 def copied(engine: Engine) -> Writing:
-    writing = Writing("learner/1")
+    writing = Writing("learner/1", is_late=True)
     with writing.deepspeed(engine):
         engine.save_checkpoint()
     return writing
@@ -44,8 +44,8 @@ def copied(engine: Engine) -> Writing:
 
 def test_training_goes_on_before_anything_is_written(tmp_path: Path) -> None:
     engine, go = Engine(tmp_path), threading.Event()
-    writing = Writing("learner/1")
-    writing.later(tmp_path, lambda: go.wait(60))
+    writing = Writing("learner/1", is_late=True)
+    writing.add(tmp_path, lambda: go.wait(60))
     with writing.deepspeed(engine):
         engine.save_checkpoint()
     writing.start()
@@ -57,6 +57,17 @@ def test_training_goes_on_before_anything_is_written(tmp_path: Path) -> None:
     assert writing.found() == []
     assert torch.load(tmp_path / "b.pt")["weight"].tolist() == [0.0] * 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "b.pt", "script.py"]
+
+
+def test_at_once_nothing_is_copied_and_all_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(saving, "host_copy")
+    engine, writing = Engine(tmp_path), Writing("learner/1", is_late=False)
+    with writing.deepspeed(engine):
+        engine.save_checkpoint()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "b.pt", "script.py"]
+    writing.start()
+    writing.wait()
+    assert writing.found() == []
 
 
 def test_a_failure_does_not_keep_the_other_files_from_being_written(tmp_path: Path) -> None:
