@@ -41,8 +41,8 @@ def test_it_is_written_as_the_state_was_whatever_training_does_then() -> None:
     }
     before = written(state)
     copied: Any = host_copy(state)
-    assert type(copied["module"]) is OrderedDict
     assert copied["module"]._metadata == weights._metadata
+    assert type(copied["module"]) is OrderedDict
     train()
     scaler.scale = 4
     state["shape"][1].append(3)
