@@ -41,7 +41,7 @@ class FakeEngine:
 
     def submit(self, requests: Sequence[GroupRequest], policy_version: int) -> None:
         for request in requests:
-            self._waiting += [(request.request_id, sample, request.token_ids) for sample in range(request.num_samples)]
+            self._waiting += [(request.request_id, sample, request.token_ids) for sample in request.missing]
 
     def finished(self, max_wait_s: float, linger_s: float) -> tuple[list[Finished], list[Trajectory]]:
         now, self._waiting = self._waiting[:8], self._waiting[8:]

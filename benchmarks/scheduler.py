@@ -80,7 +80,7 @@ class FakeWorker:
         if not isinstance(first, list):
             return _later(self._take()), "chunk"
         requests: list[GroupRequest] = first
-        self._running += [(each.request_id, number) for each in requests for number in range(each.num_samples)]
+        self._running += [(each.request_id, number) for each in requests for number in each.missing]
         return _later(None)
 
     def _take(self) -> list[Finished]:

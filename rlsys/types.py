@@ -99,11 +99,13 @@ class GroupRequest:
     token_ids: np.ndarray  # [L_prompt] int32
     sampling_params: tuple[Sampling, ...]
     stream: int  # seeds the group's random numbers, where rollout.seeded is on
+    done: frozenset[int] = frozenset()  # responses that an earlier attempt has sampled
 
     @property
-    def num_samples(self) -> int:
-        """Number of responses in all."""
-        return sum(sampling.samples_per_prompt for sampling in self.sampling_params)
+    def missing(self) -> dict[int, Sampling]:
+        """How each response is sampled that is not there yet, by number."""
+        every = [sampling for sampling in self.sampling_params for _ in range(sampling.samples_per_prompt)]
+        return {number: sampling for number, sampling in enumerate(every) if number not in self.done}
 
 
 @dataclass(frozen=True)

@@ -262,7 +262,8 @@ def start_roles(cluster: Cluster, prepared: Prepared, wanted: Mapping[str, list[
 async def _wait_for_start(cluster: Cluster, config: Config, *roles: Role) -> None:
     deadline_s = config.cluster.startup_deadline_s
     await cluster.room.wait(deadline_s)
-    await asyncio.gather(*(role.start(deadline_s) for role in roles))  # at once: most of it is imports and loading
+    # All at once: most of it is imports and loading.
+    await asyncio.gather(cluster.check_nodes(), *(role.start(deadline_s) for role in roles))
 
 
 async def log_placement(

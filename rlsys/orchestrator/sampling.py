@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from rlsys.errors import DeadlineError, SampleError, WorkerDiedError, WorkerError
@@ -13,7 +14,7 @@ from rlsys.orchestrator.router import EVALUATION, RESTART, Lease, Router
 from rlsys.runtime.background import cancel
 from rlsys.types import Prompt, Reward, RolloutGroup, Sample, Sampling, ScoredGroup, ScoringUnit, UnitScores
 
-# Attempts to sample a group, each on whichever engine has room; after the last failure the run ends.
+# Attempts in a row to sample a group that give no response, on whichever engine has room; then the run ends.
 MAX_ATTEMPTS = 3
 # Streams of random numbers of evaluation prompts begin here, clear of those of training groups.
 EVALUATION_STREAM = 2**32
@@ -29,9 +30,17 @@ class Engine(Protocol):
         """Number of requested trajectories that are not delivered yet."""
 
     def sample(
-        self, prompt: Prompt, sampling_params: Sequence[Sampling], *, stream: int, policy_version: int
+        self,
+        prompt: Prompt,
+        sampling_params: Sequence[Sampling],
+        *,
+        stream: int,
+        policy_version: int,
+        done: Collection[int] = (),
     ) -> AbstractAsyncContextManager[AsyncIterator[list[Sample]]]:
-        """Sample one group; yields its trajectories as they finish. On exit, those that still run are cancelled.
+        """Sample one group but for the responses `done`; yields its trajectories as they finish.
+
+        On exit, those that still run are cancelled.
 
         Raises:
             SampleError: the engine could not sample one of them.
@@ -52,6 +61,20 @@ class Scoring(Protocol):
     @property
     def num_waiting(self) -> int:
         """Number of units that wait for a worker."""
+
+
+@dataclass
+class _Group:
+    """What is there of a group, from all attempts to sample it."""
+
+    num_samples: int
+    samples: dict[int, Sample] = field(default_factory=dict)
+    scores: list[tuple[ScoringUnit, asyncio.Future[UnitScores]]] = field(default_factory=list)
+
+    @property
+    def num_missing(self) -> int:
+        """Number of responses that are still to be sampled."""
+        return self.num_samples - len(self.samples)
 
 
 class GroupSampler:
@@ -105,29 +128,32 @@ class GroupSampler:
         start: Callable[[], int],
         lease: Lease | None = None,
     ) -> ScoredGroup:
-        """Sample and score one prompt; a failed attempt is repeated, on any engine.
+        """Sample and score one prompt; a failed attempt is repeated, on any engine, for what it has not sampled.
+
+        What it has sampled is kept, and the group counts as of the policy version under which that was begun.
 
         Args:
             prompt: The prompt to sample from.
             sampling_params: How to sample; a second entry is the greedy response for a baseline.
             group_id: The group's number.
             stream: The number that seeds its responses with `rollout.seeded`, the same however the run was interrupted.
-            start: Called when an attempt starts or fails; returns the policy version to sample under.
+            start: Called when an attempt starts from nothing or ends with nothing; returns the policy version to
+                sample under.
             lease: Room that is already reserved for the first attempt.
 
         Raises:
-            WorkerError: The last attempt failed too.
+            WorkerError: `max_attempts` in a row gave no response.
             WorkerDiedError: No engine is left.
         """
-        num_samples = sum(sampling.samples_per_prompt for sampling in sampling_params)
-        failure = ""
-        for _ in range(self._max_attempts):
-            lease = lease or await self.router.reserve(num_samples, (RESTART, group_id))
-            engine = self._engines[lease.engine]
+        group = _Group(sum(sampling.samples_per_prompt for sampling in sampling_params))
+        failures = version = 0
+        while True:
+            lease = lease or await self.router.reserve(group.num_missing, (RESTART, group_id))
+            engine, before = self._engines[lease.engine], group.num_missing
+            version = version if group.samples else start()
             try:
-                samples, scores = await self._attempt(engine, prompt, sampling_params, stream, start(), lease)
+                await self._attempt(engine, prompt, sampling_params, stream, version, lease, group)
             # Only what another engine may do better is caught; any other error ends the run.
-            # Rewards that the attempt has already asked for are still computed, and nobody waits for them.
             except SampleError as error:
                 failure = f"{engine.name}: {error}"
             except WorkerDiedError as error:
@@ -136,15 +162,18 @@ class GroupSampler:
                     self._lose(lease.engine, failure)
             else:
                 # The lease has ended with the attempt: a group that waits for its rewards holds no room on an engine.
-                return await self._scored(prompt, sampling_params, group_id, samples, scores)
+                return await self._scored(prompt, sampling_params, group_id, group)
             lease = None
             self.num_restarted += 1
-            # Register the new policy version now, not only when the next attempt starts: a step that is due sooner need
-            # not wait for this group any more.
-            start()
-        raise WorkerError(
-            f"group {group_id} failed in {self._max_attempts} of {self._max_attempts} attempts. Last failure: {failure}"
-        )
+            failures = failures + 1 if group.num_missing == before else 0
+            if failures == self._max_attempts:
+                raise WorkerError(
+                    f"group {group_id}: {failures} attempts in a row gave no response. Last failure: {failure}"
+                )
+            if not group.samples:
+                # Register the new policy version now, not only when the next attempt starts: a step that is due sooner
+                # need not wait for this group any more.
+                start()
 
     async def sample_prompts(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, policy_version: int
@@ -198,53 +227,52 @@ class GroupSampler:
         stream: int,
         policy_version: int,
         lease: Lease,
-    ) -> tuple[dict[int, Sample], list[tuple[ScoringUnit, asyncio.Future[UnitScores]]]]:
-        """Sample the group once; its trajectories go to the scoring workers as they finish."""
-        samples: dict[int, Sample] = {}
-        scores: list[tuple[ScoringUnit, asyncio.Future[UnitScores]]] = []
+        group: _Group,
+    ) -> None:
+        """Sample what is missing of the group; its trajectories go to the scoring workers as they finish."""
 
         def score(together: Sequence[Sample]) -> None:
             unit = ScoringUnit(prompt, tuple(together), self.step)
-            scores.append((unit, self.scoring.put(unit)))
+            group.scores.append((unit, self.scoring.put(unit)))
 
         def take(delivered: Sequence[Sample]) -> None:
             lease.release(len(delivered))  # at once: another group may start while this one's longest response runs
             self.last_sample_at = time.perf_counter()
-            samples.update((sample.number, sample) for sample in delivered)
+            group.samples.update((sample.number, sample) for sample in delivered)
             if not self._whole_groups:
                 score(delivered)
 
         with lease, self._counted("num_sampling"):
             # Each attempt has the group's stream: a seeded response does not depend on how often it was tried, or
             # where.
-            sampling = engine.sample(prompt, sampling_params, stream=stream, policy_version=policy_version)
+            sampling = engine.sample(
+                prompt, sampling_params, stream=stream, policy_version=policy_version, done=group.samples.keys()
+            )
             async with sampling as finished:
                 async for delivered in finished:
                     take(delivered)
         if self._whole_groups:
-            score([samples[number] for number in sorted(samples)])
-        return samples, scores
+            score([group.samples[number] for number in sorted(group.samples)])
 
     async def _scored(
         self,
         prompt: Prompt,
         sampling_params: Sequence[Sampling],
         group_id: int,
-        samples: dict[int, Sample],
-        scores: Sequence[tuple[ScoringUnit, asyncio.Future[UnitScores]]],
+        group: _Group,
     ) -> ScoredGroup:
         """Wait for the rewards and assemble the group in the order of its samples."""
         rewards: dict[int, Reward] = {}
         logged: dict[str, list[float]] = {}
         with self._counted("num_scoring"):
-            for unit, future in scores:
+            for unit, future in group.scores:
                 given, notes = await future
                 rewards |= {sample.number: reward for sample, reward in zip(unit.samples, given, strict=True)}
                 for name, value in notes.items():
                     logged.setdefault(name, []).append(value)
         self.last_score_at = time.perf_counter()
         size = sampling_params[0].samples_per_prompt
-        ordered = [samples[number] for number in range(size)]
+        ordered = [group.samples[number] for number in range(size)]
         rollout = RolloutGroup(
             group_id,
             prompt,

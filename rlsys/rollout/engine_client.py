@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -33,7 +33,8 @@ class _Results(AsyncIterator[list[Sample]]):
                 raise StopAsyncIteration
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
-        if self._error is not None:
+        if not self._delivered:
+            assert self._error is not None
             raise self._error
         delivered, self._delivered = self._delivered, []
         return delivered
@@ -80,12 +81,18 @@ class EngineClient:
 
     @asynccontextmanager
     async def sample(
-        self, prompt: Prompt, sampling_params: Sequence[Sampling], *, stream: int, policy_version: int
+        self,
+        prompt: Prompt,
+        sampling_params: Sequence[Sampling],
+        *,
+        stream: int,
+        policy_version: int,
+        done: Collection[int] = (),
     ) -> AsyncIterator[AsyncIterator[list[Sample]]]:
         """Sample one group; see `rlsys.orchestrator.sampling.Engine`. The engine must have `policy_version`."""
-        request = GroupRequest(next(self._ids), prompt.token_ids, tuple(sampling_params), stream)
-        results = self._open[request.request_id] = _Results(request.num_samples)
-        self._add_running(request.num_samples)
+        request = GroupRequest(next(self._ids), prompt.token_ids, tuple(sampling_params), stream, frozenset(done))
+        results = self._open[request.request_id] = _Results(len(request.missing))
+        self._add_running(len(request.missing))
         if not self._outgoing:
             # Groups that start in the same turn of the event loop go to the worker in one call.
             asyncio.get_running_loop().call_soon(self._submit)

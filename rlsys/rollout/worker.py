@@ -181,8 +181,7 @@ class RolloutWorker:
         if version < policy_version:
             raise WorkerError(f"{who} holds policy version {version}, but the request expects version {policy_version}")
         for request in requests:
-            samplings = [sampling for sampling in request.sampling_params for _ in range(sampling.samples_per_prompt)]
-            for sample, sampling in enumerate(samplings):
+            for sample, sampling in request.missing.items():
                 seed = response_seed(self._setup.seed, request.stream, sample) if self._config.seeded else None
                 self._start(request, sample, self._params(sampling, seed))
 

@@ -32,6 +32,7 @@ from rlsys.runtime.processes import Guardian
 from rlsys.runtime.proxies import exempt_loopback
 from rlsys.runtime.restarts import Restarts
 from rlsys.runtime.room import Demand, Room
+from rlsys.runtime.survey import check_nodes
 
 WAIT_ON_S = 1.0  # between two messages to the guardian, well below its grace
 # Environment of a worker: the driver's folders, whose modules come after the libraries (`rlsys/__init__.py`).
@@ -125,6 +126,11 @@ class Cluster:
     def kill(self, worker: Any) -> None:
         """End a worker's process, also one that hangs or is stopped; its open calls fail at once."""
         ray.kill(worker)
+
+    async def check_nodes(self) -> None:
+        """Check the nodes of a joined cluster that the room is on, as the driver has checked its own machine."""
+        if self._guardian is None:
+            await asyncio.to_thread(check_nodes, self.startup_deadline_s, self.room.nodes())
 
     async def watch(self) -> None:
         """Look after Ray itself, for as long as the run lasts. Raise WorkerDiedError once it is gone."""

@@ -49,6 +49,12 @@ class Room:
         index = self._bundles[worker]
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, index)}
 
+    def nodes(self) -> set[str]:
+        """Return the ids of the nodes that the room is on, once it is reserved."""
+        if self._group is None:
+            return set()
+        return set(ray.util.placement_group_table(self._group)["bundles_to_node_id"].values())
+
     async def wait(self, deadline_s: float) -> None:
         """Wait until the room is reserved.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rlsys.runtime.findings import Finding, Level
+from rlsys.runtime.findings import Finding, Level, report
 from rlsys.runtime.limits import Limits
 from rlsys.runtime.node_checks import node_findings
 
@@ -27,12 +28,12 @@ class Node:
     findings: tuple[Finding, ...] = ()
 
 
-def survey(deadline_s: float) -> list[Node]:
-    """Check every living node of the cluster that this process has joined.
+def survey(deadline_s: float, chosen: Collection[str] | None = None) -> list[Node]:
+    """Check the living nodes of the cluster that this process has joined, or those with the `chosen` ids.
 
     Nodes that do not answer within `deadline_s` have a failing finding.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"] and (chosen is None or node["NodeID"] in chosen)]
     task = ray.remote(_look)
     sent = time.time()
     places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
@@ -43,6 +44,12 @@ def survey(deadline_s: float) -> list[Node]:
         _node(node, call if call in done else None, (sent, received), deadline_s)
         for node, call in zip(nodes, calls, strict=True)
     ]
+
+
+def check_nodes(deadline_s: float, chosen: Collection[str]) -> None:
+    """Log what is doubtful on the nodes with these ids. Raise ConfigError for what no run can start with."""
+    nodes = survey(deadline_s, chosen)
+    report([replace(found, name=f"node {node.name}: {found.name}") for node in nodes for found in node.findings])
 
 
 def _look() -> tuple[Limits, list[Finding], float]:

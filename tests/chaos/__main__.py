@@ -1,4 +1,4 @@
-"""Random faults against a small real run: `python -m tests.chaos [--faults 100] [--seed N] [--write]`.
+"""Random faults against a small real run: `python -m tests.chaos [--faults 100] [--seed N] [--minutes N] [--write]`.
 
 It takes about half a minute per fault, prints every outcome and ends with 1 unless all were survived, no prompt was
 lost or trained twice, nothing of the run is left, and the policy has learnt. `--write` keeps the report in
@@ -8,6 +8,7 @@ benchmarks/results/chaos.json.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import secrets
 import tempfile
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     parser.add_argument("--kinds", nargs="+", choices=FAULTS, help="these, in this order, instead of random ones")
     parser.add_argument("--folder", type=Path, help="an empty folder for the run, which is kept; else a temporary one")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="cause no more faults after so long")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     end_on_sigterm()
@@ -39,7 +41,8 @@ def main() -> None:
     rng = random.Random(options.seed)
     kinds = options.kinds or choose(options.faults, rng)
     with tempfile.TemporaryDirectory(prefix="rlsys-chaos-") as made:
-        found = run_campaign(options.folder or Path(made), kinds, rng, lambda outcome: print(outcome, flush=True))
+        place = options.folder or Path(made)
+        found = run_campaign(place, kinds, rng, lambda outcome: print(outcome, flush=True), 60 * options.minutes)
     print({name: value for name, value in found.items() if name != "outcomes"})
     report.show(_table(found["outcomes"]))
     if options.write:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import signal
 import sys
@@ -38,7 +39,11 @@ class Outcome:
 
 
 def run_campaign(
-    folder: Path, kinds: Sequence[str], rng: random.Random, told: Callable[[Outcome], None] = lambda _: None
+    folder: Path,
+    kinds: Sequence[str],
+    rng: random.Random,
+    told: Callable[[Outcome], None] = lambda _: None,
+    longest_s: float = math.inf,
 ) -> dict[str, Any]:
     """Start a run, cause the faults, end the run in order, and return the report.
 
@@ -47,6 +52,7 @@ def run_campaign(
         kinds: names in `FAULTS`, in order.
         rng: chooses victims, moments and numbers of workers.
         told: hears of each outcome.
+        longest_s: seconds after which no more faults are caused.
     """
     job, started = Job(folder), time.monotonic()
     try:
@@ -55,6 +61,8 @@ def run_campaign(
         for outcome in play(job, kinds, rng):
             told(outcome)
             outcomes.append(outcome)
+            if time.monotonic() - started > longest_s:
+                break
         job.signal(signal.SIGTERM)
         job.wait(RECOVERY_S)
         wait_for_nobody(job, RECOVERY_S)

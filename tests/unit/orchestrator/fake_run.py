@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -51,11 +51,10 @@ class Workload:
 
 @dataclass
 class _Attempt:
-    """The latest attempt of a group."""
+    """The latest attempt of a group, and what this and the ones before it have sampled, by which engine."""
 
     version: int
-    engine: int
-    delivered: set[int] = field(default_factory=set)
+    delivered: dict[int, int] = field(default_factory=dict)
 
 
 class FakeEngine:
@@ -79,9 +78,17 @@ class FakeEngine:
 
     @asynccontextmanager
     async def sample(
-        self, prompt: Prompt, sampling_params: Sequence[Sampling], *, stream: int, policy_version: int
+        self,
+        prompt: Prompt,
+        sampling_params: Sequence[Sampling],
+        *,
+        stream: int,
+        policy_version: int,
+        done: Collection[int] = (),
     ) -> AsyncIterator[AsyncIterator[list[Sample]]]:
-        attempt, size = self._run.on_attempt(stream, policy_version, self.index), sampling_params[0].samples_per_prompt
+        attempt = self._run.on_attempt(stream, policy_version, set(done))
+        missing = [number for number in range(sampling_params[0].samples_per_prompt) if number not in done]
+        size = len(missing)
         assert self.num_running == 0 or self.num_running + size <= self.cap, f"{self.name} has no room"
         chance, left = self._run.chance, size
         delays = [chance.expovariate(1.0) / self._speed for _ in range(size)]
@@ -91,14 +98,15 @@ class FakeEngine:
         async def finished() -> AsyncIterator[list[Sample]]:
             nonlocal left
             started = asyncio.get_running_loop().time()
-            for delay, number in sorted((delay, number) for number, delay in enumerate(delays)):
+            for delay, number in sorted(zip(delays, missing, strict=True)):
                 until = min(delay, delay if fails_at is None else fails_at)
                 await self._sleep_until(started + until)
                 if until < delay:
                     raise SampleError(f"sample {number}: made to fail")
                 left -= 1
                 self.num_running -= 1
-                attempt.delivered.add(number)
+                assert number not in attempt.delivered, f"sample {number} of group {stream} is sampled twice"
+                attempt.delivered[number] = self.index
                 given = summary(3, version=policy_version, engine=self.index)
                 yield [Sample(number, given, TrajectoryRef("made up", number))]
 
@@ -166,15 +174,20 @@ class FakeRun:
         chance = random.Random(self.workload.seed * 1_000_003 + group).random()
         return has_variance and chance >= self.workload.reject_rate
 
-    def on_attempt(self, group: int, version: int, engine: int) -> _Attempt:
-        """Note that an engine was asked to sample a group."""
-        assert version == self.version, f"group {group} starts under {version}, the engines have {self.version}"
-        if group in self.attempts:
+    def on_attempt(self, group: int, version: int, done: set[int]) -> _Attempt:
+        """Note that an engine was asked to sample what is missing of a group."""
+        before = self.attempts.get(group)
+        if before is not None:
             assert group not in self._trained, f"group {group} is trained already"
+            assert before.delivered.keys() == done, f"group {group}: what was sampled is lost"
             self.num_restarted += 1
         else:
             assert group == len(self.attempts), "groups are admitted in order, once"
-        attempt = self.attempts[group] = _Attempt(version, engine)
+        if before is not None and done:
+            assert version == before.version, f"group {group} counts as newer than its oldest sample"
+            return before
+        assert version == self.version, f"group {group} starts under {version}, the engines have {self.version}"
+        attempt = self.attempts[group] = _Attempt(version)
         self._check_capacity()
         return attempt
 
@@ -245,10 +258,11 @@ class FakeRun:
         trained = {group.group_id for group in batch.trained_groups}
         for group in batch.groups:
             attempt, number = self.attempts[group.group_id], group.group_id
-            assert attempt.delivered == set(range(work.samples_per_prompt)), f"group {number} is not whole"
-            versions = {each.policy_version for each in group.rollout.summaries}
-            assert versions == {attempt.version}, f"group {number} mixes attempts"
-            assert {each.engine for each in group.rollout.summaries} == {attempt.engine}
+            assert attempt.delivered.keys() == set(range(work.samples_per_prompt)), f"group {number} is not whole"
+            assert {each.policy_version for each in group.rollout.summaries} == {attempt.version}
+            assert [each.engine for each in group.rollout.summaries] == [
+                attempt.delivered[sample] for sample in range(work.samples_per_prompt)
+            ]
             assert len(group.rewards) == work.samples_per_prompt
             assert number not in self._trained | self._rejected, f"group {number} comes twice"
             if number in trained:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -48,9 +48,16 @@ class Engine:
 
     @asynccontextmanager
     async def sample(
-        self, prompt: Prompt, sampling_params: Sequence[Sampling], *, stream: int, policy_version: int
+        self,
+        prompt: Prompt,
+        sampling_params: Sequence[Sampling],
+        *,
+        stream: int,
+        policy_version: int,
+        done: Collection[int] = (),
     ) -> AsyncIterator[AsyncIterator[list[Sample]]]:
-        left = list(range(sum(sampling.samples_per_prompt for sampling in sampling_params)))
+        every = range(sum(sampling.samples_per_prompt for sampling in sampling_params))
+        left = [number for number in every if number not in done]
         chance = self._source.chance
         is_first = stream not in self._source.started
         self._source.started.add(stream)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -42,7 +42,13 @@ class Engine:
 
     @asynccontextmanager
     async def sample(
-        self, prompt: Prompt, sampling_params: Sequence[Sampling], *, stream: int, policy_version: int
+        self,
+        prompt: Prompt,
+        sampling_params: Sequence[Sampling],
+        *,
+        stream: int,
+        policy_version: int,
+        done: Collection[int] = (),
     ) -> AsyncIterator[AsyncIterator[list[Sample]]]:
         number = self.tries[stream] = self.tries.get(stream, 0) + 1
 

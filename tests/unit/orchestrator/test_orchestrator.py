@@ -196,7 +196,7 @@ def test_what_was_scored_of_a_failed_attempt_is_forgotten(seed: int, whole: bool
 
 
 def test_what_always_fails_is_named() -> None:
-    named = r"group \d failed in 3 of 3 attempts. Last failure: worker/\d: sample \d: out of memory"
+    named = r"group \d: 3 attempts in a row gave no response. Last failure: worker/\d: sample \d: out of memory"
     with pytest.raises(WorkerError, match=named):
         Source([True] * 9, failing=999).batch()
 

@@ -153,3 +153,39 @@ def test_a_request_that_is_refused_is_an_error_of_its_group() -> None:
             await sampled(client)
 
     run(scenario)
+
+
+def test_what_was_finished_before_a_failure_is_handed_over_first() -> None:
+    async def scenario(client: EngineClient, worker: Worker, calls: Calls) -> None:
+        taken: list[int] = []
+
+        async def take() -> None:
+            async with client.sample(PROMPT, PLAN, stream=0, policy_version=3) as finished:
+                async for part in finished:
+                    taken.extend(sample.number for sample in part)
+
+        task = asyncio.ensure_future(take())
+        await worker.answer(done(0, 1), Finished(0, 0, None, "out of memory"))
+        with pytest.raises(SampleError, match="out of memory"):
+            await task
+        assert taken == [1]
+
+    run(scenario)
+
+
+def test_only_what_an_earlier_attempt_has_not_sampled_is_asked_for() -> None:
+    async def scenario(client: EngineClient, worker: Worker, calls: Calls) -> None:
+        async def take() -> list[int]:
+            async with client.sample(PROMPT, PLAN, stream=0, policy_version=3, done=[0]) as finished:
+                return [sample.number async for part in finished for sample in part]
+
+        task = asyncio.ensure_future(take())
+        await turns()
+        ((request,),) = worker.requests
+        assert list(request.missing) == [1]
+        assert client.num_running == 1
+        await worker.answer(done(0, 1))
+        assert await task == [1]
+        assert client.num_running == 0
+
+    run(scenario)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import ray
 
+from rlsys.errors import ConfigError
 from rlsys.runtime.findings import Finding, Level
 from rlsys.runtime.limits import Limits
-from rlsys.runtime.survey import _node, clock_finding
+from rlsys.runtime.survey import Node, _node, check_nodes, clock_finding
 
 RAY_S = {"NodeManagerHostname": "host", "NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 4.0}}
 LIMITS = Limits(2, 4, 10**9, 10**9, 10**9)
@@ -44,3 +45,18 @@ def test_a_node_that_lacks_rlsys(monkeypatch: pytest.MonkeyPatch) -> None:
     (finding,) = _node(RAY_S, "call", (100.0, 110.0), 60.0).findings
     assert finding.level == Level.FAIL
     assert finding.text == "No module named 'rlsys.runtime.survey': install this version of rlsys on that node"
+
+
+def test_a_run_is_refused_on_a_node_that_fails_and_warned_of_one_that_may(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    few, none = Finding("open files", Level.WARN, "few", "ulimit"), Finding("ports", Level.FAIL, "none", "free some")
+
+    def survey(deadline_s: float, chosen: set[str]) -> list[Node]:
+        assert (deadline_s, chosen) == (60.0, {"a", "b"})
+        return [Node("one", 1, 0, LIMITS, (few,)), Node("two", 1, 0, LIMITS, (none,))]
+
+    monkeypatch.setattr("rlsys.runtime.survey.survey", survey)
+    with pytest.raises(ConfigError, match=r"^node two: ports: none: free some$"):
+        check_nodes(60.0, {"a", "b"})
+    assert "node one: open files: few: ulimit" in caplog.text
