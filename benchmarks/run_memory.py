@@ -162,7 +162,13 @@ def overrides(folder: Path, size: str, stage: int) -> list[str]:
             "learner.microbatch_tokens=1600",
             "reference.microbatch_tokens=1600",
         ),
-        *("learner.dtype=float32", "algorithm.kl.coef=0.001", "checkpoint.last=false", "logging.trackers=[]"),
+        *(
+            "learner.dtype=float32",
+            "algorithm.kl.coef=0.001",
+            "checkpoint.last=false",
+            "checkpoint.every_s=0",
+            "logging.trackers=[]",
+        ),
     ]
 
 

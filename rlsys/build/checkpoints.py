@@ -10,7 +10,8 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,12 +27,13 @@ from rlsys.preflight.prepared import Prepared
 from rlsys.recorder import Recorder
 from rlsys.reference.policy import Reference
 from rlsys.run_folder import checkpoint_writer
-from rlsys.run_folder.checkpoint import RunState, checkpoints, load_state, newest, step_of
+from rlsys.run_folder.checkpoint import RunState, checkpoint_path, checkpoints, load_state, newest, step_of
 from rlsys.run_folder.checkpoint_writer import set_aside_after
 from rlsys.run_folder.layout import CHECKPOINTS
 from rlsys.run_folder.manifest import size_of
 from rlsys.run_folder.metrics import set_aside
 from rlsys.run_folder.resume import fixed_options
+from rlsys.runtime.background import cancel
 from rlsys.types import Coefficients, ScoredGroup
 
 # On a full disk: seconds between two looks for room, between two messages, and until the run ends after all.
@@ -42,8 +44,26 @@ FULL_DISK_S = 24 * 3600.0
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class Open:
+    """A checkpoint that is being written: its step, and whether training may go on."""
+
+    step: int
+    may_release: bool  # whether training goes on once everything is copied, or waits for the files
+    copied: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[Path] = field(init=False)
+
+    @property
+    def is_released(self) -> bool:
+        """Whether training has gone on."""
+        return self.may_release and self.copied.is_set()
+
+
 class Checkpoints:
-    """The writer of everything that training changes, at the steps that `checkpoint.*` names."""
+    """The writer of everything that training changes, at the steps that `checkpoint.*` names.
+
+    Training waits until a checkpoint is copied. Its files are written while training goes on, one checkpoint at a time.
+    """
 
     def __init__(
         self,
@@ -71,9 +91,9 @@ class Checkpoints:
         self._fixed = fixed_options(prepared)
         self._saved = learners.step  # the step of the newest checkpoint, or 0
         self._clock = clock
-        self._saved_at = clock()
+        self._saved_at = clock()  # when training went on after the last one
         self._is_ending = asyncio.Event()
-        self._writing: asyncio.Task[Path] | None = None
+        self._open: Open | None = None
 
     @property
     def _are_wanted(self) -> bool:
@@ -92,35 +112,66 @@ class Checkpoints:
             file.unlink()
 
     async def save(self, step: int) -> None:
-        """Write a checkpoint after `step`, if one is due."""
-        if self._is_due(step):
-            await self._save(step)
+        """Begin a checkpoint after `step`, if one is due, and return once training may go on.
+
+        The one before is waited for where another is due, and both at the end of the run. What failed while training
+        went on is raised by the next call, but for a full disk: then this step is saved in place of the one that was
+        not, and the run waits until it is.
+        """
+        is_due, is_last = self._is_due(step), self._is_last(step)
+        has_room = True
+        if self._open is not None and (is_due or is_last or self._open.task.done()):
+            has_room = await self._end_open(self._open)
+        if is_due or not has_room:
+            await self._save(step, may_release=has_room and not is_last)
+
+    async def _end_open(self, opened: Open) -> bool:
+        """Wait for a checkpoint that is being written; return False when training went on and there was no room."""
+        try:
+            await asyncio.shield(opened.task)
+        except NoRoomError as error:
+            if not opened.is_released:
+                raise
+            logger.warning("step %d is not saved, a later one will be: %s", opened.step, error)
+            return False
+        return True
+
+    def _is_last(self, step: int) -> bool:
+        return step == self._config.train.num_steps or self._guards.progress.is_over
 
     def _is_due(self, step: int) -> bool:
-        config, progress = self._config.checkpoint, self._guards.progress
-        if config.last and (step == self._config.train.num_steps or progress.is_over):
+        config = self._config.checkpoint
+        if config.last and self._is_last(step):
             return True
-        is_time = config.every_s > 0 and self._clock() - self._saved_at >= config.every_s
-        return is_time or (config.every > 0 and step % config.every == 0) or step == progress.kept.step
+        # Not while one is written: training would wait for a disk that takes longer than `every_s`, again and again.
+        is_time = config.every_s > 0 and self._open is None and self._clock() - self._saved_at >= config.every_s
+        return is_time or (config.every > 0 and step % config.every == 0) or step == self._guards.progress.kept.step
 
-    async def rescue(self) -> None:
-        """Write a checkpoint of a run that ends early, unless its models are in the middle of a step.
+    async def rescue(self, *, is_suspect: bool = False) -> None:
+        """Write a checkpoint of a run that ends early, unless its models are in the middle of a step, or suspect.
 
-        It takes at most `checkpoint.rescue_s`. Failures are only logged: the run ends for a cause of its own.
+        One that is being written is ended first. It takes at most `checkpoint.rescue_s`. Failures are only logged: the
+        run ends for a cause of its own.
         """
         config = self._config.checkpoint
-        if config.rescue_s == 0 or not self._are_wanted:
-            return
         self._is_ending.set()
         try:
-            async with asyncio.timeout(config.rescue_s):
-                await self._rescue()
+            if config.rescue_s > 0 and self._are_wanted:
+                async with asyncio.timeout(config.rescue_s):
+                    await self._rescue(is_suspect)
         except TimeoutError:
             logger.warning("no checkpoint of the end: not written within checkpoint.rescue_s=%g", config.rescue_s)
         except Exception as error:  # whatever it is, the error that ended the run is the one to raise
             logger.warning("no checkpoint of the end: %s", error)
+        finally:
+            if self._open is not None:
+                await cancel([self._open.task])
 
-    async def _rescue(self) -> None:
+    async def _rescue(self, is_suspect: bool) -> None:
+        if self._open is not None:
+            await self._rescue_open(self._open)
+        if is_suspect:  # a checkpoint of now would take the place of a sound one
+            return
         if self._learners.is_updating:
             logger.warning("the run ends early, after the updates of this step (a Ctrl-C from now on ends it at once)")
         is_whole, step = await self._learners.settle(), self._learners.step
@@ -132,18 +183,46 @@ class Checkpoints:
                 await self._recorder.record_cut_off(step, self._learners.made)
             except Exception as error:  # perhaps what ended the run; the weights are worth more
                 logger.warning("step %d is not in the metrics: %s", step, error)
-            # One that has failed already fails again here: ranks that wait for each other cannot begin another.
-            folder = await (self._writing or self._save(step))
-            logger.warning("saved %s: the same command with run_dir=%s resume=auto continues", folder, self._run_dir)
+            await self._save(step, may_release=False)
+            self._log_rescued(step)
 
-    async def _save(self, step: int) -> Path:
+    async def _rescue_open(self, opened: Open) -> None:
+        logger.warning("the run ends early: step %d is being saved (a Ctrl-C from now on skips this)", opened.step)
+        try:
+            await asyncio.shield(opened.task)
+        except Exception as error:
+            # Ranks that failed in a call of theirs may wait for each other, and the disk was full until now.
+            if not opened.is_released:
+                raise
+            logger.warning("step %d is not saved: %s", opened.step, error)
+        else:
+            self._log_rescued(opened.step)
+
+    def _log_rescued(self, step: int) -> None:
+        folder = checkpoint_path(self._run_dir, step)
+        logger.warning("saved %s: the same command with run_dir=%s resume=auto continues", folder, self._run_dir)
+
+    async def _save(self, step: int, *, may_release: bool) -> None:
         # Cancelling the wait does not end the writing: ranks write together, and go on. `rescue` waits for them again.
-        self._writing = asyncio.ensure_future(self._written(step))
-        return await asyncio.shield(self._writing)
+        opened = self._open = Open(step, may_release)
+        opened.task = asyncio.ensure_future(self._written(opened))
+        # Its failure is raised by a later call, if there is one.
+        opened.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        if may_release:
+            copied = asyncio.ensure_future(opened.copied.wait())
+            try:
+                await asyncio.wait([copied, opened.task], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await cancel([copied])
+        if not opened.is_released:
+            await asyncio.shield(opened.task)
+        self._saved_at = self._clock()
 
-    async def _written(self, step: int) -> Path:
-        # All of it now: groups finish while the weights are written.
-        state, write = self._state(step), partial(self._write, self._orchestrator.finished(step))
+    async def _written(self, opened: Open) -> Path:
+        # All of it now: groups finish while the weights are written, and training changes the rest.
+        step = opened.step
+        write = partial(self._write, opened, self._orchestrator.finished(step))
+        state = deepcopy(self._state(step))
         keep, best = self._config.checkpoint.keep, self._guards.progress.kept.step
         started, logged = None, -math.inf
         while True:
@@ -153,7 +232,8 @@ class Checkpoints:
             except NoRoomError as error:
                 now = self._clock()
                 started = now if started is None else started
-                if self._is_ending.is_set() or now - started >= FULL_DISK_S:
+                # Of a step that training has left behind nothing can be copied again.
+                if opened.is_released or self._is_ending.is_set() or now - started >= FULL_DISK_S:
                     raise
                 if now - logged >= LOG_EVERY_S:
                     logger.warning("the run pauses until there is room: %s. Earlier checkpoints stay", error)
@@ -161,7 +241,7 @@ class Checkpoints:
                 await self._wait_for_room()
         if started is not None:
             logger.warning("there is room again: step %d is saved, the run goes on", step)
-        self._saved, self._saved_at, self._writing = step, self._clock(), None
+        self._saved, self._open = step, None
         return folder
 
     async def _wait_for_room(self) -> None:
@@ -175,10 +255,12 @@ class Checkpoints:
             if shutil.disk_usage(self._run_dir / CHECKPOINTS).free >= need:
                 return
 
-    async def _write(self, finished: Sequence[tuple[int, ScoredGroup]], folder: str) -> None:
-        await self._learners.save(folder)
+    async def _write(self, opened: Open, finished: Sequence[tuple[int, ScoredGroup]], folder: str) -> None:
+        # The reference first, before it is refreshed. The learners last: nothing fails while they write to `folder`.
         await self._reference.save(folder)
         await self._finished.write(Path(folder), finished)
+        # Where training waits for the files anyhow, no copy takes memory.
+        await self._learners.save(folder, opened.copied.set if opened.may_release else None)
 
     def _state(self, step: int) -> RunState:
         now, nonfinite, missing = self._learners.coefficients, self._guards.nonfinite, self._guards.rewards

@@ -15,7 +15,7 @@ from torch import nn
 
 from rlsys.algorithms.requirements import reference_workers
 from rlsys.config.learner_schema import CriticConfig, LearnerConfig
-from rlsys.learner.memory import allowances, predict_peak
+from rlsys.learner.memory import MemoryPrediction, allowances, predict_peak
 from rlsys.learner.setup import PolicySetup
 from rlsys.models.folder import base_dtype
 from rlsys.models.meta_memory import MetaMemory, use_kernels_of
@@ -121,11 +121,14 @@ class RolePredictor:
             parts["buffers"] = max(found.buffers - found.untouched, 0)
             parts["gaps"] = int(GAPS * sum(parts.values()))
             parts["base"] = BASE[role]
+            parts["checkpoint"] = self._checkpoint_copy(role, options, found)
         remedy = f"lower {role}.microbatch_tokens, set {role}.gradient_checkpointing=true"
         if options.dtype == "float32":
             remedy += f" or {role}.dtype=bfloat16"
         if options.num_workers > 1 and options.zero_stage < 3:
             remedy += f", or raise {role}.zero_stage"
+        if parts.get("checkpoint"):
+            remedy += ", or write a last checkpoint only (checkpoint.every=0 checkpoint.every_s=0)"
         return RoleMemory(role, options.num_workers, parts, remedy)
 
     def reference(self) -> RoleMemory:
@@ -149,6 +152,22 @@ class RolePredictor:
             parts["gaps"] = int(GAPS * parts["activations"])
             parts["base"] = BASE["reference"]
         return RoleMemory("reference", reference_workers(config), parts, "lower reference.microbatch_tokens")
+
+    def _checkpoint_copy(self, role: str, options: LearnerConfig, found: MemoryPrediction) -> int:
+        """Return the bytes of what a rank writes while training goes on; that of rank 0, which writes most.
+
+        It has pages of its own, so it comes on top of an update, and leaves no gaps.
+        """
+        saved = self._config.checkpoint
+        if not (saved.every or saved.every_s or saved.keep_best):
+            return 0  # training waits for the last one, which is not copied
+        size = found.optimizer + found.host + (0 if options.lora.rank else found.parameters)
+        if role == "learner" and not options.lora.syncs_adapter_only:
+            trust = self._setup.trust_remote_code
+            dtype = base_dtype(self._setup.model_path, trust_remote_code=trust)
+            dtype = dtype if saved.dtype is None else DTYPES[saved.dtype]
+            size += sum(parameter.numel() for parameter in self._engine.parameters()) * dtype.itemsize
+        return size
 
     def _policy(self, options: LearnerConfig) -> PolicyModel:
         """Return the model without adapters, on the meta device."""

@@ -127,9 +127,8 @@ class Run:
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, Exception):  # now: saving may take minutes, and Ctrl-C meanwhile replaces the error
                 logger.error("the run failed: %s: %s", type(error).__name__, str(error).partition("\n")[0])
-            if not isinstance(error, SuspectPolicyError):  # a checkpoint would take the place of a sound one
-                async with self.roles.cluster.unhurried():
-                    await self.checkpoints.rescue()
+            async with self.roles.cluster.unhurried():
+                await self.checkpoints.rescue(is_suspect=isinstance(error, SuspectPolicyError))
             raise
 
     async def start(self) -> None:

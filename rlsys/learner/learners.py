@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from rlsys.algorithms.coefficients import adapt_coefficients
 from rlsys.config.schema import Config
@@ -11,6 +12,7 @@ from rlsys.learner.critic_group import CriticGroup
 from rlsys.learner.policy_group import PolicyGroup
 from rlsys.metrics.step import Metrics, StageClock
 from rlsys.run_folder.replay import ReplayFolders
+from rlsys.runtime.background import root_cause
 from rlsys.types import Coefficients, Experience, Update
 
 
@@ -37,7 +39,7 @@ class Learners:
         self.made = Update({})  # what was measured in them
         self.lock = asyncio.Lock()  # held by whoever changes the policy, and by whoever sends it
         self._dumps = dumps
-        self._first = step + 1
+        self._copied = step  # the last step whose weights are in a checkpoint, or where the run started
         self._open: asyncio.Task[Update] | None = None
 
     async def update(self, experience: Experience, step: int) -> Update:
@@ -94,8 +96,7 @@ class Learners:
         """Return the folder to dump a step to, if the weights before it are a checkpoint's or the start's."""
         if self._dumps is None:
             return None
-        follows = step == self._first or self._dumps.follows_checkpoint(step)
-        return self._dumps.begin(step) if follows else None
+        return self._dumps.begin(step) if step == self._copied + 1 else None
 
     async def check_sees(self, file: str) -> None:
         """Raise RlsysError unless every rank of both models sees a file that the driver has written."""
@@ -103,11 +104,25 @@ class Learners:
         if self._critic is not None:
             await self._critic.check_sees(file)
 
-    async def save(self, folder: str) -> None:
-        """Write both models' part of a checkpoint."""
-        await self._policy.save(folder)
-        if self._critic is not None:
-            await self._critic.save(folder)
+    async def save(self, folder: str, on_copied: Callable[[], None] | None = None) -> None:
+        """Write both models' part of a checkpoint; `on_copied` is as for `RankGroup.save`.
+
+        It returns, or raises, when neither model's ranks write any more.
+        """
+        models = [model for model in (self._policy, self._critic) if model is not None]
+        self._copied, num_copied = self.step, 0
+
+        def copied() -> None:
+            nonlocal num_copied
+            num_copied += 1
+            if num_copied == len(models) and on_copied is not None:
+                on_copied()
+
+        shared = None if on_copied is None else copied
+        results = await asyncio.gather(*(model.save(folder, shared) for model in models), return_exceptions=True)
+        failures = [result for result in results if isinstance(result, BaseException)]
+        if failures:
+            raise root_cause(failures)
 
     async def load(self, folder: str) -> None:
         """Restore what `save` wrote."""

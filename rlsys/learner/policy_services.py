@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,8 @@ class PolicyServices(Rank):
             return [[], None, *nested]
         return [kl_sums(kl.registry.get(penalty.name), [groups[n] for n in numbers], nested), None, *nested]
 
-    def _write_model(self, folder: str, writing: Writing) -> None:
-        """Write, from rank 0, the policy in a form that others load.
+    def _add_model(self, folder: str, writing: Writing) -> None:
+        """Add the policy on rank 0 to what is written, in a form that others load.
 
         That is a Hugging Face folder `policy/`; for a policy with adapters the peft folder `adapter/`, and `policy/`
         beside it only where engines cannot serve the adapter alone.
@@ -164,18 +165,17 @@ class PolicyServices(Rank):
             wanted = None if setup.saved_dtype is None else DTYPES[setup.saved_dtype]
             adapter, target = adapter_state(hf, self._rank, wanted), Path(folder) / ADAPTER
             if self._rank == 0:
-                with writing.file(target):
-                    write_adapter(target, adapter, peft_config(setup.learner.lora, setup.model_path))
-                    self._save_tokenizer(target)
+                write = partial(write_adapter, target, adapter, peft_config(setup.learner.lora, setup.model_path))
+                writing.add(target, partial(self._write_with_tokenizer, target, write))
         if not setup.learner.lora.syncs_adapter_only:
             weights, target = full_state(hf, self._rank, self._saved_dtype), Path(folder) / POLICY
             if self._rank == 0:
-                with writing.file(target):
-                    write_model(target, hf, weights, self._saved_dtype, self._base_files)
-                    self._save_tokenizer(target)
+                write = partial(write_model, target, hf, weights, self._saved_dtype, self._base_files)
+                writing.add(target, partial(self._write_with_tokenizer, target, write))
 
-    def _save_tokenizer(self, target: Path) -> None:
+    def _write_with_tokenizer(self, target: Path, write: Callable[[], None]) -> None:
         setup = self._setup
+        write()
         load_tokenizer(
             setup.model_path, trust_remote_code=setup.trust_remote_code, chat_template=setup.chat_template
         ).save_pretrained(target)

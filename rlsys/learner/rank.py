@@ -18,7 +18,7 @@ from rlsys.config.learner_schema import LearnerConfig
 from rlsys.errors import RlsysError
 from rlsys.learner.engine import build_engine, forget_gradients, keep_options
 from rlsys.learner.rank_batch import EMPTY_ITEM, TrainItem
-from rlsys.learner.saving import Writing
+from rlsys.learner.saving import Failure, Writing
 from rlsys.models.device import device_name
 from rlsys.models.packing import TokenBatch, microbatches, token_batch
 from rlsys.runtime.garbage import freeze_started
@@ -79,6 +79,7 @@ class Rank:
         self._world_size = config.num_workers
         self._engine: Any = None  # built by `start`, once all ranks have joined
         self._spans = SpanRecorder()
+        self._writing: Writing | None = None  # the last checkpoint, perhaps still being written
 
     def address(self) -> tuple[str, int]:
         """Return this node's address and a free port."""
@@ -143,12 +144,15 @@ class Rank:
                 "checkpoints go: set run_dir to a folder on a file system that all nodes share"
             )
 
-    def save(self, folder: str) -> None:
-        """Write this rank's part of a checkpoint into a folder that exists.
+    def save(self, folder: str, is_late: bool) -> None:
+        """Write this rank's part of a checkpoint into a folder that exists; a collective. `saved` has the outcome.
 
-        Raises, on every rank, NoRoomError when the disk is full, and RlsysError for what else failed on any rank.
+        With `is_late` it only copies the part into host memory, and begins to write. Training may go on meanwhile: what
+        it changes is not written.
         """
-        writing = Writing(f"{self.TAG}/{self._rank}")
+        if self._writing is not None:
+            self._writing.wait()  # host memory holds one copy at most
+        writing = self._writing = Writing(f"{self.TAG}/{self._rank}", is_late=is_late)
         with writing.file(folder):
             if not Path(folder).is_dir():
                 raise RlsysError(f"{folder} is not there: set run_dir to a folder that all nodes share")
@@ -159,12 +163,16 @@ class Rank:
             self._engine.save_checkpoint(
                 folder, tag=self.TAG, save_latest=False, exclude_frozen_parameters=has_adapters
             )
-        self._write_model(folder, writing)
-        writing.check()
-        logger.info("saved to %s", folder)
+        self._add_model(folder, writing)
+        writing.start()
+        logger.info("%s %s", "copied, to be written to" if is_late else "written to", folder)
 
-    def _write_model(self, folder: str, writing: Writing) -> None:
-        """Write what others than DeepSpeed load; a collective."""
+    def saved(self) -> list[Failure] | None:
+        """Return what failed in the last `save`, once this rank's files are written; None until then."""
+        return [] if self._writing is None else self._writing.found()
+
+    def _add_model(self, folder: str, writing: Writing) -> None:
+        """Add what others than DeepSpeed load to what is written; a collective."""
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote, but for the optimizer's options, which are the configured ones.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlsys.config.learner_schema import LearnerConfig
+from rlsys.errors import DeadlineError
 from rlsys.learner.rank import Rank
 from rlsys.learner.rank_batch import RankBatch
+from rlsys.learner.saving import raise_failures
 from rlsys.runtime.balance import balance
 from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster
@@ -17,6 +20,7 @@ from rlsys.runtime.room import Demand
 from rlsys.types import Experience, ExperienceRow, NonFiniteTrajectory, Update
 
 ADDRESS_DEADLINE_S = 300.0
+MAX_POLL_S = 1.0  # between two looks whether the ranks have written their files
 
 
 class RankGroup:
@@ -79,10 +83,38 @@ class RankGroup:
         """Raise RlsysError unless every rank sees a file that the driver has written."""
         await self._each("check_sees", file, what=f"looking for {file}")
 
-    async def save(self, folder: str) -> None:
-        """Write a checkpoint; every rank writes its part. Raises NoRoomError when the disk is full."""
+    async def save(self, folder: str, on_copied: Callable[[], None] | None = None) -> None:
+        """Write a checkpoint; every rank writes its part.
+
+        Args:
+            folder: made if it does not exist.
+            on_copied: called once every rank has copied its part into host memory; the group may train from then on.
+                None: no copy is made.
+
+        Raises:
+            NoRoomError: the disk is full.
+        """
         Path(folder).mkdir(parents=True, exist_ok=True)  # here: ranks on a node that does not share it notice
-        await self._each("save", folder, what=f"saving the {self._name}")
+        await self._each("save", folder, on_copied is not None, what=f"saving the {self._name}")
+        if on_copied is not None:
+            on_copied()
+        await self._wait_until_saved()
+
+    async def _wait_until_saved(self) -> None:
+        """Ask the ranks again and again: a call that waited for the files would hold up the updates behind it."""
+        what, poll_s = f"writing the {self._name}'s checkpoint", MAX_POLL_S / 32
+        deadline_s = 2 * self._config.deadline_s  # an update may be ahead of the calls on every rank
+        until = asyncio.get_running_loop().time() + deadline_s
+        while True:
+            # They mostly wait, for an update; the ranks are not busy with them.
+            found = await self._calls.gather(self._begin("saved"), what=what, deadline_s=deadline_s, is_work=False)
+            late = [name for name, failures in found.items() if failures is None]
+            if not late:
+                return raise_failures([failure for failures in found.values() for failure in failures])
+            if asyncio.get_running_loop().time() > until:
+                raise DeadlineError(f"{what}: not written within {deadline_s:g} s by {', '.join(late)}")
+            await asyncio.sleep(poll_s)
+            poll_s = min(2 * poll_s, MAX_POLL_S)
 
     async def load(self, folder: str) -> None:
         """Restore a checkpoint on every rank."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rlsys.errors import DataError
-from rlsys.run_folder.checkpoint import checkpoint_path, checkpoints, step_of
+from rlsys.run_folder.checkpoint import checkpoints, step_of
 from rlsys.run_folder.layout import REPLAY
 from rlsys.run_folder.whole_file import write_whole
 
@@ -31,10 +31,6 @@ class ReplayFolders:
         for step, folder in dumped_steps(run_dir).items():
             if step > resume_step:
                 shutil.rmtree(folder)
-
-    def follows_checkpoint(self, step: int) -> bool:
-        """Return whether the weights from before a step are in a checkpoint."""
-        return checkpoint_path(self._run_dir, step - 1).is_dir()
 
     def begin(self, step: int) -> str:
         """Make an empty folder for a step, in place of the oldest; return it."""

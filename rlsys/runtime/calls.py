@@ -63,8 +63,10 @@ class Calls:
         """Store a value for workers; return a reference that this process owns."""
         return ray.put(value)
 
-    async def gather(self, calls: Mapping[K, Any], *, what: str, deadline_s: float) -> dict[K, Any]:
-        """Wait for all of `calls`; the keys name the workers in errors.
+    async def gather(
+        self, calls: Mapping[K, Any], *, what: str, deadline_s: float, is_work: bool = True
+    ) -> dict[K, Any]:
+        """Wait for all of `calls`; the keys name the workers in errors, and `is_work` is as for `result`.
 
         A failure does not wait for the healthy: in a collective they would only time out later and hide the cause.
         Others have `SETTLE_S` to fail too, and the most telling failure is raised.
@@ -78,7 +80,8 @@ class Calls:
             if not wait.cancelled() and (error := wait.exception()) is not None:
                 failures.append(error)
 
-        waits = {key: asyncio.ensure_future(self._work(ref, str(key), what)) for key, ref in calls.items()}
+        wait_for = self._work if is_work else self._fetch
+        waits = {key: asyncio.ensure_future(wait_for(ref, str(key), what)) for key, ref in calls.items()}
         for wait in waits.values():
             wait.add_done_callback(note)
         try:

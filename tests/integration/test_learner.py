@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -209,13 +212,48 @@ def test_gradient_is_the_same_with_the_vocabulary_in_chunks(
         assert difference < 1e-4 * (whole - initial[name]).norm() + rounding(whole), (name, float(difference))
 
 
+def files_wait_for(rank: Any, file: Path) -> None:
+    """Let a rank write no checkpoint before there is a file."""
+    from rlsys.learner.saving import Writing
+
+    write = Writing._write
+
+    def wait_and_write(writing: Writing) -> None:
+        deadline = time.monotonic() + 200
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        write(writing)
+
+    Writing._write = wait_and_write  # type: ignore[method-assign]
+
+
+async def save_and_update(group: PolicyGroup, folder: Path) -> dict[str, Any]:
+    """Save, and make an update before anything is written; return the update's metrics."""
+    go, copied = folder.with_suffix(".go"), asyncio.Event()
+    for worker in group._workers.values():
+        await asyncio.to_thread(call_worker, worker, functools.partial(files_wait_for, file=go))
+    saving = asyncio.ensure_future(group.save(str(folder), copied.set))
+    await copied.wait()
+    update = await group.update(experience())
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+    assert not saving.done()
+    go.touch()
+    await saving
+    return update.metrics
+
+
 @pytest.mark.parametrize(
-    "ranks_and_stage", [pytest.param((1, 1), marks=LONG), (2, 3)], ids=["one rank, ZeRO-1", "two ranks, ZeRO-3"]
+    "ranks_and_stage",
+    [*(pytest.param(each, marks=LONG) for each in ((1, 0), (1, 1), (2, 2))), (2, 3)],
+    ids=["one rank, ZeRO-0", "one rank, ZeRO-1", "two ranks, ZeRO-2", "two ranks, ZeRO-3"],
 )
 def test_a_restored_learner_continues_as_the_saved_one(
     cluster: Cluster, model: str, ranks_and_stage: tuple[int, int], tmp_path: Path
 ) -> None:
-    """Weights, Adam's moments and the schedule: the second update is the same as without the interruption."""
+    """Weights, Adam's moments and the schedule: the second update is the same as without the interruption.
+
+    It was made there before the files of the checkpoint were written.
+    """
     from safetensors.torch import load_file
 
     overrides = [
@@ -231,10 +269,10 @@ def test_a_restored_learner_continues_as_the_saved_one(
         try:
             if folder is None:
                 wait(group.update(experience()))
-                wait(group.save(str(tmp_path / "first")))
+                metrics.append(wait(save_and_update(group, tmp_path / "first")))
             else:
                 wait(group.load(str(folder)))
-            metrics.append(wait(group.update(experience())).metrics)
+                metrics.append(wait(group.update(experience())).metrics)
             wait(group.save(str(tmp_path / f"second-{len(after)}")))
         finally:
             kill(group)

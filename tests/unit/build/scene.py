@@ -34,6 +34,8 @@ class Scene:
         self.run_dir = run_dir
         self.hooks: dict[tuple[str, int], Callable[[], Any]] = {}  # what happens at the end of a stage of a step
         self.step = 0
+        self.copy_s, self.write_s = 1.0, 0.5  # of the learner in a checkpoint
+        self.num_open = 0
         self.refreshed = True
         self.trained: list[int] = []
         self.recorded: list[int] = []
@@ -163,10 +165,20 @@ class Scene:
         self.trained.append(step)
         return Update({})
 
-    async def _save(self, folder: str) -> None:
-        await asyncio.sleep(1.0)
-        (Path(folder) / "weights").write_text(str(len(self.trained)))
-        self.hooks.get(("save", len(self.trained)), lambda: None)()
+    async def _save(self, folder: str, on_copied: Callable[[], None] | None) -> None:
+        self.num_open += 1
+        assert self.num_open == 1, "two at once"
+        try:
+            step = len(self.trained)
+            await asyncio.sleep(self.copy_s)
+            self.hooks.get(("copy", step), lambda: None)()
+            if on_copied is not None:
+                on_copied()
+            await asyncio.sleep(self.write_s)
+            (Path(folder) / "weights").write_text(str(step))
+            self.hooks.get(("save", step), lambda: None)()
+        finally:
+            self.num_open -= 1
 
     async def _nothing(self, *_: Any) -> Any:
         return None

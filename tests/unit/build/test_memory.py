@@ -38,9 +38,15 @@ def test_roles_and_their_parts(model_folder: Path, tmp_path: Path) -> None:
     assert found["reference"].parts["parameters"] == 0  # pages of the file
     assert found["rollout"].parts["KV cache"] == 2**29
     learner = found["learner"]
-    held = sum(part for name, part in learner.parts.items() if name not in ("base", "gaps"))
+    held = sum(part for name, part in learner.parts.items() if name not in ("base", "gaps", "checkpoint"))
     assert learner.parts["gaps"] == int(GAPS * held)
-    assert learner.total == 2 * learner.each == 2 * (BASE["learner"] + held + int(GAPS * held))
+    copy = learner.parts["checkpoint"]
+    assert copy == 2 * size + learner.parts["optimizer"]  # for DeepSpeed's files and the policy's folder
+    assert learner.total == 2 * learner.each == 2 * (BASE["learner"] + held + int(GAPS * held) + copy)
+    last_only = roles(model_folder, tmp_path, "checkpoint.every_s=0", "learner.num_workers=2", "learner.zero_stage=0")
+    assert last_only["learner"].each == learner.each - copy
+    adapter = roles(model_folder, tmp_path, "learner.lora.rank=2")["learner"].parts
+    assert adapter["checkpoint"] == adapter["optimizer"]
 
 
 def test_options_that_save_memory_do(model_folder: Path, tmp_path: Path) -> None:

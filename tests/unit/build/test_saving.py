@@ -13,10 +13,10 @@ from rlsys.build.checkpoints import FULL_DISK_S
 from rlsys.errors import NoRoomError, RlsysError
 from rlsys.learner.rank import Rank
 from rlsys.run_folder.checkpoint import checkpoints, load_state
-from tests.unit.build.scene import Scene
+from tests.unit.build.scene import STEPS, Scene
 
 KEEP = "checkpoint.keep=9"
-# Seconds: a step takes 6, a checkpoint 1, and the start 2.
+# Seconds: a step takes 6, the copy for a checkpoint 1, its files 0.5, and the start 2.
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ KEEP = "checkpoint.keep=9"
         (["checkpoint.last=false"], []),
         (["checkpoint.every=5"], [5]),
         (["checkpoint.every_s=900"], [5]),
-        (["checkpoint.every_s=12"], [2, 4, 5]),  # after 14 s, and 12 s after that one was written
+        (["checkpoint.every_s=12"], [2, 4, 5]),  # after 14 s, and 12 s after that one was copied
         (["checkpoint.every_s=12", "checkpoint.every=3", "checkpoint.last=false"], [2, 3, 5]),
         (["checkpoint.every_s=0.1", "checkpoint.last=false"], [1, 2, 3, 4, 5]),
     ],
@@ -103,21 +103,37 @@ class FullDisk:
             raise NoRoomError("learner/1: no room on the disk for weights")
 
 
+def full_at(scene: Scene, step: int, disk: FullDisk, stage: str = "save") -> Scene:
+    """Let the disk be full for checkpoints of a step and all later ones."""
+    for later in range(step, STEPS + 1):
+        scene.at(stage, later, disk)
+    return scene
+
+
+@pytest.mark.parametrize(
+    ("stage", "saved", "paused"),
+    # Found out while training goes on, it pauses the run at the end of the next step, which is saved then.
+    [("save", [3, 4, 5], 3), ("copy", [2, 4, 5], 2)],
+)
 def test_on_a_full_disk_the_run_pauses_and_goes_on_when_there_is_room(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stage: str, saved: list[int], paused: int
 ) -> None:
     scene, disk = Scene(tmp_path, "checkpoint.every=2", KEEP), FullDisk(until=1500.0)
-    scene.at("save", 4, disk).play()
-    assert (scene.saved, scene.trained) == ([2, 4, 5], [1, 2, 3, 4, 5])
-    assert disk.tries > 30
+    trained: list[int] = []
+    scene.at("batch", paused + 1, lambda: trained.append(disk.tries))
+    full_at(scene, 2, disk, stage).play()
+    assert (scene.saved, scene.trained) == (saved, [1, 2, 3, 4, 5])
+    assert trained[0] > 30  # no step was begun in the pause
     pauses = [text for text in caplog.messages if text.startswith("the run pauses until there is room: learner/1")]
     assert len(pauses) == 3  # every ten minutes, not at every try
-    assert "there is room again: step 4 is saved, the run goes on" in caplog.messages
+    assert f"there is room again: step {paused} is saved, the run goes on" in caplog.messages
+    lost = "step 2 is not saved, a later one will be: learner/1: no room on the disk for weights"
+    assert (lost in caplog.messages) is (stage == "save")
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
 def test_a_disk_that_stays_full_ends_the_run_after_a_day_with_the_last_checkpoint(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, "checkpoint.every=2", KEEP).at("save", 4, FullDisk(until=2 * FULL_DISK_S))
+    scene = full_at(Scene(tmp_path, "checkpoint.every=2", KEEP), 4, FullDisk(until=2 * FULL_DISK_S))
     with pytest.raises(NoRoomError):
         scene.play()
     assert scene.saved == [2]
@@ -132,12 +148,12 @@ def test_no_new_try_is_made_while_less_is_free_than_a_checkpoint_takes(
         return 0 if asyncio.get_running_loop().time() < disk.until else 10**6
 
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free()))
-    scene.at("save", 4, disk).play()
-    assert (scene.saved, disk.tries) == ([2, 4, 5], 2)
+    full_at(scene, 4, disk).play()
+    assert (scene.saved, disk.tries) == ([2, 5], 3)  # of step 4; of step 5 in vain, and with room
 
 
 def test_ctrl_c_ends_the_pause(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    scene = Scene(tmp_path, "checkpoint.every=2", KEEP).at("save", 4, FullDisk(until=10_000.0))
+    scene = full_at(Scene(tmp_path, "checkpoint.every=2", KEEP), 4, FullDisk(until=10_000.0))
     with pytest.raises(asyncio.CancelledError):
         scene.play(interrupt_at=100.0)
     assert scene.saved == [2]
