@@ -10,7 +10,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rlsys"
@@ -74,6 +77,14 @@ def test_unit_tests_lie_where_their_code_lies() -> None:
 def test_files_are_small() -> None:
     large = {str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
     assert {name: lines for name, lines in large.items() if lines > MAX_FILE_LINES} == {}
+
+
+def test_no_folder_of_tests_is_left_out(pytestconfig: pytest.Config) -> None:
+    """Pytest's own list of folders that it does not enter has the names of some of ours."""
+    left_out = pytestconfig.getini("norecursedirs")
+    folders = [path for path in (ROOT / "tests").rglob("[!.]*") if path.is_dir()]
+    assert len(folders) > 20
+    assert [str(path) for path in folders if any(fnmatch(path.name, pattern) for pattern in left_out)] == []
 
 
 def test_functions_are_small_and_flat() -> None:

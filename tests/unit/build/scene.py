@@ -84,6 +84,7 @@ class Scene:
             "recorder": recorder,
             "guards": self.guards,
             "supervisor": SimpleNamespace(watch=self._nothing),
+            "scaling": SimpleNamespace(watch=self._nothing),
             "checkpoints": Checkpoints(
                 prepared,
                 run_dir,
