@@ -111,7 +111,7 @@ def _fault(job: Job, kind: str, rng: random.Random) -> Outcome:
             outcome.lost_steps = max(0, outcome.step + 1 - resumed)
             return outcome
         time.sleep(POLL_S)
-    print(f"{kind} was not survived:\n{job.log()}", file=sys.stderr)
+    print(f"{kind} was not survived: {job.processes()}\n{job.log()}", file=sys.stderr)
     job.end()
     job.start(ENDLESS)  # so that the others are tried too
     wait_for_step(job, 1)

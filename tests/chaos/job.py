@@ -146,7 +146,8 @@ class Job:
                     continue
                 started, role = self._known.get(process.pid, (0.0, None))
                 if started != process.create_time():
-                    if process.environ().get(TAG) != self.tag:
+                    # A long title is written over the environment: then the parent tells whose it is.
+                    if process.environ().get(TAG) != self.tag and process.ppid() not in self._known:
                         continue
                     started = process.create_time()
                 if role is None:  # workers take their names some time after their start
