@@ -105,7 +105,7 @@ def _fault(job: Job, kind: str, rng: random.Random) -> Outcome:
         if known is None and not pids <= job.processes().keys() and job.is_complete():
             known = set(job.lines())
         # Later a resume may set rows aside, and their steps come again.
-        if known is not None and job.lines()[-1] not in known and _is_whole(job):
+        if known is not None and set(job.lines()[-1:]) - known and _is_whole(job):
             outcome.survived, outcome.recovered_s = True, round(time.monotonic() - started, 1)
             resumed = next(json.loads(line)["step"] for line in job.lines() if line not in before)
             outcome.lost_steps = max(0, outcome.step + 1 - resumed)
@@ -120,7 +120,7 @@ def _fault(job: Job, kind: str, rng: random.Random) -> Outcome:
 
 def _is_whole(job: Job) -> bool:
     """Return whether every worker is there, and every engine served in the newest step."""
-    return bool(job.last_row()["schedule/engines"] == job.workers["rollout"]) and job.is_complete()
+    return bool(job.last_row().get("schedule/engines") == job.workers["rollout"]) and job.is_complete()
 
 
 def wait_for_step(job: Job, step: int, deadline_s: float = 300.0) -> None:

@@ -129,8 +129,8 @@ class Job:
         return []
 
     def last_row(self) -> dict[str, Any]:
-        """Return the metrics of the newest step."""
-        found: dict[str, Any] = json.loads(self.lines()[-1])
+        """Return the metrics of the newest step; nothing while a resume writes the file anew."""
+        found: dict[str, Any] = json.loads((self.lines() or ["{}"])[-1])
         return found
 
     def log(self, last: int = 3000) -> str:
