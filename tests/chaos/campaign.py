@@ -22,6 +22,7 @@ RECOVERY_S = 240.0  # after this the run has not survived
 POLL_S = 0.2
 SLOW_S = 10.0
 LAST_STEPS = 6
+LEARNT_BY = 60  # steps after which the policy has learnt something for sure
 ENDLESS = "train.num_steps=100000"
 
 
@@ -66,8 +67,8 @@ def run_campaign(
         job.signal(signal.SIGTERM)
         job.wait(RECOVERY_S)
         wait_for_nobody(job, RECOVERY_S)
-        job.start(f"train.num_steps={job.last_row()['step'] + LAST_STEPS}")
-        if job.wait(RECOVERY_S) != 0:
+        job.start(f"train.num_steps={max(job.last_row()['step'] + LAST_STEPS, LEARNT_BY)}")
+        if job.wait(3 * RECOVERY_S) != 0:
             raise AssertionError(f"the last part of the run failed:\n{job.log()}")
         wait_for_nobody(job, 30.0)
         left = sorted(str(path.relative_to(job.ray_folder)) for path in job.ray_folder.rglob("session_2*"))
