@@ -22,6 +22,7 @@ RECOVERY_S = 240.0  # after this the run has not survived
 POLL_S = 0.2
 SLOW_S = 10.0
 LAST_STEPS = 6
+LEARNT_BY = 60  # steps after which the policy has learnt something for sure
 ENDLESS = "train.num_steps=100000"
 
 
@@ -66,8 +67,8 @@ def run_campaign(
         job.signal(signal.SIGTERM)
         job.wait(RECOVERY_S)
         wait_for_nobody(job, RECOVERY_S)
-        job.start(f"train.num_steps={job.last_row()['step'] + LAST_STEPS}")
-        if job.wait(RECOVERY_S) != 0:
+        job.start(f"train.num_steps={max(job.last_row()['step'] + LAST_STEPS, LEARNT_BY)}")
+        if job.wait(3 * RECOVERY_S) != 0:
             raise AssertionError(f"the last part of the run failed:\n{job.log()}")
         wait_for_nobody(job, 30.0)
         left = sorted(str(path.relative_to(job.ray_folder)) for path in job.ray_folder.rglob("session_2*"))
@@ -105,13 +106,13 @@ def _fault(job: Job, kind: str, rng: random.Random) -> Outcome:
         if known is None and not pids <= job.processes().keys() and job.is_complete():
             known = set(job.lines())
         # Later a resume may set rows aside, and their steps come again.
-        if known is not None and job.lines()[-1] not in known and _is_whole(job):
+        if known is not None and set(job.lines()[-1:]) - known and _is_whole(job):
             outcome.survived, outcome.recovered_s = True, round(time.monotonic() - started, 1)
             resumed = next(json.loads(line)["step"] for line in job.lines() if line not in before)
             outcome.lost_steps = max(0, outcome.step + 1 - resumed)
             return outcome
         time.sleep(POLL_S)
-    print(f"{kind} was not survived:\n{job.log()}", file=sys.stderr)
+    print(f"{kind} was not survived: {job.processes()}\n{job.log()}", file=sys.stderr)
     job.end()
     job.start(ENDLESS)  # so that the others are tried too
     wait_for_step(job, 1)
@@ -120,7 +121,7 @@ def _fault(job: Job, kind: str, rng: random.Random) -> Outcome:
 
 def _is_whole(job: Job) -> bool:
     """Return whether every worker is there, and every engine served in the newest step."""
-    return bool(job.last_row()["schedule/engines"] == job.workers["rollout"]) and job.is_complete()
+    return bool(job.last_row().get("schedule/engines") == job.workers["rollout"]) and job.is_complete()
 
 
 def wait_for_step(job: Job, step: int, deadline_s: float = 300.0) -> None:

@@ -129,8 +129,8 @@ class Job:
         return []
 
     def last_row(self) -> dict[str, Any]:
-        """Return the metrics of the newest step."""
-        found: dict[str, Any] = json.loads(self.lines()[-1])
+        """Return the metrics of the newest step; nothing while a resume writes the file anew."""
+        found: dict[str, Any] = json.loads((self.lines() or ["{}"])[-1])
         return found
 
     def log(self, last: int = 3000) -> str:
@@ -146,7 +146,8 @@ class Job:
                     continue
                 started, role = self._known.get(process.pid, (0.0, None))
                 if started != process.create_time():
-                    if process.environ().get(TAG) != self.tag:
+                    # A long title is written over the environment: then the parent tells whose it is.
+                    if process.environ().get(TAG) != self.tag and process.ppid() not in self._known:
                         continue
                     started = process.create_time()
                 if role is None:  # workers take their names some time after their start
