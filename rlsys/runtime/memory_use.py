@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ray
-
+from rlsys.runtime.actors import own_node, process_of
 from rlsys.runtime.limits import Limits
 
 GIB = 2**30
@@ -43,11 +42,11 @@ class MemoryUse:
         """Return a worker's process id, or None for one on another machine or one that has not started yet."""
         actor_id = handle._actor_id.hex()
         if actor_id not in self._pids:
-            found = ray._private.state.actors(actor_id)
-            if not found.get("Pid"):
+            found = process_of(handle)
+            if found is None:
                 return None
-            is_here = found["Address"]["NodeID"] == ray.get_runtime_context().get_node_id()
-            self._pids[actor_id] = found["Pid"] if is_here else None
+            node, pid = found
+            self._pids[actor_id] = pid if node == own_node() else None
         return self._pids[actor_id]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from rlsys.runtime.actors import own_node, process_of
 from rlsys.runtime.logs import ASK_STACKS
 
 WRITTEN_S = 1.0  # for the stacks to be in the file
@@ -27,7 +28,8 @@ async def stack_of(worker: Any, log: Path) -> str:
     try:
         async with asyncio.timeout(DEADLINE_S):
             before = log.stat().st_size
-            await asyncio.to_thread(_send, worker)
+            if not await asyncio.to_thread(_send, worker):
+                return "its process has not started"
             await asyncio.sleep(WRITTEN_S)
     except (TimeoutError, OSError, ray.exceptions.RayError) as error:
         return f"its stack is not known: {type(error).__name__}: {error}"
@@ -40,15 +42,18 @@ async def stack_of(worker: Any, log: Path) -> str:
     return "\n".join(["it is here:", *(f"  {frame}" for frame in frames[:MAX_LINES]), f"all threads: {log}"])
 
 
-def _send(worker: Any) -> None:
-    """Send the signal, from a process on the worker's own node."""
+def _send(worker: Any) -> bool:
+    """Send the signal, from a process on the worker's own node; return False where there is no process yet."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    found = ray._private.state.actors(worker._actor_id.hex())
-    node = found["Address"]["NodeID"]
-    if node == ray.get_runtime_context().get_node_id():
-        os.kill(found["Pid"], ASK_STACKS)
-        return
+    found = process_of(worker)
+    if found is None:  # process id 0 would be this process's own group
+        return False
+    node, pid = found
+    if node == own_node():
+        os.kill(pid, ASK_STACKS)
+        return True
     place = NodeAffinitySchedulingStrategy(node, soft=False)
     task = ray.remote(os.kill).options(num_cpus=0, max_retries=0, scheduling_strategy=place)
-    ray.get(task.remote(found["Pid"], ASK_STACKS), timeout=DEADLINE_S)
+    ray.get(task.remote(pid, ASK_STACKS), timeout=DEADLINE_S)
+    return True

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from rlsys.config.schema import ClusterConfig
 from rlsys.errors import DeadlineError
 from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.logs import log_worker
 from rlsys.runtime.room import Demand
+from rlsys.runtime.stacks import stack_of
 from tests.integration.runs import wait
 
 
@@ -60,3 +62,11 @@ def test_a_late_worker_s_stack_is_in_the_error(cluster: Cluster, tmp_path: Path)
     assert "read_a_pipe_that_nobody_writes" in first.splitlines()[2]
     assert first.endswith(f"all threads: {tmp_path}/logs/learner-0.log")
     assert second == "it wrote no stack, as when it is stopped"
+
+
+def test_of_a_worker_that_has_not_started_it_says_so(cluster: Cluster, tmp_path: Path) -> None:
+    """Ray knows no process of it, and a signal to the process 0 would reach this one."""
+    (tmp_path / "logs").mkdir(exist_ok=True)
+    (tmp_path / "logs" / "late.log").touch()
+    pending = ray.remote(Slow).options(num_cpus=10_000).remote()
+    assert wait(stack_of(pending, tmp_path / "logs" / "late.log")) == "its process has not started"
