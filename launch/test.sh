@@ -10,6 +10,8 @@ say "lint"
 say "types"
 "$VENV/bin/mypy"
 say "tests"
-# Two files at a time, each test with as many threads as two processes leave. `-n 0` in the arguments: one after another.
+# Two files at a time, where there is memory for two runs, each with as many threads as two processes leave. `-n 0` in
+# the arguments: one after another.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+free=$(awk '/^MemAvailable:/ {print int($2 / 1048576)}' /proc/meminfo 2>/dev/null || echo 0)
+exec "$VENV/bin/python" -m pytest -n "$([ "${free:-0}" -ge 12 ] && echo 2 || echo 0)" --dist loadfile --no-loadscope-reorder "$@"

@@ -13,9 +13,9 @@ from rlsys.build.role_memory import RoleMemory, RolePredictor
 from rlsys.preflight.prepared import Prepared
 from rlsys.runtime.findings import Finding, Level
 from rlsys.runtime.gpus import Gpu
+from rlsys.runtime.node_checks import GB
 from rlsys.weights.backend import weight_backend
 
-GB = 1e9
 NAME = "memory of a GPU"
 UNCONFIRMED = "predicted; no GPU has confirmed it yet"
 

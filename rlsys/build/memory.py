@@ -16,8 +16,8 @@ from rlsys.preflight.prepared import Prepared
 from rlsys.runtime.findings import Finding, Level
 from rlsys.runtime.gpus import fullest_gpu
 from rlsys.runtime.limits import Limits
+from rlsys.runtime.node_checks import GB
 
-GB = 1e9
 NAME = "memory of the run"
 # Of the servers that workers are forked from, until all have started.
 IMPORTS = 780_000_000

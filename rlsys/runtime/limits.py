@@ -100,7 +100,7 @@ def _folders(controller: str, root: Path) -> Iterator[Path]:
         _, names, path = line.split(":", 2)
         if names and controller not in names.split(","):
             continue
-        base = root / "sys/fs/cgroup" / (names if names else "")
+        base = root / "sys/fs/cgroup" / names
         if names and not base.is_dir():  # mounted by the controller's own name
             base = root / "sys/fs/cgroup" / controller
         group = base / path.lstrip("/")

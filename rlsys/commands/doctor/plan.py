@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from rlsys.build.diagram import diagram, place
 from rlsys.build.gpu_memory import UNCONFIRMED, gpu_finding, gpu_memory
-from rlsys.build.memory import GB, NAME, memory_finding, run_memory
+from rlsys.build.memory import NAME, memory_finding, run_memory
 from rlsys.build.placement import worker_demands
 from rlsys.build.role_memory import RoleMemory
 from rlsys.build.sockets import planned_sockets
@@ -17,6 +17,7 @@ from rlsys.errors import ConfigError
 from rlsys.preflight.prepared import Prepared
 from rlsys.runtime.findings import Finding, Level
 from rlsys.runtime.gpus import fullest_gpu
+from rlsys.runtime.node_checks import GB
 from rlsys.runtime.survey import Node
 
 
