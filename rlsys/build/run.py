@@ -193,7 +193,7 @@ async def open_run(
         await run.checkpoints.check_shared()
         # After the channel is open and before the first broadcast: the engines get the restored weights with it.
         if folder is not None:
-            await run.learners.load(str(folder))
+            await run.learners.load(str(folder), state.written_with)
             await run.reference.load(str(folder))
         collect_rarely()  # last: everything that lives as long as the run exists now
         yield run

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from rlsys.algorithms.coefficients import adapt_coefficients
 from rlsys.config.schema import Config
@@ -124,11 +125,11 @@ class Learners:
         if failures:
             raise root_cause(failures)
 
-    async def load(self, folder: str) -> None:
-        """Restore what `save` wrote."""
-        await self._policy.load(folder)
+    async def load(self, folder: str, written_with: Mapping[str, Any]) -> None:
+        """Restore what `save` wrote, in a run with the options `written_with`."""
+        await self._policy.load(folder, written_with)
         if self._critic is not None:
-            await self._critic.load(folder)
+            await self._critic.load(folder, written_with)
 
     def _adapt(self, metrics: Metrics, *, num_trajectories: int) -> None:
         self.coefficients = adapt_coefficients(

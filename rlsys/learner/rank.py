@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rlsys.errors import RlsysError
 from rlsys.learner.engine import build_engine, forget_gradients, keep_options
 from rlsys.learner.rank_batch import EMPTY_ITEM, TrainItem
 from rlsys.learner.saving import Failure, Writing
+from rlsys.learner.universal import convert, loading_converted
 from rlsys.models.device import device_name
 from rlsys.models.packing import TokenBatch, microbatches, token_batch
 from rlsys.runtime.garbage import freeze_started
@@ -174,12 +176,17 @@ class Rank:
     def _add_model(self, folder: str, writing: Writing) -> None:
         """Add what others than DeepSpeed load to what is written; a collective."""
 
-    def load(self, folder: str) -> None:
-        """Restore what `save` wrote, but for the optimizer's options, which are the configured ones.
+    def convert(self, folder: str, target: str) -> None:
+        """Write what another number of ranks, or another ZeRO stage, saved to `folder` so that any can load it."""
+        convert(Path(folder) / self.TAG, Path(target) / self.TAG)
+
+    def load(self, folder: str, is_converted: bool = False) -> None:
+        """Restore what `save` or `convert` wrote, but for the optimizer's options, which are the configured ones.
 
         Raises RlsysError when the folder holds nothing for this role and group size.
         """
-        with keep_options(self._engine):
+        form = loading_converted(self._engine) if is_converted else nullcontext()
+        with form, keep_options(self._engine):
             path, _ = self._engine.load_checkpoint(folder, tag=self.TAG, load_module_strict=self._config.lora.rank == 0)
         if path is None:
             raise RlsysError(f"{folder} holds no {self.TAG} checkpoint that {self._world_size} rank(s) can load")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rlsys.config.learner_schema import LearnerConfig
@@ -13,6 +15,7 @@ from rlsys.errors import DeadlineError
 from rlsys.learner.rank import Rank
 from rlsys.learner.rank_batch import RankBatch
 from rlsys.learner.saving import raise_failures
+from rlsys.run_folder.checkpoint import converted_path
 from rlsys.runtime.balance import balance
 from rlsys.runtime.chunks import chunks_of
 from rlsys.runtime.cluster import Cluster
@@ -20,6 +23,7 @@ from rlsys.runtime.room import Demand
 from rlsys.types import Experience, ExperienceRow, NonFiniteTrajectory, Update
 
 ADDRESS_DEADLINE_S = 300.0
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 MAX_POLL_S = 1.0  # between two looks whether the ranks have written their files
 
 
@@ -116,9 +120,32 @@ class RankGroup:
             await asyncio.sleep(poll_s)
             poll_s = min(2 * poll_s, MAX_POLL_S)
 
-    async def load(self, folder: str) -> None:
-        """Restore a checkpoint on every rank."""
-        await self._each("load", folder, what=f"loading {folder}")
+    async def load(self, folder: str, written_with: Mapping[str, Any] = NOTHING) -> None:
+        """Restore a checkpoint on every rank.
+
+        Args:
+            folder: what `save` wrote.
+            written_with: options of the run that wrote it, by dotted keys. Where another number of ranks or another
+                ZeRO stage wrote it, rank 0 converts it first, beside it.
+        """
+        if not self._is_of_others(written_with):
+            await self._each("load", folder, False, what=f"loading {folder}")
+            return
+        converted = str(converted_path(Path(folder)))
+        name, lead = next(iter(self._workers.items()))
+        what = f"converting {folder}"
+        try:
+            await self._calls.result(
+                lead.convert.remote(folder, converted), who=name, what=what, deadline_s=self._config.deadline_s
+            )
+            await self._each("load", converted, True, what=f"loading {folder}")
+        finally:
+            await asyncio.to_thread(shutil.rmtree, converted, ignore_errors=True)
+
+    def _is_of_others(self, written_with: Mapping[str, Any]) -> bool:
+        """Return whether a checkpoint is divided otherwise than this group; without ZeRO it is not divided."""
+        now = {f"{self._name}.{option}": getattr(self._config, option) for option in ("num_workers", "zero_stage")}
+        return self._config.zero_stage > 0 and any(written_with.get(key, value) != value for key, value in now.items())
 
     async def stop(self, deadline_s: float) -> None:
         """Leave the process group on every rank."""

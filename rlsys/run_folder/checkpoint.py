@@ -60,6 +60,11 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
     return run_dir / CHECKPOINTS / f"step-{step:06d}"
 
 
+def converted_path(folder: Path) -> Path:
+    """Return where a checkpoint is converted for other ranks while it is loaded; a name that no reader takes."""
+    return folder.with_name(f".{folder.name}.converted")
+
+
 def checkpoints(run_dir: Path) -> list[Path]:
     """Return the folders of whole checkpoints, oldest first. Of their files only the sizes are checked."""
     return [folder for folder in checkpoint_entries(run_dir) if damage_of(folder, content=False) is None]

@@ -1,7 +1,7 @@
 """The writer of checkpoints: beside, synced with a manifest, renamed; then the oldest are removed.
 
-The file `lock` of the run's folder keeps other writers away. Hidden names (`.step-000010.partial`, `.removed`) are what
-is being written or removed; the next checkpoint clears what a cut-off left of them.
+The file `lock` of the run's folder keeps other writers away. Hidden names (`.step-000010.partial`, `.removed`,
+`.converted`) are what is being written, removed or converted; the next checkpoint clears what a cut-off left of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rlsys.run_folder.manifest import seal
 from rlsys.run_folder.room import naming_full_disk
 from rlsys.run_folder.whole_file import sync, write_whole
 
-HIDDEN = re.compile(r"\.step-\d{6,}\.(partial|removed)(-\d+)?")
+HIDDEN = re.compile(r"\.step-\d{6,}\.(partial|removed|converted)(-\d+)?")
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,8 @@ from rlsys.preflight.prepared import Prepared
 from rlsys.run_folder.checkpoint import load_state, newest
 
 OF_RANKS = ("num_workers", "zero_stage", "dtype")
+# ZeRO stages between whose checkpoints DeepSpeed converts, for any number of ranks.
+ALIKE = ((0,), (1, 2), (3,))
 # An adapter's scale and the rounding of its base are no files, but with others its numbers mean another policy.
 OF_ADAPTERS = ("rank", "target_modules", "modules_to_save", "use_dora", "alpha", "use_rslora", "quantize_base")
 
@@ -47,10 +49,22 @@ def check_fixed_options(prepared: Prepared, run_dir: Path) -> None:
         )
     # Earlier versions wrote fewer of an adapter's options down.
     unwritten = {f"learner.lora.{name}" for name in OF_ADAPTERS if "learner.lora.rank" in then} - set(then)
-    keys = [key for key in {**then, **now} if then.get(key) != now.get(key) and key not in unwritten]
+    keys = [
+        key
+        for key in {**then, **now}
+        if then.get(key) != now.get(key) and key not in unwritten and not _converts(key, then.get(key), now.get(key))
+    ]
     if keys:
         changes = ", ".join(f"{key}={then.get(key, 'none')} (now {now.get(key, 'none')})" for key in keys)
         raise ConfigError(
             f"{folder} was written with {changes}, and only loads with that: set it back, or choose another run_dir "
             "for a new run"
         )
+
+
+def _converts(key: str, then: Any, now: Any) -> bool:
+    """Return whether a checkpoint that one value of an option wrote is converted for the other."""
+    if then is None or now is None:  # a role that the run did not have
+        return False
+    is_alike = any(then in stages and now in stages for stages in ALIKE)
+    return key.endswith(".num_workers") or (key.endswith(".zero_stage") and is_alike)

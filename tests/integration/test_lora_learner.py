@@ -92,7 +92,7 @@ def test_dora_and_whole_modules_are_the_same_where_matrices_are_divided(cluster:
 def test_a_restored_learner_has_its_adapter_and_its_reference_is_the_base(
     cluster: Cluster, model: str, tmp_path: Path
 ) -> None:
-    """ZeRO-3 on two ranks: parts of adapter and optimizer on each."""
+    """ZeRO-3 on two ranks, parts of adapter and optimizer on each, then on one rank."""
     overrides = [*LORA, "learner.num_workers=2", "learner.zero_stage=3", "learner.lora.dropout=0.1"]
     first, _ = start_learner(cluster, model, overrides)
     try:
@@ -102,12 +102,12 @@ def test_a_restored_learner_has_its_adapter_and_its_reference_is_the_base(
         saved = read_adapter(first)
     finally:
         kill(first)
-    second, _ = start_learner(cluster, model, overrides)
+    second, _ = start_learner(cluster, model, [*overrides, "learner.num_workers=1"])
     try:
         fresh, also_bare = probe(second)
         assert fresh == pytest.approx(also_bare, abs=1e-6)  # a new adapter changes nothing
         assert bare == pytest.approx(fresh, abs=1e-5)  # without the trained one the model is what it was
-        wait(second.load(str(tmp_path)))
+        wait(second.load(str(tmp_path), {"learner.num_workers": 2, "learner.zero_stage": 3}))
         again, _ = probe(second)
         assert again == pytest.approx(learned, abs=1e-5)
         assert abs(learned - bare).max() > 1e-3

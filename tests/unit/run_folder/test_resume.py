@@ -41,8 +41,8 @@ def written(run_dir: Path, of: Prepared) -> None:
     [
         ([], ["learner.zero_stage=3"], "learner.zero_stage=1 (now 3)"),
         ([], ["learner.dtype=bfloat16"], "learner.dtype=float32 (now bfloat16)"),
-        (["learner.num_workers=4"], [], "learner.num_workers=4 (now 1)"),
-        ([PPO], [PPO, "critic.zero_stage=2"], "critic.zero_stage=1 (now 2)"),
+        (["learner.zero_stage=0"], ["learner.num_workers=2"], "learner.zero_stage=0 (now 1)"),
+        ([PPO], [PPO, "critic.zero_stage=3"], "critic.zero_stage=1 (now 3)"),
         ([], [PPO], "critic.num_workers=none (now 1)"),
         ([PPO], [], "critic.num_workers=1 (now none)"),
         ([], [LORA[0]], "learner.lora.rank=none (now 4)"),
@@ -62,6 +62,21 @@ def test_what_only_loads_with_the_same_options_is_refused_by_name(
         check_fixed_options(prepared(*now, model=model), tmp_path)
     assert said in str(caught.value)
     assert "step-000005 was written with" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        ([], ["learner.num_workers=4"]),
+        (["learner.num_workers=4"], ["learner.zero_stage=2"]),
+        ([PPO, "learner.zero_stage=2"], [PPO, "critic.zero_stage=2", "critic.num_workers=3"]),
+        (["learner.zero_stage=0"], ["learner.zero_stage=0", "learner.num_workers=2"]),
+        (["learner.zero_stage=3"], ["learner.zero_stage=3", "learner.num_workers=2"]),
+    ],
+)
+def test_ranks_may_change_and_zero_1_and_2_too(tmp_path: Path, then: list[str], now: list[str]) -> None:
+    written(tmp_path, prepared(*then))
+    check_fixed_options(prepared(*now), tmp_path)
 
 
 @pytest.mark.parametrize("given", [[], [PPO], list(LORA)])
