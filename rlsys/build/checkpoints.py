@@ -77,6 +77,7 @@ class Checkpoints:
         *,
         guards: Guards,
         finished: FinishedGroups,
+        ends_soon: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = prepared.config
@@ -87,6 +88,7 @@ class Checkpoints:
         self._reference = reference
         self._guards = guards
         self._finished = finished
+        self._ends_soon = ends_soon  # whether a node with learner ranks has announced its end
         self._recorder = recorder
         self._fixed = fixed_options(prepared)
         self._saved = learners.step  # the step of the newest checkpoint, or 0
@@ -144,8 +146,10 @@ class Checkpoints:
         if config.last and self._is_last(step):
             return True
         # Not while one is written: training would wait for a disk that takes longer than `every_s`, again and again.
-        is_time = config.every_s > 0 and self._open is None and self._clock() - self._saved_at >= config.every_s
-        return is_time or (config.every > 0 and step % config.every == 0) or step == self._guards.progress.kept.step
+        is_time = config.every_s > 0 and self._clock() - self._saved_at >= config.every_s
+        is_wanted = is_time or (self._ends_soon() and self._are_wanted)
+        is_named = (config.every > 0 and step % config.every == 0) or step == self._guards.progress.kept.step
+        return is_named or (is_wanted and self._open is None)
 
     async def rescue(self, *, is_suspect: bool = False) -> None:
         """Write a checkpoint of a run that ends early, unless its models are in the middle of a step, or suspect.

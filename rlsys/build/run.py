@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from rlsys.algorithms.requirements import learner_is_reference
 from rlsys.build.checkpoints import Checkpoints, find_start, start_coefficients, start_prompts
+from rlsys.build.evacuation import Evacuation, evacuation_of
 from rlsys.build.finished_groups import FinishedGroups
 from rlsys.build.placement import rollout_demand, worker_demands
 from rlsys.build.scaling import Scaling
@@ -33,6 +34,7 @@ from rlsys.orchestrator.from_config import orchestrator_of, sampler_of, scaler_o
 from rlsys.orchestrator.orchestrator import Orchestrator
 from rlsys.orchestrator.router import Router
 from rlsys.orchestrator.sampling import GroupSampler
+from rlsys.orchestrator.scaling import EngineScaler
 from rlsys.orchestrator.supervisor import EngineSupervisor
 from rlsys.preflight.prepared import Prepared
 from rlsys.recorder import Recorder
@@ -112,6 +114,7 @@ class Run:
     checkpoints: Checkpoints
     supervisor: EngineSupervisor
     scaling: Scaling
+    evacuation: Evacuation
 
     async def supervise(self, training: Coroutine[Any, Any, None]) -> None:
         """Run the loop beside the groups in flight; raises the failure of either that explains the others.
@@ -121,6 +124,7 @@ class Run:
         background = self.roles.cluster.calls.background
         background.start(self.supervisor.watch())
         background.start(self.scaling.watch())
+        background.start(self.evacuation.watch())
         background.start(self.roles.cluster.watch())
         try:
             await background.supervise(training)
@@ -330,7 +334,9 @@ def build_run(
     is_canary_needed = config.weights.verify or config.train.max_staleness > 0 or config.learner.lora.rank > 0
     canary = canary_of(prepared, roles.policy, roles.rollout, calls) if is_canary_needed else None
     weights = PolicyBroadcast(broadcaster, canary, clock, learners, on_cpus=config.cluster.num_gpus == 0)
-    supervisor, scaling = _engine_changes(config, run_dir, roles, sampler.router, weights)
+    supervisor, scaler = _engine_changes(config, roles, sampler.router, weights)
+    crews = {"scoring": roles.scoring, "reference": roles.reference}
+    evacuation = evacuation_of(config, roles.cluster, scaler, crews)
     return Run(
         prepared=prepared,
         roles=roles,
@@ -347,21 +353,24 @@ def build_run(
         recorder=recorder,
         guards=guards,
         checkpoints=Checkpoints(
-            *(prepared, run_dir, prompts, orchestrator, learners, reference, recorder), guards=guards, finished=groups
+            *(prepared, run_dir, prompts, orchestrator, learners, reference, recorder),
+            guards=guards,
+            finished=groups,
+            ends_soon=lambda: evacuation.holds_learners,
         ),
         supervisor=supervisor,
-        scaling=scaling,
+        scaling=Scaling(config, run_dir, scaler),
+        evacuation=evacuation,
     )
 
 
 def _engine_changes(
-    config: Config, run_dir: Path, roles: Roles, router: Router, weights: PolicyBroadcast
-) -> tuple[EngineSupervisor, Scaling]:
+    config: Config, roles: Roles, router: Router, weights: PolicyBroadcast
+) -> tuple[EngineSupervisor, EngineScaler]:
     """Return what replaces engines, and what lets them join and leave."""
     welcome, farewell = (partial(way, roles.rollout) for way in (weights.welcome, weights.farewell))
     supervisor = supervisor_of(config, roles.rollout, router, roles.cluster, welcome)
-    scaler = scaler_of(config, roles.rollout, router, supervisor, farewell)
-    return supervisor, Scaling(config, run_dir, scaler)
+    return supervisor, scaler_of(config, roles.rollout, router, supervisor, farewell)
 
 
 def start_rollout(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> RolloutPool:

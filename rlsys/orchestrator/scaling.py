@@ -64,6 +64,7 @@ class EngineScaler:
         self._supervisor = supervisor
         self._take_leave = take_leave
         self._drain_deadline_s = drain_deadline_s
+        self._changing = asyncio.Lock()  # one change at a time
 
     async def resize(self, wanted: int, report: Callable[[str], None]) -> str | None:
         """Let engines join or leave until there are `wanted`, at least 1; `report` gets what is going on.
@@ -71,19 +72,36 @@ class EngineScaler:
         Returns:
             why an engine could not join, after which those that joined before it have left again; or None.
         """
-        before = self._supervisor.engines
-        while len(self._supervisor.engines) > wanted:
-            await self._remove(self._supervisor.engines[-1], report)
-        while len(here := self._supervisor.engines) < wanted:
-            engine = next(number for number in itertools.count() if number not in here)
-            report(f"{self._engines.name(engine)} starts")
-            failure = await self._supervisor.add(engine)
-            if failure is not None:
-                for joined in sorted(set(self._supervisor.engines) - set(before), reverse=True):
-                    await self._remove(joined, report)
-                return f"{self._engines.name(engine)} could not join, and the run goes on as before: {failure}"
-            logger.info("%s has joined, and serves", self._engines.name(engine))
+        async with self._changing:
+            before = self._supervisor.engines
+            while len(self._supervisor.engines) > wanted:
+                await self._remove(self._supervisor.engines[-1], report)
+            while len(self._supervisor.engines) < wanted:
+                engine, failure = await self._add(report)
+                if failure is not None:
+                    for joined in sorted(set(self._supervisor.engines) - set(before), reverse=True):
+                        await self._remove(joined, report)
+                    return f"{self._engines.name(engine)} could not join, and the run goes on as before: {failure}"
         return None
+
+    async def move(self, engine: int) -> str | None:
+        """Let another engine join, elsewhere, and this one leave; return why none could join, or None."""
+        async with self._changing:
+            if engine not in self._supervisor.engines:
+                return None
+            _, failure = await self._add(logger.info)
+            if failure is None:
+                await self._remove(engine, logger.info)
+            return failure
+
+    async def _add(self, report: Callable[[str], None]) -> tuple[int, str | None]:
+        """Let the engine of the lowest free number join; return it, and what failed."""
+        engine = next(number for number in itertools.count() if number not in self._supervisor.engines)
+        report(f"{self._engines.name(engine)} starts")
+        failure = await self._supervisor.add(engine)
+        if failure is None:
+            logger.info("%s has joined, and serves", self._engines.name(engine))
+        return engine, failure
 
     async def _remove(self, engine: int, report: Callable[[str], None]) -> None:
         name = self._engines.name(engine)

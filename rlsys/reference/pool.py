@@ -134,6 +134,11 @@ class ReferencePool:
         async with self._changing:  # a refresh waits, which would miss the new one
             return await self._crew.replace(worker, error, self._copy_weights)
 
+    async def move(self, worker: int) -> None:
+        """Let a new process, in the room that a worker has now, take its place, with the weights that it has."""
+        async with self._changing:
+            await self._crew.move(worker, self._copy_weights)
+
     async def _copy_weights(self, to: Any) -> None:
         if self._is_initial:
             return

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from rlsys.runtime.restarts import Restarts
 from rlsys.runtime.room import Demand, Room
 from rlsys.runtime.survey import check_nodes
 
+ASK_S = 10.0  # for an answer of Ray's head
 WAIT_ON_S = 1.0  # between two messages to the guardian, well below its grace
 # Environment of a worker: the driver's folders, whose modules come after the libraries (`rlsys/__init__.py`).
 CODE_FOLDERS = "RLSYS_CODE_FOLDERS"
@@ -146,6 +148,15 @@ class Cluster:
     async def watch(self) -> None:
         """Look after Ray itself, for as long as the run lasts. Raise WorkerDiedError once it is gone."""
         await watch_ray()
+
+    async def ending_nodes(self) -> dict[str, float]:
+        """Return the nodes that have announced their end, by id: seconds until then, infinite where it is not known.
+
+        Autoscalers and spot markets announce it by Ray's state "draining". Ray starts nothing new there.
+        """
+        client = ray._private.worker.global_worker.gcs_client
+        ends_ms = await asyncio.to_thread(client.get_draining_nodes, timeout=ASK_S)
+        return {node: end_ms / 1000 - time.time() if end_ms else math.inf for node, end_ms in ends_ms.items()}
 
     def _fork(self, demand: Demand) -> dict[str, str]:
         if self._preimport is None or self._guardian is None:

@@ -78,6 +78,21 @@ class Crew:
         logger.error("%s stays out of work: cluster.max_restarts=%d within an hour is reached", name, limit)
         return False
 
+    async def move(self, number: int, prepare: Callable[[Any], Awaitable[None]] | None = None) -> None:
+        """Let a new process, in the room that the worker has now, take its place; raises what its start does.
+
+        The process before does what it was given, and ends when nobody waits for it.
+        """
+        worker = self._process(number)
+        try:
+            await self._ready(worker, self.name(number))
+            if prepare is not None:
+                await prepare(worker)
+        except BaseException:
+            self._cluster.kill(worker)
+            raise
+        self.workers[number] = worker
+
     async def _ready(self, worker: Any, name: str) -> None:
         deadline_s = self._cluster.startup_deadline_s
         await self._cluster.calls.result(worker.start.remote(), who=name, what="starting again", deadline_s=deadline_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import ray
 
@@ -22,12 +23,17 @@ async def watch_ray(every_s: float = EVERY_S, deadline_s: float = DEADLINE_S) ->
     """
     worker, node = ray._private.worker.global_worker, ray._private.worker._global_node
     while True:
-        # A cluster that was joined has no processes here.
-        gone = sorted({name for name, _ in node.dead_processes()})
-        if gone:
-            raise WorkerDiedError(f"processes of Ray have ended: {', '.join(gone)}", "Ray")
+        _check_processes(node)
         try:
             await worker.gcs_client.async_internal_kv_exists(b"rlsys", None, timeout=deadline_s)
         except ray.exceptions.RpcError as error:
+            _check_processes(node)  # it may have ended meanwhile, which says more
             raise WorkerDiedError(f"Ray's head has not answered within {deadline_s:g} s: {error}", "Ray") from error
         await asyncio.sleep(every_s)
+
+
+def _check_processes(node: Any) -> None:
+    """Raise WorkerDiedError if a process of a local Ray has ended; a cluster that was joined has none here."""
+    gone = sorted({name for name, _ in node.dead_processes()})
+    if gone:
+        raise WorkerDiedError(f"processes of Ray have ended: {', '.join(gone)}", "Ray")

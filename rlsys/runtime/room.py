@@ -57,9 +57,19 @@ class Room:
 
     def nodes(self) -> set[str]:
         """Return the ids of the nodes that the room is on, once it is reserved."""
+        return set(self._nodes_of_bundles().values())
+
+    def on_node(self, node: str) -> list[str]:
+        """Return the workers whose places are on a node, given by its id."""
+        nodes = self._nodes_of_bundles()
+        here = [worker for worker, index in self._bundles.items() if nodes.get(index) == node]
+        return here + [worker for place in self._added.values() for worker in place.on_node(node)]
+
+    def _nodes_of_bundles(self) -> dict[int, str]:
         if self._group is None:
-            return set()
-        return set(ray.util.placement_group_table(self._group)["bundles_to_node_id"].values())
+            return {}
+        found: dict[int, str] = ray.util.placement_group_table(self._group)["bundles_to_node_id"]
+        return found
 
     async def wait(self, deadline_s: float) -> None:
         """Wait until the room is reserved.
@@ -96,6 +106,22 @@ class Room:
             place._remove()
             raise
         self._added[demand.name] = place
+
+    async def move(self, worker: str, deadline_s: float) -> None:
+        """Reserve another place for a worker, whose next process starts there; raises what `wait` does."""
+        place = Room([next(demand for demand in self._demands if demand.name == worker)])
+        try:
+            await place.wait(deadline_s)
+        except BaseException:
+            place._remove()
+            raise
+        self.forget(worker)
+        self._added[worker] = place
+
+    def forget(self, worker: str) -> None:
+        """Count on a worker's place no more, since its node ends: the next process of its name gets another."""
+        self._bundles.pop(worker, None)
+        self.release(worker)
 
     def release(self, worker: str) -> None:
         """Give back the place of a worker that was added; those reserved together are kept together."""

@@ -41,6 +41,10 @@ class ScoringPool:
         """Fetch what each worker did since the last call."""
         return {name: worker.take_spans.remote() for name, worker in self._crew.named.items()}
 
+    async def move(self, worker: int) -> None:
+        """Let a new process, in the room that a worker has now, take its place."""
+        await self._crew.move(worker)
+
     async def text(self, ref: TextRef | None) -> str:
         """Fetch a response's text to the driver: for writing it to a file."""
         if ref is None:

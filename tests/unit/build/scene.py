@@ -35,6 +35,7 @@ class Scene:
         self.hooks: dict[tuple[str, int], Callable[[], Any]] = {}  # what happens at the end of a stage of a step
         self.step = 0
         self.copy_s, self.write_s = 1.0, 0.5  # of the learner in a checkpoint
+        self.ending_after: range = range(0)  # steps at whose end a node has announced that it goes
         self.num_open = 0
         self.refreshed = True
         self.trained: list[int] = []
@@ -85,6 +86,7 @@ class Scene:
             "guards": self.guards,
             "supervisor": SimpleNamespace(watch=self._nothing),
             "scaling": SimpleNamespace(watch=self._nothing),
+            "evacuation": SimpleNamespace(watch=self._nothing),
             "checkpoints": Checkpoints(
                 prepared,
                 run_dir,
@@ -95,6 +97,7 @@ class Scene:
                 recorder,
                 guards=self.guards,
                 finished=groups,
+                ends_soon=lambda: len(self.trained) in self.ending_after,
                 clock=self._time,
             ),
         }

@@ -41,6 +41,20 @@ def test_it_saves_every_so_many_steps_or_seconds_and_at_the_end(
     assert scene.saved == steps
 
 
+@pytest.mark.parametrize(
+    ("overrides", "write_s", "steps"),
+    [([], 0.5, [2, 3, 4, 5]), ([], 8.0, [2, 4, 5]), (["checkpoint.last=false"], 0.5, [])],
+)
+def test_steps_are_saved_while_a_node_with_learner_ranks_is_about_to_end(
+    tmp_path: Path, overrides: list[str], write_s: float, steps: list[int]
+) -> None:
+    """Each, but for those that end while another is written; and none where no checkpoints are wanted."""
+    scene = Scene(tmp_path, KEEP, *overrides)
+    scene.write_s, scene.ending_after = write_s, range(2, 5)
+    scene.play()
+    assert scene.saved == steps
+
+
 def test_the_best_by_a_metric_is_saved_and_kept_beside_the_newest(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -120,6 +120,35 @@ def test_one_that_stands_still_while_it_joins_is_found() -> None:
     assert scene.pool.events == [("reserved", 1), ("started", 1), ("lost", 1), ("released", 1)]
 
 
+def test_an_engine_moves_once_another_has_joined() -> None:
+    scene = Scene(2)
+
+    async def scenario() -> None:
+        lease = await scene.router.reserve(1, (NEW, 0))
+        moving = [asyncio.ensure_future(scene.scaler.move(engine)) for engine in (0, 1)]
+        await asyncio.sleep(START_S + 2.0)
+        assert scene.router.load[2] == 0  # it serves, and the one before finishes what it has
+        lease.release(1)
+        assert await asyncio.gather(*moving) == [None, None]
+        assert await scene.scaler.move(1) is None  # it is not there any more
+
+    scene.play(scenario)
+    assert set(scene.router.load) == {0, 2}
+    assert scene.router.num_lost == 0
+    assert [event for event in scene.pool.events if event[0] == "ended"] == [("ended", 0), ("ended", 1)]
+
+
+def test_an_engine_for_which_none_can_join_stays() -> None:
+    scene = Scene(1)
+    scene.pool.rooms.append(DeadlineError("no room within 100 s"))
+
+    async def scenario() -> None:
+        assert await scene.scaler.move(0) == "no room within 100 s"
+        assert scene.router.load == {0: 0}
+
+    scene.play(scenario)
+
+
 def test_those_that_joined_before_a_failure_leave_again() -> None:
     scene = Scene(1)
 

@@ -63,6 +63,23 @@ def test_another_process_takes_the_place_of_a_lost_one() -> None:
     assert living(crew) == {"scoring/0": 1, "scoring/1": 3}
 
 
+def test_one_that_moves_works_until_the_new_process_is_ready() -> None:
+    cluster = Cluster()
+    crew, seen = crew_of(cluster), []
+
+    async def prepare(worker: Any) -> None:
+        seen.append((worker.number, living(crew)))
+
+    asyncio.run(crew.move(1, prepare))
+    assert seen == [(3, {"scoring/0": 1, "scoring/1": 2})]
+    assert living(crew) == {"scoring/0": 1, "scoring/1": 3}
+    assert cluster.killed == []  # Ray ends the one before, once its open calls are done
+    cluster.answers = [DeadlineError("late")]
+    with pytest.raises(DeadlineError):
+        asyncio.run(crew.move(1))
+    assert (living(crew), cluster.killed) == ({"scoring/0": 1, "scoring/1": 3}, [4])
+
+
 def test_a_new_process_that_is_lost_too_is_replaced_as_often_as_may_be(caplog: pytest.LogCaptureFixture) -> None:
     gone = WorkerDiedError("starting again: scoring/1 is gone", "scoring/1")
     cluster = Cluster(gone, DeadlineError("late"))
