@@ -30,6 +30,10 @@ class WorkerDiedError(WorkerError):
         self.worker = worker
 
 
+class LostDataError(RlsysError):
+    """Data that a worker had made, and that is gone with the node that held it; the message names the work."""
+
+
 class SampleError(WorkerError):
     """An engine could not sample one response; the group may be sampled again elsewhere."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlsys.build.environment import worker_imports
 from rlsys.build.run import Run, open_run
-from rlsys.errors import DeadlineError, WorkerDiedError
+from rlsys.errors import DeadlineError, LostDataError, WorkerDiedError
 from rlsys.metrics.display import Display
 from rlsys.preflight.prepared import Prepared
 from rlsys.runtime.preimport import Preimport
@@ -49,8 +49,9 @@ async def train_to_the_end(
 ) -> None:
     """Train a run, and start it again from its newest checkpoint when it loses workers that nothing else replaces.
 
-    Those are learner ranks, and Ray itself; engines, scoring and reference workers are replaced while the run goes on.
-    `on_start` is called when everything has been started. A run that never started fails at once.
+    Those are learner ranks, Ray itself, and nodes with untrained data; engines, scoring and reference
+    workers are replaced while the run goes on. `on_start` is called when everything has been started. A run that never
+    started fails at once.
     """
     restarts, has_started = Restarts(prepared.config.cluster.max_restarts), False
     while True:
@@ -60,7 +61,7 @@ async def train_to_the_end(
                 on_start()
                 await run.supervise(train(run))
                 return
-        except (WorkerDiedError, DeadlineError) as error:
+        except (WorkerDiedError, DeadlineError, LostDataError) as error:
             if not has_started or not restarts.take("the run"):
                 raise
             logger.warning("the run is started again, from its newest checkpoint, because of this: %s", error)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from rlsys.errors import DeadlineError, RlsysError, WorkerDiedError, WorkerError
+from rlsys.errors import DeadlineError, LostDataError, RlsysError, WorkerDiedError, WorkerError
 from rlsys.runtime.background import SETTLE_S, Background, cancel, may_be_a_consequence, root_cause
 from rlsys.runtime.logs import end_of_log, log_file
 from rlsys.runtime.occupancy import Occupancy
@@ -19,6 +19,7 @@ from rlsys.runtime.stacks import stack_of
 K = TypeVar("K")
 # For an object whose worker has finished it: only the way from another node takes time.
 READ_DEADLINE_S = 300.0
+LOST = ray.exceptions.ObjectLostError  # of an object whose node is gone
 # Ray colours its tracebacks; in a log file the codes are noise.
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -47,6 +48,7 @@ class Calls:
             DeadlineError: no answer in time.
             WorkerDiedError: the worker's process is gone.
             WorkerError: the call failed; an RlsysError of the worker is raised unchanged.
+            LostDataError: what was passed to the call, or is read, is gone with the node that held it.
         """
         try:
             async with asyncio.timeout(deadline_s):
@@ -141,7 +143,11 @@ async def fetch(ref: Any, *, who: str, what: str) -> Any:
         cause = error.cause
         if isinstance(cause, RlsysError):
             raise cause from None
+        if isinstance(cause, LOST):
+            raise LostDataError(f"{what}: {who} got something that is lost: {type(cause).__name__}: {cause}") from error
         where = ANSI.sub("", str(error)).rstrip()
         raise WorkerError(f"{what}: {who} failed: {type(cause).__name__}: {cause}\n{where}") from error
+    except LOST as error:
+        raise LostDataError(f"{what}: what {who} held is lost: {type(error).__name__}: {error}") from error
     except ray.exceptions.RayError as error:
         raise WorkerDiedError(f"{what}: {who} is gone: {type(error).__name__}: {error}", who) from error
