@@ -98,7 +98,9 @@ class Job:
         env = {**os.environ, TAG: self.tag, "RAY_TMPDIR": str(self.ray_folder), "OMP_NUM_THREADS": "1"}
         with (self.folder / "log").open("ab") as log:
             command = [sys.executable, "-m", "rlsys.cli", "train", *OPTIONS, *given]
-            self._process = subprocess.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, cwd=self.folder, env=env, stdout=log, stderr=log, preexec_fn=_heed_signals
+            )
 
     @property
     def pid(self) -> int:
@@ -195,3 +197,9 @@ def _is_stopped(pid: int) -> bool:
     with contextlib.suppress(psutil.Error):
         return psutil.Process(pid).status() == psutil.STATUS_STOPPED
     return True
+
+
+def _heed_signals() -> None:
+    """Undo what `nohup` and `&` leave behind, also to children: Ctrl-C and a lost terminal are ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
