@@ -68,7 +68,9 @@ def test_from_one_engine_to_two_and_back(tmp_path: Path, lora: tuple[str, ...]) 
     assert [row["schedule/engines"] for row in rows if row["step"] in (1, 6, 11, 14, 16)] == [1, 2, 2, 1, 1]
     assert {row.get("schedule/engines_lost") for row in rows[1:]} == {0}
     check_ledger(tmp_path / "run", 16)
-    assert by_engine(tmp_path / "run", range(8, 12)).keys() == {0, 1}
+    # It joined before step 6, and has its share within two steps.
+    shares = by_engine(tmp_path / "run", range(7, 12))
+    assert shares[1] >= 0.8 * shares.total() / 2
     assert by_engine(tmp_path / "run", range(15, 17)).keys() == {0}
 
 
