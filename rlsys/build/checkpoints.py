@@ -32,6 +32,7 @@ from rlsys.run_folder.checkpoint_writer import set_aside_after
 from rlsys.run_folder.layout import CHECKPOINTS
 from rlsys.run_folder.manifest import size_of
 from rlsys.run_folder.metrics import set_aside
+from rlsys.run_folder.mirror import Mirror
 from rlsys.run_folder.resume import fixed_options
 from rlsys.runtime.background import cancel
 from rlsys.types import Coefficients, ScoredGroup
@@ -40,6 +41,7 @@ from rlsys.types import Coefficients, ScoredGroup
 RETRY_S = 30.0
 LOG_EVERY_S = 600.0
 FULL_DISK_S = 24 * 3600.0
+MIRROR_S = 3600.0  # for one copy of a checkpoint to its second place
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class Checkpoints:
         guards: Guards,
         finished: FinishedGroups,
         ends_soon: Callable[[], bool] = lambda: False,
+        mirror: Mirror | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = prepared.config
@@ -88,6 +91,7 @@ class Checkpoints:
         self._reference = reference
         self._guards = guards
         self._finished = finished
+        self._mirror = mirror  # a second place for them
         self._ends_soon = ends_soon  # whether a node with learner ranks has announced its end
         self._recorder = recorder
         self._fixed = fixed_options(prepared)
@@ -245,8 +249,20 @@ class Checkpoints:
                 await self._wait_for_room()
         if started is not None:
             logger.warning("there is room again: step %d is saved, the run goes on", step)
-        self._saved, self._open = step, None
+        self._saved = step
+        if self._mirror is not None:
+            await self._copy_to(self._mirror, folder)
+        self._open = None
         return folder
+
+    async def _copy_to(self, mirror: Mirror, folder: Path) -> None:
+        """Copy a checkpoint to its second place; the run goes on without when it cannot be reached."""
+        kept = [path.name for path in checkpoints(self._run_dir)]
+        try:
+            async with asyncio.timeout(MIRROR_S):
+                await asyncio.to_thread(mirror.put, folder, kept)
+        except Exception as error:  # each file system has its own
+            logger.warning("%s is not in checkpoint.mirror: %s: %s", folder, type(error).__name__, error)
 
     async def _wait_for_room(self) -> None:
         """Wait until the disk has room for one more checkpoint, the run is to end, or the pause is to be logged."""

@@ -47,6 +47,7 @@ from rlsys.run_folder.checkpoint import RunState
 from rlsys.run_folder.finished_groups import FinishedGroup, read_groups
 from rlsys.run_folder.layout import LOGS
 from rlsys.run_folder.metrics import MetricsWriter
+from rlsys.run_folder.mirror import mirror_of
 from rlsys.run_folder.replay import ReplayFolders
 from rlsys.run_folder.rollouts import RolloutWriter
 from rlsys.run_folder.timeline import TimelineWriter, timeline_path
@@ -357,6 +358,7 @@ def build_run(
             guards=guards,
             finished=groups,
             ends_soon=lambda: evacuation.holds_learners,
+            mirror=mirror_of(config),
         ),
         supervisor=supervisor,
         scaling=Scaling(config, run_dir, scaler),

@@ -187,8 +187,11 @@ def train_job(job: Job) -> Path:
     from rlsys.build.environment import worker_imports
     from rlsys.run_folder.folder import check_run_dir
     from rlsys.run_folder.lock import locked, new_folder
+    from rlsys.run_folder.mirror import mirror_of
+    from rlsys.run_folder.resume import check_fixed_options
     from rlsys.runtime.preimport import Preimport
 
+    mirror = mirror_of(job.config)
     with Preimport(worker_imports(job.config)) as preimport:
         prepared, table = _prepared(job)
         # Nothing is written before everything has been checked.
@@ -197,6 +200,8 @@ def train_job(job: Job) -> Path:
         prepared = replace(prepared, config=replace(prepared.config, run_dir=str(run_dir)))
         with locked(run_dir):
             check_run_dir(run_dir, job.config.resume)  # again: another run may have come and gone meanwhile
+            if mirror is not None and job.config.resume == "auto" and mirror.fetch(run_dir) is not None:
+                check_fixed_options(prepared, run_dir)
             _train(prepared, run_dir, table, preimport)
     return run_dir
 
@@ -231,12 +236,16 @@ def check_folder(job: Job) -> None:
     from rlsys.preflight.checks import check_resume
     from rlsys.run_folder.folder import check_run_dir
     from rlsys.run_folder.lock import check_free
+    from rlsys.run_folder.mirror import mirror_of
 
     run_dir, is_named = folder_of(job), job.config.run_dir is not None
     check_resume(job.config.resume, job.config.run_dir)
     check_free(run_dir if is_named else run_dir.parent)
     if is_named:
         check_run_dir(run_dir, job.config.resume)
+    mirror = mirror_of(job.config)
+    if mirror is not None:
+        mirror.check(job.config.resume)
 
 
 def check_prepared(prepared: Prepared, run_dir: Path) -> None:

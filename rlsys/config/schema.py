@@ -221,6 +221,11 @@ class CheckpointConfig:
     rescue_s: float = option(
         300.0, ge=0, help="most seconds that a run which fails or is interrupted takes for a last checkpoint; 0: none"
     )
+    mirror: str | None = option(
+        None,
+        help="a folder or fsspec URL (s3://..., gs://...) to which checkpoints are copied, and from which resume=auto "
+        "takes the newest where run_dir has none as new",
+    )
     dtype: str | None = option(
         None,
         choices=DTYPES,

@@ -14,7 +14,7 @@ from rlsys.guards.nonfinite import Fetch, NonFiniteGuard, TextOf
 from rlsys.guards.pause import Pause
 from rlsys.guards.progress import Progress
 from rlsys.run_folder.checkpoint import RunState
-from rlsys.run_folder.folder import RunFolder
+from rlsys.run_folder.jsonl import read_metrics
 from rlsys.run_folder.layout import METRICS
 
 # What ends a run where its alarm's reaction is `stop`; RlsysError for the others. A suspect policy is not saved.
@@ -37,7 +37,7 @@ class Guards:
     def from_config(cls, config: Config, run_dir: Path, state: RunState, fetch: Fetch, text_of: TextOf) -> Guards:
         """Return the guards of a run; they count on from a checkpoint's `state` and the metrics before it."""
         limit = config.scoring.max_unscored_steps
-        earlier = RunFolder(run_dir).rows if state.step > 0 and (run_dir / METRICS).is_file() else []
+        earlier = read_metrics(run_dir / METRICS) if state.step > 0 and (run_dir / METRICS).is_file() else []
         return cls(
             NonFiniteGuard(run_dir, config.train.max_nonfinite_steps, fetch, text_of, state),
             MissingRewardGuard(

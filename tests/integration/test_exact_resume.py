@@ -1,8 +1,9 @@
-"""A run that was killed and resumed, against one that was not: the same prompts, responses and metrics."""
+"""Runs that were cut off and resumed, against one that was not: the same prompts, responses and metrics."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -60,6 +61,19 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
             assert [row[which] for row in found] == [row[which] for row in expected], (step, which)
     for row, again in zip(whole[1:], resumed[1:], strict=True):
         assert _computed(again) == pytest.approx(_computed(row), rel=1e-4, abs=1e-6), row["step"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_run_whose_folder_is_gone_goes_on_from_its_mirror(tmp_path: Path) -> None:
+    mirror = f"checkpoint.mirror=file://{tmp_path}/elsewhere"
+    assert _train(tmp_path, "run", mirror, "train.num_steps=5").wait(timeout=300) == 0
+    shutil.rmtree(tmp_path / "run")
+    assert _train(tmp_path, "run", mirror).wait(timeout=300) == 1  # of another run, as far as it knows
+    assert _train(tmp_path, "run", mirror, "resume=auto").wait(timeout=300) == 0
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [6, 7, 8]
+    names = sorted(path.name for path in (tmp_path / "elsewhere" / "checkpoints").iterdir())
+    assert names == ["step-000006", "step-000008"]
 
 
 def _last_step(run_dir: Path) -> int:

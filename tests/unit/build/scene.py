@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +36,7 @@ class Scene:
         self.step = 0
         self.copy_s, self.write_s = 1.0, 0.5  # of the learner in a checkpoint
         self.ending_after: range = range(0)  # steps at whose end a node has announced that it goes
+        self.mirrored: list[str] = []
         self.num_open = 0
         self.refreshed = True
         self.trained: list[int] = []
@@ -97,6 +98,7 @@ class Scene:
                 recorder,
                 guards=self.guards,
                 finished=groups,
+                mirror=self,  # type: ignore[arg-type]
                 ends_soon=lambda: len(self.trained) in self.ending_after,
                 clock=self._time,
             ),
@@ -183,6 +185,11 @@ class Scene:
             self.hooks.get(("save", step), lambda: None)()
         finally:
             self.num_open -= 1
+
+    def put(self, folder: Path, keep: Collection[str]) -> None:
+        """Be the second place of checkpoints."""
+        self.hooks.get(("mirror", int(folder.name[-2:])), lambda: None)()
+        self.mirrored = sorted({folder.name, *keep})
 
     async def _nothing(self, *_: Any) -> Any:
         return None

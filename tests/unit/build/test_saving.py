@@ -13,7 +13,7 @@ from rlsys.build.checkpoints import FULL_DISK_S
 from rlsys.errors import NoRoomError, RlsysError
 from rlsys.learner.rank import Rank
 from rlsys.run_folder.checkpoint import checkpoints, load_state
-from tests.unit.build.scene import STEPS, Scene
+from tests.unit.build.scene import STEPS, Scene, fails
 
 KEEP = "checkpoint.keep=9"
 # Seconds: a step takes 6, the copy for a checkpoint 1, its files 0.5, and the start 2.
@@ -53,6 +53,17 @@ def test_steps_are_saved_while_a_node_with_learner_ranks_is_about_to_end(
     scene.write_s, scene.ending_after = write_s, range(2, 5)
     scene.play()
     assert scene.saved == steps
+
+
+def test_a_second_place_that_fails_is_said_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene(tmp_path, "checkpoint.every=2", "checkpoint.keep=2")
+    scene.at("mirror", 4, fails(ConnectionError("the bucket is gone")))
+    scene.play()
+    assert scene.saved == [4, 5]
+    assert scene.mirrored == ["step-000004", "step-000005"]
+    assert "step-000004 is not in checkpoint.mirror: ConnectionError: the bucket is gone" in caplog.text
 
 
 def test_the_best_by_a_metric_is_saved_and_kept_beside_the_newest(
