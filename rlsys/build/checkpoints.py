@@ -76,11 +76,11 @@ class Checkpoints:
         learners: Learners,
         reference: Reference,
         recorder: Recorder,
+        mirror: Mirror | None,
         *,
         guards: Guards,
         finished: FinishedGroups,
         ends_soon: Callable[[], bool] = lambda: False,
-        mirror: Mirror | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = prepared.config

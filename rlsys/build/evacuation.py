@@ -60,9 +60,8 @@ class Evacuation:
         self._ending: dict[str, list[str]] = {}  # nodes, and the workers that were there when they announced it
         self._moving: set[str] = set()
 
-    @property
     def holds_learners(self) -> bool:
-        """Whether a node that is about to end has a rank of learner or critic."""
+        """Return whether a node that is about to end has a rank of learner or critic."""
         return any(_role(worker) in STATEFUL for workers in self._ending.values() for worker in workers)
 
     async def watch(self) -> None:
@@ -85,7 +84,7 @@ class Evacuation:
             return
         when = "" if math.isinf(left_s) else f" in {left_s:.0f} s"
         logger.warning("the node %s ends%s, with %s: what can move does", node[:8], when, ", ".join(workers))
-        if self.holds_learners:
+        if self.holds_learners():
             logger.warning("its learner ranks cannot move: from now on every step is saved until it ends")
         for worker in workers:
             if _role(worker) in self._movers and worker not in self._moving:
@@ -103,9 +102,7 @@ class Evacuation:
             self._moving.discard(worker)
 
 
-def evacuation_of(
-    config: Config, cluster: Cluster, scaler: EngineScaler, crews: Mapping[str, MovingCrew | None]
-) -> Evacuation:
+def evacuation_of(config: Config, cluster: Cluster, scaler: EngineScaler, **crews: MovingCrew | None) -> Evacuation:
     """Return the evacuation of a run; `crews` are its interchangeable workers, by role."""
     room, most_s = cluster.room, config.cluster.startup_deadline_s
 

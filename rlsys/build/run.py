@@ -61,7 +61,7 @@ from rlsys.runtime.timeline_collector import SpanSource, TimelineCollector
 from rlsys.scoring.pool import ScoringPool
 from rlsys.scoring.worker import ScoringSetup
 from rlsys.weights.broadcaster import Broadcaster
-from rlsys.weights.from_config import broadcaster_of, canary_of
+from rlsys.weights.from_config import broadcaster_of, canary_of, needs_canary
 from rlsys.weights.policy_broadcast import PolicyBroadcast
 
 logger = logging.getLogger(__name__)
@@ -325,19 +325,14 @@ def build_run(
     guards = Guards.from_config(config, run_dir, state, roles.rollout.trajectories, roles.scoring.text)
     estimates = partial(calls.read, who="the object store", what="reading value estimates")
     rollouts = RolloutWriter(run_dir, config.logging, roles.scoring.text, roles.rollout.trajectories, estimates)
-    recorder = Recorder(
-        *(clock, orchestrator, guards, MemoryUse(roles.cluster.workers)),
-        log=log,
-        rollouts=rollouts,
-        display=display,
-        timeline=timeline,
-    )
-    is_canary_needed = config.weights.verify or config.train.max_staleness > 0 or config.learner.lora.rank > 0
-    canary = canary_of(prepared, roles.policy, roles.rollout, calls) if is_canary_needed else None
+    measured = (clock, orchestrator, guards, MemoryUse(roles.cluster.workers))
+    recorder = Recorder(*measured, log=log, rollouts=rollouts, display=display, timeline=timeline)
+    canary = canary_of(prepared, roles.policy, roles.rollout, calls) if needs_canary(config) else None
     weights = PolicyBroadcast(broadcaster, canary, clock, learners, on_cpus=config.cluster.num_gpus == 0)
     supervisor, scaler = _engine_changes(config, roles, sampler.router, weights)
-    crews = {"scoring": roles.scoring, "reference": roles.reference}
-    evacuation = evacuation_of(config, roles.cluster, scaler, crews)
+    evacuation = evacuation_of(config, roles.cluster, scaler, scoring=roles.scoring, reference=roles.reference)
+    saved = (prepared, run_dir, prompts, orchestrator, learners, reference, recorder, mirror_of(config))
+    checkpoints = Checkpoints(*saved, guards=guards, finished=groups, ends_soon=evacuation.holds_learners)
     return Run(
         prepared=prepared,
         roles=roles,
@@ -353,13 +348,7 @@ def build_run(
         evaluation=PeriodicEvaluation(config, prepared.eval_sets, sampler, guards.eval_rewards),
         recorder=recorder,
         guards=guards,
-        checkpoints=Checkpoints(
-            *(prepared, run_dir, prompts, orchestrator, learners, reference, recorder),
-            guards=guards,
-            finished=groups,
-            ends_soon=lambda: evacuation.holds_learners,
-            mirror=mirror_of(config),
-        ),
+        checkpoints=checkpoints,
         supervisor=supervisor,
         scaling=Scaling(config, run_dir, scaler),
         evacuation=evacuation,

@@ -79,8 +79,7 @@ class EngineScaler:
             while len(self._supervisor.engines) < wanted:
                 engine, failure = await self._add(report)
                 if failure is not None:
-                    for joined in sorted(set(self._supervisor.engines) - set(before), reverse=True):
-                        await self._remove(joined, report)
+                    await self._remove_all(set(self._supervisor.engines) - set(before), report)
                     return f"{self._engines.name(engine)} could not join, and the run goes on as before: {failure}"
         return None
 
@@ -102,6 +101,10 @@ class EngineScaler:
         if failure is None:
             logger.info("%s has joined, and serves", self._engines.name(engine))
         return engine, failure
+
+    async def _remove_all(self, engines: set[int], report: Callable[[str], None]) -> None:
+        for engine in sorted(engines, reverse=True):
+            await self._remove(engine, report)
 
     async def _remove(self, engine: int, report: Callable[[str], None]) -> None:
         name = self._engines.name(engine)

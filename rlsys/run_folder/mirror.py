@@ -80,18 +80,26 @@ class Mirror:
             folder = run_dir / CHECKPOINTS / name
             if step_of(folder) <= newest:
                 return None
-            partial = folder.with_name(f".{name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            with naming_full_disk(partial):
-                self._get(name, partial)
-                reason = damage_of(partial, content=True)
-                if reason is None:
-                    shutil.rmtree(folder, ignore_errors=True)  # a damaged one, or it would be the newest
-                    logger.info("%s comes from checkpoint.mirror=%s", folder, self._url)
-                    return partial.rename(folder)
+            with naming_full_disk(folder):
+                reason = self._take(name, folder)
+            if reason is None:
+                logger.info("%s comes from checkpoint.mirror=%s", folder, self._url)
+                return folder
             logger.warning("%s in checkpoint.mirror=%s is passed over: %s", name, self._url, reason)
-            shutil.rmtree(partial)
         return None
+
+    def _take(self, name: str, folder: Path) -> str | None:
+        """Copy a checkpoint to a run's folder, whole or not at all; return why not."""
+        partial = folder.with_name(f".{name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        self._get(name, partial)
+        reason = damage_of(partial, content=True)
+        if reason is None:
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged one, or it would be the newest
+            partial.rename(folder)
+        else:
+            shutil.rmtree(partial)
+        return reason
 
     def _get(self, name: str, target: Path) -> None:
         root = self._place(name, "")

@@ -36,6 +36,11 @@ def broadcaster_of(config: Config, policy: PolicySide, rollout: RolloutSide, cal
     return WeightBroadcaster(policy, rollout, calls, config.weights, weight_backend(config))
 
 
+def needs_canary(config: Config) -> bool:
+    """Return whether engines and learner are compared: where it is asked for, and where versions or adapters differ."""
+    return config.weights.verify or config.train.max_staleness > 0 or config.learner.lora.rank > 0
+
+
 def canary_of(prepared: Prepared, policy: PolicySide, rollout: RolloutSide, calls: Calls) -> WeightCanary:
     """Return the canary that compares engines and learner by one fixed text."""
     config = prepared.config

@@ -64,7 +64,7 @@ def test_what_can_move_does_so_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "rlsys"):
         nodes.look(times=3)
     assert nodes.moved == [("rollout", 0, 90.0), ("scoring", 0, 90.0), ("reference", 0, 90.0)]
-    assert not nodes.evacuation.holds_learners
+    assert not nodes.evacuation.holds_learners()
     assert "the node aaaaaaaa ends in 90 s, with rollout/0, scoring/0, reference/0: what can move does" in caplog.text
     assert "cccccccc" not in caplog.text
 
@@ -74,15 +74,15 @@ def test_learners_stay_and_are_saved_until_the_node_is_gone(caplog: pytest.LogCa
     nodes.ending = {"b" * 56: math.inf}
     nodes.look(times=2)
     assert nodes.moved == [("rollout", 1, math.inf)]
-    assert nodes.evacuation.holds_learners
+    assert nodes.evacuation.holds_learners()
     assert "the node bbbbbbbb ends, with rollout/1, learner/0" in caplog.text
     assert caplog.text.count("from now on every step is saved until it ends") == 1
     nodes.workers["b" * 56] = ["learner/0"]  # the engine has moved
     nodes.look()
-    assert nodes.evacuation.holds_learners
+    assert nodes.evacuation.holds_learners()
     nodes.ending = {}
     nodes.look()
-    assert not nodes.evacuation.holds_learners
+    assert not nodes.evacuation.holds_learners()
 
 
 def test_a_worker_for_which_there_is_no_room_stays_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
