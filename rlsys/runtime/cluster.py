@@ -68,7 +68,7 @@ class Cluster:
         # Workers without GPUs keep the CUDA_VISIBLE_DEVICES of their `Demand.env`; with 1 Ray would empty it.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         exempt_loopback()  # before Ray, whose processes inherit it; trackers may be services of this machine too
-        with _signal_handler_kept(signal.SIGTERM):
+        with _signal_handler_kept(signal.SIGTERM), _blocked(signal.SIGHUP):
             if joined is None:
                 self._start_local(demands)
             else:
@@ -209,6 +209,19 @@ def _signal_handler_kept(number: signal.Signals) -> Iterator[None]:
     finally:
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _blocked(number: signal.Signals) -> Iterator[None]:
+    """Keep a signal from all processes that are started in the block; this one gets it afterwards.
+
+    A terminal that is closed sends SIGHUP to Ray as well, and the run could save nothing any more.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _code_folders() -> list[str]:

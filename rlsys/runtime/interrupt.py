@@ -1,4 +1,4 @@
-"""Running a coroutine so that Ctrl-C and SIGTERM end it in order: it is cancelled, and its workers are stopped."""
+"""Running a coroutine so that Ctrl-C, SIGTERM and a lost terminal end it in order: cancelled, its workers stopped."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from rlsys.runtime.processes import ENDING_SIGNALS
+
 T = TypeVar("T")
 RENEW_S = 0.5  # between two times that a notebook's cell sets its handlers
 
 
 def run_until_interrupted(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` in an event loop of its own; the first SIGINT or SIGTERM cancels it.
+    """Run `main` in an event loop of its own; the first signal of `ENDING_SIGNALS` cancels it.
 
     A notebook's cell, which runs inside an event loop already, waits for a thread that has this one.
 
@@ -94,8 +96,8 @@ def _signals_cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) ->
         loop.call_soon_threadsafe(task.cancel)
 
     is_main_thread = threading.current_thread() is threading.main_thread()
-    # A signal that is ignored (a job in a shell's background ignores SIGINT) stays ignored.
-    handled = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    # A signal that is ignored stays so: SIGINT of a job in a shell's background, SIGHUP under `nohup`.
+    handled = [n for n in ENDING_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, interrupt) for number in handled if is_main_thread}
 
     def renew() -> None:

@@ -40,7 +40,10 @@ class _PlainHandler(logging.Handler):
         text = self.format(record)
         if record.levelno > logging.INFO:
             text = f"{record.levelname.lower()}: {text}"
-        print(text, file=sys.stderr if self._errors else sys.stdout, flush=True)
+        try:
+            print(text, file=sys.stderr if self._errors else sys.stdout, flush=True)
+        except OSError:  # a terminal or a pipe that is gone: the file has the message, and the run ends in order
+            self.handleError(record)
 
 
 @functools.cache

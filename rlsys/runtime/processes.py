@@ -35,7 +35,7 @@ import psutil
 TAG = "RLSYS_RUN_TAG"  # the environment variable that holds a run's tag
 GRACE_S = 2.0  # between SIGTERM and SIGKILL
 SIGNAL_GRACE_S = 6.0  # how long a driver that received a signal may take to end by itself
-ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a polite request, a terminal that is gone
 # Bytes that no signal's number is: the driver received a signal, and still does what must be done first; it has started
 # processes that may hide their tag, as Ray's agents do, whose title is written over their environment.
 AT_WORK, LOOK = 0, 255

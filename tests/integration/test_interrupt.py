@@ -42,8 +42,8 @@ def start(tmp_path: Path, mark: str, *more: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        # Whoever is started in the background of a shell ignores Ctrl-C, and so would the run.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # Whoever is started in the background of a shell or by `nohup` ignores these, and so would the run.
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)],
     )
 
 
@@ -63,9 +63,10 @@ def read_until(process: subprocess.Popen[str], text: str) -> None:
         pytest.param("starting Ray", 2.0, signal.SIGINT, marks=pytest.mark.long),
         pytest.param("starting Ray", 14.0, signal.SIGINT, marks=pytest.mark.long),
         ("step 2/", 0.1, signal.SIGINT),
+        pytest.param("step 2/", 0.1, signal.SIGHUP, marks=pytest.mark.long),
         pytest.param("step 2/", 0.1, signal.SIGKILL, marks=pytest.mark.long),
     ],
-    ids=["while Ray starts", "while workers start", "while training", "killed while training"],
+    ids=["while Ray starts", "while workers start", "while training", "terminal closed", "killed while training"],
 )
 def test_nothing_is_left_running(tmp_path: Path, text: str, delay_s: float, how: signal.Signals) -> None:
     mark = uuid.uuid4().hex
@@ -76,7 +77,7 @@ def test_nothing_is_left_running(tmp_path: Path, text: str, delay_s: float, how:
         assert len(marked(mark)) > 1, "the run had not started anything yet"
         # What a terminal does: the signal goes to the whole foreground group.
         os.killpg(process.pid, how)
-        is_saved = how is signal.SIGINT and text.startswith("step")
+        is_saved = how is not signal.SIGKILL and text.startswith("step")
         if is_saved:  # first, in whatever time this machine takes
             read_until(process, f"saved {tmp_path}/run/checkpoints/step-")
         sent = time.monotonic()

@@ -12,6 +12,7 @@ import pytest
 
 from rlsys.errors import RlsysError
 from rlsys.runtime.interrupt import run_until_interrupted
+from rlsys.runtime.processes import ENDING_SIGNALS
 
 
 async def work() -> str:
@@ -38,7 +39,7 @@ def test_from_within_an_event_loop() -> None:
     assert asyncio.run(cell()) == "done"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDING_SIGNALS)
 @pytest.mark.parametrize("in_loop", [False, True], ids=["program", "notebook"])
 def test_a_signal_lets_the_run_end_in_order(number: signal.Signals, in_loop: bool) -> None:
     events = []

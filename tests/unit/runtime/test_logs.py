@@ -119,3 +119,15 @@ def test_of_many_failures_the_first_are_logged_and_the_last_of_these_says_so(cap
     assert caplog.records.pop().getMessage() == "a call: ValueError: it died"
     assert lines[-1].endswith("further failures like this are not logged")
     assert [bool(record.exc_info) for record in caplog.records] == [True] + [False] * (MAX_FAILURES - 1)
+
+
+def test_a_terminal_that_is_gone_keeps_no_message_from_the_file(tmp_path: Path) -> None:
+    """As when a run ends in order because its terminal was closed."""
+    script = (
+        "import logging, os, pathlib, sys\nfrom rlsys.runtime.logs import log_to_file, log_to_terminal\n"
+        "log_to_terminal()\nlog_to_file(pathlib.Path(sys.argv[1]), 'driver')\n"
+        "os.close(1)\nos.open('/dev/full', os.O_WRONLY)\nlogging.getLogger('rlsys').warning('saved')\nos._exit(7)"
+    )
+    result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 7, result.stderr
+    assert "WARNING rlsys: saved" in (tmp_path / "driver.log").read_text()
