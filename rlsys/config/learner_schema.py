@@ -13,6 +13,7 @@ PACKINGS = ("auto", "shared_prompt", "packed", "padded")
 
 PACKING_HELP = "how trajectories share a forward; auto: the first of the others that the model allows"
 MICROBATCH_HELP = "input tokens per forward; must hold the longest trajectory"
+PER_LENGTH = "for each 1,024 tokens of rollout.max_response_tokens"
 NUM_CPUS_HELP = "CPUs reserved with Ray per worker"
 NUM_THREADS_HELP = "OpenMP threads per worker; null: the machine's cores divided by the workers that share them"
 
@@ -75,7 +76,7 @@ class LearnerConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     num_cpus: float = option(1.0, ge=0, help=NUM_CPUS_HELP)
     num_threads: int | None = option(None, ge=1, help=NUM_THREADS_HELP)
-    deadline_s: float = option(1800.0, gt=0, help="deadline for one update")
+    deadline_s: float = option(1800.0, gt=0, help=f"deadline for one update, {PER_LENGTH}")
 
 
 @dataclass
@@ -96,4 +97,4 @@ class ReferenceConfig:
     packing: str = option("auto", choices=PACKINGS, help=PACKING_HELP)
     num_cpus: float = option(1.0, ge=0, help=NUM_CPUS_HELP)
     num_threads: int | None = option(None, ge=1, help=NUM_THREADS_HELP)
-    deadline_s: float = option(600.0, gt=0, help="deadline for the log-probabilities of one call")
+    deadline_s: float = option(600.0, gt=0, help=f"deadline for the log-probabilities of one call, {PER_LENGTH}")

@@ -17,6 +17,7 @@ from rlsys.config.learner_schema import (
     DTYPES,
     NUM_CPUS_HELP,
     NUM_THREADS_HELP,
+    PER_LENGTH,
     CriticConfig,
     LearnerConfig,
     ReferenceConfig,
@@ -139,7 +140,9 @@ class RolloutConfig:
     )
     max_in_flight: int | None = option(None, ge=1, help="most trajectories in one engine; null: twice `max_num_seqs`")
     linger_s: float = option(0.2, ge=0, help="seconds that an engine gathers finished responses before it returns them")
-    deadline_s: float = option(900.0, gt=0, help="deadline for the groups of one step, sampled and scored")
+    deadline_s: float = option(
+        900.0, gt=0, help=f"most seconds without a response that is finished or scored, {PER_LENGTH}"
+    )
 
     @property
     def cap(self) -> int:
@@ -304,6 +307,11 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def deadline_factor(self) -> float:
+        """How often deadlines count that are given for responses of up to 1,024 tokens."""
+        return max(1.0, self.rollout.max_response_tokens / 1024)
 
     @property
     def engine_dtype(self) -> str:

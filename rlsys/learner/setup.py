@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlsys.algorithms.requirements import needs_critic
 from rlsys.config.algorithm_schema import AlgorithmConfig
@@ -37,7 +37,7 @@ class PolicySetup:
         # While the critic warms up alone the policy makes no updates, so its schedule is shorter.
         critic_alone = config.train.critic_warmup_steps if needs_critic(config) else 0
         return cls(
-            learner=config.learner,
+            learner=replace(config.learner, deadline_s=config.learner.deadline_s * config.deadline_factor),
             algorithm=config.algorithm,
             weights=config.weights,
             model_path=model_path,
@@ -73,7 +73,7 @@ class CriticSetup:
     def from_config(cls, config: Config, model_path: str, max_tokens: int) -> CriticSetup:
         """Build it from the run's configuration, the resolved model folder or hub id, and the longest trajectory."""
         return cls(
-            critic=config.critic,
+            critic=replace(config.critic, deadline_s=config.critic.deadline_s * config.deadline_factor),
             algorithm=config.algorithm,
             model_path=model_path,
             max_tokens=max_tokens,

@@ -20,7 +20,7 @@ from rlsys.orchestrator.admission import Admission
 from rlsys.orchestrator.batch import StepBatch, has_variance
 from rlsys.orchestrator.router import NEW, Lease
 from rlsys.orchestrator.sampling import GroupSampler
-from rlsys.runtime.background import Background
+from rlsys.runtime.background import Background, cancel
 from rlsys.scoring.combine import first_failure
 from rlsys.types import FAILURES, Prompt, ReferenceScores, RolloutGroup, Sampling, ScoredGroup
 
@@ -96,7 +96,7 @@ class Orchestrator:
             sampling_params: The sampling of each prompt; a second entry is the greedy response for a baseline.
             rule: Decides which groups are trained.
             reference: Computes reference log-probabilities of accepted groups; None without a reference.
-            deadline_s: Longest wait for one batch.
+            deadline_s: Longest wait without a response that is finished or scored.
             resumed: Where a checkpoint left off; `admission` counts its groups as ready.
             idle_shares: Returns the fraction of time in which each role was idle since the last call.
         """
@@ -119,6 +119,7 @@ class Orchestrator:
         self._num_filtered, self._num_trained = (resumed.ledger.get(name, 0) for name in ("filtered", "trained"))
         self._rejected: list[tuple[int, ScoredGroup]] = []  # since the last batch, with their positions
         self._num_drawn = 0  # prompts, since the last batch
+        self._num_ended = 0  # groups, accepted or rejected
         self._is_admitting = False
 
     async def next_batch(self, step: int) -> StepBatch:
@@ -139,11 +140,7 @@ class Orchestrator:
             # Not earlier: groups start only once the engines have the weights, and after the first evaluation.
             self._is_admitting = True
             self._background.start(self._admit_groups())
-        try:
-            async with asyncio.timeout(self._deadline_s):
-                taken = await self._taken()
-        except TimeoutError as error:
-            raise DeadlineError(self._sampler.timeout_message("rollout", self._deadline_s)) from error
+        taken = await self._taken_in_time()
         self._changed.set()  # the slots of this step may be filled again
         self._last_batch = step, [(self._positions.pop(group_id), self._ready[group_id]) for group_id in taken]
         self._num_trained += len(taken)
@@ -244,7 +241,26 @@ class Orchestrator:
                 group = replace(group, reference=await self._reference.put(group.rollout))
             self._ready[group_id] = group
             self._admission.complete(group_id)
+        self._num_ended += 1
         self._changed.set()
+
+    async def _taken_in_time(self) -> list[int]:
+        """Wait for the step's groups for as long as responses are finished or scored, however long that takes."""
+        waiting = asyncio.ensure_future(self._taken())
+        try:
+            while not waiting.done():
+                before = self._progress
+                await asyncio.wait([waiting], timeout=self._deadline_s)
+                if not waiting.done() and self._progress == before:
+                    raise DeadlineError(self._sampler.timeout_message("rollout", self._deadline_s))
+            return waiting.result()
+        finally:
+            await cancel([waiting])
+
+    @property
+    def _progress(self) -> tuple[int, int]:
+        """Responses and scores, and groups with their reference log-probabilities, since the start."""
+        return self._sampler.num_delivered, self._num_ended
 
     async def _taken(self) -> list[int]:
         """Wait for the step's groups and return their ids."""

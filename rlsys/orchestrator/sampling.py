@@ -111,6 +111,7 @@ class GroupSampler:
         self.num_sampling = 0  # groups that engines sample now
         self.num_scoring = 0  # groups that are sampled and wait for rewards
         self.num_restarted = 0
+        self.num_delivered = 0  # responses that are finished, and units that are scored
         self.last_sample_at = self.last_score_at = 0.0  # time.perf_counter()
         self._engines = engines
         self._lose = lose
@@ -236,6 +237,7 @@ class GroupSampler:
             group.scores.append((unit, self.scoring.put(unit)))
 
         def take(delivered: Sequence[Sample]) -> None:
+            self.num_delivered += len(delivered)
             lease.release(len(delivered))  # at once: another group may start while this one's longest response runs
             self.last_sample_at = time.perf_counter()
             group.samples.update((sample.number, sample) for sample in delivered)
@@ -267,6 +269,7 @@ class GroupSampler:
         with self._counted("num_scoring"):
             for unit, future in group.scores:
                 given, notes = await future
+                self.num_delivered += 1
                 rewards |= {sample.number: reward for sample, reward in zip(unit.samples, given, strict=True)}
                 for name, value in notes.items():
                     logged.setdefault(name, []).append(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class ReferenceSetup:
         """Build it from the run's configuration, the resolved model folder or hub id, and the longest trajectory."""
         penalty = config.algorithm.kl
         return cls(
-            reference=config.reference,
+            reference=replace(config.reference, deadline_s=config.reference.deadline_s * config.deadline_factor),
             model_path=model_path,
             max_tokens=max_tokens,
             dtype=config.learner.dtype,

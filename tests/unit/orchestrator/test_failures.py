@@ -70,6 +70,7 @@ def built(
     score: Any = None,
     deadline_s: float = 1e4,
     prompts: PromptStream | None = None,
+    prompts_per_step: int = 1,
 ) -> tuple[Orchestrator, GroupSampler]:
     async def scores(_: int, units: Sequence[ScoringUnit]) -> list[UnitScores]:
         return [([reward(1.0)] * len(unit), {}) for unit in units]
@@ -83,8 +84,8 @@ def built(
 
     sampler = GroupSampler({0: engine}, queue, router, lose=lose, whole_groups=False, deadline_s=deadline_s)
     prompts = prompts or PromptStream(PROMPTS, EpochOrder(len(PROMPTS), [0], shuffle=False))
-    rule = GroupRule(1, keeps_equal_rewards=True, compares_parts=False, on_error="mask")
-    admission = Admission(1, ahead)
+    rule = GroupRule(prompts_per_step, keeps_equal_rewards=True, compares_parts=False, on_error="mask")
+    admission = Admission(prompts_per_step, ahead)
     orchestrator = Orchestrator(background, sampler, admission, prompts, PLAN, rule, None, deadline_s=deadline_s)
     return orchestrator, sampler
 
@@ -160,6 +161,36 @@ def test_a_scoring_worker_that_dies_ends_the_run_while_engines_still_sample() ->
         return asyncio.get_running_loop().time()
 
     assert run_virtual(main()) == pytest.approx(1.0, abs=0.5)
+
+
+def test_slow_work_that_goes_on_is_not_cut_off_and_work_that_stands_still_is() -> None:
+    """Ten responses of four minutes each, under a deadline of five; the scoring of another takes a while too."""
+    stands_still = False
+
+    async def attempt(group: int, number: int) -> None:
+        await asyncio.sleep(1e9 if stands_still else 240.0 * (group % 10 + 1))
+
+    async def score(_: int, units: Sequence[ScoringUnit]) -> list[UnitScores]:
+        await asyncio.sleep(290.0)
+        return [([reward(1.0)] * len(unit), {}) for unit in units]
+
+    async def main() -> None:
+        nonlocal stands_still
+        background = Background()
+        orchestrator, _ = built(background, Engine(attempt), score=score, deadline_s=300.0, prompts_per_step=10)
+
+        async def steps() -> None:
+            nonlocal stands_still
+            assert len((await orchestrator.next_batch(1)).groups) == 10
+            assert asyncio.get_running_loop().time() > 2400.0
+            stands_still, started = True, asyncio.get_running_loop().time()
+            with pytest.raises(DeadlineError, match=r"rollout: no answer within 300 s from rollout/0"):
+                await orchestrator.next_batch(2)
+            assert asyncio.get_running_loop().time() - started < 1000.0
+
+        await background.supervise(steps())
+
+    run_virtual(main())
 
 
 def test_an_evaluation_that_is_late_leaves_nothing_running_on_the_engines() -> None:
