@@ -6,6 +6,7 @@ import pytest
 
 from rlsys.config.compose import load_config
 from rlsys.learner.setup import CriticSetup, PolicySetup
+from rlsys.reference.worker import ReferenceSetup
 
 UPDATES = ["train.num_steps=10", "train.updates_per_step=3", "train.minibatches_per_step=2"]
 
@@ -27,3 +28,11 @@ def test_engines_have_the_learner_s_dtype_unless_they_have_their_own() -> None:
 def test_whether_engines_keep_their_cache_across_an_update() -> None:
     kept = [PolicySetup.from_config(load_config([f"rollout.inflight_kv={v}"]), "m", 64) for v in ("keep", "recompute")]
     assert [setup.kv_is_kept for setup in kept] == [True, False]
+
+
+@pytest.mark.parametrize(("tokens", "factor"), [(64, 1.0), (1024, 1.0), (8192, 8.0)])
+def test_deadlines_count_by_the_length_of_responses(tokens: int, factor: float) -> None:
+    config = load_config([f"rollout.max_response_tokens={tokens}", "learner.deadline_s=100", "critic.deadline_s=70"])
+    assert PolicySetup.from_config(config, "m", 64).learner.deadline_s == 100 * factor
+    assert CriticSetup.from_config(config, "m", 64).critic.deadline_s == 70 * factor
+    assert ReferenceSetup.from_config(config, "m", 64).reference.deadline_s == 600 * factor
