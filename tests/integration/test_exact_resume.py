@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,20 @@ def test_a_run_whose_folder_is_gone_goes_on_from_its_mirror(tmp_path: Path) -> N
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [6, 7, 8]
     names = sorted(path.name for path in (tmp_path / "elsewhere" / "checkpoints").iterdir())
     assert names == ["step-000006", "step-000008"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_checkpoint_of_the_version_before_manifests_is_continued(tmp_path: Path) -> None:
+    """Written by commit f92e655, after two steps of a very small model."""
+    with tarfile.open(Path(__file__).parent / "data" / "before_manifests.tgz") as archive:
+        archive.extractall(tmp_path / "run", filter="data")
+    sizes = {"num_layers": 1, "hidden_size": 32, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 32}
+    model = [f"model.build.{name}={size}" for name, size in sizes.items()]
+    then = ["resume=auto", "train.num_steps=4", "algorithm.kl.coef=0", "rollout.seeded=false", "checkpoint.every=0"]
+    assert _train(tmp_path, "run", *model, *then).wait(timeout=300) == 0, (tmp_path / "run.log").read_text()
+    assert "after step 2" in (tmp_path / "run.log").read_text()
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [3, 4]
 
 
 def _last_step(run_dir: Path) -> int:
