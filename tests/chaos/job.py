@@ -152,9 +152,10 @@ class Job:
                     if process.environ().get(TAG) != self.tag and process.ppid() not in self._known:
                         continue
                     started = process.create_time()
-                if role is None:  # workers take their names some time after their start
-                    command = " ".join(process.cmdline())
-                    role = next((role for text, role in ROLES.items() if text in command), None)
+                # Looked at again each time: workers take their names some time after their start, and a process that a
+                # worker starts has the worker's name until it has become what it is.
+                command = " ".join(process.cmdline())
+                role = next((role for text, role in ROLES.items() if text in command), role)
                 self._known[process.pid] = (started, role)
                 found[process.pid] = role
         return found
