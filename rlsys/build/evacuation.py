@@ -41,7 +41,7 @@ class Evacuation:
     def __init__(
         self,
         places: Places,
-        ending_nodes: Callable[[], Awaitable[Mapping[str, float]]],
+        ending_nodes: Callable[[], Awaitable[Mapping[str, float] | None]],
         movers: Mapping[str, Callable[[int, float], Awaitable[None]]],
         background: Background,
     ) -> None:
@@ -49,7 +49,7 @@ class Evacuation:
 
         Args:
             places: where the workers are.
-            ending_nodes: returns the nodes that have announced their end, and seconds until then.
+            ending_nodes: returns the nodes that have announced their end, and seconds until then; None: not known now.
             movers: by role, moves a worker, by number, within a deadline in seconds.
             background: runs the moves.
         """
@@ -73,6 +73,8 @@ class Evacuation:
     async def look(self) -> None:
         """Begin to empty the nodes that have announced their end since the last look."""
         ending = await self._ending_nodes()
+        if ending is None:
+            return
         self._ending = {node: workers for node, workers in self._ending.items() if node in ending}
         for node, left_s in ending.items():
             if node not in self._ending:

@@ -149,13 +149,17 @@ class Cluster:
         """Look after Ray itself, for as long as the run lasts. Raise WorkerDiedError once it is gone."""
         await watch_ray()
 
-    async def ending_nodes(self) -> dict[str, float]:
+    async def ending_nodes(self) -> dict[str, float] | None:
         """Return the nodes that have announced their end, by id: seconds until then, infinite where it is not known.
 
-        Autoscalers and spot markets announce it by Ray's state "draining". Ray starts nothing new there.
+        None when Ray's head does not answer, which `watch` reports. Autoscalers and spot markets announce an end by
+        Ray's state "draining". Ray starts nothing new on such a node.
         """
         client = ray._private.worker.global_worker.gcs_client
-        ends_ms = await asyncio.to_thread(client.get_draining_nodes, timeout=ASK_S)
+        try:
+            ends_ms = await asyncio.to_thread(client.get_draining_nodes, timeout=ASK_S)
+        except ray.exceptions.RpcError:
+            return None
         return {node: end_ms / 1000 - time.time() if end_ms else math.inf for node, end_ms in ends_ms.items()}
 
     def _fork(self, demand: Demand) -> dict[str, str]:

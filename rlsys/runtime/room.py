@@ -115,7 +115,8 @@ class Room:
         except BaseException:
             place._remove()
             raise
-        self.forget(worker)
+        # Not its present place: the process there works until the next one has started. It ends with its node.
+        self._bundles.pop(worker, None)
         self._added[worker] = place
 
     def forget(self, worker: str) -> None:

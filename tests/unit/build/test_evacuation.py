@@ -25,7 +25,7 @@ class Nodes:
             "b" * 56: ["rollout/1", "learner/0"],
             "c" * 56: [],
         }
-        self.ending: dict[str, float] = {}
+        self.ending: dict[str, float] | None = {}
         self.moved: list[tuple[str, int, float]] = []
         self.failure: DeadlineError | None = None
         movers = {role: partial(self._move, role) for role in ("rollout", "scoring", "reference")}
@@ -34,8 +34,8 @@ class Nodes:
     def on_node(self, node: str) -> list[str]:
         return self.workers[node]
 
-    async def _ending(self) -> dict[str, float]:
-        return dict(self.ending)
+    async def _ending(self) -> dict[str, float] | None:
+        return self.ending
 
     async def _move(self, role: str, number: int, left_s: float) -> None:
         await asyncio.sleep(0)
@@ -78,6 +78,9 @@ def test_learners_stay_and_are_saved_until_the_node_is_gone(caplog: pytest.LogCa
     assert "the node bbbbbbbb ends, with rollout/1, learner/0" in caplog.text
     assert caplog.text.count("from now on every step is saved until it ends") == 1
     nodes.workers["b" * 56] = ["learner/0"]  # the engine has moved
+    nodes.look()
+    assert nodes.evacuation.holds_learners()
+    nodes.ending = None  # Ray's head does not answer now
     nodes.look()
     assert nodes.evacuation.holds_learners()
     nodes.ending = {}
