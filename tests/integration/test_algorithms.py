@@ -69,8 +69,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenRun]:
 @pytest.fixture(autouse=True)
 def _as_at_the_start(shared: OpenRun) -> None:
     (shared.folder.parent / "spoiled.json").unlink(missing_ok=True)
-    for part in (shared.run.learners, shared.run.reference):
-        shared.wait(part.load(str(shared.folder.parent)))
+    folder = str(shared.folder.parent)
+    shared.wait(shared.run.learners.load(folder, {}))
+    shared.wait(shared.run.reference.load(folder))
 
 
 def switched(shared: OpenRun, folder: Path, overrides: Sequence[str]) -> OpenRun:
