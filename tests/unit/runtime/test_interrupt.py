@@ -55,6 +55,8 @@ def test_a_signal_lets_the_run_end_in_order(number: signal.Signals, in_loop: boo
             events.append("stopped")
 
     def check() -> None:
+        if signal.getsignal(number) is signal.SIG_IGN:  # of tests that were started by `nohup`
+            signal.signal(number, signal.SIG_DFL)
         before = signal.getsignal(number)  # an event loop has handlers of its own
         with pytest.raises(KeyboardInterrupt):
             run_until_interrupted(run(before))
