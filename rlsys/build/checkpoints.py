@@ -35,6 +35,7 @@ from rlsys.run_folder.metrics import set_aside
 from rlsys.run_folder.mirror import Mirror
 from rlsys.run_folder.resume import fixed_options
 from rlsys.runtime.background import cancel
+from rlsys.runtime.daemon_threads import DaemonThreads
 from rlsys.types import Coefficients, ScoredGroup
 
 # On a full disk: seconds between two looks for room, between two messages, and until the run ends after all.
@@ -76,10 +77,10 @@ class Checkpoints:
         learners: Learners,
         reference: Reference,
         recorder: Recorder,
-        mirror: Mirror | None,
         *,
         guards: Guards,
         finished: FinishedGroups,
+        mirror: Mirror | None = None,
         ends_soon: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -260,7 +261,8 @@ class Checkpoints:
         kept = [path.name for path in checkpoints(self._run_dir)]
         try:
             async with asyncio.timeout(MIRROR_S):
-                await asyncio.to_thread(mirror.put, folder, kept)
+                # Not `to_thread`: the end of the run would wait for a copy that hangs.
+                await asyncio.get_running_loop().run_in_executor(DaemonThreads("mirror"), mirror.put, folder, kept)
         except Exception as error:  # each file system has its own
             logger.warning("%s is not in checkpoint.mirror: %s: %s", folder, type(error).__name__, error)
 

@@ -86,7 +86,7 @@ class Evacuation:
             return
         when = "" if math.isinf(left_s) else f" in {left_s:.0f} s"
         logger.warning("the node %s ends%s, with %s: what can move does", node[:8], when, ", ".join(workers))
-        if self.holds_learners():
+        if any(_role(worker) in STATEFUL for worker in workers):
             logger.warning("its learner ranks cannot move: from now on every step is saved until it ends")
         for worker in workers:
             if _role(worker) in self._movers and worker not in self._moving:

@@ -331,8 +331,9 @@ def build_run(
     weights = PolicyBroadcast(broadcaster, canary, clock, learners, on_cpus=config.cluster.num_gpus == 0)
     supervisor, scaler = _engine_changes(config, roles, sampler.router, weights)
     evacuation = evacuation_of(config, roles.cluster, scaler, scoring=roles.scoring, reference=roles.reference)
-    saved = (prepared, run_dir, prompts, orchestrator, learners, reference, recorder, mirror_of(config))
-    checkpoints = Checkpoints(*saved, guards=guards, finished=groups, ends_soon=evacuation.holds_learners)
+    saved = (prepared, run_dir, prompts, orchestrator, learners, reference, recorder)
+    mirror, ends_soon = mirror_of(config), evacuation.holds_learners
+    checkpoints = Checkpoints(*saved, guards=guards, finished=groups, mirror=mirror, ends_soon=ends_soon)
     return Run(
         prepared=prepared,
         roles=roles,

@@ -64,7 +64,7 @@ def scale(path: Path, rollout: int, show: Callable[[str], object]) -> None:
     file = ScaleRequests(folder.path).ask(rollout)
     try:
         # More than a run may take for one part: to have room for an engine and start it, or for its last responses.
-        deadline_s = 2 * config.cluster.startup_deadline_s + config.rollout.deadline_s
+        deadline_s = 2 * config.cluster.startup_deadline_s + config.rollout_deadline_s
         answer = _wait(folder.path, file, show, deadline_s)
     finally:
         file.unlink(missing_ok=True)  # a run that has not taken it yet will not

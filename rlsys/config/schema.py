@@ -314,6 +314,11 @@ class Config:
         return max(1.0, self.rollout.max_response_tokens / 1024)
 
     @property
+    def rollout_deadline_s(self) -> float:
+        """`rollout.deadline_s` for responses of the configured length."""
+        return self.rollout.deadline_s * self.deadline_factor
+
+    @property
     def engine_dtype(self) -> str:
         """The dtype that engines compute in."""
         return self.rollout.dtype or self.learner.dtype

@@ -71,7 +71,7 @@ def sampler_of(config: Config, engines: EnginePool, scoring: Scoring) -> GroupSa
         Router([config.rollout.cap] * len(engines.engines)),
         lose=engines.lose,
         whole_groups=wants_whole_groups(config),
-        deadline_s=config.rollout.deadline_s * config.deadline_factor,
+        deadline_s=config.rollout_deadline_s,
     )
 
 
@@ -101,8 +101,7 @@ def scaler_of(
     take_leave: Callable[[int], Awaitable[None]],
 ) -> EngineScaler:
     """Return what changes the number of engines; `take_leave` takes one out of broadcasts."""
-    drain_s = config.rollout.deadline_s * config.deadline_factor
-    return EngineScaler(engines, router, supervisor, take_leave, drain_deadline_s=drain_s)
+    return EngineScaler(engines, router, supervisor, take_leave, drain_deadline_s=config.rollout_deadline_s)
 
 
 def orchestrator_of(
@@ -123,7 +122,7 @@ def orchestrator_of(
         sampling_params_of(config),
         group_rule_of(config),
         reference,
-        deadline_s=config.rollout.deadline_s * config.deadline_factor,
+        deadline_s=config.rollout_deadline_s,
         resumed=resumed,
         idle_shares=calls.occupancy.take,
     )

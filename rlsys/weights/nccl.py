@@ -10,14 +10,13 @@ NCCL itself has no deadlines: a kernel waits for its peers forever, and so does 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import torch
 
+from rlsys.runtime.daemon_threads import DaemonThreads
 from rlsys.weights.manifest import Entry, total_bytes
 
 T = TypeVar("T")
@@ -127,15 +126,8 @@ def _joined(host: str, port: int, rank: int, world_size: int, device: torch.devi
     """
     from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
 
-    joined: Future[Any] = Future()
-
-    def join() -> None:
-        try:
-            joined.set_result(stateless_init_process_group(host, port, rank, world_size, device))
-        except BaseException as error:
-            joined.set_exception(error)
-
-    threading.Thread(target=join, name="join-weights", daemon=True).start()
+    threads = DaemonThreads("join-weights")
+    joined = threads.submit(stateless_init_process_group, host, port, rank, world_size, device)
     try:
         return joined.result(deadline_s)
     except TimeoutError as error:

@@ -96,9 +96,9 @@ class Scene:
                 self.learners,
                 reference,
                 recorder,
-                self,  # type: ignore[arg-type]
                 guards=self.guards,
                 finished=groups,
+                mirror=self,  # type: ignore[arg-type]
                 ends_soon=lambda: len(self.trained) in self.ending_after,
                 clock=self._time,
             ),

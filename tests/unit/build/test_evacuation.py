@@ -78,7 +78,9 @@ def test_learners_stay_and_are_saved_until_the_node_is_gone(caplog: pytest.LogCa
     assert "the node bbbbbbbb ends, with rollout/1, learner/0" in caplog.text
     assert caplog.text.count("from now on every step is saved until it ends") == 1
     nodes.workers["b" * 56] = ["learner/0"]  # the engine has moved
+    nodes.ending["a" * 56] = 90.0  # one without learners
     nodes.look()
+    assert caplog.text.count("from now on every step is saved until it ends") == 1
     assert nodes.evacuation.holds_learners()
     nodes.ending = None  # Ray's head does not answer now
     nodes.look()
