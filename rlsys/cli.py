@@ -48,6 +48,9 @@ def main() -> None:
     except KeyboardInterrupt:
         ended = "; every process of this run has ended" if sys.argv[1:2] in (["train"], ["eval"]) else ""
         print(f"rlsys: interrupted{ended}", file=sys.stderr)
+        # Whoever was interrupted in the `exec` of a text, as dataclasses are made, would be ended by Python with SIGINT
+        # and not with this code (`python -m`): it forgets the interruption with the next text.
+        exec("pass")
         sys.exit(130)
 
 

@@ -157,10 +157,16 @@ def _check_deadline(config: Config, spec: Mapping[str, Any]) -> None:
     """Raise ConfigError unless a function that hangs is killed before its worker counts as lost."""
     scoring = config.scoring
     call, row = (deadline_of(spec, default) for default in (scoring.function_deadline_s, scoring.row_deadline_s))
-    needed, waits = longest_s(call, row), {"scoring": scoring.deadline_s, "rollout": config.rollout.deadline_s}
-    short = [f"{role}.deadline_s={seconds:g}" for role, seconds in waits.items() if seconds <= needed]
+    needed = longest_s(call, row)
+    # A response's deadline grows with its length, and what holds it grows with it.
+    waits = {"scoring": (scoring.deadline_s, 1.0), "rollout": (config.rollout.deadline_s, config.deadline_factor)}
+    short = {role: wait for role, wait in waits.items() if wait[0] * wait[1] <= needed}
     if short:
+        are = " and ".join(f"{role}.deadline_s={seconds:g}" for role, (seconds, _) in short.items())
+        must = " and ".join(
+            f"{role}.deadline_s to more than {needed / factor:g}" for role, (_, factor) in short.items()
+        )
         raise ConfigError(
             f"rewards: '{spec['name']}' may take {call:g} s per call and {needed - call:g} s for its retries and "
-            f"restarts, but {' and '.join(short)}: set {'them' if len(short) > 1 else 'it'} to more than {needed:g}"
+            f"restarts, but {are}: set {' and '.join(must)}"
         )

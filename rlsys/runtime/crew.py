@@ -83,13 +83,14 @@ class Crew:
 
         The process before does what it was given, and ends when nobody waits for it.
         """
-        worker = self._process(number)
+        before, worker = self.workers[number], self._process(number)
         try:
             await self._ready(worker, self.name(number))
             if prepare is not None:
                 await prepare(worker)
         except BaseException:
             self._cluster.kill(worker)
+            self._cluster.workers[self.name(number)] = before
             raise
         self.workers[number] = worker
 

@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlsys.build.run import Run, open_run
+from rlsys.build.environment import worker_imports
+from rlsys.build.placement import worker_demands
+from rlsys.build.run import Run, connect, open_run
 from rlsys.config.compose import load_config
+from rlsys.config.schema import Config
 from rlsys.metrics.display import Display
 from rlsys.orchestrator.from_config import sampling_params_of
 from rlsys.preflight.prepare import prepare
+from rlsys.runtime.cluster import Cluster
+from rlsys.runtime.preimport import Preimport
 from rlsys.train import train
 from rlsys.types import ScoredGroup
 
@@ -64,11 +69,22 @@ class OpenRun:
 
 
 @contextlib.contextmanager
+def connected(config: Config, *roles: str) -> Iterator[Cluster]:
+    """Open a Ray of its own with room for the workers of some roles; all of them fork what has their libraries."""
+    wanted, imports = worker_demands(config), worker_imports(config)
+    with Preimport({role: imports[role] for role in roles}) as preimport:
+        preimport.start_all()
+        with connect(config, {role: wanted[role] for role in roles}, preimport=preimport) as cluster:
+            yield cluster
+
+
+@contextlib.contextmanager
 def small_run(tmp_path: Path, overrides: Sequence[str] = ()) -> Iterator[OpenRun]:
     """Open a run of the real loop's parts, and close it."""
     config = load_config([*SMALL, f"model.cache_dir={tmp_path}/models", *overrides])
     prepared = prepare(config)
-    opening = open_run(prepared, tmp_path / "run", Display(config.train.num_steps, live=False))
+    preimport = Preimport(worker_imports(config))
+    opening = open_run(prepared, tmp_path / "run", Display(config.train.num_steps, live=False), preimport)
     run = wait(opening.__aenter__())
     try:
         yield OpenRun(run, tmp_path / "run")

@@ -28,7 +28,7 @@ from rlsys.types import (
     TrajectoryRef,
     TrajectorySummary,
 )
-from tests.integration.runs import kill, wait
+from tests.integration.runs import connected, kill, wait
 
 LENGTHS = [[3, 5], [4, 2], [6, 1]]
 REWARDS: list[list[float | None]] = [[1.0, 0.0], [2.0, None], [-1.0, 0.5]]
@@ -39,10 +39,8 @@ KL = 0.1  # of every token: the engine's log-probability is -2, the reference's 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     config = load_config(["experiment=quickstart", "algorithm=ppo", "critic.num_workers=2"])
-    opened = Cluster(config.cluster)
-    opened.connect(worker_demands(config)["critic"])
-    yield opened
-    opened.close()
+    with connected(config, "critic") as opened:
+        yield opened
 
 
 def groups() -> list[ScoredGroup]:

@@ -28,7 +28,7 @@ from rlsys.models.padding import pad
 from rlsys.runtime.cluster import Cluster
 from rlsys.types import Coefficients, Experience, ExperienceRow, Trajectory, TrajectoryRef, VersionSpan
 from tests.families.families import FAMILIES, build
-from tests.integration.runs import call_worker, kill, wait
+from tests.integration.runs import call_worker, connected, kill, wait
 
 LENGTHS = [5, 9, 14, 7, 11, 6, 16, 8]  # of eight responses to a prompt of four tokens
 ADVANTAGES = [1.0, -0.5, 2.0, -1.5, 0.3, -0.2, 0.9, -2.0]
@@ -47,11 +47,8 @@ LINEAR = [
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    config = load_config(["experiment=quickstart", "learner.num_workers=2"])
-    opened = Cluster(config.cluster)
-    opened.connect([demand for role in worker_demands(config).values() for demand in role])
-    yield opened
-    opened.close()
+    with connected(load_config(["experiment=quickstart", "learner.num_workers=2"]), "learner") as opened:
+        yield opened
 
 
 def trajectories() -> list[Trajectory]:

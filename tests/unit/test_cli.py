@@ -195,6 +195,16 @@ def test_ctrl_c_ends_a_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "interrupted; every process of this run has ended" in capsys.readouterr().err
 
 
+def test_the_exit_code_of_a_command_that_is_interrupted_while_it_makes_a_dataclass(tmp_path: Path) -> None:
+    """Python would end it by SIGINT, and who waits for it would take it for killed."""
+    (tmp_path / "interrupted.py").write_text(
+        "from rlsys import cli\ncli.execute = lambda _: exec('raise KeyboardInterrupt')\ncli.main()\n"
+    )
+    command = [sys.executable, "-m", "interrupted", "report"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (result.returncode, result.stderr) == (130, "rlsys: interrupted\n")
+
+
 def test_a_command_that_starts_no_process_does_not_speak_of_a_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

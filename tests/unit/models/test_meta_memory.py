@@ -38,6 +38,15 @@ def test_a_gpu_gives_whole_blocks() -> None:
     assert kept
 
 
+def test_a_sum_of_exponentials_has_the_shape_and_dtype_of_the_real_one() -> None:
+    a, b = torch.zeros(4, 1, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.bfloat16)
+    with MetaMemory("cpu") as memory:
+        found = torch.logaddexp(a.to(META), b.to(META))
+    said = torch.logaddexp(a, b)
+    assert (found.shape, found.dtype) == (said.shape, said.dtype)
+    assert memory.total() == 4 * 3 * 2
+
+
 def test_the_peak_is_divided_by_kind() -> None:
     with MetaMemory("cpu") as memory:
         memory.kind = "first"

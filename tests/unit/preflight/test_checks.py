@@ -118,7 +118,16 @@ def test_one_wrong_value(key: str, value: Any, said: list[str]) -> None:
     [
         (
             {"rewards": [{"name": "exact_match", "deadline_s": 500}]},
-            ["may take 500 s per call", "scoring.deadline_s=900 and rollout.deadline_s=900", "more than 1060"],
+            [
+                "may take 500 s per call",
+                "scoring.deadline_s=900 and rollout.deadline_s=900",
+                "set scoring.deadline_s to more than 1060 and rollout.deadline_s to more than 1060",
+            ],
+        ),
+        (  # twice the response's usual length, and so twice its deadline
+            {"rewards": [{"name": "exact_match", "deadline_s": 500}], "rollout.max_response_tokens": 2048}
+            | {"scoring.deadline_s": 2000, "rollout.deadline_s": 500},
+            ["but rollout.deadline_s=500: set rollout.deadline_s to more than 530"],
         ),
         (
             {"rollout.num_workers": 5, "train.prompts_per_step": 4},

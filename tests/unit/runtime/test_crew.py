@@ -25,11 +25,14 @@ class Cluster:
         self.killed: list[int] = []
         self.calls = self
         self.answers = list(answers)
+        self.workers: dict[str, Any] = {}
         self._count = 0
 
     def start(self, worker: type, demand: Any, *args: Any) -> Any:
         self._count += 1
-        return SimpleNamespace(number=self._count, start=SimpleNamespace(remote=lambda: None))
+        started = SimpleNamespace(number=self._count, start=SimpleNamespace(remote=lambda: None))
+        self.workers[demand.name] = started
+        return started
 
     def kill(self, worker: Any) -> None:
         self.killed.append(worker.number)
@@ -78,6 +81,7 @@ def test_one_that_moves_works_until_the_new_process_is_ready() -> None:
     with pytest.raises(DeadlineError):
         asyncio.run(crew.move(1))
     assert (living(crew), cluster.killed) == ({"scoring/0": 1, "scoring/1": 3}, [4])
+    assert cluster.workers == crew.named  # nobody asks the one that failed
 
 
 def test_a_new_process_that_is_lost_too_is_replaced_as_often_as_may_be(caplog: pytest.LogCaptureFixture) -> None:
