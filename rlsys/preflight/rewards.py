@@ -168,5 +168,5 @@ def _check_deadline(config: Config, spec: Mapping[str, Any]) -> None:
         )
         raise ConfigError(
             f"rewards: '{spec['name']}' may take {call:g} s per call and {needed - call:g} s for its retries and "
-            f"restarts, but {are}: set {' and '.join(must)}"
+            f"restarts, but {are}: set {must}"
         )
