@@ -138,7 +138,8 @@ def _lives(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if len(late) and late[-1, 0] - late[0, 0] >= SHORTEST:
             growth = 100 * float(np.polyfit(late[:, 0], late[:, 1], 1)[0])
             life = {"role": role, "steps": points[-1][0] - points[0][0], "last_mb": round(points[-1][1], 1)}
-            found.append({**life, "growth": round(growth, 3)})
+            curve = [(step, round(size, 1)) for step, size in points[:: max(1, len(points) // 40)]]
+            found.append({**life, "growth": round(growth, 3), "curve": curve})
     return sorted(found, key=lambda life: -life["growth"])
 
 

@@ -20,6 +20,7 @@ from rlsys.rollout.setup import LOADED_VERSION, EngineSetup
 from rlsys.rollout.trajectory import Response, summary_of, trajectory_of
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import FailureLog, log_worker
+from rlsys.runtime.preload import remove_registrations
 from rlsys.runtime.processes import cpu_seconds
 from rlsys.runtime.spans import Span, SpanRecorder
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
@@ -115,6 +116,7 @@ class RolloutWorker:
                 await self._adapters.load(Path(slots.loaded), LOADED_VERSION)
         logger.info("engine ready: %s in %s, up to %d tokens", arguments.model, config.dtype, self._setup.max_tokens)
         freeze_started()
+        remove_registrations()
 
     async def join_weights(self, init_info: dict[str, Any]) -> None:
         """Open the weight channel and return once the learner has joined too."""

@@ -39,6 +39,7 @@ ASK_S = 10.0  # for an answer of Ray's head
 WAIT_ON_S = 1.0  # between two messages to the guardian, well below its grace
 # Environment of a worker: the driver's folders, whose modules come after the libraries (`rlsys/__init__.py`).
 CODE_FOLDERS = "RLSYS_CODE_FOLDERS"
+REGISTERED_S = 240  # until a local Ray takes a worker for lost that has never answered
 AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -105,8 +106,16 @@ class Cluster:
                 log_to_driver=self._config.log_to_driver,
                 logging_level="error",
                 object_store_memory=_object_store_bytes(),
-                # Every worker of ours has an environment of its own, so none could use a process that Ray starts ahead.
-                _system_config={"prestart_worker_first_driver": False},
+                _system_config={
+                    # Every worker of ours has an environment of its own, so none could use one that Ray starts ahead.
+                    "prestart_worker_first_driver": False,
+                    # A worker that is forked from what still imports (`fork_server.PATIENCE_S`) comes later than Ray's
+                    # minute allows.
+                    "worker_register_timeout_seconds": REGISTERED_S,
+                    # No record of every call for a dashboard that is not there: the head's memory grew by 2 kB a call,
+                    # up to 100,000 of them.
+                    "task_events_report_interval_ms": 0,
+                },
             )
 
     def start(self, worker: type, demand: Demand, *args: Any, **options: Any) -> Any:

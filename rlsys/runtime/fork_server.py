@@ -22,8 +22,9 @@ from typing import Any
 STANDARD = (0, 1, 2)  # stdin, stdout, stderr
 READY = b"."
 LENGTH = 8  # bytes of a request's length
-# Seconds until a worker is started without the server. Ray gives up a worker that has not registered after a minute.
-PATIENCE_S = 20.0
+# Seconds until a worker is started without the server. One that imports by itself is not there earlier than a server
+# that still imports; a slow machine needs half a minute for vLLM. `rlsys.runtime.cluster` has Ray wait longer.
+PATIENCE_S = 120.0
 
 
 def ask(path: str, argv: list[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -34,7 +36,7 @@ class Case(pytest.Item):
 
     def runtest(self) -> None:
         """Pass, skip or fail as the test did."""
-        run = run_on_gpu(self.tests)
+        run = run_on_gpu(self.tests, self.config)
         outcome, text = run.outcomes.get(self.nodeid, ("failed", run.output))
         if outcome == "skipped":
             pytest.skip(text)
@@ -57,14 +59,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put a Case in the place of every test of this folder."""
     if ON_GPU in os.environ:
         return
-    places = [number for number, item in enumerate(items) if item.path.parent == FOLDER and item.path != LINES]
+    here = [item for item in items if item.path.parent == FOLDER and item.path != LINES]
     # All of them where lines are counted; else those that were asked for.
     all_of_them = any(item.path == LINES for item in items)
-    chosen = () if all_of_them else tuple(items[place].nodeid for place in places)
-    for place in places:
-        case = Case.from_parent(items[place].parent, name=items[place].name)
+    chosen = () if all_of_them else tuple(item.nodeid for item in here)
+    # They come last: by then the lines are counted, and another worker of pytest-xdist need not wait for it.
+    items[:] = [item for item in items if item not in here]
+    for item in here:
+        case = Case.from_parent(item.parent, name=item.name)
         case.tests = chosen
-        items[place] = case
+        items.append(case)
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,22 @@ class Run:
 
 
 @cache
-def run_on_gpu(tests: tuple[str, ...]) -> Run:
-    """Run these tests of this folder, or all, with the imaginary GPU."""
+def run_on_gpu(tests: tuple[str, ...], config: Any) -> Run:
+    """Run these tests of this folder, or all, with the imaginary GPU; workers of pytest-xdist share one process."""
     if obstacle() is not None:
         pytest.skip(str(obstacle()))
-    return run_child("--gpu", *(tests or (str(FOLDER.relative_to(ROOT)), f"--ignore={LINES.relative_to(ROOT)}")))
+    chosen = tests or (str(FOLDER.relative_to(ROOT)), f"--ignore={LINES.relative_to(ROOT)}")
+    if not hasattr(config, "workerinput"):
+        return run_child("--gpu", *chosen)
+    kept = Path(config._tmp_path_factory.getbasetemp()).parent / "fake_cuda.pickle"
+    with kept.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runs = pickle.loads(kept.read_bytes()) if kept.is_file() else {}
+        if chosen not in runs:
+            runs[chosen] = run_child("--gpu", *chosen)
+            kept.write_bytes(pickle.dumps(runs))
+        found: Run = runs[chosen]
+        return found
 
 
 def run_child(*arguments: str) -> Run:

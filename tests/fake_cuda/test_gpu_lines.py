@@ -29,9 +29,9 @@ NOT_ENTERED = {
 
 
 @pytest.mark.timeout(1200)
-def test_every_gpu_line_is_entered_or_named() -> None:
+def test_every_gpu_line_is_entered_or_named(pytestconfig: pytest.Config) -> None:
     ordinary = sorted(str(file.relative_to(ROOT)) for pattern in ORDINARY for file in ROOT.glob(pattern))
-    runs = run_on_gpu(()), run_child("--plain", *ordinary)
+    runs = run_on_gpu((), pytestconfig), run_child("--plain", *ordinary)
     for run in runs:
         assert run.outcomes, run.output
     failed = [test for run in runs for test, (outcome, _) in run.outcomes.items() if outcome == "failed"]

@@ -13,9 +13,9 @@ from typing import Any
 import ray
 
 START_DEADLINE_S = 300.0
-# vLLM is imported once, in a process that all workers are forked from.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.fakes.workers", "rlsys.rollout.engine.receiver", "vllm.v1.worker.gpu_worker"])
+# vLLM is imported once, in a process that all of these are forked from.
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["tests.fakes.workers", "rlsys.rollout.engine.receiver", "vllm.v1.worker.gpu_worker"])
 
 
 failures: list[str] = []
@@ -25,9 +25,9 @@ class Worker:
     """A process that holds one object; a call runs a function of this object there."""
 
     def __init__(self, build: Callable[..., Any], *args: Any) -> None:
-        self._pipe, theirs = _context.Pipe()
+        self._pipe, theirs = FORKED.Pipe()
         self._number = 0  # of the last call
-        self.process = _context.Process(target=_serve, args=(theirs, build, args), daemon=True)
+        self.process = FORKED.Process(target=_serve, args=(theirs, build, args), daemon=True)
         self.process.start()
         theirs.close()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterator, Sequence
+import uuid
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from rlsys.build.environment import worker_imports
 from rlsys.build.placement import worker_demands
@@ -18,7 +19,7 @@ from rlsys.metrics.display import Display
 from rlsys.orchestrator.from_config import sampling_params_of
 from rlsys.preflight.prepare import prepare
 from rlsys.runtime.cluster import Cluster
-from rlsys.runtime.preimport import Preimport
+from rlsys.runtime.preimport import Imports, Preimport
 from rlsys.train import train
 from rlsys.types import ScoredGroup
 
@@ -68,14 +69,45 @@ class OpenRun:
         self.wait(train(self.run))
 
 
+class KeptImports(Preimport):
+    """Fork servers that live as long as the tests' process: one run after the other forks its workers from them.
+
+    Their forks do not have the run's tag, so its guardian does not find them: Ray ends them when it is left.
+    """
+
+    _servers: ClassVar[dict[tuple[Any, ...], Preimport]] = {}
+
+    def __init__(self, imports: Mapping[str, Imports]) -> None:
+        self.tag = uuid.uuid4().hex
+        self._imports = imports
+
+    def start_all(self) -> None:
+        """Start the servers that no run before has started."""
+        for wanted in self._imports.values():
+            if _key(wanted) not in self._servers:
+                self._servers[_key(wanted)] = Preimport({"worker": wanted})
+
+    def options(self, role: str) -> dict[str, str]:
+        """Return the entries of a Ray runtime environment with which a worker of the role is forked."""
+        wanted = self._imports.get(role)
+        return {} if wanted is None else self._servers[_key(wanted)].options("worker")
+
+    def close(self) -> None:
+        """Keep the servers."""
+
+
+def _key(imports: Imports) -> tuple[Any, ...]:
+    return imports.modules, *sorted(imports.env.items())
+
+
 @contextlib.contextmanager
 def connected(config: Config, *roles: str) -> Iterator[Cluster]:
-    """Open a Ray of its own with room for the workers of some roles; all of them fork what has their libraries."""
+    """Open a Ray of its own with room for the workers of some roles."""
     wanted, imports = worker_demands(config), worker_imports(config)
-    with Preimport({role: imports[role] for role in roles}) as preimport:
-        preimport.start_all()
-        with connect(config, {role: wanted[role] for role in roles}, preimport=preimport) as cluster:
-            yield cluster
+    preimport = KeptImports({role: imports[role] for role in roles})
+    preimport.start_all()
+    with connect(config, {role: wanted[role] for role in roles}, preimport=preimport) as cluster:
+        yield cluster
 
 
 @contextlib.contextmanager
@@ -83,8 +115,8 @@ def small_run(tmp_path: Path, overrides: Sequence[str] = ()) -> Iterator[OpenRun
     """Open a run of the real loop's parts, and close it."""
     config = load_config([*SMALL, f"model.cache_dir={tmp_path}/models", *overrides])
     prepared = prepare(config)
-    preimport = Preimport(worker_imports(config))
-    opening = open_run(prepared, tmp_path / "run", Display(config.train.num_steps, live=False), preimport)
+    display = Display(config.train.num_steps, live=False)
+    opening = open_run(prepared, tmp_path / "run", display, KeptImports(worker_imports(config)))
     run = wait(opening.__aenter__())
     try:
         yield OpenRun(run, tmp_path / "run")

@@ -6,7 +6,6 @@ left out, its buckets come straight from the sender.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 
 from rlsys.weights.change import EngineChange, Scored
+from tests.fakes.workers import FORKED
 
 COMMON: dict[str, Any] = {
     "vocab_size": 128,
@@ -178,9 +178,8 @@ def _child(work: Callable[[Pair], Any], family: str, folder: str, pipe: Any) -> 
 
 def apart(work: Callable[[Pair], Any], family: str, folder: Path) -> Any:
     """Return `work(pair)`, done in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(work, family, str(folder), theirs))
+    ours, theirs = FORKED.Pipe(duplex=False)
+    child = FORKED.Process(target=_child, args=(work, family, str(folder), theirs))
     child.start()
     theirs.close()
     try:

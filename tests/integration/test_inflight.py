@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rlsys.build.placement import worker_demands
-from rlsys.build.run import connect, start_rollout
+from rlsys.build.run import start_rollout
 from rlsys.config.compose import load_config
 from rlsys.errors import WorkerError
 from rlsys.models.packing import TokenRow, token_batch
@@ -23,7 +23,7 @@ from rlsys.runtime.calls import fetch
 from rlsys.types import Finished, GroupRequest, Sampling, Trajectory
 from rlsys.weights.receipt import Received
 from rlsys.weights.sender import WeightSender
-from tests.integration.runs import SMALL, call_worker, wait
+from tests.integration.runs import SMALL, call_worker, connected, wait
 
 BUCKET_BYTES = 2**17
 LONG, MIDDLE, SHORT = 700, 250, 20
@@ -116,7 +116,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     prepared = prepare(load_config([*SMALL, *ROOM, f"model.cache_dir={folder}"]))
     prepared = replace(prepared, max_tokens=1024)  # prompts come from here, not from the data
     wanted = worker_demands(prepared.config)["rollout"]
-    with connect(prepared.config, {"rollout": wanted}) as cluster:
+    with connected(prepared.config, "rollout") as cluster:
         pool = start_rollout(cluster, prepared, wanted)
         wait(pool.start(300.0))
         policy = load_policy(str(prepared.model_path), torch.float32, max_tokens=prepared.max_tokens)

@@ -197,13 +197,8 @@ def test_a_sweep_trains_every_combination_in_a_folder_of_its_own(tmp_path: Path)
         assert [row["step"] for row in read_metrics(folder)] == [0, 1]
 
 
-BAD_INPUT: list[tuple[Sequence[str], str]] = [
+BAD_INPUT: list[tuple[Sequence[str], str]] = [  # found at once, and last; tests/unit/test_cli.py has more
     (["train.num_step=3"], "did you mean 'train.num_steps'?"),
-    (["algorithm.policy_loss.clip_lo=0.1"], "accepted options: clip_high, clip_low"),
-    (["model.path=/no/such/model"], "no such folder"),
-    (["train.samples_per_prompt=1"], "needs at least 2"),
-    (["experiment=quickstat"], "did you mean 'quickstart'?"),
-    (["data.train=missing.jsonl", "data.eval=null"], "no such file"),
     (["rollout.max_response_tokens=60", "model.build.warmup.max_steps=0"], "the prompt has"),
 ]
 

@@ -324,6 +324,9 @@ def test_no_command_or_an_unknown_one(
         (["experiment=quickstart", "train.num_steps=many"], "train.num_steps=many: must be a whole number"),
         (["train.num_steps=[1"], "rlsys: this override cannot be read:\n  train.num_steps=[1\n"),
         (["experiment=quickstart", "resume=auto"], "rlsys: resume=auto needs run_dir"),
+        (["experiment=quickstart", "algorithm.policy_loss.clip_lo=0.1"], "accepted options: clip_high, clip_low"),
+        (["experiment=quickstart", "model.path=/no/such/model"], "no such folder"),
+        (["experiment=quickstart", "data.train=missing.jsonl", "data.eval=null"], "no such file"),
     ],
 )
 def test_an_error_has_no_traceback_and_leaves_nothing_behind(

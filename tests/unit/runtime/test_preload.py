@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from rlsys.build import environment
 from rlsys.build.placement import worker_demands
 from rlsys.config.compose import load_config
-from rlsys.runtime.preload import KMP, engine_preload
+from rlsys.runtime.preload import KMP, REGISTERED, engine_preload, remove_registrations
 
 
 def test_what_is_installed_is_preloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,6 +28,19 @@ def test_what_is_installed_is_preloaded(tmp_path: Path, monkeypatch: pytest.Monk
     assert engine_preload(str(tmp_path), [str(system)])["LD_PRELOAD"] == f"{tcmalloc}:{openmp}"
     monkeypatch.setenv("LD_PRELOAD", "mine.so")
     assert engine_preload(str(tmp_path), [str(system)])["LD_PRELOAD"] == f"mine.so:{tcmalloc}:{openmp}"
+
+
+def test_what_openmp_leaves_in_shared_memory_is_removed(tmp_path: Path) -> None:
+    mine = os.getuid()
+    with subprocess.Popen(["sleep", "60"]) as child:
+        gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+        removed = [f"{pid}_{mine}" for pid in (os.getpid(), child.pid, int(gone.stdout))]
+        kept = [f"{os.getppid()}_{mine}", f"{os.getpid()}_{mine + 1}", f"x_{mine}"]
+        for name in removed + kept:
+            (tmp_path / f"{REGISTERED}_{name}").touch()
+        remove_registrations(tmp_path)
+        child.kill()
+    assert {file.name.removeprefix(f"{REGISTERED}_") for file in tmp_path.iterdir()} == set(kept)
 
 
 def test_freed_memory_is_kept_as_far_as_the_library_allows(monkeypatch: pytest.MonkeyPatch) -> None:
