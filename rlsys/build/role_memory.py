@@ -119,7 +119,7 @@ class RolePredictor:
         else:
             parts["optimizer"] += found.host
             parts["buffers"] = max(found.buffers - found.untouched, 0)
-            parts["gaps"] = int(GAPS * sum(parts.values()))
+            parts["gaps"] = int(GAPS * sum(parts.values())) + found.unplaced
             parts["base"] = BASE[role]
             parts["checkpoint"] = self._checkpoint_copy(role, options, found)
         remedy = f"lower {role}.microbatch_tokens, set {role}.gradient_checkpointing=true"

@@ -52,6 +52,7 @@ class MemoryPrediction:
         buffers: DeepSpeed's buckets and their copies.
         host: pinned memory of the host, with `offload_optimizer`; no part of the peak.
         untouched: part of the buffers that a small model never fills; a CPU's memory does not hold it.
+        unplaced: on CPUs, by how much the heap grows for pieces that its gaps are too small for; no part of the peak.
         allowances: by reason, what cannot be predicted; none on CPUs.
     """
 
@@ -64,6 +65,7 @@ class MemoryPrediction:
     buffers: int
     host: int
     untouched: int
+    unplaced: int
     allowances: dict[str, int]
 
     @property
@@ -109,7 +111,8 @@ def predict_peak(
     held = zero.held()
     parts = {name: held.get(name, 0) + moments[moment].get(name, 0) for name in PARTS}
     allowed = allowances(sum(parts.values()), setup.learner.num_workers) if device == "cuda" else {}
-    return MemoryPrediction(moment=moment, **parts, host=zero.host(), untouched=zero.untouched(), allowances=allowed)
+    beside = {"host": zero.host(), "untouched": zero.untouched(), "unplaced": zero.unplaced() if device == "cpu" else 0}
+    return MemoryPrediction(moment=moment, **parts, **beside, allowances=allowed)
 
 
 def _empty_policy(setup: PolicySetup, device: str) -> PolicyModel:

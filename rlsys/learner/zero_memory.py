@@ -131,6 +131,15 @@ class ZeroMemory:
         """Return the part of ZeRO-3's bucket that is never written, because all gradients together are smaller."""
         return FLOAT32 * max(self._bucket - self._sizes.trained, 0) if self._config.zero_stage == 3 else 0
 
+    def unplaced(self) -> int:
+        """Return what ZeRO-3's reduction takes in two pieces on CPUs: a flat copy of the gradients, and gloo's of that.
+
+        Pieces of this size find no place in the heap that activations have left, and make it larger.
+        """
+        if self._config.zero_stage < 3 or self._config.num_workers == 1:
+            return 0
+        return 2 * FLOAT32 * min(self._bucket, self._sizes.trained)
+
     @property
     def _has_buckets(self) -> bool:
         """Whether ZeRO-1 divides gradients by buckets: without offloading, bfloat16 has an optimizer of its own."""

@@ -32,7 +32,8 @@ class Imports:
 @dataclass(frozen=True)
 class _Server:
     folder: str
-    pipe: int  # closing it ends the server
+    pipe: int  # closing it ends the server, at the latest after its imports
+    process: subprocess.Popen[bytes]
     command: str  # stands for the interpreter in a worker's command
 
 
@@ -66,9 +67,11 @@ class Preimport:
             self._start(wanted)
 
     def close(self) -> None:
-        """End the servers; workers that were forked stay, and later ones start as Ray starts them."""
+        """End the servers at once; workers that were forked stay, and later ones start as Ray starts them."""
         for server in filter(None, self._started.values()):
             os.close(server.pipe)
+            server.process.kill()  # it may import for half a minute more
+            server.process.wait()
             shutil.rmtree(server.folder, ignore_errors=True)
         self._started, self._imports = {}, {}
 
@@ -92,7 +95,7 @@ class Preimport:
                 return
             listener.listen()
             end, pipe = os.pipe()
-            subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-P", SCRIPT, "serve", str(listener.fileno()), ",".join(imports.modules)],
                 stdin=end,
                 stdout=subprocess.DEVNULL,  # a worker's own imports say the same in its log
@@ -103,4 +106,4 @@ class Preimport:
             )
             os.close(end)
         command = shlex.join([sys.executable, "-S", "-E", SCRIPT, "ask", path])
-        self._started[imports.modules] = _Server(folder, pipe, command)
+        self._started[imports.modules] = _Server(folder, pipe, process, command)

@@ -113,6 +113,14 @@ def test_a_gpu_keeps_less_than_a_cpu_in_half_precision(folder: str) -> None:
     assert on_cpu.total == on_cpu.peak < on_gpu.peak + sum(on_gpu.allowances.values()) == on_gpu.total
 
 
+def test_zero_3_s_flat_gradients_are_pieces_of_their_own_on_cpus(folder: str) -> None:
+    """A flat copy, and gloo's copy of it; the model is smaller than a bucket."""
+    whole, _, two, three = (predicted(Case((F32, f"zero_stage={stage}")), folder) for stage in range(4))
+    assert three.unplaced == 2 * whole.gradients
+    assert two.unplaced == 0
+    assert predicted(Case((F32, "zero_stage=3")), folder, "cuda").unplaced == 0
+
+
 def test_float32_keeps_about_twice_as_much(folder: str) -> None:
     """Less, because norms compute in float32 anyway; and more, because flex attention's output is copied."""
     bf16, f32 = (predicted(Case((dtype, "zero_stage=0")), folder, "cuda").activations for dtype in (BF16, F32))

@@ -139,6 +139,14 @@ def test_servers_carry_the_tag_and_end_when_they_are_closed() -> None:
     assert not any(folder.exists() for folder in folders)
 
 
+def test_a_server_that_still_imports_ends_at_once(modules: Path) -> None:
+    """A run that is interrupted early says that every process has ended."""
+    (modules / "slow.py").write_text("import time\ntime.sleep(600)\n")
+    with Preimport({"role": Imports(("slow",), {})}) as servers:
+        assert len(find_tagged(servers.tag)) == 1
+    assert find_tagged(servers.tag) == []
+
+
 def test_servers_end_with_the_driver(tmp_path: Path) -> None:
     driver = (
         "from rlsys.runtime.preimport import Imports, Preimport; import os\n"
