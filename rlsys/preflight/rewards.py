@@ -158,7 +158,7 @@ def _check_deadline(config: Config, spec: Mapping[str, Any]) -> None:
     scoring = config.scoring
     call, row = (deadline_of(spec, default) for default in (scoring.function_deadline_s, scoring.row_deadline_s))
     needed = longest_s(call, row)
-    # A response's deadline grows with its length, and what holds it grows with it.
+    # Seconds as they are configured, and how often they count.
     waits = {"scoring": (scoring.deadline_s, 1.0), "rollout": (config.rollout.deadline_s, config.deadline_factor)}
     short = {role: wait for role, wait in waits.items() if wait[0] * wait[1] <= needed}
     if short:

@@ -112,8 +112,8 @@ class Cluster:
                     # A worker that is forked from what still imports (`fork_server.PATIENCE_S`) comes later than Ray's
                     # minute allows.
                     "worker_register_timeout_seconds": REGISTERED_S,
-                    # No record of every call for a dashboard that is not there: the head's memory grew by 2 kB a call,
-                    # up to 100,000 of them.
+                    # No record of every call for a dashboard that is not there: the head's memory grew by 58 kB a step
+                    # (benchmarks.soak), up to Ray's limit of 100,000 records.
                     "task_events_report_interval_ms": 0,
                 },
             )

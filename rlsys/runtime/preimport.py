@@ -18,6 +18,7 @@ from typing import Self
 from rlsys.runtime.limits import usable_cores
 from rlsys.runtime.processes import TAG
 
+END_S = 1.0  # until a server that does not end by itself is killed
 SCRIPT = str(Path(__file__).with_name("fork_server.py"))
 
 
@@ -67,11 +68,14 @@ class Preimport:
             self._start(wanted)
 
     def close(self) -> None:
-        """End the servers at once; workers that were forked stay, and later ones start as Ray starts them."""
+        """End the servers; workers that were forked stay, and later ones start as Ray starts them."""
         for server in filter(None, self._started.values()):
             os.close(server.pipe)
-            server.process.kill()  # it may import for half a minute more
-            server.process.wait()
+            try:
+                server.process.wait(END_S)  # a worker that it has just promised is still forked
+            except subprocess.TimeoutExpired:
+                server.process.kill()  # it may import for half a minute more
+                server.process.wait()
             shutil.rmtree(server.folder, ignore_errors=True)
         self._started, self._imports = {}, {}
 

@@ -34,7 +34,7 @@ def engine_preload(prefix: str = sys.prefix, system: Sequence[str] = SYSTEM) -> 
 
 
 def remove_registrations(memory: Path = Path("/dev/shm")) -> None:
-    """Remove the files of this process, of its children, and of processes that are gone, from shared memory.
+    """Remove OpenMP's files of this process, of its children, and of processes that are gone, from shared memory.
 
     By its file a process notices a second copy of the library that it loads. Nobody else reads it, and a process that
     is killed would leave it behind.

@@ -341,6 +341,7 @@ def test_an_error_has_no_traceback_and_leaves_nothing_behind(
     printed = capsys.readouterr()
     assert said in printed.err
     assert "Traceback" not in printed.err
+    assert "starting Ray" not in printed.out + printed.err
     assert not list(tmp_path.iterdir())
 
 
