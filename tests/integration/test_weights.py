@@ -82,7 +82,8 @@ def test_secrets_are_in_no_file_and_no_command_line_of_a_run(run: OpenRun) -> No
 
 def test_no_process_of_a_local_run_listens_beyond_this_machine(run: OpenRun) -> None:
     """Ray's, vLLM's, gloo's and PyTorch's ports: who reaches one could read or change what the run agrees on."""
-    processes = [psutil.Process(), *find_tagged(os.environ[TAG])]
+    here = psutil.Process()
+    processes = {here, *here.children(recursive=True), *find_tagged(os.environ[TAG])}  # forks are the servers' children
     listening = [
         (process.name(), connection.laddr.ip.removeprefix("::ffff:"))
         for process in processes
