@@ -1,4 +1,7 @@
-"""The tests of this folder run in one process with an imaginary GPU; here each shows what became of it there."""
+"""The tests of this folder run in one process with an imaginary GPU; here each shows what became of it there.
+
+Where GPU lines are counted, the ordinary tests that enter some run in a process that counts, and are shown here too.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,21 @@ from tests.fake_cuda.shim import obstacle
 
 FOLDER = Path(__file__).parent
 LINES = FOLDER / "test_gpu_lines.py"  # runs in pytest's own process
+# Unit tests that enter GPU lines without the imaginary GPU, with stand-ins for what is beyond them.
+ORDINARY = sorted(
+    file
+    for pattern in (
+        "weights/test_nccl*.py",
+        "weights/test_ipc*.py",
+        "weights/test_broadcaster.py",
+        "rollout/engine/test_nccl*.py",
+        "learner/test_policy_group.py",
+        "learner/test_shared_gpu.py",
+    )
+    for file in (ROOT / "tests" / "unit").glob(pattern)
+)
+ALL_ON_GPU = ("--gpu", str(FOLDER.relative_to(ROOT)), f"--ignore={LINES.relative_to(ROOT)}")
+ALL_ORDINARY = ("--plain", *(str(file.relative_to(ROOT)) for file in ORDINARY))
 
 
 class FailedThereError(Exception):
@@ -30,13 +48,13 @@ class FailedThereError(Exception):
 
 
 class Case(pytest.Item):
-    """A test of this folder, in pytest's own process: its outcome in the other one."""
+    """A test in pytest's own process: its outcome in the other one."""
 
-    tests: tuple[str, ...] = ()
+    there: tuple[str, ...] = ()  # the arguments of that process
 
     def runtest(self) -> None:
         """Pass, skip or fail as the test did."""
-        run = run_on_gpu(self.tests, self.config)
+        run = run_once(self.there, self.config)
         outcome, text = run.outcomes.get(self.nodeid, ("failed", run.output))
         if outcome == "skipped":
             pytest.skip(text)
@@ -56,19 +74,23 @@ class Case(pytest.Item):
 
 @pytest.hookimpl(trylast=True)  # after tests were deselected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put a Case in the place of every test of this folder."""
+    """Put a Case in the place of every test that runs in another process."""
     if ON_GPU in os.environ:
         return
     here = [item for item in items if item.path.parent == FOLDER and item.path != LINES]
     # All of them where lines are counted; else those that were asked for.
     all_of_them = any(item.path == LINES for item in items)
-    chosen = () if all_of_them else tuple(item.nodeid for item in here)
+    ordinary = [item for item in items if item.path in ORDINARY] if all_of_them else []
+    on_gpu = ALL_ON_GPU if all_of_them else ("--gpu", *(item.nodeid for item in here))
     # They come last: by then the lines are counted, and another worker of pytest-xdist need not wait for it.
-    items[:] = [item for item in items if item not in here]
-    for item in here:
-        case = Case.from_parent(item.parent, name=item.name)
-        case.tests = chosen
-        items.append(case)
+    items[:] = [item for item in items if item not in here and item not in ordinary]
+    items += [*(_case(item, ALL_ORDINARY) for item in ordinary), *(_case(item, on_gpu) for item in here)]
+
+
+def _case(item: pytest.Item, there: tuple[str, ...]) -> Case:
+    case = Case.from_parent(item.parent, name=item.name)
+    case.there = there
+    return case
 
 
 @dataclass(frozen=True)
@@ -81,21 +103,20 @@ class Run:
 
 
 @cache
-def run_on_gpu(tests: tuple[str, ...], config: Any) -> Run:
-    """Run these tests of this folder, or all, with the imaginary GPU; workers of pytest-xdist share one process."""
-    if obstacle() is not None:
+def run_once(arguments: tuple[str, ...], config: Any) -> Run:
+    """Run tests in another process, once for all workers of pytest-xdist."""
+    if "--gpu" in arguments and obstacle() is not None:
         pytest.skip(str(obstacle()))
-    chosen = tests or (str(FOLDER.relative_to(ROOT)), f"--ignore={LINES.relative_to(ROOT)}")
     if not hasattr(config, "workerinput"):
-        return run_child("--gpu", *chosen)
+        return run_child(*arguments)
     kept = Path(config._tmp_path_factory.getbasetemp()).parent / "fake_cuda.pickle"
     with kept.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         runs = pickle.loads(kept.read_bytes()) if kept.is_file() else {}
-        if chosen not in runs:
-            runs[chosen] = run_child("--gpu", *chosen)
+        if arguments not in runs:
+            runs[arguments] = run_child(*arguments)
             kept.write_bytes(pickle.dumps(runs))
-        found: Run = runs[chosen]
+        found: Run = runs[arguments]
         return found
 
 

@@ -7,19 +7,10 @@ from collections.abc import Collection
 
 import pytest
 
-from tests.fake_cuda.conftest import run_child, run_on_gpu
-from tests.fake_cuda.lines import ROOT, Module, gpu_pieces, search
+from tests.fake_cuda.conftest import ALL_ON_GPU, ALL_ORDINARY, run_once
+from tests.fake_cuda.lines import Module, gpu_pieces, search
 from tests.fake_cuda.recorder import place, reporting
 
-# Unit tests that enter pieces without the imaginary GPU, with stand-ins for what is beyond them.
-ORDINARY = (
-    "tests/unit/weights/test_nccl*.py",
-    "tests/unit/weights/test_ipc*.py",
-    "tests/unit/weights/test_broadcaster.py",
-    "tests/unit/rollout/engine/test_nccl*.py",
-    "tests/unit/learner/test_policy_group.py",
-    "tests/unit/learner/test_shared_gpu.py",
-)
 BITSANDBYTES = "transformers makes settings for 4 bits only where bitsandbytes is installed, which is on GPUs"
 # Pieces that no test enters, and why. A name is a piece's key, or its beginning: a whole function.
 NOT_ENTERED = {
@@ -30,8 +21,7 @@ NOT_ENTERED = {
 
 @pytest.mark.timeout(1200)
 def test_every_gpu_line_is_entered_or_named(pytestconfig: pytest.Config) -> None:
-    ordinary = sorted(str(file.relative_to(ROOT)) for pattern in ORDINARY for file in ROOT.glob(pattern))
-    runs = run_on_gpu((), pytestconfig), run_child("--plain", *ordinary)
+    runs = run_once(ALL_ON_GPU, pytestconfig), run_once(ALL_ORDINARY, pytestconfig)
     for run in runs:
         assert run.outcomes, run.output
     failed = [test for run in runs for test, (outcome, _) in run.outcomes.items() if outcome == "failed"]
