@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -44,7 +45,10 @@ MAX_GROWTH = 1.0  # MB per 100 steps
 # oneDNN keeps a compiled kernel for every shape of a matrix, 1,024 at most: an engine grows by 3 to 7 MB per 100 steps
 # until it has them (docs/limits.md), which would hide what is never given back.
 FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
-MAX_SLOWER = 1.05  # the last tenth's time per step over the first's
+# The last tenth's time per step over the first's, each divided by the time of the same work done beside it: on a shared
+# host everything may be slower for a while.
+MAX_SLOWER = 1.05
+PROBE = bytes(2**23)  # hashing it takes some ms
 
 
 def main() -> None:
@@ -84,16 +88,13 @@ def soak(folder: Path, steps: int, every: int, rng: random.Random) -> dict[str, 
     finally:
         job.close()
     lives = _lives(samples)
-    times = [row["time/step_s"] for row in rows[1:]]
-    tenth = len(times) // 10
-    first, last = median(times[:tenth]), median(times[-tenth:])
+    max_growth = max((life["growth"] for life in lives), default=0.0)
     return {
         "steps": rows[-1]["step"],
         "faults": faults,
-        "max_growth": max((life["growth"] for life in lives), default=None),
-        "step_s_first_tenth": first,
-        "step_s_last_tenth": last,
-        "slower": last / first,
+        "max_growth": max_growth,
+        "is_flat": max_growth <= MAX_GROWTH,
+        **_speed([row["time/step_s"] for row in rows[1:]], samples),
         "counts_first": samples[1]["counts"],
         "counts_last": samples[-1]["counts"],
         "left_in_shared_memory": sorted(_shared() - shared_before),
@@ -111,12 +112,37 @@ def _watch(job: Job, steps: int, every: int, rng: random.Random) -> tuple[list[d
             raise RuntimeError(f"the run ended at step {step}:\n{job.log()}")
         is_whole = job.is_complete()
         if is_whole:
-            samples.append({"step": step, **_sample(job)})
+            samples.append({"step": step, "probe_s": _probe(), **_sample(job)})
         if is_whole and step >= (faults + 1) * every:
             FAULTS[next(kinds)].cause(job, rng)
             faults += 1
         time.sleep(EVERY_S)
     return samples, faults
+
+
+def _probe() -> float:
+    """Return the seconds that a fixed piece of work takes now, beside the run."""
+    began = time.perf_counter()
+    hashlib.sha256(PROBE).digest()
+    return time.perf_counter() - began
+
+
+def _speed(times: list[float], samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Compare the tenths of the run, by the seconds of its steps and of the probes that were taken meanwhile."""
+    step_s, probe_s = [], []
+    for tenth in range(10):
+        begin, end = tenth * len(times) // 10, (tenth + 1) * len(times) // 10
+        step_s.append(median(times[begin:end]))
+        probe_s.append(median(sample["probe_s"] for sample in samples if begin <= sample["step"] < end))
+    slower, machine_slower = step_s[-1] / step_s[0], probe_s[-1] / probe_s[0]
+    return {
+        "step_s_of_tenths": step_s,
+        "probe_s_of_tenths": probe_s,
+        "slower": slower,
+        "machine_slower": machine_slower,
+        "slower_than_machine": slower / machine_slower,
+        "is_as_fast": slower / machine_slower <= MAX_SLOWER,
+    }
 
 
 def _sample(job: Job) -> dict[str, Any]:

@@ -197,7 +197,8 @@ def test_an_engine_may_also_be_lost_while_the_others_join_again(monkeypatch: pyt
     assert len(parts.settled) == 1
 
 
-def test_without_an_engine_nothing_is_sent() -> None:
+def test_without_an_engine_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlsys.weights.gloo.ABANDON_DEADLINE_S", 0.1)  # nobody has opened the meeting
     parts = Parts("gloo")
     asyncio.run(parts.broadcaster.open())
     parts.failures = [lambda: died("rollout/0"), lambda: died("rollout/1")]
