@@ -94,12 +94,15 @@ def _cores_of(rank: int, threads: int) -> str:
 
 
 # What workers import, before anything of Ray, which reads its worker's environment when it is imported, and without
-# modules that start threads (DeepSpeed): a fork has only one.
+# modules that start threads: a fork has only one.
 ENGINE_MODULES = (
     *("numpy", "vllm", "vllm.config", "vllm.v1.worker.cpu_worker", "vllm.v1.core.sched.scheduler"),
     *("vllm.v1.executor.abstract", "vllm.v1.engine"),
 )
-TORCH_MODULES = ("numpy", "torch._inductor.compile_fx", "transformers.models.auto.modeling_auto", "peft")
+TORCH_MODULES = (
+    *("numpy", "torch._inductor.compile_fx", "transformers.models.auto.modeling_auto"),
+    *("peft", "deepspeed"),
+)
 
 
 def worker_imports(config: Config) -> dict[str, Imports]:

@@ -23,6 +23,7 @@ from rlsys.learner.saving import Failure, Writing
 from rlsys.learner.universal import convert, loading_converted
 from rlsys.models.device import device_name
 from rlsys.models.packing import TokenBatch, microbatches, token_batch
+from rlsys.runtime.fork_server import without_mlflow
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import log_worker
 from rlsys.runtime.meeting import meeting_store
@@ -101,7 +102,8 @@ class Rank:
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
         )
-        import deepspeed
+        with without_mlflow():
+            import deepspeed
         from deepspeed.constants import default_pg_timeout
 
         # DeepSpeed would compile a shared-memory collective with g++ at run time; gloo does the same without it.

@@ -10,6 +10,7 @@ run as a script and imports nothing of rlsys: a worker imports rlsys once Ray ha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import runpy
@@ -17,6 +18,7 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 STANDARD = (0, 1, 2)  # stdin, stdout, stderr
@@ -25,6 +27,23 @@ LENGTH = 8  # bytes of a request's length
 # Seconds until a worker is started without the server. One that imports by itself is not there earlier than a server
 # that still imports; a slow machine needs half a minute for vLLM. `rlsys.runtime.cluster` has Ray wait longer.
 PATIENCE_S = 120.0
+
+
+@contextlib.contextmanager
+def without_mlflow() -> Iterator[None]:
+    """Hide MLflow from libraries that are imported meanwhile.
+
+    DeepSpeed's autotuner, which rlsys does not use, imports it where it is installed. That takes seconds, and starts a
+    thread, with which a process cannot fork workers.
+    """
+    hides = "mlflow" not in sys.modules
+    if hides:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hides:
+            del sys.modules["mlflow"]
 
 
 def ask(path: str, argv: list[str]) -> None:
@@ -62,11 +81,12 @@ def serve(descriptor: int, modules: list[str]) -> None:
     signal.signal(signal.SIGTERM, end)
     with socket.socket(fileno=descriptor) as listener:
         gc.disable()
-        for name in modules:
-            try:
-                importlib.import_module(name)
-            except Exception:
-                break  # a worker will import it again, and its log shows the error
+        with without_mlflow():
+            for name in modules:
+                try:
+                    importlib.import_module(name)
+                except Exception:
+                    break  # a worker will import it again, and its log shows the error
         gc.freeze()  # a collection in a worker would touch, and so copy, the memory of all that
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
         driver = sys.stdin.fileno()

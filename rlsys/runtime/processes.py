@@ -107,9 +107,8 @@ def find_tagged(tag: str) -> list[psutil.Process]:
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid not in spared and process.environ().get(TAG) == tag:
-                found.append(process)
+        if process.pid not in spared and _tag_of(process) == tag:
+            found.append(process)
     return found
 
 
@@ -222,17 +221,24 @@ def guard(tag: str, driver: int, pipe: int) -> None:
             sweep(tag, known=known)
             return
         if LOOK in received:
-            known += _started_by(driver)
+            known += _started_by(driver, tag)
         is_ending = any(number in ENDING_SIGNALS for number in received)
         if is_ending if deadline is None else AT_WORK in received:
             deadline = time.monotonic() + SIGNAL_GRACE_S
 
 
-def _started_by(driver: int) -> list[psutil.Process]:
-    """Return what a process has started, but for this one."""
+def _started_by(driver: int, tag: str) -> list[psutil.Process]:
+    """Return what a process has started, but for this one and for what carries another run's tag."""
     with contextlib.suppress(psutil.Error):
-        return [process for process in psutil.Process(driver).children(recursive=True) if process.pid != os.getpid()]
+        started = psutil.Process(driver).children(recursive=True)
+        return [process for process in started if process.pid != os.getpid() and _tag_of(process) in (None, tag)]
     return []
+
+
+def _tag_of(process: psutil.Process) -> str | None:
+    with contextlib.suppress(psutil.Error, OSError):
+        return process.environ().get(TAG)
+    return None
 
 
 def remove_sessions(folder: Path, driver: int) -> None:

@@ -97,7 +97,8 @@ class KeptImports(Preimport):
 
 
 def _key(imports: Imports) -> tuple[Any, ...]:
-    return imports.modules, *sorted(imports.env.items())
+    env = {name: value for name, value in imports.env.items() if name != "OMP_NUM_THREADS"}  # a fork sets its own
+    return imports.modules, *sorted(env.items())
 
 
 @contextlib.contextmanager

@@ -94,6 +94,16 @@ def test_no_process_of_a_local_run_listens_beyond_this_machine(run: OpenRun) -> 
     assert {address for _, address in listening} == {"127.0.0.1"}, listening
 
 
+def test_workers_are_forks_of_what_has_imported_their_libraries(run: OpenRun) -> None:
+    """A library that starts a thread when it is imported would have each worker import everything again."""
+    for worker in (run.run.roles.rollout._workers[0], *run.run.roles.policy._workers.values()):
+        process = psutil.Process(call_worker(worker, lambda _: os.getpid()))
+        server = process.parent()
+        assert server is not None
+        assert "fork_server.py" in " ".join(server.cmdline())
+        assert process.environ() == server.environ()  # a fork shows what its server began with
+
+
 def test_a_layer_left_out_of_the_broadcast_is_caught(run: OpenRun) -> None:
     _check_caught(run, "model.layers.1.mlp.down_proj")
 

@@ -31,6 +31,7 @@ print("out"); print("err", file=sys.stderr)
 sys.exit(3)
 """
 BIG = "import os\nPID = os.getpid()\n"
+TUNER = "try:\n    import mlflow\nexcept ImportError:\n    pass\n"  # as in DeepSpeed
 TORCH = "def set_num_threads(count):\n    global threads\n    threads = count\n"
 THREADED = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
 DEADLINE_S = 60.0
@@ -46,6 +47,8 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()"
     )
     (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "tuner.py").write_text(TUNER)
+    (tmp_path / "mlflow.py").write_text("import threaded")
     (tmp_path / "worker.py").write_text(WORKER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return tmp_path
@@ -105,6 +108,22 @@ def test_what_cannot_be_forked_is_started_anew(start: Start, module: str) -> Non
     found = start(module, "big")
     assert found["imported_in"] == found["pid"]
     assert found["mine"] == "1"
+
+
+def test_mlflow_and_its_thread_are_not_imported_by_others(start: Start) -> None:
+    found = start("tuner", "big")
+    assert found["imported_in"] != found["pid"]
+
+
+def test_mlflow_is_there_again(modules: Path) -> None:
+    (modules / "mlflow.py").write_text("")
+    code = (
+        "import sys; from rlsys.runtime.fork_server import without_mlflow\n"
+        "with without_mlflow(): import tuner\n"
+        "assert 'mlflow' not in sys.modules; import mlflow\n"
+        "with without_mlflow(): import mlflow"  # a tracker's, in the same process
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=DEADLINE_S)
 
 
 def test_without_a_server_the_worker_starts_all_the_same(start: Start) -> None:

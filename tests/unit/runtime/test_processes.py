@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from rlsys.runtime import processes
@@ -246,22 +247,25 @@ guardian = Guardian(Path(sys.argv[1]))
 untagged = {name: value for name, value in os.environ.items() if name != TAG}
 parent = subprocess.Popen(["bash", "-c", "sleep 60 & echo $!; wait"], env=untagged, stdout=subprocess.PIPE, text=True)
 child = parent.stdout.readline().strip()
+another = subprocess.Popen(["sleep", "60"], env={**untagged, TAG: "another run"}, stdout=subprocess.DEVNULL)
 guardian.look()
-print(parent.pid, child, flush=True)
+print(parent.pid, child, another.pid, flush=True)
 parent.wait()
 """
 
 
 def test_what_hides_its_tag_ends_too_though_its_parent_has_ended_before(start: Start, tmp_path: Path) -> None:
+    """What has the tag of another run is left to that run's guardian."""
     owner = start(sys.executable, "-c", HIDDEN, str(tmp_path))
     assert owner.stdout is not None
-    parent, child = (int(pid) for pid in owner.stdout.readline().split())
+    parent, child, another = (int(pid) for pid in owner.stdout.readline().split())
     try:
         time.sleep(0.5)  # for the guardian to look
         os.kill(parent, signal.SIGKILL)
         os.kill(owner.pid, signal.SIGKILL)
         assert ends(child, timeout_s=20.0)
+        assert psutil.Process(another).status() == psutil.STATUS_SLEEPING
     finally:
-        for pid in (parent, child):
+        for pid in (parent, child, another):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
