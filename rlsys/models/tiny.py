@@ -10,6 +10,7 @@ from typing import Any
 
 from rlsys.config.build_schema import ModelBuild, TokenizerBuild
 from rlsys.errors import ConfigError
+from rlsys.runtime.fork_server import without_mlflow
 
 PAD, END, USER, ASSISTANT, SYSTEM = "<pad>", "<end>", "<user>", "<assistant>", "<system>"
 SPECIAL_TOKENS = [PAD, END, USER, ASSISTANT, SYSTEM]
@@ -135,5 +136,6 @@ def build_model(config: ModelBuild, tokenizer: Any, seed: int) -> Any:
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a folder that transformers and vLLM load."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    with without_mlflow():  # transformers imports DeepSpeed to see whether the model is wrapped in its engine
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
