@@ -81,12 +81,9 @@ def serve(descriptor: int, modules: list[str]) -> None:
     signal.signal(signal.SIGTERM, end)
     with socket.socket(fileno=descriptor) as listener:
         gc.disable()
-        with without_mlflow():
+        with without_mlflow(), contextlib.suppress(Exception):  # a worker will import it again, and its log shows why
             for name in modules:
-                try:
-                    importlib.import_module(name)
-                except Exception:
-                    break  # a worker will import it again, and its log shows the error
+                importlib.import_module(name)
         gc.freeze()  # a collection in a worker would touch, and so copy, the memory of all that
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
         driver = sys.stdin.fileno()
