@@ -50,7 +50,7 @@ FRONT_END = [
         ),
         reads=("model", "create_engine_config"),
     ),
-    Use("vllm.config", "VllmConfig", is_imported=False, reads=("model_config",)),
+    Use("vllm.config", "VllmConfig", is_imported=False, reads=("model_config", "parallel_config")),
     Use("vllm.config.weight_transfer", "WeightTransferConfig", calls=("WeightTransferConfig(backend=_)",)),
     Use("vllm.config.model", "LogprobsMode", is_imported=False, values=("processed_logprobs",)),
     Use("vllm.config.parallel", "DistributedExecutorBackend", is_imported=False, values=("mp", "uni")),
@@ -210,7 +210,13 @@ WEIGHTS = [
         ),
         reads=("init_info_cls", "update_info_cls", "model", "device", "parallel_config"),
     ),
-    Use("vllm.config.parallel", "ParallelConfig", is_imported=False, reads=("rank",)),
+    Use("vllm.config.parallel", "ParallelConfig", is_imported=False, reads=("rank", "world_size")),
+    Use(
+        "vllm.distributed.parallel_state",
+        "destroy_distributed_environment",
+        calls=("destroy_distributed_environment()",),
+    ),
+    Use("vllm.distributed.parallel_state", "destroy_model_parallel", calls=("destroy_model_parallel()",)),
     Use(
         "vllm.distributed.weight_transfer.nccl_common",
         "stateless_init_process_group",

@@ -244,7 +244,8 @@ class WeightReceiver:
     vLLM mixes this class into its worker class; importing its module registers the gloo backend.
     """
 
-    weight_transfer_engine: Any  # a BucketEngine; a GlooEngine for what begins with a transfer
+    # A BucketEngine; a GlooEngine for what begins with a transfer; None where no weights are ever received.
+    weight_transfer_engine: Any
     model_runner: Any
 
     def begin_transfer(self, update_info: dict[str, Any]) -> None:
@@ -254,6 +255,11 @@ class WeightReceiver:
     def is_transfer_done(self) -> bool:
         """Return whether all of it has arrived. Raises RuntimeError with the cause when the transfer failed."""
         return self.weight_transfer_engine.buckets.is_done()
+
+    def leave_broadcasts(self) -> None:
+        """Leave the broadcast group, if the engine ever joined one."""
+        if self.weight_transfer_engine is not None:
+            self.weight_transfer_engine.shutdown()
 
     def adapter_sums(self, adapter_id: int) -> Sums:
         """Return the sums of an adapter as this process holds it (`packed_adapter.tensor_sums` of its file).

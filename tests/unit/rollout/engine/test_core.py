@@ -17,7 +17,7 @@ from vllm import SamplingParams
 from vllm.v1.core.sched.interface import PauseState
 
 from rlsys.errors import WorkerError
-from rlsys.rollout.engine.core import Engine
+from rlsys.rollout.engine.core import Engine, _shut_down
 from rlsys.rollout.trajectory import Response
 
 DEADLINE_S = 60.0
@@ -27,7 +27,9 @@ class Core:
     """In the place of vLLM's core: a request takes as many steps as its prompt has tokens; one step is run ahead."""
 
     def __init__(self) -> None:
-        self.vllm_config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=100))
+        self.vllm_config = SimpleNamespace(
+            model_config=SimpleNamespace(max_model_len=100), parallel_config=SimpleNamespace(world_size=1)
+        )
         self.scheduler = self
         self.salt = "0"
         self.left: dict[str, int] = {}
@@ -92,6 +94,7 @@ class Core:
 
     def collective_rpc(self, method: str, timeout: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         self.threads.add(threading.current_thread().name)
+        self.log.append(method)
         return [(method, args, kwargs)]
 
     def shutdown(self) -> None:
@@ -114,8 +117,15 @@ def drive(scenario: Callable[[Engine, Core], Awaitable[None]]) -> Core:
         assert not engine._thread.is_alive()
 
     asyncio.run(whole())
-    assert core.log[-1] == "shutdown"
+    assert core.log[-1] == "leave_broadcasts"
     return core
+
+
+def test_an_engine_with_processes_of_its_own_ends_them() -> None:
+    core: Any = Core()
+    core.vllm_config.parallel_config.world_size = 2
+    _shut_down(core)
+    assert core.log == ["shutdown"]
 
 
 def generate(engine: Engine, name: str, steps: int) -> Awaitable[Response]:
