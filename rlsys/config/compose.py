@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import sys
@@ -106,6 +107,7 @@ def compose_jobs(
     return [replace(job, started=found[0].started) for job in found]  # a sweep's runs share the folder
 
 
+@functools.cache  # Hydra keeps them, and converting them takes a third of the time of composing
 def _register_schema() -> None:
     """Give Hydra the dataclasses, with their types and defaults."""
     from hydra.core.config_store import ConfigStore

@@ -57,7 +57,6 @@ class RolloutWorker:
         self._tasks: dict[int, set[asyncio.Task[None]]] = {}  # by request id
         self._spans = SpanRecorder()
         self._finished = FinishedQueue(self._spans)
-        self._failed_update: str | None = None
         self._failures = FailureLog(logger)
 
     async def start(self) -> None:
@@ -146,12 +145,10 @@ class RolloutWorker:
                 times = await self._load(update_info)
                 receipts = [Receipt(**each) for each in await self._engine.collective_rpc("arrival")]
         except Exception as error:
-            self._failed_update = f"{type(error).__name__}: {error}"
             logger.exception("policy version %d could not be loaded", policy_version)
             raise WorkerError(
                 f"rollout/{self._index} could not load policy version {policy_version}: {error}"
             ) from error
-        self._failed_update = None
         self._versions.append(policy_version)  # before resuming: responses of the new epoch look it up
         await engine.resume()
         stalled_s = time.perf_counter() - paused
@@ -174,12 +171,12 @@ class RolloutWorker:
     async def submit(self, requests: Sequence[GroupRequest], policy_version: int) -> None:
         """Start sampling every request; the answers come through `finished`.
 
+        While weights are loaded, and after that has failed until it succeeds, requests wait in the paused engine.
+
         Raises:
-            WorkerError: The weights are older than `policy_version`, or an update has failed.
+            WorkerError: The weights are older than `policy_version`.
         """
         who, version = f"rollout/{self._index}", self._versions[-1]
-        if self._failed_update is not None:
-            raise WorkerError(f"{who} has had no usable weights since an update failed: {self._failed_update}")
         if version < policy_version:
             raise WorkerError(f"{who} holds policy version {version}, but the request expects version {policy_version}")
         for request in requests:

@@ -185,8 +185,33 @@ def versions(trajectory: Trajectory) -> list[int]:
     return [span.policy_version for span in trajectory.versions]
 
 
-LAST = 12
+LAST = 13
 """The version that the engine has from here on."""
+
+
+def test_a_request_between_a_failed_update_and_the_next_waits_for_it(engine: Engine) -> None:
+    """As when another engine is killed in the middle of a broadcast: its requests come here, and it is repeated."""
+    call_worker(engine.worker, break_the_next_update)
+    with pytest.raises(WorkerError, match="rollout/0 could not load policy version 13: the peer is gone"):
+        engine.update(LAST)
+    engine.submit(8, OTHER, SHORT, version=LAST - 1)
+    engine.listen(0.5)
+    assert (8, 0) not in engine.answers  # the layers may be of two versions
+    engine.update(LAST)
+    engine.until(8)
+    assert versions(engine.trajectory(8)) == [LAST]
+    assert engine.error_of(engine.trajectory(8), LAST) < 1e-4
+
+
+def break_the_next_update(worker: Any) -> None:
+    load = worker._load
+
+    async def failing(update_info: dict[str, Any]) -> Any:
+        worker._load = load
+        await load(update_info)
+        raise RuntimeError("the peer is gone")
+
+    worker._load = failing
 
 
 def test_cancelled_groups_are_not_reported(engine: Engine) -> None:
@@ -213,8 +238,8 @@ def test_a_request_that_fails_is_reported_and_keeps_its_place_empty(engine: Engi
 
 
 def test_a_version_that_the_engine_lacks_is_refused(engine: Engine) -> None:
-    with pytest.raises(WorkerError, match="rollout/0 holds policy version 12, but the request expects version 13"):
-        engine.submit(30, OTHER, SHORT, version=13)
+    with pytest.raises(WorkerError, match="rollout/0 holds policy version 13, but the request expects version 14"):
+        engine.submit(30, OTHER, SHORT, version=14)
 
 
 def test_a_transfer_that_never_comes_is_an_error_and_the_engine_goes_on(engine: Engine) -> None:
@@ -226,6 +251,6 @@ def test_a_transfer_that_never_comes_is_an_error_and_the_engine_goes_on(engine: 
     with pytest.raises(
         WorkerError, match=r"rollout/0 received no weights: .*transfer of weights failed: .*[Tt]imed out"
     ):
-        engine.get(engine.worker.receive_weights.remote(engine.sender.update_info(), 13))
+        engine.get(engine.worker.receive_weights.remote(engine.sender.update_info(), 14))
     engine.until(42, samples=3)
     assert {span.policy_version for sample in range(3) for span in engine.trajectory(42, sample).versions} == {LAST}

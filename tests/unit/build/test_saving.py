@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlsys.build.checkpoints import FULL_DISK_S
 from rlsys.errors import NoRoomError, RlsysError
 from rlsys.learner.rank import Rank
 from rlsys.run_folder.checkpoint import checkpoints, load_state
@@ -157,8 +156,11 @@ def test_on_a_full_disk_the_run_pauses_and_goes_on_when_there_is_room(
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
-def test_a_disk_that_stays_full_ends_the_run_after_a_day_with_the_last_checkpoint(tmp_path: Path) -> None:
-    scene = full_at(Scene(tmp_path, "checkpoint.every=2", KEEP), 4, FullDisk(until=2 * FULL_DISK_S))
+def test_a_disk_that_stays_full_ends_the_run_at_the_deadline_with_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlsys.build.checkpoints.FULL_DISK_S", 3600.0)  # instead of a day, with a try every minute
+    scene = full_at(Scene(tmp_path, "checkpoint.every=2", KEEP), 4, FullDisk(until=7200.0))
     with pytest.raises(NoRoomError):
         scene.play()
     assert scene.saved == [2]
