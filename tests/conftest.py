@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 from pathlib import Path
 
 import pytest
+
+from rlsys.runtime.garbage import freeze_started
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RLSYS_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
@@ -17,8 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_collection_finish() -> None:
     """Exclude what the tests' modules have imported from garbage collections, each of which would walk all of it."""
-    gc.collect()
-    gc.freeze()
+    freeze_started()
 
 
 @pytest.fixture(scope="session")
