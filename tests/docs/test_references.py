@@ -161,9 +161,7 @@ def test_the_overrides_of_commands_compose_and_pass_the_checks(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
-def test_options_that_are_named_exist(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_files(page)
+def test_options_that_are_named_exist(page: Page) -> None:
     known = set(known_keys())
     roots = {key for key in known if "." not in key} | {path.name for path in config_dir().iterdir()}
     for span in page.code_spans:
@@ -178,7 +176,7 @@ def test_options_that_are_named_exist(page: Page, tmp_path: Path, monkeypatch: p
 
 @functools.cache  # many pages name the same
 def refused(override: str) -> str | None:
-    """Say why an override does not compose, if it does not; files that a page writes are not read for it."""
+    """Say why an override does not compose, if it does not. Composing reads no file that a page writes."""
     try:
         load_config([override])
     except RlsysError as error:

@@ -275,7 +275,8 @@ def _shut_down(core: EngineCore) -> None:
     """End an engine whose process ends with it.
 
     vLLM's `shutdown` would also free what another engine in this process could use, and for that walk all of its
-    objects twice: 2.4 s of a CPU engine's 2.5. An engine with processes of its own needs it, to end them.
+    objects twice, which is nearly all of the time that it takes. An engine with processes of its own needs it, to end
+    them.
     """
     if core.vllm_config.parallel_config.world_size > 1:
         core.shutdown()

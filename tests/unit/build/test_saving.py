@@ -159,7 +159,9 @@ def test_on_a_full_disk_the_run_pauses_and_goes_on_when_there_is_room(
 def test_a_disk_that_stays_full_ends_the_run_at_the_deadline_with_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlsys.build.checkpoints.FULL_DISK_S", 3600.0)  # instead of a day, with a try every minute
+    monkeypatch.setattr(
+        "rlsys.build.checkpoints.FULL_DISK_S", 3600.0
+    )  # instead of a day, in which it tries 2,880 times
     scene = full_at(Scene(tmp_path, "checkpoint.every=2", KEEP), 4, FullDisk(until=7200.0))
     with pytest.raises(NoRoomError):
         scene.play()
