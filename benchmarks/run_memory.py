@@ -4,12 +4,12 @@ python -m benchmarks.run_memory [--sizes small medium large] [--stages 0 1 2 3] 
 
 Each case is a real run of two steps with an engine, two learner ranks, a reference worker and a scoring worker. Every
 0.1 s, or less often on a busy machine, the memory of all its processes is read from /proc/PID/smaps_rollup: `Pss_Anon`
-and `Pss_Shmem`, in which pages that several processes share are divided among them. Pages of files (libraries, a mapped
+and `Pss_Shmem`, in which pages that several processes share are divided among them. Of a forked worker only the pages
+of its own count, and of its server all: `Private_Dirty` and `Anonymous`. Pages of files (libraries, a mapped
 checkpoint) are left out, as the kernel drops them when memory is short. A role's figure is the largest sum over its
-processes at any moment; the node's is the largest sum over all processes. Watching ends with the first worker that
-computes: those that still live would inherit the pages that they shared with it, as workers forked from one server do,
-and seem to grow by 200 MB. A prediction is good within 15% or 200 MB,
-whichever is more.
+processes at any moment; the node's is the largest sum over all processes, with shared pages divided. Watching ends with
+the first worker that computes: those that still live would inherit the pages that they shared with it, and seem to
+grow. A prediction is good within 15% or 200 MB, whichever is more.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -52,6 +53,15 @@ COMPUTE = ("rollout", "learner", "reference")
 SHARE, LEAST_MB = 0.15, 200.0  # by which a prediction may be wrong: the larger of both
 
 
+class _Sizes(NamedTuple):
+    """Bytes of one process: of anonymous memory its share, what nobody shares, and all; its share of shared memory."""
+
+    share: int
+    private: int
+    whole: int
+    shared_memory: int
+
+
 class Watch:
     """The memory of a process and all its descendants, by role."""
 
@@ -60,8 +70,8 @@ class Watch:
         self._roles = {pid: "driver"}
         self._known = {pid: self._root}
         self._listed_at = 0.0
-        self._now: dict[int, tuple[int, int]] = {}
-        self._samples: list[tuple[dict[int, int], int]] = []
+        self._now: dict[int, _Sizes] = {}
+        self._samples: list[dict[int, _Sizes]] = []
         self._is_over = False
 
     def sample(self) -> None:
@@ -75,21 +85,22 @@ class Watch:
             if is_listed or self._roles.get(pid) in COMPUTE:
                 self._now.pop(pid, None)
                 with contextlib.suppress(OSError):  # it has ended
-                    self._now[pid] = _pss(pid)
+                    self._now[pid] = _sizes(pid)
         self._is_over = any(self._has_ended(pid) for pid, role in self._roles.items() if role in COMPUTE)
         if self._is_over:
             return
-        private = {pid: sizes[0] for pid, sizes in self._now.items()}
-        self._samples.append((private, sum(sizes[1] for sizes in self._now.values())))
+        self._samples.append(dict(self._now))
 
     def peaks(self) -> dict[str, float]:
         """Return the largest sum of every role and of the node, in MB."""
         found: Counter[str] = Counter()
-        for private, shared in self._samples:
-            now: Counter[str] = Counter({SHARED: shared})
-            for pid, size in private.items():
-                now[self._roles.get(pid, "ray")] += size
-            now["node"] = now.total()
+        for sample in self._samples:
+            now: Counter[str] = Counter()
+            for pid, sizes in sample.items():
+                role = self._roles.get(pid, "ray")
+                now[role] += sizes.private if role in COMPUTE else sizes.whole if role == "imports" else sizes.share
+                now[SHARED] += sizes.shared_memory
+                now["node"] += sizes.share + sizes.shared_memory
             found |= now  # the larger of each
         return {role: round(size / 1e6, 1) for role, size in sorted(found.items())}
 
@@ -120,13 +131,12 @@ class Watch:
                     self._roles[process.pid] = role
 
 
-def _pss(pid: int) -> tuple[int, int]:
-    """Return a process's share of anonymous and of shared memory, in bytes."""
+def _sizes(pid: int) -> _Sizes:
     found = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]:
         key, _, value = line.partition(":")
         found[key] = 1024 * int(value.split()[0])
-    return found["Pss_Anon"], found["Pss_Shmem"]
+    return _Sizes(found["Pss_Anon"], found["Private_Dirty"], found["Anonymous"], found["Pss_Shmem"])
 
 
 def build(folder: Path, size: str) -> int:

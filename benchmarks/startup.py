@@ -39,7 +39,7 @@ ROLES = {
     "ray::ReferenceWorker": "reference",
     "ray::ScoringWorker": "scoring",
     "rlsys.scoring.process": "scoring",
-    "fork_server.py": "import servers (until all workers run)",
+    "fork_server.py": "import servers",
 }
 POLL_S = 0.5
 

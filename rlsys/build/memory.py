@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlsys.algorithms.requirements import reference_workers, trained_roles
+from rlsys.build.environment import worker_imports
 from rlsys.build.gpu_memory import gpu_finding, gpu_memory
 from rlsys.build.role_memory import BASE, RoleMemory, RolePredictor
 from rlsys.errors import ConfigError
@@ -19,8 +20,6 @@ from rlsys.runtime.limits import Limits
 from rlsys.runtime.node_checks import GB
 
 NAME = "memory of the run"
-# Of the servers that workers are forked from, until all have started.
-IMPORTS = 780_000_000
 # Ray ends workers when 95% of the machine's memory are used.
 FULL = 0.9
 EXACT = 0.15  # by which share a prediction may be wrong
@@ -33,19 +32,9 @@ class RunMemory:
     roles: tuple[RoleMemory, ...]
 
     @property
-    def start(self) -> int:
-        """While workers start: nothing but libraries, and the servers that have imported them."""
-        return sum(role.count * role.parts.get("base", 0) for role in self.roles) + IMPORTS
-
-    @property
-    def training(self) -> int:
+    def total(self) -> int:
         """The sum of all roles: what one of them has freed at the end of its stage, its process keeps."""
         return sum(role.total for role in self.roles)
-
-    @property
-    def total(self) -> int:
-        """The most at any time: in training, or with a tiny model at the start."""
-        return max(self.training, self.start)
 
 
 def run_memory(prepared: Prepared) -> RunMemory:
@@ -55,6 +44,7 @@ def run_memory(prepared: Prepared) -> RunMemory:
     roles = [
         RoleMemory("driver", 1, {"base": BASE["driver"]}),
         RoleMemory("ray", 1, {"base": BASE["ray"]}),
+        RoleMemory("imports", 1, {"base": BASE["imports"] if worker_imports(config) else 0}),
         RoleMemory("scoring", config.scoring.num_workers, {"base": BASE["scoring"]}, "lower scoring.num_workers"),
         predictor.rollout(),
         *(predictor.trained(role, options) for role, options in trained_roles(config).items()),

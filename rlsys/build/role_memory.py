@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rlsys.algorithms.requirements import reference_workers
+from rlsys.build.environment import worker_imports
 from rlsys.config.learner_schema import CriticConfig, LearnerConfig
 from rlsys.learner.memory import MemoryPrediction, allowances, predict_peak
 from rlsys.learner.setup import PolicySetup
@@ -24,21 +25,23 @@ from rlsys.models.policy import DTYPES, PolicyModel, empty_policy
 from rlsys.preflight.prepared import Prepared
 
 # Bytes of a process before it has a model, by role: interpreter and libraries, with Python 3.11 and the versions in
-# requirements.lock. Workers that are forked from one server share up to 200 MB of it, which is not subtracted: a worker
-# that starts alone shares nothing. `ray` is raylet, gcs_server, its agents and the guardian.
+# requirements.lock. `ray` is raylet, gcs_server, its agents and the guardian, `imports` the fork servers.
 BASE = {
     "driver": 395_000_000,
     "ray": 230_000_000,
     "scoring": 96_000_000,
-    "reference": 410_000_000,
-    "learner": 430_000_000,
-    "critic": 430_000_000,
-    "rollout": 690_000_000,
+    "imports": 798_000_000,
+    "reference": 115_000_000,
+    "learner": 230_000_000,
+    "critic": 230_000_000,
+    "rollout": 228_000_000,
 }
+# What comes to it in a worker that has imported its libraries. One that is forked shares that with its server.
+IMPORTED = {"reference": 295_000_000, "learner": 295_000_000, "critic": 295_000_000, "rollout": 278_000_000}
 # The C library keeps freed memory (`rlsys.build.environment.keep_freed_memory`), and not all of it fits what is asked
 # for next: measured were 5% to 38% of what a learner rank holds at its peak. Of a reference, with few and large arrays,
-# it was 120 to 450 MB where 154 MB were in use, by chance; the pages that it shares with learner ranks make up for it.
-GAPS = 0.2
+# it was 120 to 450 MB where 154 MB were in use, by chance.
+GAPS = {"learner": 0.2, "critic": 0.2, "reference": 1.6}
 # Tokens of one of vLLM's forwards: it runs one of this size when it starts. On large GPUs it chooses more.
 BATCHED_TOKENS = 2048
 # Copies of a logit per sampled token, in float32: logits, their sorted or exponentiated forms, log-probabilities.
@@ -94,7 +97,8 @@ class RolePredictor:
             parts["allowances"] = _allowed(parts, ranks)
             remedy = "raise rollout.gpu_memory_utilization or rollout.tensor_parallel_size"
             return RoleMemory("rollout", rollout.num_workers * ranks, parts, remedy)
-        parts["base"] = BASE["rollout"] * (1 if ranks == 1 else ranks + 1)
+        # With tensor parallelism every rank is one more process, which vLLM starts and which imports by itself.
+        parts["base"] = self._base("rollout") + (ranks if ranks > 1 else 0) * (BASE["rollout"] + IMPORTED["rollout"])
         parts["KV cache"] = int(rollout.kv_cache_gib * 2**30) * ranks
         remedy = "lower rollout.kv_cache_gib, rollout.num_workers or rollout.max_num_seqs"
         if self._config.engine_dtype == "float32":
@@ -119,8 +123,8 @@ class RolePredictor:
         else:
             parts["optimizer"] += found.host
             parts["buffers"] = max(found.buffers - found.untouched, 0)
-            parts["gaps"] = int(GAPS * sum(parts.values())) + found.unplaced
-            parts["base"] = BASE[role]
+            parts["gaps"] = int(GAPS[role] * sum(parts.values())) + found.unplaced
+            parts["base"] = self._base(role)
             parts["checkpoint"] = self._checkpoint_copy(role, options, found)
         remedy = f"lower {role}.microbatch_tokens, set {role}.gradient_checkpointing=true"
         if options.dtype == "float32":
@@ -149,9 +153,12 @@ class RolePredictor:
             trust, dtype = setup.trust_remote_code, DTYPES[setup.learner.dtype]
             if base_dtype(setup.model_path, trust_remote_code=trust) == dtype:
                 parts["parameters"] = 0  # pages of the file
-            parts["gaps"] = int(GAPS * parts["activations"])
-            parts["base"] = BASE["reference"]
+            parts["gaps"] = int(GAPS["reference"] * parts["activations"])
+            parts["base"] = self._base("reference")
         return RoleMemory("reference", reference_workers(config), parts, "lower reference.microbatch_tokens")
+
+    def _base(self, role: str) -> int:
+        return BASE[role] + (0 if worker_imports(self._config) else IMPORTED[role])
 
     def _checkpoint_copy(self, role: str, options: LearnerConfig, found: MemoryPrediction) -> int:
         """Return the bytes of what a rank writes while training goes on; that of rank 0, which writes most.

@@ -160,7 +160,11 @@ class Run:
 async def open_run(
     prepared: Prepared, run_dir: Path, display: Display, preimport: Preimport | None = None
 ) -> AsyncIterator[Run]:
-    """Start Ray and every worker, and stop all of them on exit; `preimport` has imported their libraries."""
+    """Start Ray and every worker, and stop all of them on exit; `preimport` has imported their libraries.
+
+    It stays until then: a worker that is replaced would otherwise import for ten seconds of processor time, while the
+    others use all cores.
+    """
     config = prepared.config
     wanted = worker_demands(config)
     freeze_imported()
@@ -171,8 +175,6 @@ async def open_run(
         cluster = stack.enter_context(connect(config, wanted, run_dir / LOGS, preimport))
         roles = start_roles(cluster, prepared, wanted)
         await _wait_for_start(cluster, config, *roles.all)
-        if preimport is not None:
-            preimport.close()  # they hold memory; a worker that starts later imports by itself
         await log_placement(cluster, config, roles.policy, roles.critic, roles.reference)
         broadcaster = broadcaster_of(config, roles.policy, roles.rollout, cluster.calls)
         await broadcaster.open()

@@ -46,7 +46,7 @@ def planned_sockets(config: Config, demands: Mapping[str, Sequence[Demand]]) -> 
     found.append(Socket(owner, "tcp", LOOPBACK if is_local else EVERY, use))
     if worker_imports(config):
         file = f"{tempfile.gettempdir()}/rlsys-fork-*/socket"
-        found.append(Socket("fork servers", "unix", file, "making workers, until all have started"))
+        found.append(Socket("fork servers", "unix", file, "making workers, also those that replace others"))
     for role in ("learner", "critic"):
         if demands[role]:
             found.append(Socket(f"{role} ranks", "tcp", node, "their meeting at rank 0, and gradients"))

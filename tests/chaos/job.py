@@ -28,6 +28,7 @@ ROLES = {
     "gcs/gcs_server": "gcs_server",
     "raylet/raylet": "raylet",
 }
+FORKED, SERVER = ("rollout", "learner", "reference"), "fork_server.py"
 PROMPTS_PER_STEP, SAMPLES = 4, 8
 NUM_PROMPTS = 40_000  # more than a run takes: every prompt comes once
 REWARD = '''"""Closeness of the response's length to three characters; it hangs once for every file beside it."""
@@ -66,7 +67,7 @@ OPTIONS = (
     "checkpoint.keep=2",
     "logging.trackers=[]",
     "cluster.max_restarts=1000",
-    "cluster.startup_deadline_s=120",
+    "cluster.startup_deadline_s=400",
     # The longest that a step's parts take here is a second; a busy machine is several times slower.
     "learner.deadline_s=45",
     "reference.deadline_s=30",
@@ -135,9 +136,15 @@ class Job:
         found: dict[str, Any] = json.loads((self.lines() or ["{}"])[-1])
         return found
 
-    def log(self, last: int = 3000) -> str:
-        """Return the end of what the run printed."""
-        return (self.folder / "log").read_text(errors="replace")[-last:]
+    def log(self, last: int = 4000) -> str:
+        """Return the end of what the run printed besides its steps, the newest step, and the end of workers' logs."""
+        lines = (self.folder / "log").read_text(errors="replace").splitlines()
+        said = [line for line in lines if not line.startswith("step ")]
+        steps = [line for line in lines if line.startswith("step ")][-1:]
+        logs = [
+            f"{file}:\n{file.read_text(errors='replace')[-500:]}" for file in (self.run_dir / "logs").glob("*-*.log")
+        ]
+        return "\n".join(["\n".join(said)[-last:], *steps, *logs])
 
     def processes(self) -> dict[int, str | None]:
         """Return the role of every process of the run, None for others than `ROLES`; zombies are left out."""
@@ -171,6 +178,14 @@ class Job:
         wanted = {**self.workers, "reward": self.workers["scoring"], "learner": 2, "gcs_server": 1, "raylet": 1}
         return counts == wanted
 
+    def importing(self) -> list[str]:
+        """Return the roles of workers that are no forks of a server that has imported their libraries."""
+        return [
+            role
+            for pid, role in self.processes().items()
+            if role in FORKED and SERVER not in self._parents_command(pid)
+        ]
+
     def command(self, pid: int) -> list[str]:
         """Return what a process was started as; nothing when it is gone."""
         with contextlib.suppress(psutil.Error):
@@ -192,6 +207,11 @@ class Job:
 
     def _age(self, pid: int) -> float:
         return self._known[pid][0]
+
+    def _parents_command(self, pid: int) -> str:
+        with contextlib.suppress(psutil.Error):
+            return " ".join(self.command(psutil.Process(pid).ppid()))
+        return ""
 
 
 def _is_stopped(pid: int) -> bool:

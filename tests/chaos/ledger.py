@@ -57,5 +57,5 @@ def check(found: dict[str, Any]) -> None:
     lost = {name: found[name] for name in ("prompts_lost", "trained_twice", "missing_of_steps", "trained_too_old")}
     assert set(lost.values()) == {0}, lost
     assert found["prompts_trained"] == found["ledger"]["trained"] == steps * PROMPTS_PER_STEP, found
-    assert (found["survived"], found["left_by_ray"]) == (found["faults"], []), found
+    assert (found["survived"], found["imports"], found["left_by_ray"]) == (found["faults"], 0, []), found
     assert found["reward_at_last"] > found["reward_at_first"] + 0.5, found  # a policy that learns nothing stays

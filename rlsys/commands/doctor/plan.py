@@ -65,8 +65,7 @@ def _memory(prepared: Prepared, nodes: Sequence[Node]) -> list[Finding]:
         return [Finding(NAME, Level.NOTE, str(error))]
     show_title("memory, MB (predicted; pages of files are not counted)")
     rows = _memory_rows(memory.roles, "together", lambda role: role.total)
-    for name, size in (("training", memory.training), ("start, with fork servers", memory.start)):
-        rows.append((name, *[""] * (len(rows[0]) - 2), f"{size / 1e6:,.0f}"))
+    rows.append(("all", *[""] * (len(rows[0]) - 2), f"{memory.total / 1e6:,.0f}"))
     show_rows(rows)
     limits = [node.limits for node in nodes if node.limits is not None]
     if len(nodes) == 1 and limits:

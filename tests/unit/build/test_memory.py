@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.build.memory import IMPORTS, RunMemory, memory_finding, run_memory
-from rlsys.build.role_memory import BASE, GAPS, RoleMemory, largest_microbatch
+from rlsys.build.memory import RunMemory, memory_finding, run_memory
+from rlsys.build.role_memory import BASE, GAPS, IMPORTED, RoleMemory, largest_microbatch
 from rlsys.config.compose import load_config
 from rlsys.preflight.prepare import prepare
 from rlsys.preflight.prepared import Prepared
@@ -30,7 +30,7 @@ def roles(model: Path, tmp_path: Path, *overrides: str) -> dict[str, RoleMemory]
 
 def test_roles_and_their_parts(model_folder: Path, tmp_path: Path) -> None:
     found = roles(model_folder, tmp_path, "rollout.kv_cache_gib=0.5", "learner.num_workers=2", "learner.zero_stage=0")
-    assert list(found) == ["driver", "ray", "scoring", "rollout", "learner", "reference", "shared memory"]
+    assert list(found) == ["driver", "ray", "imports", "scoring", "rollout", "learner", "reference", "shared memory"]
     size = found["shared memory"].total  # the model in float32
     assert size == found["rollout"].parts["parameters"] == found["learner"].parts["parameters"]
     assert found["learner"].parts["gradients"] == size
@@ -39,14 +39,23 @@ def test_roles_and_their_parts(model_folder: Path, tmp_path: Path) -> None:
     assert found["rollout"].parts["KV cache"] == 2**29
     learner = found["learner"]
     held = sum(part for name, part in learner.parts.items() if name not in ("base", "gaps", "checkpoint"))
-    assert learner.parts["gaps"] == int(GAPS * held)
+    assert learner.parts["gaps"] == int(GAPS["learner"] * held)
     copy = learner.parts["checkpoint"]
     assert copy == 2 * size + learner.parts["optimizer"]  # for DeepSpeed's files and the policy's folder
-    assert learner.total == 2 * learner.each == 2 * (BASE["learner"] + held + int(GAPS * held) + copy)
+    assert learner.total == 2 * learner.each == 2 * (BASE["learner"] + held + int(GAPS["learner"] * held) + copy)
     last_only = roles(model_folder, tmp_path, "checkpoint.every_s=0", "learner.num_workers=2", "learner.zero_stage=0")
     assert last_only["learner"].each == learner.each - copy
     adapter = roles(model_folder, tmp_path, "learner.lora.rank=2")["learner"].parts
     assert adapter["checkpoint"] == adapter["optimizer"]
+
+
+def test_workers_that_are_not_forked_have_their_libraries_to_themselves(model_folder: Path, tmp_path: Path) -> None:
+    forked = roles(model_folder, tmp_path)
+    alone = roles(model_folder, tmp_path, "cluster.address=10.0.0.1:6379")
+    assert (forked["imports"].total, alone["imports"].total) == (BASE["imports"], 0)
+    assert {name: alone[name].each - forked[name].each for name in IMPORTED if name in alone} == {
+        name: size for name, size in IMPORTED.items() if name != "critic"
+    }
 
 
 def test_options_that_save_memory_do(model_folder: Path, tmp_path: Path) -> None:
@@ -103,7 +112,7 @@ def test_the_verdict(total: float, memory: int, free: int, level: Level) -> None
             RoleMemory("learner", 2, {"activations": int((total - 1) * gb / 2)}, "lower its batch"),
         )
     )
-    assert run.start == gb + IMPORTS
+    assert run.total == total * gb
     finding = memory_finding(run, Limits(2, 2, memory * gb, free * gb, 64 * gb))
     assert finding.level == level
     if level != Level.OK:
