@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from rlsys.build.environment import worker_imports
 from rlsys.build.run import Run, open_run
 from rlsys.errors import DeadlineError, LostDataError, WorkerDiedError
 from rlsys.metrics.display import Display
@@ -67,4 +66,3 @@ async def train_to_the_end(
             logger.warning("the run is started again, from its newest checkpoint, because of this: %s", error)
         # With the engines that `rlsys scale` has asked for meanwhile.
         prepared = replace(prepared, config=replace(run.scaling.config, resume="auto"))
-        preimport = Preimport(worker_imports(prepared.config))

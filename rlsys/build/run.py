@@ -162,15 +162,14 @@ async def open_run(
 ) -> AsyncIterator[Run]:
     """Start Ray and every worker, and stop all of them on exit; `preimport` has imported their libraries.
 
-    It stays until then: a worker that is replaced would otherwise import for ten seconds of processor time, while the
-    others use all cores.
+    It is the caller's to close. Meanwhile workers that take the place of lost ones are forked too; they would otherwise
+    import for ten seconds of processor time, while the others use all cores.
     """
     config = prepared.config
     wanted = worker_demands(config)
     freeze_imported()
     with contextlib.ExitStack() as stack:
         if preimport is not None:
-            stack.callback(preimport.close)
             preimport.start_all()
         cluster = stack.enter_context(connect(config, wanted, run_dir / LOGS, preimport))
         roles = start_roles(cluster, prepared, wanted)

@@ -94,7 +94,13 @@ class Cluster:
     def _start_local(self, demands: list[Demand]) -> None:
         check_temp_dir()
         # Before Ray, so that Ray's processes inherit the tag by which the guardian finds them.
-        self._guardian = Guardian(ray_folder()[0], None if self._preimport is None else self._preimport.tag)
+        # Fork servers outlive this Ray: the next one of a run that starts again forks from them.
+        servers = self._preimport
+        self._guardian = Guardian(
+            ray_folder()[0],
+            None if servers is None else servers.tag,
+            () if servers is None else servers.pids,
+        )
         self._environment.enter_context(_own_token())
         with only_what_a_run_uses(with_logs=self._config.log_to_driver):
             ray.init(

@@ -79,6 +79,11 @@ class Preimport:
             shutil.rmtree(server.folder, ignore_errors=True)
         self._started, self._imports = {}, {}
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the servers."""
+        return [server.process.pid for server in self._started.values() if server is not None]
+
     def options(self, role: str) -> dict[str, str]:
         """Return the entries of a Ray runtime environment with which a worker of the role is forked."""
         wanted = self._imports.get(role)

@@ -4,7 +4,7 @@
 - A child that calls `exit_with_parent` is killed by the kernel when its parent ends.
 - A process that calls `adopt_orphans` waits for descendants whose own parents ended before them.
 
-`python -m rlsys.runtime.processes TAG PID FOLDER` is the guardian of the driver PID. It outlives the driver by one
+`python -m rlsys.runtime.processes TAG PID FOLDER KEPT` is the guardian of the driver PID. It outlives the driver by one
 sweep, and removes what the driver's local Rays have left in FOLDER. It wakes when its pipe from the driver closes,
 however the driver ended, and kills what still carries the tag. A signal that the driver receives reaches it as a byte
 on the same pipe at once, even while the driver is in a library's C++ code and cannot act on it; a driver that has not
@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,9 @@ GRACE_S = 2.0  # between SIGTERM and SIGKILL
 SIGNAL_GRACE_S = 6.0  # how long a driver that received a signal may take to end by itself
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a polite request, a terminal that is gone
 # Bytes that no signal's number is: the driver received a signal, and still does what must be done first; it has started
-# processes that may hide their tag, as Ray's agents do, whose title is written over their environment.
-AT_WORK, LOOK = 0, 255
+# processes that may hide their tag, as Ray's agents do, whose title is written over their environment; it closes the
+# pipe itself, and still needs what it has started for later Rays.
+AT_WORK, LOOK, CLOSE = 0, 255, 254
 # Options of Linux's prctl, from <linux/prctl.h>.
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -102,9 +103,9 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl({option})")
 
 
-def find_tagged(tag: str) -> list[psutil.Process]:
-    """Return this user's processes on this host that carry the tag, without this process and its parents."""
-    spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+def find_tagged(tag: str, kept: Collection[int] = ()) -> list[psutil.Process]:
+    """Return this user's processes on this host that carry the tag, without those `kept`, this one and its parents."""
+    spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents()), *kept}
     found = []
     for process in psutil.process_iter():
         if process.pid not in spared and _tag_of(process) == tag:
@@ -112,11 +113,17 @@ def find_tagged(tag: str) -> list[psutil.Process]:
     return found
 
 
-def sweep(tag: str, *, grace_s: float = GRACE_S, known: Sequence[psutil.Process] = ()) -> int:
-    """End every tagged process and those `known`, by SIGTERM and after `grace_s` by SIGKILL; return their number."""
+def sweep(
+    tag: str, *, grace_s: float = GRACE_S, known: Sequence[psutil.Process] = (), kept: Collection[int] = ()
+) -> int:
+    """End every tagged process and those `known`, by SIGTERM and after `grace_s` by SIGKILL; return their number.
+
+    Those `kept`, by process id, are left alone.
+    """
 
     def find() -> list[psutil.Process]:
-        return [*{*find_tagged(tag), *(process for process in known if _lives(process))}]
+        hidden = (process for process in known if process.pid not in kept and _lives(process))
+        return [*{*find_tagged(tag, kept), *hidden}]
 
     first = find()
     ended = {process.pid for process in first}
@@ -153,12 +160,13 @@ class Guardian:
     does this process's death.
     """
 
-    def __init__(self, ray_folder: Path, tag: str | None = None) -> None:
+    def __init__(self, ray_folder: Path, tag: str | None = None, kept: Collection[int] = ()) -> None:
         """Start the guardian.
 
         Args:
             ray_folder: the folder of Ray's sessions.
             tag: that of processes that were started before the guardian.
+            kept: ids of processes that `close` leaves alone; this process's death ends them too.
         """
         self.tag = tag or uuid.uuid4().hex
         read_end, self._write_end = os.pipe()
@@ -166,7 +174,10 @@ class Guardian:
         # In a session of its own, so that Ctrl-C in the terminal does not reach it; untagged, so that it does not sweep
         # itself.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "rlsys.runtime.processes", self.tag, str(os.getpid()), str(ray_folder)],
+            [
+                *(sys.executable, "-P", "-m", "rlsys.runtime.processes"),
+                *(self.tag, str(os.getpid()), str(ray_folder), ",".join(map(str, kept))),
+            ],
             stdin=read_end,
             start_new_session=True,
             env=environment,
@@ -193,19 +204,22 @@ class Guardian:
         os.environ.pop(TAG, None)
         if self._previous_fd is not None:
             signal.set_wakeup_fd(self._previous_fd)
+        os.write(self._write_end, bytes([CLOSE]))
         os.close(self._write_end)
         self._process.wait(timeout=30)  # a sweep takes at most about GRACE_S + 5 s
 
 
-def guard(tag: str, driver: int, pipe: int) -> None:
+def guard(tag: str, driver: int, pipe: int, kept: Collection[int] = ()) -> None:
     """Wait until the pipe closes, or `SIGNAL_GRACE_S` after an ending signal or a later `AT_WORK`; then sweep.
 
     Args:
         tag: the tag of the run.
         driver: the driver's process id; it is killed if it received a signal and has not ended in time.
         pipe: the reading end of the pipe from the driver.
+        kept: ids of processes to leave alone when the driver closes the pipe itself.
     """
     deadline: float | None = None
+    is_closed = False
     known: list[psutil.Process] = []
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -218,8 +232,9 @@ def guard(tag: str, driver: int, pipe: int) -> None:
             return
         received = os.read(pipe, 64)
         if not received:
-            sweep(tag, known=known)
+            sweep(tag, known=known, kept=kept if is_closed else ())
             return
+        is_closed = is_closed or CLOSE in received
         if LOOK in received:
             known += _started_by(driver, tag)
         is_ending = any(number in ENDING_SIGNALS for number in received)
@@ -251,5 +266,5 @@ def remove_sessions(folder: Path, driver: int) -> None:
 
 
 if __name__ == "__main__":
-    guard(sys.argv[1], int(sys.argv[2]), sys.stdin.fileno())
+    guard(sys.argv[1], int(sys.argv[2]), sys.stdin.fileno(), [int(pid) for pid in sys.argv[4].split(",") if pid])
     remove_sessions(Path(sys.argv[3]), int(sys.argv[2]))

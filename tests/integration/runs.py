@@ -80,6 +80,7 @@ class KeptImports(Preimport):
     def __init__(self, imports: Mapping[str, Imports]) -> None:
         self.tag = uuid.uuid4().hex
         self._imports = imports
+        self._started = {}  # none of its own
 
     def start_all(self) -> None:
         """Start the servers that no run before has started."""

@@ -194,10 +194,10 @@ def test_a_run_that_loses_a_learner_rank_starts_again(tmp_path: Path, caplog: py
             lives.clear()
 
     async def main() -> None:
-        imports = Preimport(worker_imports(config))
         killing = asyncio.ensure_future(kill_ranks())
         display = Display(config.train.num_steps, live=False)
-        await train_to_the_end(prepare(config), run_dir, display, imports, on_start=lambda: lives.append(1))
+        with Preimport(worker_imports(config)) as imports:
+            await train_to_the_end(prepare(config), run_dir, display, imports, on_start=lambda: lives.append(1))
         await killing
 
     wait(main())

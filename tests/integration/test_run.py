@@ -149,6 +149,20 @@ def _prompt_indices(run_dir: Path, step: int) -> set[int]:
 
 
 def test_it_learns(tmp_path: Path) -> None:
+    """Responses of three characters: a policy with random weights comes close to it within a minute."""
+    closeness = "rewards=[{name: target_length, target: 3}]"
+    given = ("train.num_steps=60", "train.samples_per_prompt=8", "learner.lr=3e-4", "rollout.max_response_tokens=6")
+    result = train(tmp_path, *given, closeness)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = read_metrics(tmp_path / "run")[1:]
+    rewards = [row["reward/total/mean"] for row in rows]
+    assert sum(rewards[-5:]) / 5 >= sum(rewards[:5]) / 5 + 0.5
+    assert all(row["sync/logprob_abs_diff/p999"] < 1e-3 for row in rows)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_it_learns_to_add(tmp_path: Path) -> None:
     """Sums of one-digit numbers: the warmed-up policy gets clearly better within a few dozen steps."""
     result = rlsys(
         "train",

@@ -117,6 +117,21 @@ def test_closing_the_guardian_ends_what_was_started_under_it(tmp_path: Path, mon
         child.kill()
 
 
+def test_what_is_kept_outlives_the_guardian_but_not_its_owner(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str
+) -> None:
+    """Fork servers: a run that starts its Ray again still needs them."""
+    monkeypatch.delenv(TAG, raising=False)
+    kept, other = start("sleep", "600", tag=tag), start("sleep", "600", tag=tag)
+    Guardian(tmp_path, tag, [kept.pid]).close()
+    assert other.wait(timeout=60) == -signal.SIGTERM
+    assert kept.poll() is None
+    code = "import sys; from pathlib import Path; from rlsys.runtime.processes import Guardian\n"
+    owner = start(sys.executable, "-c", f"{code}Guardian(Path({str(tmp_path)!r}), {tag!r}, [{kept.pid}]).wait_on()")
+    owner.wait(timeout=60)
+    assert kept.wait(timeout=60) == -signal.SIGTERM
+
+
 def test_the_guardian_outlives_a_killed_owner(start: Start, tmp_path: Path) -> None:
     """And removes what its Ray has left, by its process id."""
     owner = start(sys.executable, "-c", OWNER, str(tmp_path))
@@ -176,7 +191,7 @@ def test_a_signalled_driver_that_saves_its_work_is_waited_for(monkeypatch: pytes
     monkeypatch.setattr(processes, "select", SimpleNamespace(select=select_after))
     monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(processes.os, "read", lambda *_: next(received))
-    monkeypatch.setattr(processes, "sweep", lambda tag, known: ended.append(tag))
+    monkeypatch.setattr(processes, "sweep", lambda tag, known, kept: ended.append(tag))
     guard(tag, os.getpid(), 0)
     assert waits == [None, *[pytest.approx(0.1)] * 3]
     assert ended == [tag]
