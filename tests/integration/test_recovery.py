@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -184,7 +185,7 @@ def test_a_run_that_loses_a_learner_rank_starts_again(tmp_path: Path, caplog: py
     """From its newest checkpoint, with everything that was finished by then; what came after it is trained again."""
     given = ["learner.num_workers=2", "checkpoint.every=2", *TWO[1:]]
     config = load_config([*SMALL, f"model.cache_dir={tmp_path}/models", *given])
-    run_dir, lives = tmp_path / "run", []
+    run_dir, lives, parents = tmp_path / "run", [], set()
 
     async def kill_ranks() -> None:
         for after, rank in ((5, 1), (8, 0)):
@@ -197,7 +198,13 @@ def test_a_run_that_loses_a_learner_rank_starts_again(tmp_path: Path, caplog: py
         killing = asyncio.ensure_future(kill_ranks())
         display = Display(config.train.num_steps, live=False)
         with Preimport(worker_imports(config)) as imports:
-            await train_to_the_end(prepare(config), run_dir, display, imports, on_start=lambda: lives.append(1))
+
+            def note() -> None:
+                lives.append(1)
+                parents.update(psutil.Process(pid).ppid() for pid in living("PolicyRank"))
+
+            await train_to_the_end(prepare(config), run_dir, display, imports, on_start=note)
+            assert parents <= set(imports.pids)  # nothing was imported again
         await killing
 
     wait(main())
