@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -132,6 +133,14 @@ def _packed(kernel: Kernel) -> Attention:
     return attend
 
 
+def _packed_on_cpu(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scale: float
+) -> torch.Tensor:
+    """Compute packed attention with one shared prompt of each shape: others allocate and free the same again."""
+    kinds = {tuple(part.stop - part.start for part in (s.prompt, s.responses)): s for s in segments.shared}
+    return attention.on_cpu(query, key, value, replace(segments, shared=tuple(kinds.values())), scale)
+
+
 def _flash_on_gpu(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scale: float
 ) -> torch.Tensor:
@@ -172,7 +181,7 @@ def _flash_on_cpu(
 
 KERNELS = {
     (attention.NAME, "cuda"): _packed(_flash_on_gpu),
-    (attention.NAME, "cpu"): _packed(attention.on_cpu),
+    (attention.NAME, "cpu"): _packed(_packed_on_cpu),
     ("sdpa", "cuda"): _padded(_efficient_on_gpu),
     ("sdpa", "cpu"): _padded(_flash_on_cpu),
 }
