@@ -209,6 +209,7 @@ def _build(
 
         column = build.warmup.answer_column
         examples = [_examples(parts, tokenizer, prompt_column, column) for parts in (train, held_out)]
+        logger.info("warming it up by at most %d supervised steps", build.warmup.max_steps)
         accuracy = warm_up(model, examples[0], examples[1], build.warmup, seed)
     # Written to another name and renamed: a killed build must not leave a folder that looks complete. The other name is
     # in the same folder, because a rename works only within one file system.
