@@ -90,7 +90,8 @@ def test_another_recipe_names_another_model(tmp_path: Path, monkeypatch: pytest.
 def test_the_warm_up_logs_its_accuracy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     warmup = Warmup(max_steps=60, batch_size=4, lr=3e-3, check_every=5)
     resolve(built(tmp_path, warmup=warmup), rows=ROWS[:1])
-    assert "accuracy 1.000 on 1 held-out" in caplog.messages[1]
+    assert caplog.messages[1] == "warming it up by at most 60 supervised steps"
+    assert "accuracy 1.000 on 1 held-out" in caplog.messages[2]
 
 
 def test_warm_up_names_a_row_without_text(tmp_path: Path) -> None:
