@@ -61,6 +61,10 @@ class _Sizes(NamedTuple):
     whole: int
     shared_memory: int
 
+    def of(self, role: str) -> int:
+        """Return what counts as a role's: forked workers have their own pages, their servers those that are shared."""
+        return self.private if role in COMPUTE else self.whole if role == "imports" else self.share
+
 
 class Watch:
     """The memory of a process and all its descendants, by role."""
@@ -98,7 +102,7 @@ class Watch:
             now: Counter[str] = Counter()
             for pid, sizes in sample.items():
                 role = self._roles.get(pid, "ray")
-                now[role] += sizes.private if role in COMPUTE else sizes.whole if role == "imports" else sizes.share
+                now[role] += sizes.of(role)
                 now[SHARED] += sizes.shared_memory
                 now["node"] += sizes.share + sizes.shared_memory
             found |= now  # the larger of each

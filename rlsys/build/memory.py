@@ -44,11 +44,12 @@ def run_memory(prepared: Prepared) -> RunMemory:
     roles = [
         RoleMemory("driver", 1, {"base": BASE["driver"]}),
         RoleMemory("ray", 1, {"base": BASE["ray"]}),
-        RoleMemory("imports", 1, {"base": BASE["imports"] if worker_imports(config) else 0}),
         RoleMemory("scoring", config.scoring.num_workers, {"base": BASE["scoring"]}, "lower scoring.num_workers"),
         predictor.rollout(),
         *(predictor.trained(role, options) for role, options in trained_roles(config).items()),
     ]
+    if worker_imports(config):
+        roles.append(RoleMemory("imports", 1, {"base": BASE["imports"]}))
     if reference_workers(config):
         roles.append(predictor.reference())
     if config.weights.share_memory and not config.learner.lora.syncs_adapter_only:

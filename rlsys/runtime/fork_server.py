@@ -27,6 +27,8 @@ LENGTH = 8  # bytes of a request's length
 # Seconds until a worker is started without the server. One that imports by itself is not there earlier than a server
 # that still imports; a slow machine needs half a minute for vLLM. `rlsys.runtime.cluster` has Ray wait longer.
 PATIENCE_S = 120.0
+# For a request that has begun: its sender may be stopped, and others wait behind it.
+REQUEST_S = 10.0
 
 
 @contextlib.contextmanager
@@ -96,7 +98,9 @@ def serve(descriptor: int, modules: list[str]) -> None:
 
 def _answer(connection: socket.socket, listener: socket.socket) -> None:
     """Fork one worker. One that does not wait any more gets none."""
+    files: list[int] = []
     try:
+        connection.settimeout(REQUEST_S)
         connection.sendall(READY)
         first, files, _, _ = socket.recv_fds(connection, LENGTH, len(STANDARD))
         size, received = int.from_bytes(first, "big"), b""
@@ -104,6 +108,7 @@ def _answer(connection: socket.socket, listener: socket.socket) -> None:
             received += part
         request = json.loads(received)
     except (OSError, ValueError):
+        _close(files)
         return
     # A fork has none of its parent's other threads, and would wait for what they hold.
     can_fork = len(os.listdir("/proc/self/task")) == 1
@@ -111,6 +116,10 @@ def _answer(connection: socket.socket, listener: socket.socket) -> None:
         listener.close()
         connection.close()
         _become_worker(request, files, can_fork)
+    _close(files)
+
+
+def _close(files: list[int]) -> None:
     for file in files:
         os.close(file)
 

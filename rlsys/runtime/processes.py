@@ -204,7 +204,8 @@ class Guardian:
         os.environ.pop(TAG, None)
         if self._previous_fd is not None:
             signal.set_wakeup_fd(self._previous_fd)
-        os.write(self._write_end, bytes([CLOSE]))
+        with contextlib.suppress(OSError):  # the guardian is gone, and keeps nothing from ending in order
+            os.write(self._write_end, bytes([CLOSE]))
         os.close(self._write_end)
         self._process.wait(timeout=30)  # a sweep takes at most about GRACE_S + 5 s
 

@@ -30,7 +30,7 @@ def roles(model: Path, tmp_path: Path, *overrides: str) -> dict[str, RoleMemory]
 
 def test_roles_and_their_parts(model_folder: Path, tmp_path: Path) -> None:
     found = roles(model_folder, tmp_path, "rollout.kv_cache_gib=0.5", "learner.num_workers=2", "learner.zero_stage=0")
-    assert list(found) == ["driver", "ray", "imports", "scoring", "rollout", "learner", "reference", "shared memory"]
+    assert list(found) == ["driver", "ray", "scoring", "rollout", "learner", "imports", "reference", "shared memory"]
     size = found["shared memory"].total  # the model in float32
     assert size == found["rollout"].parts["parameters"] == found["learner"].parts["parameters"]
     assert found["learner"].parts["gradients"] == size
@@ -52,7 +52,7 @@ def test_roles_and_their_parts(model_folder: Path, tmp_path: Path) -> None:
 def test_workers_that_are_not_forked_have_their_libraries_to_themselves(model_folder: Path, tmp_path: Path) -> None:
     forked = roles(model_folder, tmp_path)
     alone = roles(model_folder, tmp_path, "cluster.address=10.0.0.1:6379")
-    assert (forked["imports"].total, alone["imports"].total) == (BASE["imports"], 0)
+    assert (forked["imports"].total, "imports" in alone) == (BASE["imports"], False)
     assert {name: alone[name].each - forked[name].each for name in IMPORTED if name in alone} == {
         name: size for name, size in IMPORTED.items() if name != "critic"
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from rlsys.runtime import fork_server
 from rlsys.runtime.preimport import Imports, Preimport
 from rlsys.runtime.processes import TAG, find_tagged
 
@@ -133,6 +135,20 @@ def test_without_a_server_the_worker_starts_all_the_same(start: Start) -> None:
     server.options = lambda role: command  # type: ignore[method-assign]
     found = start(server=server)
     assert found["imported_in"] == found["pid"]
+
+
+def test_who_says_nothing_holds_up_the_others_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a worker that was stopped while it asked: the server serves as long as the run, and one at a time."""
+    monkeypatch.setattr(fork_server, "REQUEST_S", 0.2)
+    ours, theirs = socket.socketpair()
+    with socket.socket(socket.AF_UNIX) as listener, ours, theirs:
+        started = time.monotonic()
+        fork_server._answer(theirs, listener)
+        assert time.monotonic() - started < DEADLINE_S
+        before = len(os.listdir("/proc/self/fd"))
+        socket.send_fds(ours, [(100).to_bytes(fork_server.LENGTH, "big")], [0, 1, 2])  # and no request
+        fork_server._answer(theirs, listener)
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_long_name_of_the_temporary_folder_ends_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,15 @@ def test_what_is_kept_outlives_the_guardian_but_not_its_owner(
     assert kept.wait(timeout=60) == -signal.SIGTERM
 
 
+def test_a_guardian_that_was_killed_keeps_nothing_from_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TAG, raising=False)
+    guardian = Guardian(tmp_path)
+    guardian._process.kill()
+    guardian._process.wait()
+    guardian.close()
+    assert TAG not in os.environ
+
+
 def test_the_guardian_outlives_a_killed_owner(start: Start, tmp_path: Path) -> None:
     """And removes what its Ray has left, by its process id."""
     owner = start(sys.executable, "-c", OWNER, str(tmp_path))
