@@ -100,8 +100,8 @@ class RolePredictor:
         # With tensor parallelism every rank is one more process, which vLLM starts and which imports by itself.
         parts["base"] = self._base("rollout") + (ranks if ranks > 1 else 0) * (BASE["rollout"] + IMPORTED["rollout"])
         parts["KV cache"] = int(rollout.kv_cache_gib * 2**30) * ranks
-        # Weights that arrive are packed anew beside the old ones, and the heap keeps the room. With this the three models
-        # of benchmarks.run_memory are predicted within 36 MB.
+        # Weights that arrive are packed anew beside the old ones, and the heap keeps the room. With this the engines of
+        # benchmarks.run_memory are predicted within 36 MB.
         parts["reload"] = parts["parameters"]
         remedy = "lower rollout.kv_cache_gib, rollout.num_workers or rollout.max_num_seqs"
         if self._config.engine_dtype == "float32":
