@@ -4,12 +4,13 @@ python -m benchmarks.checkpoint [--layers 24] [--repeats 3] [--write]
 
 One rank with the sizes of Qwen2.5-0.5B and random weights, in bfloat16: DeepSpeed's files have the weights, float32
 copies of them and Adam's moments, and the policy's folder has the weights. With `--layers 12` it takes two thirds of
-the memory. "At once" is a save without the copy, as that of a run's end: the rank writes all files, and the driver
-syncs and checks them. Everything is on one machine. On a GPU the copy is made out of its memory, which has not been
-measured.
+the memory. "At once" is a save as that of a run's end: the rank writes all files, and the driver syncs and checks them.
+Of the others, training waits for the call, and in the update that follows at once its optimizer step waits for the rest
+of the copy. That update has a single response of 512 tokens, so that there is little else to do meanwhile. Everything
+is on one machine. On a GPU the copy is made out of its memory, which has not been measured.
 
-The first save of both kinds is left out of the medians, and the wait for the first copy shown by itself: memory that a
-virtual machine gets from its host anew takes many times longer than what it has.
+The first save of both kinds is left out of the medians. That of the copy is measured without an update: its memory, and
+how long it takes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import socket
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from rlsys.run_folder.manifest import seal, size_of
 from rlsys.types import Coefficients, ExperienceRow, Trajectory, VersionSpan
 
 GOAL = 0.1
-LENGTH = 8  # tokens of the response that the rank trains on
+LENGTH = 512  # tokens of the response that the rank trains on
 
 
 def main() -> None:
@@ -54,32 +56,35 @@ def main() -> None:
     shape = {**SHAPE, "num_hidden_layers": options.layers}
     with tempfile.TemporaryDirectory(prefix="rlsys-bench-") as folder:
         rank = _rank(Path(folder), shape)
-        saves = range(2 * options.repeats + 2)
-        rows = [_measured(rank, Path(folder) / "saved", at_once=number % 2 == 0) for number in saves]
-    first, at_once, copied = rows[1], rows[2::2], rows[3::2]  # the first of both kinds warm up
-    before, waits, done = (
-        statistics.median(row[name] for row in kept)
-        for name, kept in (("done_s", at_once), ("waits_s", copied), ("done_s", copied))
-    )
-    shown = report.table(f"a checkpoint of {copied[0]['bytes'] / 1e9:.1f} GB", ["", "result"])
+        saved = Path(folder) / "saved"
+        _saved(rank, saved, is_late=False)
+        first = _saved(rank, saved, is_late=True)
+        at_once, beside = [], []
+        for _ in range(options.repeats):
+            alone_s = _update(rank)
+            at_once.append({**_saved(rank, saved, is_late=False), "update_alone_s": alone_s})
+            beside.append(_saved(rank, saved, is_late=True, has_update=True))
+    before, alone = _median(at_once, "done_s"), _median(at_once, "update_alone_s")
+    called, copy, done = (_median(beside, name) for name in ("called_s", "copy_s", "done_s"))
+    waits = _median(beside, "waits_s")
+    shown = report.table(f"a checkpoint of {first['bytes'] / 1e9:.1f} GB", ["", "result"])
     shown.add_row("seconds of a save at once", report.number(before))
-    shown.add_row("seconds for which training waits", report.number(waits))
-    shown.add_row(f"the same, over a save at once (goal {GOAL})", report.number(waits / before, 3))
-    shown.add_row("seconds for which training waits, of the first copy", report.number(first["waits_s"]))
+    shown.add_row("seconds of the call that begins a copy", report.number(called))
+    shown.add_row("seconds for which the update's optimizer step waits", report.number(copy))
+    shown.add_row(f"both, over a save at once (goal {GOAL})", report.number(waits / before, 3))
+    shown.add_row("seconds of an update alone", report.number(alone))
+    shown.add_row("the same beside a copy that is written", report.number(_median(beside, "update_s")))
     shown.add_row("seconds until the checkpoint is there", report.number(done))
-    shown.add_row("the copy in host memory, GB", report.number(copied[0]["held_bytes"] / 1e9))
+    shown.add_row("the copy in host memory, GB", report.number(first["held_bytes"] / 1e9))
     report.show(shown)
     if options.write:
-        content = {
-            **header,
-            "model": shape,
-            "dtype": "bfloat16",
-            "at_once": at_once,
-            "copied": copied,
-            "first_copied": first,
-        }
-        content |= {"waits_over_at_once": waits / before}
+        content = {**header, "model": shape, "dtype": "bfloat16", "at_once": at_once, "beside_update": beside}
+        content |= {"without_update": first, "waits_over_at_once": waits / before}
         print(f"written: {report.write('checkpoint', content)}")
+
+
+def _median(rows: Sequence[Mapping[str, float]], name: str) -> float:
+    return statistics.median(row[name] for row in rows)
 
 
 def _rank(folder: Path, shape: dict[str, Any]) -> PolicyRank:
@@ -100,33 +105,41 @@ def _rank(folder: Path, shape: dict[str, Any]) -> PolicyRank:
     return rank
 
 
-def _update(rank: PolicyRank) -> None:
-    """Train on one short response: Adam's moments come with the first update."""
+def _update(rank: PolicyRank) -> float:
+    """Train on one short response, and return the seconds. Adam's moments come with the first update."""
     mask = np.arange(LENGTH) > 0
     logprobs = np.where(mask, -12.0, 0.0).astype(np.float32)
     sampled = Trajectory(np.full(LENGTH, 5, np.int32), mask, logprobs, (VersionSpan(0, 1, LENGTH),), "stop", engine=0)
     row = ExperienceRow(0, 0, 0, 1.0, 1.0, LENGTH, LENGTH - 1)
     batch = RankBatch(((row,),), (LENGTH - 1,), Coefficients(0.0, 0.0), 0, [[(0, 0)]], False, False)
+    start = time.perf_counter()
     metrics, _ = rank.update(batch, [sampled])
     if metrics["policy/updates_applied"] != 1.0:
         raise RuntimeError(f"the update was not applied: {metrics}")
+    return time.perf_counter() - start
 
 
-def _measured(rank: PolicyRank, folder: Path, *, at_once: bool) -> dict[str, float]:
-    """Save once, and remove it; return seconds, the checkpoint's bytes and those that the rank held for it."""
+def _saved(rank: PolicyRank, folder: Path, *, is_late: bool, has_update: bool = False) -> dict[str, float]:
+    """Save once, and remove it; return seconds, the checkpoint's bytes and the most that the rank held for it."""
     folder.mkdir()
-    before = _resident()
+    rank.take_spans()
+    before = held = _resident()
     start = time.perf_counter()
-    rank.save(str(folder), not at_once)
-    waits_s, held = time.perf_counter() - start, _resident() - before
+    rank.save(str(folder), is_late)
+    found = {"called_s": time.perf_counter() - start}
+    if has_update:
+        found["update_s"] = _update(rank)
+        found["copy_s"] = sum(end - start for name, start, end in rank.take_spans() if name == "copy")
+        found["waits_s"] = found["called_s"] + found["copy_s"]
     while (failures := rank.saved()) is None:
+        held = max(held, _resident())
         time.sleep(0.01)
     if failures:
         raise RuntimeError(f"not saved: {failures}")
-    written_s = time.perf_counter() - start
+    found["written_s"] = time.perf_counter() - start
     seal(folder)
-    found = {"waits_s": waits_s, "written_s": written_s, "done_s": time.perf_counter() - start}
-    found |= {"bytes": size_of(folder), "held_bytes": held, "left_bytes": _resident() - before}
+    found |= {"done_s": time.perf_counter() - start, "bytes": size_of(folder)}
+    found |= {"held_bytes": held - before, "left_bytes": _resident() - before}
     shutil.rmtree(folder)
     return found
 

@@ -52,20 +52,20 @@ class Open:
     """A checkpoint that is being written: its step, and whether training may go on."""
 
     step: int
-    may_release: bool  # whether training goes on once everything is copied, or waits for the files
-    copied: asyncio.Event = field(default_factory=asyncio.Event)
+    may_release: bool  # whether training goes on once the ranks copy and write, or waits for the files
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[Path] = field(init=False)
 
     @property
     def is_released(self) -> bool:
         """Whether training has gone on."""
-        return self.may_release and self.copied.is_set()
+        return self.may_release and self.begun.is_set()
 
 
 class Checkpoints:
     """The writer of everything that training changes, at the steps that `checkpoint.*` names.
 
-    Training waits until a checkpoint is copied. Its files are written while training goes on, one checkpoint at a time.
+    Training waits until the ranks have begun. The files are written while training goes on, one checkpoint at a time.
     """
 
     def __init__(
@@ -218,11 +218,11 @@ class Checkpoints:
         # Its failure is raised by a later call, if there is one.
         opened.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         if may_release:
-            copied = asyncio.ensure_future(opened.copied.wait())
+            begun = asyncio.ensure_future(opened.begun.wait())
             try:
-                await asyncio.wait([copied, opened.task], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([begun, opened.task], return_when=asyncio.FIRST_COMPLETED)
             finally:
-                await cancel([copied])
+                await cancel([begun])
         if not opened.is_released:
             await asyncio.shield(opened.task)
         self._saved_at = self._clock()
@@ -282,7 +282,7 @@ class Checkpoints:
         await self._reference.save(folder)
         await self._finished.write(Path(folder), finished)
         # Where training waits for the files anyhow, no copy takes memory.
-        await self._learners.save(folder, opened.copied.set if opened.may_release else None)
+        await self._learners.save(folder, opened.begun.set if opened.may_release else None)
 
     def _state(self, step: int) -> RunState:
         now, nonfinite, missing = self._learners.coefficients, self._guards.nonfinite, self._guards.rewards

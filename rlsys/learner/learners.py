@@ -40,7 +40,7 @@ class Learners:
         self.made = Update({})  # what was measured in them
         self.lock = asyncio.Lock()  # held by whoever changes the policy, and by whoever sends it
         self._dumps = dumps
-        self._copied = step  # the last step whose weights are in a checkpoint, or where the run started
+        self._saved = step  # the last step whose weights are in a checkpoint, or where the run started
         self._open: asyncio.Task[Update] | None = None
 
     async def update(self, experience: Experience, step: int) -> Update:
@@ -97,7 +97,7 @@ class Learners:
         """Return the folder to dump a step to, if the weights before it are a checkpoint's or the start's."""
         if self._dumps is None:
             return None
-        return self._dumps.begin(step) if step == self._copied + 1 else None
+        return self._dumps.begin(step) if step == self._saved + 1 else None
 
     async def check_sees(self, file: str) -> None:
         """Raise RlsysError unless every rank of both models sees a file that the driver has written."""
@@ -105,21 +105,21 @@ class Learners:
         if self._critic is not None:
             await self._critic.check_sees(file)
 
-    async def save(self, folder: str, on_copied: Callable[[], None] | None = None) -> None:
-        """Write both models' part of a checkpoint; `on_copied` is as for `RankGroup.save`.
+    async def save(self, folder: str, on_begun: Callable[[], None] | None = None) -> None:
+        """Write both models' part of a checkpoint; `on_begun` is as for `RankGroup.save`.
 
         It returns, or raises, when neither model's ranks write any more.
         """
         models = [model for model in (self._policy, self._critic) if model is not None]
-        self._copied, num_copied = self.step, 0
+        self._saved, num_begun = self.step, 0
 
-        def copied() -> None:
-            nonlocal num_copied
-            num_copied += 1
-            if num_copied == len(models) and on_copied is not None:
-                on_copied()
+        def begun() -> None:
+            nonlocal num_begun
+            num_begun += 1
+            if num_begun == len(models) and on_begun is not None:
+                on_begun()
 
-        shared = None if on_copied is None else copied
+        shared = None if on_begun is None else begun
         results = await asyncio.gather(*(model.save(folder, shared) for model in models), return_exceptions=True)
         failures = [result for result in results if isinstance(result, BaseException)]
         if failures:

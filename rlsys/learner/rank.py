@@ -151,8 +151,8 @@ class Rank:
     def save(self, folder: str, is_late: bool) -> None:
         """Write this rank's part of a checkpoint into a folder that exists; a collective. `saved` has the outcome.
 
-        With `is_late` it only copies the part into host memory, and begins to write. Training may go on meanwhile: what
-        it changes is not written.
+        With `is_late` a thread copies the part into host memory and writes it while training goes on. The next
+        optimizer step waits for the copy.
         """
         if self._writing is not None:
             self._writing.wait()  # host memory holds one copy at most
@@ -169,7 +169,7 @@ class Rank:
             )
         self._add_model(folder, writing)
         writing.start()
-        logger.info("%s %s", "copied, to be written to" if is_late else "written to", folder)
+        logger.info("%s %s", "being written to" if is_late else "written to", folder)
 
     def saved(self) -> list[Failure] | None:
         """Return what failed in the last `save`, once this rank's files are written; None until then."""
@@ -187,6 +187,7 @@ class Rank:
 
         Raises RlsysError when the folder holds nothing for this role and group size.
         """
+        self._wait_for_copy()
         form = loading_converted(self._engine) if is_converted else nullcontext()
         with form, keep_options(self._engine):
             path, _ = self._engine.load_checkpoint(folder, tag=self.TAG, load_module_strict=self._config.lora.rank == 0)
@@ -239,6 +240,7 @@ class Rank:
 
     def _step(self) -> StepResult:
         """Apply the accumulated gradient, unless it is not finite."""
+        self._wait_for_copy()
         lr = float(self._engine.get_lr()[0])  # before the step, which advances the schedule
         with self._spans.span("optimizer"):
             self._engine.step()
@@ -250,6 +252,12 @@ class Rank:
             logger.warning("an optimizer step was not applied: its gradient's norm is %s", norm)
             forget_gradients(self._engine)
         return StepResult(lr, grad_norm, is_applied)
+
+    def _wait_for_copy(self) -> None:
+        """Wait until the last checkpoint holds nothing that is about to change."""
+        if self._writing is not None and self._writing.is_copying():
+            with self._spans.span("copy"):
+                self._writing.wait_for_copy()
 
     def _all_reduce(self, values: Mapping[str, float], op: Any = dist.ReduceOp.SUM) -> dict[str, float]:
         """Reduce `values` over all ranks, which must have the same keys."""

@@ -87,21 +87,21 @@ class RankGroup:
         """Raise RlsysError unless every rank sees a file that the driver has written."""
         await self._each("check_sees", file, what=f"looking for {file}")
 
-    async def save(self, folder: str, on_copied: Callable[[], None] | None = None) -> None:
+    async def save(self, folder: str, on_begun: Callable[[], None] | None = None) -> None:
         """Write a checkpoint; every rank writes its part.
 
         Args:
             folder: made if it does not exist.
-            on_copied: called once every rank has copied its part into host memory; the group may train from then on.
-                None: no copy is made.
+            on_begun: called once every rank holds its state for the thread that copies and writes it; the group may
+                train from then on. None: no copy is made, and the files are written when `save` returns.
 
         Raises:
             NoRoomError: the disk is full.
         """
         Path(folder).mkdir(parents=True, exist_ok=True)  # here: ranks on a node that does not share it notice
-        await self._each("save", folder, on_copied is not None, what=f"saving the {self._name}")
-        if on_copied is not None:
-            on_copied()
+        await self._each("save", folder, on_begun is not None, what=f"saving the {self._name}")
+        if on_begun is not None:
+            on_begun()
         await self._wait_until_saved()
 
     async def _wait_until_saved(self) -> None:

@@ -213,24 +213,24 @@ def files_wait_for(rank: Any, file: Path) -> None:
     """Let a rank write no checkpoint before there is a file."""
     from rlsys.learner.saving import Writing
 
-    write = Writing._write
+    copy = Writing._copy
 
-    def wait_and_write(writing: Writing) -> None:
+    def copy_and_wait(writing: Writing) -> None:
+        copy(writing)
         deadline = time.monotonic() + 200
         while not file.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        write(writing)
 
-    Writing._write = wait_and_write  # type: ignore[method-assign]
+    Writing._copy = copy_and_wait  # type: ignore[method-assign]
 
 
 async def save_and_update(group: PolicyGroup, folder: Path) -> dict[str, Any]:
     """Save, and make an update before anything is written; return the update's metrics."""
-    go, copied = folder.with_suffix(".go"), asyncio.Event()
+    go, begun = folder.with_suffix(".go"), asyncio.Event()
     for worker in group._workers.values():
         await asyncio.to_thread(call_worker, worker, functools.partial(files_wait_for, file=go))
-    saving = asyncio.ensure_future(group.save(str(folder), copied.set))
-    await copied.wait()
+    saving = asyncio.ensure_future(group.save(str(folder), begun.set))
+    await begun.wait()
     update = await group.update(experience())
     assert not [path for path in folder.rglob("*") if path.is_file()]
     assert not saving.done()

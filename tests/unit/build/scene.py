@@ -171,15 +171,15 @@ class Scene:
         self.trained.append(step)
         return Update({})
 
-    async def _save(self, folder: str, on_copied: Callable[[], None] | None) -> None:
+    async def _save(self, folder: str, on_begun: Callable[[], None] | None) -> None:
         self.num_open += 1
         assert self.num_open == 1, "two at once"
         try:
             step = len(self.trained)
             await asyncio.sleep(self.copy_s)
             self.hooks.get(("copy", step), lambda: None)()
-            if on_copied is not None:
-                on_copied()
+            if on_begun is not None:
+                on_begun()
             await asyncio.sleep(self.write_s)
             (Path(folder) / "weights").write_text(str(step))
             self.hooks.get(("save", step), lambda: None)()

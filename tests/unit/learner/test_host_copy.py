@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from rlsys.learner.host_copy import OWN_PAGES, host_copy
+from rlsys.learner.host_copy import OWN_PAGES, HostCopy
+
+
+def host_copy(state: Any) -> Any:
+    copy = HostCopy(state)
+    copy.fill()
+    return copy.take()
 
 
 def written(state: Any) -> bytes:
@@ -52,6 +58,18 @@ def test_it_is_written_as_the_state_was_whatever_training_does_then() -> None:
     assert (found["scaler"], found["shape"]) == (SimpleNamespace(scale=8), (1, [2]))
     for name in ("module", "optimizer"):
         torch.testing.assert_close(found[name], again[name], rtol=0, atol=0)
+
+
+def test_only_tensors_are_copied_late() -> None:
+    steps = [1]
+    state: dict[str, Any] = {"weight": torch.zeros(2), "steps": steps}
+    copy = HostCopy(state)
+    steps.append(2)
+    state["weight"] += 1  # `Rank` does not let this happen
+    state["weight"] = torch.full((2,), 7.0)
+    copy.fill()
+    taken = copy.take()
+    assert (taken["weight"].tolist(), taken["steps"]) == ([1.0, 1.0], [1])
 
 
 def test_what_shares_memory_shares_it_in_the_copy() -> None:

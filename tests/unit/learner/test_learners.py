@@ -1,4 +1,4 @@
-"""Policy and critic in one checkpoint: training goes on once both are copied, and a failure leaves no writer behind."""
+"""Policy and critic in one checkpoint: training goes on once both have begun, and a failure leaves no writer behind."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Model:
         self._error = error
         self.ended_at = 0.0
 
-    async def save(self, folder: str, on_copied: Callable[[], None] | None) -> None:
-        """Take the seconds; `on_copied` is called between them."""
+    async def save(self, folder: str, on_begun: Callable[[], None] | None) -> None:
+        """Take the seconds; `on_begun` is called between them."""
         await asyncio.sleep(self._seconds[0])
-        if on_copied is not None:
-            on_copied()
+        if on_begun is not None:
+            on_begun()
         await asyncio.sleep(self._seconds[1])
         self.ended_at = asyncio.get_running_loop().time()
         if self._error is not None:
             raise self._error
 
 
-def copied_at(*models: Any) -> list[float]:
+def begun_at(*models: Any) -> list[float]:
     """Save, and return when training could go on."""
     learners = Learners(load_config([]), StageClock(), *models, Coefficients(0.0, 0.0))
     found: list[float] = []
@@ -47,14 +47,14 @@ def copied_at(*models: Any) -> list[float]:
     return found
 
 
-def test_training_goes_on_once_both_are_copied() -> None:
-    assert copied_at(Model(1.0, 9.0), Model(3.0, 2.0)) == [3.0]
-    assert copied_at(Model(1.0, 9.0), None) == [1.0]
+def test_training_goes_on_once_both_have_begun() -> None:
+    assert begun_at(Model(1.0, 9.0), Model(3.0, 2.0)) == [3.0]
+    assert begun_at(Model(1.0, 9.0), None) == [1.0]
 
 
 def test_neither_writes_any_more_when_a_failure_is_raised() -> None:
     """Or the folder would be cleared under the other's files."""
     critic = Model(3.0, 20.0, WorkerDiedError("critic/0 is gone"))
     with pytest.raises(WorkerDiedError, match="critic/0"):  # it explains the other
-        copied_at(Model(1.0, 1.0, NoRoomError("learner/0: no room")), critic)
+        begun_at(Model(1.0, 1.0, NoRoomError("learner/0: no room")), critic)
     assert critic.ended_at == 23.0

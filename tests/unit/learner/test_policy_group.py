@@ -69,13 +69,13 @@ class Saving(Cluster):
 def saved(cluster: Saving, folder: Path, **options: Any) -> None:
     demands = [SimpleNamespace(name=f"learner/{rank}") for rank in range(2)]
     group = PolicyGroup(cluster, SimpleNamespace(learner=LearnerConfig(**options)), demands)  # type: ignore[arg-type]
-    run_virtual(group.save(str(folder), lambda: cluster.events.append("copied")))
+    run_virtual(group.save(str(folder), lambda: cluster.events.append("begun")))
 
 
 def test_the_ranks_are_asked_until_all_have_written(tmp_path: Path) -> None:
     cluster = Saving((None, None), (None, []), ([], []))
     saved(cluster, tmp_path / "new")
-    assert cluster.events == ["saving the learner", "copied", *["writing the learner's checkpoint"] * 3]
+    assert cluster.events == ["saving the learner", "begun", *["writing the learner's checkpoint"] * 3]
     assert (tmp_path / "new").is_dir()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from rlsys.errors import NoRoomError, RlsysError
 from rlsys.learner import saving
+from rlsys.learner.host_copy import HostCopy
 from rlsys.learner.saving import Writing, raise_failures
 
 
@@ -49,6 +51,7 @@ def test_training_goes_on_before_anything_is_written(tmp_path: Path) -> None:
     with writing.deepspeed(engine):
         engine.save_checkpoint()
     writing.start()
+    writing.wait_for_copy()
     engine.weight += 1  # the next step
     assert writing.found() is None
     assert list(tmp_path.iterdir()) == []
@@ -60,7 +63,7 @@ def test_training_goes_on_before_anything_is_written(tmp_path: Path) -> None:
 
 
 def test_at_once_nothing_is_copied_and_all_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(saving, "host_copy")
+    monkeypatch.delattr(saving, "HostCopy")
     engine, writing = Engine(tmp_path), Writing("learner/1", is_late=False)
     with writing.deepspeed(engine):
         engine.save_checkpoint()
@@ -83,21 +86,64 @@ def test_a_failure_does_not_keep_the_other_files_from_being_written(tmp_path: Pa
     assert torch.load(tmp_path / "b.pt")["weight"].tolist() == [0.0] * 4
 
 
+def test_a_step_waits_for_the_copy_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    class SlowCopy(HostCopy):
+        def fill(self) -> None:
+            begun.set()
+            assert go.wait(60)
+            super().fill()
+
+    monkeypatch.setattr(saving, "HostCopy", SlowCopy)
+    engine = Engine(tmp_path)
+    writing = copied(engine)
+    writing.wait_for_copy()  # nothing has begun: as after a failure before it
+    writing.start()
+    assert begun.wait(60)
+    step = threading.Thread(target=writing.wait_for_copy)
+    step.start()
+    step.join(0.1)
+    assert step.is_alive()
+    go.set()
+    step.join(60)
+    assert not step.is_alive()
+    writing.wait()
+    assert writing.found() == []
+
+
+def test_without_memory_for_the_copy_training_goes_on_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(_: HostCopy) -> None:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(HostCopy, "fill", fill)
+    writing = copied(Engine(tmp_path))
+    writing.start()
+    writing.wait_for_copy()
+    writing.wait()
+    assert writing.found() == [("learner/1: the copy of its state: MemoryError: none left", False)]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_each_copy_is_freed_once_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
     counts = []
 
-    def save(state: dict[str, torch.Tensor], path: str) -> None:
+    class Watched(HostCopy):
+        def fill(self) -> None:
+            super().fill()
+            alive.extend(map(weakref.ref, self._tensors))
+
+    def save(take: Callable[[], object], path: str) -> None:
+        state = take()
         gc.collect()
         counts.append(sum(copy() is not None for copy in alive))
-
-    def copy(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        made = {"weight": state["weight"].clone()}
-        alive.append(weakref.ref(made["weight"]))
-        return made
+        del state
 
     monkeypatch.setattr(saving, "_save", save)
-    monkeypatch.setattr(saving, "host_copy", copy)
+    monkeypatch.setattr(saving, "HostCopy", Watched)
     writing = copied(Engine(tmp_path))
     writing.start()
     writing.wait()
