@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from rlsys.errors import RlsysError
+from rlsys.runtime.interrupt import raise_interrupt
 from rlsys.runtime.logs import log_to_terminal
 
 # Each command: the module that declares its arguments and does its work, and a line of help.
@@ -38,7 +39,9 @@ EPILOG = """\
 
 def main() -> None:
     """Run the console command; print errors meant for people without a traceback."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, raise_interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
+        signal.signal(signal.SIGINT, raise_interrupt)
     log_to_terminal(errors=sys.argv[1:2] not in (["train"], ["watch"]))  # of the others stdout is for results
     try:
         execute(sys.argv[1:])
@@ -87,10 +90,6 @@ def _parser(name: str) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser
             implementation.add_arguments(made)
             made.set_defaults(execute=implementation.run)
     return parser, commands.choices.get(name)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from importlib.machinery import ExtensionFileLoader
+from types import FrameType
 from typing import Any, TypeVar
 
 from rlsys.runtime.processes import ENDING_SIGNALS
 
 T = TypeVar("T")
 RENEW_S = 0.5  # between two times that a notebook's cell sets its handlers
+AGAIN_S = 0.05  # after which a signal is sent again that came at a wrong moment
+
+
+def raise_interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, as the handler of a signal; where that would be no interruption, send it again.
+
+    While an extension module is loaded, some take it for another failure, and C++ that does not expect it aborts the
+    process. Python ignores it in callbacks of weak references, as importlib has.
+    """
+    if not _is_importlib(frame) and not _is_loading_extension(frame):
+        raise KeyboardInterrupt
+    again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+
+
+def _is_importlib(frame: FrameType | None) -> bool:
+    return frame is not None and frame.f_code.co_filename.startswith("<frozen importlib")
+
+
+def _is_loading_extension(frame: FrameType | None) -> bool:
+    while frame is not None:
+        # Its variables only after its file: reading them copies them.
+        if _is_importlib(frame) and isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def run_until_interrupted(main: Coroutine[Any, Any, T]) -> T:
@@ -87,10 +117,10 @@ def _signals_cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) ->
     """
     received: list[int] = []
 
-    def interrupt(number: int, _: object) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if len(received) > 1:
-            raise KeyboardInterrupt
+            raise_interrupt(number, frame)
         # Also wakes the loop; not `loop.add_signal_handler`, which would take the wake-up descriptor that the
         # guardian of the run's processes listens on.
         loop.call_soon_threadsafe(task.cancel)

@@ -96,7 +96,6 @@ def test_nothing_is_left_running(tmp_path: Path, text: str, delay_s: float, how:
 @pytest.mark.parametrize(
     ("text", "delay_s", "more"),
     [
-        # Not while libraries are imported: an exception in native code that is being loaded aborts the process.
         ("warming it up", 1.0, ("model.build.warmup.max_steps=100000",)),
         pytest.param("step 2/", 0.1, (), marks=pytest.mark.long),
     ],

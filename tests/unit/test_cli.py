@@ -23,10 +23,11 @@ from tests.planted import plant, planted_that_ran
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """The command line sets a handler for SIGTERM: give the tests' own back."""
-    before = signal.getsignal(signal.SIGTERM)
+    """The command line sets handlers of signals: give the tests' own back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

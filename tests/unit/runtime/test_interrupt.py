@@ -101,3 +101,30 @@ asyncio.run(cell())
 def test_a_handler_that_a_library_replaced_in_c_is_set_again() -> None:
     ended = subprocess.run([sys.executable, "-c", NOTEBOOK], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout) == (0, "in order\n"), ended.stderr
+
+
+LOADS_CPP = """
+import enum, importlib.util, os, pathlib, signal, sys, time
+from rlsys.runtime.interrupt import raise_interrupt
+
+def interrupt(frame, event, _):
+    if frame.f_code.co_filename == enum.__file__:  # called by C++ that makes enumerations while it is loaded
+        sys.setprofile(None)
+        os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, raise_interrupt)
+file = pathlib.Path(importlib.util.find_spec("triton").origin).parent / "_C" / "libtriton.so"
+spec = importlib.util.spec_from_file_location("libtriton", file)
+sys.setprofile(interrupt)
+try:
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_signal_while_native_code_is_loaded_interrupts_a_moment_later() -> None:
+    """There an exception that C++ does not expect aborts the process, as with triton, which vLLM imports."""
+    result = subprocess.run([sys.executable, "-c", LOADS_CPP], capture_output=True, text=True, check=False, timeout=100)
+    assert (result.returncode, result.stdout) == (0, "interrupted\n"), result.stderr
