@@ -51,7 +51,7 @@ def _end(number: signal.Signals) -> Cause:
         job.signal(number)
         job.wait(deadline_s=180)
         before = dict(job.workers)
-        job.workers = {"rollout": rng.choice((1, 2)), "scoring": rng.choice((1, 2)), "reference": rng.choice((1, 2))}
+        job.workers = {role: rng.choice((1, 2)) for role in before}
         return f"the driver; workers then {_counts(before)} -> {_counts(job.workers)}", {-1}
 
     return cause

@@ -61,7 +61,6 @@ OPTIONS = (
     "train.max_staleness=1",
     "learner.lr=3e-4",
     "learner.lr_schedule=constant",
-    "learner.num_workers=2",
     "algorithm.kl.coef=0.001",
     "checkpoint.every=4",
     "checkpoint.keep=2",
@@ -84,7 +83,7 @@ class Job:
     def __init__(self, folder: Path) -> None:
         self.folder, self.run_dir = folder, folder / "run"
         self.tag = uuid.uuid4().hex
-        self.workers = {"rollout": 2, "scoring": 1, "reference": 1}
+        self.workers = {"rollout": 2, "scoring": 1, "reference": 1, "learner": 2}
         self._process: subprocess.Popen[bytes] | None = None
         self._known: dict[int, tuple[float, str | None]] = {}  # start and role of processes, by process id
         self.ray_folder = Path(tempfile.mkdtemp(prefix="rlc-"))  # short: sockets are in it
@@ -175,7 +174,7 @@ class Job:
         """Return whether all workers are there, and none is stopped."""
         found = self.processes()
         counts = Counter(role for pid, role in found.items() if role and not _is_stopped(pid))
-        wanted = {**self.workers, "reward": self.workers["scoring"], "learner": 2, "gcs_server": 1, "raylet": 1}
+        wanted = {**self.workers, "reward": self.workers["scoring"], "gcs_server": 1, "raylet": 1}
         return counts == wanted
 
     def importing(self) -> list[str]:
