@@ -6,8 +6,9 @@ No configuration on disk holds one, nor does a message: messages end up in logs,
 from __future__ import annotations
 
 import os
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
+from rlsys.config.written import shown
 from rlsys.errors import ConfigError
 
 
@@ -26,3 +27,11 @@ def without_secrets(url: str) -> str:
     """Return the scheme, host and port of a URL, for messages: its user, path and query may hold a password or key."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def without_password(url: str) -> str:
+    """Return a URL for messages, without its user, password and query, or as it was asked of the environment."""
+    parts = urlsplit(shown(url))
+    if parts.scheme and "${" not in parts.netloc:
+        parts = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="")
+    return urlunsplit(parts)

@@ -6,22 +6,33 @@ password. `FromEnvironment` carries the request along with the value, from compo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 # A `${` that OmegaConf would read as the start of an interpolation, with the backslashes before it.
 INTERPOLATION = re.compile(r"(\\*)\$\{")
-ENVIRONMENT = "${oc.env:"
-# An absolute name of a file or folder, perhaps with the `:function` of a `path.py:function`.
-ABSOLUTE = re.compile(r"~?/(?:[\w.@+=, -]+/)*(?P<name>[\w.@+=, -]+(?:\.py:\w+)?)/?")
+MARK = re.compile("\0(\\d+)\0")  # stands for a request of the environment; no text of a configuration has a zero byte
+SHORTEST = 4  # characters of a value of the environment that is looked for in other texts
+# An absolute name of files or a folder, perhaps with the `:function` of a `path.py:function`.
+ABSOLUTE = re.compile(r"(?:file://)?~?/(?:[\w.@+=, *?\[\]{}-]+/)*(?P<name>[\w.@+=, *?\[\]{}-]+(?:\.py:\w+)?)/?")
 
 
 class FromEnvironment(str):
     """Text that was made from environment variables; `source` is the text before, as `${oc.env:PW}`."""
 
     source: str
+
+    def __repr__(self) -> str:
+        """Show what was asked for: messages and logs hold it."""
+        return repr(self.source)
 
 
 def remember_environment(config: Any, unresolved: Any) -> Any:
@@ -31,23 +42,96 @@ def remember_environment(config: Any, unresolved: Any) -> Any:
         config: the resolved configuration: dataclasses, mappings, lists and values.
         unresolved: the same as plain containers, with interpolations as they were written.
     """
-    values: set[str] = set()
+    requests = _Requests()
+    with _environment_as(requests.ask):
+        asked = requests.resolved(OmegaConf.create(unresolved))
 
-    def collect(text: str, source: Any) -> str:
-        if text and ENVIRONMENT in str(source):
-            values.add(text)
+    def mark(text: str, request: Any) -> str:
+        return _marked(text, requests.source(request)) if isinstance(request, str) and MARK.search(request) else text
+
+    return _map_texts(config, asked, mark) if requests else config
+
+
+class _Requests(list[str]):
+    """Requests of the environment, by number: resolving an interpolation gives the number's mark instead of a value."""
+
+    def ask(self, variable: str, *default: Any) -> str:
+        """Stand in for the resolver `oc.env`."""
+        return self._mark(f"${{oc.env:{','.join([variable, *map(_quoted, default)])}}}")
+
+    def resolved(self, node: Any) -> Any:
+        """Return a container, or a value, with everything but the environment resolved."""
+        if isinstance(node, DictConfig):
+            return {key: self._at(node, key) for key in node}
+        return [self._at(node, index) for index in range(len(node))] if isinstance(node, ListConfig) else node
+
+    def source(self, asked: str) -> str:
+        """Return a text with marks as OmegaConf is to read it."""
+        text = _escaped(asked)
+        while MARK.search(text):  # a request's default may be one, too
+            text = MARK.sub(lambda found: self[int(found[1])], text)
         return text
 
-    def mark(text: str, source: Any) -> str:
-        # An option may also take such a value from another option, as `${model.path}`.
-        if not INTERPOLATION.search(str(source)) or not any(value in text for value in values):
-            return text
-        marked = FromEnvironment(text)
-        marked.source = str(source)
-        return marked
+    def _at(self, node: Any, key: Any) -> Any:
+        try:
+            return self.resolved(node[key])
+        except OmegaConfBaseException:  # a resolver that refuses a mark
+            return self._mark(OmegaConf.to_container(node, resolve=False)[key])  # type: ignore[index]
 
-    _map_texts(config, unresolved, collect)
-    return _map_texts(config, unresolved, mark) if values else config
+    def _mark(self, request: str) -> str:
+        self.append(request)
+        return f"\0{len(self) - 1}\0"
+
+
+@contextlib.contextmanager
+def _environment_as(resolver: Callable[..., str]) -> Iterator[None]:
+    """Let OmegaConf ask another function for variables."""
+    OmegaConf.register_new_resolver("oc.env", resolver, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def _quoted(value: Any) -> str:
+    """Return a resolver's argument as OmegaConf reads it."""
+    if not isinstance(value, str):
+        return "null" if value is None else str(value)
+    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"'{text}'"
+
+
+def _marked(text: str, source: str) -> FromEnvironment:
+    marked = FromEnvironment(text)
+    marked.source = source
+    return marked
+
+
+def with_requests(node: Any, given: Any) -> Any:
+    """Return a tree in which texts that hold a `FromEnvironment` of another tree, its source, are such texts too."""
+    known: list[FromEnvironment] = []
+
+    def collect(text: str, _: Any) -> str:
+        if isinstance(text, FromEnvironment) and len(text) >= SHORTEST:
+            known.append(text)
+        return text
+
+    _map_texts(given, None, collect)
+    return _map_texts(node, None, lambda text, _: _holding(text, known))
+
+
+def _holding(text: str, known: Sequence[FromEnvironment]) -> str:
+    if isinstance(text, FromEnvironment) or not any(value in text for value in known):
+        return text
+    source = _escaped(text)
+    for value in sorted(known, key=len, reverse=True):
+        source = source.replace(_escaped(value), value.source)
+    return _marked(text, source)
+
+
+def shown(text: str) -> str:
+    """Return a text for a message: what came from the environment as it was asked for."""
+    return text.source if isinstance(text, FromEnvironment) else text
 
 
 def as_written(node: Any) -> Any:
@@ -56,18 +140,21 @@ def as_written(node: Any) -> Any:
 
 
 def publishable(node: Any) -> Any:
-    """Return `as_written` with absolute file names cut to their last part: their folders are those of this machine."""
+    """Return `as_written` without folders of this machine: absolute names cut to their last part, no home folder."""
+    home = str(Path.home())
 
     def cut(text: str, _: Any) -> str:
         found = ABSOLUTE.fullmatch(text)
-        return found["name"] if found else text
+        return found["name"] if found else re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home != "/" else text
 
     return _map_texts(as_written(node), None, cut)
 
 
 def _written(text: str, _: Any) -> str:
-    if isinstance(text, FromEnvironment):
-        return text.source
+    return text.source if isinstance(text, FromEnvironment) else _escaped(text)
+
+
+def _escaped(text: str) -> str:
     return INTERPOLATION.sub(lambda found: f"{found[1] * 2}\\${{", text)
 
 

@@ -11,8 +11,10 @@ import shutil
 import uuid
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from rlsys.config.schema import Config
+from rlsys.config.secrets import without_password
 from rlsys.errors import ConfigError
 from rlsys.run_folder.checkpoint import NAME, checkpoints, damage_of, step_of
 from rlsys.run_folder.layout import CHECKPOINTS, MANIFEST
@@ -28,11 +30,11 @@ class Mirror:
         """Open nothing yet; raises ConfigError for a kind of URL that no installed package reads."""
         import fsspec
 
-        self._url = url
+        self._url, self._shown = url, without_password(url)
         try:
             self._files, root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
-            raise ConfigError(f"checkpoint.mirror={url} cannot be used: {error}") from error
+            raise ConfigError(f"checkpoint.mirror={self._shown} cannot be used: {self._said(error)}") from error
         self._root = f"{str(root).rstrip('/')}/{CHECKPOINTS}"
 
     def check(self, resume: str) -> None:
@@ -45,11 +47,11 @@ class Mirror:
             found = self.steps()
         except Exception as error:  # each file system has its own
             raise ConfigError(
-                f"checkpoint.mirror={self._url} cannot be written: {type(error).__name__}: {error}"
+                f"checkpoint.mirror={self._shown} cannot be written: {type(error).__name__}: {self._said(error)}"
             ) from error
         if found and resume != "auto":
             raise ConfigError(
-                f"checkpoint.mirror={self._url} holds {found[-1]} of another run: choose another place, or continue "
+                f"checkpoint.mirror={self._shown} holds {found[-1]} of another run: choose another place, or continue "
                 "that run with resume=auto"
             )
 
@@ -83,9 +85,9 @@ class Mirror:
             with naming_full_disk(folder):
                 reason = self._take(name, folder)
             if reason is None:
-                logger.info("%s comes from checkpoint.mirror=%s", folder, self._url)
+                logger.info("%s comes from checkpoint.mirror=%s", folder, self._shown)
                 return folder
-            logger.warning("%s in checkpoint.mirror=%s is passed over: %s", name, self._url, reason)
+            logger.warning("%s in checkpoint.mirror=%s is passed over: %s", name, self._shown, reason)
         return None
 
     def _take(self, name: str, folder: Path) -> str | None:
@@ -113,6 +115,10 @@ class Mirror:
         for path in (self._place(name, MANIFEST), self._place(name, "")):
             if self._files.exists(path):
                 self._files.rm(path, recursive=True)
+
+    def _said(self, error: Exception) -> str:
+        text = str(error).replace(self._url, self._shown)
+        return text.replace(urlsplit(self._url).netloc, urlsplit(self._shown).netloc) if "@" in self._url else text
 
     def _place(self, name: str, file: str) -> str:
         return f"{self._root}/{name}/{file}"

@@ -17,6 +17,7 @@ from rlsys.commands.importers.recipe import ABSENT
 from rlsys.commands.importers.recipe_file import RecipeFile
 from rlsys.commands.importers.translate import spellings
 from rlsys.config.dotted import flatten
+from rlsys.config.written import remember_environment
 from rlsys.errors import ConfigError, nearest
 
 DIALECTS: dict[str, Dialect] = {
@@ -67,7 +68,7 @@ def options_of(source: RecipeFile, dialect: Dialect) -> dict[str, Any]:
     names, tree = spellings(dialect), source.tree
     if dialect.interpolates:
         try:
-            resolved = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+            resolved = remember_environment(OmegaConf.to_container(OmegaConf.create(tree), resolve=True), tree)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{source.files[0]}: {error}") from error
         assert isinstance(resolved, dict)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from rlsys.commands.importers.translate import Translation
 from rlsys.config.compose import load_config
-from rlsys.config.written import as_written
+from rlsys.config.written import as_written, shown
 from rlsys.errors import ConfigError
 from rlsys.metrics.trackers.choice import choose_trackers
 from rlsys.preflight.checks import check_config
@@ -25,14 +25,16 @@ def experiment(result: Translation, origin: str) -> str:
         f"# From {origin}, {result.dialect} (defaults of {result.version}), by rlsys import.",
     ]
     for line in [*open_points(result), *result.remarks]:
-        head += [f"# {part}" for part in textwrap.wrap(line, 116, subsequent_indent="  " if line[0] == "-" else "")]
+        head += [
+            f"# {part}" for part in textwrap.wrap(shown(line), 116, subsequent_indent="  " if line[0] == "-" else "")
+        ]
     return "\n".join([*head, OmegaConf.to_yaml(OmegaConf.create(as_written(result.config))).rstrip(), ""])
 
 
 def open_points(result: Translation) -> list[str]:
     """List what the recipe asks for and the run will not do, one line per option."""
-    given = [f"{left.option}: {left.reason}" for left in result.unsupported]
-    unset = [f"{row.option} (unset): {row.note}" for row in result.defaults if not row.is_supported]
+    given = [f"{left.option}: {shown(left.reason)}" for left in result.unsupported]
+    unset = [f"{row.option} (unset): {shown(row.note)}" for row in result.defaults if not row.is_supported]
     unknown = [f"{left.option}: unknown" for left in result.unknown]
     lines = [*given, *unset, *unknown]
     return ["Not carried over:", *(f"- {line}" for line in lines)] if lines else []

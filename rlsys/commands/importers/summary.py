@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rlsys.commands.importers.translate import Translation
+from rlsys.config.written import shown
 
 LONGEST = 60  # characters of a value that are shown
 CONSTANTS = {None: "null", True: "true", False: "false"}
@@ -39,7 +40,7 @@ def show(result: Translation, console: Console) -> None:
         elif title in ("Translated", "Not supported"):
             console.print(f"{title}: nothing")
     for remark in result.remarks:
-        console.print(f"note: {escape(remark)}")
+        console.print(f"note: {escape(shown(remark))}")
 
 
 def brief(value: Any) -> str:
@@ -53,6 +54,8 @@ def _flow(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_flow, value)) + "]"
+    if isinstance(value, str):
+        return shown(value)
     return CONSTANTS[value] if value is None or isinstance(value, bool) else str(value)
 
 
@@ -65,5 +68,5 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) ->
     for column in columns:
         table.add_column(column, overflow="fold")
     for name, value, *texts in rows:
-        table.add_row(*map(escape, (name, brief(value), *texts)))
+        table.add_row(*(escape(shown(text)) for text in (name, brief(value), *texts)))
     return table

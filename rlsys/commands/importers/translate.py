@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from rlsys.commands.importers import our_defaults
 from rlsys.commands.importers.option_values import typed_value
@@ -20,6 +20,7 @@ from rlsys.commands.importers.options import (
 )
 from rlsys.commands.importers.recipe import ABSENT, NoDefault, Recipe, RunSize
 from rlsys.config.dotted import nested
+from rlsys.config.written import with_requests
 from rlsys.errors import ConfigError, nearest
 
 WRONG_KIND = (
@@ -109,7 +110,8 @@ def translate(given: Mapping[str, Any], dialect: Dialect, version: str, size: Ru
         else:
             reason = f"{dialect.name} has no such option; {nearest(name, names)}"
             result.unknown.append(UntranslatedOption(name, value, reason))
-    return result
+    # What was made of a text of the environment is written, and shown, as it was asked for.
+    return cast(Translation, with_requests(result, given))
 
 
 def spellings(dialect: Dialect) -> dict[str, str]:

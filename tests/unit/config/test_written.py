@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from rlsys.config.compose import load_config
 from rlsys.config.schema import Config
-from rlsys.config.written import as_written, publishable
+from rlsys.config.written import as_written, publishable, remember_environment, shown, with_requests
 from rlsys.run_folder.folder import RunFolder
 
 
@@ -34,7 +34,38 @@ def test_text_of_the_environment_is_used_by_value_and_written_by_name() -> None:
         written = as_written(passed)
         assert "hunter2" not in str(written)
         assert written.rewards[1] == {"name": "http", "url": "http://h/${oc.env:PW}", "header": "${oc.env:PW}"}
-        assert (written.model.path, written.data.system_prompt) == ("${oc.env:PW}", "to ${model.path}")
+        assert (written.model.path, written.data.system_prompt) == ("${oc.env:PW}", "to ${oc.env:PW}")
+
+
+@pytest.mark.parametrize(
+    ("source", "value", "written"),
+    [
+        ("${ oc.env : PW }", "hunter2", "${oc.env:PW}"),
+        ("${oc.${kind}:PW}", "hunter2", "${oc.env:PW}"),
+        ('${oc.env:NONE,"it\'s"}', "it's", r"${oc.env:NONE,'it\'s'}"),
+        (r"${oc.env:NONE,'a\\'}", "a\\", r"${oc.env:NONE,'a\\'}"),
+        ("${oc.env:NONE,null}x", "Nonex", "${oc.env:NONE,null}x"),
+        ("${oc.env:NONE,${oc.env:PW}}", "hunter2", "${oc.env:NONE,'${oc.env:PW}'}"),
+        (r"\${a} ${oc.env:PW}", "${a} hunter2", r"\${a} ${oc.env:PW}"),
+        ("${oc.decode:${oc.env:PW}}", "hunter2", "${oc.decode:${oc.env:PW}}"),
+        ("<${other}>", "<hunter2>", "<${oc.env:PW}>"),
+        ("${kind}", "env", "env"),
+    ],
+)
+def test_every_form_of_a_request_is_written_and_read_back(source: str, value: str, written: str) -> None:
+    asked = {"kind": "env", "other": "${oc.env:PW}", "x": source}
+    found = remember_environment(OmegaConf.to_container(OmegaConf.create(asked), resolve=True), asked)
+    assert (found["x"], as_written(found)["x"], shown(found["x"])) == (value, written, written)
+    assert OmegaConf.create(as_written(found)).x == value
+    assert "hunter2" not in repr(found)
+    assert OmegaConf.create({"a": "${oc.env:PW}"}).a == "hunter2"  # the resolver is OmegaConf's again
+
+
+def test_a_text_made_of_a_requested_one_is_a_request_too() -> None:
+    asked = {"folder": "${oc.env:PW}"}
+    given = remember_environment({"folder": "hunter2"}, asked)
+    made = with_requests({"file": f"{given['folder']}/${{x}}.py:f", "other": "plain"}, given)
+    assert as_written(made) == {"file": r"${oc.env:PW}/\${x}.py:f", "other": "plain"}
 
 
 def test_other_interpolations_are_written_by_value() -> None:
@@ -76,9 +107,17 @@ def test_the_written_configuration_reads_the_environment_again(
         ("see /home/me for more", "see /home/me for more"),
         ("^/(a|b)$", "^/(a|b)$"),
         ("/", "/"),
+        ("/home/me/data/*.jsonl", "*.jsonl"),
+        ("file:///home/me/reward.py", "reward.py"),
+        ("/home/me/{a,b}/part-[0-9]?.parquet", "part-[0-9]?.parquet"),
+        ("to read: HOME/notes and HOMER/x", "to read: ~/notes and HOMER/x"),
     ],
 )
-def test_published_names_have_no_folders_of_this_machine(text: str, public: str) -> None:
+def test_published_names_have_no_folders_of_this_machine(
+    text: str, public: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/users/me")
+    text, public = (given.replace("HOME", "/users/me") for given in (text, public))
     assert publishable({"a": [text], "b": 3}) == {"a": [public], "b": 3}
 
 

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlsys.config.compose import load_config
 from rlsys.errors import ConfigError
 from rlsys.run_folder.checkpoint import RunState, checkpoint_path, checkpoints, newest
 from rlsys.run_folder.checkpoint_writer import save
 from rlsys.run_folder.layout import MANIFEST
-from rlsys.run_folder.mirror import Mirror
+from rlsys.run_folder.mirror import Mirror, mirror_of
 
 
 def write(run_dir: Path, step: int, keep: int = 9) -> Path:
@@ -49,6 +50,15 @@ def test_a_run_without_checkpoints_begins_with_the_newest_there(tmp_path: Path, 
     write(tmp_path / "new", 30)
     assert mirror.fetch(tmp_path / "new") is None
     assert not list((tmp_path / "new/checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("text", ["nosuch://me:hunter2@host/x?key=hunter2", "${oc.env:PW}"])
+def test_messages_hold_no_password(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PW", "nosuch://me:hunter2@host/x?key=hunter2")
+    config = load_config([f"checkpoint.mirror='{text}'"])
+    with pytest.raises(ConfigError, match=r"mirror=(nosuch://host/x|\$\{oc\.env:PW\}) cannot be used") as caught:
+        mirror_of(config)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_as_many_are_kept_as_in_the_run_s_folder(tmp_path: Path, url: str) -> None:

@@ -120,6 +120,25 @@ def test_a_reference_is_resolved_where_the_project_has_them(tmp_path: Path) -> N
     assert OmegaConf.load(tmp_path / "recipe.rlsys.yaml").model.path == "org/model"
 
 
+def test_what_the_environment_holds_stays_a_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLDER", str(tmp_path / "hunter2"))
+    (tmp_path / "hunter2").mkdir()
+    (tmp_path / "hunter2/mine.py").write_text("def score(completions, **_):\n    return [0.0] * len(completions)\n")
+    recipe = write(
+        tmp_path,
+        "algorithm: {adv_estimator: grpo}\nfolder: ${oc.env:FOLDER}\n"
+        "actor_rollout_ref: {model: {path: '${folder}/model'}, rollout: {n: 4}}\n"
+        "custom_reward_function: {path: '${oc.env:FOLDER}/mine.py', name: score}\n",
+    )
+    execute(["import", str(recipe), "--dialect", "verl", "--num-rows", "10000"])
+    text, printed = (tmp_path / "recipe.rlsys.yaml").read_text(), capsys.readouterr().out
+    assert "path: ${oc.env:FOLDER}/model" in text
+    assert "function: ${oc.env:FOLDER}/mine.py:score" in text
+    assert "hunter2" not in text + printed
+
+
 def test_the_version_whose_defaults_were_taken_is_written(tmp_path: Path) -> None:
     recipe = write(tmp_path, TRL + "max_prompt_length: 64\n")
     execute(["import", str(recipe)])
