@@ -25,7 +25,8 @@ SECRET = re.compile(r"(HF_TOKEN|(WANDB|MLFLOW|OPENAI|ANTHROPIC|RLSYS)_\w*|\w*_AP
 NOT_SECRET = re.compile(r"RLSYS_(DATA|RUNS|EXTRA|MIN_MEMORY_GIB)|RAY_\w*|\w*_DIR|\w*_MODE")
 # Files that hold passwords and keys by their names, which do not travel either.
 SECRET_FILE = re.compile(
-    r"\.env(\..*)?|\.netrc|\.pypirc|\.git-credentials|id_(rsa|dsa|ecdsa|ed25519)|.*\.(pem|key|p12|pfx)"
+    r"\.env(rc|\..*)?|\.netrc|\.pypirc|\.htpasswd|\.git-credentials|id_(rsa|dsa|ecdsa|ed25519)|.*\.(pem|key|p12|pfx)"
+    r"|\.?(credentials|secrets?)(\.(json|ya?ml|toml|ini|txt|csv|env))?|kubeconfig|.*service[-_]?account.*\.json"
 )
 LEFT_OUT = ("runs", "outputs", "node_modules", "__pycache__")
 

@@ -13,6 +13,7 @@ that has ended before goes unnoticed.
 from __future__ import annotations
 
 import errno
+import fcntl
 import math
 import os
 import shutil
@@ -44,11 +45,14 @@ FORBIDDEN = (
 )
 # Calls that are newer than this list do not exist in the sandbox, as on an older kernel. Their numbers are the same on
 # all architectures.
-UNKNOWN_CALLS = range(452, 512)
-CLONE_THREAD = 0x10000
+UNKNOWN_CALLS = range(452, 600)
 # The flags of `clone` that make namespaces: mounts, cgroups, names, messages, users, processes, network.
 CLONE_NEW = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
-CLONE_THREAD = 0x10000
+CLONE_FILES, CLONE_THREAD = 0x400, 0x10000
+CLOSE_RANGE_UNSHARE = 2
+# Commands of `fcntl`: larger pipes, and locks of ranges, of which the kernel keeps as many as a program asks for.
+F_SETPIPE_SZ, LOCKS = 1031, (fcntl.F_SETLK, fcntl.F_SETLKW, 37, 38)  # 37, 38: F_OFD_SETLK, F_OFD_SETLKW
+LOW = 0xFFFFFFFF  # of an argument the kernel reads these bits alone
 # With this error the C library uses `clone` instead of `clone3`, and a filter can see the flags of `clone`.
 NO_SUCH_CALL = errno.ENOSYS
 
@@ -124,6 +128,14 @@ def filter_bytes(*, may_fork: bool) -> bytes:
     made.add_rule(pyseccomp.ERRNO(NO_SUCH_CALL), "clone3")
     for flag in CLONE_NEW:
         made.add_rule(refuse, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flag, flag))
+    # A thread with descriptors of its own would have as many as a process: the limit is one per table.
+    threads = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, CLONE_THREAD | CLONE_FILES, CLONE_THREAD)
+    made.add_rule(refuse, "clone", threads)
+    unshares = pyseccomp.Arg(2, pyseccomp.MASKED_EQ, CLOSE_RANGE_UNSHARE, CLOSE_RANGE_UNSHARE)
+    made.add_rule(refuse, "close_range", unshares)
+    made.add_rule(refuse, "fcntl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, LOW, F_SETPIPE_SZ))
+    for command in LOCKS:
+        made.add_rule(pyseccomp.ERRNO(errno.ENOLCK), "fcntl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, LOW, command))
     if not may_fork:
         for name in ("fork", "vfork"):
             if pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) >= 0:

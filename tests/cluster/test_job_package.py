@@ -46,14 +46,22 @@ def test_the_caller_s_folder_travels_with_rlsys(
     for name in ("HF_TOKEN", "WANDB_API_KEY", "RLSYS_REWARD_TOKEN", "RLSYS_DATA", "RLSYS_RUNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_TOKEN", "hunter2")
-    secret_files = (".env", ".env.local", "data/.netrc", "data/id_ed25519", "host.pem")
+    secret_files = (".env", ".env.local", "data/.netrc", "data/id_ed25519", "host.pem", ".envrc")
+    secret_files += ("credentials.json", "secrets.yaml", "my-service-account-1.json", "data/credentials")
     for name in secret_files:
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("hunter2")
     (folder / ".environment").write_text("not by this name")
     package.main(folder, ROOT, tmp_path / "job.zip")
     printed = capsys.readouterr()
     names = set(zipfile.ZipFile(tmp_path / "job.zip").namelist())
-    assert {"rewards.py", "data/rows.jsonl", "rlsys/cli.py", "rlsys/configs/config.yaml"} <= names
+    assert {
+        "rewards.py",
+        "data/rows.jsonl",
+        "rlsys/cli.py",
+        "rlsys/config/secrets.py",
+        "rlsys/configs/config.yaml",
+    } <= names
     assert [name for name in names if name.startswith((".", "runs", "env", "tests"))] == [".environment"]
     assert names.isdisjoint(secret_files)
     assert all(name in printed.err for name in secret_files)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from rlsys.commands.numbers import at_least, positive
 from rlsys.config.secrets import secret
@@ -23,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the function, its options and the address."""
     parser.description = "Serve a reward function over HTTP: POST /score, GET /health."
     parser.add_argument("reward", help="a registered name, module:function or path.py:function")
-    parser.add_argument("options", nargs="*", metavar="option=value", help="the function's options")
+    parser.add_argument(
+        "options", nargs="*", metavar="option=value", help="the function's options; secrets as ${oc.env:NAME}"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8300, help="port to listen on (8300)")
     parser.add_argument("--token-env", metavar="NAME", help="environment variable with the bearer token to ask for")
@@ -102,4 +105,7 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         if "=" not in pair:
             raise ConfigError(f"'{pair}' must have the form option=value")
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs))))
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)), resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the options {', '.join(pairs)}: {error}".partition("\n")[0]) from error

@@ -14,8 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEALTH = "/health"
-MAX_BODY = 64 * 2**20  # bytes; a batch of 64 rows of 32,000 tokens, with their texts, has about 25 MiB
+MAX_BODY = 32 * 2**20  # bytes; a batch of 64 rows of 32,000 tokens, with their texts, has about 25 MiB
+MAX_BODIES = 128 * 2**20  # of all requests together, from their first byte to their answer
 MAX_CONNECTIONS = 500  # at the same time; below the usual limit of open files, 1,024
+CLOSE = {"Connection": "close"}
 HEADERS_S = 10.0  # for a request's headers, from the connection or the first byte on
 BODY_S = 30.0  # for the rest of the request
 ANSWER_S = 30.0  # until a client takes more of the answer, once the network's buffers are full
@@ -26,6 +28,7 @@ class Door:
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
         self._app, self._token = app, token
+        self._held = 0  # bytes of bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or refuse it with a status and a reason."""
@@ -34,11 +37,20 @@ class Door:
         headers = Headers(scope=scope)
         refused = self._refusal(scope["path"], headers)
         if refused is None:
-            return await self._app(scope, _bounded(receive), send)
+            body = _Body(self, receive)
+            try:
+                return await self._app(scope, body.receive, send)
+            finally:
+                self._held -= body.size
         # The body is still on its way: the connection is of no more use.
         status, detail = refused
-        answer = JSONResponse({"detail": detail}, status, {"Connection": "close", "WWW-Authenticate": "Bearer"})
+        answer = JSONResponse({"detail": detail}, status, {**CLOSE, "WWW-Authenticate": "Bearer"})
         return await answer(scope, receive, send)
+
+    def holds(self, more: int) -> int:
+        """Count bytes that have come; return how many there are of all requests that are not answered."""
+        self._held += more
+        return self._held
 
     def _refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
         scheme, given = get_authorization_scheme_param(headers.get("Authorization"))
@@ -50,27 +62,30 @@ class Door:
         return (413, _too_large(f"{length} bytes")) if int(length) > MAX_BODY else None
 
 
-def _bounded(receive: Receive) -> Receive:
-    """Return `receive` for a body of at most `MAX_BODY` bytes within `BODY_S` from now."""
-    size, is_complete = 0, False
-    end = asyncio.get_running_loop().time() + BODY_S
+class _Body:
+    """The body of a request: at most `MAX_BODY` bytes within `BODY_S` from now, while all take up to `MAX_BODIES`."""
 
-    async def bounded() -> Message:
-        nonlocal size, is_complete
-        if is_complete:  # what comes now is the end of the connection, for which a handler may wait
-            return await receive()
+    def __init__(self, door: Door, receive: Receive) -> None:
+        self._door, self._receive, self._is_complete = door, receive, False
+        self._end = asyncio.get_running_loop().time() + BODY_S
+        self.size = 0
+
+    async def receive(self) -> Message:
+        """Return the next part; raise HTTPException for one that is too late or too much."""
+        if self._is_complete:  # what comes now is the end of the connection, for which a handler may wait
+            return await self._receive()
         try:
-            async with asyncio.timeout_at(end):
-                message = await receive()
+            async with asyncio.timeout_at(self._end):
+                message = await self._receive()
         except TimeoutError:
-            raise HTTPException(408, f"the body did not arrive within {BODY_S:g} s", {"Connection": "close"}) from None
-        size += len(message.get("body", b""))
-        is_complete = not message.get("more_body", False)
-        if size > MAX_BODY:
-            raise HTTPException(413, _too_large("more"), {"Connection": "close"})
+            raise HTTPException(408, f"the body did not arrive within {BODY_S:g} s", CLOSE) from None
+        length = len(message.get("body", b""))
+        self.size, self._is_complete = self.size + length, not message.get("more_body", False)
+        if self._door.holds(length) > MAX_BODIES:
+            raise HTTPException(503, f"the requests of all clients have more than {MAX_BODIES} bytes", CLOSE)
+        if self.size > MAX_BODY:
+            raise HTTPException(413, _too_large("more"), CLOSE)
         return message
-
-    return bounded
 
 
 def _too_large(found: str) -> str:

@@ -82,6 +82,17 @@ ATTEMPTS = {
     "privileges": "import ctypes\nlibc = ctypes.CDLL(None)\nheld = (ctypes.c_uint32 * 6)(*[1] * 6)\n"
     "if libc.prctl(39, 0, 0, 0, 0) != 1: print('ESCAPED: programs may gain privileges')\n"
     "if libc.capget((ctypes.c_uint32 * 2)(0x20080522, 0), held) or any(held): print('ESCAPED', list(held))",
+    "memory in pipes and locks": "import ctypes, errno, fcntl, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+    "def refused(error, name, *given):\n"
+    "    if libc.syscall(SOME[name], *map(ctypes.c_ulong, given)) != -1 or ctypes.get_errno() != error:\n"
+    "        print('ESCAPED', name, given)\n"
+    "_, end = os.pipe()\nfile = os.open('x', os.O_RDWR | os.O_CREAT)\nlock = ctypes.create_string_buffer(32)\n"
+    "for high in (0, 2**32):  # of a command the kernel reads the lower half alone\n"
+    "    refused(errno.EPERM, 'fcntl', end, high + 1031, 2**20)\n"
+    "    for command in (6, 7, 37, 38):\n"
+    "        refused(errno.ENOLCK, 'fcntl', file, high + command, ctypes.addressof(lock))\n"
+    "refused(errno.EPERM, 'close_range', 100, 200, 2)\n"
+    "refused(errno.EPERM, 'clone', 0x10900, 0, 0, 0, 0)  # a thread with descriptors of its own",
     "memory in sockets": "import socket\nkept, held = [], 0\ntry:\n    while True:\n"
     "        kept += socket.socketpair()\n        for end in kept[-2:]:\n            end.setblocking(False)\n"
     "            try: end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10**9); print('ESCAPED')\n"
@@ -98,6 +109,10 @@ CALLS = (
     *("mq_open", "semget", "mount", "move_mount", "fsopen", "mount_setattr", "setns", "unshare", "personality"),
     *("open_by_handle_at", "socket", "bind", "connect", "listen", "accept4", "setsockopt", "sendmsg", "sendmmsg"),
 )
+
+
+def _numbers(names: tuple[str, ...]) -> dict[str, int]:
+    return {name: pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) for name in names}
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)
@@ -117,7 +132,8 @@ def test_nothing_outside_is_read_written_or_reached(
             "ABSTRACT": abstract,
             "SOURCE": os.path.abspath(__file__),
             "BASE": sys.base_prefix.split("/")[1],
-            "CALLS": {name: pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) for name in CALLS},
+            "CALLS": _numbers(CALLS),
+            "SOME": _numbers(("fcntl", "close_range", "clone")),  # refused by their arguments
             "NEWER": list(UNKNOWN_CALLS),
         }
         header = "".join(f"{name} = {value!r}\n" for name, value in names.items())

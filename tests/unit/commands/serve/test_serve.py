@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 
 from rlsys.commands.serve import connections
 from rlsys.commands.serve.app import Processes, build_app
-from rlsys.commands.serve.command import check_token, is_loopback
+from rlsys.commands.serve.command import _options, check_token, is_loopback
 from rlsys.commands.serve.connections import MAX_BODY
 from rlsys.errors import ConfigError
 from rlsys.rewards import Failed
@@ -138,6 +138,29 @@ def test_a_body_beyond_the_limit_is_refused(url: str, is_announced: bool) -> Non
             answer = client.recv(1000)
     # A service that closes while more is arriving may take the answer back.
     assert answer.startswith(b"HTTP/1.1 413 ") or (not answer and not is_announced)
+
+
+def test_all_bodies_together_are_bounded(slow: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "BODY_S", 30.0)
+    monkeypatch.setattr(connections, "MAX_BODIES", 5000)
+    head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", slow), timeout=30) as first:
+        first.sendall(head + bytes(2500))
+        time.sleep(0.2)
+        with socket.create_connection(("127.0.0.1", slow), timeout=30) as second:
+            second.sendall(head + bytes(2600))
+            assert b" 503 " in second.recv(1000)
+    time.sleep(0.2)  # the first has given up: there is room again
+    with socket.create_connection(("127.0.0.1", slow), timeout=30) as third:
+        third.sendall(head + bytes(3000))
+        assert b" 422 " in third.recv(1000)
+
+
+def test_options_name_secrets_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PW", "hunter2")
+    assert _options(["token=${oc.env:PW}", "scale=2"]) == {"token": "hunter2", "scale": 2}
+    with pytest.raises(ConfigError, match="NONE"):
+        _options(["token=${oc.env:NONE}"])
 
 
 STARTS = {
