@@ -3,8 +3,8 @@
 python -m benchmarks.soak [--steps 2000] [--every 50] [--seed 0] [--write]
 
 The small run of `tests/chaos` trains, and every `--every` steps one of its workers is killed: in the first half in turn
-an engine, a scoring worker, a reward function's process and a reference worker, in the second only engines, so that the
-others live long enough to be measured; driver and learner live through all of it. Every few seconds the memory of each
+an engine, a scoring worker, a reward function's process and a reference worker, in the second always the newest engine,
+so that the others live long enough to be measured; driver and learner live through all of it. Every few seconds the memory of each
 process (anonymous pages), its open files and sockets, and what lies in /dev/shm are read. Engines keep few of oneDNN's
 kernels, so that only memory that is lost grows.
 A process's growth is the slope of its memory over the steps of its life, without the first `WARM_UP` of them.
@@ -124,7 +124,10 @@ def _watch(job: Job, steps: int, every: int, rng: random.Random) -> tuple[list[d
         if is_whole:
             samples.append({"step": step, "probe_s": _probe(), **_sample(job)})
         if is_whole and step >= (faults + 1) * every:
-            FAULTS[next(all_kinds) if step < steps / 2 else KINDS[0]].cause(job, rng)
+            if step < steps / 2:
+                FAULTS[next(all_kinds)].cause(job, rng)
+            else:
+                os.kill(job.victims("rollout")[-1], signal.SIGKILL)
             faults += 1
         time.sleep(EVERY_S)
     return samples, faults
