@@ -4,9 +4,9 @@ python -m benchmarks.soak [--steps 2000] [--every 50] [--seed 0] [--write]
 
 The small run of `tests/chaos` trains, and every `--every` steps one of its workers is killed: in the first half in turn
 an engine, a scoring worker, a reward function's process and a reference worker, in the second always the newest engine,
-so that the others live long enough to be measured; driver and learner live through all of it. Every few seconds the memory of each
-process (anonymous pages), its open files and sockets, and what lies in /dev/shm are read. Engines keep few of oneDNN's
-kernels, so that only memory that is lost grows.
+so that the others live long enough to be measured; driver and learner live through all of it. Every few seconds the
+memory of each process (anonymous pages), its open files and sockets, and what lies in /dev/shm are read. Engines keep
+few of oneDNN's kernels, so that only memory that is lost grows.
 A process's growth is the slope of its memory over the steps of its life, without the first `WARM_UP` of them.
 It ends with 1 unless memory stayed flat, steps as fast, and nothing was lost or left.
 """
