@@ -18,6 +18,9 @@ FAILURES = ("error", "timeout")
 # Values may lack this much to reach a bar: as floats, 0.6 + 0.3 + 0.1 is less than 1.
 ROUNDING = 1e-9
 FinishReason = Literal["stop", "length"]
+# How an episode ended: by its environment; by a limit of turns or tool calls, of sampled tokens, of the whole row's
+# tokens; by a message that the environment could not read; by a failure of the environment; by a deadline.
+EpisodeEnd = Literal["completed", "max_turns", "max_tokens", "context_overflow", "parse_error", "env_error", "timeout"]
 Messages = list[dict[str, Any]]
 
 
@@ -56,8 +59,34 @@ class VersionSpan:
 
 
 @dataclass(frozen=True)
+class PolicyTurn:
+    """One message of the policy in an episode: the tokens `[start, end)` of its trajectory, and what came of it."""
+
+    start: int
+    end: int
+    reward: float | None  # the environment's
+    engine_s: float  # seconds that sampling took
+    environment_s: float  # seconds that the environment took to answer
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """What is known of an episode besides its tokens."""
+
+    end: EpisodeEnd
+    opening: Messages  # the messages before the policy's first
+    messages: Messages  # those after it, the policy's and the environment's
+    turns: tuple[PolicyTurn, ...]
+    reward: float | None  # the environment's, in all; None where it gave none
+    num_calls: int = 0  # of tools
+    metrics: Mapping[str, float] = field(default_factory=dict)  # sums of what the environment gave
+    state: Mapping[str, Any] | None = None  # what reward functions see of the environment
+    detail: str = ""  # why it failed
+
+
+@dataclass(frozen=True)
 class Trajectory:
-    """The tokens of one prompt and one sampled response."""
+    """The tokens of one prompt and one sampled response, or of an episode: then the environment's are among them."""
 
     token_ids: np.ndarray  # [L] int32
     loss_mask: np.ndarray  # [L] bool: true for tokens that the policy sampled
@@ -65,6 +94,7 @@ class Trajectory:
     versions: tuple[VersionSpan, ...]
     finish_reason: FinishReason
     engine: int
+    episode: EpisodeRecord | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -89,6 +119,10 @@ class TrajectorySummary:
     is_finite: bool = True  # whether every log-probability of the engine is finite
     started_s: float = 0.0  # Unix time when the request reached the engine
     finished_s: float = 0.0  # Unix time when the response was complete
+    end: EpisodeEnd | None = None  # of an episode; None for a response alone
+    num_turns: int = 1
+    num_calls: int = 0
+    environment_s: float = 0.0  # seconds that the environment took
 
 
 @dataclass(frozen=True)
@@ -108,6 +142,16 @@ class GroupRequest:
         return {number: sampling for number, sampling in enumerate(every) if number not in self.done}
 
 
+@dataclass(frozen=True, kw_only=True)
+class EpisodeRequest(GroupRequest):
+    """One prompt for an episode worker: its responses are episodes, whose turns one engine samples."""
+
+    prompt: Prompt
+    engine: Any  # Ray handle
+    engine_name: str
+    policy_version: int  # that the engine must have, or a newer one
+
+
 @dataclass(frozen=True)
 class Finished:
     """The outcome of one sample of a request."""
@@ -116,6 +160,7 @@ class Finished:
     sample: int
     summary: TrajectorySummary | None  # None when the sample failed
     error: str | None = None
+    lost: str = ""  # name of the engine that an episode worker found gone
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,7 @@ def made_with(config: Config) -> str:
         "scoring": config.scoring.whole_groups,
         "kl": asdict(config.algorithm.kl),
         "adapter": config.learner.lora.rank > 0,
+        **({"episodes": [config.environment, config.tools, asdict(config.episodes)]} if config.has_episodes else {}),
     }
     return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

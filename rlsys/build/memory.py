@@ -48,6 +48,9 @@ def run_memory(prepared: Prepared) -> RunMemory:
         predictor.rollout(),
         *(predictor.trained(role, options) for role, options in trained_roles(config).items()),
     ]
+    if config.has_episodes:
+        parts = {"base": BASE["episodes"]}
+        roles.append(RoleMemory("episodes", config.episodes.num_workers, parts, "lower episodes.num_workers"))
     if worker_imports(config):
         roles.append(RoleMemory("imports", 1, {"base": BASE["imports"]}))
     if reference_workers(config):

@@ -31,6 +31,10 @@ def worker_demands(config: Config) -> dict[str, list[Demand]]:
             Demand(f"scoring/{i}", config.scoring.num_cpus, config.scoring.num_gpus, {**QUIET, "OMP_NUM_THREADS": "1"})
             for i in range(config.scoring.num_workers)
         ],
+        "episodes": [
+            Demand(f"episodes/{i}", config.episodes.num_cpus, 0.0, {**QUIET, "OMP_NUM_THREADS": "1"})
+            for i in range(config.episodes.num_workers if config.has_episodes else 0)
+        ],
         "reference": [
             Demand(f"reference/{i}", reference.num_cpus, gpu, reference_env) for i in range(reference_workers(config))
         ],

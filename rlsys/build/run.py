@@ -20,6 +20,8 @@ from rlsys.build.scaling import Scaling
 from rlsys.config.schema import Config
 from rlsys.config.written import as_written
 from rlsys.data.stream import PromptStream
+from rlsys.episodes.pool import EpisodePool
+from rlsys.episodes.setup import EpisodeSetup
 from rlsys.errors import DeadlineError, SuspectPolicyError, WorkerError
 from rlsys.evaluation.periodic import PeriodicEvaluation
 from rlsys.guards.guards import Guards
@@ -86,11 +88,17 @@ class Roles:
     policy: PolicyGroup
     critic: CriticGroup | None
     reference: ReferencePool | None  # None without a KL penalty, and with adapters
+    episodes: EpisodePool | None = None  # None without an environment
+
+    @property
+    def engines(self) -> RolloutPool | EpisodePool:
+        """What samples prompts: the engines, or what plays episodes on them."""
+        return self.episodes or self.rollout
 
     @property
     def all(self) -> list[Role]:
         """Every role that this run has."""
-        every = (self.rollout, self.policy, self.scoring, self.critic, self.reference)
+        every = (self.rollout, self.policy, self.scoring, self.critic, self.reference, self.episodes)
         return [role for role in every if role is not None]
 
 
@@ -213,12 +221,15 @@ async def open_evaluation(prepared: Prepared) -> AsyncIterator[tuple[GroupSample
     Everything that uses them runs under the background's `supervise`.
     """
     config = prepared.config
-    wanted = {role: demand for role, demand in worker_demands(config).items() if role in ("rollout", "scoring")}
+    used = ("rollout", "scoring", "episodes")
+    wanted = {role: demand for role, demand in worker_demands(config).items() if role in used}
     with connect(config, wanted) as cluster:
         rollout = start_rollout(cluster, prepared, wanted["rollout"])
         scoring = start_scoring(cluster, prepared, wanted["scoring"])
-        await _wait_for_start(cluster, config, rollout, scoring)
-        sampler = sampler_of(config, rollout, scoring.queue)
+        episodes = start_episodes(cluster, prepared, wanted["episodes"], rollout)
+        started: list[Role] = [rollout, scoring] if episodes is None else [rollout, scoring, episodes]
+        await _wait_for_start(cluster, config, *started)
+        sampler = sampler_of(config, episodes or rollout, scoring.queue)
 
         async def join(engine: int) -> None:
             """Add it: an engine starts with the weights that are evaluated."""
@@ -251,9 +262,11 @@ def start_roles(cluster: Cluster, prepared: Prepared, wanted: Mapping[str, list[
     """Start a process for every worker; models are loaded when `start` is called."""
     config, source = prepared.config, (prepared.config, prepared.model_path, prepared.max_tokens)
     policy = PolicyGroup(cluster, PolicySetup.from_config(*source), wanted["learner"])
+    rollout = start_rollout(cluster, prepared, wanted["rollout"])
     return Roles(
         cluster=cluster,
-        rollout=start_rollout(cluster, prepared, wanted["rollout"]),
+        rollout=rollout,
+        episodes=start_episodes(cluster, prepared, wanted["episodes"], rollout),
         scoring=start_scoring(cluster, prepared, wanted["scoring"]),
         policy=policy,
         critic=CriticGroup(cluster, CriticSetup.from_config(*source), wanted["critic"]) if wanted["critic"] else None,
@@ -321,7 +334,7 @@ def build_run(
     calls = roles.cluster.calls
     groups = FinishedGroups(config, roles.rollout.trajectories, roles.scoring.text, calls)
     resumed = groups.resume(finished, state, prompts)
-    sampler = sampler_of(config, roles.rollout, roles.scoring.queue)
+    sampler = sampler_of(config, roles.engines, roles.scoring.queue)
     orchestrator = orchestrator_of(config, state.step, calls, sampler, reference.queue, prompts, resumed)
     guards = Guards.from_config(config, run_dir, state, roles.rollout.trajectories, roles.scoring.text)
     estimates = partial(calls.read, who="the object store", what="reading value estimates")
@@ -331,7 +344,8 @@ def build_run(
     canary = canary_of(prepared, roles.policy, roles.rollout, calls) if needs_canary(config) else None
     weights = PolicyBroadcast(broadcaster, canary, clock, learners, on_cpus=config.cluster.num_gpus == 0)
     supervisor, scaler = _engine_changes(config, roles, sampler.router, weights)
-    evacuation = evacuation_of(config, roles.cluster, scaler, scoring=roles.scoring, reference=roles.reference)
+    crews = {"scoring": roles.scoring, "reference": roles.reference, "episodes": roles.episodes}
+    evacuation = evacuation_of(config, roles.cluster, scaler, **crews)
     saved = (prepared, run_dir, prompts, orchestrator, learners, reference, recorder)
     mirror, ends_soon = mirror_of(config), evacuation.holds_learners
     checkpoints = Checkpoints(*saved, guards=guards, finished=groups, mirror=mirror, ends_soon=ends_soon)
@@ -370,6 +384,13 @@ def start_rollout(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) ->
     """Start the engines' processes."""
     further = partial(rollout_demand, prepared.config)
     return RolloutPool(cluster, EngineSetup.from_prepared(prepared), wanted, further)
+
+
+def start_episodes(
+    cluster: Cluster, prepared: Prepared, wanted: list[Demand], rollout: RolloutPool
+) -> EpisodePool | None:
+    """Start the episode workers' processes, which use the engines; None without an environment."""
+    return EpisodePool(cluster, EpisodeSetup.from_prepared(prepared), wanted, rollout) if wanted else None
 
 
 def start_scoring(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> ScoringPool:

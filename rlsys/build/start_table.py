@@ -153,6 +153,8 @@ def _workers(config: Config) -> str:
         parts.append("reference: the learner without its adapter")
     else:
         parts.append(f"reference {reference_workers(config) or 'none'}")
+    if config.has_episodes:
+        parts.append(f"episodes {config.episodes.num_workers}")
     return ", ".join([*parts, f"scoring {config.scoring.num_workers}"])
 
 

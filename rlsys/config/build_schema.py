@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from rlsys.config.option import option
 
@@ -35,6 +36,12 @@ class Warmup:
         10, ge=1, help="supervised steps between measurements of the accuracy", needs="max_steps > 0"
     )
     answer_column: str = option("answer", help="column with the answer to learn", needs="max_steps > 0")
+    data: Any = option(
+        None,
+        help="a source of other rows to learn from, as in `data.train`, with prompts that may be conversations; null: "
+        "the training rows",
+        needs="max_steps > 0",
+    )
 
 
 @dataclass

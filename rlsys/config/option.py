@@ -83,23 +83,42 @@ class Need:
         return f"{self.key} {self.sign} {'null' if self.value is None else str(self.value).lower()}"
 
 
-def needs_of(declared: Any, prefix: str) -> tuple[Need, ...]:
+@dataclass(frozen=True)
+class AnyNeed:
+    """Conditions of which one must hold."""
+
+    needs: tuple[Need, ...]
+
+    def holds(self, config: Any) -> bool:
+        """Return whether one of them holds in a whole configuration."""
+        return any(need.holds(config) for need in self.needs)
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.needs))
+
+
+def needs_of(declared: Any, prefix: str) -> tuple[Need | AnyNeed, ...]:
     """Return the conditions in a dataclass field's metadata: `option` puts them there, and `field` for a section.
 
     `prefix` begins the keys of the field's neighbours, as `learner.lora.`.
     """
-    found = []
+    found: list[Need | AnyNeed] = []
     for text in filter(None, declared.metadata.get("needs", "").split(" and ")):
-        key, sign, value = text.split(" ")
-        found.append(Need(key if "." in key else prefix + key, sign, yaml.safe_load(value)))
+        needs = tuple(_need(one, prefix) for one in text.split(" or "))
+        found.append(needs[0] if len(needs) == 1 else AnyNeed(needs))
     return tuple(found)
+
+
+def _need(text: str, prefix: str) -> Need:
+    key, sign, value = text.split(" ")
+    return Need(key if "." in key else prefix + key, sign, yaml.safe_load(value))
 
 
 def option(default: Any, *, needs: str = "", **rule: Any) -> Any:
     """Declare a dataclass field with its default and its `Rule` (`help`, `ge`, `gt`, `le`, `lt`, `choices`).
 
-    `needs` is the condition without which the option has no effect, as `rank > 0`, or several joined by ` and `. A key
-    without a dot is a neighbour in the same section.
+    `needs` is the condition without which the option has no effect, as `rank > 0`, or several joined by ` and `, each
+    perhaps with alternatives, joined by ` or `. A key without a dot is a neighbour in the same section.
     """
     metadata = {"rule": Rule(**rule), "needs": needs}
     if isinstance(default, list | dict):  # each instance gets its own
@@ -115,7 +134,7 @@ class Option:
     type: str  # as written in the dataclass
     value: Any
     rule: Rule
-    needs: tuple[Need, ...] = ()  # its own, and those of the sections around it
+    needs: tuple[Need | AnyNeed, ...] = ()  # its own, and those of the sections around it
 
     @property
     def is_open(self) -> bool:
@@ -123,7 +142,7 @@ class Option:
         return self.type.startswith("dict[")
 
 
-def options(config: Any, prefix: str = "", around: tuple[Need, ...] = ()) -> Iterator[Option]:
+def options(config: Any, prefix: str = "", around: tuple[Need | AnyNeed, ...] = ()) -> Iterator[Option]:
     """Yield every option of a dataclass instance, in the order of declaration.
 
     `prefix` and `around` are those of the section: the beginning of its keys, and what all of its options need.

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlsys.config.option import BOUNDS, Need, Option, needs_of, options
+from rlsys.config.option import BOUNDS, AnyNeed, Need, Option, needs_of, options
 from rlsys.config.overrides import config_dir, groups, presets
 from rlsys.config.schema import Config
 
@@ -71,8 +71,8 @@ def reference() -> str:
 
 
 def _sections(
-    config: Any, prefix: str = "", needs: tuple[Need, ...] = ()
-) -> Iterator[tuple[str, Any, tuple[Need, ...]]]:
+    config: Any, prefix: str = "", needs: tuple[Need | AnyNeed, ...] = ()
+) -> Iterator[tuple[str, Any, tuple[Need | AnyNeed, ...]]]:
     """Yield every section of a dataclass instance with its keys' prefix and what it needs, the outer ones first."""
     yield prefix, config, needs
     for one in dataclasses.fields(config):
@@ -90,7 +90,7 @@ def _table(rows: list[Option]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _needed(needs: Sequence[Need]) -> str:
+def _needed(needs: Sequence[Need | AnyNeed]) -> str:
     return " and ".join(f"`{need}`" for need in needs)
 
 

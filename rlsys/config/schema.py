@@ -13,6 +13,7 @@ from typing import Any
 from rlsys.config.alarm_schema import AlarmsConfig
 from rlsys.config.algorithm_schema import AlgorithmConfig
 from rlsys.config.build_schema import ModelBuild
+from rlsys.config.episodes_schema import EpisodesConfig
 from rlsys.config.learner_schema import (
     DTYPES,
     NUM_CPUS_HELP,
@@ -301,12 +302,26 @@ class Config:
         help="reward functions, each {name: ..., weight: 1.0, deadline_s: ..., option: value}; the total is their "
         "weighted sum",
     )
+    environment: Any = option(
+        None,
+        help="what answers the policy's messages, turn by turn: a name, {name: ..., option: value}, or a mapping of such "
+        "entries, from which the column `environment` chooses; null: one response per prompt, unless there are tools",
+    )
+    tools: list[str] = option([], help="functions that the policy may call, each path.py:function or module:function")
+    episodes: EpisodesConfig = field(
+        default_factory=EpisodesConfig, metadata={"needs": "environment != null or tools != []"}
+    )
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def has_episodes(self) -> bool:
+        """Whether an environment or tools answer the policy."""
+        return self.environment is not None or bool(self.tools)
 
     @property
     def deadline_factor(self) -> float:

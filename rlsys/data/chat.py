@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlsys.config.templates import unused
@@ -41,9 +41,16 @@ class ChatTemplate:
                 raise ConfigError(f"data.chat_template_options: {name} cannot be set: it is no variable of a template")
         self._check_uses_messages()
 
-    def prompt(self, messages: Messages) -> str:
-        """Return the text that asks for the assistant's next message. Raise ConfigError when it takes no such roles."""
-        return self._render(messages, add_generation_prompt=True)
+    def prompt(self, messages: Messages, tools: Sequence[dict[str, Any]] | None = None) -> str:
+        """Return the text that asks for the assistant's next message. Raise ConfigError when it takes no such roles.
+
+        To many templates `tools=[]` is not None: they announce tools, and then list none.
+        """
+        return self._render(messages, tools, add_generation_prompt=True)
+
+    def whole(self, messages: Messages, tools: Sequence[dict[str, Any]] | None = None) -> str:
+        """Return the text of a conversation that asks for nothing more; raises what `prompt` does."""
+        return self._render(messages, tools)
 
     def continued(self, messages: Messages) -> str:
         """Return the text up to the end of the last message, the assistant's, which the response continues.
@@ -52,7 +59,7 @@ class ChatTemplate:
             ConfigError: as `prompt`, and for a template that changes the message.
         """
         opened, prefill = self.prompt(messages[:-1]), messages[-1]["content"]
-        rendered = self._render(messages, continue_final_message=True)
+        rendered = self._render(messages, None, continue_final_message=True)
         if rendered.endswith(prefill.rstrip()):  # templates that trim their messages take its last line break too
             rendered = rendered.removesuffix(prefill.rstrip()) + prefill
         asked = OPENING.sub("", opened)
@@ -87,9 +94,10 @@ class ChatTemplate:
         if len(texts) == 1:
             raise unused("messages", str(self._tokenizer.chat_template), KEY)
 
-    def _render(self, messages: Messages, **how: bool) -> str:
+    def _render(self, messages: Messages, tools: Sequence[dict[str, Any]] | None = None, **how: bool) -> str:
+        given = {} if tools is None else {"tools": list(tools)}
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **how, **self._options))
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **given, **how, **self._options))
         except Exception as error:  # a template runs code: it may raise anything
             roles = [message["role"] for message in messages]
             raise ConfigError(

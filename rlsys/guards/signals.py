@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rlsys.algorithms import advantages
 from rlsys.config.schema import Config
 from rlsys.rewards import registry
-from rlsys.rewards.entry import label_rewards
+from rlsys.rewards.entry import labels_of
 from rlsys.types import Reward, ScoredGroup
 
 # A share of responses at the length limit from which on the limit, and not the policy, decides how they end.
@@ -35,7 +35,7 @@ class Signals:
             best: `best` at the checkpoint that the run continues from.
         """
         self.best = dict(best or {})  # the highest value of each reward that ever varied
-        labels = label_rewards(config.rewards)
+        labels = labels_of(config)
         # A value that a function gives where there is nothing to judge, such as a penalty that nobody deserves.
         rests = {label: registry.fact(str(spec["name"]), "rests_at", None) for label, spec in labels}
         self._rests = {label: rests[label] for label, spec in labels if spec.get("weight", 1.0) != 0}

@@ -54,6 +54,7 @@ def resolve_model(
     train: Parts,
     held_out: Parts,
     corpus: Rows,
+    others: Parts = (),
 ) -> str:
     """Return the model's folder or hub id, building the model where `model.path` is null.
 
@@ -64,6 +65,7 @@ def resolve_model(
         train: rows for the warm-up's supervised steps.
         held_out: rows for its accuracy.
         corpus: rows that a BPE tokenizer is trained on.
+        others: rows whose prompts the model must know too.
 
     Raises:
         ConfigError: `model.path` is neither a model's folder nor a hub id, or the model cannot be built.
@@ -72,13 +74,13 @@ def resolve_model(
     if config.path is not None:
         return _existing(config.path, config.trust_remote_code)
     check_build(config.build)
-    _check_alphabet(config.build.tokenizer, prompt_column, [*train, *held_out])
+    _check_alphabet(config.build.tokenizer, prompt_column, [*train, *held_out, *others])
     if config.build.warmup.max_steps > 0 and config.build.warmup.target_accuracy < 1 and not held_out:
         raise ConfigError(
             "model.build.warmup.target_accuracy is measured on held-out rows, but data.eval is null: set data.eval, or "
             "turn the warm-up off with model.build.warmup.max_steps=0, or give model.path"
         )
-    digest = _digest(config.build, seed, prompt_column, _rows(train), _rows(held_out), corpus)
+    digest = _digest(config.build, seed, prompt_column, config.chat_template, _rows(train), _rows(held_out), corpus)
     folder = Path(config.cache_dir).expanduser() / f"{config.build.architecture}-{digest}"
     if (folder / "config.json").exists():
         return str(folder)
@@ -90,7 +92,7 @@ def resolve_model(
             f"model.cache_dir={config.cache_dir} cannot be written ({error.strerror}): name another folder"
         ) from error
     logger.info("building a %s policy on the spot (cached afterwards in %s)", config.build.architecture, folder)
-    accuracy = _build(config.build, folder, seed, prompt_column, train, held_out, corpus)
+    accuracy = _build(config, folder, seed, prompt_column, train, held_out, corpus)
     if accuracy is not None:
         logger.info(
             "warmed up by supervised steps: greedy accuracy %.3f on %d held-out problems",
@@ -171,11 +173,12 @@ def _existing(path: str, trust_remote_code: bool) -> str:
     return path
 
 
-def _digest(build: ModelBuild, seed: int, prompt_column: str, *rows: Rows) -> str:
+def _digest(build: ModelBuild, seed: int, prompt_column: str, chat_template: str | None, *rows: Rows) -> str:
     """Return a name made of everything that shapes a build: recipe, options, seed, and the rows it learns from."""
-    # The corpus counts by its rows, not by where it lies.
-    build = dataclasses.replace(build, tokenizer=dataclasses.replace(build.tokenizer, corpus=None))
-    shaped_by = [RECIPE, dataclasses.asdict(build), seed, prompt_column, *map(list, rows)]
+    # The corpus counts by its rows, not by where it lies; and so do the rows of a warm-up.
+    warmup = dataclasses.replace(build.warmup, data=None)
+    build = dataclasses.replace(build, tokenizer=dataclasses.replace(build.tokenizer, corpus=None), warmup=warmup)
+    shaped_by = [RECIPE, dataclasses.asdict(build), seed, prompt_column, chat_template, *map(list, rows)]
     return hashlib.sha256(json.dumps(shaped_by, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -186,7 +189,7 @@ def _check_alphabet(config: TokenizerBuild, prompt_column: str, parts: Parts) ->
     alphabet = config.alphabet or PRINTABLE
     for loaded in parts:
         for index, row in enumerate(loaded.rows):
-            unknown = sorted(set(str(row.get(prompt_column))) - set(alphabet))
+            unknown = sorted(set(_letters(row.get(prompt_column))) - set(alphabet))
             if unknown:
                 raise DataError(
                     f"{loaded.where(index)}: the prompt has {unknown!r}, which the alphabet of the model built on the "
@@ -195,13 +198,19 @@ def _check_alphabet(config: TokenizerBuild, prompt_column: str, parts: Parts) ->
                 )
 
 
+def _letters(prompt: Any) -> str:
+    return "".join(str(message.get("content")) for message in prompt) if isinstance(prompt, list) else str(prompt)
+
+
 def _build(
-    build: ModelBuild, folder: Path, seed: int, prompt_column: str, train: Parts, held_out: Parts, corpus: Rows
+    config: ModelConfig, folder: Path, seed: int, prompt_column: str, train: Parts, held_out: Parts, corpus: Rows
 ) -> float | None:
     """Write the model to `folder`; return the warm-up's accuracy, or None without a warm-up."""
+    build = config.build
     # Every text column: a BPE tokenizer should know prompts and answers.
     strings = (value for row in corpus for value in row.values() if isinstance(value, str))
     tokenizer = build_tokenizer(build.tokenizer, strings)
+    tokenizer.chat_template = config.chat_template or tokenizer.chat_template
     model = build_model(build, tokenizer, seed)
     accuracy = None
     if build.warmup.max_steps > 0:
@@ -231,11 +240,17 @@ def _examples(
     examples = []
     for loaded in parts:
         for index, row in enumerate(loaded.rows):
-            if not isinstance(row.get(answer_column), str) or not isinstance(row.get(prompt_column), str):
+            prompt = row.get(prompt_column)
+            if not isinstance(row.get(answer_column), str) or not isinstance(prompt, str | list):
                 raise DataError(
-                    f"{loaded.where(index)}: a supervised warm-up needs text in '{prompt_column}' and '{answer_column}'"
+                    f"{loaded.where(index)}: a supervised warm-up needs text in '{prompt_column}', or messages, and "
+                    f"text in '{answer_column}'"
                 )
-            prompt = tokenizer(row[prompt_column])["input_ids"]
+            if isinstance(prompt, list):
+                prompt = tokenizer.apply_chat_template(
+                    prompt, tools=row.get("tools"), tokenize=False, add_generation_prompt=True
+                )
+            prompt = tokenizer(prompt)["input_ids"]
             answer = [*tokenizer(row[answer_column])["input_ids"], tokenizer.eos_token_id]
             examples.append((np.array(prompt), np.array(answer)))
     return examples

@@ -14,7 +14,7 @@ from rlsys.algorithms.advantages import AdvantageInputs
 from rlsys.config.schema import Config
 from rlsys.metrics.step import StageClock
 from rlsys.orchestrator.batch import StepBatch
-from rlsys.rewards.entry import label_rewards
+from rlsys.rewards.entry import labels_of
 from rlsys.rewards.judges import judged, judges_of
 from rlsys.types import Coefficients, Experience, ExperienceRow, Reward, RolloutGroup, ScoredGroup
 
@@ -42,10 +42,11 @@ class ExperienceBuilder:
         self._critic = critic
         self._advantage = advantages.registry.component(algorithm.advantage)
         self._aggregate = aggregation.registry.component(algorithm.aggregation)
-        self._labels = {label: float(spec.get("weight", 1.0)) for label, spec in label_rewards(config.rewards)}
+        self._labels = {label: float(spec.get("weight", 1.0)) for label, spec in labels_of(config)}
         self._judges = judges_of(config)
         self._kl_in_reward = algorithm.kl.coef > 0 and algorithm.kl.apply_to == "reward"
         self._mask_truncated = algorithm.groups.mask_truncated
+        self._on_end = config.episodes.on_end
         self._num_minibatches = config.train.minibatches_per_step
         self._has_warned = False
 
@@ -64,7 +65,9 @@ class ExperienceBuilder:
                 (g, s)
                 for g, group in enumerate(groups)
                 for s, reward in enumerate(group.rewards)
-                if reward.total is not None and (group.baseline is None or group.baseline.total is not None)
+                if reward.total is not None
+                and (group.baseline is None or group.baseline.total is not None)
+                and self._on_end.get(group.rollout.summaries[s].end or "") != "drop"
             ]
             values = [0.0] * len(valid)
             if estimates is None and valid:
@@ -155,6 +158,7 @@ class ExperienceBuilder:
         """Return a trajectory's number of trained tokens: none for a truncated one where those are masked."""
         summary = group.summaries[sample]
         masked = self._mask_truncated and summary.finish_reason == "length"
+        masked |= self._on_end.get(summary.end or "") == "mask"
         return 0 if masked else summary.num_response_tokens
 
 

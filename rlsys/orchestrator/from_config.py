@@ -60,6 +60,7 @@ def group_rule_of(config: Config) -> GroupRule:
         keeps_equal_rewards=config.algorithm.groups.zero_variance == "keep",
         compares_parts=bool(advantages.registry.fact(estimator, "by_parts", default=False)),
         on_error=config.scoring.on_error,
+        dropping_ends=frozenset(end for end, policy in config.episodes.on_end.items() if policy == "drop_group"),
     )
 
 

@@ -44,6 +44,7 @@ class GroupRule:
     keeps_equal_rewards: bool  # a group whose rewards are all equal is trained like any other
     compares_parts: bool  # rewards count as equal when every reward function's are
     on_error: str  # mask | drop_group | raise: what becomes of a group with a reward that failed
+    dropping_ends: frozenset[str] = frozenset()  # ends of an episode with which its group is left out
 
     def rejects(self, group: ScoredGroup) -> bool:
         """Return whether the group is left out. Raises RlsysError for a failed reward where that ends the run."""
@@ -53,6 +54,8 @@ class GroupRule:
                     f"prompt {group.rollout.prompt.index}: {first_failure([group.rewards], FAILURES)} "
                     "(scoring.on_error=raise; mask leaves the trajectory out, drop_group its whole group)"
                 )
+            return True
+        if any(summary.end in self.dropping_ends for summary in group.rollout.summaries):
             return True
         return not self.keeps_equal_rewards and not has_variance(group.rewards, self.compares_parts)
 

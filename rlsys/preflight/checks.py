@@ -74,7 +74,12 @@ def check_extras(installed: Mapping[str, str]) -> None:
 
 def check_lengths(config: Config, prompts: Sequence[Prompt]) -> None:
     """Raise ConfigError when the longest possible trajectory does not fit into a microbatch."""
-    longest = max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_response_tokens
+    longest, what = (
+        max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_response_tokens,
+        (f"the longest prompt plus rollout.max_response_tokens={config.rollout.max_response_tokens}"),
+    )
+    if config.has_episodes:
+        longest, what = config.episodes.max_tokens or longest, "episodes.max_tokens"
     # A microbatch is whole trajectories: one that is longer could never be packed.
     limits = {"learner.microbatch_tokens": config.learner.microbatch_tokens}
     if needs_critic(config):
@@ -84,8 +89,8 @@ def check_lengths(config: Config, prompts: Sequence[Prompt]) -> None:
     for key, limit in limits.items():
         if limit < longest:
             raise ConfigError(
-                f"{key}={limit} is smaller than the longest possible trajectory ({longest} tokens: the longest prompt "
-                f"plus rollout.max_response_tokens={config.rollout.max_response_tokens}): set it to at least {longest}"
+                f"{key}={limit} is smaller than the longest possible trajectory ({longest} tokens: {what}): set it to "
+                f"at least {longest}"
             )
 
 

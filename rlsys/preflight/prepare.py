@@ -16,11 +16,13 @@ from rlsys.data.encode import PromptEncoder, check_rows
 from rlsys.data.loading import LoadedRows, load, read
 from rlsys.data.order import EpochOrder, MixtureOrder, Order
 from rlsys.data.sources import absolute_options, absolute_sources, sources_of
+from rlsys.environments.entry import absolute as absolute_environment
 from rlsys.errors import ConfigError, RlsysError
 from rlsys.models.lora import adapted_layers, layers_in
 from rlsys.models.resolve import ModelFacts, model_facts, resolve_model
 from rlsys.preflight.adapters import check_quantized_model
 from rlsys.preflight.checks import check_config, check_lengths, check_machine
+from rlsys.preflight.episodes import check_episodes
 from rlsys.preflight.model import check_model
 from rlsys.preflight.prepared import EvalSet, Prepared, run_tokenizer
 from rlsys.preflight.rewards import accuracy_note, check_rewards
@@ -45,13 +47,15 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
     needs_training_rows = training or config.model.path is None
     train = _load(config, "data.train") if needs_training_rows else []
     held_out = _load(config, "data.eval")
+    shown = _load(config, "model.build.warmup.data")
     model_path = resolve_model(
         config.model,
         seed=config.seed,
         prompt_column=config.data.prompt_column,
-        train=train,
-        held_out=held_out,
+        train=shown or train,
+        held_out=shown or held_out,
         corpus=_corpus(config, [row for loaded in train for row in loaded.rows]),
+        others=[*train, *held_out],
     )
     if training:
         check_quantized_model(config, model_path)
@@ -61,6 +65,8 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
     longest_response = max(config.rollout.max_response_tokens, config.eval.max_response_tokens or 0)
     facts = model_facts(model_path, trust_remote_code=config.model.trust_remote_code)
     tokenizer = run_tokenizer(config, model_path)
+    if config.has_episodes:
+        config = check_episodes(config, tokenizer, facts.max_context)
     room = _prompt_room(config, facts, longest_response)
     encoder = PromptEncoder(tokenizer, config.data, max_prompt_tokens=room, vocab_rows=facts.vocab_rows)
     encoded = _encoded(encoder, train) if training else []
@@ -87,7 +93,9 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
         chosen=config.rollout.stop,
         needs_one=not config.rollout.ignore_eos,
     )
-    max_tokens = longest_prompt + longest_response
+    # An episode's prompt is followed by any number of turns.
+    max_tokens = config.episodes.max_tokens if config.has_episodes else longest_prompt + longest_response
+    assert max_tokens is not None
     if training:
         check_model(config, model_path, max_tokens)
     order = _order(config, train, [len(part) for part in encoded])
@@ -113,7 +121,11 @@ def _self_contained(config: Config) -> Config:
         model=replace(
             model,
             path=absolute_if_there(model.path),
-            build=replace(model.build, tokenizer=replace(tokenizer, corpus=absolute_sources(tokenizer.corpus))),
+            build=replace(
+                model.build,
+                tokenizer=replace(tokenizer, corpus=absolute_sources(tokenizer.corpus)),
+                warmup=replace(model.build.warmup, data=absolute_sources(model.build.warmup.data)),
+            ),
             cache_dir=absolute(model.cache_dir),
             chat_template=template,
             adapter=None if model.adapter is None else absolute(model.adapter),
@@ -124,8 +136,12 @@ def _self_contained(config: Config) -> Config:
             eval=absolute_sources(data.eval),
             options=absolute_options([data.train, data.eval], data.options),
             prompt_template=None if around is None else absolute_template(around),
+            # Turns are messages, so a plain prompt is the user's first one.
+            chat_template=data.chat_template or config.has_episodes,
         ),
         rewards=[absolute_reward(spec) for spec in config.rewards],
+        environment=absolute_environment(config.environment),
+        tools=[absolute_function(name) for name in config.tools],
         algorithm=_absolute_functions(replace(config.algorithm, corrections=corrections_of(config))),
     )
 
@@ -143,10 +159,15 @@ def _absolute_functions(algorithm: AlgorithmConfig) -> AlgorithmConfig:
 
 
 def _load(config: Config, key: str) -> list[LoadedRows]:
-    """Load every source of `data.train` or `data.eval`, and check that every row has a prompt."""
-    data = config.data
+    """Load every source that an option names, and check that every row has a prompt."""
+    data, warmup = config.data, config.model.build.warmup
+    values = {
+        "data.train": data.train,
+        "data.eval": data.eval,
+        "model.build.warmup.data": warmup.data if config.model.path is None and warmup.max_steps else None,
+    }
     found = []
-    for source in sources_of(data.eval if key == "data.eval" else data.train, key, data):
+    for source in sources_of(values[key], key, data):
         if key == "data.eval" and source.limit is None:
             source = replace(source, limit=data.eval_limit)
         loaded = load(source, data, seed=config.seed)

@@ -12,21 +12,24 @@ from rlsys import rewards
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError
 from rlsys.registry import fits, free_parameters, option_names
-from rlsys.rewards.entry import RESERVED, deadline_of, function_options, is_class, longest_s
+from rlsys.rewards.entry import RESERVED, deadline_of, function_options, is_class, labels_of, longest_s
 from rlsys.rewards.judges import judges_of
 from rlsys.types import Prompt
 
 # Values of a column that are looked at, evenly spread: parsing an answer takes about a millisecond.
 MAX_VALUES = 5000
 # Arguments that every reward function may ask for besides the columns of the data set: TRL's, and `deadline_s`.
-PROVIDED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "deadline_s")
+PROVIDED = (
+    *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "deadline_s"),
+    "environments",
+)
 
 logger = logging.getLogger(__name__)
 
 
 def check_reward_list(config: Config, *, training: bool) -> None:
     """Raise ConfigError for an entry of `rewards` without a name, or with a weight or deadline that is no number."""
-    if not config.rewards:
+    if not labels_of(config):
         raise ConfigError("rewards is empty: name at least one function, as rewards=[{name: exact_match, weight: 1.0}]")
     for spec in config.rewards:
         if "name" not in spec:

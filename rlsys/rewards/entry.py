@@ -14,6 +14,7 @@ from rlsys.runtime.proxies import exempt_loopback
 
 # Keys of an entry that are not options of its function.
 RESERVED = ("name", "weight", "deadline_s")
+ENVIRONMENT = "environment"  # label of the reward that an environment gives
 RESTARTS_S = 60.0  # seconds of one batch's retries that may go into starting killed processes again
 
 
@@ -63,12 +64,21 @@ def longest_s(call_deadline_s: float, row_deadline_s: float) -> float:
 def label_rewards(rewards: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """Return each entry with a label for metrics: its name without the path, with a number if it is taken already."""
     labels: list[str] = []
+    taken = {ENVIRONMENT}
     for spec in rewards:
         base = str(spec["name"]).rpartition(":")[2]
         # a.py:score, b.py:score -> score, score_2; a number is skipped if a function already has that name.
         candidates = (base if number == 1 else f"{base}_{number}" for number in itertools.count(1))
-        labels.append(next(label for label in candidates if label not in labels))
+        labels.append(next(label for label in candidates if label not in taken))
+        taken.add(labels[-1])
     return list(zip(labels, [dict(spec) for spec in rewards], strict=True))
+
+
+def labels_of(config: Config) -> list[tuple[str, dict[str, Any]]]:
+    """Return `label_rewards` of a run, with the environment's own reward where it counts."""
+    weight = config.episodes.reward_weight
+    own = [(ENVIRONMENT, {"name": ENVIRONMENT, "weight": weight})] if config.environment is not None and weight else []
+    return [*label_rewards(config.rewards), *own]
 
 
 def wants_whole_groups(config: Config) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from rlsys.config.schema import Config
 from rlsys.errors import ConfigError, nearest
 from rlsys.rewards import registry
-from rlsys.rewards.entry import function_options, label_rewards
+from rlsys.rewards.entry import function_options, labels_of
 from rlsys.types import Reward
 
 
@@ -22,7 +22,7 @@ def judges_of(config: Config) -> tuple[str, ...]:
     Raises:
         ConfigError: `eval.accuracy_from` names no reward of the run.
     """
-    labelled = dict(label_rewards(config.rewards))
+    labelled = dict(labels_of(config))
     named = config.eval.accuracy_from
     if named is None:
         return tuple(label for label, spec in labelled.items() if judges_answers(spec))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from rlsys.errors import RlsysError, SampleError
+from rlsys.errors import RlsysError, SampleError, WorkerDiedError
 from rlsys.runtime.calls import Calls
 from rlsys.types import Finished, GroupRequest, Prompt, Sample, Sampling, TrajectoryRef
 
@@ -71,7 +71,7 @@ class EngineClient:
         """
         self.name = name
         self.num_running = 0
-        self._worker = worker
+        self.worker = worker
         self._calls = calls
         self._linger_s = linger_s
         self._ids = itertools.count()
@@ -90,7 +90,19 @@ class EngineClient:
         done: Collection[int] = (),
     ) -> AsyncIterator[AsyncIterator[list[Sample]]]:
         """Sample one group; see `rlsys.orchestrator.sampling.Engine`. The engine must have `policy_version`."""
-        request = GroupRequest(next(self._ids), prompt.token_ids, tuple(sampling_params), stream, frozenset(done))
+
+        def make(number: int) -> GroupRequest:
+            return GroupRequest(number, prompt.token_ids, tuple(sampling_params), stream, frozenset(done))
+
+        async with self.open(make, policy_version) as results:
+            yield results
+
+    @asynccontextmanager
+    async def open(
+        self, make: Callable[[int], GroupRequest], policy_version: int
+    ) -> AsyncIterator[AsyncIterator[list[Sample]]]:
+        """Send the request that `make` gives for its number; yields as `sample` does."""
+        request = make(next(self._ids))
         results = self._open[request.request_id] = _Results(len(request.missing))
         self._add_running(len(request.missing))
         if not self._outgoing:
@@ -103,13 +115,13 @@ class EngineClient:
             del self._open[request.request_id]
             if results.num_missing:  # the group ended early: a sample failed, or the run is over
                 self._add_running(-results.num_missing)
-                self._send(self._control(self._worker.cancel.remote([request.request_id]), "cancelling"))
+                self._send(self._control(self.worker.cancel.remote([request.request_id]), "cancelling"))
 
     def _submit(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         # A group may sample under a newer version than it was started with, never under an older one.
         version = max(version for _, version in outgoing)
-        submitted = self._worker.submit.remote([request for request, _ in outgoing], version)
+        submitted = self.worker.submit.remote([request for request, _ in outgoing], version)
         self._send(self._control(submitted, "rollout"))
         if not self._is_polling:
             self._is_polling = True
@@ -129,7 +141,7 @@ class EngineClient:
         """Fetch finished trajectories while any request is running."""
         try:
             while self.num_running:
-                finished, chunk = self._worker.finished.options(num_returns=2).remote(POLL_S, self._linger_s)
+                finished, chunk = self.worker.finished.options(num_returns=2).remote(POLL_S, self._linger_s)
                 self._deliver(
                     await self._calls.result(
                         finished, who=self.name, what="rollout", deadline_s=DEADLINE_S, is_work=False
@@ -148,7 +160,8 @@ class EngineClient:
                 continue  # its group has ended this attempt
             if one.summary is None:
                 # It stays counted as running: its group ends now, and `sample` takes off all that is missing at once.
-                results.fail(SampleError(f"sample {one.sample}: {one.error}"))
+                failure = f"sample {one.sample}: {one.error}"
+                results.fail(WorkerDiedError(failure, one.lost) if one.lost else SampleError(failure))
                 continue
             self._add_running(-1)
             results.add(Sample(one.sample, one.summary, TrajectoryRef(chunk, index)))

@@ -16,11 +16,13 @@ Entry = tuple[Finished, Trajectory | None]
 class FinishedQueue:
     """Results until they are taken; the taker can wait for them."""
 
-    def __init__(self, spans: SpanRecorder) -> None:
+    def __init__(self, spans: SpanRecorder, work: str = "generate") -> None:
+        """Wait for nothing yet; `work` is what spans on the timeline are called."""
         self._results: list[Entry] = []
         self._first_at = 0.0
         self._changed = asyncio.Event()
         self._spans = spans
+        self._work = work
         self._busy_since = 0.0
         self.num_running = 0  # samples that will still finish or be cancelled
 
@@ -40,7 +42,7 @@ class FinishedQueue:
     def record_span(self) -> None:
         """Record the generation so far for the timeline."""
         now = time.time()
-        self._spans.add("generate", self._busy_since, now)
+        self._spans.add(self._work, self._busy_since, now)
         self._busy_since = now
 
     def put(self, finished: Finished, trajectory: Trajectory | None) -> None:

@@ -54,6 +54,7 @@ class RolloutWorker:
         # scheduler's epoch. With adapters there is one epoch, and each request has its own version.
         self._versions = [LOADED_VERSION]
         self._probes = itertools.count()
+        self._turns = itertools.count()
         self._tasks: dict[int, set[asyncio.Task[None]]] = {}  # by request id
         self._spans = SpanRecorder()
         self._finished = FinishedQueue(self._spans)
@@ -176,13 +177,35 @@ class RolloutWorker:
         Raises:
             WorkerError: The weights are older than `policy_version`.
         """
-        who, version = f"rollout/{self._index}", self._versions[-1]
-        if version < policy_version:
-            raise WorkerError(f"{who} holds policy version {version}, but the request expects version {policy_version}")
+        self._check_version(policy_version)
         for request in requests:
             for sample, sampling in request.missing.items():
                 seed = response_seed(self._setup.seed, request.stream, sample) if self._config.seeded else None
                 self._start(request, sample, self._params(sampling, seed))
+
+    async def generate(
+        self, token_ids: np.ndarray, sampling: Sampling, entropy: Sequence[int], policy_version: int
+    ) -> Trajectory:
+        """Sample one turn of an episode and return it without its prompt; a cancelled call ends it.
+
+        Args:
+            token_ids: everything before the turn, [L] int32.
+            sampling: how to sample; `samples_per_prompt` does not matter.
+            entropy: numbers that seed the turn, where `rollout.seeded` is on.
+            policy_version: which the weights must have, or a newer one.
+
+        Raises:
+            WorkerError: the weights are older, or the engine could not sample.
+        """
+        self._check_version(policy_version)
+        seed = response_seed(self._setup.seed, *entropy) if self._config.seeded else None
+        name = f"{self._index}-turn-{next(self._turns)}"
+        self._finished.started()
+        try:
+            response, versions = await self._sampled(token_ids, self._params(sampling, seed), name)
+        finally:
+            self._finished.ended()
+        return trajectory_of(token_ids[:0], response, versions, self._index)
 
     async def finished(self, max_wait_s: float, linger_s: float) -> tuple[list[Finished], list[Trajectory | None]]:
         """Wait for answers as `FinishedQueue.take` does, and return them as two lists of the same length.
@@ -274,6 +297,11 @@ class RolloutWorker:
         transfer_s, waited_s = (max(times) for times in zip(*per_rank, strict=True))
         return {"transfer_s": transfer_s, "reload_s": loaded_s - waited_s}
 
+    def _check_version(self, wanted: int) -> None:
+        who, version = f"rollout/{self._index}", self._versions[-1]
+        if version < wanted:
+            raise WorkerError(f"{who} holds policy version {version}, but the request expects version {wanted}")
+
     async def _answer(self, request: GroupRequest, sample: int, params: Any) -> None:
         """Sample one response and queue it; a failure is queued as the answer."""
         key, started = (request.request_id, sample), time.time()
@@ -329,6 +357,6 @@ class RolloutWorker:
         task.add_done_callback(end)  # runs even when the task is cancelled before it begins
 
 
-def response_seed(seed: int, stream: int, sample: int) -> int:
-    """Return the seed of one response, independent of the engine that samples it and of its batch."""
-    return int(np.random.SeedSequence([seed, stream, sample]).generate_state(1)[0])
+def response_seed(seed: int, stream: int, sample: int, *turn: int) -> int:
+    """Return the seed of one response, or turn, independent of the engine that samples it and of its batch."""
+    return int(np.random.SeedSequence([seed, stream, sample, *turn]).generate_state(1)[0])

@@ -15,7 +15,15 @@ import numpy as np
 
 from rlsys.run_folder.layout import FINISHED
 from rlsys.run_folder.room import naming_full_disk
-from rlsys.types import Reward, RewardPart, Trajectory, TrajectorySummary, VersionSpan
+from rlsys.types import (
+    EpisodeRecord,
+    PolicyTurn,
+    Reward,
+    RewardPart,
+    Trajectory,
+    TrajectorySummary,
+    VersionSpan,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,12 @@ def write_group(folder: Path, group: FinishedGroup) -> None:
     facts = {
         "summaries": [asdict(summary) for summary in group.summaries],
         "trajectories": [
-            {"versions": [asdict(span) for span in t.versions], "finish_reason": t.finish_reason, "engine": t.engine}
+            {
+                "versions": [asdict(span) for span in t.versions],
+                "finish_reason": t.finish_reason,
+                "engine": t.engine,
+                "episode": None if t.episode is None else asdict(t.episode),
+            }
             for t in group.trajectories
         ],
         "rewards": [_reward_facts(reward) for reward in group.rewards],
@@ -79,6 +92,7 @@ def _read_group(path: Path) -> FinishedGroup:
                 versions=tuple(VersionSpan(**span) for span in of_one["versions"]),
                 finish_reason=of_one["finish_reason"],
                 engine=of_one["engine"],
+                episode=_episode(of_one.get("episode")),
             )
             for number, of_one in enumerate(facts["trajectories"])
         ]
@@ -96,6 +110,12 @@ def _read_group(path: Path) -> FinishedGroup:
         logged=facts["logged"],
         made_with=facts["made_with"],
     )
+
+
+def _episode(facts: Mapping[str, Any] | None) -> EpisodeRecord | None:
+    if facts is None:
+        return None
+    return EpisodeRecord(**{**facts, "turns": tuple(PolicyTurn(**turn) for turn in facts["turns"])})
 
 
 def _reward_facts(reward: Reward) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def _row(group: RolloutGroup, summary: TrajectorySummary, reward: Reward, respon
         "group_id": group.group_id,
         "prompt_index": group.prompt.index,
         "prompt": group.prompt.text,
-        "response": response,
+        **({"response": response} if summary.end is None else _episode(summary, response)),
         "response_tokens": summary.num_response_tokens,
         "finish_reason": summary.finish_reason,
         "policy_version": summary.policy_version,
@@ -119,6 +120,14 @@ def _row(group: RolloutGroup, summary: TrajectorySummary, reward: Reward, respon
             for name, part in reward.parts.items()
         },
     }
+
+
+def _episode(summary: TrajectorySummary, facts: str) -> dict[str, Any]:
+    """Return an episode's conversation, with its last words as the response."""
+    found = json.loads(facts) if facts else {"messages": []}
+    said = [message["content"] for message in found["messages"] if message["role"] == "assistant"]
+    counts = {"end": summary.end, "num_turns": summary.num_turns, "num_calls": summary.num_calls}
+    return {"response": said[-1] if said else "", "episode": {**counts, **found}}
 
 
 def _rounded(values: np.ndarray) -> list[float | None]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 from rlsys.registry import free_parameters
@@ -28,6 +29,7 @@ class RewardRequest:
     deadline_s: float = 30.0  # seconds until the process that scores it is killed
     num_steps: int = 0  # steps of the whole run
     epoch: float = 0.0
+    environments: Sequence[Mapping[str, Any] | None] = ()  # what is seen of each episode's environment, at its end
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -42,6 +44,7 @@ class RewardRequest:
             completions=self.completions[chosen],
             completion_ids=self.completion_ids[chosen],
             columns=columns,
+            environments=self.environments[chosen],
         )
 
     def runs_of_prompts(self) -> list[int]:
@@ -132,6 +135,8 @@ def call_reward(function: Callable[..., Any], request: RewardRequest, log: Rewar
         "log_extra": log.column,
         "log_metric": log.metric,
     }
+    if any(state is not None for state in request.environments):  # as TRL's: not without environments
+        arguments["environments"] = [SimpleNamespace(**(state or {})) for state in request.environments]
     result = function(**_accepted(function, arguments))
     if inspect.isawaitable(result):
         result = _awaited(result)

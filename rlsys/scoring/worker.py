@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rlsys.config.schema import ScoringConfig
 from rlsys.rewards import content
-from rlsys.rewards.entry import deadline_of, label_rewards, wants_whole_groups
+from rlsys.rewards.entry import ENVIRONMENT, deadline_of, label_rewards, wants_whole_groups
 from rlsys.rewards.tags import tags_of
 from rlsys.runtime.chunks import ChunkIndex, pick
 from rlsys.runtime.garbage import freeze_started
@@ -21,10 +25,13 @@ from rlsys.scoring.caller import Caller
 from rlsys.scoring.combine import combine
 from rlsys.scoring.decoder import Decoder, decoder_of
 from rlsys.scoring.process import RewardProcess
-from rlsys.types import Prompt, Reward, Trajectory
+from rlsys.types import EpisodeRecord, Outcome, Prompt, Reward, RewardPart, Trajectory
 
 if TYPE_CHECKING:
     from rlsys.preflight.prepared import Prepared
+
+# What failed in an episode is no reason for a reward.
+FAILED: dict[str, Outcome] = {"env_error": "error", "timeout": "timeout"}
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +47,7 @@ class ScoringSetup:
     tags: str = ""  # a text that contains the tags that the rewards look for
     num_steps: int = 0  # steps of the whole run, for functions that follow a schedule
     steps_per_epoch: float = 1.0
+    environment_weight: float = 0.0  # of the environment's own reward
     caller: Caller | None = None  # None: as this process is
 
     @classmethod
@@ -57,6 +65,7 @@ class ScoringSetup:
             num_steps=config.train.num_steps,
             # An evaluation has no training prompts.
             steps_per_epoch=len(prepared.train_prompts) / config.train.prompts_per_step or 1.0,
+            environment_weight=config.episodes.reward_weight if config.environment is not None else 0.0,
             caller=Caller.here(),
         )
 
@@ -74,6 +83,7 @@ class ScoringWorker:
         self._dropped = unseen_tokens(setup.decoder, setup.scoring.skip_special_tokens, setup.tags)
         rewards = label_rewards(setup.rewards)
         self._weights = {label: float(spec.get("weight", 1.0)) for label, spec in rewards}
+        self._weights[ENVIRONMENT] = setup.environment_weight
         self._processes = {
             label: RewardProcess(
                 spec,
@@ -83,7 +93,7 @@ class ScoringWorker:
             )
             for label, spec in rewards
         }
-        self._threads = ThreadPoolExecutor(len(rewards))  # one per function: a slow one keeps no other waiting
+        self._threads = ThreadPoolExecutor(len(rewards) or 1)  # one per function: a slow one keeps no other waiting
         self._odd_columns: set[str] = set()  # columns of another length than the call, of which the log has one each
         self._spans = SpanRecorder()
         freeze_started()
@@ -109,14 +119,28 @@ class ScoringWorker:
             their own, because the driver does not need them.
         """
         with self._spans.span("score"):
-            request = self._request(prompts, step, pick(chunks, [indices])[0])
-            return self._score(request), [content(completion) for completion in request.completions]
+            trajectories = pick(chunks, [indices])[0]
+            request = self._request(prompts, step, trajectories)
+            rewards, logged = self._score(request, [self._own_part(each.episode) for each in trajectories])
+            return (rewards, logged), [_text(*row) for row in zip(request.completions, trajectories, strict=True)]
 
     def take_spans(self) -> list[Span]:
         """Return what this worker did since the last call."""
         return self._spans.take()
 
-    def _score(self, request: RewardRequest) -> tuple[list[Reward], dict[str, float]]:
+    def _own_part(self, episode: EpisodeRecord | None) -> dict[str, RewardPart]:
+        """Return the environment's own reward, where it counts."""
+        if episode is None or not self._setup.environment_weight:
+            return {}
+        if episode.end in FAILED:
+            return {ENVIRONMENT: RewardPart(None, FAILED[episode.end], episode.detail)}
+        if episode.reward is None:
+            return {ENVIRONMENT: RewardPart(None, "not_applicable")}
+        return {ENVIRONMENT: RewardPart(episode.reward, "ok" if math.isfinite(episode.reward) else "not_finite")}
+
+    def _score(
+        self, request: RewardRequest, own: Sequence[dict[str, RewardPart]]
+    ) -> tuple[list[Reward], dict[str, float]]:
         results = list(self._threads.map(lambda process: process.score(request), self._processes.values()))
         # A column that a function logged belongs to rows only if it has an entry for each.
         columns = [(name, column) for _, log in results for name, column in log.extra.items()]
@@ -130,7 +154,7 @@ class ScoringWorker:
                 )
         rewards = [
             combine(
-                dict(zip(self._processes, (parts[row] for parts, _ in results), strict=True)),
+                dict(zip(self._processes, (parts[row] for parts, _ in results), strict=True)) | own[row],
                 self._weights,
                 {name: column[row] for name, column in extra.items()},
             )
@@ -143,23 +167,45 @@ class ScoringWorker:
         return rewards, {name: sum(values) / len(values) for name, values in logged.items()}
 
     def _request(self, prompts: Sequence[Prompt], step: int, trajectories: Sequence[Trajectory]) -> RewardRequest:
-        ids = [trajectory.response_ids.tolist() for trajectory in trajectories]
+        ids = [_completion_ids(trajectory) for trajectory in trajectories]
         seen = [[token for token in response if token not in self._dropped] for response in ids]
         responses = self._decode(seen)
         # Data sets may have different columns; a row without a column has None there.
         names = sorted({name for prompt in prompts for name in prompt.columns})
         return RewardRequest(
             prompts=[prompt.text for prompt in prompts],
-            completions=[
-                [{"role": "assistant", "content": text}] if prompt.is_conversation else text
-                for prompt, text in zip(prompts, responses, strict=True)
-            ],
+            completions=[_completion(*row) for row in zip(prompts, trajectories, responses, strict=True)],
             completion_ids=ids,
             columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
             step=step,
             num_steps=self._setup.num_steps,
             epoch=step / self._setup.steps_per_epoch,
+            environments=[None if each.episode is None else each.episode.state for each in trajectories],
         )
+
+
+def _completion_ids(trajectory: Trajectory) -> list[int]:
+    """Return the ids after the prompt; of an episode the environment's are among them."""
+    sampled = np.flatnonzero(trajectory.loss_mask)
+    if trajectory.episode is None or not len(sampled):
+        return trajectory.response_ids.tolist()
+    return trajectory.token_ids[sampled[0] :].tolist()
+
+
+def _completion(prompt: Prompt, trajectory: Trajectory, text: str) -> str | list[dict[str, Any]]:
+    if trajectory.episode is not None:
+        return trajectory.episode.messages
+    return [{"role": "assistant", "content": text}] if prompt.is_conversation else text
+
+
+def _text(completion: str | list[dict[str, Any]], trajectory: Trajectory) -> str:
+    """Return what is written of a completion: an episode's messages, with what happened at its turns, as JSON."""
+    episode = trajectory.episode
+    if episode is None:
+        return content(completion)
+    turns = [asdict(turn) for turn in episode.turns]
+    facts = {"opening": episode.opening, "messages": completion, "turns": turns, "detail": episode.detail}
+    return json.dumps(facts, ensure_ascii=False, default=str)
 
 
 def unseen_tokens(decoder: Decoder, skip: bool | None, tags: str) -> set[int]:
