@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.episodes.calls import Call, CallFormat
+from rlsys.data.calls import Call, CallFormat
+from rlsys.data.turns import Turns, as_text
 from rlsys.episodes.row import Row
 from rlsys.episodes.slots import Slot, Slots, StepError, StepTimeoutError, UnreadableError
-from rlsys.episodes.turns import Turns, as_text
 from rlsys.types import EpisodeEnd, EpisodeRecord, Messages, Prompt, Sampling, Trajectory
 
 CLOSE_S = 5.0  # for an environment to tidy up, and to say what reward functions see of it

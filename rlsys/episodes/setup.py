@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlsys.data.calls import OPENED, CallFormat
 from rlsys.data.chat import ChatTemplate, special_tokens
+from rlsys.data.turns import Turns
 from rlsys.environments.entry import EnvironmentSpec
-from rlsys.episodes.calls import OPENED, CallFormat
 from rlsys.episodes.player import Limits, Player, Reader
 from rlsys.episodes.slots import Slots
-from rlsys.episodes.turns import Turns
 from rlsys.errors import ConfigError
 from rlsys.models.resolve import load_tokenizer
 from rlsys.preflight.prepared import Prepared

@@ -9,6 +9,7 @@ from typing import Any
 from rlsys.config.episodes_schema import ON_END, POLICIES
 from rlsys.config.schema import Config
 from rlsys.data.chat import ChatTemplate
+from rlsys.data.turns import Turns
 from rlsys.environments.entry import EnvironmentSpec
 from rlsys.errors import ConfigError, nearest
 
@@ -34,6 +35,12 @@ def check_episodes(config: Config, tokenizer: Any, max_context: int) -> Config:
         )
     spec = EnvironmentSpec.of(config.environment, config.tools)
     spec.maker()
-    ChatTemplate(tokenizer, config.data.chat_template_options)
+    turns = Turns(ChatTemplate(tokenizer, config.data.chat_template_options), tokenizer)
+    turns.check(has_tools=spec.has_tools)
+    if not turns.keeps_answers():
+        logger.info(
+            "the chat template drops thoughts of earlier answers; episodes keep them, as they were sampled, since "
+            "tokens that were sampled are never changed"
+        )
     weight = episodes.reward_weight if spec.gives_rewards else 0.0
     return replace(config, episodes=replace(episodes, max_tokens=max_tokens, reward_weight=weight))

@@ -66,7 +66,8 @@ class Turns:
         opened = self._template.prompt([question])
         later = [question, {"role": "assistant", "content": answer}, {"role": "user", "content": "2 and then?"}]
         thought = answer.partition("<think>\n")[2] if opened.endswith("<think>\n") else answer
-        return self._template.prompt(later).startswith(opened + thought)
+        shown = self._template.prompt(later)
+        return shown.startswith(opened) and shown.removeprefix(opened).lstrip().startswith(thought)
 
     def opening(self, messages: Messages, tools: Tools) -> np.ndarray:
         """Return the ids that ask for the policy's first message, [L] int32."""
