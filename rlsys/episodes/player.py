@@ -91,7 +91,8 @@ class Player:
             async with self._slots.one() as slot:
                 # Counted from here: an episode does not have to answer for how long it waits for its slot.
                 end, detail = await self._played(course, slot, prompt, sampling, generate)
-                closing = await _closed(slot, asks_reward=end in POLICY_ENDS)
+                if end != "timeout":  # a process that hangs would do so once more
+                    closing = await _closed(slot, asks_reward=end in POLICY_ENDS)
         except StepError as error:  # no slot could be had
             end, detail = "env_error", str(error)
         if closing.get("reward") is not None:
@@ -141,13 +142,15 @@ class Player:
             cut = await self._sample(course, sampling, generate, number)
             if cut is not None:
                 return cut
+            if course.num_calls > limits.max_calls:
+                return "max_turns"
             before = [*course.opening, *course.messages[:-1]]
             answer = await self._answer(course, slot, course.messages[-1])
             if answer is None:
                 return "completed"
             message, course.messages = course.messages[-1], [*course.messages, *answer]
-            if number + 1 == limits.max_turns or course.num_calls > limits.max_calls:
-                return "max_turns"
+            if number + 1 == limits.max_turns:
+                break  # what would lead to another turn is no part of the row
             last = int(course.row.ids[-1])
             course.row.add_given(self._turns.between(before, message, answer, tools, last=last))
         return "max_turns"

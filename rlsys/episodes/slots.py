@@ -69,7 +69,9 @@ class Slot:
                 self._writer.write(LENGTH.pack(len(message)) + message)
                 await self._writer.drain()
                 reply = await self.receive()
-        except TimeoutError as error:
+        except OSError as error:  # TimeoutError is one, too
+            if not isinstance(error, TimeoutError):
+                raise StepError(f"the environment's process died{end_of_own_log()}") from error
             raise StepTimeoutError(f"`{what}` gave no answer within {deadline_s:g} s") from error
         if "parse_error" in reply:
             raise UnreadableError(reply["parse_error"])
