@@ -305,7 +305,7 @@ class Config:
     environment: Any = option(
         None,
         help="what answers the policy's messages, turn by turn: a name, {name: ..., option: value}, or a mapping of "
-        "such entries, from which the column `environment` chooses; null: one response per prompt, unless there are tools",
+        "such entries, from which the column `environment` chooses; null: one response, unless there are tools",
     )
     tools: list[str] = option([], help="functions that the policy may call, each path.py:function or module:function")
     episodes: EpisodesConfig = field(

@@ -194,6 +194,6 @@ def test_an_environment_of_trl_gives_its_reward_at_any_end_of_the_policy_s() -> 
     cut, whole = play(Script(*said), f"{ENVS}:Counter"), play(Script(*said[:2], "done"), f"{ENVS}:Counter", begin=5)
     assert cut.episode is not None
     assert whole.episode is not None
-    assert (cut.episode.end, cut.episode.reward, cut.episode.state) == ("max_turns", 8.0, {"value": 8})
+    assert (cut.episode.end, cut.episode.reward, cut.episode.state) == ("max_turns", 6.0, {"value": 6})
     assert (whole.episode.end, whole.episode.reward, whole.episode.state) == ("completed", 9.0, {"value": 9})
     assert whole.episode.opening[-1]["content"] == "what? from 5"
