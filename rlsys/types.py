@@ -134,6 +134,8 @@ class GroupRequest:
     sampling_params: tuple[Sampling, ...]
     stream: int  # seeds the group's random numbers, where rollout.seeded is on
     done: frozenset[int] = frozenset()  # responses that an earlier attempt has sampled
+    entropy: tuple[int, ...] = ()  # seeds the random numbers, too
+    is_turn: bool = False  # of an episode: its answer comes without the prompt
 
     @property
     def missing(self) -> dict[int, Sampling]:

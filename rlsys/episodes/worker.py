@@ -9,14 +9,13 @@ from collections.abc import Collection, Sequence
 from functools import partial
 
 import numpy as np
-import ray
 
 from rlsys.episodes.player import Player
 from rlsys.episodes.setup import EpisodeSetup
 from rlsys.episodes.slots import Slots
+from rlsys.episodes.turn_client import TurnClient
 from rlsys.errors import WorkerDiedError
 from rlsys.rollout.finished_queue import FinishedQueue
-from rlsys.runtime.calls import fetch
 from rlsys.runtime.garbage import freeze_started
 from rlsys.runtime.logs import FailureLog, log_worker
 from rlsys.runtime.spans import Span, SpanRecorder
@@ -40,6 +39,7 @@ class EpisodeWorker:
         self._spans = SpanRecorder()
         self._finished = FinishedQueue(self._spans, "play")
         self._failures = FailureLog(logger)
+        self._engines: dict[str, TurnClient] = {}
 
     async def start(self) -> None:
         """Import the environment's code and load the tokenizer; raises WorkerError where the first fails."""
@@ -78,17 +78,9 @@ class EpisodeWorker:
         """Play one episode and queue it; a failure of its engine is queued as the answer."""
         key, started = (request.request_id, sample), time.time()
 
-        async def generate(ids: np.ndarray, how: Sampling, turn: int) -> Trajectory:
-            entropy = [request.stream, sample, turn]
-            ref = request.engine.generate.remote(ids, how, entropy, request.policy_version)
-            try:
-                found: Trajectory = await fetch(ref, who=request.engine_name, what="a turn")
-            except asyncio.CancelledError:
-                ray.cancel(ref)
-                raise
-            return found
-
         try:
+            client = self._engine(request)
+            generate = partial(client.sample, request.stream, sample, request.policy_version)
             trajectory = await self._player.play(request.prompt, sampling, generate)
         except Exception as error:  # not CancelledError: nobody waits for the result of a cancelled sample
             self._failures.add(f"request {key} failed", error, with_traceback=True)
@@ -97,6 +89,13 @@ class EpisodeWorker:
         else:
             summary = summary_of(trajectory, request.policy_version, started, time.time())
             self._finished.put(Finished(*key, summary), trajectory)
+
+    def _engine(self, request: EpisodeRequest) -> TurnClient:
+        """Return the client of a request's engine; an engine that was replaced has another process."""
+        known = self._engines.get(request.engine_name)
+        if known is None or known.engine != request.engine:
+            known = self._engines[request.engine_name] = TurnClient(request.engine_name, request.engine)
+        return known
 
     def _end(self, request_id: int, task: asyncio.Task[None]) -> None:
         self._finished.ended()

@@ -70,8 +70,11 @@ def outside(*, function: str, **_: Any) -> Any:
 
 
 def content(completion: str | list[dict[str, str]]) -> str:
-    """Return the text of a completion, plain or conversational."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
+    """Return the text of a completion, plain or conversational: of an episode the policy's last words."""
+    if isinstance(completion, str):
+        return completion
+    said = [message["content"] for message in completion if message.get("role") == "assistant"]
+    return said[-1] if said else ""
 
 
 def plain(messages: str | list[dict[str, str]]) -> str:

@@ -18,7 +18,7 @@ from rlsys.runtime.cluster import Cluster
 from rlsys.runtime.room import Demand
 from rlsys.types import RolloutGroup, Trajectory
 
-# Ray calls that one worker may hold open, besides one for every turn of an episode; most of them only wait.
+# Ray calls that one worker may hold open; most of them only wait.
 MAX_CONCURRENT_CALLS = 64
 
 
@@ -182,7 +182,7 @@ class RolloutPool:
         return self._demands[engine]
 
     def _process(self, engine: int) -> Any:
-        options = {"max_concurrency": MAX_CONCURRENT_CALLS + self._setup.rollout.cap}
+        options = {"max_concurrency": MAX_CONCURRENT_CALLS}
         return self._cluster.start(RolloutWorker, self._demand(engine), engine, self._setup, **options)
 
     def _client(self, engine: int, worker: Any) -> EngineClient:

@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 class RolloutWorker:
     """A Ray worker around one vLLM engine: token ids go in, token ids and log-probabilities come out.
 
-    Callers `submit` requests and then call `finished` until every answer has arrived. Requests are refused when the
+    Callers `submit` requests and then call `finished` until every answer has arrived: the driver, or the workers that
+    play episodes, each under a name of its own. Requests are refused when the
     weights are older than the caller expects, so a broadcast that did not arrive is noticed at once. Newer weights are
     accepted: they may change while requests run, and every token carries its policy version.
     """
@@ -54,10 +55,9 @@ class RolloutWorker:
         # scheduler's epoch. With adapters there is one epoch, and each request has its own version.
         self._versions = [LOADED_VERSION]
         self._probes = itertools.count()
-        self._turns = itertools.count()
-        self._tasks: dict[int, set[asyncio.Task[None]]] = {}  # by request id
+        self._tasks: dict[tuple[str, int], set[asyncio.Task[None]]] = {}  # by caller and request id
         self._spans = SpanRecorder()
-        self._finished = FinishedQueue(self._spans)
+        self._finished: dict[str, FinishedQueue] = {}  # by caller
         self._failures = FailureLog(logger)
 
     async def start(self) -> None:
@@ -169,7 +169,7 @@ class RolloutWorker:
         logger.info("serves policy version %d to new requests", policy_version)
         return {"stalled_s": 0.0, "transfer_s": 0.0, "reload_s": time.perf_counter() - started}
 
-    async def submit(self, requests: Sequence[GroupRequest], policy_version: int) -> None:
+    async def submit(self, requests: Sequence[GroupRequest], policy_version: int, caller: str = "") -> None:
         """Start sampling every request; the answers come through `finished`.
 
         While weights are loaded, and after that has failed until it succeeds, requests wait in the paused engine.
@@ -177,43 +177,25 @@ class RolloutWorker:
         Raises:
             WorkerError: The weights are older than `policy_version`.
         """
-        self._check_version(policy_version)
+        who, version = f"rollout/{self._index}", self._versions[-1]
+        if version < policy_version:
+            raise WorkerError(f"{who} holds policy version {version}, but the request expects version {policy_version}")
+        queue = self._queue(caller)
         for request in requests:
             for sample, sampling in request.missing.items():
-                seed = response_seed(self._setup.seed, request.stream, sample) if self._config.seeded else None
-                self._start(request, sample, self._params(sampling, seed))
+                entropy = [self._setup.seed, request.stream, sample, *request.entropy]
+                params = self._params(sampling, response_seed(*entropy) if self._config.seeded else None)
+                self._start(caller, queue, request, sample, params)
 
-    async def generate(
-        self, token_ids: np.ndarray, sampling: Sampling, entropy: Sequence[int], policy_version: int
-    ) -> Trajectory:
-        """Sample one turn of an episode and return it without its prompt; a cancelled call ends it.
-
-        Args:
-            token_ids: everything before the turn, [L] int32.
-            sampling: how to sample; `samples_per_prompt` does not matter.
-            entropy: numbers that seed the turn, where `rollout.seeded` is on.
-            policy_version: which the weights must have, or a newer one.
-
-        Raises:
-            WorkerError: the weights are older, or the engine could not sample.
-        """
-        self._check_version(policy_version)
-        seed = response_seed(self._setup.seed, *entropy) if self._config.seeded else None
-        name = f"{self._index}-turn-{next(self._turns)}"
-        self._finished.started()
-        try:
-            response, versions = await self._sampled(token_ids, self._params(sampling, seed), name)
-        finally:
-            self._finished.ended()
-        return trajectory_of(token_ids[:0], response, versions, self._index)
-
-    async def finished(self, max_wait_s: float, linger_s: float) -> tuple[list[Finished], list[Trajectory | None]]:
+    async def finished(
+        self, max_wait_s: float, linger_s: float, caller: str = ""
+    ) -> tuple[list[Finished], list[Trajectory | None]]:
         """Wait for answers as `FinishedQueue.take` does, and return them as two lists of the same length.
 
-        Called with `num_returns=2`: the driver reads the first list, and the token arrays of the second (None for a
-        failed request) stay in the object store.
+        The driver calls it with `num_returns=2`: it reads the first list, and the token arrays of the second (None for
+        a failed request) stay in the object store.
         """
-        answers = await self._finished.take(max_wait_s, linger_s)
+        answers = await self._queue(caller).take(max_wait_s, linger_s)
         return [finished for finished, _ in answers], [trajectory for _, trajectory in answers]
 
     async def probe(self, token_ids: np.ndarray) -> tuple[int, np.ndarray] | None:
@@ -244,18 +226,19 @@ class RolloutWorker:
         """Return the processor time that this process and its children have used."""
         return cpu_seconds()
 
-    async def cancel(self, request_ids: Collection[int]) -> None:
+    async def cancel(self, request_ids: Collection[int], caller: str = "") -> None:
         """Stop sampling for these requests and drop their results."""
-        self._finished.drop(set(request_ids))
-        tasks = [task for request_id in request_ids for task in self._tasks.get(request_id, ())]
+        self._queue(caller).drop(set(request_ids))
+        tasks = [task for request_id in request_ids for task in self._tasks.get((caller, request_id), ())]
         for task in tasks:
             task.cancel()  # which aborts the request in the engine
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def take_spans(self) -> list[Span]:
         """Return the spans recorded since the last call."""
-        if self._finished.num_running:  # its span would otherwise appear only when the last sample has ended
-            self._finished.record_span()
+        for queue in self._finished.values():
+            if queue.num_running:  # its span would otherwise appear only when the last sample has ended
+                queue.record_span()
         return self._spans.take()
 
     async def stop(self) -> None:
@@ -277,7 +260,9 @@ class RolloutWorker:
         """Start receiving and return once all bytes have arrived, or earlier once no request is running."""
         await self._engine.collective_rpc("begin_transfer", update_info)
         try:
-            while self._finished.num_running and not all(await self._engine.collective_rpc("is_transfer_done")):
+            while any(queue.num_running for queue in self._finished.values()) and not all(
+                await self._engine.collective_rpc("is_transfer_done")
+            ):
                 await asyncio.sleep(TRANSFER_POLL_S)
         except Exception as error:  # the engine still has its old weights and continues
             logger.exception("no weights were received")
@@ -297,24 +282,22 @@ class RolloutWorker:
         transfer_s, waited_s = (max(times) for times in zip(*per_rank, strict=True))
         return {"transfer_s": transfer_s, "reload_s": loaded_s - waited_s}
 
-    def _check_version(self, wanted: int) -> None:
-        who, version = f"rollout/{self._index}", self._versions[-1]
-        if version < wanted:
-            raise WorkerError(f"{who} holds policy version {version}, but the request expects version {wanted}")
+    def _queue(self, caller: str) -> FinishedQueue:
+        return self._finished.setdefault(caller, FinishedQueue(self._spans))
 
-    async def _answer(self, request: GroupRequest, sample: int, params: Any) -> None:
+    async def _answer(self, queue: FinishedQueue, name: str, request: GroupRequest, sample: int, params: Any) -> None:
         """Sample one response and queue it; a failure is queued as the answer."""
         key, started = (request.request_id, sample), time.time()
         try:
-            name = f"{self._index}-{'-'.join(map(str, key))}"
             response, versions = await self._sampled(request.token_ids, params, name)
-            trajectory = trajectory_of(request.token_ids, response, versions, self._index)
+            before = request.token_ids[:0] if request.is_turn else request.token_ids
+            trajectory = trajectory_of(before, response, versions, self._index)
         except Exception as error:  # not CancelledError: nobody waits for the result of a cancelled sample
             # An engine that is broken fails every request.
             self._failures.add(f"request {key} failed", error, with_traceback=True)
-            self._finished.put(Finished(*key, summary=None, error=f"{type(error).__name__}: {error}"), None)
+            queue.put(Finished(*key, summary=None, error=f"{type(error).__name__}: {error}"), None)
         else:
-            self._finished.put(Finished(*key, summary_of(trajectory, started, time.time())), trajectory)
+            queue.put(Finished(*key, summary_of(trajectory, started, time.time())), trajectory)
 
     async def _sampled(self, token_ids: np.ndarray, params: Any, name: str) -> tuple[Response, Sequence[int]]:
         """Return the engine's response to a request, and the policy version of every epoch.
@@ -342,17 +325,19 @@ class RolloutWorker:
             detokenize=False,
         )
 
-    def _start(self, request: GroupRequest, sample: int, params: Any) -> None:
-        tasks = self._tasks.setdefault(request.request_id, set())
-        task = asyncio.create_task(self._answer(request, sample, params))
+    def _start(self, caller: str, queue: FinishedQueue, request: GroupRequest, sample: int, params: Any) -> None:
+        key = (caller, request.request_id)
+        tasks = self._tasks.setdefault(key, set())
+        name = "-".join(map(str, (self._index, *key, sample)))
+        task = asyncio.create_task(self._answer(queue, name, request, sample, params))
         tasks.add(task)
-        self._finished.started()
+        queue.started()
 
         def end(ended: asyncio.Task[None]) -> None:
-            self._finished.ended()
+            queue.ended()
             tasks.discard(ended)
             if not tasks:
-                self._tasks.pop(request.request_id, None)
+                self._tasks.pop(key, None)
 
         task.add_done_callback(end)  # runs even when the task is cancelled before it begins
 

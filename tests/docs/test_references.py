@@ -232,7 +232,11 @@ def test_presets_registered_functions_and_experiments_are_documented() -> None:
     for name in registered("rlsys.metrics.trackers"):
         assert f"`{name}`" in Page("docs/observability.md").text, f"docs/observability.md lacks the tracker {name}"
     for experiment in (config_dir() / "experiment").glob("*.yaml"):
-        assert f"`{experiment.stem}`" in Page("docs/importing.md").text, f"docs/importing.md lacks {experiment.stem}"
+        pages = Page("docs/importing.md").text + Page("docs/environments.md").text
+        assert f"`{experiment.stem}`" in pages or f"experiment={experiment.stem}" in pages, experiment.stem
+    environments = Page("docs/environments.md").text
+    for name in registered("rlsys.environments"):
+        assert f"`{name}`" in environments, f"docs/environments.md lacks the environment {name}"
 
 
 # The tables of docs/algorithms.md that list functions, and the registry of each.
