@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from rlsys.guards.guards import Guards
 from rlsys.guards.reward_failures import RewardFailureReporter
 from rlsys.metrics.display import Display
-from rlsys.metrics.step import Metrics, StageClock, reward_metrics, rollout_metrics
+from rlsys.metrics.step import Metrics, StageClock, episode_metrics, reward_metrics, rollout_metrics
 from rlsys.orchestrator.batch import StepBatch
 from rlsys.orchestrator.orchestrator import Orchestrator
 from rlsys.run_folder.metrics import MetricsWriter
@@ -78,7 +78,7 @@ class Recorder:
         metrics: Metrics = dict.fromkeys(ALWAYS)
         metrics |= {"step": step, "policy_version": step}
         metrics |= rollout_metrics([group.rollout for group in batch.groups], batch.policy_version)
-        metrics |= reward_metrics(batch.rewards)
+        metrics |= episode_metrics([group.rollout for group in batch.groups]) | reward_metrics(batch.rewards)
         # The learner's logprob differences on trained tokens replace those of the canary's text, so they come last.
         metrics |= batch.metrics() | broadcast | {**experience.metrics} | {**update.metrics}
         for stage, seconds in batch.stage_s.items():

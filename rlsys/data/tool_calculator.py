@@ -14,8 +14,8 @@ TOOLS = [{"type": "function", "function": {"name": "multiply"}}]
 def tool_calculator(split: str, *, held_out: int = 200, num_shown: int = 6000, call_share: float = 0.25) -> list[Row]:
     """Return products of two numbers from 10 to 99: `held_out` as the split test, the others as train.
 
-    The split `shown` has `num_shown` messages of the policy. Half of them answer a product: `call_share` of these with a
-    call of the tool `multiply`, the others with a number that is wrong. The other half give the tool's result as the
+    The split `shown` has `num_shown` messages of the policy. Half of them answer a product: `call_share` of these with
+    a call of the tool `multiply`, the others with a number that is wrong. The other half give the tool's result as the
     answer.
     """
     order = np.random.default_rng(0).permutation(90 * 90)

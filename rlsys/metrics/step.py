@@ -6,10 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import get_args
 
 import numpy as np
 
-from rlsys.types import Reward, RolloutGroup
+from rlsys.types import EpisodeEnd, Reward, RolloutGroup
 
 Metrics = dict[str, float | None]
 STAGES = ("rollout", "scoring", "reference", "update", "broadcast")  # in the order of a step
@@ -58,6 +59,21 @@ def rollout_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> Metr
         "rollout/staleness/max": float(max(stale)),
         "rollout/staleness/mean": float(np.mean(stale)),
         **{f"rollout/staleness/count_{value}": float(count) for value, count in sorted(Counter(stale).items())},
+    }
+
+
+def episode_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
+    """Return turns, tool calls, ends and the environments' time of a step's episodes; nothing without episodes."""
+    summaries = [summary for group in groups for summary in group.summaries if summary.end is not None]
+    if not summaries:
+        return {}
+    ends = Counter(str(summary.end) for summary in summaries)
+    return {
+        "episodes/turns/mean": float(np.mean([summary.num_turns for summary in summaries])),
+        "episodes/turns/max": float(max(summary.num_turns for summary in summaries)),
+        "episodes/calls/mean": float(np.mean([summary.num_calls for summary in summaries])),
+        "episodes/environment_s/mean": float(np.mean([summary.environment_s for summary in summaries])),
+        **{f"episodes/ended/{end}": float(ends[end]) for end in get_args(EpisodeEnd)},
     }
 
 

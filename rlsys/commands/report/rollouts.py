@@ -104,7 +104,7 @@ class Collector:
         return positions[key]
 
     def _text(self, row: dict[str, Any]) -> dict[str, Any]:
-        text: dict[str, Any] = {"response": _string(row.get("response"))}
+        text: dict[str, Any] = {"response": _conversation(row.get("episode")) or _string(row.get("response"))}
         parts = row.get("parts")
         if isinstance(parts, dict):
             text["parts"] = [[name, *_part(part)] for name, part in parts.items()]
@@ -198,6 +198,20 @@ def _is_complete(tokens: dict[str, Any]) -> bool:
     columns = [tokens.get("ids"), tokens.get("logprobs"), tokens.get("advantages") or tokens.get("ids")]
     lengths = {len(values) if isinstance(values, list) else None for values in columns}
     return len(lengths) == 1 and None not in lengths
+
+
+def _conversation(episode: Any) -> str:
+    """Return an episode's messages as text, with its end and what each turn got; "" for what is none."""
+    if not isinstance(episode, dict) or not isinstance(episode.get("messages"), list):
+        return ""
+    lines, turns = [], iter(episode.get("turns") or ())
+    for message in episode["messages"]:
+        role, calls = message.get("role"), message.get("tool_calls") or ()
+        reward = (next(turns, None) or {}).get("reward") if role == "assistant" else None
+        lines.append(f"[{role}{'' if reward is None else f', reward {reward:g}'}] {_string(message.get('content'))}")
+        lines += [f"    calls {json.dumps(call.get('function'), ensure_ascii=False)}" for call in calls]
+    detail = _string(episode.get("detail"))
+    return "\n".join([*lines, f"[end: {episode.get('end')}{': ' + detail if detail else ''}]"])
 
 
 def _prompt(prompt: Any) -> Any:
