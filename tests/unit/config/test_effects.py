@@ -10,7 +10,7 @@ from rlsys.algorithms import advantages
 from rlsys.algorithms.requirements import needs_critic, needs_reference_workers
 from rlsys.config.compose import load_config, resolve_dtypes
 from rlsys.config.effects import without_effect
-from rlsys.config.option import Need, Option, options
+from rlsys.config.option import AnyNeed, Need, Option, options
 from rlsys.config.overrides import presets
 from rlsys.config.schema import Config
 
@@ -29,8 +29,12 @@ def put(config: Config, key: str, value: Any) -> None:
         setattr(node, name, value)
 
 
-def decide(config: Config, need: Need, *, holds: bool) -> None:
+def decide(config: Config, need: Need | AnyNeed, *, holds: bool) -> None:
     """Set what a condition is about, so that the condition holds or does not."""
+    if isinstance(need, AnyNeed):  # the last of them is enough
+        for number, one in enumerate(need.needs):
+            decide(config, one, holds=holds and number == len(need.needs) - 1)
+        return
     if need.sign == ">":
         value: Any = need.value + 1 if holds else need.value
     else:
@@ -71,7 +75,8 @@ def test_an_option_is_named_exactly_when_it_is_changed_and_lacks_something(optio
 
 @pytest.mark.parametrize("option", NEEDING, ids=lambda option: option.key)
 def test_a_condition_is_about_an_option_and_a_value_that_it_takes(option: Option) -> None:
-    for need in option.needs:
+    every = [one for need in option.needs for one in (need.needs if isinstance(need, AnyNeed) else [need])]
+    for need in every:
         if need.key != "algorithm.advantage.name":  # of a function; its options are free
             assert OPTIONS[need.key].rule.complaint(need.value) is None
             assert need.key != option.key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from rlsys.metrics.step import StageClock
 from rlsys.orchestrator.batch import StepBatch
 from rlsys.orchestrator.experience import ExperienceBuilder
 from rlsys.scoring.combine import combine
-from rlsys.types import Coefficients, Experience, ReferenceScores, Reward, RewardPart, ScoredGroup
+from rlsys.types import Coefficients, EpisodeEnd, Experience, ReferenceScores, Reward, RewardPart, ScoredGroup
 from tests.unit.records import group, reward, scored, summary
 
 GROUPS = [group(0, [summary(4), summary(6)]), group(1, [summary(2), summary(8, finish="length"), summary(5)])]
@@ -148,6 +149,15 @@ def test_masked_truncated_responses_count_for_the_baseline_but_are_not_trained()
     experience = make(REWARDS, "algorithm.groups.mask_truncated=true")
     assert [(row.group, row.sample, row.advantage) for row in experience.rows][2:] == [(1, 0, -2.0), (1, 2, 2.0)]
     assert {row.weight for row in experience.rows} == {1 / 17}
+
+
+def test_an_episode_s_end_decides_whether_it_counts_and_whether_it_is_trained() -> None:
+    ends: list[EpisodeEnd] = ["completed", "max_turns", "env_error"]
+    groups = [group(0, [replace(summary(4), end=end) for end in ends])]
+    rewards = [[reward(1.0), reward(0.0), reward(9.0)]]
+    assert [(row.sample, row.advantage) for row in make(rewards, groups=groups).rows] == [(0, 0.5), (1, -0.5)]
+    masked = make(rewards, "episodes.on_end.max_turns=mask", "episodes.on_end.env_error=mask", groups=groups).rows
+    assert [(row.sample, round(row.advantage, 3)) for row in masked] == [(0, -2.333)]
 
 
 def test_a_kl_in_the_reward_is_taken_off_before_the_baseline() -> None:

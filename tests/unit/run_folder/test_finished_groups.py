@@ -11,7 +11,19 @@ import pytest
 from rlsys.errors import NoRoomError
 from rlsys.run_folder.finished_groups import FinishedGroup, read_groups, write_group
 from rlsys.run_folder.layout import FINISHED
-from rlsys.types import Reward, RewardPart, Trajectory, TrajectorySummary, VersionSpan
+from rlsys.types import EpisodeRecord, PolicyTurn, Reward, RewardPart, Trajectory, TrajectorySummary, VersionSpan
+
+EPISODE = EpisodeRecord(
+    "max_turns",
+    [{"role": "user", "content": "a"}],
+    [{"role": "assistant", "content": "b", "tool_calls": [{"id": "c"}]}],
+    (PolicyTurn(3, 5, 0.1 + 0.2, 1.0, 2.0), PolicyTurn(7, 8, None, 1.0, 2.0)),
+    0.5,
+    num_calls=1,
+    metrics={"d": 1.0},
+    state={"e": [1]},
+    detail="f",
+)
 
 
 def finished(position: int, num_samples: int, with_reference: bool) -> FinishedGroup:
@@ -27,6 +39,7 @@ def finished(position: int, num_samples: int, with_reference: bool) -> FinishedG
                 (VersionSpan(3, 3, 4), VersionSpan(4, 4, size)),
                 "length",
                 number,
+                EPISODE if number == 1 else None,
             )
         )
     parts = {"a": RewardPart(0.1 + 0.2, "ok"), "b": RewardPart(None, "timeout", "after 5 s")}
@@ -58,6 +71,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path, with_reference: bool) 
                 assert read.dtype == expected.dtype
                 assert np.array_equal(read, expected)
             assert (one.versions, one.finish_reason, one.engine) == (other.versions, "length", other.engine)
+            assert one.episode == other.episode
         assert (after.ref_logprobs is None) == (before.ref_logprobs is None)
         for mine, theirs in zip(after.ref_logprobs or (), before.ref_logprobs or (), strict=True):
             assert np.array_equal(mine, theirs)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from rlsys.rewards.entry import label_rewards
 from rlsys.rewards.tags import tags_of
 from rlsys.scoring.decoder import Decoder, decoder_of
 from rlsys.scoring.worker import ScoringSetup, ScoringWorker
-from rlsys.types import Messages, Prompt, Trajectory
+from rlsys.types import EpisodeEnd, EpisodeRecord, Messages, PolicyTurn, Prompt, Trajectory
 
 SEEN = """
 def seen(prompts, completions, completion_ids, answer, level, log_metric, log_extra, **_):
@@ -84,6 +86,45 @@ def test_a_call_of_two_groups(
     assert scored[2].parts["seen"].outcome == "not_applicable"
     assert [reward.extra for reward in scored] == [{"doubled": 2 * len(each.response_ids)} for each in three]
     assert logged == {"rows": 1.5}  # (3 + 0) / 2
+
+
+STATES = """
+def states(completions, environments, **_):
+    assert [message["role"] for message in completions[0]] == ["assistant", "user", "assistant"]
+    return [float(environment.count) for environment in environments]
+"""
+
+
+def test_episodes_are_scored_by_their_messages_their_environment_and_its_state(
+    tmp_path: Path, tokenizer: Any, model_folder: Path
+) -> None:
+    (tmp_path / "states.py").write_text(STATES)
+    said = [
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "no"},
+        {"role": "assistant", "content": "2"},
+    ]
+    opening = [{"role": "user", "content": "1+1="}]
+
+    def episode(end: EpisodeEnd, reward: float | None) -> Trajectory:
+        turns = (PolicyTurn(2, 3, reward, 0.5, 0.25),)
+        record = EpisodeRecord(end, opening, said, turns, reward, state={"count": 3}, detail="why")
+        return replace(trajectory(tokenizer, "2<end>"), episode=record)
+
+    rewards = [{"name": f"{tmp_path}/states.py:states", "weight": 0.5}, {"name": "exact_match"}]
+    setup = ScoringSetup(
+        ScoringConfig(function_deadline_s=60.0), rewards, decoder(model_folder), environment_weight=2.0
+    )
+    worker = ScoringWorker(setup)
+    worker.start()
+    chunk = [episode("completed", 1.0), episode("completed", None), episode("env_error", 0.5), episode("timeout", None)]
+    row = prompt(opening, answer="2")
+    (scored, _), texts = worker.score([row] * 4, 5, [(0, number) for number in range(4)], chunk)
+    assert [reward.total for reward in scored] == [4.5, 2.5, None, None]
+    outcomes = [reward.parts["environment"].outcome for reward in scored]
+    assert outcomes == ["ok", "not_applicable", "error", "timeout"]
+    assert scored[2].parts["environment"].detail == "why"
+    assert json.loads(texts[0])["messages"] == said
 
 
 TAGGED = """
