@@ -164,7 +164,7 @@ class Player:
         if budget < 1:
             return "context_overflow" if is_narrow else "max_tokens"
         started = time.perf_counter()
-        sampled = await generate(row.ids, replace(sampling, max_response_tokens=budget), number)
+        sampled = await generate(row.ids, replace(sampling, max_response_tokens=budget, samples_per_prompt=1), number)
         row.add_sampled(sampled, time.perf_counter() - started)
         message, calls = self._reader.message(sampled.token_ids)
         course.messages.append(message)

@@ -43,7 +43,7 @@ class TurnClient:
             sample: the episode's number in its group.
             policy_version: that the engine must have, or a newer one.
             ids: everything before the turn, [L] int32.
-            sampling: how to sample.
+            sampling: how to sample; one response.
             turn: the turn's number.
 
         Raises:

@@ -22,7 +22,7 @@ from rlsys.types import Prompt, Sampling, Trajectory, VersionSpan
 from tests.unit.data.templates import tokenizer_of
 
 ENVS = str(Path(__file__).parents[1] / "environments" / "envs.py")
-SAMPLING = Sampling(temperature=1.0, max_response_tokens=250, samples_per_prompt=1)
+SAMPLING = Sampling(temperature=1.0, max_response_tokens=250, samples_per_prompt=8)
 LIMITS = Limits(
     max_turns=4, max_tokens=4000, max_sampled_tokens=4000, max_calls=3, step_deadline_s=30.0, deadline_s=100.0
 )
@@ -39,7 +39,7 @@ class Script:
         self.sampled: list[list[int]] = []
 
     async def __call__(self, ids: np.ndarray, sampling: Sampling, turn: int) -> Trajectory:
-        assert turn == len(self.prompts)
+        assert (turn, sampling.samples_per_prompt) == (len(self.prompts), 1)  # of eight the shortest would come first
         self.prompts.append(ids.tolist())
         said = self._texts[turn]
         if said == "engine fails":
