@@ -91,11 +91,6 @@ class Roles:
     episodes: EpisodePool | None = None  # None without an environment
 
     @property
-    def engines(self) -> RolloutPool | EpisodePool:
-        """What samples prompts: the engines, or what plays episodes on them."""
-        return self.episodes or self.rollout
-
-    @property
     def all(self) -> list[Role]:
         """Every role that this run has."""
         every = (self.rollout, self.policy, self.scoring, self.critic, self.reference, self.episodes)
@@ -334,7 +329,7 @@ def build_run(
     calls = roles.cluster.calls
     groups = FinishedGroups(config, roles.rollout.trajectories, roles.scoring.text, calls)
     resumed = groups.resume(finished, state, prompts)
-    sampler = sampler_of(config, roles.engines, roles.scoring.queue)
+    sampler = sampler_of(config, roles.episodes or roles.rollout, roles.scoring.queue)
     orchestrator = orchestrator_of(config, state.step, calls, sampler, reference.queue, prompts, resumed)
     guards = Guards.from_config(config, run_dir, state, roles.rollout.trajectories, roles.scoring.text)
     estimates = partial(calls.read, who="the object store", what="reading value estimates")
@@ -386,11 +381,9 @@ def start_rollout(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) ->
     return RolloutPool(cluster, EngineSetup.from_prepared(prepared), wanted, further)
 
 
-def start_episodes(
-    cluster: Cluster, prepared: Prepared, wanted: list[Demand], rollout: RolloutPool
-) -> EpisodePool | None:
-    """Start the episode workers' processes, which use the engines; None without an environment."""
-    return EpisodePool(cluster, EpisodeSetup.from_prepared(prepared), wanted, rollout) if wanted else None
+def start_episodes(cluster: Cluster, prepared: Prepared, wanted: list[Demand], on: RolloutPool) -> EpisodePool | None:
+    """Start the episode workers' processes, which use engines; None without an environment."""
+    return EpisodePool(cluster, EpisodeSetup.from_prepared(prepared), wanted, on) if wanted else None
 
 
 def start_scoring(cluster: Cluster, prepared: Prepared, wanted: list[Demand]) -> ScoringPool:

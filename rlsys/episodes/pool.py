@@ -96,9 +96,9 @@ class EpisodeEngine:
         prompt: Prompt,
         sampling_params: Sequence[Sampling],
         *,
-        stream: int,
-        policy_version: int,
         done: Collection[int] = (),
+        policy_version: int,
+        stream: int,
     ) -> AsyncIterator[AsyncIterator[list[Sample]]]:
         """Play one group's episodes; a worker that is lost meanwhile is a failed attempt, and not the engine's end."""
         number, client = await self._pool.client()

@@ -47,16 +47,7 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
     needs_training_rows = training or config.model.path is None
     train = _load(config, "data.train") if needs_training_rows else []
     held_out = _load(config, "data.eval")
-    shown = _load(config, "model.build.warmup.data")
-    model_path = resolve_model(
-        config.model,
-        seed=config.seed,
-        prompt_column=config.data.prompt_column,
-        train=shown or train,
-        held_out=shown or held_out,
-        corpus=_corpus(config, [row for loaded in train for row in loaded.rows]),
-        others=[*train, *held_out],
-    )
+    model_path = _model(config, train, held_out)
     if training:
         check_quantized_model(config, model_path)
         check_saving(config, model_path)
@@ -100,6 +91,20 @@ def prepare(config: Config, *, training: bool = True) -> Prepared:
         check_model(config, model_path, max_tokens)
     order = _order(config, train, [len(part) for part in encoded])
     return Prepared(config, model_path, max_tokens, train_prompts, order, eval_sets, stops, layers)
+
+
+def _model(config: Config, train: list[LoadedRows], held_out: list[LoadedRows]) -> str:
+    """Return the model's folder or hub id, built where none is given."""
+    shown = _load(config, "model.build.warmup.data")
+    return resolve_model(
+        config.model,
+        seed=config.seed,
+        prompt_column=config.data.prompt_column,
+        train=shown or train,
+        held_out=shown or held_out,
+        corpus=_corpus(config, [row for loaded in train for row in loaded.rows]),
+        others=[*train, *held_out],
+    )
 
 
 def _adapted_layers(config: Config, model_path: str, *, training: bool) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 def check_reward_list(config: Config, *, training: bool) -> None:
     """Raise ConfigError for an entry of `rewards` without a name, or with a weight or deadline that is no number."""
-    if not labels_of(config):
+    if not config.rewards and not labels_of(config):
         raise ConfigError("rewards is empty: name at least one function, as rewards=[{name: exact_match, weight: 1.0}]")
     for spec in config.rewards:
         if "name" not in spec:

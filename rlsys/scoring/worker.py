@@ -139,7 +139,7 @@ class ScoringWorker:
         return {ENVIRONMENT: RewardPart(episode.reward, "ok" if math.isfinite(episode.reward) else "not_finite")}
 
     def _score(
-        self, request: RewardRequest, own: Sequence[dict[str, RewardPart]]
+        self, request: RewardRequest, own: Sequence[dict[str, RewardPart]] = ()
     ) -> tuple[list[Reward], dict[str, float]]:
         results = list(self._threads.map(lambda process: process.score(request), self._processes.values()))
         # A column that a function logged belongs to rows only if it has an entry for each.
@@ -154,7 +154,8 @@ class ScoringWorker:
                 )
         rewards = [
             combine(
-                dict(zip(self._processes, (parts[row] for parts, _ in results), strict=True)) | own[row],
+                dict(zip(self._processes, (parts[row] for parts, _ in results), strict=True))
+                | (own[row] if own else {}),
                 self._weights,
                 {name: column[row] for name, column in extra.items()},
             )

@@ -110,10 +110,9 @@ def test_a_lost_episode_worker_and_a_lost_engine_are_replaced(tmp_path: Path) ->
     assert [row["step"] for row in metrics] == list(range(7))
 
 
-@pytest.mark.parametrize("experiment", ["guess_number", "tool_calculator"])
 @pytest.mark.long
-def test_it_learns(experiment: str, tmp_path: Path) -> None:
-    execute(["train", f"experiment={experiment}", f"run_dir={tmp_path}/run", "logging.trackers=[]"])
+def test_it_learns(tmp_path: Path) -> None:
+    execute(["train", "experiment=guess_number", f"run_dir={tmp_path}/run", "logging.trackers=[]"])
     found = [row["eval/accuracy"] for row in read_metrics(tmp_path / "run") if row.get("eval/accuracy") is not None]
     assert found[-1] >= found[0] + 0.3
     assert found[-1] >= 0.7

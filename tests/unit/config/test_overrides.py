@@ -158,7 +158,7 @@ def test_options_of_functions_within_a_section() -> None:
         ("checkpoint.q_q_q_q_q_q_q_q_q_q=1", "checkpoint.every, checkpoint."),
         (
             "qqqqqqqq=1",
-            "known: alarms, algorithm, checkpoint, cluster, critic, data, eval, experiment, learner, logging, model,",
+            "known: alarms, algorithm, checkpoint, cluster, critic, data, environment, episodes, eval, experiment,",
         ),
         ("data=qqqqq", "data=qqqqq: no such preset (known: gsm8k)"),
         ("model=null", "options of this section are set one by one, as model.path=...; ~model takes away the one"),

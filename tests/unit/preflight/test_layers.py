@@ -7,7 +7,18 @@ from pathlib import Path
 
 import rlsys.preflight
 
-ALLOWED = ("config", "algorithms", "data", "rewards", "models", "errors", "registry", "types", "preflight")
+ALLOWED = (
+    "config",
+    "algorithms",
+    "data",
+    "environments",
+    "rewards",
+    "models",
+    "errors",
+    "registry",
+    "types",
+    "preflight",
+)
 ALLOWED_MODULES = ("rlsys.metrics.trackers.choice",)
 
 
