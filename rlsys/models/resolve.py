@@ -243,8 +243,8 @@ def _examples(
             prompt = row.get(prompt_column)
             if not isinstance(row.get(answer_column), str) or not isinstance(prompt, str | list):
                 raise DataError(
-                    f"{loaded.where(index)}: a supervised warm-up needs text in '{prompt_column}', or messages, and "
-                    f"text in '{answer_column}'"
+                    f"{loaded.where(index)}: a supervised warm-up needs text in '{prompt_column}' and "
+                    f"'{answer_column}', or messages in the first"
                 )
             if isinstance(prompt, list):
                 prompt = tokenizer.apply_chat_template(
