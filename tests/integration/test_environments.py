@@ -74,7 +74,8 @@ def test_a_run_trains_episodes_and_writes_them(tmp_path: Path) -> None:
 
 def test_the_engine_s_log_probabilities_are_the_learner_s_at_every_turn(tmp_path: Path) -> None:
     """What lies between the turns was in the engine's prompt as it is in the row: else they would differ."""
-    with small_run(tmp_path, [*echo(tmp_path), "rollout.max_response_tokens=6"]) as opened:
+    long_enough = ("rollout.max_response_tokens=40", "model.build.max_context=512")  # for messages to end by chance
+    with small_run(tmp_path, [*echo(tmp_path), *long_enough]) as opened:
         run = opened.run
         opened.wait(run.start())
         groups = sampled(opened, 4, policy_version=0)
