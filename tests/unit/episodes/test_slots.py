@@ -97,9 +97,9 @@ async def test_a_failure_ends_its_episode_alone(do: str, error: type[Exception],
 
 async def fail(slots: Slots, do: str, at: str) -> None:
     async with slots.one() as slot:
-        is_first = at == "start"
-        await slot.call("start", {"prompt": [], "do": do if is_first else ""}, 0.5 if is_first else 30.0)
-        await said(slot, do, 0.5)
+        is_first, deadline_s = at == "start", 0.5 if do == "hang" else 60.0
+        await slot.call("start", {"prompt": [], "do": do if is_first else ""}, deadline_s if is_first else 60.0)
+        await said(slot, do, deadline_s)
 
 
 @pytest.mark.parametrize("name", ["Silent", "NoTurn"])
