@@ -14,6 +14,7 @@ from rlsys.data.calls import Call, CallFormat
 from rlsys.data.turns import Turns, as_text
 from rlsys.episodes.row import Row
 from rlsys.episodes.slots import Slot, Slots, StepError, StepTimeoutError, UnreadableError
+from rlsys.errors import ConfigError
 from rlsys.types import EpisodeEnd, EpisodeRecord, Messages, Prompt, Sampling, Trajectory
 
 CLOSE_S = 5.0  # for an environment to tidy up, and to say what reward functions see of it
@@ -123,7 +124,7 @@ class Player:
             return "parse_error", str(error)
         except StepTimeoutError as error:
             return "timeout", str(error)
-        except StepError as error:
+        except (StepError, ConfigError) as error:  # the latter: messages that the chat template does not take
             return "env_error", str(error)
         except TimeoutError:
             return "timeout", f"the episode took longer than {self._limits.deadline_s:g} s"
@@ -135,9 +136,14 @@ class Player:
         row = {**prompt.columns, "prompt": as_messages(prompt)}
         opening = await slot.call("start", row, limits.step_deadline_s)
         tools = opening["tools"]
+        if tools and self._reader.calls is None:
+            raise StepError("`start` offers tools, and the chat template shows no tool calls")
         if opening["messages"] is not None:
             course.opening = _checked(opening["messages"])
-        course.row = Row(self._turns.opening(course.opening, tools))
+        ids = self._turns.opening(course.opening, tools)
+        if len(ids) >= limits.max_tokens:
+            return "context_overflow"
+        course.row = Row(ids)
         for number in range(limits.max_turns):
             cut = await self._sample(course, sampling, generate, number)
             if cut is not None:
@@ -152,7 +158,10 @@ class Player:
             if number + 1 == limits.max_turns:
                 break  # what would lead to another turn is no part of the row
             last = int(course.row.ids[-1])
-            course.row.add_given(self._turns.between(before, message, answer, tools, last=last))
+            given = self._turns.between(before, message, answer, tools, last=last)
+            if course.row.length + len(given) >= limits.max_tokens:
+                return "context_overflow"  # the row, which the learner must hold, does without them
+            course.row.add_given(given)
         return "max_turns"
 
     async def _sample(self, course: _Course, sampling: Sampling, generate: Generate, number: int) -> EpisodeEnd | None:
@@ -187,12 +196,12 @@ class Player:
             return problems
         started = time.perf_counter()
         turn = await slot.call("step", message, self._limits.step_deadline_s)
-        seconds, reward = time.perf_counter() - started, turn["reward"]
-        course.row.note_answer(None if reward is None else float(reward), seconds)
+        reward = None if turn["reward"] is None else _number("reward", turn["reward"])
+        course.row.note_answer(reward, time.perf_counter() - started)
         if reward is not None:
-            course.rewards.append(float(reward))
-        for name, value in (turn["metrics"] or {}).items():
-            course.metrics[name] = course.metrics.get(name, 0.0) + float(value)
+            course.rewards.append(reward)
+        for name, value in turn["metrics"].items():
+            course.metrics[name] = course.metrics.get(name, 0.0) + _number(f"metric {name}", value)
         if turn["done"]:
             course.messages += _checked(turn["messages"])
             return None
@@ -213,6 +222,12 @@ async def _closed(slot: Slot, *, asks_reward: bool) -> dict[str, Any]:
 def as_messages(prompt: Prompt) -> Messages:
     """Return a prompt as chat messages."""
     return [{"role": "user", "content": prompt.text}] if isinstance(prompt.text, str) else prompt.text
+
+
+def _number(what: str, value: Any) -> float:
+    if isinstance(value, bool | int | float):
+        return float(value)
+    raise StepError(f"the {what} is {str(value)[:100]!r}: it must be a number")
 
 
 def _checked(messages: Any) -> Messages:

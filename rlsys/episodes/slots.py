@@ -90,7 +90,6 @@ class Slot:
             reply: dict[str, Any] = json.loads(await self._reader.readexactly(size))
         except (asyncio.IncompleteReadError, OSError) as error:
             raise StepError(f"the environment's process died{end_of_own_log()}") from error
-        self.pid = reply.pop("pid", self.pid)
         return reply
 
     def end(self) -> None:
@@ -136,11 +135,13 @@ class Slots:
                 await writer.drain()
                 reply = await slot.receive()
         except (TimeoutError, StepError) as error:
+            ours.close()
             self.close()
             raise WorkerError(f"the environment cannot be loaded: {type(error).__name__} {error}") from error
         finally:
             writer.close()
         if "error" in reply:
+            ours.close()
             self.close()
             raise WorkerError(f"the environment cannot be loaded: {reply['error']}\n{reply['traceback']}")
         ours.setblocking(True)  # a message of one byte fits always
@@ -181,24 +182,31 @@ class Slots:
         return None
 
     async def _forked(self) -> Slot:
-        for is_last in (False, True):  # the process that is forked may have died: it is started once more
-            ours, theirs = socket.socketpair()
-            reader, writer = await asyncio.open_connection(sock=ours)
-            slot = Slot(reader, writer)
-            try:
-                assert self._template is not None
-                socket.send_fds(self._template, [b"f"], [theirs.fileno()])
-                theirs.close()
-                async with asyncio.timeout(FORK_DEADLINE_S):
-                    await slot.receive()
-                return slot
-            except (OSError, TimeoutError, StepError, AssertionError) as error:
-                theirs.close()
-                slot.end()
-                if is_last:
-                    raise StepError(f"no process for the environment: {type(error).__name__}: {error}") from error
-                await self._start_again(self._template)
-        raise AssertionError
+        template = self._template
+        try:
+            return await self._fork(template)
+        except (OSError, TimeoutError, StepError):  # the process that is forked has died: it is started once more
+            await self._start_again(template)
+        try:
+            return await self._fork(self._template)
+        except (OSError, TimeoutError, StepError) as error:
+            raise StepError(f"no process for the environment: {type(error).__name__}: {error}") from error
+
+    async def _fork(self, template: socket.socket | None) -> Slot:
+        if template is None:
+            raise StepError("the environment's code is not loaded")
+        ours, theirs = socket.socketpair()
+        slot = Slot(*await asyncio.open_connection(sock=ours))
+        try:
+            with theirs:
+                socket.send_fds(template, [b"f"], [theirs.fileno()])
+            async with asyncio.timeout(FORK_DEADLINE_S):
+                # Before any code of the environment's runs there: later it could name another process.
+                slot.pid = int((await slot.receive())["pid"])
+        except BaseException:
+            slot.end()
+            raise
+        return slot
 
     async def _start_again(self, broken: socket.socket | None) -> None:
         async with self._starting:

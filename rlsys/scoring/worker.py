@@ -122,6 +122,7 @@ class ScoringWorker:
             trajectories = pick(chunks, [indices])[0]
             request = self._request(prompts, step, trajectories)
             rewards, logged = self._score(request, [self._own_part(each.episode) for each in trajectories])
+            logged |= _means_of_metrics(trajectories)
             return (rewards, logged), [_text(*row) for row in zip(request.completions, trajectories, strict=True)]
 
     def take_spans(self) -> list[Span]:
@@ -183,6 +184,15 @@ class ScoringWorker:
             epoch=step / self._setup.steps_per_epoch,
             environments=[None if each.episode is None else each.episode.state for each in trajectories],
         )
+
+
+def _means_of_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Return what environments measured, as the mean over the episodes that have it."""
+    found: dict[str, list[float]] = {}
+    for trajectory in trajectories:
+        for name, value in ({} if trajectory.episode is None else trajectory.episode.metrics).items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _completion_ids(trajectory: Trajectory) -> list[int]:

@@ -60,6 +60,30 @@ class NoTurn(Told):
         return {"done": True}
 
 
+class Wordy(Told):
+    """Answers at length."""
+
+    def step(self, message: dict[str, Any]) -> Turn:
+        """Say much."""
+        return Turn([{"role": "user", "content": "word " * 100}])
+
+
+class TextReward(Told):
+    """Gives a reward that is no number."""
+
+    def step(self, message: dict[str, Any]) -> Turn:
+        """Return a text."""
+        return Turn(reward="much", done=True)  # type: ignore[arg-type]
+
+
+class OddRole(Told):
+    """Answers in a role that templates may refuse."""
+
+    def step(self, message: dict[str, Any]) -> Turn:
+        """Answer as nobody."""
+        return Turn([{"role": "oracle", "content": "so"}])
+
+
 class Counter:
     """Counts: TRL's form."""
 

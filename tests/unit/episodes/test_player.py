@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +28,11 @@ SAMPLING = Sampling(temperature=1.0, max_response_tokens=250, samples_per_prompt
 LIMITS = Limits(
     max_turns=4, max_tokens=4000, max_sampled_tokens=4000, max_calls=3, step_deadline_s=30.0, deadline_s=100.0
 )
-TOKENIZER = tokenizer_of("qwen2.5")
+TOKENIZER = copy.deepcopy(tokenizer_of("qwen2.5"))
+TOKENIZER.chat_template = (
+    "{% for message in messages %}{% if message.role == 'oracle' %}{{ raise_exception('no such role') }}{% endif %}"
+    "{% endfor %}" + TOKENIZER.chat_template
+)
 END = TOKENIZER.convert_tokens_to_ids("<|im_end|>")
 
 
@@ -134,8 +140,6 @@ def test_the_row_holds_what_was_sampled_and_each_prompt_begins_with_all_before_i
 def test_ends_are_typed(
     texts: list[str], changes: dict[str, Any], row: dict[str, Any], end: str, reward: float | None, num_turns: int
 ) -> None:
-    import dataclasses
-
     trajectory = play(Script(*texts), limits=dataclasses.replace(LIMITS, **changes), **row)
     episode = trajectory.episode
     assert episode is not None
@@ -149,6 +153,23 @@ def test_ends_are_typed(
 def test_an_environment_that_returns_something_else_is_an_error() -> None:
     for name, said in (("Silent", "returned no messages"), ("NoTurn", "returned dict, not Turn")):
         episode = play(Script("a"), f"{ENVS}:{name}").episode
+        assert episode is not None
+        assert episode.end == "env_error"
+        assert said in episode.detail
+
+
+def test_a_row_never_grows_beyond_its_limit() -> None:
+    limits = dataclasses.replace(LIMITS, max_tokens=60)
+    trajectory = play(Script("a", "b"), f"{ENVS}:Wordy", limits=limits)
+    assert trajectory.episode is not None
+    assert (trajectory.episode.end, len(trajectory.episode.turns)) == ("context_overflow", 1)
+    assert trajectory.num_tokens <= 60
+    assert trajectory.loss_mask[-1]  # nothing hangs behind what was sampled
+
+
+def test_what_is_no_number_and_a_role_that_no_template_knows_end_the_episode_alone() -> None:
+    for name, said in (("TextReward", "it must be a number"), ("OddRole", "roles")):
+        episode = play(Script("a", "b"), f"{ENVS}:{name}").episode
         assert episode is not None
         assert episode.end == "env_error"
         assert said in episode.detail

@@ -108,7 +108,9 @@ def test_episodes_are_scored_by_their_messages_their_environment_and_its_state(
 
     def episode(end: EpisodeEnd, reward: float | None) -> Trajectory:
         turns = (PolicyTurn(2, 3, reward, 0.5, 0.25),)
-        record = EpisodeRecord(end, opening, said, turns, reward, state={"count": 3}, detail="why")
+        record = EpisodeRecord(
+            end, opening, said, turns, reward, metrics={"hops": 2.0}, state={"count": 3}, detail="why"
+        )
         return replace(trajectory(tokenizer, "2<end>"), episode=record)
 
     rewards = [{"name": f"{tmp_path}/states.py:states", "weight": 0.5}, {"name": "exact_match"}]
@@ -119,12 +121,13 @@ def test_episodes_are_scored_by_their_messages_their_environment_and_its_state(
     worker.start()
     chunk = [episode("completed", 1.0), episode("completed", None), episode("env_error", 0.5), episode("timeout", None)]
     row = prompt(opening, answer="2")
-    (scored, _), texts = worker.score([row] * 4, 5, [(0, number) for number in range(4)], chunk)
+    (scored, logged), texts = worker.score([row] * 4, 5, [(0, number) for number in range(4)], chunk)
     assert [reward.total for reward in scored] == [4.5, 2.5, None, None]
     outcomes = [reward.parts["environment"].outcome for reward in scored]
     assert outcomes == ["ok", "not_applicable", "error", "timeout"]
     assert scored[2].parts["environment"].detail == "why"
     assert json.loads(texts[0])["messages"] == said
+    assert logged == {"hops": 2.0}
 
 
 TAGGED = """
