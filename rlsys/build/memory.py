@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rlsys.algorithms.requirements import reference_workers, trained_roles
 from rlsys.build.environment import worker_imports
 from rlsys.build.gpu_memory import gpu_finding, gpu_memory
-from rlsys.build.role_memory import BASE, RoleMemory, RolePredictor
+from rlsys.build.role_memory import BASE, SLOT, RoleMemory, RolePredictor
 from rlsys.errors import ConfigError
 from rlsys.preflight.prepared import Prepared
 from rlsys.runtime.findings import Finding, Level
@@ -49,8 +49,10 @@ def run_memory(prepared: Prepared) -> RunMemory:
         *(predictor.trained(role, options) for role, options in trained_roles(config).items()),
     ]
     if config.has_episodes:
-        parts = {"base": BASE["episodes"]}
-        roles.append(RoleMemory("episodes", config.episodes.num_workers, parts, "lower episodes.num_workers"))
+        episodes, together = config.episodes, config.train.prompts_per_step * config.train.samples_per_prompt
+        slots = min(episodes.num_slots, -(-together * (1 + config.train.max_staleness) // episodes.num_workers))
+        parts = {"base": BASE["episodes"], "environments": slots * SLOT}
+        roles.append(RoleMemory("episodes", episodes.num_workers, parts, "lower episodes.num_slots"))
     if worker_imports(config):
         roles.append(RoleMemory("imports", 1, {"base": BASE["imports"]}))
     if reference_workers(config):
